@@ -1,0 +1,106 @@
+"""Settings of the growing model: slots, incubation, budgets, gates."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from esper.leyline.checks import Checks
+from esper.leyline.slots import sort_slots
+
+
+class Incubation(StrEnum):
+    """How a TRAINING seed learns. SHADOW: it sees the loss at full alpha in a forward of its own, all else frozen.
+    STE: straight-through, forward exactly the host's, gradient as if added. IMMEDIATE: no incubation, blended from
+    birth."""
+
+    SHADOW = "shadow"
+    STE = "ste"
+    IMMEDIATE = "immediate"
+
+
+class EvidencePolicy(StrEnum):
+    """ENFORCE: evidence checks bind. OBSERVE: they are measured and logged only; integrity checks still bind."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+
+
+@dataclass(kw_only=True, slots=True)
+class SlotsConfig:
+    """Where and how seeds may live.
+
+    Fields:
+        ids: slot ids in use; empty means every slot of the host.
+        incubation: how a TRAINING seed learns.
+        embargo_ticks: ticks a slot rests in EMBARGOED after a prune.
+        max_live: seeds alive at the same time; null is unlimited. Fossils do not count.
+        max_germinations: births in a run; null is unlimited.
+        max_parameters: parameters that growth may add, living and fossil; null is unlimited.
+        max_flops: forward FLOPs per sample that growth may add; null is unlimited.
+        train_fossils: fossilised seeds keep learning.
+        history: stage changes remembered per slot.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    incubation: Incubation = Incubation.SHADOW
+    embargo_ticks: int = 5
+    max_live: int | None = 2
+    max_germinations: int | None = None
+    max_parameters: int | None = None
+    max_flops: int | None = None
+    train_fossils: bool = True
+    history: int = 64
+
+    def __post_init__(self) -> None:
+        sort_slots(self.ids)
+        with Checks(self) as check:
+            check("embargo_ticks", self.embargo_ticks >= 0, "ticks, must be >= 0")
+            check("max_live", self.max_live is None or self.max_live >= 1, "must be >= 1, or null for no limit")
+            for name in ("max_germinations", "max_parameters", "max_flops"):
+                value = getattr(self, name)
+                check(name, value is None or value >= 0, "must be >= 0, or null for no limit")
+            check("history", 1 <= self.history <= 10_000, "must be 1 to 10000")
+
+
+@dataclass(kw_only=True, slots=True)
+class GateConfig:
+    """Thresholds of the gates, in stated units.
+
+    Fields:
+        evidence: whether evidence checks bind.
+        k_se: standard errors by which a paired difference must be better. 2.32 at 5 looks gives about 5 % false
+            passes a life (Bonferroni: 5 one-sided looks of 1 % each).
+        looks: scheduled looks at G2 in a life.
+        look_every: ticks between looks.
+        first_look: dwell in ticks before the first look at G2.
+        hold_looks: looks in HOLDING before only PRUNE is left to a careful controller.
+        min_dwell: ticks in a stage before ADVANCE or FOSSILIZE is legal.
+        min_samples: paired samples under which evidence is absent.
+        probe_samples: samples of the probe part drawn for a look.
+        fresh_ticks: age in ticks beyond which evidence is stale.
+        min_contribution: nats per sample that a seed must contribute to fossilise.
+        max_gradient_norm: L2 norm of a slot's gradient above which it is called exploding.
+    """
+
+    evidence: EvidencePolicy = EvidencePolicy.ENFORCE
+    k_se: float = 2.32
+    looks: int = 5
+    look_every: int = 2
+    first_look: int = 3
+    hold_looks: int = 5
+    min_dwell: int = 1
+    min_samples: int = 64
+    probe_samples: int = 256
+    fresh_ticks: int = 1
+    min_contribution: float = 0.002
+    max_gradient_norm: float = 1e4
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("k_se", self.k_se >= 0, "standard errors, must be >= 0")
+            for name in ("looks", "look_every", "first_look", "hold_looks", "min_dwell"):
+                check(name, getattr(self, name) >= 1, "must be >= 1")
+            check("min_samples", self.min_samples >= 2, "must be >= 2 (a standard error needs two)")
+            check("probe_samples", self.probe_samples >= self.min_samples, "must be >= gates.min_samples")
+            check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
+            check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")
+            check("max_gradient_norm", self.max_gradient_norm > 0, "must be > 0")

@@ -1,0 +1,110 @@
+"""Alpha ramps: committed at a tick, then a pure function of the optimizer step on every rank.
+
+With u = (step - first) / (last - first) clamped to [0, 1]:
+
+    LINEAR      c(u) = u
+    COSINE      c(u) = (1 - cos(pi u)) / 2
+    SIGMOID(k)  c(u) = (s(k(2u - 1)) - s(-k)) / (s(k) - s(-k)),  s the logistic function
+
+alpha(step) = start + (target - start) * c(u), snapped to exactly ``start`` up to ``first`` and exactly ``target`` from
+``last`` on; a ramp of zero steps is its target at once.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Operator(IntEnum):
+    """How a seed's delta joins the host's features. The number is the wire code."""
+
+    ADD = 0
+
+
+class Curve(IntEnum):
+    """Shape of a ramp. The number is the wire code."""
+
+    LINEAR = 0
+    COSINE = 1
+    SIGMOID = 2
+
+
+class AlphaMode(IntEnum):
+    """HOLD is at rest; UP and DOWN are on the way to the target."""
+
+    HOLD = 0
+    UP = 1
+    DOWN = 2
+
+
+def _logistic(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def _progress(curve: Curve, u: float, steepness: float) -> float:
+    if curve is Curve.LINEAR:
+        return u
+    if curve is Curve.COSINE:
+        return 0.5 * (1.0 - math.cos(math.pi * u))
+    low, high = _logistic(-steepness), _logistic(steepness)
+    return (_logistic(steepness * (2.0 * u - 1.0)) - low) / (high - low)
+
+
+def check_alpha(value: float, what: str = "alpha") -> float:
+    """Returns ``value`` as a float.
+
+    Raises:
+        ValueError: NaN, infinite, or outside [0, 1].
+    """
+    if not (isinstance(value, int | float) and math.isfinite(value) and 0.0 <= value <= 1.0):
+        raise ValueError(f"{what} = {value!r}: must be a finite number in [0, 1]")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ramp:
+    """A committed path of alpha.
+
+    Fields:
+        start, target: alpha before and after, in [0, 1].
+        first_step, last_step: optimizer steps; alpha is ``start`` at the first and ``target`` from the last on.
+        curve, steepness: the shape; steepness (k > 0) matters for SIGMOID only.
+        operator: how the delta is joined while this ramp is in force.
+    """
+
+    start: float
+    target: float
+    first_step: int
+    last_step: int
+    curve: Curve
+    steepness: float
+    operator: Operator
+
+    def __post_init__(self) -> None:
+        check_alpha(self.start, "ramp.start")
+        check_alpha(self.target, "ramp.target")
+        if not 0 <= self.first_step <= self.last_step:
+            raise ValueError(f"ramp steps {self.first_step}..{self.last_step}: need 0 <= first <= last")
+        if not (math.isfinite(self.steepness) and 0.0 < self.steepness <= 50.0):
+            raise ValueError(f"ramp.steepness = {self.steepness!r}: must be in (0, 50]")
+
+    def progress(self, step: int) -> float:
+        """Share of the way done at ``step``, 0 to 1, along the curve."""
+        if step >= self.last_step:
+            return 1.0
+        if step <= self.first_step:
+            return 0.0
+        u = (step - self.first_step) / (self.last_step - self.first_step)
+        return min(1.0, max(0.0, _progress(self.curve, u, self.steepness)))
+
+    def value(self, step: int) -> float:
+        """Alpha at an optimizer step, in [0, 1], monotone between start and target."""
+        if step >= self.last_step:
+            return self.target
+        return min(1.0, max(0.0, self.start + (self.target - self.start) * self.progress(step)))
+
+    def mode(self, step: int) -> AlphaMode:
+        """HOLD once the ramp is done, else its direction."""
+        if step >= self.last_step:
+            return AlphaMode.HOLD
+        return AlphaMode.UP if self.target >= self.start else AlphaMode.DOWN

@@ -1,0 +1,71 @@
+"""Errors that a user sees, each with the exit code its process ends with.
+
+Codes follow sysexits.h where it has a word for the case: 0 done, 70 our bug, 74 input/output, 75 preempted (try
+again), 78 configuration; 76 is a lockstep failure and 79 a diverged run.
+"""
+
+from collections.abc import Iterable
+
+
+class EsperError(Exception):
+    """Base of every error with one clear line: what happened, where, what to do."""
+
+    exit_code = 70
+
+
+class ConfigError(EsperError, ValueError):
+    """One or more bad settings, reported together.
+
+    Args:
+        problems: one line each, beginning with the config path (``optim.lr = -1.0: must be > 0``).
+    """
+
+    exit_code = 78
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(EsperError):
+    """Data is absent or malformed; the text names path, expected layout and the command that would fix it."""
+
+    exit_code = 74
+
+
+class CheckpointError(EsperError):
+    """A checkpoint is damaged, incomplete or does not fit; the text names the file."""
+
+    exit_code = 74
+
+
+class RunDirError(EsperError):
+    """The run directory cannot be used (not writable, locked, other config)."""
+
+    exit_code = 74
+
+
+class LockstepError(EsperError):
+    """Ranks stopped being one network, or a rank is missing; every rank raises the same text."""
+
+    exit_code = 76
+
+
+class DivergedError(EsperError):
+    """Training left the finite numbers for good."""
+
+    exit_code = 79
+
+
+class Preempted(EsperError):
+    """A stop was agreed and a checkpoint written; the same command continues the run."""
+
+    exit_code = 75
+
+
+class IllegalTransition(EsperError, ValueError):
+    """A stage change that the edge table does not hold; the text names the legal ones."""
+
+
+class GateError(EsperError, ValueError):
+    """An unknown or retired gate was asked."""

@@ -1,0 +1,218 @@
+"""Typed, frozen events: what happened in a run, on explicit axes.
+
+The emitter adds the envelope (run id, attempt, sequence number, rank, schema version, wall-clock time). Events whose
+class says ``priority`` (refusals, vetoes, faults) are written at every telemetry level, flushed at once, never dropped.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from esper.leyline.commands import Command
+from esper.leyline.evidence import GateResult, Reading
+from esper.leyline.stages import Stage
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base: the axes that every event stands on.
+
+    Fields:
+        step: optimizer steps done. tick: control ticks done. epoch: passes over the training part begun.
+    """
+
+    kind: ClassVar[str] = ""
+    level: ClassVar[str] = "lifecycle"  # "lifecycle" or "full"
+    priority: ClassVar[bool] = False
+
+    step: int
+    tick: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A process group began or resumed a run."""
+
+    kind: ClassVar[str] = "run_started"
+    world_size: int
+    resumed_from: int | None
+    parameters: int
+    total_steps: int
+    slots: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """The run ended; ``status`` as in STATUS.json."""
+
+    kind: ClassVar[str] = "run_ended"
+    status: str
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotLine:
+    """One slot in a tick's record."""
+
+    slot: str
+    stage: Stage
+    alpha: float
+    blueprint: str | None
+    contribution: Reading
+    gradient_norm: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickDone(Event):
+    """The agreed numbers of one tick. ``*_ms`` are rank 0's wall clock since the last tick and never decide."""
+
+    kind: ClassVar[str] = "tick"
+    level: ClassVar[str] = "full"
+    train_loss: Reading
+    train_accuracy: Reading
+    validation_loss: Reading
+    validation_accuracy: Reading
+    lr: float
+    host_gradient_norm: Reading
+    slots: tuple[SlotLine, ...]
+    parameters: int
+    live_seeds: int
+    steps_ms: float
+    tick_ms: float
+    digest_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandJudged(Event):
+    """A proposal and its verdict: ``applied``, or refused with the reason."""
+
+    kind: ClassVar[str] = "command"
+    command: Command
+    applied: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRefused(CommandJudged):
+    """A proposal that legality, a gate or a budget refused."""
+
+    kind: ClassVar[str] = "refusal"
+    priority: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateJudged(Event):
+    """A gate gave its verdict on a command."""
+
+    kind: ClassVar[str] = "gate"
+    slot: str
+    enforced: bool
+    result: GateResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageChanged(Event):
+    """A slot moved along an edge."""
+
+    kind: ClassVar[str] = "stage"
+    slot: str
+    source: Stage
+    target: Stage
+    cause: str
+    generation: int
+    blueprint: str | None
+    proposal: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RampCommitted(Event):
+    """A path of alpha was agreed."""
+
+    kind: ClassVar[str] = "ramp"
+    slot: str
+    start: float
+    target: float
+    first_step: int
+    last_step: int
+    curve: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionMeasured(Event):
+    """Paired evidence arrived: loss without minus with the seed, in nats per sample."""
+
+    kind: ClassVar[str] = "contribution"
+    slot: str
+    stage: Stage
+    look: int
+    alpha: float
+    contribution: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrapped(Event):
+    """The set of parameters that get gradients changed (or a save asked for it) and DDP was wrapped anew."""
+
+    kind: ClassVar[str] = "rewrap"
+    cause: str
+    parameters: int
+    wrap_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved(Event):
+    """A checkpoint was committed (all ranks' files verified and renamed into place)."""
+
+    kind: ClassVar[str] = "checkpoint"
+    saved_step: int
+    path: str
+    bytes: int
+    save_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BirthVetoed(Event):
+    """A staged seed was discarded on every rank because one of them could not hold it."""
+
+    kind: ClassVar[str] = "veto"
+    priority: ClassVar[bool] = True
+    slot: str
+    blueprint: str
+    rank: int
+    reason: str
+    proposal: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSkipped(Event):
+    """Optimizer steps since the last tick were skipped for a non-finite host gradient."""
+
+    kind: ClassVar[str] = "skipped"
+    priority: ClassVar[bool] = True
+    count: int
+    ranks: tuple[int, ...]  # whose loss was not finite; empty: none, so the backward or the reduction overflowed
+    first_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault(Event):
+    """Something broke: a damaged checkpoint passed over, a rank lost, a sink gone."""
+
+    kind: ClassVar[str] = "fault"
+    priority: ClassVar[bool] = True
+    what: str
+    where: str
+
+
+EVENTS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        RunStarted, RunEnded, TickDone, CommandJudged, CommandRefused, GateJudged, StageChanged, RampCommitted,
+        ContributionMeasured, Rewrapped, CheckpointSaved, BirthVetoed, StepSkipped, Fault,
+    )
+}  # fmt: skip
+_all_kinds = {cls.kind for cls in (*Event.__subclasses__(), *CommandJudged.__subclasses__())}
+if set(EVENTS) != _all_kinds:
+    raise AssertionError(f"events without a row in the table: {_all_kinds ^ set(EVENTS)}")

@@ -1,0 +1,118 @@
+"""Evidence is measured (when, on how many samples), stale, or absent. Absent is never zero."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from esper.leyline.stages import Gate
+
+
+class Status(StrEnum):
+    """How much a reading may be trusted."""
+
+    MEASURED = "measured"
+    STALE = "stale"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One agreed number with its uncertainty.
+
+    Fields:
+        status: measured, stale or absent.
+        value: the number, in the unit its field names; None exactly when absent.
+        se: standard error of ``value``; None where there is none.
+        n: samples behind it.
+        tick: the control tick at which it was measured; None exactly when absent.
+    """
+
+    status: Status
+    value: float | None = None
+    se: float | None = None
+    n: int = 0
+    tick: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.status is Status.ABSENT) != (self.value is None) or (self.value is None) != (self.tick is None):
+            raise ValueError(f"inconsistent reading: {self.status.value} with value={self.value!r}, tick={self.tick!r}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a reading must be finite, got {self.value!r}")
+        if self.se is not None and not (math.isfinite(self.se) and self.se >= 0.0):
+            raise ValueError(f"a standard error must be finite and not negative, got {self.se!r}")
+
+    @property
+    def is_measured(self) -> bool:
+        """Fresh enough to decide on."""
+        return self.status is Status.MEASURED
+
+    def aged(self, tick: int, fresh_ticks: int) -> "Reading":
+        """The same reading as seen at ``tick``: stale once older than ``fresh_ticks``."""
+        if self.tick is None or tick - self.tick <= fresh_ticks or self.status is Status.STALE:
+            return self
+        return Reading(status=Status.STALE, value=self.value, se=self.se, n=self.n, tick=self.tick)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "absent"
+        error = "" if self.se is None else f" ± {self.se:.4g}"
+        old = f" (stale, tick {self.tick})" if self.status is Status.STALE else ""
+        return f"{self.value:.4g}{error}{old}"
+
+
+ABSENT = Reading(status=Status.ABSENT)
+
+
+def measured(value: float, *, tick: int, n: int, se: float | None = None) -> Reading:
+    """A fresh reading; see `Reading` for units."""
+    return Reading(status=Status.MEASURED, value=value, se=se, n=n, tick=tick)
+
+
+def paired(n: int, total: float, total_sq: float, *, tick: int, min_samples: int) -> Reading:
+    """Mean and standard error of paired differences from their sums.
+
+    With d_i the difference of sample i: mean = S1/n, SE = sqrt((S2 - S1^2/n) / (n (n - 1))).
+    Sums over samples make the result independent of how samples were sharded.
+
+    Args:
+        n, total, total_sq: count, sum and sum of squares of d_i over all ranks.
+        tick: when they were summed.
+        min_samples: below it the standard error is not trusted and the reading is absent.
+    """
+    if n < max(2, min_samples) or not (math.isfinite(total) and math.isfinite(total_sq)):
+        return ABSENT
+    variance = max(0.0, (total_sq - total * total / n) / (n - 1))
+    return measured(total / n, tick=tick, n=n, se=math.sqrt(variance / n))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question of a gate and its answer."""
+
+    name: str
+    passed: bool
+    detail: str
+    integrity: bool  # binds every controller; evidence checks bind under gates.evidence=enforce only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """Verdict of a gate: a pure function of evidence.
+
+    Fields:
+        gate: which one.
+        passed: every binding check passed.
+        score: share of checks that passed, 0 to 1.
+        checks: each question with its answer, in order.
+    """
+
+    gate: Gate
+    passed: bool
+    score: float
+    checks: tuple[Check, ...]
+
+    @property
+    def reason(self) -> str:
+        """The failed checks in one line, or 'passed'."""
+        failed = [f"{check.name}: {check.detail}" for check in self.checks if not check.passed]
+        return "; ".join(failed) if failed else "passed"

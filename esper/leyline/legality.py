@@ -1,0 +1,79 @@
+"""What is legal for one slot: one function for every controller and for the reducer that has the last word.
+
+Legality follows from the edge table, dwell, ramps, budgets and embargo. Evidence is not its business: that is what
+gates are for.
+"""
+
+from esper.leyline.alpha import AlphaMode
+from esper.leyline.commands import Command
+from esper.leyline.observation import BlueprintInfo, Budgets, Observation, SlotObservation
+from esper.leyline.stages import Op, Stage, edges_from
+
+
+def spent_budget(budgets: Budgets, info: BlueprintInfo | None = None) -> str | None:
+    """Names the budget that a germination would overdraw, or None. Without ``info`` only counts are asked."""
+    if budgets.live is not None and budgets.live < 1:
+        return "budget of live seeds is spent"
+    if budgets.germinations is not None and budgets.germinations < 1:
+        return "budget of germinations is spent"
+    if info is not None and budgets.parameters is not None and info.parameters > budgets.parameters:
+        return f"budget of parameters: {info.name} needs {info.parameters}, {budgets.parameters} left"
+    if info is not None and budgets.flops is not None and info.flops > budgets.flops:
+        return f"budget of FLOPs: {info.name} needs {info.flops}, {budgets.flops} left"
+    return None
+
+
+def why_illegal(observation: Observation, view: SlotObservation, op: Op) -> str | None:
+    """Returns None when ``op`` is legal for the slot now, else the reason in a few words."""
+    if op is Op.WAIT:
+        return None
+    if view.staged:
+        return None if op is Op.PRUNE else "a germination is staged"
+    if op not in {edge.cause for edge in edges_from(view.stage)}:
+        legal = ", ".join(sorted({edge.cause.name for edge in edges_from(view.stage)})) or "none"
+        return f"no edge from {view.stage.name} (legal: {legal})"
+    if op is Op.GERMINATE:
+        if not view.catalogue:
+            return "no blueprint fits this slot"
+        return spent_budget(observation.budgets)
+    if op is Op.PRUNE:
+        return None
+    if view.ending:
+        return "a prune by ramp is under way"
+    if view.stage in (Stage.BLENDING, Stage.HOLDING) and view.alpha_mode is not AlphaMode.HOLD:
+        return f"a ramp is under way ({view.ramp_progress:.0%})"
+    if op in (Op.ADVANCE, Op.FOSSILIZE) and view.dwell < view.min_dwell:
+        return f"dwell is {view.dwell} of {view.min_dwell} ticks"
+    if op is Op.ADVANCE and view.stage is Stage.BLENDING and view.alpha_target < 1.0:
+        return f"alpha target is {view.alpha_target:g}, HOLDING needs 1"
+    return None
+
+
+def legal_ops(observation: Observation, view: SlotObservation) -> tuple[Op, ...]:
+    """Ops that are legal for the slot now, WAIT always among them."""
+    return tuple(op for op in Op if why_illegal(observation, view, op) is None)
+
+
+def why_refused(observation: Observation, command: Command) -> str | None:
+    """Legality of a whole command, its arguments included; None when legal."""
+    view = observation.slot(command.slot)
+    reason = why_illegal(observation, view, command.op)
+    if reason is not None:
+        return reason
+    if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE) and not 0 <= command.ticks <= 10_000:
+        return f"ramp of {command.ticks} ticks: need 0 to 10000"
+    if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET) and not 0.0 <= command.target <= 1.0:
+        return f"alpha target {command.target!r}: need 0 to 1"
+    if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE) and not 0.0 < command.steepness <= 50.0:
+        return f"steepness {command.steepness!r}: need 0 < k <= 50"
+    if command.op is Op.PRUNE and command.ticks > 0 and view.stage not in (Stage.BLENDING, Stage.HOLDING):
+        return f"prune by ramp needs BLENDING or HOLDING, slot is {view.stage.name}"
+    if command.op is Op.PRUNE and command.ticks > 0 and view.alpha_mode is not AlphaMode.HOLD:
+        return "a ramp is under way; only PRUNE now interrupts it"
+    if command.op is Op.GERMINATE:
+        info = next((entry for entry in view.catalogue if entry.name == command.blueprint), None)
+        if info is None:
+            names = ", ".join(entry.name for entry in view.catalogue)
+            return f"unknown blueprint {command.blueprint!r} for this slot; it takes {names}"
+        return spent_budget(observation.budgets, info)
+    return None

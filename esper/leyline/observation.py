@@ -1,0 +1,132 @@
+"""What a controller sees: agreed by all ranks, the same for people, rules and policies.
+
+Every field is measured, stale or absent; no field is filled with a default because its source was missing.
+"""
+
+from dataclasses import dataclass
+
+from esper.leyline.alpha import AlphaMode, Curve, Operator
+from esper.leyline.evidence import GateResult, Reading
+from esper.leyline.stages import Stage
+
+OBSERVATION_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlueprintInfo:
+    """One entry of the catalogue for one slot: its name and what it would add there.
+
+    Fields:
+        name: registered name.
+        parameters: exact count of added parameters.
+        flops: multiply-adds times two of one forward over one sample.
+    """
+
+    name: str
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """What may still be spent; None is unlimited.
+
+    Fields:
+        live: seeds that may still be alive at the same time.
+        germinations: births left in this run.
+        parameters: parameters that may still be added.
+        flops: forward FLOPs per sample that may still be added.
+    """
+
+    live: int | None
+    germinations: int | None
+    parameters: int | None
+    flops: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotObservation:
+    """One slot at one tick.
+
+    Fields:
+        slot, row, col: id, and place normalised to [0, 1] over the host's rows and columns.
+        stage, staged: where it is; ``staged`` while a germination waits for its second tick.
+        dwell: ticks in this stage. min_dwell: ticks before the next ADVANCE or FOSSILIZE is legal.
+        generation: births in this slot so far.
+        blueprint, operator, curve: of the living seed, None without one.
+        alpha, alpha_target, alpha_velocity: present value, committed target, change per tick.
+        ramp_progress, alpha_mode: share of the present ramp done; HOLD at rest.
+        ending: a prune by ramp is under way.
+        parameters: of the seed.
+        contribution: mean paired loss without minus with the seed (nats; positive helps) at ``contribution_alpha``.
+        contribution_alpha: the alpha it was measured at.
+        looks, max_looks: scheduled looks spent in this stage, and how many there are.
+        gradient_norm: mean L2 norm of the seed's reduced gradient since the last tick.
+        nonfinite_steps: steps since the last tick whose gradient for this slot was not finite.
+        verdict: the gate on the way forward, judged on present evidence; None where no gate leads on.
+        embargo_left: ticks until the slot is empty again.
+        catalogue: blueprints that fit this slot.
+    """
+
+    slot: str
+    row: float
+    col: float
+    stage: Stage
+    staged: bool
+    dwell: int
+    min_dwell: int
+    generation: int
+    blueprint: str | None
+    operator: Operator | None
+    curve: Curve | None
+    alpha: float
+    alpha_target: float
+    alpha_velocity: float
+    ramp_progress: float
+    alpha_mode: AlphaMode
+    ending: bool
+    parameters: int
+    contribution: Reading
+    contribution_alpha: float
+    looks: int
+    max_looks: int
+    gradient_norm: Reading
+    nonfinite_steps: int
+    verdict: GateResult | None
+    embargo_left: int
+    catalogue: tuple[BlueprintInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """The agreed state of a run at one tick.
+
+    Fields:
+        tick, step, total_steps, remaining: clocks; ``remaining`` is the share of optimizer steps still to come.
+        train_loss: mean per-sample training loss since the last tick (nats).
+        train_accuracy: share of correct training predictions since the last tick.
+        validation_loss, validation_accuracy: on the validation part; the standard error is over samples.
+        skipped_steps: optimizer steps skipped since the last tick for a non-finite host gradient.
+        budgets: what may still be spent.
+        slots: row-major.
+    """
+
+    tick: int
+    step: int
+    total_steps: int
+    remaining: float
+    train_loss: Reading
+    train_accuracy: Reading
+    validation_loss: Reading
+    validation_accuracy: Reading
+    skipped_steps: int
+    budgets: Budgets
+    slots: tuple[SlotObservation, ...]
+    version: int = OBSERVATION_VERSION
+
+    def slot(self, slot: str) -> SlotObservation:
+        """The observation of one slot; KeyError if there is none of that id."""
+        for entry in self.slots:
+            if entry.slot == slot:
+                return entry
+        raise KeyError(slot)

@@ -1,0 +1,1 @@
+"""Telemetry out: typed events to JSON lines, wandb and the screen."""

@@ -1,0 +1,1 @@
+"""Controllers: who decides what grows, from the agreed observation alone."""

@@ -1,0 +1,1 @@
+"""Distributed training: process groups, lockstep, optimizer ownership, engine, checkpoints, data."""
