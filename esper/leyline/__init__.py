@@ -1,1 +1,1 @@
-"""Contracts that every room shares: stages, slots, actions, alpha, evidence, observations, events. Standard library only."""
+"""Contracts that every room shares: stages, slots, alpha, evidence, observations, events. Standard library only."""

@@ -89,7 +89,7 @@ def from_plain(cls: type[T], data: Any, path: str = "") -> T:
         parts = [f"missing {', '.join(sorted(missing))}"] if missing else []
         parts += [f"unknown {', '.join(sorted(map(str, unknown)))}"] if unknown else []
         raise ValueError(f"{path}: {'; '.join(parts)}")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     return cls(**{name: _convert(hints[name], data[name], f"{path}.{name}") for name in names})
 
 

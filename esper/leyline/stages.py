@@ -1,9 +1,9 @@
 """The life of a seed: stages, what each one means, and the one table of edges between them.
 
-     empty -GERMINATE/G0-> GERMINATED -ADVANCE/G1-> TRAINING -ADVANCE/G2-> BLENDING -ADVANCE/G3-> HOLDING -FOSSILIZE/G5-> FOSSILIZED
-                               |  `---- ADVANCE/G1, incubation=immediate ----^ |  ^- SET_ALPHA_TARGET -' |
-                               `------------- PRUNE (now, or by a ramp down) ---'------------------------'
-                                                        v
+     empty -GERMINATE/G0-> GERMINATED -ADVANCE/G1-> TRAINING -ADVANCE/G2-> BLENDING -ADVANCE/G3-> HOLDING
+                               |  `---- ADVANCE/G1, incubation=immediate ----^ |  ^- SET_ALPHA_TARGET -'|
+                               `------------- PRUNE (now, or by a ramp down) ---'-----------------------'
+                                                        v                         HOLDING -FOSSILIZE/G5-> FOSSILIZED
                                   PRUNED -> EMBARGOED -> RESETTING -> empty            (mechanical, by ticks)
 
 A partial target rests in BLENDING; HOLDING is full alpha. A prune by ramp runs in BLENDING and ends by RAMP_END.

@@ -1,0 +1,160 @@
+"""The agreed record of a slot, and the one door through which its stage changes.
+
+`SlotState` is plain, frozen data, the same on every rank; a checkpoint stores it and a digest compares it. Nothing here
+touches a tensor: what a stage means for the model is read off the state by whoever owns the model.
+"""
+
+from dataclasses import dataclass, replace
+
+from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
+from esper.leyline.commands import Command
+from esper.leyline.evidence import ABSENT, Reading
+from esper.leyline.stages import Mechanical, Op, Stage, find_edge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRequest:
+    """Paired evidence asked for at one tick and measured for the next.
+
+    Fields:
+        look: number of this look within the stage, from 1.
+        alpha: loss at this alpha is compared with loss at 0.
+        draw: key of the samples, unique to (generation, stage, look) in the slot.
+    """
+
+    look: int
+    alpha: float
+    draw: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryLine:
+    """One stage change, in integer ticks."""
+
+    tick: int
+    source: Stage
+    target: Stage
+    cause: str
+    blueprint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotState:
+    """What all ranks agree on about one slot.
+
+    Fields:
+        slot, stage, since_tick: where it is, and the tick at which it came there.
+        generation: births so far.
+        staged, staged_tick: a germination waiting for its second tick, and when it was committed.
+        blueprint, operator, curve, steepness, tempo, target: the living seed's birth command (tempo in ticks).
+        ramp: committed path of alpha, None before blending.
+        ending: a prune by ramp is under way; the seed is frozen.
+        learn_step: first optimizer step in which the seed learns; its warm-up counts from there.
+        looks: looks spent in this stage. request: evidence being measured for the next tick.
+        contribution, contribution_alpha: latest paired evidence.
+        gradient_norm, nonfinite_steps, finite, owned: latest agreed health of the seed.
+        proposal: id of the command that last changed this slot.
+        history: latest stage changes, bounded.
+    """
+
+    slot: str
+    stage: Stage = Stage.EMPTY
+    since_tick: int = 0
+    generation: int = 0
+    staged: Command | None = None
+    staged_tick: int = 0
+    blueprint: str | None = None
+    operator: Operator | None = None
+    curve: Curve | None = None
+    steepness: float = 6.0
+    tempo: int = 0
+    target: float = 1.0
+    ramp: Ramp | None = None
+    ending: bool = False
+    learn_step: int | None = None
+    looks: int = 0
+    request: ProbeRequest | None = None
+    contribution: Reading = ABSENT
+    contribution_alpha: float = 0.0
+    gradient_norm: Reading = ABSENT
+    nonfinite_steps: int = 0
+    finite: bool = False
+    owned: bool = False
+    proposal: int = 0
+    history: tuple[HistoryLine, ...] = ()
+
+    def alpha(self, step: int) -> float:
+        """Agreed alpha at an optimizer step."""
+        return self.ramp.value(step) if self.ramp is not None and self.stage.is_blended else 0.0
+
+    def alpha_mode(self, step: int) -> AlphaMode:
+        """HOLD at rest, else the ramp's direction."""
+        return self.ramp.mode(step) if self.ramp is not None and self.stage.is_blended else AlphaMode.HOLD
+
+    def ramp_done(self, step: int) -> bool:
+        """The committed ramp has reached its target."""
+        return self.ramp is not None and self.alpha_mode(step) is AlphaMode.HOLD
+
+    @property
+    def taken(self) -> bool:
+        """The slot holds a seed, waits for one, or cools down."""
+        return self.staged is not None or self.stage is not Stage.EMPTY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """A stage change that happened."""
+
+    slot: str
+    source: Stage
+    target: Stage
+    cause: str
+    generation: int
+    blueprint: str | None
+    proposal: int
+
+
+def move(
+    state: SlotState,
+    cause: Op | Mechanical,
+    target: Stage,
+    *,
+    tick: int,
+    proposal: int,
+    history: int,
+) -> tuple[SlotState, Transition]:
+    """The one door: takes the slot along an edge of the table.
+
+    Looks, requests and contribution belong to the stage that is left; they are cleared, so that evidence of one stage
+    is never mistaken for that of the next. Leaving for PRUNED clears everything of the seed.
+
+    Args:
+        state: before. cause, target: the edge. tick: now. proposal: id of the command behind it, 0 if mechanical.
+        history: stage changes to remember.
+
+    Raises:
+        IllegalTransition: no such edge.
+    """
+    edge = find_edge(state.stage, cause, target)
+    line = HistoryLine(tick=tick, source=edge.source, target=target, cause=cause.name, blueprint=state.blueprint)
+    happened = Transition(
+        slot=state.slot, source=edge.source, target=target, cause=cause.name,
+        generation=state.generation, blueprint=state.blueprint, proposal=proposal,
+    )  # fmt: skip
+    lines = (*state.history, line)[-history:]
+    if target is Stage.PRUNED:
+        blank = SlotState(slot=state.slot, generation=state.generation)
+        return replace(blank, stage=target, since_tick=tick, proposal=proposal, history=lines), happened
+    changed = target is not edge.source
+    after = replace(
+        state,
+        stage=target,
+        since_tick=tick if changed else state.since_tick,
+        looks=0 if changed else state.looks,
+        request=None,
+        contribution=ABSENT if changed else state.contribution,
+        contribution_alpha=0.0 if changed else state.contribution_alpha,
+        proposal=proposal or state.proposal,
+        history=lines if changed else state.history,
+    )
+    return after, happened

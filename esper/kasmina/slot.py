@@ -1,0 +1,140 @@
+"""A slot: the place where a seed lives. It computes, and knows nothing of ticks, ranks or telemetry.
+
+What it does in the host's forward follows from its `Phase`; which phase a stage means is data, in `PHASES`:
+
+    stage                    phase       seed's input    learns
+    EMPTY, cooling           OFF         -               -
+    GERMINATED               OFF         -               no
+    TRAINING  (shadow)       OFF         -               in a forward of its own (see incubation)
+    TRAINING  (ste)          STRAIGHT    detached        yes
+    BLENDING, HOLDING        BLEND       attached        yes (not while a prune ramp runs)
+    FOSSILIZED               BLEND       attached        by config
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.blend import HostOnly, StraightThrough, blend_add
+from esper.kasmina.config import Incubation
+from esper.leyline.alpha import check_alpha
+from esper.leyline.stages import Stage
+
+
+class Phase(StrEnum):
+    """What the slot does in the host's forward."""
+
+    OFF = "off"
+    STRAIGHT = "straight"
+    BLEND = "blend"
+
+
+PHASES: dict[Stage, Phase] = {stage: Phase.BLEND if stage.is_blended else Phase.OFF for stage in Stage}
+
+
+def phase_of(stage: Stage, incubation: Incubation) -> Phase:
+    """The row of the table above."""
+    if stage is Stage.TRAINING and incubation is Incubation.STE:
+        return Phase.STRAIGHT
+    return PHASES[stage]
+
+
+def learns(stage: Stage, *, ending: bool, train_fossils: bool) -> bool:
+    """Whether a seed's parameters get a gradient in every step of this stage."""
+    if stage is Stage.FOSSILIZED:
+        return train_fossils
+    return stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING) and not ending
+
+
+class SeedSlot(nn.Module):
+    """Holds at most one seed and joins its delta to the host's features by the agreed alpha.
+
+    Alpha is a 0-D float32 buffer: never persistent, never cast by ``.to(dtype)``, rewritten by `set_alpha` only. The
+    slot stores no device; ``.to()``, ``.double()`` and ``deepcopy`` work mid-life. An empty slot has no state-dict key.
+    """
+
+    alpha: Tensor
+
+    def __init__(self, slot: str) -> None:
+        super().__init__()
+        self.slot = slot
+        self.seed: nn.Module | None = None
+        self.phase = Phase.OFF
+        self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
+        self._level = 0.0
+        self._override: float | None = None
+
+    @property
+    def level(self) -> float:
+        """The committed alpha as the host-side number that forward selects by."""
+        return self._level
+
+    def set_alpha(self, value: float) -> None:
+        """Writes the agreed alpha; ValueError when NaN or outside [0, 1]."""
+        self._level = check_alpha(value, f"alpha of {self.slot}")
+        self.alpha.fill_(self._level)
+
+    def override(self, value: float | None) -> None:
+        """For an evaluation: use ``value`` instead of the committed alpha, whatever the phase. None ends it."""
+        self._override = None if value is None else check_alpha(value, f"alpha override of {self.slot}")
+
+    def plant(self, seed: nn.Module) -> None:
+        """Registers a seed; ValueError when the slot is taken."""
+        if self.seed is not None:
+            raise ValueError(f"slot {self.slot} already holds a seed")
+        self.seed = seed
+        self.set_alpha(0.0)
+
+    def uproot(self) -> None:
+        """Lets go of the seed; nothing of it is left here."""
+        self.seed = None
+        self.phase = Phase.OFF
+        self.set_alpha(0.0)
+
+    def forward(self, host: Tensor, x: Tensor) -> Tensor:
+        """Joins the delta of ``x`` to ``host``.
+
+        Args:
+            host: features at the site (BCHW, BTC or BC).
+            x: what the seed sees, of the same shape.
+        """
+        if self.seed is None:
+            return host
+        if self._override is not None:
+            return self._blended(host, x, self._override, torch.full_like(self.alpha, self._override))
+        if self.phase is Phase.OFF:
+            return host
+        if self.phase is Phase.STRAIGHT:
+            if not torch.is_grad_enabled():
+                return host
+            return StraightThrough.apply(host, self._delta(x.detach(), host))
+        return self._blended(host, x, self._level, self.alpha)
+
+    def _blended(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
+        if level != 0.0:
+            return blend_add(host, self._delta(x, host), alpha)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.seed.parameters()):
+            # A learning seed stays in the gradient reduction at alpha 0: every rank must see it in every step.
+            return HostOnly.apply(host, self._delta(x.detach(), host))
+        return host
+
+    def _delta(self, x: Tensor, host: Tensor) -> Tensor:
+        delta = self.seed(x)
+        if delta.shape != host.shape:
+            raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
+        return delta
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        """Forward hook of the site; a bound method, so that a deep copy of the model binds the copied slot."""
+        if self.seed is None or (self.phase is Phase.OFF and self._override is None):
+            return None
+        return self(output, output)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SeedSlot":
+        super()._apply(fn, recurse)
+        if self.alpha.dtype != torch.float32:
+            self.alpha = torch.full((), self._level, dtype=torch.float32, device=self.alpha.device)
+        return self
