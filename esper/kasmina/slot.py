@@ -114,6 +114,7 @@ class SeedSlot(nn.Module):
         return self._blended(host, x, self._level, self.alpha)
 
     def _blended(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
+        assert self.seed is not None
         if level != 0.0:
             return blend_add(host, self._delta(x, host), alpha)
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.seed.parameters()):
@@ -122,6 +123,7 @@ class SeedSlot(nn.Module):
         return host
 
     def _delta(self, x: Tensor, host: Tensor) -> Tensor:
+        assert self.seed is not None
         delta = self.seed(x)
         if delta.shape != host.shape:
             raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")

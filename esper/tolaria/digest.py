@@ -1,0 +1,55 @@
+"""Digests of tensors: 62 bits that are equal exactly when the bits are (up to collisions).
+
+On CPU xxh3 of the bytes. On an accelerator the bytes stay there: an int64 sum of the raw 8-byte words, each weighted
+by an odd number that depends on its position, so that neither an exchange nor a shift cancels out; one number a tensor
+comes back.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import xxhash
+from torch import Tensor
+
+_MASK = (1 << 62) - 1
+
+
+def _words(tensor: Tensor) -> Tensor:
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    pad = -raw.numel() % 8
+    if pad:
+        raw = torch.cat([raw, raw.new_zeros(pad)])
+    return raw.view(torch.int64)
+
+
+def weighted_sum(tensor: Tensor) -> Tensor:
+    """0-D int64: sum of the tensor's 8-byte words times odd position weights, wrapping. Stays on the device."""
+    words = _words(tensor)
+    # Odd multiples of the golden ratio's 64-bit fraction: a bijection of position, as in Fibonacci hashing.
+    weights = torch.arange(words.numel(), device=words.device, dtype=torch.int64) * -7046029254386353132 + 1
+    return (words * weights + (words >> 29)).sum()
+
+
+def _tensor_bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def digest_tensors(named: Iterable[tuple[str, Tensor]]) -> int:
+    """62-bit digest over names, dtypes, shapes and bits, in the order given.
+
+    Args:
+        named: (name, tensor) pairs in canonical order, all on one device.
+    """
+    total = xxhash.xxh3_64()
+    pending: list[Tensor] = []
+    for name, tensor in named:
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        if tensor.numel() == 0:
+            continue
+        if tensor.device.type == "cpu":
+            total.update(_tensor_bytes(tensor))
+        else:
+            pending.append(weighted_sum(tensor))
+    if pending:
+        total.update(_tensor_bytes(torch.stack(pending).cpu()))
+    return total.intdigest() & _MASK

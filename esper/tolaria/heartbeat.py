@@ -1,0 +1,83 @@
+"""Where each rank last was: one small file a rank in the run directory, overwritten in place.
+
+A collective that times out says only that somebody is missing. Each rank therefore marks the phase that it enters; the
+others read the marks to name the missing one. Files on the file system that all ranks share need no server that could
+itself be the stopped rank, and reading them never blocks on a peer.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SIZE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Fields: rank, optimizer step, tick, phase entered, wall-clock seconds since the epoch, and an error text."""
+
+    rank: int
+    step: int
+    tick: int
+    phase: str
+    at: float
+    error: str
+
+
+class Heartbeat:
+    """Writes this rank's mark and reads the others'."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        self.folder, self.rank, self.world_size = folder, rank, world_size
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self._path(rank), os.O_RDWR | os.O_CREAT, 0o644)
+        self.step = self.tick = 0
+        self.phase = ""
+        self.mark("start")
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank:05d}"
+
+    def mark(self, phase: str, error: str = "") -> None:
+        """Notes that this rank enters ``phase`` (a few microseconds)."""
+        self.phase = phase
+        record = [self.step, self.tick, phase, time.time(), error[:300]]
+        os.pwrite(self._file, json.dumps(record).encode()[:SIZE].ljust(SIZE), 0)
+
+    def read(self) -> list[Mark | None]:
+        """The latest mark of every rank; None for one that never wrote."""
+        marks: list[Mark | None] = []
+        for rank in range(self.world_size):
+            try:
+                step, tick, phase, at, error = json.loads(self._path(rank).read_bytes())
+                marks.append(Mark(rank, step, tick, phase, at, error))
+            except (OSError, ValueError):
+                marks.append(None)
+        return marks
+
+    def explain(self) -> str:
+        """One line on who is missing, judged by who is furthest behind or failed; for an error text."""
+        now = time.time()
+        parts = []
+        marks = self.read()
+        failed = [m for m in marks if m is not None and m.phase == "failed" and m.rank != self.rank]
+        own = (self.tick, self.step)
+        for rank, mark in enumerate(marks):
+            if rank == self.rank or (failed and mark not in failed):
+                continue
+            if mark is None:
+                parts.append(f"rank {rank} never arrived")
+            elif mark.phase == "failed":
+                parts.append(f"rank {rank} failed at step {mark.step}: {mark.error}")
+            elif (mark.tick, mark.step) < own or mark.phase != self.phase:
+                where = f"{mark.phase} at step {mark.step}, tick {mark.tick}"
+                parts.append(f"rank {rank} was last seen in {where}, {now - mark.at:.1f} s ago")
+        return "; ".join(parts) or "no rank is behind by its marks: the network between them may be cut"
+
+    def close(self) -> None:
+        """Releases the file; safe to call twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

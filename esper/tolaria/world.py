@@ -1,0 +1,164 @@
+"""Process groups and the few collectives that Esper itself issues; on one process each is the identity.
+
+    data     the step's gradient reductions (gloo on CPU, NCCL on GPUs) and the average of BatchNorm statistics
+    control  two all-reduces a tick, always gloo on CPU tensors
+    default  start-up and load only, with a longer limit
+
+Every group has a timeout. A collective that fails raises `LockstepError` naming the rank that the heartbeat marks say
+is missing, never a bare transport error.
+"""
+
+import contextlib
+import datetime
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from esper.leyline.errors import ConfigError, LockstepError
+from esper.tolaria.config import ControlConfig, Device, WorldConfig
+from esper.tolaria.heartbeat import Heartbeat
+
+
+def _ddp_keywords() -> dict[str, Any]:
+    """torch 2.13 renamed DDP's ``broadcast_buffers``; the engine synchronises buffers itself, at ticks."""
+    names = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+class World:
+    """This process's place among the ranks.
+
+    Fields:
+        rank, size, local_rank: as torchrun set them.
+        device: where the model lives.
+        heartbeat: marks for naming a missing rank; set once the run directory is known.
+    """
+
+    def __init__(self, config: WorldConfig, control: ControlConfig) -> None:
+        """Joins the process group that the environment describes (RANK, WORLD_SIZE, ...); alone without one.
+
+        Raises:
+            ConfigError: a GPU world without enough CUDA devices.
+            LockstepError: the ranks did not meet within control.startup_timeout_s.
+        """
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.heartbeat: Heartbeat | None = None
+        self.find_unused = config.find_unused
+        self.device = self._device(config)
+        self.control: dist.ProcessGroup | None = None
+        self.data: dist.ProcessGroup | None = None
+        if self.size == 1:
+            return
+        startup = datetime.timedelta(seconds=control.startup_timeout_s)
+        limit = datetime.timedelta(seconds=control.timeout_s)
+        gpu = config.device is Device.GPU
+        with self.collective("start-up"):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=startup, **({"device_id": self.device} if gpu else {})
+            )
+            self.control = dist.new_group(backend="gloo", timeout=limit)
+            self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=limit)
+
+    def _device(self, config: WorldConfig) -> torch.device:
+        if config.device is Device.CPU:
+            return torch.device("cpu")
+        if torch.cuda.device_count() <= self.local_rank:
+            count = torch.cuda.device_count()
+            raise ConfigError(
+                f"world.device = gpu: this host has {count} CUDA devices, local rank {self.local_rank} needs one; "
+                f"set world=cpu or world.nproc_per_node={max(1, count)}"
+            )
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        return device
+
+    @contextlib.contextmanager
+    def collective(self, what: str) -> Iterator[None]:
+        """Turns a transport failure inside the block into a `LockstepError` that names who is missing."""
+        try:
+            yield
+        except (RuntimeError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) as error:
+            if self.size == 1 or isinstance(error, torch.OutOfMemoryError) or not is_transport(error):
+                raise
+            text = self.heartbeat.explain() if self.heartbeat is not None else "no rank has written a heartbeat yet"
+            first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+            raise LockstepError(f"lost contact in {what}: {text} ({first})") from error
+
+    def all_reduce(self, vector: Tensor, op: Any, *, what: str, data: bool = False) -> Tensor:
+        """Reduces ``vector`` in place over the control (or data) group and returns it.
+
+        Args:
+            vector: CPU tensor on the control group; on the data group a tensor on `device`.
+            op: ``dist.ReduceOp``. what: phase name for an error.
+        """
+        if self.size > 1:
+            with self.collective(what):
+                dist.all_reduce(vector, op, group=self.data if data else self.control)
+        return vector
+
+    def all_gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
+        """Each rank's ``vector`` (CPU, equal shapes), over the control group. Diagnostics and start-up only."""
+        if self.size == 1:
+            return [vector]
+        rows = [torch.empty_like(vector) for _ in range(self.size)]
+        with self.collective(what):
+            dist.all_gather(rows, vector, group=self.control)
+        return rows
+
+    def gather_text(self, text: str, *, what: str, width: int = 320) -> list[str]:
+        """Each rank's text, cut to ``width`` bytes, as fixed-size int8 rows: no pickled objects."""
+        raw = text.encode()[:width].ljust(width, b"\0")
+        rows = self.all_gather(torch.tensor(list(raw), dtype=torch.uint8), what=what)
+        return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows]
+
+    def meet(self, what: str) -> None:
+        """Start-up barrier on the default group, with its longer limit."""
+        if self.size > 1:
+            with self.collective(what):
+                dist.all_reduce(torch.zeros(1))
+
+    def wrap(self, model: nn.Module) -> Callable[..., Any]:
+        """The model as data parallel training calls it; itself when alone or when nothing is to be reduced.
+
+        ``init_sync=False``: replicas are equal by symmetric birth and by digest, a broadcast would hide a difference.
+        """
+        if self.size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
+            return model
+        with self.collective("re-wrap"):
+            return nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=[self.local_rank] if self.device.type == "cuda" else None,
+                process_group=self.data,
+                init_sync=False,
+                find_unused_parameters=self.find_unused,
+                **_ddp_keywords(),
+            )
+
+    def close(self) -> None:
+        """Leaves the process groups without waiting for a peer that may be gone."""
+        if self.heartbeat is not None:
+            self.heartbeat.close()
+        if self.size > 1 and dist.is_initialized():
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+_TRANSPORT = (
+    "connection", "timed out", "timeout", "gloo", "nccl", "socket", "peer", "broken pipe", "store", "rendezvous",
+    "process group",
+)  # fmt: skip
+
+
+def is_transport(error: BaseException) -> bool:
+    """Whether an error came out of a collective's transport rather than out of our or the user's code."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _TRANSPORT)
