@@ -78,6 +78,7 @@ class GateConfig:
         probe_samples: samples of the probe part drawn for a look.
         fresh_ticks: age in ticks beyond which evidence is stale.
         min_contribution: nats per sample that a seed must contribute to fossilise.
+        auto_advance: gates (of G1, G2, G3) through which a seed goes by itself once they pass; fossilising never is.
         max_gradient_norm: L2 norm of a slot's gradient above which it is called exploding.
     """
 
@@ -92,6 +93,7 @@ class GateConfig:
     probe_samples: int = 256
     fresh_ticks: int = 1
     min_contribution: float = 0.002
+    auto_advance: list[str] = field(default_factory=list)
     max_gradient_norm: float = 1e4
 
     def __post_init__(self) -> None:
@@ -103,4 +105,5 @@ class GateConfig:
             check("probe_samples", self.probe_samples >= self.min_samples, "must be >= gates.min_samples")
             check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
             check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")
+            check("auto_advance", set(self.auto_advance) <= {"G1", "G2", "G3"}, "may hold G1, G2, G3")
             check("max_gradient_norm", self.max_gradient_norm > 0, "must be > 0")

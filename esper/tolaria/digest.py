@@ -25,13 +25,14 @@ def _words(tensor: Tensor) -> Tensor:
 def weighted_sum(tensor: Tensor) -> Tensor:
     """0-D int64: sum of the tensor's 8-byte words times odd position weights, wrapping. Stays on the device."""
     words = _words(tensor)
-    # Odd multiples of the golden ratio's 64-bit fraction: a bijection of position, as in Fibonacci hashing.
-    weights = torch.arange(words.numel(), device=words.device, dtype=torch.int64) * -7046029254386353132 + 1
+    # (2i + 1) times an odd constant, the golden ratio's 64-bit fraction: odd, hence invertible, and distinct for each i.
+    index = torch.arange(words.numel(), device=words.device, dtype=torch.int64)
+    weights = (2 * index + 1) * -7046029254386353131
     return (words * weights + (words >> 29)).sum()
 
 
 def _tensor_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest_tensors(named: Iterable[tuple[str, Tensor]]) -> int:

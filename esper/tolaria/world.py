@@ -60,9 +60,8 @@ class World:
         limit = datetime.timedelta(seconds=control.timeout_s)
         gpu = config.device is Device.GPU
         with self.collective("start-up"):
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=startup, **({"device_id": self.device} if gpu else {})
-            )
+            backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+            dist.init_process_group(backend, timeout=startup, device_id=self.device if gpu else None)
             self.control = dist.new_group(backend="gloo", timeout=limit)
             self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=limit)
 

@@ -1,0 +1,347 @@
+"""The pure reducer: (state, commands, vetoes) -> (state', effects, events), the same on every rank.
+
+Order within a tick, so that it is one order everywhere:
+
+    1. staged births   registered, kept waiting, or discarded, by the vetoes of this commit
+    2. quarantine      slots whose gradient was not finite; the newest blending seed when the host's steps keep failing
+    3. commands        row-major; each is judged (legality, then its gate) before anything of it happens
+    4. auto-advance    slots without a command whose gate ahead passes, where gates.auto_advance says so
+    5. mechanics       ends of prune ramps, cool-down
+    6. looks           evidence to measure for the next tick
+
+A gate's verdict is taken here and nowhere else. Effects are what the owner of the model must do; everything else about
+the model (alpha, phase, what learns) follows from the state.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from esper.kasmina.config import EvidencePolicy, Incubation
+from esper.kasmina.gates import judge
+from esper.kasmina.lifecycle import ProbeRequest, SlotState, Transition, move
+from esper.leyline.alpha import Curve, Operator, Ramp
+from esper.leyline.commands import Command
+from esper.leyline.evidence import GateResult
+from esper.leyline.events import (
+    BirthVetoed,
+    CommandJudged,
+    CommandRefused,
+    Event,
+    GateJudged,
+    RampCommitted,
+    StageChanged,
+)
+from esper.leyline.legality import why_refused
+from esper.leyline.stages import Gate, Mechanical, Op, Stage
+from esper.tolaria.state import RunState, Terms
+from esper.tolaria.views import GATE_AHEAD, facts_of, max_looks, observe, verdict_ahead
+from esper.tolaria.wire import Veto
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Build the seed beside the model; nothing is registered yet."""
+
+    slot: str
+    command: Command
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Plant the staged seed and give it an optimizer group."""
+
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Let go of the staged seed."""
+
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uproot:
+    """Remove the seed from model, optimizer and reducer."""
+
+    slot: str
+
+
+Effect = Prepare | Register | Discard | Uproot
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a tick did. ``state`` is the new agreed state."""
+
+    state: RunState
+    effects: list[Effect] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+
+class _Reduction:
+    def __init__(self, state: RunState, terms: Terms, stage_ticks: int) -> None:
+        self.out = Outcome(state)
+        self.terms = terms
+        self.stage_ticks = stage_ticks
+        self.moved: set[str] = set()
+        self.axes = {"step": state.step, "tick": state.tick, "epoch": state.epoch}
+
+    @property
+    def state(self) -> RunState:
+        return self.out.state
+
+    def put(self, slot: SlotState) -> None:
+        self.out.state = self.state.with_slots({slot.slot: slot})
+
+    def move(self, slot: SlotState, cause: Op | Mechanical, target: Stage, proposal: int = 0) -> SlotState:
+        after, happened = move(
+            slot, cause, target, tick=self.state.tick, proposal=proposal, history=self.terms.slots_config.history
+        )
+        self.put(after)
+        self.moved.add(slot.slot)
+        self._tell(happened)
+        if target is Stage.PRUNED:
+            self.out.effects.append(Uproot(slot.slot))
+        return after
+
+    def _tell(self, happened: Transition) -> None:
+        if happened.source is not happened.target:
+            self.out.events.append(
+                StageChanged(
+                    **self.axes, slot=happened.slot, source=happened.source, target=happened.target,
+                    cause=happened.cause, generation=happened.generation, blueprint=happened.blueprint,
+                    proposal=happened.proposal,
+                )
+            )  # fmt: skip
+
+    def ramp(self, slot: SlotState, *, target: float, ticks: int, curve: Curve, steepness: float, op: Operator) -> None:
+        """Commits a path from the present alpha; it begins with the coming optimizer step."""
+        step = self.state.step
+        start = slot.alpha(step)
+        ramp = Ramp(
+            start=start, target=target, first_step=step, last_step=step + ticks * self.terms.tick_steps,
+            curve=curve, steepness=steepness, operator=op,
+        )  # fmt: skip
+        self.put(replace(slot, ramp=ramp, looks=0, request=None))
+        self.out.events.append(
+            RampCommitted(
+                **self.axes, slot=slot.slot, start=start, target=target, first_step=ramp.first_step,
+                last_step=ramp.last_step, curve=curve.name,
+            )
+        )  # fmt: skip
+
+    def blend(self, slot: SlotState) -> None:
+        """Starts the ramp that the birth command chose."""
+        assert slot.curve is not None
+        assert slot.operator is not None
+        self.ramp(
+            slot, target=slot.target, ticks=slot.tempo, curve=slot.curve, steepness=slot.steepness, op=slot.operator
+        )
+
+    # 1 ------------------------------------------------------------------------------------------------------------
+
+    def births(self, vetoes: Mapping[str, tuple[Veto, int]]) -> None:
+        for slot in self.state.slots:
+            command = slot.staged
+            if command is None:
+                continue
+            veto, rank = vetoes.get(slot.slot, (Veto.NONE, -1))
+            waited = self.state.tick - slot.staged_tick
+            if veto is Veto.NOT_READY and waited < self.stage_ticks:
+                continue
+            if veto is not Veto.NONE:
+                self.put(replace(slot, staged=None))
+                self.out.effects.append(Discard(slot.slot))
+                reason = veto.name + (f" after {waited} ticks" if veto is Veto.NOT_READY else "")
+                self.out.events.append(
+                    BirthVetoed(
+                        **self.axes, slot=slot.slot, blueprint=str(command.blueprint), rank=rank, reason=reason,
+                        proposal=command.proposal,
+                    )
+                )  # fmt: skip
+                continue
+            born = replace(
+                slot, staged=None, generation=slot.generation + 1, blueprint=command.blueprint,
+                operator=command.operator, curve=command.curve, steepness=command.steepness, tempo=command.ticks,
+                target=command.target,
+            )  # fmt: skip
+            self.move(born, Op.GERMINATE, Stage.GERMINATED, command.proposal)
+            self.out.effects.append(Register(slot.slot))
+
+    # 2 ------------------------------------------------------------------------------------------------------------
+
+    def quarantine(self) -> None:
+        for slot in self.state.slots:
+            if slot.stage.is_live and slot.nonfinite_steps > 0 and slot.slot not in self.moved:
+                self.move(slot, Mechanical.QUARANTINE, Stage.PRUNED)
+        if self.state.skipped_in_row >= self.terms.max_skips:
+            blending = [s for s in self.state.slots if s.stage in (Stage.BLENDING, Stage.HOLDING)]
+            if blending:
+                newest = max(blending, key=lambda s: (s.ramp.first_step if s.ramp else -1, s.slot))
+                self.move(newest, Mechanical.QUARANTINE, Stage.PRUNED)
+
+    # 3 ------------------------------------------------------------------------------------------------------------
+
+    def command(self, command: Command) -> None:
+        if command.op is Op.WAIT:
+            return
+        slot = self.state.slot(command.slot)
+        reason = "the slot changed in this tick" if slot.slot in self.moved else None
+        reason = reason or why_refused(observe(self.state, self.terms), command)
+        gate = {Op.GERMINATE: Gate.G0, Op.FOSSILIZE: Gate.G5}.get(command.op)
+        if command.op is Op.ADVANCE:
+            gate = GATE_AHEAD.get(slot.stage)
+        if gate is not None and (reason is None or gate is Gate.G0):
+            result = judge(gate, facts_of(self.state, slot, self.terms, reason), self.terms.gates)
+            self.judged(slot.slot, result)
+            if reason is None and not result.passed:
+                reason = f"{gate.name}: {result.reason}"
+        if reason is not None:
+            self.out.events.append(CommandRefused(**self.axes, command=command, applied=False, reason=reason))
+            return
+        self.out.events.append(CommandJudged(**self.axes, command=command, applied=True, reason=command.reason))
+        _APPLY[command.op](self, slot, command)
+
+    def judged(self, slot: str, result: GateResult) -> None:
+        enforced = self.terms.gates.evidence is EvidencePolicy.ENFORCE
+        self.out.events.append(GateJudged(**self.axes, slot=slot, enforced=enforced, result=result))
+
+    def germinate(self, slot: SlotState, command: Command) -> None:
+        staged = replace(command, reason="")
+        self.put(replace(slot, staged=staged, staged_tick=self.state.tick, proposal=command.proposal))
+        self.out.state = replace(self.state, germinations=self.state.germinations + 1)
+        self.out.effects.append(Prepare(slot.slot, staged, slot.generation + 1))
+        self.moved.add(slot.slot)
+
+    def advance(self, slot: SlotState, command: Command) -> None:
+        immediate = self.terms.slots_config.incubation is Incubation.IMMEDIATE
+        target = {
+            Stage.GERMINATED: Stage.BLENDING if immediate else Stage.TRAINING,
+            Stage.TRAINING: Stage.BLENDING,
+            Stage.BLENDING: Stage.HOLDING,
+        }[slot.stage]
+        if slot.learn_step is None:
+            slot = replace(slot, learn_step=self.state.step)
+        after = self.move(slot, Op.ADVANCE, target, command.proposal)
+        if target is Stage.BLENDING:
+            self.blend(after)
+
+    def set_alpha_target(self, slot: SlotState, command: Command) -> None:
+        full = slot.stage is Stage.HOLDING and command.target == 1.0
+        target = Stage.HOLDING if full else Stage.BLENDING
+        after = self.move(slot, Op.SET_ALPHA_TARGET, target, command.proposal)
+        self.ramp(
+            after, target=command.target, ticks=command.ticks, curve=command.curve, steepness=command.steepness,
+            op=command.operator,
+        )  # fmt: skip
+
+    def prune(self, slot: SlotState, command: Command) -> None:
+        if slot.staged is not None:
+            self.put(replace(slot, staged=None, proposal=command.proposal))
+            self.out.effects.append(Discard(slot.slot))
+            self.moved.add(slot.slot)
+        elif command.ticks == 0:
+            self.move(slot, Op.PRUNE, Stage.PRUNED, command.proposal)
+        else:
+            after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal)
+            self.ramp(
+                replace(after, ending=True), target=0.0, ticks=command.ticks, curve=command.curve,
+                steepness=command.steepness, op=command.operator,
+            )  # fmt: skip
+
+    def fossilize(self, slot: SlotState, command: Command) -> None:
+        # What it was worth when it became part of the network stays on record; no later look replaces it.
+        after = self.move(slot, Op.FOSSILIZE, Stage.FOSSILIZED, command.proposal)
+        self.put(replace(after, contribution=slot.contribution, contribution_alpha=slot.contribution_alpha))
+
+    # 4, 5, 6 ------------------------------------------------------------------------------------------------------
+
+    def auto_advance(self) -> None:
+        for slot in self.state.slots:
+            gate = GATE_AHEAD.get(slot.stage)
+            if slot.slot in self.moved or gate is None or gate.name not in self.terms.gates.auto_advance:
+                continue
+            command = Command(slot=slot.slot, op=Op.ADVANCE, reason=f"{gate.name} advances by itself")
+            verdict = verdict_ahead(self.state, slot, self.terms)
+            if verdict is not None and verdict.passed and why_refused(observe(self.state, self.terms), command) is None:
+                self.command(command)
+
+    def mechanics(self) -> None:
+        rest = {Stage.PRUNED: 1, Stage.EMBARGOED: self.terms.slots_config.embargo_ticks, Stage.RESETTING: 1}
+        onward = {Stage.PRUNED: Stage.EMBARGOED, Stage.EMBARGOED: Stage.RESETTING, Stage.RESETTING: Stage.EMPTY}
+        for slot in self.state.slots:
+            if slot.slot in self.moved:
+                continue
+            if slot.ending and slot.ramp_done(self.state.step):
+                self.move(slot, Mechanical.RAMP_END, Stage.PRUNED)
+            elif slot.stage in rest and self.state.tick - slot.since_tick >= rest[slot.stage]:
+                self.move(slot, Mechanical.COOLDOWN, onward[slot.stage])
+
+    def looks(self) -> None:
+        for slot in self.state.slots:
+            if slot.looks >= max_looks(slot.stage, self.terms) or slot.ending:
+                continue
+            alpha = self._due(slot)
+            if alpha is not None:
+                look = slot.looks + 1
+                began = slot.ramp.first_step if slot.ramp is not None else 0
+                draw = f"{slot.generation}.{slot.stage.name}.{began}.{look}"
+                self.put(replace(slot, request=ProbeRequest(look=look, alpha=alpha, draw=draw)))
+
+    def _due(self, slot: SlotState) -> float | None:
+        """The alpha at which to look for the next tick, None when no look is due then."""
+        gates = self.terms.gates
+        dwell = self.state.tick + 1 - slot.since_tick
+        if slot.stage is Stage.TRAINING:
+            since = dwell - gates.first_look
+            return 1.0 if since >= 0 and since % gates.look_every == 0 else None
+        if slot.ramp is None or not slot.ramp_done(self.state.step + self.terms.tick_steps):
+            return None
+        last = slot.contribution.tick
+        if slot.looks > 0 and last is not None and self.state.tick + 1 - last < gates.look_every:
+            return None
+        return slot.ramp.target
+
+
+_APPLY = {
+    Op.GERMINATE: _Reduction.germinate,
+    Op.ADVANCE: _Reduction.advance,
+    Op.SET_ALPHA_TARGET: _Reduction.set_alpha_target,
+    Op.PRUNE: _Reduction.prune,
+    Op.FOSSILIZE: _Reduction.fossilize,
+}
+if set(_APPLY) != set(Op) - {Op.WAIT}:
+    raise AssertionError(f"ops without a row: {set(Op) - {Op.WAIT} - set(_APPLY)}")
+
+
+def reduce_tick(
+    state: RunState,
+    commands: Mapping[str, Command],
+    vetoes: Mapping[str, tuple[Veto, int]],
+    terms: Terms,
+    *,
+    stage_ticks: int,
+) -> Outcome:
+    """Applies one commit.
+
+    Args:
+        state: agreed state with this tick's evidence taken in (see `absorb`).
+        commands: one command per slot. vetoes: (code, rank) per vetoed slot.
+        terms: of the run. stage_ticks: ticks that a staged seed may stay not ready.
+
+    Returns:
+        New state, effects in canonical order, events.
+    """
+    reduction = _Reduction(state, terms, stage_ticks)
+    reduction.births(vetoes)
+    reduction.quarantine()
+    for slot in state.slots:
+        reduction.command(commands[slot.slot])
+    reduction.auto_advance()
+    reduction.mechanics()
+    reduction.looks()
+    proposals = [command.proposal for command in commands.values()]
+    reduction.out.state = replace(reduction.state, proposals=max([state.proposals, *proposals]))
+    return reduction.out
