@@ -1,1 +1,18 @@
-"""Controllers: who decides what grows, from the agreed observation alone."""
+"""Controllers: who decides what grows, from the agreed observation alone.
+
+Importing the package registers every kind; `build_controller` makes one from its config.
+"""
+
+from esper.tamiyo import custom, heuristic, none, random, schedule
+from esper.tamiyo.registry import build_controller, controller_config_class, controller_kinds
+
+__all__ = [
+    "build_controller",
+    "controller_config_class",
+    "controller_kinds",
+    "custom",
+    "heuristic",
+    "none",
+    "random",
+    "schedule",
+]

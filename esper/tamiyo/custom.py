@@ -1,0 +1,83 @@
+"""A controller of your own, by dotted path.
+
+    kind: custom
+    path: my_lab.growth:Greedy
+    options: {threshold: 0.1}
+
+is built as ``Greedy(slots=("r0c0", ...), seed=1, threshold=0.1)`` and must satisfy the `Controller` protocol.
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper.leyline.checks import Checks
+from esper.leyline.errors import ConfigError
+from esper.leyline.protocols import Controller
+from esper.tamiyo.registry import register
+
+_MEMBERS = ("decide", "state_dict", "load_state_dict")
+
+
+@dataclass(kw_only=True, slots=True)
+class CustomConfig:
+    """Where the class is, and its keyword arguments.
+
+    Fields:
+        kind: ``custom``.
+        path: ``package.module:Class``, importable on every rank.
+        options: keyword arguments beside ``slots`` and ``seed``.
+    """
+
+    kind: str = "custom"
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("kind", self.kind == "custom", "must be 'custom'")
+            module, _, name = self.path.partition(":")
+            check("path", bool(module) and name.isidentifier(), "write package.module:Class")
+            reserved = {"slots", "seed"} & set(self.options)
+            check("options", not reserved, "slots and seed are given by the run; leave them out")
+
+
+def _load(path: str) -> Any:
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"controller.path = {path!r}: cannot import {module_name} ({type(error).__name__}: {error}); "
+            "it must be importable on every rank (install it, or put its folder on PYTHONPATH)"
+        ) from error
+    if not hasattr(module, name):
+        here = sorted(key for key, value in vars(module).items() if inspect.isclass(value)) or ["none"]
+        raise ConfigError(f"controller.path = {path!r}: {module_name} has no {name}; its classes are {', '.join(here)}")
+    return getattr(module, name)
+
+
+@register("custom", CustomConfig)
+def build_custom(config: CustomConfig, *, slots: tuple[str, ...], seed: int) -> Controller:
+    """Builds the class at ``config.path``.
+
+    Raises:
+        ConfigError: it cannot be imported, does not take the options, or does not satisfy the protocol.
+    """
+    maker = _load(config.path)
+    try:
+        inspect.signature(maker).bind(slots=slots, seed=seed, **config.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"controller.options = {config.options!r}: {config.path} takes no call with slots, seed and these: {error}"
+        ) from None
+    made = maker(slots=slots, seed=seed, **config.options)
+    missing = [name for name in _MEMBERS if not callable(getattr(made, name, None))]
+    missing += [] if isinstance(getattr(made, "name", None), str) else ["name (a string)"]
+    if missing:
+        raise ConfigError(
+            f"controller.path = {config.path!r}: {type(made).__name__} is no Controller; "
+            f"it lacks {', '.join(missing)} (see esper.leyline.protocols.Controller)"
+        )
+    return made

@@ -1,0 +1,239 @@
+"""Rules with reasons, for any topology and any number of slots.
+
+    EMPTY       germinate: at once after the warm-up (eager), or at a plateau judged by the metric's own noise; at most
+                one birth a tick, into the slot with the fewest recent failures, while enough of the run is left
+    GERMINATED  ADVANCE as soon as G1 would pass
+    TRAINING    ADVANCE on fresh evidence that passes G2; PRUNE once every look is spent without it
+    BLENDING    at rest at full alpha: ADVANCE when G3 passes; PRUNE by a ramp after ``patience`` readings against it
+    HOLDING     FOSSILIZE when G5 passes on fresh evidence; PRUNE by a ramp once every look is spent
+
+Quarantine, ramps and cool-down are mechanical and not decided here. Absent or stale evidence is never read as a number:
+without a fresh reading nothing advances. Births are remembered by what later observations show, not by what was asked:
+a seed that is gone counts as failed whoever ended it, and so does a birth that never came.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from esper.leyline.alpha import AlphaMode, Curve
+from esper.leyline.checks import Checks
+from esper.leyline.commands import Command
+from esper.leyline.legality import why_refused
+from esper.leyline.observation import Observation, SlotObservation
+from esper.leyline.plain import from_plain, to_plain
+from esper.leyline.stages import Op, Stage
+from esper.tamiyo.common import check_observation
+from esper.tamiyo.plateau import trend
+from esper.tamiyo.registry import register
+from esper.tamiyo.rotation import Rotation, SlotRecord, check_preference, choose, failures, note
+
+
+class PlateauMetric(StrEnum):
+    """Whose loss a plateau is looked for in."""
+
+    VALIDATION = "validation"
+    TRAIN = "train"
+
+
+@dataclass(kw_only=True, slots=True)
+class HeuristicConfig:
+    """Thresholds of the rules; evidence thresholds belong to the gates.
+
+    Fields:
+        kind: ``heuristic``.
+        warmup_ticks: ticks before the first birth.
+        eager: germinate whenever budgets allow (an incubating seed costs compute and leaves the host as it is); false
+            waits for a plateau before each birth.
+        plateau_metric: the loss in which a plateau is looked for.
+        plateau_window: readings in each of the two windows compared.
+        plateau_k_se: standard errors that the newer window must be better by, or it is a plateau.
+        life_ticks: ticks that a whole life takes; no birth with fewer ticks left.
+        blueprints: names in order of preference; a slot passes over those that do not fit it. Empty: all but noop,
+            cheapest first.
+        tempo_ticks: length of the ramp up. prune_ticks: length of the ramp down.
+        curve: shape of the ramps.
+        patience: readings against a blending seed before it is pruned.
+        stall_ticks: ticks without progress and without evidence, at rest in GERMINATED or BLENDING, before a prune.
+        penalty_half_life: ticks in which the memory of a failure halves; each failure adds 1.
+        max_penalty: a blueprint above it is not tried again in that slot yet.
+    """
+
+    kind: str = "heuristic"
+    warmup_ticks: int = 2
+    eager: bool = True
+    plateau_metric: PlateauMetric = PlateauMetric.VALIDATION
+    plateau_window: int = 4
+    plateau_k_se: float = 1.0
+    life_ticks: int = 12
+    blueprints: list[str] = field(default_factory=list)
+    tempo_ticks: int = 3
+    prune_ticks: int = 2
+    curve: Curve = Curve.COSINE
+    patience: int = 2
+    stall_ticks: int = 8
+    penalty_half_life: float = 20.0
+    max_penalty: float = 0.75
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("kind", self.kind == "heuristic", "must be 'heuristic'")
+            check("plateau_window", self.plateau_window >= 2, "readings, must be >= 2")
+            check("plateau_k_se", self.plateau_k_se >= 0, "standard errors, must be >= 0")
+            check("blueprints", len(set(self.blueprints)) == len(self.blueprints), "each name once")
+            for name in ("warmup_ticks", "life_ticks"):
+                check(name, getattr(self, name) >= 0, "ticks, must be >= 0")
+            for name in ("tempo_ticks", "prune_ticks"):
+                check(name, 0 <= getattr(self, name) <= 10_000, "ticks, must be 0 to 10000")
+            for name in ("patience", "stall_ticks"):
+                check(name, getattr(self, name) >= 1, "must be >= 1")
+            check("penalty_half_life", self.penalty_half_life > 0, "ticks, must be > 0")
+            check("max_penalty", self.max_penalty >= 0, "must be >= 0")
+
+
+@dataclass(slots=True, kw_only=True)
+class HeuristicState:
+    """All that the rules remember.
+
+    Fields:
+        losses: readings of the plateau metric since the last birth, oldest first, bounded by two windows.
+        loss_tick: when the newest of them was measured.
+        slots: what happened in each slot.
+    """
+
+    losses: list[float]
+    loss_tick: int | None
+    slots: dict[str, SlotRecord]
+
+
+@register("heuristic", HeuristicConfig)
+class HeuristicController:
+    """The rules above."""
+
+    name = "heuristic"
+
+    def __init__(self, config: HeuristicConfig, *, slots: tuple[str, ...], seed: int) -> None:
+        self._config = config
+        self._slots = slots
+        self._rotation = Rotation(
+            preference=tuple(config.blueprints), half_life=config.penalty_half_life, max_penalty=config.max_penalty
+        )
+        self._state = HeuristicState(losses=[], loss_tick=None, slots={slot: SlotRecord() for slot in slots})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data of `HeuristicState`."""
+        return to_plain(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes ``state_dict`` back.
+
+        Raises:
+            ValueError: a field is missing or unknown, or the slots are not this controller's.
+        """
+        loaded = from_plain(HeuristicState, state)
+        if set(loaded.slots) != set(self._slots):
+            raise ValueError(f"HeuristicState.slots: {', '.join(loaded.slots)}; expected {', '.join(self._slots)}")
+        self._state = loaded
+
+    def decide(self, observation: Observation) -> list[Command]:
+        """At most one legal command per slot, each with its reason, row-major."""
+        check_observation(observation, self._slots)
+        check_preference(self._rotation, observation)
+        self._remember(observation)
+        commands = {view.slot: self._tend(observation, view) for view in observation.slots}
+        birth = self._birth(observation)
+        if birth is not None:
+            commands[birth.slot] = birth
+        return [command for command in commands.values() if command and why_refused(observation, command) is None]
+
+    def _remember(self, observation: Observation) -> None:
+        for view in observation.slots:
+            note(self._state.slots[view.slot], view, observation.tick, self._rotation)
+        validation = self._config.plateau_metric is PlateauMetric.VALIDATION
+        reading = observation.validation_loss if validation else observation.train_loss
+        if reading.is_measured and reading.value is not None and reading.tick != self._state.loss_tick:
+            self._state.losses = [*self._state.losses, reading.value][-2 * self._config.plateau_window :]
+            self._state.loss_tick = reading.tick
+
+    def _tend(self, observation: Observation, view: SlotObservation) -> Command | None:
+        """The rule of a living seed's stage; None waits."""
+        if view.staged or view.ending or view.alpha_mode is not AlphaMode.HOLD:
+            return None
+        record, evidence = self._state.slots[view.slot], f"contribution {view.contribution}"
+        passed = view.verdict is not None and view.verdict.passed
+        why = "no verdict" if view.verdict is None else view.verdict.reason
+        spent = record.spent_tick is not None and observation.tick > record.spent_tick
+        if view.stage is Stage.GERMINATED:
+            if passed:
+                return Command(slot=view.slot, op=Op.ADVANCE, reason="G1 passed")
+            if record.stalled >= self._config.stall_ticks:
+                return self._prune(view, 0, f"not ready for {record.stalled} ticks: {why}")
+        if view.stage is Stage.TRAINING:
+            if passed and view.contribution.is_measured:
+                return Command(slot=view.slot, op=Op.ADVANCE, reason=f"G2 passed: {evidence}")
+            if spent:
+                return self._prune(view, 0, f"{view.looks} of {view.max_looks} looks spent: {evidence}; {why}")
+        if view.stage is Stage.BLENDING:
+            return self._tend_blending(view, record, passed, f"{evidence}; {why}")
+        if view.stage is Stage.HOLDING:
+            if passed and view.contribution.is_measured:
+                return Command(slot=view.slot, op=Op.FOSSILIZE, reason=f"G5 passed: {evidence}")
+            if spent:
+                ticks = self._config.prune_ticks
+                return self._prune(view, ticks, f"{view.looks} of {view.max_looks} looks spent: {evidence}; {why}")
+        return None
+
+    def _tend_blending(self, view: SlotObservation, record: SlotRecord, passed: bool, why: str) -> Command | None:
+        if record.against >= self._config.patience:
+            return self._prune(view, self._config.prune_ticks, f"{record.against} readings against it: {why}")
+        if view.alpha_target < 1.0:
+            return Command(
+                slot=view.slot, op=Op.SET_ALPHA_TARGET, target=1.0, ticks=self._config.tempo_ticks,
+                curve=self._config.curve, reason=f"rests at alpha {view.alpha_target:g}, is judged at 1",
+            )  # fmt: skip
+        if passed:
+            return Command(slot=view.slot, op=Op.ADVANCE, reason=f"G3 passed: {why}")
+        if record.stalled >= self._config.stall_ticks:
+            return self._prune(view, self._config.prune_ticks, f"at rest for {record.stalled} ticks: {why}")
+        return None
+
+    def _prune(self, view: SlotObservation, ticks: int, reason: str) -> Command:
+        return Command(slot=view.slot, op=Op.PRUNE, ticks=ticks, curve=self._config.curve, reason=reason)
+
+    def _birth(self, observation: Observation) -> Command | None:
+        """At most one GERMINATE: births one by one, so that the evidence of each stands alone for longer."""
+        why = self._why_grow(observation)
+        if why is None:
+            return None
+        records = self._state.slots
+        empty = [view for view in observation.slots if view.stage is Stage.EMPTY and not view.staged]
+        order = sorted(empty, key=lambda view: failures(records[view.slot], observation.tick, self._rotation))
+        for view in order:  # sorted() is stable: equals stay row-major
+            chosen = choose(self._rotation, records, observation, view)
+            if chosen is None:
+                continue
+            name, tried = chosen
+            command = Command(
+                slot=view.slot, op=Op.GERMINATE, blueprint=name, ticks=self._config.tempo_ticks,
+                curve=self._config.curve, reason=f"{why}; {tried}",
+            )  # fmt: skip
+            if why_refused(observation, command) is None:
+                records[view.slot].proposed = name
+                self._state.losses = []  # a plateau pays for one birth
+                return command
+        return None
+
+    def _why_grow(self, observation: Observation) -> str | None:
+        """The reason for a birth now, or None."""
+        if observation.tick < self._config.warmup_ticks or observation.tick == 0:
+            return None
+        ticks_left = (observation.total_steps - observation.step) / (observation.step / observation.tick)
+        if ticks_left < self._config.life_ticks:
+            return None
+        if self._config.eager:
+            return f"warm-up of {self._config.warmup_ticks} ticks is over"
+        seen = trend(self._state.losses, self._config.plateau_window)
+        if seen is None or seen.improvement > self._config.plateau_k_se * seen.se:
+            return None
+        metric, window = self._config.plateau_metric.value, self._config.plateau_window
+        return f"plateau: {metric} loss fell by {seen.improvement:.3g} ± {seen.se:.2g} in {window} readings"

@@ -1,0 +1,113 @@
+"""Seeded uniform choice over legal actions: the baseline that tells whether deciding matters at all.
+
+Every draw is a hash of (seed, tick, slot, what is drawn), so there is no generator whose state could be lost: the
+controller resumes anywhere, and no other random stream moves. Arguments are drawn for legality only; evidence is
+asked by the gates, which refuse what has none.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from esper.leyline.alpha import Curve, check_alpha
+from esper.leyline.checks import Checks
+from esper.leyline.commands import Command
+from esper.leyline.errors import ConfigError
+from esper.leyline.legality import legal_ops, spent_budget, why_refused
+from esper.leyline.observation import Observation, SlotObservation
+from esper.leyline.stages import Op
+from esper.tamiyo.common import Stateless, after_birth, check_observation
+from esper.tamiyo.registry import register
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True, slots=True)
+class RandomConfig:
+    """How often and how far.
+
+    Fields:
+        kind: ``random``.
+        rate: probability that a slot draws at a tick, 0 to 1; WAIT is among what it draws from.
+        max_ticks: longest ramp in ticks; lengths are uniform from 0 to it.
+        targets: alphas that GERMINATE and SET_ALPHA_TARGET choose from.
+    """
+
+    kind: str = "random"
+    rate: float = 0.5
+    max_ticks: int = 4
+    targets: list[float] = field(default_factory=lambda: [0.5, 1.0])
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("kind", self.kind == "random", "must be 'random'")
+            check("rate", 0 <= self.rate <= 1, "probability, must be 0 to 1")
+            check("max_ticks", 0 <= self.max_ticks <= 10_000, "ticks, must be 0 to 10000")
+            check("targets", bool(self.targets), "needs at least one alpha")
+        for target in self.targets:
+            try:
+                check_alpha(target, "targets")
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+
+
+class Draws:
+    """Independent uniform draws for one (seed, tick, slot), each by its label."""
+
+    def __init__(self, seed: int, tick: int, slot: str) -> None:
+        self._key = f"{seed}/{tick}/{slot}"
+
+    def unit(self, label: str) -> float:
+        """Uniform in [0, 1), 53 bits."""
+        word = hashlib.blake2b(f"{self._key}/{label}".encode(), digest_size=8).digest()
+        return (int.from_bytes(word, "big") >> 11) * 2.0**-53
+
+    def choice(self, label: str, options: Sequence[T]) -> T:
+        """One of ``options``, all alike."""
+        return options[int(self.unit(label) * len(options))]
+
+
+@register("random", RandomConfig)
+class RandomController(Stateless):
+    """Draws one legal action per slot with probability ``rate`` at each tick."""
+
+    name = "random"
+
+    def __init__(self, config: RandomConfig, *, slots: tuple[str, ...], seed: int) -> None:
+        self._config = config
+        self._slots = slots
+        self._seed = seed
+
+    def decide(self, observation: Observation) -> list[Command]:
+        """Legal commands; a drawn WAIT is left out."""
+        check_observation(observation, self._slots)
+        commands = []
+        for view in observation.slots:
+            draws = Draws(self._seed, observation.tick, view.slot)
+            if draws.unit("act") >= self._config.rate:
+                continue
+            command = self._draw(observation, view, draws)
+            if command.op is Op.WAIT:
+                continue
+            commands.append(command)
+            for info in view.catalogue:
+                if command.op is Op.GERMINATE and info.name == command.blueprint:
+                    observation = after_birth(observation, info)
+        return commands
+
+    def _draw(self, observation: Observation, view: SlotObservation, draws: Draws) -> Command:
+        affordable = [info.name for info in view.catalogue if spent_budget(observation.budgets, info) is None]
+        ops = [op for op in legal_ops(observation, view) if op is not Op.GERMINATE or affordable]
+        op = draws.choice("op", ops)
+        command = Command(slot=view.slot, op=op, reason=f"drawn from {', '.join(option.name for option in ops)}")
+        if op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE):
+            ticks, curve = draws.choice("ticks", range(self._config.max_ticks + 1)), draws.choice("curve", list(Curve))
+            shaped = dataclasses.replace(command, ticks=ticks, curve=curve)
+            if op is Op.GERMINATE:
+                shaped = dataclasses.replace(shaped, blueprint=draws.choice("blueprint", affordable))
+            if op is not Op.PRUNE:
+                return dataclasses.replace(shaped, target=float(draws.choice("target", self._config.targets)))
+            return command if why_refused(observation, shaped) else shaped  # where no ramp may run, prune at once
+        return command

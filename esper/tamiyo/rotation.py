@@ -1,0 +1,152 @@
+"""Which blueprint next? Rotation with penalties, from what was seen to happen in each slot.
+
+A failed birth adds 1 to its blueprint's penalty in that slot; a penalty halves every ``half_life`` ticks. Untried
+blueprints come first, then those with the smallest penalty; equals go to the one least alive elsewhere (so that slots
+try different things), then to the preferred or cheapest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from esper.leyline.alpha import AlphaMode
+from esper.leyline.errors import ConfigError
+from esper.leyline.legality import spent_budget
+from esper.leyline.observation import BlueprintInfo, Observation, SlotObservation
+from esper.leyline.stages import Stage
+
+DO_NOTHING = "noop"  # the blueprint for controls; never chosen unless preferred by name
+
+
+class Rotation(NamedTuple):
+    """Settings: preferred names in order (empty: all, cheapest first), half-life in ticks, highest penalty tried."""
+
+    preference: tuple[str, ...]
+    half_life: float
+    max_penalty: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Failures:
+    """Decaying count of one blueprint's failures in one slot: ``penalty`` as it was at ``tick``."""
+
+    penalty: float
+    tick: int
+
+
+@dataclass(slots=True, kw_only=True)
+class SlotRecord:
+    """What was seen in one slot.
+
+    Fields:
+        stage: at the last tick.
+        living: blueprint of the seed that lives there.
+        proposed: blueprint of the birth asked for and not yet seen.
+        tried: every blueprint that was born or asked for here, with its failures.
+        spent_tick: since when all looks of this stage are spent; None while some are left.
+        against: readings in a row that speak against a blending seed; against_tick: when the last was measured.
+        stalled: ticks at rest in this stage without a passing verdict.
+    """
+
+    stage: Stage = Stage.EMPTY
+    living: str | None = None
+    proposed: str | None = None
+    tried: dict[str, Failures] = field(default_factory=dict)
+    spent_tick: int | None = None
+    against: int = 0
+    against_tick: int | None = None
+    stalled: int = 0
+
+
+def _decayed(failed: Failures, tick: int, half_life: float) -> float:
+    return failed.penalty * 0.5 ** ((tick - failed.tick) / half_life)
+
+
+def failures(record: SlotRecord, tick: int, rotation: Rotation) -> float:
+    """Decayed count of failed births in a slot."""
+    return sum(_decayed(failed, tick, rotation.half_life) for failed in record.tried.values())
+
+
+def _fail(record: SlotRecord, name: str, tick: int, half_life: float) -> None:
+    before = record.tried.get(name)
+    record.tried[name] = Failures(penalty=1.0 + (_decayed(before, tick, half_life) if before else 0.0), tick=tick)
+
+
+def note(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotation) -> None:
+    """Brings a slot's record up to this tick's observation."""
+    if view.stage is not record.stage:
+        record.stage, record.spent_tick, record.against, record.against_tick, record.stalled = (
+            view.stage,
+            None,
+            0,
+            None,
+            0,
+        )
+    if view.stage.has_seed:
+        record.living, record.proposed = view.blueprint, None
+        if view.blueprint is not None:
+            record.tried.setdefault(view.blueprint, Failures(penalty=0.0, tick=tick))
+    elif not view.staged:
+        gone = record.living or record.proposed  # ended by whoever, or refused, or vetoed
+        if gone is not None:
+            _fail(record, gone, tick, rotation.half_life)
+        record.living = record.proposed = None
+    if view.looks < view.max_looks:
+        record.spent_tick = None
+    elif record.spent_tick is None:
+        record.spent_tick = tick  # evidence of the last look may still be on its way; the next tick has it
+    if view.alpha_mode is AlphaMode.HOLD and not view.ending:
+        record.stalled = 0 if view.verdict is not None and view.verdict.passed else record.stalled + 1
+        _weigh(record, view)
+
+
+def _weigh(record: SlotRecord, view: SlotObservation) -> None:
+    """Counts fresh readings at the present full alpha, each once, that a gate's evidence checks refused."""
+    fresh = view.contribution.is_measured and view.contribution.tick != record.against_tick
+    if view.verdict is None or not fresh or view.alpha_target < 1.0 or view.contribution_alpha != view.alpha:
+        return
+    refused = any(not check.passed and not check.integrity for check in view.verdict.checks)
+    record.against = record.against + 1 if refused else 0
+    record.against_tick = view.contribution.tick
+
+
+def check_preference(rotation: Rotation, observation: Observation) -> None:
+    """Before anything grew, a preferred name that no slot takes is a mistake.
+
+    Raises:
+        ConfigError: names such blueprints and lists those that fit.
+    """
+    if any(view.stage is not Stage.EMPTY or view.staged for view in observation.slots):
+        return
+    known = {info.name for view in observation.slots for info in view.catalogue}
+    lost = [name for name in rotation.preference if name not in known]
+    if lost:
+        raise ConfigError(
+            f"controller.blueprints: {', '.join(lost)} fits no slot of this host; it takes {', '.join(sorted(known))}"
+        )
+
+
+def _by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]) -> list[BlueprintInfo]:
+    if rotation.preference:
+        fitting = {info.name: info for info in catalogue}
+        return [fitting[name] for name in rotation.preference if name in fitting]
+    useful = [info for info in catalogue if info.name != DO_NOTHING]
+    return sorted(useful, key=lambda info: (info.parameters, info.flops, info.name))
+
+
+def choose(
+    rotation: Rotation, records: Mapping[str, SlotRecord], observation: Observation, view: SlotObservation
+) -> tuple[str, str] | None:
+    """Name of the blueprint to try next in a slot and why, or None when none is affordable and due."""
+    record, tick = records[view.slot], observation.tick
+    alive = [other.living if other.stage.is_live else other.proposed for other in records.values()]
+    ranked: list[tuple[tuple[bool, float, int], BlueprintInfo]] = []
+    for info in _by_preference(rotation, view.catalogue):
+        failed = record.tried.get(info.name)
+        penalty = 0.0 if failed is None else _decayed(failed, tick, rotation.half_life)
+        if penalty <= rotation.max_penalty and spent_budget(observation.budgets, info) is None:
+            ranked.append(((failed is not None, penalty, alive.count(info.name)), info))
+    if not ranked:
+        return None
+    (tried, penalty, _), info = min(ranked, key=lambda entry: entry[0])  # min() keeps the first of equals
+    return info.name, f"{info.name} again, penalty {penalty:.2g}" if tried else f"{info.name} is untried here"

@@ -1,0 +1,146 @@
+"""A fixed list of (tick, slot, action): the dumb schedule that a clever controller has to beat.
+
+An entry is proposed at its tick, legal or not: a refusal is then an event that people see, where a silent skip would
+make the schedule lie. Entries are plain mappings, so that YAML writes them:
+
+    actions:
+      - {tick: 2, slot: r0c0, op: GERMINATE, blueprint: conv_small, ticks: 4, curve: COSINE}
+      - {tick: 6, slot: r0c0, op: ADVANCE}
+      - {tick: 30, slot: r0c0, op: PRUNE, ticks: 2}
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper.leyline.alpha import Curve
+from esper.leyline.checks import Checks
+from esper.leyline.commands import Command
+from esper.leyline.errors import ConfigError
+from esper.leyline.observation import Observation
+from esper.leyline.slots import parse_slot, sort_slots
+from esper.leyline.stages import Op
+from esper.tamiyo.common import Stateless, check_observation
+from esper.tamiyo.registry import register
+
+_ALWAYS = ("tick", "slot", "op")
+_RAMP = ("curve", "ticks", "steepness")
+_REQUIRED: dict[Op, tuple[str, ...]] = {Op.GERMINATE: ("blueprint",), Op.SET_ALPHA_TARGET: ("target",)}
+_OPTIONAL: dict[Op, tuple[str, ...]] = {
+    Op.GERMINATE: ("target", *_RAMP),
+    Op.SET_ALPHA_TARGET: _RAMP,
+    Op.PRUNE: _RAMP,
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """The list of actions.
+
+    Fields:
+        kind: ``schedule``.
+        actions: mappings with ``tick`` (control tick, from 0), ``slot``, ``op`` (WAIT, GERMINATE, ADVANCE,
+            SET_ALPHA_TARGET, PRUNE or FOSSILIZE), and what the op uses: ``blueprint`` (GERMINATE, needed), ``target``
+            (alpha in [0, 1]; GERMINATE, and needed for SET_ALPHA_TARGET), and for the coming ramp of GERMINATE,
+            SET_ALPHA_TARGET and PRUNE ``curve`` (LINEAR, COSINE, SIGMOID), ``ticks`` (0 to 10000; 0 is at once) and
+            ``steepness`` (SIGMOID's k, above 0 to 50). Left out, these keep the defaults of `Command`. At most one
+            entry for a tick and slot.
+    """
+
+    kind: str = "schedule"
+    actions: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("kind", self.kind == "schedule", "must be 'schedule'")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_RULES: dict[str, tuple[Any, str]] = {
+    "tick": (lambda v: _is_int(v) and v >= 0, "must be a whole number >= 0"),
+    "blueprint": (lambda v: isinstance(v, str) and v != "", "must be a blueprint's name"),
+    "target": (lambda v: _is_number(v) and 0 <= v <= 1, "alpha, must be 0 to 1"),
+    "ticks": (lambda v: _is_int(v) and 0 <= v <= 10_000, "must be a whole number, 0 to 10000"),
+    "steepness": (lambda v: _is_number(v) and 0 < v <= 50, "must be above 0, to 50"),
+    "op": (lambda v: v in Op.__members__, f"must be one of {', '.join(Op.__members__)}"),
+    "curve": (lambda v: v in Curve.__members__, f"must be one of {', '.join(Curve.__members__)}"),
+}
+
+
+def _problems(entry: dict[str, Any], slots: tuple[str, ...]) -> list[str]:
+    """What is wrong with one entry, each as ``field = value: expected``."""
+    found = [f"{key}: missing" for key in _ALWAYS if key not in entry]
+    for key, (rule, expected) in _RULES.items():
+        if key in entry and not (isinstance(entry[key], str | int | float) and rule(entry[key])):
+            found.append(f"{key} = {entry[key]!r}: {expected}")
+    if "slot" in entry:
+        try:
+            parse_slot(entry["slot"], slots)
+        except ConfigError as error:
+            found += error.problems
+    op = Op.__members__.get(entry["op"]) if isinstance(entry.get("op"), str) else None
+    used = {*_RULES, "slot"} if op is None else {*_ALWAYS, *_REQUIRED.get(op, ()), *_OPTIONAL.get(op, ())}
+    if op is not None:
+        found += [f"{key}: missing, {op.name} needs it" for key in _REQUIRED.get(op, ()) if key not in entry]
+    whose = "an entry" if op is None else op.name
+    found += [
+        f"{key}: {whose} has no such field; it takes {', '.join(sorted(used))}" for key in sorted(set(entry) - used)
+    ]
+    return found
+
+
+def _command(entry: dict[str, Any]) -> Command:
+    arguments = {key: value for key, value in entry.items() if key not in _ALWAYS}
+    if "curve" in arguments:
+        arguments["curve"] = Curve[arguments["curve"]]
+    for key in {"target", "steepness"} & set(arguments):
+        arguments[key] = float(arguments[key])
+    return Command(slot=entry["slot"], op=Op[entry["op"]], reason=f"scheduled for tick {entry['tick']}", **arguments)
+
+
+def parse_actions(actions: list[dict[str, Any]], slots: tuple[str, ...]) -> dict[int, list[Command]]:
+    """Commands by tick, row-major within a tick.
+
+    Raises:
+        ConfigError: bad entries, all of them together, each problem with its place in the list.
+    """
+    problems: list[str] = []
+    due: dict[int, dict[str, Command]] = {}
+    for index, entry in enumerate(actions):
+        path = f"controller.actions[{index}]"
+        if not isinstance(entry, dict):
+            problems.append(f"{path} = {entry!r}: must be a mapping with {', '.join(_ALWAYS)}")
+            continue
+        wrong = _problems(entry, slots)
+        problems += [f"{path}.{line}" for line in wrong]
+        if not wrong:
+            command, at = _command(entry), due.setdefault(entry["tick"], {})
+            if command.slot in at:
+                problems.append(f"{path}: slot {command.slot} has an entry at tick {entry['tick']} already")
+            at[command.slot] = command
+    if problems:
+        raise ConfigError(problems)
+    return {tick: [at[slot] for slot in sort_slots(at)] for tick, at in due.items()}
+
+
+@register("schedule", ScheduleConfig)
+class ScheduleController(Stateless):
+    """Proposes each entry at its tick."""
+
+    name = "schedule"
+
+    def __init__(self, config: ScheduleConfig, *, slots: tuple[str, ...], seed: int) -> None:
+        self._slots = slots
+        self._due = parse_actions(config.actions, slots)
+
+    def decide(self, observation: Observation) -> list[Command]:
+        """The entries due at this tick."""
+        check_observation(observation, self._slots)
+        return list(self._due.get(observation.tick, ()))
