@@ -1,0 +1,15 @@
+"""Data sets in four disjoint parts, and which sample is seen where and when."""
+
+from esper.tolaria.data.augment import Augment
+from esper.tolaria.data.corpus import PySourceConfig, TextConfig
+from esper.tolaria.data.digits import DigitsConfig
+from esper.tolaria.data.images import Cifar10Config, ImagesConfig
+from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.data.registry import DATASETS, DataConfig, data_config_class, load_data, register
+from esper.tolaria.data.sampler import BatchPlan, draw, eval_shards, microbatches, shard
+
+__all__ = [
+    "DATASETS", "Augment", "BatchPlan", "Bundle", "Cifar10Config", "DataConfig", "DigitsConfig", "ImagesConfig", "Part",
+    "PySourceConfig", "TextConfig", "data_config_class", "draw", "eval_shards", "load_data", "microbatches", "register",
+    "shard",
+]  # fmt: skip

@@ -1,0 +1,48 @@
+"""Random crop and mirror image, each a pure function of (seed, epoch, sample id).
+
+A sample is augmented the same way in whatever batch, on whatever rank and in whatever world it comes up, so training
+on N ranks equals training on one, and a resumed run sees what the uninterrupted one saw.
+"""
+
+from enum import StrEnum
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from esper.tolaria.data.hashing import hashed
+
+
+class Augment(StrEnum):
+    """What happens to training images. CROP_FLIP: shift by up to ``crop_pad`` pixels, and mirror every second one."""
+
+    NONE = "none"
+    CROP_FLIP = "crop_flip"
+
+
+def crop_flip(x_NCHW: Tensor, ids: Tensor, *, seed: int, epoch: int, pad: int) -> Tensor:
+    """Crops from the zero-padded image at a random place, then mirrors left and right with probability 1/2.
+
+    Args:
+        x_NCHW: normalised images; the border is 0, so the mean colour of the training part.
+        ids: sample ids, int64 [N].
+        seed, epoch: of the run; with the id they decide everything.
+        pad: pixels on each side.
+
+    Returns:
+        [N, C, H, W], contiguous.
+    """
+    count, _, height, width = x_NCHW.shape
+    bits = hashed(ids, "crop_flip", seed, epoch)
+    places = np.uint64(2 * pad + 1)  # 16 bits scaled to this range: biased by less than one part in 2^16 / places
+    top = torch.from_numpy(((bits & np.uint64(0xFFFF)) * places >> np.uint64(16)).astype(np.int64))
+    left = torch.from_numpy(((bits >> np.uint64(16) & np.uint64(0xFFFF)) * places >> np.uint64(16)).astype(np.int64))
+    mirrored = torch.from_numpy((bits >> np.uint64(63)).astype(bool))
+
+    across = torch.arange(width).expand(count, width)
+    columns = left[:, None] + torch.where(mirrored[:, None], across.flip(1), across)
+    rows = top[:, None] + torch.arange(height)
+    padded = F.pad(x_NCHW, (pad, pad, pad, pad))
+    cropped_NHWC = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return cropped_NHWC.permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,242 @@
+"""Images in Parquet files of the Hugging Face layout: one struct{bytes, path} column, one integer label column.
+
+Images are decoded once into uint8 and normalised when fetched, with mean and deviation of the training part. Both are
+computed from a histogram of the bytes in whole numbers, so they do not depend on how a sum was ordered.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from esper.leyline.checks import Checks
+from esper.leyline.errors import ConfigError, DataError
+from esper.tolaria.data.augment import Augment
+from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
+from esper.tolaria.data.registry import DataConfig, data_file, data_root, register, split_order
+from esper.tolaria.task import Task
+
+_FIX = (
+    'mkdir -p FOLDER && python -c "import datasets; '
+    "[part.to_parquet(f'FOLDER/{name}.parquet') for name, part in datasets.load_dataset('HUB').items()]\""
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class ImagesConfig(DataConfig):
+    """Any image Parquet: a folder with train.parquet and test.parquet; all images of one size.
+
+    Fields:
+        root: that folder.
+        image_column: struct{bytes, path}; often ``img`` or ``image``.
+        label_column: integers from 0 to classes - 1.
+        classes: number of labels.
+        channels: 3 (images are read as RGB) or 1 (as grey).
+        validation, probe: images cut from train.parquet for these parts.
+        max_train: training images at most; null is all that are left.
+        augment: what happens to training images.
+        crop_pad: pixels by which crop_flip shifts at most.
+    """
+
+    folder: ClassVar[str | None] = None
+    hub: ClassVar[str] = "NAME"
+
+    kind: str = "images"
+    root: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    classes: int = 10
+    channels: int = 3
+    validation: int = 2000
+    probe: int = 2000
+    max_train: int | None = None
+    augment: Augment = Augment.NONE
+    crop_pad: int = 4
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            self.check_split(check)
+            check("root", self.root != "", "must name a folder, or null for the one below ESPER_DATA")
+            check("classes", self.classes >= 2, "must be >= 2")
+            check("channels", self.channels in (1, 3), "must be 3 (RGB) or 1 (grey)")
+            check("max_train", self.max_train is None or self.max_train >= 2, "images, must be >= 2, or null for all")
+            check("crop_pad", self.crop_pad >= 1, "pixels, must be >= 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class Cifar10Config(ImagesConfig):
+    """CIFAR-10 in Parquet. ``root`` null: the folder cifar10 below the one that ESPER_DATA names."""
+
+    folder: ClassVar[str | None] = "cifar10"
+    hub: ClassVar[str] = "uoft-cs/cifar10"
+
+    kind: str = "cifar10"
+    image_column: str = "img"
+
+
+def channel_statistics(images_NCHW: Tensor, kind: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, in units of the bytes.
+
+    Raises:
+        DataError: a channel is constant, so there is nothing to normalise by.
+    """
+    mean, std = [], []
+    for channel in images_NCHW.unbind(1):
+        counts = torch.bincount(channel.flatten(), minlength=256).tolist()
+        n, total = channel.numel(), sum(value * count for value, count in enumerate(counts))
+        total_sq = sum(value * value * count for value, count in enumerate(counts))
+        mean.append(total / n)
+        std.append(math.sqrt(n * total_sq - total * total) / n)
+    if min(std) == 0.0:
+        raise DataError(f"data={kind}: channel {std.index(0.0)} of the training images is constant; nothing to learn")
+    return mean, std
+
+
+class _Table:
+    """The two columns of one Parquet file; rows are decoded when asked for."""
+
+    def __init__(self, config: ImagesConfig, path: Path) -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+            from PIL import Image
+        except ImportError as error:
+            raise ConfigError(
+                f"data.kind = {config.kind!r}: needs pyarrow and pillow ({error}); pip install 'esper[images]'"
+            ) from error
+        self._config, self.path, self._pillow = config, path, Image
+        layout = (
+            f"columns {config.image_column!r} = struct{{bytes, path}} and {config.label_column!r} = int64 "
+            "(data.image_column, data.label_column)"
+        )
+        try:
+            with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                names = ", ".join(f"{field.name}: {field.type}" for field in schema)
+                for column, key in ((config.image_column, "image_column"), (config.label_column, "label_column")):
+                    if column not in schema.names:
+                        raise DataError(
+                            f"{path}: no column {column!r}, it has {names}; expected {layout}; "
+                            f"set data.{key} to one that is there"
+                        )
+                image, label = schema.field(config.image_column).type, schema.field(config.label_column).type
+                binary = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+                binary = binary and (pa.types.is_binary(image.field("bytes").type) or
+                                     pa.types.is_large_binary(image.field("bytes").type))  # fmt: skip
+                if not (binary and pa.types.is_integer(label)):
+                    raise DataError(f"{path}: it has {names}; expected {layout}; write the file in that layout")
+                table = file.read(columns=[config.image_column, config.label_column])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}: not readable as Parquet ({_one_line(error)}); expected {layout}; get the file again"
+            ) from error
+        self._images = table.column(config.image_column)
+        self.labels = self._checked_labels(table.column(config.label_column))
+
+    def _checked_labels(self, column: Any) -> Tensor:
+        if column.null_count:
+            raise DataError(f"{self.path}: {column.null_count} rows without a label; drop them from the file")
+        labels = torch.from_numpy(column.to_numpy().astype(np.int64))
+        wrong = ((labels < 0) | (labels >= self._config.classes)).nonzero().flatten()
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{self.path}: row {row} has label {int(labels[row])}, expected 0 to {self._config.classes - 1}; "
+                "set data.classes to the number of classes of this file"
+            )
+        return labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """Images of these rows, uint8 [N, C, H, W]; all of the size of the first."""
+        images: Tensor | None = None
+        for place, row in enumerate(rows.tolist()):
+            image = self._decode_row(row)
+            if images is None:
+                images = torch.empty((len(rows), *image.shape), dtype=torch.uint8)
+            if image.shape != images.shape[1:]:
+                raise DataError(
+                    f"{self.path}: row {row} is an image of {list(image.shape)} [C, H, W], others of "
+                    f"{list(images.shape[1:])}; resize them to one size"
+                )
+            images[place] = image
+        assert images is not None
+        return images
+
+    def _decode_row(self, row: int) -> Tensor:
+        cell = self._images[row].as_py()
+        data = None if cell is None else cell["bytes"]
+        if data is None:
+            raise DataError(
+                f"{self.path}: row {row} of column {self._config.image_column!r} holds no bytes (a path alone is not "
+                "read); write the file with its images embedded"
+            )
+        try:
+            with self._pillow.open(io.BytesIO(data)) as image:
+                pixels = np.array(image.convert("RGB" if self._config.channels == 3 else "L"))
+        except (OSError, ValueError, SyntaxError, self._pillow.DecompressionBombError) as error:
+            unknown = isinstance(error, self._pillow.UnidentifiedImageError)  # its text holds an address in memory
+            why = "unknown format" if unknown else _one_line(error)
+            raise DataError(
+                f"{self.path}: row {row} of column {self._config.image_column!r} is no readable image "
+                f"({why}); get the file again, or drop the row"
+            ) from error
+        return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    hasher = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return {"path": path.name, "bytes": path.stat().st_size, "xxh3_64": hasher.hexdigest()}
+
+
+@register(Cifar10Config)
+@register(ImagesConfig)
+def load_images(config: ImagesConfig) -> Bundle:
+    """Reads both files; x is float32 [N, C, H, W] with the training part's mean 0 and deviation 1 per channel."""
+    layout = (
+        f"train.parquet and test.parquet (columns {config.image_column!r} = struct{{bytes, path}}, "
+        f"{config.label_column!r} = int64)"
+    )
+    fix = _FIX.replace("HUB", config.hub)
+    root = data_root(config, config.root, config.folder, layout, fix)
+    paths = {name: data_file(root, f"{name}.parquet", layout, fix) for name in ("train", "test")}
+    train, test = _Table(config, paths["train"]), _Table(config, paths["test"])
+    held = config.validation + config.probe
+    order = split_order(config, len(train), held, str(train.path))
+    validation, probe, rest = order.split([config.validation, config.probe, len(train) - held])
+    rows = {"train": rest[: config.max_train], "validation": validation, "probe": probe}
+    images = {name: train.decode(places) for name, places in rows.items()}
+    labels = {name: train.labels[places] for name, places in rows.items()}
+    if len(test) < 2:
+        raise DataError(f"{test.path}: {len(test)} rows, expected at least 2; get the file again")
+    images["test"], labels["test"] = test.decode(torch.arange(len(test))), test.labels
+    shapes = {name: tuple(part.shape[1:]) for name, part in images.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"{root}: images of unequal sizes [C, H, W]: {shapes}; resize them to one size")
+
+    mean, std = channel_statistics(images["train"], config.kind)
+    return make_bundle(
+        name=config.kind,
+        task=Task.CLASSIFICATION,
+        input_shape=shapes["train"],
+        classes=config.classes,
+        parts={name: ImagePart(images[name], labels[name], mean, std) for name in images},
+        record={"files": [_file_entry(path) for path in paths.values()], "mean": mean, "std": std},
+        augment=config.augment,
+        crop_pad=config.crop_pad,
+    )

@@ -1,0 +1,177 @@
+"""What a loader hands out: four disjoint parts of one data set, their digest, and a record of where they came from.
+
+    train        what the network learns from; the only part that is ever augmented
+    validation   what governor, controller and the choice of the best checkpoint see
+    probe        where gates draw samples for evidence; no reported number uses it
+    test         read once, on the checkpoint that validation chose
+
+Everything lives in memory as bytes and is turned into float32 images or int64 tokens when fetched.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from esper.leyline.errors import DataError
+from esper.tolaria.data.augment import Augment, crop_flip
+from esper.tolaria.task import Task
+
+PART_NAMES = ("train", "validation", "probe", "test")
+
+
+class Part(ABC):
+    """Samples 0 .. len-1, fetched by index."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples by index, never augmented.
+
+        Args:
+            indices: int64 [N], on the CPU.
+
+        Returns:
+            x and y on the CPU: float32 [N, C, H, W] and int64 [N], or int64 [N, T] and int64 [N, T].
+        """
+
+    @abstractmethod
+    def content(self) -> tuple[Tensor, ...]:
+        """The tensors that hold every sample, for the digest."""
+
+
+class ImagePart(Part):
+    """Images as bytes, normalised when fetched.
+
+    Args:
+        images_NCHW: uint8. labels: int64 [N].
+        mean, std: one number per channel, in units of the bytes.
+    """
+
+    def __init__(self, images_NCHW: Tensor, labels: Tensor, mean: list[float], std: list[float]) -> None:
+        self._images, self._labels = images_NCHW, labels
+        self._mean = torch.tensor(mean).view(-1, 1, 1)
+        self._std = torch.tensor(std).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Part.fetch`; x is float32 [N, C, H, W]."""
+        x = self._images[indices].to(torch.float32).sub_(self._mean).div_(self._std)
+        return x, self._labels[indices]
+
+    def content(self) -> tuple[Tensor, ...]:
+        """Images and labels."""
+        return self._images, self._labels
+
+
+class BytePart(Part):
+    """Text as windows of bytes: x is a window without its last byte, y the same without its first.
+
+    Args:
+        windows: uint8 [N, T + 1].
+    """
+
+    def __init__(self, windows: Tensor) -> None:
+        self._windows = windows
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Part.fetch`; x and y are int64 [N, T]."""
+        tokens = self._windows[indices].to(torch.int64)
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def content(self) -> tuple[Tensor, ...]:
+        """The windows."""
+        return (self._windows,)
+
+
+def digest_parts(parts: Mapping[str, Part]) -> int:
+    """62-bit digest over names, shapes and bytes of all parts, in the order of `PART_NAMES`."""
+    hasher = xxhash.xxh3_64()
+    for name in PART_NAMES:
+        for tensor in parts[name].content():
+            hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+            hasher.update(tensor.contiguous().numpy().data)
+    return hasher.intdigest() >> 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bundle:
+    """A loaded data set.
+
+    Fields:
+        name: the registered kind.
+        task: what a sample is and costs.
+        input_shape: shape of one x, without the batch axis.
+        classes: number of classes, or of bytes in the vocabulary.
+        train, validation, probe, test: disjoint parts.
+        digest: 62 bits over the bytes of all parts; ranks with unequal ones are refused, runs are not compared.
+        record: plain data for the run's record: sizes, digest, files with their hash, normalisation.
+        augment, crop_pad: what `train_batch` does to images; pad in pixels.
+    """
+
+    name: str
+    task: Task
+    input_shape: tuple[int, ...]
+    classes: int
+    train: Part
+    validation: Part
+    probe: Part
+    test: Part
+    digest: int
+    record: dict[str, Any]
+    augment: Augment
+    crop_pad: int
+
+    def example(self) -> Tensor:
+        """x of two training samples: what a host is traced and measured with."""
+        return self.train.fetch(torch.arange(2))[0]
+
+    def train_batch(self, indices: Tensor, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Training samples, augmented where the config asks; a pure function of its arguments.
+
+        Args:
+            indices: int64 [N] into the training part, on the CPU.
+            seed, epoch: of the run; they decide the augmentation together with each index.
+        """
+        x, y = self.train.fetch(indices)
+        if self.augment is Augment.CROP_FLIP:
+            x = crop_flip(x, indices, seed=seed, epoch=epoch, pad=self.crop_pad)
+        return x, y
+
+
+def make_bundle(
+    *,
+    name: str,
+    task: Task,
+    input_shape: tuple[int, ...],
+    classes: int,
+    parts: Mapping[str, Part],
+    record: dict[str, Any],
+    augment: Augment = Augment.NONE,
+    crop_pad: int = 0,
+) -> Bundle:
+    """Digests the parts and completes the record.
+
+    Raises:
+        DataError: a part is too small to use.
+    """
+    sizes = {part: len(parts[part]) for part in PART_NAMES}
+    if min(sizes.values()) < 2:
+        raise DataError(f"data={name}: every part needs at least 2 samples, got {sizes}; change the sizes in data.*")
+    digest = digest_parts(parts)
+    return Bundle(
+        name=name, task=task, input_shape=input_shape, classes=classes, train=parts["train"],
+        validation=parts["validation"], probe=parts["probe"], test=parts["test"], digest=digest,
+        record={"kind": name, "sizes": sizes, "digest": digest, **record}, augment=augment, crop_pad=crop_pad,
+    )  # fmt: skip

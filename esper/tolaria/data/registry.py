@@ -1,0 +1,149 @@
+"""Data sets by name: a loader registers itself with its config class; `load_data` finds it by ``config.kind``.
+
+To add a data set: subclass `DataConfig` with a ``kind``, write ``loader(config) -> Bundle`` under
+``@register(YourConfig)``, import the module in `esper.tolaria.data`, and add ``conf/data/<kind>.yaml``.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from esper.leyline.checks import Checks
+from esper.leyline.errors import ConfigError, DataError
+from esper.tolaria.data.hashing import hashed_order
+from esper.tolaria.data.parts import Bundle
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """What every data set has.
+
+    Fields:
+        kind: registered name; chooses the loader.
+        split_seed: decides which sample is in which part; independent of the run's seed.
+        validation, probe: samples in these parts.
+    """
+
+    kind: str
+    split_seed: int = 0
+    validation: int
+    probe: int
+
+    def check_split(self, check: Checks) -> None:
+        """Range checks of the shared fields, reported together with the subclass's own."""
+        check("split_seed", self.split_seed >= 0, "must be >= 0")
+        for name in ("validation", "probe"):
+            check(name, getattr(self, name) >= 2, "samples, must be >= 2")
+
+
+Loader = Callable[[Any], Bundle]
+C = TypeVar("C", bound=DataConfig)
+
+DATASETS: dict[str, tuple[type[DataConfig], Loader]] = {}
+
+
+def register(config_class: type[C]) -> Callable[[Callable[[C], Bundle]], Callable[[C], Bundle]]:
+    """Registers a loader under the default of its config class's ``kind``.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    name = next(field.default for field in dataclasses.fields(config_class) if field.name == "kind")
+    if not isinstance(name, str):
+        raise ConfigError(f"{config_class.__name__}.kind: needs the data set's name as its default")
+    if name in DATASETS:
+        raise ConfigError(f"data set {name!r} is registered already; names taken: {', '.join(sorted(DATASETS))}")
+
+    def decorate(loader: Callable[[C], Bundle]) -> Callable[[C], Bundle]:
+        DATASETS[name] = (config_class, loader)
+        return loader
+
+    return decorate
+
+
+def _entry(kind: str) -> tuple[type[DataConfig], Loader]:
+    if kind not in DATASETS:
+        raise ConfigError(f"data.kind = {kind!r}: unknown data set; known are {', '.join(sorted(DATASETS))}")
+    return DATASETS[kind]
+
+
+def data_config_class(kind: str) -> type[DataConfig]:
+    """Config class of a data set.
+
+    Raises:
+        ConfigError: unknown name; the text lists the known ones.
+    """
+    return _entry(kind)[0]
+
+
+def load_data(config: DataConfig) -> Bundle:
+    """Loads a data set. The same config and files give the same parts and digest in every process.
+
+    Raises:
+        ConfigError: unknown kind, or a config class of another one.
+        DataError: the data is absent or malformed; the text says what is expected and what to do.
+    """
+    config_class, loader = _entry(config.kind)
+    if type(config) is not config_class:
+        raise ConfigError(f"data.kind = {config.kind!r}: needs {config_class.__name__}, got {type(config).__name__}")
+    return loader(config)
+
+
+def data_root(config: DataConfig, root: str | None, folder: str | None, layout: str, fix: str) -> Path:
+    """Folder of a data set on disk: ``data.root``, or ``folder`` below the one that ESPER_DATA names.
+
+    Args:
+        root: the config's. folder: None where there is no usual name, so that data.root is needed.
+        layout: what the folder must hold. fix: the command that would fill FOLDER.
+
+    Raises:
+        DataError: neither is set, or the folder does not exist.
+    """
+    parent = os.environ.get("ESPER_DATA", "")
+    if root is None and (folder is None or not parent):
+        other = f" or export ESPER_DATA=PARENT, where PARENT/{folder} is that folder" if folder else ""
+        raise DataError(
+            f"data={config.kind}: data.root is null{' and ESPER_DATA is not set' if folder else ''}; expected a folder "
+            f"with {layout}; set data.root=FOLDER{other}; to fill it: {fix}"
+        )
+    path = Path(root).expanduser() if root is not None else Path(parent).expanduser() / str(folder)
+    if not path.is_dir():
+        source = "data.root" if root is not None else "ESPER_DATA"
+        raise DataError(
+            f"data={config.kind}: {path} (from {source}) is not a folder; expected {layout} in it; set data.root to "
+            f"one that has them, or fill it: {fix.replace('FOLDER', str(path))}"
+        )
+    return path
+
+
+def data_file(folder: Path, name: str, layout: str, fix: str) -> Path:
+    """A file of a data set.
+
+    Raises:
+        DataError: it is not there.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; expected {layout} in {folder}; to fill it: {fix.replace('FOLDER', str(folder))}"
+        )
+    return path
+
+
+def split_order(config: DataConfig, size: int, needed: int, what: str) -> Tensor:
+    """The order in which ``size`` units are dealt to parts, int64 [size]; a pure function of ``split_seed``.
+
+    Raises:
+        DataError: there are not more than the ``needed`` units that leave the training part.
+    """
+    if size < needed + 2:
+        raise DataError(
+            f"data={config.kind}: {what} has {size} samples, but the other parts take {needed} and training needs 2; "
+            "make those parts smaller (data.validation, data.probe) or bring more data"
+        )
+    return hashed_order(size, "split", config.split_seed)

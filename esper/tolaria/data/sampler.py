@@ -1,0 +1,117 @@
+"""Which samples, on which rank, at which step: pure functions, so that the cursor of a run is one number.
+
+The global batch of an optimizer step depends on (seed, step) alone. It is cut into contiguous shards, one a rank, and
+each shard into as many pieces as there are forward/backward passes in a step. Every rank does the same number of
+passes, also where the ragged last batch has fewer samples than there are passes: a piece without samples becomes one
+sample of weight 0, so that no rank is missing from a gradient reduction and every sample still counts once.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from esper.tolaria.data.hashing import seeded_order
+
+
+class BatchPlan:
+    """The global batches of a run.
+
+    Args:
+        size: samples in the training part.
+        batch: samples of a global batch; the last one of an epoch has what is left.
+        seed: the run's; each epoch has a permutation keyed by (seed, epoch).
+
+    Raises:
+        ValueError: size or batch below 1.
+    """
+
+    def __init__(self, size: int, batch: int, seed: int) -> None:
+        if size < 1 or batch < 1:
+            raise ValueError(
+                f"a batch plan needs at least one sample and a batch of one, got size={size} batch={batch}"
+            )
+        self.size, self.batch, self.seed = size, batch, seed
+        self._order: tuple[int, Tensor] | None = None  # the last epoch asked for, and its permutation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a pass over the training part, the ragged last one included."""
+        return -(-self.size // self.batch)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Epoch and place in it of optimizer step ``step``, both from 0."""
+        if step < 0:
+            raise ValueError(f"step = {step}: must be >= 0")
+        return divmod(step, self.steps_per_epoch)
+
+    def indices(self, step: int) -> Tensor:
+        """The global batch of a step: int64 [batch], or fewer at an epoch's end."""
+        epoch, place = self.locate(step)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, seeded_order(self.size, "epoch", self.seed, epoch))
+        return self._order[1][place * self.batch : (place + 1) * self.batch]
+
+    def pieces(self, step: int, rank: int, world: int, accumulate: int) -> list[tuple[Tensor, Tensor]]:
+        """What one rank does in a step: ``accumulate`` pairs of indices and weights (see `microbatches`)."""
+        indices = self.indices(step)
+        return microbatches(shard(indices, rank, world), accumulate, spare=int(indices[0]))
+
+
+def bounds(size: int, index: int, count: int) -> tuple[int, int]:
+    """First and past-last place of piece ``index`` when ``size`` is cut into ``count`` that differ by at most one."""
+    if not 0 <= index < count:
+        raise ValueError(f"piece {index} of {count}: must be 0 to {count - 1}")
+    least, longer = divmod(size, count)
+    first = index * least + min(index, longer)
+    return first, first + least + (index < longer)
+
+
+def shard(indices: Tensor, rank: int, world: int) -> Tensor:
+    """A rank's contiguous share of a global batch; empty for the last ranks where there are more ranks than samples."""
+    first, last = bounds(len(indices), rank, world)
+    return indices[first:last]
+
+
+def microbatches(shard: Tensor, accumulate: int, *, spare: int) -> list[tuple[Tensor, Tensor]]:
+    """Cuts a rank's shard into exactly ``accumulate`` pieces.
+
+    Args:
+        shard: int64 [S], S may be 0.
+        accumulate: pieces.
+        spare: sample that stands in for an empty shard; it gets weight 0.
+
+    Returns:
+        Pairs of indices [M] and float32 weights [M], M >= 1. Weights are 1, or 0 for the one sample of an empty piece;
+        over all ranks and pieces they sum to the size of the global batch.
+    """
+    pieces = []
+    for index in range(accumulate):
+        first, last = bounds(len(shard), index, accumulate)
+        if first < last:
+            pieces.append((shard[first:last], torch.ones(last - first)))
+        else:
+            stand_in = shard[:1] if len(shard) else torch.tensor([spare])
+            pieces.append((stand_in, torch.zeros(1)))
+    return pieces
+
+
+def eval_shards(size: int, rank: int, world: int, batch: int) -> Iterator[Tensor]:
+    """A rank's batches of an evaluation, int64, at most ``batch`` each; over ranks every sample comes exactly once.
+
+    Ranks may get unequal numbers of batches, so no collective belongs inside the loop.
+    """
+    first, last = bounds(size, rank, world)
+    for start in range(first, last, batch):
+        yield torch.arange(start, min(start + batch, last))
+
+
+def draw(size: int, count: int, *key: int | str) -> Tensor:
+    """``count`` different samples out of ``size``, int64; a pure function of its arguments.
+
+    Raises:
+        ValueError: more samples asked than there are.
+    """
+    if not 0 <= count <= size:
+        raise ValueError(f"cannot draw {count} different samples out of {size}")
+    return seeded_order(size, *key)[:count]
