@@ -7,6 +7,7 @@ parameters from the optimizer and from DDP without an error.)
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +31,19 @@ class Site:
     Fields:
         slot: slot id. module: dotted name of the host's submodule whose output is the feature.
         topology, dim: axes of the feature and its channel count.
-        positions: places per sample that a seed is evaluated at (H*W, T, or 1).
+        shape: of one sample's feature in the example, without the batch axis.
     """
 
     slot: str
     module: str
     topology: Topology
     dim: int
-    positions: int
+    shape: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        """Places per sample that a seed is evaluated at (H*W, T, or 1)."""
+        return math.prod(self.shape) // self.dim
 
 
 class Grown:
@@ -160,7 +166,7 @@ def _site(slot: str, module: str, feature: Tensor) -> Site:
         shape = f"{feature.dtype} {tuple(feature.shape)}"
         raise ConfigError(f"site {module!r} of slot {slot} returns {shape}, need float BCHW, BTC or BC")
     dim = feature.shape[topology.channel_axis]
-    return Site(slot, module, topology, dim, feature.numel() // (feature.shape[0] * dim))
+    return Site(slot, module, topology, dim, tuple(feature.shape[1:]))
 
 
 def attach(model: nn.Module, sites: Mapping[str, str], example: Any) -> Grown:

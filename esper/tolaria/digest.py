@@ -25,7 +25,7 @@ def _words(tensor: Tensor) -> Tensor:
 def weighted_sum(tensor: Tensor) -> Tensor:
     """0-D int64: sum of the tensor's 8-byte words times odd position weights, wrapping. Stays on the device."""
     words = _words(tensor)
-    # (2i + 1) times an odd constant, the golden ratio's 64-bit fraction: odd, hence invertible, and distinct for each i.
+    # (2i + 1) times an odd constant (the golden ratio's 64-bit fraction): odd, hence invertible, distinct for each i.
     index = torch.arange(words.numel(), device=words.device, dtype=torch.int64)
     weights = (2 * index + 1) * -7046029254386353131
     return (words * weights + (words >> 29)).sum()

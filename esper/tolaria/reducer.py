@@ -21,7 +21,6 @@ from esper.kasmina.gates import judge
 from esper.kasmina.lifecycle import ProbeRequest, SlotState, Transition, move
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.commands import Command
-from esper.leyline.evidence import GateResult
 from esper.leyline.events import (
     BirthVetoed,
     CommandJudged,
@@ -31,6 +30,7 @@ from esper.leyline.events import (
     RampCommitted,
     StageChanged,
 )
+from esper.leyline.evidence import GateResult
 from esper.leyline.legality import why_refused
 from esper.leyline.stages import Gate, Mechanical, Op, Stage
 from esper.tolaria.state import RunState, Terms

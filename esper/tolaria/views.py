@@ -1,4 +1,4 @@
-"""From agreed sums to agreed state, and from agreed state to what a controller sees. Pure functions, same on all ranks."""
+"""From agreed sums to agreed state, and from there to what a controller sees. Pure functions, same on all ranks."""
 
 from collections.abc import Mapping
 from dataclasses import replace

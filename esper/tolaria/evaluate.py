@@ -1,0 +1,129 @@
+"""Forwards that measure: validation, test, and the paired probe of a seed. No mutation, no collective, no gradient.
+
+Every function returns sums over this rank's share of the samples; they travel in the observe vector and are added up
+there, so that a mean and its standard error do not depend on how samples were sharded.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from esper.kasmina.attach import CONTAINER, Grown
+from esper.kasmina.config import GateConfig
+from esper.kasmina.lifecycle import ProbeRequest
+from esper.tolaria.config import Precision
+from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.data.sampler import bounds, draw, eval_shards
+from esper.tolaria.world import World
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """eval() and no_grad within the block; every module's own training flag comes back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Number format of the parameters."""
+    return torch.float64 if precision is Precision.FP64 else torch.float32
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """bf16 autocast where asked, else nothing."""
+    if precision is Precision.BF16:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+class Evaluator:
+    """Measures a grown model on the parts of a bundle.
+
+    Args:
+        grown: model and slots. bundle: data. world: whose share of the samples to take.
+        precision: number format. batch: samples per forward. seed: of the run, for drawing probe samples.
+    """
+
+    def __init__(
+        self, grown: Grown, bundle: Bundle, world: World, *, precision: Precision, batch: int, seed: int
+    ) -> None:
+        self.grown, self.bundle, self.world = grown, bundle, world
+        self.precision, self.batch, self.seed = precision, batch, seed
+
+    def to_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs on the device, floats in the run's format."""
+        x = x.to(self.world.device, non_blocking=True)
+        if x.is_floating_point():
+            x = x.to(dtype_of(self.precision))
+        return x, y.to(self.world.device, non_blocking=True)
+
+    def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and correctness, float64 [N]."""
+        x, y = self.to_device(*part.fetch(indices))
+        with autocast(self.precision, self.world.device):
+            output = self.grown.model(x)
+        loss, correct = self.bundle.task.per_sample(output, y)
+        return loss.double(), correct.double()
+
+    def part_sums(self, part: Part) -> dict[str, float]:
+        """Sums of loss, correctness and their squares over this rank's share of ``part``."""
+        total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        count = 0
+        with evaluating(self.grown.model):
+            for indices in eval_shards(len(part), self.world.rank, self.world.size, self.batch):
+                loss, correct = self._losses(part, indices)
+                total += torch.stack([loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()])
+                count += len(indices)
+        names = ("loss", "loss_sq", "correct", "correct_sq")
+        return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
+
+    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> tuple[float, float, float]:
+        """Paired evidence on this rank's share of the samples that the request draws.
+
+        With d = loss at alpha 0 minus loss at ``request.alpha``, in nats per sample: (count, sum d, sum d^2).
+        The samples are a function of (run seed, slot, draw key); no reported number uses the probe part.
+        """
+        part = self.bundle.probe
+        chosen = draw(len(part), min(gates.probe_samples, len(part)), "probe", self.seed, slot, request.draw)
+        first, last = bounds(len(chosen), self.world.rank, self.world.size)
+        total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        with evaluating(self.grown.model):
+            for indices in chosen[first:last].split(self.batch):
+                with self.grown.override({slot: 0.0}):
+                    without, _ = self._losses(part, indices)
+                with self.grown.override({slot: request.alpha}):
+                    within, _ = self._losses(part, indices)
+                difference = without - within
+                total += torch.stack([difference.sum(), (difference * difference).sum()])
+        return float(last - first), *total.tolist()
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Float buffers that each rank updates from its own samples (BatchNorm), in canonical order."""
+    return [
+        buffer
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and not name.startswith(CONTAINER)
+    ]
+
+
+def average_running_statistics(model: nn.Module, world: World) -> None:
+    """One agreed average of running statistics over the data group; nothing where a model has none."""
+    buffers = running_statistics(model)
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.detach().reshape(-1).double() for buffer in buffers])
+    world.all_reduce(flat, dist.ReduceOp.SUM, what="average of running statistics", data=True)
+    flat /= world.size
+    with torch.no_grad():
+        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))

@@ -1,0 +1,167 @@
+"""Makes the model follow the agreed state: staging, planting, uprooting, freezing, alpha, re-wrapping.
+
+A birth takes two ticks. At the first the seed is *staged*: built, probed and counted beside the model, on every rank
+alike, with nothing registered. At the second, unless some rank vetoed, it is planted and owned. Whatever else the
+model must be (phase, alpha, what learns) is read off the state by `follow`, so there is no second record to drift.
+
+A parameter is in DDP's reducer exactly while it gets a gradient on every rank at every step. Whenever that set
+changes, the old wrapper is dropped and a new one made without a broadcast.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.kasmina.attach import Grown, Site
+from esper.kasmina.birth import birth_key, build_seed
+from esper.kasmina.blueprints import registry
+from esper.kasmina.config import Incubation
+from esper.kasmina.slot import learns, phase_of
+from esper.leyline.stages import Stage
+from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.reducer import Discard, Effect, Prepare, Register, Uproot
+from esper.tolaria.state import RunState, Terms
+from esper.tolaria.wire import Veto
+from esper.tolaria.world import World
+
+
+class Growth:
+    """Owns the wrapper around the model and the seeds that wait beside it.
+
+    Fields:
+        call: the model as training calls it (DDP, or the model itself when alone).
+        vetoes: this rank's verdict on its staged seeds, to travel in the next commit.
+        failures: in words, why a staged seed failed here.
+    """
+
+    def __init__(
+        self, grown: Grown, owner: ParameterOwner, world: World, terms: Terms, *, run_seed: int, dtype: torch.dtype
+    ) -> None:
+        self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
+        self.run_seed, self.dtype = run_seed, dtype
+        self.staged: dict[str, nn.Module] = {}
+        self.vetoes: dict[str, Veto] = {}
+        self.failures: dict[str, str] = {}
+        self.call: Callable[..., Any] = grown.model
+        self._wrapped: tuple[str, ...] | None = None
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Executes a tick's effects in their order."""
+        for effect in effects:
+            if isinstance(effect, Prepare):
+                self._prepare(effect)
+            elif isinstance(effect, Register):
+                self.plant(effect.slot, self.staged.pop(effect.slot))
+                self.vetoes.pop(effect.slot, None)
+            elif isinstance(effect, Discard):
+                self.staged.pop(effect.slot, None)
+                self.vetoes.pop(effect.slot, None)
+            elif isinstance(effect, Uproot):
+                self.owner.release(effect.slot)
+                self.grown.slots[effect.slot].uproot()
+
+    def plant(self, slot: str, seed: nn.Module) -> None:
+        """Registers a built seed in the model and with the optimizer, frozen until its stage says it learns."""
+        self.grown.slots[slot].plant(seed)
+        self.owner.register(slot)
+        self.owner.set_learning(slot, False)
+
+    def build(self, slot: str, blueprint: str, generation: int) -> nn.Module:
+        """The seed that every rank builds alike: a pure function of (run seed, slot, generation)."""
+        site = self.grown.sites[slot]
+        return build_seed(
+            blueprint, dim=site.dim, topology=site.topology, key=birth_key(self.run_seed, slot, generation),
+            dtype=self.dtype, device=self.world.device,
+        )  # fmt: skip
+
+    def _prepare(self, effect: Prepare) -> None:
+        """Builds, probes and counts; whatever goes wrong here becomes this rank's veto, never a missing rank."""
+        assert effect.command.blueprint is not None
+        veto, reason = Veto.NONE, ""
+        try:
+            seed = self.build(effect.slot, effect.command.blueprint, effect.generation)
+            reason = self._probe(self.grown.sites[effect.slot], seed, effect.command.blueprint)
+            if reason:
+                veto = Veto.NONFINITE_AT_BIRTH if "not finite" in reason else Veto.BUILD_FAILED
+            else:
+                self.staged[effect.slot] = seed
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            veto, reason = Veto.OUT_OF_MEMORY, f"{type(error).__name__}: {error}"
+        except Exception as error:
+            veto, reason = Veto.BUILD_FAILED, f"{type(error).__name__}: {error}"
+        if veto is not Veto.NONE:
+            self.vetoes[effect.slot], self.failures[effect.slot] = veto, reason
+
+    def _probe(self, site: Site, seed: nn.Module, blueprint: str) -> str:
+        """Why the built seed cannot serve, in words; empty when it can."""
+        count, wanted = (
+            sum(p.numel() for p in seed.parameters()),
+            registry.info(site.topology, blueprint, site.dim, site.positions).parameters,
+        )
+        if count != wanted:
+            return f"{blueprint} has {count} parameters, its formula says {wanted}"
+        if not all(bool(torch.isfinite(p).all()) for p in seed.parameters()):
+            return f"{blueprint} is not finite at birth"
+        with torch.no_grad():
+            x = torch.ones(1, *site.shape, dtype=self.dtype, device=self.world.device)
+            delta = seed(x)
+        return "" if delta.shape == x.shape else f"{blueprint} maps {tuple(x.shape)} to {tuple(delta.shape)}"
+
+    def restage(self, state: RunState) -> None:
+        """After a load: builds again what the state says is staged (its weights are a pure function of the record)."""
+        for slot in state.slots:
+            if slot.staged is not None:
+                self._prepare(Prepare(slot.slot, slot.staged, slot.generation + 1))
+
+    # following the state ------------------------------------------------------------------------------------------
+
+    def set_alphas(self, state: RunState, step: int) -> None:
+        """Writes every slot's agreed alpha for optimizer step ``step``."""
+        for entry in state.slots:
+            holder = self.grown.slots[entry.slot]
+            alpha = entry.alpha(step)
+            if alpha != holder.level:
+                holder.set_alpha(alpha)
+
+    def shadowed(self, state: RunState) -> list[str]:
+        """Slots whose seed learns in a forward of its own, row-major."""
+        if self.terms.slots_config.incubation is not Incubation.SHADOW:
+            return []
+        return [s.slot for s in state.slots if s.stage is Stage.TRAINING and self.grown.seed_parameters(s.slot) > 0]
+
+    def follow(self, state: RunState, *, force: bool = False) -> float | None:
+        """Sets phases, freezing and alpha as the state says; re-wraps if the gradient set changed.
+
+        Args:
+            state: the agreed state.
+            force: re-wrap in any case (a save is a re-wrap point, so that a resumed run sums in the same order).
+
+        Returns:
+            Milliseconds of the wrap, None when there was none.
+        """
+        config = self.terms.slots_config
+        for entry in state.slots:
+            self.grown.slots[entry.slot].phase = phase_of(entry.stage, config.incubation)
+            if entry.stage.has_seed:
+                learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
+                self.owner.set_learning(entry.slot, learning)
+        self.set_alphas(state, state.step)
+        wanted = self.owner.gradient_set()
+        if wanted == self._wrapped and not force:
+            return None
+        began = time.perf_counter()
+        # The old reducer must be gone before a new one hooks the same parameters.
+        self.call = self.grown.model
+        self.call = self.world.wrap(self.grown.model)
+        self._wrapped = wanted
+        return 1e3 * (time.perf_counter() - began)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block gradients accumulate on this rank only."""
+        if isinstance(self.call, nn.parallel.DistributedDataParallel):
+            return self.call.no_sync()  # type: ignore[no-any-return]
+        return contextlib.nullcontext()

@@ -1,0 +1,201 @@
+"""One owner of parameters: optimizer groups, learning rates, freezing, clipping, zeroing.
+
+The host and every slot are owners. Each has parameter groups of its own (with and without weight decay), in canonical
+order: host first, then slots row-major, never the order of birth. A growth adds groups and leaves old moments alone;
+state is saved by parameter name, since flat indices would hand a seed's moments to another layer.
+
+The learning rate is a pure function of the optimizer step, so that it survives growth and resume:
+
+    host   lr * shape(step),   shape = linear warm-up, then constant, cosine or linear down to final_lr_fraction
+    seed   host * seed_lr_scale * min(1, (step - learn_step + 1) / seed_warmup_steps)
+
+Gradients are judged and clipped per owner: what happens in a slot cannot touch the host's update. Reading the norms
+costs one host synchronisation a step.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.attach import HOST, Grown
+from esper.leyline.errors import CheckpointError
+from esper.tolaria.config import OptimConfig, OptimizerKind, Schedule
+
+
+def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Multiple of the peak learning rate at an optimizer step, in [0, 1]."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule is Schedule.CONSTANT:
+        return 1.0
+    u = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    down = 0.5 * (1.0 + math.cos(math.pi * u)) if config.schedule is Schedule.COSINE else 1.0 - u
+    return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * down
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimizer step: L2 norm per owner before clipping, owners whose gradient was not finite, and whether the
+    step was skipped (the host was among them)."""
+
+    norms: dict[str, float]
+    broken: tuple[str, ...]
+    skipped: bool
+
+
+class ParameterOwner:
+    """Owns the optimizer of a grown model. ``optimizer`` is one torch optimizer for all owners."""
+
+    def __init__(self, grown: Grown, config: OptimConfig, total_steps: int) -> None:
+        self.grown, self.config, self.total_steps = grown, config, total_steps
+        self._groups: dict[str, list[dict[str, Any]]] = {}
+        named = grown.owner_parameters()
+        host = self._make_groups(HOST, named[HOST])
+        fused = any(p.device.type == "cuda" for _, p in named[HOST])
+        if config.kind is OptimizerKind.SGD:
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                host, lr=config.lr, momentum=config.momentum, fused=fused or None
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(
+                host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused or None
+            )
+        self._groups[HOST] = list(self.optimizer.param_groups)
+
+    def _make_groups(self, owner: str, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        decay = self.config.weight_decay if owner == HOST else self.config.seed_weight_decay
+        matrices = [p for _, p in named if p.ndim > 1]
+        vectors = [p for _, p in named if p.ndim <= 1]
+        parts = [(matrices, decay), (vectors, 0.0)]
+        return [{"params": ps, "weight_decay": wd, "owner": owner} for ps, wd in parts if ps]
+
+    # membership ---------------------------------------------------------------------------------------------------
+
+    def register(self, slot: str) -> None:
+        """Gives a planted seed parameter groups of its own; its moments start at zero, all others stay."""
+        before = len(self.optimizer.param_groups)
+        for group in self._make_groups(slot, self.grown.owner_parameters()[slot]):
+            self.optimizer.add_param_group(group)
+        self._groups[slot] = self.optimizer.param_groups[before:]
+        self._in_order()
+
+    def release(self, slot: str) -> None:
+        """Forgets a slot's groups and moments; call before the seed is uprooted."""
+        for group in self._groups.pop(slot, []):
+            for parameter in group["params"]:
+                self.optimizer.state.pop(parameter, None)
+        self._in_order()
+
+    def _in_order(self) -> None:
+        order = [HOST, *(slot for slot in self.grown.slots if slot in self._groups)]
+        self.optimizer.param_groups = [group for owner in order for group in self._groups[owner]]
+
+    def owned(self, slot: str) -> bool:
+        """Every parameter of the slot's seed stands in exactly one group, which is the slot's."""
+        mine = [id(p) for group in self._groups.get(slot, []) for p in group["params"]]
+        everyone = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
+        wanted = [id(p) for _, p in self.grown.owner_parameters().get(slot, [])]
+        return sorted(mine) == sorted(wanted) and all(everyone.count(key) == 1 for key in wanted)
+
+    def set_learning(self, slot: str, learning: bool) -> None:
+        """Freezes or unfreezes a seed; a frozen one has no gradient and no update."""
+        for _, parameter in self.grown.owner_parameters().get(slot, []):
+            parameter.requires_grad_(learning)
+            if not learning:
+                parameter.grad = None
+
+    def gradient_set(self) -> tuple[str, ...]:
+        """Names of the parameters that get a gradient in every step, in canonical order."""
+        owners = self.grown.owner_parameters().values()
+        return tuple(name for named in owners for name, parameter in named if parameter.requires_grad)
+
+    # stepping -----------------------------------------------------------------------------------------------------
+
+    def set_lr(self, step: int, learn_steps: Mapping[str, int | None]) -> float:
+        """Writes the learning rates of optimizer step ``step``; returns the host's.
+
+        Args:
+            step: index of the step to come.
+            learn_steps: per slot, the first step in which its seed learns; None while it does not.
+        """
+        host = self.config.lr * lr_shape(self.config, step, self.total_steps)
+        for owner, groups in self._groups.items():
+            lr = host
+            if owner != HOST:
+                since = 0 if learn_steps.get(owner) is None else step - int(learn_steps[owner] or 0)
+                warm = min(1.0, (since + 1) / self.config.seed_warmup_steps) if self.config.seed_warmup_steps else 1.0
+                lr = host * self.config.seed_lr_scale * warm
+            for group in groups:
+                group["lr"] = lr
+        return host
+
+    def step(self) -> StepReport:
+        """Judges, clips and applies the reduced gradients, then clears them.
+
+        A non-finite gradient confined to a slot is dropped and reported; only a non-finite host gradient skips the
+        step. Gradients are equal on all ranks after the reduction, so every rank takes the same branch.
+        """
+        grads: dict[str, list[Tensor]] = {}
+        for owner, groups in self._groups.items():
+            found = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            if found:
+                grads[owner] = found
+        totals = [torch.nn.utils.get_total_norm(found) for found in grads.values()]
+        values = torch.stack([total.double() for total in totals]).tolist() if totals else []
+        norms = dict(zip(grads, values, strict=True))
+        broken = tuple(owner for owner, norm in norms.items() if not math.isfinite(norm))
+        skipped = HOST in broken
+        if not skipped:
+            for owner in broken:
+                for group in self._groups[owner]:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+            if self.config.clip_norm is not None:
+                for owner, total in zip(grads, totals, strict=True):
+                    if owner not in broken:
+                        own = [p for group in self._groups[owner] for p in group["params"] if p.grad is not None]
+                        torch.nn.utils.clip_grads_with_norm_(own, self.config.clip_norm, total)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepReport({owner: norm for owner, norm in norms.items() if owner not in broken}, broken, skipped)
+
+    # saving -------------------------------------------------------------------------------------------------------
+
+    def state_by_name(self) -> dict[str, dict[str, Tensor]]:
+        """Optimizer state per parameter name; an empty dict for one that has not been stepped."""
+        names = {p: name for named in self.grown.owner_parameters().values() for name, p in named}
+        return {
+            name: {key: value.detach().clone() for key, value in self.optimizer.state.get(parameter, {}).items()
+                   if isinstance(value, Tensor)}
+            for parameter, name in names.items()
+        }  # fmt: skip
+
+    def load_by_name(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes `state_by_name` back.
+
+        Raises:
+            CheckpointError: a parameter is missing or unknown, or a shape differs.
+        """
+        named = {name: p for pairs in self.grown.owner_parameters().values() for name, p in pairs}
+        missing, unknown = sorted(set(named) - set(state)), sorted(set(state) - set(named))
+        if missing or unknown:
+            raise CheckpointError(f"optimizer state: missing {missing or 'none'}, unknown {unknown or 'none'}")
+        self.optimizer.state.clear()
+        for name, entries in state.items():
+            parameter = named[name]
+            if not entries:
+                continue
+            for key, value in entries.items():
+                if value.ndim > 0 and value.shape != parameter.shape:
+                    shapes = f"{tuple(value.shape)} for a parameter {tuple(parameter.shape)}"
+                    raise CheckpointError(f"optimizer state {key} of {name}: {shapes}")
+            # A fused step counts on the device, every other on the host (as torch's own load_state_dict has it).
+            fused = any(group.get("fused") for group in self.optimizer.param_groups)
+            self.optimizer.state[parameter] = {
+                key: value.clone() if key == "step" and not fused else value.to(parameter.device).clone()
+                for key, value in entries.items()
+            }
