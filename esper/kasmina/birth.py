@@ -3,11 +3,11 @@
 A seed is built by its own constructor on CPU in float32 while a dispatch mode hands one private generator, keyed by
 (run seed, slot, generation), to every random ATen operator the constructor executes; then it is cast and moved. So the
 weights are a pure function of the key, need no broadcast, and leave dropout, augmentation and the next birth as they
-were. Other ways fall short: ``reset_parameters`` takes no generator, a build on the meta device loses what a constructor
-computes, and ``fork_rng`` rewinds the global stream under the feet of other threads.
+were. Other ways fall short: ``reset_parameters`` takes no generator, a build on the meta device loses what a
+constructor computes, and ``fork_rng`` rewinds the global stream under the feet of other threads.
 
-What this cannot reach is randomness outside torch (``random``, ``numpy.random``): a constructor must not draw from it.
-`esper.kasmina.blueprints.check_formulas` refuses a blueprint that does.
+What this cannot reach is randomness outside torch (``random``, ``numpy.random``): a constructor must not draw from it,
+and a blueprint whose constructor does is refused when it registers.
 """
 
 import functools
@@ -71,6 +71,11 @@ def _resolve(op: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, int] | N
     )
 
 
+def _is_global(generator: torch.Generator | None) -> bool:
+    """None, or torch's global CPU generator, which arrives here in a new Python object at every call."""
+    return generator is None or generator._cdata == torch.default_generator._cdata
+
+
 class PrivateGenerator(TorchDispatchMode):
     """While active in this thread, every random ATen operator on CPU draws from one private generator.
 
@@ -101,9 +106,9 @@ class PrivateGenerator(TorchDispatchMode):
             return func(*args, **kwargs)
         op, place = resolved
         if op is func and place < len(args):  # a few operators take it by position
-            if args[place] is None or args[place] is torch.default_generator:
+            if _is_global(args[place]):
                 args = (*args[:place], self.generator, *args[place + 1 :])
-        elif kwargs.get("generator") is None or kwargs["generator"] is torch.default_generator:
+        elif _is_global(kwargs.get("generator")):
             kwargs["generator"] = self.generator
         return op(*args, **kwargs)
 

@@ -1,0 +1,70 @@
+"""Parts that blueprints and hosts share: the layer scale every seed ends in, and a GroupNorm safe in any layout.
+
+LayerScale (Touvron et al. 2021, "Going deeper with image transformers"): delta = gamma * f(x) with one gamma per
+channel. Twist: gamma begins small but not at zero. At zero nothing behind it would get a gradient in the first step,
+and a norm or ReLU behind a zero init can stay dead for good; at 0.1 the seed is near the identity and all of it learns.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from esper.leyline.topology import Topology
+
+LAYER_SCALE_INIT = 0.1
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned factor.
+
+    Args:
+        dim: channels C.
+        topology: tells which axis is C.
+    """
+
+    def __init__(self, dim: int, topology: Topology) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE_INIT))
+        self.trailing = topology.ndim - topology.channel_axis - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and memory format as ``x``."""
+        return x * self.gamma.view(-1, *[1] * self.trailing)
+
+
+def groups_for(dim: int) -> int:
+    """Groups of a GroupNorm over ``dim`` channels: at most 8, of equal size, at least two channels each where it can.
+
+    A group of one channel at one position has nothing to normalise: its output would be the bias, whatever the input.
+    """
+    return next(groups for groups in range(min(8, max(1, dim // 2)), 0, -1) if dim % groups == 0)
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, safe for a channels-last input that needs no gradient on CPU.
+
+    There torch (seen in 2.13) crashes the process in the backward of weight and bias, and a seed's detached input is
+    exactly that case. The same sums are then taken over a view, without a copy to contiguous.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x and result [B, C, H, W], same memory format."""
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if x.requires_grad or not channels_last or x.device.type != "cpu":
+            return super().forward(x)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        x_BGCHW = wide.unflatten(1, (self.num_groups, -1))
+        var, mean = torch.var_mean(x_BGCHW, dim=(2, 3, 4), keepdim=True, correction=0)
+        normal = ((x_BGCHW - mean) * torch.rsqrt(var + self.eps)).flatten(1, 2)
+        return (normal * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
+
+
+def group_norm(dim: int) -> GroupNorm:
+    """A GroupNorm for ``dim`` channels with `groups_for` groups."""
+    return GroupNorm(groups_for(dim), dim)
+
+
+def narrow(dim: int, reduction: int) -> int:
+    """Width of a bottleneck: ``dim / reduction``, at least 2 (one channel would carry a single direction)."""
+    if reduction < 1:
+        raise ValueError(f"reduction = {reduction}: must be >= 1")
+    return max(2, dim // reduction)

@@ -1,0 +1,153 @@
+"""Blueprints for causal sequences, x_BTC -> delta_BTC; position t sees positions 0..t only.
+
+    name        delta (gamma is the layer scale)                                parameters at C = 64
+    noop        0                                                                                  0
+    norm        gamma LN(x)                                                                      192
+    lora        gamma U D x                             rank 4, linear, foldable                 576
+    mlp_small   gamma W2 gelu(W1 LN(x))                 1 C wide                               8,512
+    attention   gamma P softmax(Q K^T / sqrt(d)) V      causal, 4 heads, of LN(x)             16,640
+    mlp         gamma W2 gelu(W1 LN(x))                 4 C wide                              33,280
+
+LoRA: Hu et al. 2021; there one factor begins at zero, here both are random and the layer scale keeps the product small.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from esper.kasmina.blueprints.parts import LayerScale
+from esper.kasmina.blueprints.registry import blueprint
+from esper.leyline.topology import Topology
+
+SEQ = Topology.SEQUENCE
+
+
+@blueprint("noop", topology=SEQ, parameters=lambda dim: 0, flops=lambda dim, positions: 0)
+class NoopSequence(nn.Module):
+    """No parameters and a delta of zeros: the control that a growth step itself changes nothing."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Zeros like ``x_BTC``."""
+        return torch.zeros_like(x_BTC)
+
+
+@blueprint("norm", topology=SEQ, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0, min_dim=2)
+class NormSequence(nn.Module):
+    """A normalised copy: lets features be rescaled and shifted per channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.scale = LayerScale(dim, SEQ)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Delta of the same shape."""
+        return self.scale(self.norm(x_BTC))
+
+
+def _rank(dim: int, rank: int) -> int:
+    if rank < 1:
+        raise ValueError(f"rank = {rank}: must be >= 1")
+    return min(rank, dim)
+
+
+@blueprint(
+    "lora",
+    topology=SEQ,
+    parameters=lambda dim, rank: 2 * dim * _rank(dim, rank) + dim,
+    flops=lambda dim, positions, rank: 4 * positions * dim * _rank(dim, rank),
+)
+class LowRank(nn.Module):
+    """A linear map of low rank.
+
+    Args:
+        dim: channels.
+        rank: of the map; at most ``dim`` is used.
+    """
+
+    def __init__(self, dim: int, *, rank: int = 4) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, _rank(dim, rank), bias=False)
+        self.up = nn.Linear(_rank(dim, rank), dim, bias=False)
+        self.scale = LayerScale(dim, SEQ)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Delta of the same shape."""
+        return self.scale(self.up(self.down(x_BTC)))
+
+
+@blueprint(
+    "attention",
+    topology=SEQ,
+    parameters=lambda dim, heads: 4 * dim * dim + 4 * dim,
+    flops=lambda dim, positions, heads: 8 * positions * dim * dim + 4 * positions * positions * dim,
+    min_dim=2,
+)
+class CausalAttention(nn.Module):
+    """Multi-head self-attention over the past (Vaswani et al. 2017).
+
+    No bias on queries, keys and values: a key bias cancels in the softmax and would never learn.
+
+    Args:
+        dim: channels.
+        heads: wished; the largest number that divides both it and ``dim`` is used.
+    """
+
+    def __init__(self, dim: int, *, heads: int = 4) -> None:
+        super().__init__()
+        if heads < 1:
+            raise ValueError(f"heads = {heads}: must be >= 1")
+        self.heads = math.gcd(heads, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.project = nn.Linear(dim, dim)
+        self.scale = LayerScale(dim, SEQ)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Delta of the same shape."""
+        qkv = self.qkv(self.norm(x_BTC)).unflatten(-1, (3, self.heads, -1))
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed_BHTD = scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+        return self.scale(self.project(mixed_BHTD.transpose(1, 2).flatten(-2)))
+
+
+@blueprint(
+    "mlp",
+    topology=SEQ,
+    parameters=lambda dim, expansion: 2 * expansion * dim * dim + expansion * dim + 4 * dim,
+    flops=lambda dim, positions, expansion: 4 * positions * expansion * dim * dim,
+    min_dim=2,
+)
+@blueprint(
+    "mlp_small",
+    topology=SEQ,
+    parameters=lambda dim, expansion: 2 * expansion * dim * dim + expansion * dim + 4 * dim,
+    flops=lambda dim, positions, expansion: 4 * positions * expansion * dim * dim,
+    min_dim=2,
+    arguments={"expansion": 1},
+)
+class MLP(nn.Module):
+    """Two-layer perceptron at each position.
+
+    Args:
+        dim: channels.
+        expansion: hidden width as a multiple of ``dim``.
+    """
+
+    def __init__(self, dim: int, *, expansion: int = 4) -> None:
+        super().__init__()
+        if expansion < 1:
+            raise ValueError(f"expansion = {expansion}: must be >= 1")
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, expansion * dim)
+        self.down = nn.Linear(expansion * dim, dim)
+        self.scale = LayerScale(dim, SEQ)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Delta of the same shape."""
+        return self.scale(self.down(gelu(self.up(self.norm(x_BTC)))))

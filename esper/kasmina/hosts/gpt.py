@@ -1,0 +1,140 @@
+"""A small GPT: token and learned position embeddings, pre-LN blocks with causal attention, byte-level by default.
+
+After Radford et al. 2019: weights N(0, 0.02), those that write into the residual stream narrower by sqrt(2 * layers).
+The head is tied to the token embedding (Press & Wolf 2017): one parameter under two names, ``tokens.weight`` and
+``head.weight``; it is owned, counted and optimised once.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.leyline.checks import Checks
+from esper.leyline.errors import ConfigError
+from esper.leyline.topology import Topology
+
+INIT_STD = 0.02
+
+
+@dataclass(kw_only=True, slots=True)
+class GPTConfig:
+    """Shape of the GPT host.
+
+    Fields:
+        kind: "gpt".
+        layers: blocks.
+        heads: attention heads of each block; divides ``dim``.
+        dim: channels of the residual stream.
+        block: longest sequence, in tokens.
+        tied: the head shares the token embedding's weight.
+    """
+
+    kind: str = "gpt"
+    layers: int = 2
+    heads: int = 4
+    dim: int = 64
+    block: int = 64
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("kind", self.kind == "gpt", "this config is of kind 'gpt'")
+            for name in ("layers", "dim", "block"):
+                check(name, getattr(self, name) >= 1, "must be >= 1")
+            check("heads", self.heads >= 1 and self.dim % self.heads == 0, f"must be >= 1 and divide dim = {self.dim}")
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + MLP(LN x)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.project = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, 4 * dim)
+        self.down = nn.Linear(4 * dim, dim)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Same shape; position t sees 0..t."""
+        qkv = self.qkv(self.norm1(x_BTC)).unflatten(-1, (3, self.heads, -1))
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed_BHTD = scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+        x_BTC = x_BTC + self.project(mixed_BHTD.transpose(1, 2).flatten(-2))
+        return x_BTC + self.down(gelu(self.up(self.norm2(x_BTC))))
+
+
+class GPT(nn.Module):
+    """Causal language model over ``vocabulary`` tokens.
+
+    Slot map (row = depth, one column):
+
+        slot       feature                                             module
+        r{l}c0     residual stream [B, T, dim] after block l           blocks.{l}
+
+    Args:
+        config: see `GPTConfig`.
+        vocabulary: tokens V; 256 for bytes.
+    """
+
+    def __init__(self, config: GPTConfig, *, vocabulary: int) -> None:
+        super().__init__()
+        self.block = config.block
+        self.tokens = nn.Embedding(vocabulary, config.dim)
+        self.positions = nn.Embedding(config.block, config.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.head = nn.Linear(config.dim, vocabulary, bias=False)
+        self._initialise(config.layers)
+        if config.tied:
+            self.head.weight = self.tokens.weight
+
+    def _initialise(self, layers: int) -> None:
+        for name, tensor in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(tensor)
+            elif tensor.ndim == 2:
+                writes = name.endswith(("project.weight", "down.weight"))
+                nn.init.normal_(tensor, std=INIT_STD / math.sqrt(2 * layers) if writes else INIT_STD)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """[B, T] int64 -> logits [B, T, V] of the next token at each position.
+
+        Raises:
+            ValueError: T is larger than ``block``.
+        """
+        length = tokens_BT.shape[1]
+        if length > self.block:
+            raise ValueError(f"a sequence of {length} tokens: this GPT takes at most host.block = {self.block}")
+        x_BTC = self.tokens(tokens_BT) + self.positions(torch.arange(length, device=tokens_BT.device))
+        for block in self.blocks:
+            x_BTC = block(x_BTC)
+        return self.head(self.norm(x_BTC))
+
+    def injection_points(self) -> tuple[InjectionPoint, ...]:
+        """Places for seeds, row-major; see the slot map above."""
+        return tuple(
+            InjectionPoint(slot=f"r{row}c0", module=f"blocks.{row}", topology=Topology.SEQUENCE)
+            for row in range(len(self.blocks))
+        )
+
+
+@host("gpt", config=GPTConfig)
+def build_gpt(config: GPTConfig, *, input_shape: tuple[int, ...], classes: int) -> GPT:
+    """Builds the host for token sequences; ``classes`` is the vocabulary.
+
+    Raises:
+        ConfigError: ``input_shape`` is not (T,), or T is larger than ``block``.
+    """
+    if len(input_shape) != 1:
+        raise ConfigError(f"host.kind = 'gpt': needs sequences of shape (T,), the data has {input_shape}")
+    if input_shape[0] > config.block:
+        raise ConfigError(f"host.block = {config.block}: the data has sequences of {input_shape[0]} tokens")
+    return GPT(config, vocabulary=classes)

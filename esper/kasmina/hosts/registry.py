@@ -1,0 +1,115 @@
+"""Built-in hosts: the networks that growth begins from, by kind.
+
+A host is a plain ``nn.Module`` with ``injection_points()``. To add one: write its config dataclass (with a field
+``kind: str`` whose default is the registered kind) and a builder, and register both with `host`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import nn
+
+from esper.leyline.errors import ConfigError
+from esper.leyline.slots import sort_slots
+from esper.leyline.topology import Topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InjectionPoint:
+    """A place in a host where a seed may live.
+
+    Fields:
+        slot: canonical slot id.
+        module: dotted name of the submodule whose output is the feature there; it runs exactly once a forward.
+        topology: what the axes of that feature mean.
+    """
+
+    slot: str
+    module: str
+    topology: Topology
+
+
+class Host(Protocol):
+    """What a built-in host has beside being an nn.Module."""
+
+    def injection_points(self) -> tuple[InjectionPoint, ...]:
+        """Places for seeds, row-major."""
+
+
+class Build(Protocol):
+    """Builds a host from its config; initial weights come from torch's global generator, seeded by the caller."""
+
+    def __call__(self, config: Any, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """input_shape: of one sample, without the batch axis. classes: width of the logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostKind:
+    """One entry: the config class and the builder."""
+
+    config: type
+    build: Build
+
+
+HOSTS: dict[str, HostKind] = {}
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+
+def host(kind: str, *, config: type) -> Callable[[Builder], Builder]:
+    """Decorator of a builder that registers it with its config class.
+
+    Raises:
+        ConfigError: the kind is taken, or is not the config's default ``kind``.
+    """
+
+    def register(build: Builder) -> Builder:
+        if kind in HOSTS:
+            raise ConfigError(f"host.kind = {kind!r}: this kind is taken; taken are {', '.join(sorted(HOSTS))}")
+        default = getattr(config(), "kind", None)
+        if default != kind:
+            raise ConfigError(f"host.kind = {kind!r}: {config.__name__}.kind has the default {default!r}")
+        HOSTS[kind] = HostKind(config, build)
+        return build
+
+    return register
+
+
+def _kind(kind: str) -> HostKind:
+    if kind not in HOSTS:
+        raise ConfigError(f"host.kind = {kind!r}: no such host; there are {', '.join(sorted(HOSTS))}")
+    return HOSTS[kind]
+
+
+def host_config_class(kind: str) -> type:
+    """The config class of a kind.
+
+    Raises:
+        ConfigError: unknown; the text lists the kinds.
+    """
+    return _kind(kind).config
+
+
+def build_host(config: Any, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Builds a host; initial weights come from torch's global generator, which the caller seeds.
+
+    Args:
+        config: an instance of the kind's config class.
+        input_shape: of one sample, without the batch axis.
+        classes: width of the logits.
+
+    Raises:
+        ConfigError: unknown kind, a config of another class, or sizes that do not fit each other.
+    """
+    entry = _kind(config.kind)
+    if not isinstance(config, entry.config):
+        raise ConfigError(f"host: kind {config.kind!r} takes {entry.config.__name__}, got {type(config).__name__}")
+    if classes < 2:
+        raise ConfigError(f"host: {classes} classes, needs at least 2")
+    network = entry.build(config, input_shape=tuple(input_shape), classes=classes)
+    points: tuple[InjectionPoint, ...] = network.injection_points()  # type: ignore[operator]
+    sort_slots(point.slot for point in points)
+    for point in points:
+        network.get_submodule(point.module)
+    return network
