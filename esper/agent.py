@@ -1,0 +1,44 @@
+"""torchrun that dies with its launcher and is deaf to SIGUSR1: ``python -m esper.agent <torchrun's arguments>``.
+
+torchrun's own agent ends on SIGUSR1 and leaves its workers behind, and it outlives a launcher that was killed. Both
+are cured before it starts: the signal is ignored (its workers inherit that until they install their handler, so an
+early one cannot kill them either), and the kernel sends SIGTERM when the launcher dies, on which the agent takes its
+workers down. Linux only, like the launcher.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}): {os.strerror(ctypes.get_errno())}")
+
+
+def die_with_parent(parent: int, signum: int = signal.SIGTERM) -> None:
+    """Asks the kernel for ``signum`` when the process ``parent``, which started this one, dies.
+
+    Exits with code 70 when it is dead already.
+    """
+    _prctl(_PR_SET_PDEATHSIG, int(signum))
+    if os.getppid() != parent:
+        sys.exit(70)
+
+
+def adopt_orphans(adopt: bool) -> None:
+    """From now on descendants whose parent died become children of this process (or no longer do)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
+
+
+if __name__ == "__main__":
+    die_with_parent(int(os.environ.pop("ESPER_LAUNCHER_PID")))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    sys.argv[0] = "torchrun"
+    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)

@@ -1,0 +1,251 @@
+"""From a command line to a finished run: compose once with Hydra, check everything, start torchrun, tell how it ended.
+
+    compose -> plain data -> every problem at once -> RUN made and locked -> config.yaml -> torchrun -> STATUS.json
+
+Hydra lives here and nowhere else: workers read RUN/config.yaml. How a run ended is what rank 0 wrote into
+RUN/STATUS.json, never torchrun's exit code. One run returns its objective to a sweep; a job of a sweep that fails
+raises inside its Hydra job, so that the sweep goes on, and the gravest code is the command's own; a preempted one
+stops the sweep, which the same command continues (finished jobs are not run again).
+"""
+
+import contextlib
+import io
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from esper.config import EsperConfig, build_config
+from esper.leyline.errors import ConfigError, EsperError, Preempted
+from esper.preflight import check_data
+from esper.rundir import CONFIG, STATUS, check_run, held_run, read_status, write_json
+from esper.supervise import Ended, supervise, torchrun_arguments, torchrun_environment
+
+LAUNCHES = ("run", "prepare", "plan")
+_BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
+_HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        code: exit code, see `esper.leyline.errors`.
+        line: one line for a person.
+        objective: what a sweep optimises; None when the run did not finish.
+    """
+
+    code: int
+    line: str
+    objective: float | None = None
+
+
+class _JobFailed(Exception):
+    """Tells Hydra's sweeper that a job failed; its text has been shown already."""
+
+
+class _StopSweep(BaseException):
+    """Passes through Hydra, which catches only Exception in a job."""
+
+
+def conf_folder() -> Path:
+    """Hydra's groups: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise EsperError(f"{package}: no conf/config.yaml in it or beside it; install the project anew")
+
+
+def plain_of(composed: DictConfig) -> dict[str, Any]:
+    """Resolved plain data of what Hydra composed.
+
+    Raises:
+        ConfigError: values that are missing (``???``), all of them, or one that cannot be resolved.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError([f"{key} = ???: missing; set {key}=<value>" for key in missing])
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "config"
+        raise ConfigError(f"{key}: {' '.join(str(error.msg).split())}; set {key}=<value>") from None
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outcome:
+    """Runs one run to its end (or prepares it, or tells what it would do).
+
+    Args:
+        config, plain: the same settings twice.
+        how: run, prepare (all but the start) or plan (nothing is written).
+
+    Raises:
+        EsperError: the run could not be started.
+    """
+    folder = Path(config.run.dir).expanduser().absolute()
+    config.run.dir = plain["run"]["dir"] = str(folder)
+    if getattr(config.data, "root", None) is not None:  # resumed from another folder, it must still be found
+        config.data.root = plain["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
+    arguments = torchrun_arguments(config.world, folder / CONFIG)
+    environment = torchrun_environment(config.world, config.trainer)
+    typed = " ".join([*(f"{key}={value}" for key, value in environment.items()), "torchrun", shlex.join(arguments)])
+    check_data(config.data)
+    if how == "plan":
+        known = check_run(config.run, plain)
+        print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{typed}")
+        return Outcome(0, "planned")
+    with held_run(config.run, plain) as lock:
+        if how == "prepare":
+            print(f"run directory: {folder}\n{typed}")
+            return Outcome(0, "prepared")
+        status, mark = read_status(folder)
+        if status is not None and status["status"] == "done":
+            return _outcome(folder, status)
+        if config.world.nnodes > 1:
+            print(f"esper: waiting for {config.world.nnodes} hosts; type on each of the others:\n{typed}", flush=True)
+        ended = supervise(arguments, environment, grace_s=config.world.grace_s, lock=lock)
+        status, mark_now = read_status(folder)
+        if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
+            status = _status_of_silent(ended)
+            write_json(folder / STATUS, status)
+        return _outcome(folder, status)
+
+
+def _status_of_silent(ended: Ended) -> dict[str, Any]:
+    """The status of workers that ended without writing one."""
+    common = {"step": None, "objective": None, "written_by": "launcher"}
+    if ended.stopped is not None:
+        text = f"{ended.stopped}: ended before the workers could save; the last checkpoint stands"
+        return {"status": "preempted", "exit_code": Preempted.exit_code, "message": text, **common}
+    text = f"the workers ended without a word (torchrun's exit code was {ended.returncode}); the reason stands above"
+    return {"status": "failed", "exit_code": EsperError.exit_code, "message": text, **common}
+
+
+def _outcome(folder: Path, status: dict[str, Any]) -> Outcome:
+    kind, code, objective = status["status"], status.get("exit_code"), status.get("objective")
+    if kind == "done":
+        code = 0
+    elif not isinstance(code, int) or code == 0:
+        code = {"preempted": Preempted.exit_code, "diverged": 79}.get(kind, EsperError.exit_code)
+    step = "" if status.get("step") is None else f" at step {status['step']}"
+    message = f": {status['message']}" if status.get("message") else ""
+    again = "" if kind == "done" else f"; to go on: esper resume {shlex.quote(str(folder))}"
+    return Outcome(code, f"{kind}{step}{message} (run directory: {folder}){again}", objective)
+
+
+def _say(outcome: Outcome, stream: Any) -> None:
+    for text in outcome.line.splitlines():
+        print(f"esper: {text}", file=stream, flush=True)
+
+
+def report(outcome: Outcome) -> None:
+    """Shows an outcome: on stdout when all is well, else as the last words on stderr."""
+    if outcome.line not in ("planned", "prepared"):
+        _say(outcome, sys.stdout if outcome.code == 0 else sys.stderr)
+
+
+@contextlib.contextmanager
+def outcomes_of_errors(outcomes: list[Outcome]) -> Iterator[None]:
+    """Turns an exception into an outcome; only a bug shows its traceback."""
+    try:
+        yield
+    except EsperError as error:
+        kind = "config" if isinstance(error, ConfigError) else type(error).__name__.removesuffix("Error").lower()
+        lines = str(error).splitlines()
+        outcomes.append(Outcome(error.exit_code, "\n".join(f"{kind}: {line}" for line in lines)))
+    except OSError as error:
+        outcomes.append(Outcome(74, f"{error.filename or 'input/output'}: {error.strerror or error}"))
+    except Exception as error:
+        traceback.print_exc()
+        outcomes.append(Outcome(EsperError.exit_code, f"a bug in esper: {type(error).__name__}: {error}"))
+
+
+def _job(composed: DictConfig) -> Outcome:
+    """One Hydra job."""
+    plain = plain_of(composed)
+    how = plain.pop("launch", None)
+    if how not in LAUNCHES:
+        raise ConfigError(f"launch = {how!r}: expected one of {', '.join(LAUNCHES)}; for example launch=run")
+    context = HydraConfig.get()
+    if context.mode is RunMode.MULTIRUN:
+        if any(override.lstrip("+").startswith("run.dir=") for override in context.overrides.task):
+            raise ConfigError("run.dir: in a multirun each job has a folder of its own; set hydra.sweep.dir instead")
+        plain["run"]["dir"] = context.runtime.output_dir
+    return start(build_config(plain), plain, how)
+
+
+def _gravity(code: int) -> int:
+    return _BY_GRAVITY.index(code) if code in _BY_GRAVITY else len(_BY_GRAVITY)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    outcomes: list[Outcome] = []
+    stderr, before = sys.stderr, sys.argv
+
+    def job(composed: DictConfig) -> float | None:
+        outcome: list[Outcome] = []
+        sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+        with contextlib.redirect_stderr(stderr):
+            with outcomes_of_errors(outcome):
+                outcome.append(_job(composed))
+            outcomes.append(outcome[0])
+            report(outcome[0])
+        if sweep and outcome[0].code == Preempted.exit_code:
+            raise _StopSweep
+        if sweep and outcome[0].code != 0:
+            with contextlib.suppress(OSError):  # Hydra made it; a job that was refused leaves nothing in it
+                Path(HydraConfig.get().runtime.output_dir).rmdir()
+            raise _JobFailed(outcome[0].line)
+        return outcome[0].objective
+
+    app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
+    words = io.StringIO()  # Hydra's own complaints; it would report a failed job of ours a second time, as a traceback
+    code = 0
+    try:
+        sys.argv = [before[0], *arguments]
+        with contextlib.redirect_stderr(words):
+            app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except (_StopSweep, _JobFailed):
+        pass
+    except KeyboardInterrupt:
+        outcomes.append(Outcome(Preempted.exit_code, "interrupted before a run had started"))
+        report(outcomes[-1])
+    finally:
+        sys.argv = before
+    failed = [outcome for outcome in outcomes if outcome.code != 0]
+    if not failed:
+        text = words.getvalue().replace(
+            "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", ""
+        )
+        if text.strip():
+            print(text.strip(), file=stderr, flush=True)
+        return ConfigError.exit_code if code else 0
+    if len(outcomes) > 1:
+        print(
+            f"esper: {len(failed)} of {len(outcomes)} jobs of the sweep did not finish; their lines stand above",
+            file=stderr,
+        )
+    return max(
+        (outcome.code for outcome in failed), key=lambda c: _GRAVITY.index(c) if c in _GRAVITY else len(_GRAVITY)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

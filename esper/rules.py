@@ -1,0 +1,171 @@
+"""Settings that contradict each other: what no single room can know.
+
+A rule is a pure function of some sections that returns problems, ``section.key = value: problem; fix``. It runs as
+soon as its sections are sound by themselves, so that one bad section does not hide what is wrong with the others. The
+host is built on the meta device (no memory, no time) to learn which slots it has and whether it takes the data.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from esper.kasmina import blueprints
+from esper.kasmina.config import SlotsConfig
+from esper.kasmina.hosts import HOSTS, InjectionPoint, build_host
+from esper.leyline.errors import ConfigError
+from esper.leyline.slots import sort_slots
+from esper.strict import override_text
+from esper.tamiyo.registry import build_controller
+from esper.tolaria.data import Cifar10Config, DigitsConfig, ImagesConfig, PySourceConfig, TextConfig
+
+_ANY_SIDE = 1 << 14  # images whose size only the files know
+
+
+def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
+    """Shape of one sample, without the batch axis, and number of classes; None where only the files know."""
+    match data:
+        case PySourceConfig() | TextConfig():
+            return (data.block,), 256
+        case DigitsConfig():
+            return (1, 8, 8), 10
+        case Cifar10Config():
+            return (data.channels, 32, 32), data.classes
+        case ImagesConfig():
+            return (data.channels, _ANY_SIDE, _ANY_SIDE), data.classes
+    return None
+
+
+def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:
+    """The host's injection points; None when the data's shape is not known.
+
+    Raises:
+        ConfigError: the host does not take the data.
+    """
+    sample = sample_of(data)
+    if sample is None:
+        return None
+    with torch.device("meta"):
+        network: Any = build_host(host, *sample)
+    return network.injection_points()
+
+
+def host_slots(host: Any, data: Any) -> tuple[str, ...]:
+    """Slot ids of a host on this data, row-major; empty where they cannot be known."""
+    try:
+        points = _points(host, data)
+    except ConfigError:  # `_host_takes_data` reports it
+        return ()
+    return sort_slots(point.slot for point in points or ())
+
+
+def ranks_share_a_batch(trainer: Any, world: Any) -> list[str]:
+    """Every rank needs a sample in every forward pass of a step."""
+    ranks = world.nproc_per_node * world.nnodes
+    needed = ranks * trainer.accumulate
+    if trainer.batch >= needed:
+        return []
+    windows = f" x trainer.accumulate = {trainer.accumulate}" if trainer.accumulate > 1 else ""
+    return [
+        f"trainer.batch = {trainer.batch}: fewer samples than the {ranks} ranks{windows} that share them; "
+        f"set trainer.batch={needed} or more, or start fewer ranks (world.nproc_per_node)"
+    ]
+
+
+def host_takes_data(host: Any, data: Any) -> list[str]:
+    """The host's input is what the data gives."""
+    sample = sample_of(data)
+    if sample is None:
+        return []
+    shape = sample[0]
+    if len(shape) == 1 and getattr(host, "block", shape[0]) < shape[0]:
+        return [
+            f"host.block = {host.block}: shorter than data.block = {shape[0]}; "
+            f"set host.block={shape[0]}, or data.block={host.block}"
+        ]
+    try:
+        _points(host, data)
+    except ConfigError as error:
+        fitting = [kind for kind, entry in sorted(HOSTS.items()) if host_slots(entry.config(), data)]
+        fix = f"set host={fitting[0]}, or choose other data" if fitting else "choose other data"
+        return [f"{line}; {fix}" for line in error.problems]
+    return []
+
+
+def slots_are_of_host(host: Any, data: Any, slots: SlotsConfig) -> list[str]:
+    """Slots in use exist."""
+    known = host_slots(host, data)
+    unknown = [slot for slot in slots.ids if slot not in known] if known else []
+    if not unknown:
+        return []
+    return [
+        f"slots.ids = {slots.ids!r}: {', '.join(unknown)} is no slot of this host, which has {', '.join(known)}; "
+        f"for example slots.ids=[{known[0]}], or slots.ids=[] for all"
+    ]
+
+
+def blueprints_exist(host: Any, data: Any, slots: SlotsConfig, controller: Any) -> list[str]:
+    """Blueprints that the controller names are registered for features that the slots in use have."""
+    try:
+        blueprints.load_plugins()
+        points = _points(host, data) or ()
+    except ConfigError as error:
+        return [] if str(error).startswith("host") else [f"controller: {line}" for line in error.problems]
+    places = {point.topology for point in points if not slots.ids or point.slot in slots.ids}
+    named = [("controller.blueprints", name) for name in getattr(controller, "blueprints", ())]
+    for index, entry in enumerate(getattr(controller, "actions", ())):
+        if isinstance(entry, dict) and isinstance(entry.get("blueprint"), str):
+            named.append((f"controller.actions[{index}].blueprint", entry["blueprint"]))
+    known = sorted({name for place in places for name in blueprints.names(place)})
+    return [
+        f"{path} = {name!r}: no blueprint for the slots in use; registered for them are {', '.join(known)}; "
+        f"for example {path}={override_text([known[0]] if path.endswith('blueprints') else known[0])}"
+        for path, name in named
+        if known and name not in known
+    ]
+
+
+def controller_can_be_built(host: Any, data: Any, slots: SlotsConfig, controller: Any) -> list[str]:
+    """What the controller's own constructor says, before anything has started."""
+    known = host_slots(host, data)
+    used = tuple(slot for slot in slots.ids or known if slot in known)
+    if not used:
+        return []
+    try:
+        build_controller(controller, slots=used, seed=0)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def probe_is_large_enough(gates: Any, data: Any) -> list[str]:
+    """A look draws its samples from the probe part."""
+    size = getattr(data, "probe", None)
+    if size is None or gates.probe_samples <= size:
+        return []
+    return [
+        f"gates.probe_samples = {gates.probe_samples}: the probe part has data.probe = {size} samples; "
+        f"set gates.probe_samples={size}, or data.probe={gates.probe_samples}"
+    ]
+
+
+def warm_up_ends(optim: Any, trainer: Any) -> list[str]:
+    """The learning rate reaches its peak within the run."""
+    if trainer.steps is None or optim.warmup_steps < trainer.steps or optim.warmup_steps == 0:
+        return []
+    return [
+        f"optim.warmup_steps = {optim.warmup_steps}: the run has trainer.steps = {trainer.steps} and would end in "
+        f"warm-up; set optim.warmup_steps={trainer.steps // 10}"
+    ]
+
+
+Rule = Callable[..., list[str]]
+RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (("trainer", "world"), ranks_share_a_batch),
+    (("host", "data"), host_takes_data),
+    (("host", "data", "slots"), slots_are_of_host),
+    (("host", "data", "slots", "controller"), blueprints_exist),
+    (("host", "data", "slots", "controller"), controller_can_be_built),
+    (("gates", "data"), probe_is_large_enough),
+    (("optim", "trainer"), warm_up_ends),
+)

@@ -1,0 +1,213 @@
+"""One torchrun as a child: started, told to stop, ended, and nothing of it left behind.
+
+Signals, in the order of insistence:
+  1. SIGINT, SIGTERM or SIGUSR1 at the launcher: every worker gets one SIGUSR1 (never its helpers, never the agent) as
+     soon as it can catch it, so that it saves at its next tick. Workers that start later get theirs too.
+  2. a second signal, or ``grace_s`` later: SIGTERM to the agent, which ends its workers.
+  3. five seconds later: SIGKILL to every process that the run started.
+What is left when the agent has ended, for whatever reason, is given a moment and then killed. The launcher adopts
+orphans (a Linux "subreaper"), so none can escape this.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from esper.agent import adopt_orphans
+from esper.tolaria.config import Device, TrainerConfig, WorldConfig
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_KILL_AFTER_S = 5.0
+_POLL_S = 0.2
+
+
+def torchrun_arguments(world: WorldConfig, config_path: Path, module: str = "esper.worker") -> list[str]:
+    """What follows ``torchrun`` on the command line."""
+    alone = world.nnodes == 1
+    return [
+        f"--nnodes={world.nnodes}",
+        f"--nproc-per-node={world.nproc_per_node}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={world.rdzv_endpoint or 'localhost:0'}",
+        f"--rdzv-id={world.rdzv_id or uuid.uuid4().hex[:12]}",
+        # A host whose own name does not resolve can still talk to itself.
+        *(["--local-addr=localhost"] if alone else []),
+        f"--max-restarts={world.max_restarts}",
+        "-m",
+        module,
+        str(config_path),
+    ]
+
+
+def torchrun_environment(world: WorldConfig, trainer: TrainerConfig) -> dict[str, str]:
+    """Variables that every torchrun of ours needs, beside those that it inherits."""
+    needed = {"OMP_NUM_THREADS": str(world.threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONUNBUFFERED": "1"}
+    if world.device is Device.GPU and trainer.deterministic:
+        needed["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return needed
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a torchrun ended.
+
+    Args:
+        returncode: of the agent; it tells little, see RUN/STATUS.json.
+        stopped: name of the first signal that asked it to stop, or None.
+        forced: it had to be ended before its workers had saved.
+    """
+
+    returncode: int
+    stopped: str | None
+    forced: bool
+
+
+def _parents() -> dict[int, int]:
+    """Parent of every process, from /proc."""
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path("/proc", entry, "stat").read_text()
+            except OSError:  # it ended meanwhile
+                continue
+            state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
+            if state != "Z":
+                parents[int(entry)] = int(parent)
+    return parents
+
+
+def children_of(pid: int) -> list[int]:
+    """Live children of a process."""
+    return [child for child, parent in _parents().items() if parent == pid]
+
+
+def descendants_of(pid: int) -> set[int]:
+    """Live processes below a process, at any depth."""
+    parents, found, fresh = _parents(), set[int](), {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def catches(pid: int, signum: int) -> bool:
+    """Whether a process has a handler for a signal now."""
+    try:
+        lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(mask >> (signum - 1) & 1)
+
+
+def _send(pid: int, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile, which is what was wanted
+        os.kill(pid, signum)
+
+
+class _Signals:
+    """Counts stop signals while it is entered; handlers do nothing else."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.names.append(signal.Signals(signum).name)
+
+    def __enter__(self) -> "_Signals":
+        self._before = {signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def supervise(arguments: list[str], environment: Mapping[str, str], *, grace_s: float, lock: int) -> Ended:
+    """Runs torchrun to its end, whatever happens, and leaves no process behind.
+
+    Args:
+        arguments: of `torchrun_arguments`.
+        environment: variables added to this process's own.
+        grace_s: seconds between the first stop signal and force.
+        lock: descriptor of the run's lock; the agent holds it too, so that a run whose launcher was killed stays
+            locked until its workers are gone.
+    """
+    others = descendants_of(os.getpid())
+    adopt_orphans(True)
+    try:
+        with _Signals() as signals:
+            agent = subprocess.Popen(
+                [sys.executable, "-m", "esper.agent", *arguments],
+                env={**os.environ, **environment, "ESPER_LAUNCHER_PID": str(os.getpid())},
+                pass_fds=(lock,),
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
+            )
+            try:
+                forced = _watch(agent, signals, grace_s)
+            finally:
+                _clear(agent, others)
+            return Ended(agent.returncode, signals.names[0] if signals.names else None, forced)
+    finally:
+        adopt_orphans(False)
+
+
+def _watch(agent: "subprocess.Popen[bytes]", signals: _Signals, grace_s: float) -> bool:
+    """Returns when the agent has ended; whether by force."""
+    told: set[int] = set()
+    deadline = kill_at = float("inf")
+    while agent.poll() is None:
+        now = time.monotonic()
+        if signals.names and deadline == float("inf"):
+            deadline = now + grace_s
+            print(
+                f"esper: {signals.names[0]}: workers save at the next tick and stop (at most {grace_s:g} s; "
+                "a second signal ends them at once)",
+                file=sys.stderr,
+                flush=True,
+            )
+        if signals.names and kill_at == float("inf"):
+            for worker in set(children_of(agent.pid)) - told:
+                if catches(worker, signal.SIGUSR1):
+                    told.add(worker)
+                    _send(worker, signal.SIGUSR1)
+            if len(signals.names) > 1 or now >= deadline:
+                kill_at = now + _KILL_AFTER_S
+                agent.terminate()
+        if now >= kill_at:
+            for pid in descendants_of(agent.pid):
+                _send(pid, signal.SIGKILL)
+            agent.kill()
+            agent.wait()
+        try:
+            agent.wait(_POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+    return kill_at < float("inf")
+
+
+def _clear(agent: "subprocess.Popen[bytes]", others: set[int]) -> None:
+    """Ends what the run left: a moment's patience (a helper may be writing its last bytes), then SIGKILL."""
+    if agent.poll() is None:  # an error in the watch itself
+        agent.kill()
+        agent.wait()
+    deadline = time.monotonic() + _KILL_AFTER_S
+    while left := descendants_of(os.getpid()) - others:
+        if time.monotonic() >= deadline:
+            for pid in left:
+                _send(pid, signal.SIGKILL)
+        for pid in left:
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+        time.sleep(0.05)
