@@ -231,20 +231,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv = before
     failed = [outcome for outcome in outcomes if outcome.code != 0]
     if not failed:
-        text = words.getvalue().replace(
-            "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", ""
-        )
+        text = words.getvalue().replace(_HYDRA_HINT, "")
         if text.strip():
             print(text.strip(), file=stderr, flush=True)
         return ConfigError.exit_code if code else 0
     if len(outcomes) > 1:
-        print(
-            f"esper: {len(failed)} of {len(outcomes)} jobs of the sweep did not finish; their lines stand above",
-            file=stderr,
-        )
-    return max(
-        (outcome.code for outcome in failed), key=lambda c: _GRAVITY.index(c) if c in _GRAVITY else len(_GRAVITY)
-    )
+        print(f"esper: {len(failed)} of {len(outcomes)} jobs did not finish; their lines stand above", file=stderr)
+    return max((outcome.code for outcome in failed), key=_gravity)
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ class Ended:
     forced: bool
 
 
-def _parents() -> dict[int, int]:
-    """Parent of every process, from /proc."""
-    parents = {}
+def _processes() -> dict[int, tuple[int, bool]]:
+    """Parent of every process, and whether it lives (or is dead and waits for its parent to notice), from /proc."""
+    found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
@@ -80,21 +80,20 @@ def _parents() -> dict[int, int]:
             except OSError:  # it ended meanwhile
                 continue
             state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
-            if state != "Z":
-                parents[int(entry)] = int(parent)
-    return parents
+            found[int(entry)] = (int(parent), state != "Z")
+    return found
 
 
-def children_of(pid: int) -> list[int]:
-    """Live children of a process."""
-    return [child for child, parent in _parents().items() if parent == pid]
+def children_of(pid: int, *, alive: bool = True) -> list[int]:
+    """Children of a process: the living ones, or the dead ones that it has not waited for."""
+    return [child for child, (parent, lives) in _processes().items() if parent == pid and lives == alive]
 
 
 def descendants_of(pid: int) -> set[int]:
     """Live processes below a process, at any depth."""
-    parents, found, fresh = _parents(), set[int](), {pid}
+    processes, found, fresh = _processes(), set[int](), {pid}
     while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        fresh = {child for child, (parent, lives) in processes.items() if parent in fresh and lives} - found
         found |= fresh
     return found
 
@@ -142,7 +141,7 @@ def supervise(arguments: list[str], environment: Mapping[str, str], *, grace_s: 
         lock: descriptor of the run's lock; the agent holds it too, so that a run whose launcher was killed stays
             locked until its workers are gone.
     """
-    others = descendants_of(os.getpid())
+    others = descendants_of(os.getpid()) | set(children_of(os.getpid(), alive=False))
     adopt_orphans(True)
     try:
         with _Signals() as signals:
@@ -205,9 +204,6 @@ def _clear(agent: "subprocess.Popen[bytes]", others: set[int]) -> None:
         if time.monotonic() >= deadline:
             for pid in left:
                 _send(pid, signal.SIGKILL)
-        for pid in left:
-            try:
-                os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                continue
         time.sleep(0.05)
+    for pid in set(children_of(os.getpid(), alive=False)) - others:  # adopted, so ours to bury
+        os.waitpid(pid, 0)
