@@ -73,7 +73,7 @@ def _resolve(op: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, int] | N
 
 def _is_global(generator: torch.Generator | None) -> bool:
     """None, or torch's global CPU generator, which arrives here in a new Python object at every call."""
-    return generator is None or generator._cdata == torch.default_generator._cdata
+    return generator is None or generator._cdata == torch.default_generator._cdata  # type: ignore[attr-defined]
 
 
 class PrivateGenerator(TorchDispatchMode):

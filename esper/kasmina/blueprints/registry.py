@@ -19,20 +19,14 @@ A blueprint is an ``nn.Module`` class taking ``dim`` and typed keyword arguments
 4. From another package: name the module in entry-point group ``esper.blueprints``; importing it must register.
 """
 
-import inspect
-import random
 import re
-import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import entry_points
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from torch import nn
 
+from esper.kasmina.blueprints.entry import Blueprint, read_arguments
 from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.plain import digest62
@@ -42,93 +36,9 @@ ENTRY_POINTS = "esper.blueprints"
 CHECKED_DIMS = (1, 2, 3, 8, 12, 64)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_ARGUMENT_TYPES = (bool, int, float, str)
-_REGISTRY: dict[tuple[Topology, str], "Blueprint"] = {}
+_REGISTRY: dict[tuple[Topology, str], Blueprint] = {}
 
 Module = TypeVar("Module", bound=type[nn.Module])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blueprint:
-    """One entry: a module class with the arguments it is built with under this name.
-
-    Fields:
-        name, topology: the key of the entry.
-        factory: the module class.
-        arguments: every keyword argument of the class, with its value under this name.
-        parameters, flops: formulas; see the module's docstring.
-        version: raised when the name comes to mean another network.
-        min_dim: fewest channels it can serve.
-    """
-
-    name: str
-    topology: Topology
-    factory: type[nn.Module]
-    arguments: Mapping[str, Any]
-    parameters: Callable[..., int]
-    flops: Callable[..., int]
-    version: int
-    min_dim: int
-
-    def _error(self, dim: int, why: object) -> ValueError:
-        return ValueError(f"blueprint {self.name} ({self.topology.value}) cannot serve dim = {dim}: {why}")
-
-    def _check_dim(self, dim: int) -> None:
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < self.min_dim:
-            raise self._error(dim, f"needs an integer >= {self.min_dim}")
-
-    def build(self, dim: int) -> nn.Module:
-        """The module for ``dim`` channels, on torch's present defaults; see `esper.kasmina.birth` for a seed.
-
-        Raises:
-            ValueError: the blueprint cannot serve ``dim``.
-        """
-        self._check_dim(dim)
-        try:
-            return self.factory(dim, **self.arguments)
-        except ValueError as error:
-            raise self._error(dim, error) from error
-
-    def info(self, dim: int, positions: int) -> BlueprintInfo:
-        """What it would add to a slot with ``dim`` channels at ``positions`` places (H*W, T or 1).
-
-        Raises:
-            ValueError: the blueprint cannot serve ``dim``.
-        """
-        self._check_dim(dim)
-        try:
-            parameters = self.parameters(dim, **self.arguments)
-            flops = self.flops(dim, positions, **self.arguments)
-        except ValueError as error:
-            raise self._error(dim, error) from error
-        return BlueprintInfo(name=self.name, parameters=parameters, flops=flops)
-
-
-def _read_arguments(where: str, factory: type[nn.Module], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keyword arguments of ``factory`` with the values in force: its defaults, overridden by ``given``."""
-    parameters = list(inspect.signature(factory).parameters.values())
-    if not parameters or parameters[0].name != "dim":
-        raise ConfigError(f"{where}: the first argument of {factory.__name__} must be dim")
-    hints = typing.get_type_hints(factory.__init__)
-    problems, values = [], {}
-    for parameter in parameters[1:]:
-        name, kind = parameter.name, hints.get(parameter.name)
-        value = given.get(name, parameter.default)
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            problems.append(f"{where}: {parameter} hides the argument names; list them")
-        elif kind not in _ARGUMENT_TYPES:
-            problems.append(f"{where}: argument {name} needs a type, one of bool, int, float, str")
-        elif parameter.default is parameter.empty:
-            problems.append(f"{where}: argument {name} needs a default")
-        elif type(value) is not kind:
-            problems.append(f"{where}: argument {name} is {value!r}, its type is {kind.__name__}")
-        values[name] = value
-    unknown = sorted(set(given) - set(values))
-    if unknown:
-        problems.append(f"{where}: no argument {', '.join(unknown)}; it takes {', '.join(values) or 'none but dim'}")
-    if problems:
-        raise ConfigError(problems)
-    return MappingProxyType(values)
 
 
 def blueprint(
@@ -171,7 +81,7 @@ def blueprint(
             name=name,
             topology=topology,
             factory=factory,
-            arguments=_read_arguments(where, factory, arguments or {}),
+            arguments=read_arguments(where, factory, arguments or {}),
             parameters=parameters,
             flops=flops,
             version=version,
@@ -222,20 +132,12 @@ def catalogue(
     """
     if names is not None:
         return tuple(info(topology, name, dim, positions) for name in sorted(set(names)))
-    sizes = (_size(entry, dim, positions) for entry in _entries() if entry.topology is topology)
+    sizes = (entry.info_or_none(dim, positions) for entry in _entries() if entry.topology is topology)
     return tuple(size for size in sizes if size is not None)
 
 
 def _entries() -> list[Blueprint]:
     return [_REGISTRY[key] for key in sorted(_REGISTRY)]
-
-
-def _size(entry: Blueprint, dim: int, positions: int) -> BlueprintInfo | None:
-    """What it would add, None if it cannot serve ``dim``."""
-    try:
-        return entry.info(dim, positions)
-    except ValueError:
-        return None
 
 
 def all_names() -> tuple[str, ...]:
@@ -274,32 +176,9 @@ def registry_digest() -> int:
     """
     rows = []
     for entry in _entries():
-        sizes = [_size(entry, dim, 49) for dim in CHECKED_DIMS]
+        sizes = [entry.info_or_none(dim, 49) for dim in CHECKED_DIMS]
         rows.append([entry.topology, entry.name, entry.version, entry.min_dim, dict(entry.arguments), sizes])
     return digest62(rows)
-
-
-def _outside_torch() -> tuple[Any, ...]:
-    """State of the random streams that a birth cannot make private."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return random.getstate(), kind, np.asarray(keys).tobytes(), rest
-
-
-def _formula_problem(entry: Blueprint, dim: int) -> str | None:
-    """What is wrong with an entry at ``dim``, None if nothing."""
-    claimed = _size(entry, dim, 4)
-    try:
-        with torch.device("meta"):
-            counted = sum(tensor.numel() for tensor in entry.build(dim).parameters())
-    except Exception as error:
-        if claimed is None and isinstance(error, ValueError):
-            return None  # formula and constructor refuse this dim alike
-        return f"cannot be built at dim = {dim}: {error!r}"
-    if claimed is None:
-        return f"can be built at dim = {dim}, but its formulas refuse it"
-    if claimed.parameters != counted:
-        return f"has {counted} parameters at dim = {dim}, its formula says {claimed.parameters}"
-    return None
 
 
 def check_formulas(entries: Iterable[Blueprint] | None = None, dims: Iterable[int] = CHECKED_DIMS) -> None:
@@ -315,14 +194,8 @@ def check_formulas(entries: Iterable[Blueprint] | None = None, dims: Iterable[in
         ConfigError: formulas that are wrong, builds that fail, constructors that draw from ``random`` or
             ``numpy.random`` (ranks would differ), all of them in one text.
     """
-    problems = []
     dims = tuple(dims)
-    for entry in _entries() if entries is None else entries:
-        before = _outside_torch()
-        found = [_formula_problem(entry, dim) for dim in dims]
-        if _outside_torch() != before:
-            found.append("its constructor draws from random or numpy.random; use torch's random functions")
-        problems += [f"blueprint {entry.name!r} ({entry.topology.value}): {text}" for text in found if text is not None]
+    problems = [line for entry in (_entries() if entries is None else entries) for line in entry.problems(dims)]
     if problems:
         raise ConfigError(problems)
 

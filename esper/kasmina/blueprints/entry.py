@@ -1,0 +1,139 @@
+"""One blueprint: a module class, what it is built with, and formulas that must agree with what is built."""
+
+import inspect
+import random
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from esper.leyline.errors import ConfigError
+from esper.leyline.observation import BlueprintInfo
+from esper.leyline.topology import Topology
+
+_ARGUMENT_TYPES = (bool, int, float, str)
+
+
+def _outside_torch() -> tuple[Any, ...]:
+    """State of the random streams that a birth cannot make private."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), kind, np.asarray(keys).tobytes(), rest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """One entry: a module class with the arguments it is built with under this name.
+
+    Fields:
+        name, topology: the key of the entry.
+        factory: the module class.
+        arguments: every keyword argument of the class, with its value under this name.
+        parameters, flops: formulas; see the module's docstring.
+        version: raised when the name comes to mean another network.
+        min_dim: fewest channels it can serve.
+    """
+
+    name: str
+    topology: Topology
+    factory: type[nn.Module]
+    arguments: Mapping[str, Any]
+    parameters: Callable[..., int]
+    flops: Callable[..., int]
+    version: int
+    min_dim: int
+
+    def _error(self, dim: int, why: object) -> ValueError:
+        return ValueError(f"blueprint {self.name} ({self.topology.value}) cannot serve dim = {dim}: {why}")
+
+    def _check_dim(self, dim: int) -> None:
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < self.min_dim:
+            raise self._error(dim, f"needs an integer >= {self.min_dim}")
+
+    def build(self, dim: int) -> nn.Module:
+        """The module for ``dim`` channels, on torch's present defaults; see `esper.kasmina.birth` for a seed.
+
+        Raises:
+            ValueError: the blueprint cannot serve ``dim``.
+        """
+        self._check_dim(dim)
+        try:
+            return self.factory(dim, **self.arguments)
+        except ValueError as error:
+            raise self._error(dim, error) from error
+
+    def info(self, dim: int, positions: int) -> BlueprintInfo:
+        """What it would add to a slot with ``dim`` channels at ``positions`` places (H*W, T or 1).
+
+        Raises:
+            ValueError: the blueprint cannot serve ``dim``.
+        """
+        self._check_dim(dim)
+        try:
+            parameters = self.parameters(dim, **self.arguments)
+            flops = self.flops(dim, positions, **self.arguments)
+        except ValueError as error:
+            raise self._error(dim, error) from error
+        return BlueprintInfo(name=self.name, parameters=parameters, flops=flops)
+
+    def info_or_none(self, dim: int, positions: int) -> BlueprintInfo | None:
+        """As `info`, None if it cannot serve ``dim``."""
+        try:
+            return self.info(dim, positions)
+        except ValueError:
+            return None
+
+    def problems(self, dims: Iterable[int]) -> list[str]:
+        """What `check_formulas` of the registry would say about this entry, one line each."""
+        before = _outside_torch()
+        found = [self._problem_at(dim) for dim in dims]
+        if _outside_torch() != before:
+            found.append("its constructor draws from random or numpy.random; use torch's random functions")
+        return [f"blueprint {self.name!r} ({self.topology.value}): {text}" for text in found if text is not None]
+
+    def _problem_at(self, dim: int) -> str | None:
+        claimed = None
+        try:
+            claimed = self.info_or_none(dim, 4)
+            with torch.device("meta"):
+                counted = sum(tensor.numel() for tensor in self.build(dim).parameters())
+        except Exception as error:
+            if claimed is None and isinstance(error, ValueError):
+                return None  # formulas and constructor refuse this dim alike
+            return f"fails at dim = {dim}: {error!r}"
+        if claimed is None:
+            return f"can be built at dim = {dim}, but its formulas refuse it"
+        if claimed.parameters != counted:
+            return f"has {counted} parameters at dim = {dim}, its formula says {claimed.parameters}"
+        return None
+
+
+def read_arguments(where: str, factory: type[nn.Module], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keyword arguments of ``factory`` with the values in force: its defaults, overridden by ``given``."""
+    parameters = list(inspect.signature(factory).parameters.values())
+    if not parameters or parameters[0].name != "dim":
+        raise ConfigError(f"{where}: the first argument of {factory.__name__} must be dim")
+    hints = typing.get_type_hints(factory.__init__)
+    problems, values = [], {}
+    for parameter in parameters[1:]:
+        name, kind = parameter.name, hints.get(parameter.name)
+        value = given.get(name, parameter.default)
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            problems.append(f"{where}: {parameter} hides the argument names; list them")
+        elif kind not in _ARGUMENT_TYPES:
+            problems.append(f"{where}: argument {name} needs a type, one of bool, int, float, str")
+        elif parameter.default is parameter.empty:
+            problems.append(f"{where}: argument {name} needs a default")
+        elif type(value) is not kind:
+            problems.append(f"{where}: argument {name} is {value!r}, its type is {kind.__name__}")
+        values[name] = value
+    unknown = sorted(set(given) - set(values))
+    if unknown:
+        problems.append(f"{where}: no argument {', '.join(unknown)}; it takes {', '.join(values) or 'none but dim'}")
+    if problems:
+        raise ConfigError(problems)
+    return MappingProxyType(values)
