@@ -20,7 +20,7 @@ from esper.kasmina.attach import Grown, Site
 from esper.kasmina.birth import birth_key, build_seed
 from esper.kasmina.blueprints import registry
 from esper.kasmina.config import Incubation
-from esper.kasmina.slot import learns, phase_of
+from esper.kasmina.slot import Phase, learns, phase_of
 from esper.leyline.stages import Stage
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.reducer import Discard, Effect, Prepare, Register, Uproot
@@ -127,6 +127,10 @@ class Growth:
             if alpha != holder.level:
                 holder.set_alpha(alpha)
 
+    def phase(self, stage: Stage) -> Phase:
+        """What a slot of this stage does in the host's forward, under the run's incubation."""
+        return phase_of(stage, self.terms.slots_config.incubation)
+
     def shadowed(self, state: RunState) -> list[str]:
         """Slots whose seed learns in a forward of its own, row-major."""
         if self.terms.slots_config.incubation is not Incubation.SHADOW:
@@ -145,7 +149,7 @@ class Growth:
         """
         config = self.terms.slots_config
         for entry in state.slots:
-            self.grown.slots[entry.slot].phase = phase_of(entry.stage, config.incubation)
+            self.grown.slots[entry.slot].phase = self.phase(entry.stage)
             if entry.stage.has_seed:
                 learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
                 self.owner.set_learning(entry.slot, learning)
@@ -163,5 +167,5 @@ class Growth:
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Within the block gradients accumulate on this rank only."""
         if isinstance(self.call, nn.parallel.DistributedDataParallel):
-            return self.call.no_sync()  # type: ignore[no-any-return]
+            return self.call.no_sync()
         return contextlib.nullcontext()

@@ -75,6 +75,10 @@ class Terms:
     max_skips: int
     world_size: int
 
+    def first_slots(self) -> tuple[SlotState, ...]:
+        """Empty records for every slot, row-major."""
+        return tuple(SlotState(slot=slot) for slot in self.places)
+
     def info(self, slot: str, blueprint: str) -> BlueprintInfo:
         """Cost of a blueprint in a slot; ConfigError when it does not fit there."""
         for entry in self.catalogue[slot]:

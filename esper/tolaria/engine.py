@@ -1,0 +1,489 @@
+"""The training loop and its tick.
+
+    step    forward (and a shadow forward per TRAINING seed), one backward of the summed losses, per-owner judgement
+            and clipping, optimizer step; alpha is evaluated from the committed ramps
+    tick    measure -> observe -> absorb -> decide -> commit -> reduce -> perform -> follow -> save
+
+Everything that leads from one tick to the next is a function of the agreed state, the optimizer step and the run's
+seed; every rank takes the same branches. One process runs the same code without collectives.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from esper.kasmina.attach import Grown
+from esper.leyline.commands import Command, wait
+from esper.leyline.errors import CheckpointError, ConfigError, DivergedError, EsperError, Preempted
+from esper.leyline.events import (
+    CommandJudged,
+    ContributionMeasured,
+    Event,
+    Fault,
+    Rewrapped,
+    RunStarted,
+    SlotLine,
+    StepSkipped,
+    TickDone,
+)
+from esper.leyline.evidence import Reading, paired
+from esper.leyline.observation import Observation
+from esper.leyline.plain import to_plain
+from esper.leyline.protocols import Controller, EventSink
+from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, TrainerConfig
+from esper.tolaria.data.parts import Bundle
+from esper.tolaria.data.sampler import BatchPlan
+from esper.tolaria.evaluate import Evaluator, autocast, average_running_statistics
+from esper.tolaria.growth import Growth
+from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.lockstep import Lockstep
+from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.reducer import reduce_tick
+from esper.tolaria.saver import Saver
+from esper.tolaria.snapshot import collect_common, collect_own, load_model, plant_record, read_common, restore
+from esper.tolaria.state import RunState, Terms
+from esper.tolaria.views import absorb, observe
+from esper.tolaria.window import Window
+from esper.tolaria.wire import Agreed, Failure, RankWord
+from esper.tolaria.world import World
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineSettings:
+    """Sections of the config that the loop reads, the run's seed, and what identifies the run in a checkpoint."""
+
+    seed: int
+    trainer: TrainerConfig
+    control: ControlConfig
+    checkpoint: CheckpointConfig
+    config_digest: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a finished run did.
+
+    Fields:
+        step, tick: where it ended.
+        validation_loss, validation_accuracy: at the end (nats per sample; share correct).
+        best_step: checkpoint that validation chose; None if none was scored.
+        test_loss, test_accuracy: of that checkpoint, read once.
+        objective: the validation metric that a sweep optimises, at the end.
+    """
+
+    step: int
+    tick: int
+    validation_loss: Reading
+    validation_accuracy: Reading
+    best_step: int | None
+    test_loss: Reading
+    test_accuracy: Reading
+    objective: float | None
+
+
+class Engine:
+    """Runs one network on all ranks. The composition root builds the parts; see `esper.worker.assemble`.
+
+    Fields:
+        state: the agreed record. step: optimizer steps done.
+        stop_asked: set by a signal handler; agreed at the next tick.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        world: World,
+        heartbeat: Heartbeat,
+        grown: Grown,
+        owner: ParameterOwner,
+        growth: Growth,
+        bundle: Bundle,
+        controller: Controller | None,
+        sink: EventSink,
+        saver: Saver,
+        terms: Terms,
+        lockstep: Lockstep,
+        fresh: Callable[[], Grown],
+    ) -> None:
+        self.settings, self.world, self.heartbeat = settings, world, heartbeat
+        self.grown, self.owner, self.growth, self.bundle = grown, owner, growth, bundle
+        self.controller, self.sink, self.saver = controller, sink, saver
+        self.terms, self.lockstep, self.fresh = terms, lockstep, fresh
+        trainer = settings.trainer
+        self.plan = BatchPlan(len(bundle.train), trainer.batch, settings.seed)
+        self.evaluator = Evaluator(
+            grown, bundle, world, precision=trainer.precision, batch=trainer.eval_batch, seed=settings.seed
+        )
+        self.state = RunState(slots=terms.first_slots())
+        self.step = 0
+        self.stop_asked = False
+        self.window = Window(world.device)
+        self._lr = 0.0
+        self._clock = time.perf_counter()
+        self._failure_text = ""
+
+    # start --------------------------------------------------------------------------------------------------------
+
+    def begin(self, resume_step: int | None) -> None:
+        """Starts from nothing, or from a checkpoint that every rank has verified.
+
+        Raises:
+            CheckpointError: it does not fit this run.
+        """
+        if resume_step is not None:
+            self.heartbeat.mark("load")
+            self.state, payload = restore(
+                self.saver.store, resume_step, self.grown, self.owner, self.growth, self.world, self.settings.seed
+            )
+            if payload["config_digest"] != self.settings.config_digest:
+                raise CheckpointError(f"{self.saver.store.path(resume_step)}: it was saved under another config")
+            if self.controller is not None:
+                self.controller.load_state_dict(payload["controller"])
+            self.step = self.state.step
+            self.window = Window(self.world.device, self.state.skipped_in_row)
+        self.growth.follow(self.state, force=True)
+        self._emit(
+            RunStarted(
+                **self._axes(), world_size=self.world.size, resumed_from=resume_step,
+                parameters=sum(p.numel() for p in self.grown.model.parameters()),
+                total_steps=self.terms.total_steps, slots=tuple(self.grown.slots),
+            )
+        )  # fmt: skip
+        self._clock = time.perf_counter()
+
+    def run(self) -> RunResult:
+        """Trains to the end.
+
+        Raises:
+            Preempted: a stop was agreed; a checkpoint is written.
+            DivergedError: too many steps in a row were skipped.
+            LockstepError: ranks parted, or one is lost.
+        """
+        while self.step < self.terms.total_steps:
+            self.train_step()
+            if self.tick_due():
+                self.tick()
+        return self.finish()
+
+    # one step -----------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> None:
+        """One optimizer step on this rank's shard of the global batch."""
+        step, trainer = self.step, self.settings.trainer
+        self.heartbeat.step = step
+        self.growth.set_alphas(self.state, step)
+        self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
+        epoch, _ = self.plan.locate(step)
+        # Each rank's loss is its sum * world / global count: DDP's mean over ranks is then the global mean, exactly,
+        # whatever the sizes of the shards.
+        scale = self.world.size / len(self.plan.indices(step))
+        pieces = self.plan.pieces(step, self.world.rank, self.world.size, trainer.accumulate)
+        for index, (indices, weights) in enumerate(pieces):
+            last = index == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.growth.no_sync():
+                self.heartbeat.mark("forward")
+                x, y = self.bundle.train_batch(indices, seed=self.settings.seed, epoch=epoch)
+                x, y = self.evaluator.to_device(x, y)
+                with self.world.collective("forward"):
+                    loss = self._loss(x, y, weights.to(self.world.device), scale)
+                self.heartbeat.mark("backward")
+                with self.world.collective("backward"):
+                    loss.backward()
+        report = self.owner.step()
+        self.window.step(report, step)
+        self.step += 1
+
+    def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
+        """Host loss plus one shadow loss per TRAINING seed; 0-D, to be called backward on."""
+        device, task = self.world.device, self.bundle.task
+        shadowed = self.growth.shadowed(self.state)
+        before = torch.get_rng_state() if shadowed else None
+        before_cuda = torch.cuda.get_rng_state(device) if shadowed and device.type == "cuda" else None
+        with autocast(self.settings.trainer.precision, device):
+            output = self.growth.call(x)
+        loss, correct = task.per_sample(output, y)
+        self.window.samples(loss, correct, weights)
+        weights = weights.to(loss.dtype)
+        total = (loss * weights).sum() * scale
+        if before is None:
+            return total
+        after = torch.get_rng_state()
+        after_cuda = None if before_cuda is None else torch.cuda.get_rng_state(device)
+        for slot in shadowed:
+            torch.set_rng_state(before)
+            if before_cuda is not None:
+                torch.cuda.set_rng_state(before_cuda, device)
+            with autocast(self.settings.trainer.precision, device):
+                output = self.grown.incubate(slot, x)
+            shadow, _ = task.per_sample(output, y)
+            total = total + (shadow * weights).sum() * scale
+        torch.set_rng_state(after)
+        if after_cuda is not None:
+            torch.cuda.set_rng_state(after_cuda, device)
+        return total
+
+    # one tick -----------------------------------------------------------------------------------------------------
+
+    def tick_due(self) -> bool:
+        """Whether the tick comes now: by count, by epoch, at the end, or at once after a row of skipped steps."""
+        control, trainer, row = self.settings.control, self.settings.trainer, self.window.skipped_in_row
+        since = self.step - self.state.step
+        if self.step >= self.terms.total_steps or since >= control.max_steps:
+            return True
+        if row and (row % trainer.max_skips == 0 or row >= trainer.max_consecutive):
+            return True
+        if control.every:
+            return since >= control.every
+        return self.step % self.plan.steps_per_epoch == 0
+
+    def tick(self) -> None:
+        """One control tick: two collectives, then the same changes on every rank."""
+        began = time.perf_counter()
+        beat, settings = self.heartbeat, self.settings
+        beat.step, beat.tick = self.step, self.state.tick + 1
+        beat.mark("buffers")
+        average_running_statistics(self.grown.model, self.world)
+        beat.mark("measure")
+        values, word = self._measure()
+        beat.mark("observe")
+        sums = self.lockstep.observe(values)
+        before = self.state
+        epoch = self.plan.locate(self.step - 1)[0] + 1
+        self.state = absorb(before, sums, self.terms, step=self.step, epoch=epoch)
+        stop = sums["stop"] > 0
+        every = settings.checkpoint.every_ticks
+        ending = self.step >= self.terms.total_steps
+        save = stop or ending or (every > 0 and self.state.tick % every == 0)
+        beat.mark("decide")
+        commands, word = self._decide(observe(self.state, self.terms), word)
+        digest_began = time.perf_counter()
+        full = save or self.state.tick % settings.control.digest_every == 0
+        digests = self.lockstep.digests_of(self.state, self.grown, parameters=full)
+        digest_ms = 1e3 * (time.perf_counter() - digest_began)
+        beat.mark("commit")
+        word = replace(word, save=self.saver.word)
+        agreed = self.lockstep.commit(self.state, commands, digests, self.growth.vetoes, word, self._failure_text)
+        beat.mark("apply")
+        outcome = reduce_tick(
+            self.state, agreed.commands, agreed.vetoes, self.terms, stage_ticks=settings.control.stage_ticks
+        )
+        self._report_steps(before, agreed)
+        beat.mark("save-commit")
+        self._emit(self.saver.settle(agreed.ranks, self._axes()))
+        beat.mark("stage")
+        self.growth.perform(outcome.effects)
+        self.state = outcome.state
+        beat.mark("rewrap")
+        wrap_ms = self.growth.follow(self.state, force=save)
+        self._report_tick(outcome.events, commands, wrap_ms, save)
+        steps_ms = 1e3 * (began - self._clock)
+        self._emit(self._tick_event(steps_ms, 1e3 * (time.perf_counter() - began), digest_ms))
+        self.window.reset()
+        if save:
+            beat.mark("save")
+            self._save()
+        self._clock = time.perf_counter()
+        if self.state.skipped_in_row >= settings.trainer.max_consecutive:
+            raise DivergedError(self._diverged(agreed))
+        if stop and not ending:
+            self._emit(self.saver.finish(self._axes()))
+            raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
+
+    def _measure(self) -> tuple[dict[str, float], RankWord]:
+        """This rank's entries of the observe vector. Never raises: a failure travels as this rank's word."""
+        try:
+            slots = [entry.slot for entry in self.state.slots]
+            values, nonfinite = self.window.values(slots)
+            values["stop"] = float(self.stop_asked)
+            tick = self.state.tick + 1
+            if tick % self.settings.control.validate_every == 0 or self.step >= self.terms.total_steps:
+                sums = self.evaluator.part_sums(self.bundle.validation)
+                values |= {f"validation_{name}": value for name, value in sums.items()}
+            for entry in self.state.slots:
+                seed = self.grown.slots[entry.slot].seed
+                if seed is not None:
+                    finite = all(bool(torch.isfinite(p).all()) for p in seed.parameters())
+                    values[f"{entry.slot}.finite"] = float(finite)
+                    values[f"{entry.slot}.owned"] = float(self.owner.owned(entry.slot))
+                if entry.request is not None:
+                    count, total, squares = self.evaluator.probe_sums(entry.slot, entry.request, self.terms.gates)
+                    values[f"{entry.slot}.probe_count"] = count
+                    values[f"{entry.slot}.probe_sum"] = total
+                    values[f"{entry.slot}.probe_sum_sq"] = squares
+            return values, RankWord(nonfinite_losses=nonfinite)
+        except Exception as error:
+            self._failure_text = _one_line(error)
+            return {}, RankWord(failure=Failure.MEASURE)
+
+    def _decide(self, observation: Observation, word: RankWord) -> tuple[dict[str, Command] | None, RankWord]:
+        """Rank 0: one command per slot, with proposal ids. A controller that fails becomes this rank's word."""
+        if self.controller is None:
+            return None, word
+        commands = {entry.slot: wait(entry.slot) for entry in self.state.slots}
+        try:
+            if word.failure is Failure.NONE:
+                proposal, asked = self.state.proposals, set()
+                for command in self.controller.decide(observation):
+                    if command.slot not in commands or command.slot in asked:
+                        raise ConfigError(f"controller {self.controller.name}: slot {command.slot} unknown or twice")
+                    if command.blueprint is not None and command.blueprint not in self.terms.names:
+                        raise ConfigError(f"controller {self.controller.name}: no blueprint {command.blueprint!r}")
+                    asked.add(command.slot)
+                    proposal += 1
+                    commands[command.slot] = replace(command, proposal=proposal)
+        except Exception as error:
+            self._failure_text = _one_line(error)
+            commands = {slot: wait(slot) for slot in commands}
+            word = replace(word, failure=Failure.DECIDE)
+        return commands, word
+
+    # saving and ending --------------------------------------------------------------------------------------------
+
+    def _objective(self) -> float | None:
+        accuracy = self.settings.trainer.objective is Objective.VALIDATION_ACCURACY
+        reading = self.state.validation_accuracy if accuracy else self.state.validation_loss
+        return reading.value
+
+    def _save(self) -> None:
+        """Begins a save of the state at the end of this tick; its fate is told in a later commit."""
+        value, fresh = self._objective(), self.state.validation_loss.tick == self.state.tick
+        score = None
+        if value is not None and fresh:
+            score = value if self.settings.trainer.objective is Objective.VALIDATION_ACCURACY else -value
+        common = None
+        if self.world.rank == 0:
+            assert self.controller is not None
+            common = collect_common(
+                self.grown, self.owner, self.state, self.controller.state_dict(), self.settings.config_digest,
+                self.settings.run_id,
+            )  # fmt: skip
+        self.saver.begin(self.step, self.state.tick, score, common, collect_own(self.world))
+
+    def finish(self) -> RunResult:
+        """Settles the last save, and reads the test part once, on the checkpoint that validation chose."""
+        self.heartbeat.mark("save-commit")
+        self._emit(self.saver.finish(self._axes()))
+        self.heartbeat.mark("test")
+        best = self.saver.store.best() if self.world.rank == 0 else None
+        chosen = torch.tensor([-1 if best is None else best], dtype=torch.int64)
+        self.world.all_reduce(chosen, dist.ReduceOp.MAX, what="choice of checkpoint")
+        step = int(chosen.item())
+        grown = self.grown if step < 0 else self._rebuilt(step)
+        evaluator = Evaluator(
+            grown, self.bundle, self.world, precision=self.settings.trainer.precision,
+            batch=self.settings.trainer.eval_batch, seed=self.settings.seed,
+        )  # fmt: skip
+        sums = evaluator.part_sums(self.bundle.test)
+        vector = torch.tensor(list(sums.values()), dtype=torch.float64)
+        self.world.all_reduce(vector, dist.ReduceOp.SUM, what="test")
+        loss, loss_sq, correct, correct_sq, count = vector.tolist()
+        tick = self.state.tick
+        return RunResult(
+            step=self.step,
+            tick=tick,
+            validation_loss=self.state.validation_loss,
+            validation_accuracy=self.state.validation_accuracy,
+            best_step=None if step < 0 else step,
+            test_loss=paired(int(count), loss, loss_sq, tick=tick, min_samples=2),
+            test_accuracy=paired(int(count), correct, correct_sq, tick=tick, min_samples=2),
+            objective=self._objective(),
+        )
+
+    def _rebuilt(self, step: int) -> Grown:
+        """The network of a checkpoint, beside the one that was trained."""
+        payload, state = read_common(self.saver.store, step)
+        grown = self.fresh()
+        beside = Growth(grown, self.owner, self.world, self.terms, run_seed=self.settings.seed, dtype=self.growth.dtype)
+        plant_record(grown, beside, state, own=False)
+        load_model(grown, payload["model"], str(self.saver.store.path(step)))
+        for entry in state.slots:
+            if entry.stage.is_blended:
+                grown.slots[entry.slot].phase = self.growth.phase(entry.stage)
+                grown.slots[entry.slot].set_alpha(entry.alpha(state.step))
+        return grown
+
+    # telling ------------------------------------------------------------------------------------------------------
+
+    def _axes(self) -> dict[str, int]:
+        return {"step": self.step, "tick": self.state.tick, "epoch": self.state.epoch}
+
+    def _emit(self, event: Event | None) -> None:
+        if event is not None:
+            self.sink.emit(event)
+
+    def _report_steps(self, before: RunState, agreed: Agreed) -> None:
+        """Evidence that arrived, and steps that were skipped."""
+        for old, new in zip(before.slots, self.state.slots, strict=True):
+            if old.request is not None:
+                self._emit(
+                    ContributionMeasured(
+                        **self._axes(), slot=new.slot, stage=new.stage, look=new.looks, alpha=new.contribution_alpha,
+                        contribution=new.contribution,
+                    )
+                )  # fmt: skip
+        if self.state.skipped:
+            ranks = tuple(rank for rank, word in enumerate(agreed.ranks) if word.nonfinite_losses)
+            first = self.window.first_skipped
+            self._emit(StepSkipped(**self._axes(), count=self.state.skipped, ranks=ranks, first_step=first))
+
+    def _report_tick(
+        self, events: list[Event], commands: dict[str, Command] | None, wrap_ms: float | None, saved: bool
+    ) -> None:
+        reasons = {c.proposal: c.reason for c in (commands or {}).values()}
+        for event in events:
+            if isinstance(event, CommandJudged):
+                why = reasons.get(event.command.proposal, "")
+                event = replace(event, command=replace(event.command, reason=why))
+                event = replace(event, reason=why) if event.applied else event
+            self._emit(event)
+        for slot, text in self.growth.failures.items():
+            self._emit(Fault(**self._axes(), what=f"seed for {slot} cannot be held here: {text}", where=slot))
+        self.growth.failures.clear()
+        if wrap_ms is not None:
+            count = len(self.owner.gradient_set())
+            cause = "save" if saved else "gradient set changed"
+            self._emit(Rewrapped(**self._axes(), cause=cause, parameters=count, wrap_ms=wrap_ms))
+
+    def _tick_event(self, steps_ms: float, tick_ms: float, digest_ms: float) -> TickDone:
+        state = self.state
+        lines = tuple(
+            SlotLine(
+                slot=s.slot, stage=s.stage, alpha=s.alpha(state.step), blueprint=s.blueprint,
+                contribution=s.contribution, gradient_norm=s.gradient_norm,
+            )
+            for s in state.slots
+        )  # fmt: skip
+        return TickDone(
+            **self._axes(), train_loss=state.train_loss, train_accuracy=state.train_accuracy,
+            validation_loss=state.validation_loss, validation_accuracy=state.validation_accuracy, lr=self._lr,
+            host_gradient_norm=state.host_norm, slots=lines,
+            parameters=sum(p.numel() for p in self.grown.model.parameters()),
+            live_seeds=sum(s.stage.is_live for s in state.slots), steps_ms=steps_ms, tick_ms=tick_ms,
+            digest_ms=digest_ms,
+        )  # fmt: skip
+
+    def _diverged(self, agreed: Agreed) -> str:
+        ranks = [str(rank) for rank, word in enumerate(agreed.ranks) if word.nonfinite_losses]
+        who = f"the loss was not finite on rank {', '.join(ranks)}" if ranks else "no rank's own loss was non-finite"
+        return (
+            f"diverged: {self.state.skipped_in_row} optimizer steps in a row had a non-finite host gradient, the last "
+            f"before step {self.step}; {who}; lower optim.lr, or resume an earlier checkpoint"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip() if isinstance(error, EsperError) else f"{type(error).__name__}: {error}".strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def plain_result(result: RunResult) -> dict[str, object]:
+    """For result.json."""
+    plain: dict[str, object] = to_plain(result)
+    return plain

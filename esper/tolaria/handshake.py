@@ -1,0 +1,92 @@
+"""Before anything trains: do all ranks run the same program on the same kind of machine on the same run directory?
+
+Births and sums differ between CPU capabilities, thread counts and torch versions, so unequal ranks are refused. One
+all-reduce(MAX) of pairs (d, -d); only if a field differs, its values are gathered and shown.
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from esper.leyline.errors import LockstepError
+from esper.leyline.plain import digest62
+from esper.tolaria.world import World
+
+# What to do about a field that differs.
+ADVICE = {
+    "run directory": "RUN must be on a file system that all ranks share",
+    "config": "start all ranks with the same RUN/config.yaml",
+    "code": "install the same version of esper on every host",
+    "data": "use the same files on every host",
+    "threads": "set world.threads, or OMP_NUM_THREADS, alike on every host",
+}
+
+
+def code_digest() -> str:
+    """BLAKE2b over the package's own source files."""
+    root = Path(__file__).parents[1]
+    hasher = hashlib.blake2b(digest_size=8)
+    for path in sorted(root.rglob("*.py")):
+        hasher.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return hasher.hexdigest()
+
+
+def machine_fields(device: torch.device) -> dict[str, str]:
+    """What sums and births depend on beside the program."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def shake_hands(world: World, fields: Mapping[str, str]) -> None:
+    """Compares named values over all ranks.
+
+    Args:
+        world: the ranks. fields: name -> value in words, the same names on every rank.
+
+    Raises:
+        LockstepError: naming every field that differs, the ranks, and their values; the same text on every rank.
+    """
+    names = sorted(fields)
+    row = []
+    for name in names:
+        digest = digest62(fields[name])
+        row += [digest, -digest]
+    vector = torch.tensor([*row, len(names), -len(names)], dtype=torch.int64)
+    agreed = world.all_reduce(vector, dist.ReduceOp.MAX, what="handshake").tolist()
+    parts = []
+    for index, name in enumerate(names):
+        if agreed[2 * index] != -agreed[2 * index + 1]:
+            values = world.gather_text(fields[name], what="diagnosis", width=96)
+            shown = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
+            parts.append(f"{name}: {shown}" + (f" ({ADVICE[name]})" if name in ADVICE else ""))
+    if parts:
+        raise LockstepError("ranks are unequal: " + "; ".join(parts))
+
+
+def newest_valid_everywhere(world: World, valid: list[int]) -> int | None:
+    """The newest step whose checkpoint every rank has verified; None if there is none.
+
+    Args:
+        world: the ranks. valid: steps that this rank has verified, newest first.
+    """
+    bound = 2**62
+    while True:
+        mine = next((step for step in valid if step <= bound), -1)
+        pair = torch.tensor([mine, -mine], dtype=torch.int64)
+        agreed = world.all_reduce(pair, dist.ReduceOp.MIN, what="choice of checkpoint").tolist()
+        low, high = agreed[0], -agreed[1]
+        if low < 0:
+            return None
+        if low == high:
+            return int(low)
+        bound = low

@@ -1,0 +1,126 @@
+"""What a checkpoint holds, and how a run is rebuilt from it: the topology from the record first, then every tensor.
+
+state.pt      format, config digest, agreed state, model, optimizer by parameter name, controller, wandb run id
+rank-N.pt     format, rank, random number state of this rank
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.attach import Grown
+from esper.leyline.errors import CheckpointError
+from esper.leyline.plain import from_plain, to_plain
+from esper.tolaria.checkpoint import FORMAT, CheckpointStore, rank_file
+from esper.tolaria.growth import Growth
+from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.state import RunState
+from esper.tolaria.world import World
+
+COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id"}
+OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda"}
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor | None]:
+    """This rank's global random number state."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"rng_cpu": torch.get_rng_state(), "rng_cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Takes `rng_state` back."""
+    torch.set_rng_state(state["rng_cpu"])
+    if device.type == "cuda" and state["rng_cuda"] is not None:
+        torch.cuda.set_rng_state(state["rng_cuda"], device)
+
+
+def collect_common(
+    grown: Grown, owner: ParameterOwner, state: RunState, controller: dict[str, Any], config_digest: int, run_id: str
+) -> dict[str, Any]:
+    """Everything that is equal on all ranks; plain data and tensors only."""
+    return {
+        "format": FORMAT,
+        "config_digest": config_digest,
+        "run_state": to_plain(state),
+        "model": dict(grown.model.state_dict()),
+        "optimizer": owner.state_by_name(),
+        "controller": controller,
+        "run_id": run_id,
+    }
+
+
+def collect_own(world: World) -> dict[str, Any]:
+    """What is this rank's own."""
+    return {"format": FORMAT, "rank": world.rank, **rng_state(world.device)}
+
+
+def _keys(payload: dict[str, Any], wanted: set[str], where: str) -> None:
+    missing, unknown = sorted(wanted - set(payload)), sorted(set(payload) - wanted)
+    if missing or unknown:
+        raise CheckpointError(f"{where}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+
+
+def read_common(store: CheckpointStore, step: int) -> tuple[dict[str, Any], RunState]:
+    """Loads state.pt of a verified checkpoint, strictly; CheckpointError names a missing or unknown key."""
+    where = str(store.path(step) / "state.pt")
+    payload = store.load(step, "state.pt")
+    _keys(payload, COMMON_KEYS, where)
+    try:
+        return payload, from_plain(RunState, payload["run_state"], "run_state")
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def load_model(grown: Grown, weights: dict[str, Tensor], where: str) -> None:
+    """Loads weights into a model whose topology stands, totally; CheckpointError names what does not fit."""
+    try:
+        grown.model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def plant_record(grown: Grown, growth: Growth, state: RunState, *, own: bool) -> None:
+    """Puts a seed of the recorded blueprint into every slot that has one.
+
+    Args:
+        grown: a model with empty slots. growth: builds the seeds.
+        own: also register them with the optimizer (training), not only with the model (evaluation).
+    """
+    for entry in state.slots:
+        if not entry.stage.has_seed:
+            continue
+        assert entry.blueprint is not None
+        seed = growth.build(entry.slot, entry.blueprint, entry.generation)
+        if own:
+            growth.plant(entry.slot, seed)
+        else:
+            grown.slots[entry.slot].plant(seed)
+
+
+def restore(
+    store: CheckpointStore, step: int, grown: Grown, owner: ParameterOwner, growth: Growth, world: World, seed: int
+) -> tuple[RunState, dict[str, Any]]:
+    """Rebuilds a run from a verified checkpoint: topology, weights, moments, random numbers, staged births.
+
+    On another world size a rank without a file of its own draws from a stream keyed by (seed, rank, step).
+
+    Returns:
+        The agreed state, and the whole common payload.
+    """
+    payload, state = read_common(store, step)
+    if [entry.slot for entry in state.slots] != list(grown.slots):
+        have = ", ".join(grown.slots)
+        raise CheckpointError(f"{store.path(step)}: its slots are not this model's ({have})")
+    plant_record(grown, growth, state, own=True)
+    load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
+    owner.load_by_name(payload["optimizer"])
+    growth.restage(state)
+    name = rank_file(world.rank)
+    if name in store.manifest(step).files and store.manifest(step).world_size == world.size:
+        own = store.load(step, name)
+        _keys(own, OWN_KEYS, str(store.path(step) / name))
+        set_rng_state(own, world.device)
+    else:
+        torch.manual_seed(seed * 1_000_003 + world.rank * 7919 + step)
+    return state, payload

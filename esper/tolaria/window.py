@@ -1,0 +1,79 @@
+"""What a rank counts between two ticks. Sums stay on the device until the tick reads them, once."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.attach import HOST
+from esper.tolaria.ownership import StepReport
+
+
+class Window:
+    """Sums since the last tick.
+
+    Training loss and correctness are this rank's own (additive); gradient norms come from reduced gradients and are
+    equal on all ranks (replicated).
+    """
+
+    def __init__(self, device: torch.device, skipped_in_row: int = 0) -> None:
+        self._device = device
+        self.skipped_in_row = skipped_in_row
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new window; a row of skipped steps goes on over a tick."""
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)  # loss, correct, count, non-finite
+        self._norms: dict[str, float] = defaultdict(float)
+        self._steps: dict[str, int] = defaultdict(int)
+        self._broken: dict[str, int] = defaultdict(int)
+        self.skipped = 0
+        self.first_skipped = -1
+
+    def samples(self, loss: Tensor, correct: Tensor, weights: Tensor) -> None:
+        """Takes per-sample numbers of one forward, [M] each; those that are not finite are counted, not summed."""
+        with torch.no_grad():
+            loss, correct = loss.detach().double(), correct.detach().double()
+            finite = torch.isfinite(loss)
+            weighted = weights.double() * finite
+            self._sums += torch.stack(
+                [
+                    (torch.where(finite, loss, 0.0) * weighted).sum(),
+                    (correct * weighted).sum(),
+                    weighted.sum(),
+                    (weights.double() * ~finite).sum(),
+                ]
+            )
+
+    def step(self, report: StepReport, step: int) -> None:
+        """Takes what the owner of the parameters said of optimizer step ``step``."""
+        for owner, norm in report.norms.items():
+            self._norms[owner] += norm
+            self._steps[owner] += 1
+        for owner in report.broken:
+            self._broken[owner] += 1
+        if report.skipped:
+            self.skipped += 1
+            self.skipped_in_row += 1
+            if self.first_skipped < 0:
+                self.first_skipped = step
+        else:
+            self.skipped_in_row = 0
+
+    def values(self, slots: list[str]) -> tuple[dict[str, float], int]:
+        """Entries of the observe vector, and how many of this rank's samples had a loss that was not finite."""
+        loss, correct, count, nonfinite = self._sums.tolist()
+        found = {
+            "train_loss": loss,
+            "train_correct": correct,
+            "train_count": count,
+            "host_norm": self._norms[HOST],
+            "host_norm_steps": self._steps[HOST],
+            "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
+        }
+        for slot in slots:
+            found[f"{slot}.norm"] = self._norms[slot]
+            found[f"{slot}.norm_steps"] = self._steps[slot]
+            found[f"{slot}.nonfinite"] = self._broken[slot]
+        return found, int(nonfinite)
