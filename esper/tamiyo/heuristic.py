@@ -157,7 +157,7 @@ class HeuristicController:
 
     def _tend(self, observation: Observation, view: SlotObservation) -> Command | None:
         """The rule of a living seed's stage; None waits."""
-        if view.staged or view.ending or view.alpha_mode is not AlphaMode.HOLD:
+        if view.ending or view.alpha_mode is not AlphaMode.HOLD:
             return None
         record, evidence = self._state.slots[view.slot], f"contribution {view.contribution}"
         passed = view.verdict is not None and view.verdict.passed

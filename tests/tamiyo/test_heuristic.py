@@ -161,6 +161,12 @@ def test_a_ramp_a_staged_birth_and_a_prune_under_way_are_left_alone():
             assert controller.decide(observe(slot_view(**(spent | still)), tick=tick)) == []
 
 
+def test_a_prune_at_the_end_of_its_ramp_is_not_begun_again():
+    controller = build(stall_ticks=2)
+    assert [controller.decide(blending(tick)) != [] for tick in (5, 6)] == [False, True]
+    assert controller.decide(blending(9, alpha=0.0, alpha_target=0.0, ending=True)) == []
+
+
 def test_births_respect_budgets_and_come_one_a_tick():
     slots = ("r0c0", "r0c1", "r1c0", "r1c1")
     world = World(slots, worth=lambda slot, name: -0.1, max_live=2, germinations=5, parameters=100)
