@@ -162,8 +162,9 @@ def test_a_ramp_a_staged_birth_and_a_prune_under_way_are_left_alone():
 
 
 def test_a_prune_at_the_end_of_its_ramp_is_not_begun_again():
-    controller = build(stall_ticks=2)
-    assert [controller.decide(blending(tick)) != [] for tick in (5, 6)] == [False, True]
+    controller = build(patience=1)
+    against = measured(-0.1, tick=5, n=99, se=0.01)
+    assert [command.op for command in controller.decide(blending(5, contribution=against))] == [Op.PRUNE]
     assert controller.decide(blending(9, alpha=0.0, alpha_target=0.0, ending=True)) == []
 
 
