@@ -1,0 +1,96 @@
+"""The command ``esper``.
+
+esper train [overrides]                 the same as launch/train.py: compose, check, start torchrun
+esper resume RUN                        go on with a run, from the newest checkpoint that is valid on all ranks
+esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from esper import launcher
+from esper.config import Resume, build_config, load_config, write_config
+from esper.leyline.errors import CheckpointError, RunDirError
+from esper.rundir import CONFIG
+from esper.tolaria.checkpoint import CheckpointStore
+
+CHECKPOINTS = "checkpoints"
+
+
+def branch(run: Path, step: int, new: Path) -> None:
+    """Makes the run directory ``new`` from a run's config and one of its checkpoints.
+
+    Raises:
+        CheckpointError: there is none of that step, or it is damaged.
+        RunDirError: ``new`` holds something already, or cannot be written.
+    """
+    _, plain = load_config(run / CONFIG)
+    store = CheckpointStore(run / CHECKPOINTS, attempt=0, keep=1)
+    if step not in store.steps():
+        steps = ", ".join(map(str, sorted(store.steps()))) or "none"
+        raise CheckpointError(f"--at {step}: no checkpoint of that step in {store.folder}; there are {steps}")
+    store.verify(step)
+    if new.exists() and not (new.is_dir() and not any(new.iterdir())):
+        raise RunDirError(f"--as {new}: exists already; name a new folder")
+    plain["run"] |= {"dir": str(new), "resume": str(Resume.AUTO)}
+    partial = new.with_name(f".{new.name}.{os.getpid()}.partial")
+    try:
+        (partial / CHECKPOINTS).mkdir(parents=True)
+        shutil.copytree(store.path(step), partial / CHECKPOINTS / store.path(step).name)
+        write_config(partial / CONFIG, plain)
+        with contextlib.suppress(FileNotFoundError):
+            new.rmdir()
+        partial.rename(new)
+    except OSError as error:
+        raise RunDirError(f"--as {new}: cannot be written ({error.strerror}); name a writable folder") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def resume(run: Path, at: int | None = None, new: Path | None = None) -> launcher.Outcome:
+    """Goes on with a run; see `branch` for ``at`` and ``new``.
+
+    Raises:
+        EsperError: it cannot be done.
+    """
+    if not (run / CONFIG).is_file():
+        raise RunDirError(f"{run}: no {CONFIG} in it, so it is no run; name a run directory, as in runs/DATE/TIME")
+    if new is not None and at is not None:
+        branch(run, at, new)
+        run = new
+    _, plain = load_config(run / CONFIG)
+    plain["run"]["resume"] = str(Resume.MUST)
+    return launcher.start(build_config(plain), plain)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"]:  # Hydra reads the rest, its --help too
+        return launcher.main(arguments[1:])
+    parser = argparse.ArgumentParser(
+        "esper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="compose settings with Hydra and train (esper train --help)")
+    again = commands.add_parser("resume", help="go on with a run", allow_abbrev=False)
+    again.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    again.add_argument("--at", metavar="STEP", type=int, help="from the checkpoint of this step; needs --as")
+    again.add_argument("--as", metavar="NEW", type=Path, dest="new", help="in this new run directory; needs --at")
+    given = parser.parse_args(arguments)
+    if (given.at is None) != (given.new is None):
+        again.error("--at STEP and --as NEW belong together")
+    outcomes: list[launcher.Outcome] = []
+    with launcher.outcomes_of_errors(outcomes):
+        outcomes.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute()))
+    launcher.report(outcomes[0])
+    return outcomes[0].code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
