@@ -1,0 +1,342 @@
+"""One rank of a run: ``torchrun ... -m esper.worker RUN/config.yaml``. No Hydra here; the config is a file.
+
+    join the ranks -> number the attempt -> load data -> build host and slots -> shake hands -> newest checkpoint
+    valid on all ranks -> train -> result.json, STATUS.json
+
+The same command is a first start, a restart by torchrun and a resume: what there is to go on from lies in RUN.
+"""
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from esper.closing import summarise
+from esper.config import EsperConfig, config_digest, load_config
+from esper.kasmina.attach import Grown, attach
+from esper.kasmina.blueprints import registry
+from esper.kasmina.hosts import build_host
+from esper.leyline.errors import CheckpointError, ConfigError, DivergedError, EsperError, Preempted, RunDirError
+from esper.leyline.events import Event, Fault, RunEnded
+from esper.leyline.plain import to_plain
+from esper.leyline.protocols import EventSink, NullSink
+from esper.leyline.slots import parse_slot
+from esper.nissa.console import ConsoleSink
+from esper.nissa.envelope import Envelope
+from esper.nissa.fanout import MultiSink
+from esper.nissa.jsonl import JsonlSink
+from esper.nissa.summary import summary_table
+from esper.nissa.wandb_sink import WandbSink
+from esper.rundir import write_json
+from esper.tamiyo import build_controller
+from esper.tolaria.checkpoint import CheckpointStore, rank_file
+from esper.tolaria.data import load_data
+from esper.tolaria.data.parts import Bundle
+from esper.tolaria.digest import digest_tensors
+from esper.tolaria.engine import Engine, EngineSettings, RunResult
+from esper.tolaria.evaluate import dtype_of
+from esper.tolaria.growth import Growth
+from esper.tolaria.handshake import code_digest, machine_fields, newest_valid_everywhere, shake_hands
+from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.lockstep import Lockstep
+from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.saver import Saver
+from esper.tolaria.state import Terms
+from esper.tolaria.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """This process group's number, from 1, the run's id, and a token that proves that a rank sees RUN."""
+
+    number: int
+    run_id: str
+    token: str
+
+
+def begin_attempt(run_dir: Path, world: World) -> Attempt:
+    """Rank 0 numbers the attempt; every rank reads it back.
+
+    Raises:
+        RunDirError: RUN cannot be written (rank 0), or read (others).
+    """
+    path = run_dir / "attempt.json"
+    if world.rank == 0:
+        before: dict[str, Any] = {"number": 0, "run_id": secrets.token_hex(4)}
+        if path.exists():
+            before = json.loads(path.read_text())
+        try:
+            write_json(path, {**before, "number": before["number"] + 1, "token": secrets.token_hex(8)})
+        except OSError as error:
+            raise RunDirError(f"{path}: cannot be written ({error.strerror}); is RUN writable?") from error
+    world.meet("start-up")
+    try:
+        found = json.loads(path.read_text())
+        return Attempt(found["number"], found["run_id"], found["token"])
+    except (OSError, ValueError, KeyError):
+        return Attempt(1, "", f"rank {world.rank} cannot read {path}")
+
+
+def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
+    """Host and empty slots; the host's first weights are a function of the run's seed alone."""
+    torch.manual_seed(config.seed)
+    host = build_host(config.host, bundle.input_shape, bundle.classes)
+    host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
+    points = {point.slot: point.module for point in host.injection_points()}  # type: ignore[operator]
+    chosen = config.slots.ids or list(points)
+    for slot in chosen:
+        parse_slot(slot, known=points)
+    example = bundle.example().to(device)
+    if example.is_floating_point():
+        example = example.to(dtype_of(config.trainer.precision))
+    return attach(host, {slot: points[slot] for slot in chosen}, example)
+
+
+def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
+    """What does not change in the run."""
+    per_epoch = -(-len(bundle.train) // config.trainer.batch)
+    places = {slot: parse_slot(slot) for slot in grown.slots}
+    rows = max(place.row for place in places.values()) or 1
+    cols = max(place.col for place in places.values()) or 1
+    if config.gates.probe_samples > len(bundle.probe):
+        raise ConfigError(
+            f"gates.probe_samples = {config.gates.probe_samples}: the probe part has {len(bundle.probe)} samples; "
+            f"set gates.probe_samples={len(bundle.probe)} or data.probe higher"
+        )
+    if world_size > config.trainer.batch:
+        raise ConfigError(
+            f"trainer.batch = {config.trainer.batch}: fewer samples than ranks ({world_size}); "
+            f"set trainer.batch={world_size} or higher"
+        )
+    return Terms(
+        slots_config=config.slots,
+        gates=config.gates,
+        catalogue={
+            slot: registry.catalogue(site.topology, site.dim, site.positions) for slot, site in grown.sites.items()
+        },
+        names=registry.all_names(),
+        places={slot: (place.row / rows, place.col / cols) for slot, place in places.items()},
+        total_steps=config.trainer.steps or config.trainer.epochs * per_epoch,
+        tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
+        max_skips=config.trainer.max_skips,
+        world_size=world_size,
+    )
+
+
+def assemble(
+    config: EsperConfig,
+    *,
+    world: World,
+    heartbeat: Heartbeat,
+    bundle: Bundle,
+    store: CheckpointStore,
+    sink: EventSink,
+    digest: int,
+    run_id: str,
+) -> Engine:
+    """Builds the parts of a run and joins them; the same on every rank, the controller on rank 0 alone."""
+    grown = build_grown(config, bundle, world.device)
+    terms = build_terms(config, grown, bundle, world.size)
+    owner = ParameterOwner(grown, config.optim, terms.total_steps)
+    growth = Growth(grown, owner, world, terms, run_seed=config.seed, dtype=dtype_of(config.trainer.precision))
+    controller = None
+    if world.rank == 0:
+        controller = build_controller(config.controller, slots=tuple(grown.slots), seed=config.seed)
+    # From here on each rank's global stream is its own, so that a hidden dependence on it cannot pass unseen.
+    torch.manual_seed(config.seed * 1_000_003 + world.rank)
+    return Engine(
+        EngineSettings(
+            seed=config.seed, trainer=config.trainer, control=config.control, checkpoint=config.checkpoint,
+            config_digest=digest, run_id=run_id,
+        ),
+        world=world, heartbeat=heartbeat, grown=grown, owner=owner, growth=growth, bundle=bundle,
+        controller=controller, sink=sink, saver=Saver(store, world), terms=terms,
+        lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
+        fresh=lambda: build_grown(config, bundle, world.device),
+    )  # fmt: skip
+
+
+def build_sink(config: EsperConfig, plain: Mapping[str, Any], run_dir: Path, attempt: Attempt, rank: int) -> EventSink:
+    """Rank 0 writes events, screen and wandb; another rank has a file for its own faults only."""
+    envelope = Envelope(attempt.run_id, attempt.number, rank)
+    telemetry = config.telemetry
+    if rank != 0:
+        return _FaultsOnly(JsonlSink(run_dir / f"events-rank-{rank:05d}.jsonl", envelope, telemetry.level))
+    jsonl = JsonlSink(run_dir / "events.jsonl", envelope, telemetry.level)
+    screen = ConsoleSink(telemetry.console)
+    sinks: list[EventSink] = [jsonl, screen]
+    every = MultiSink(sinks)
+    group = telemetry.wandb.group or config.run.group
+    wandb = WandbSink(
+        telemetry.wandb, run_dir=run_dir, run_id=attempt.run_id, group=group, config_dict=plain, on_fault=every.emit
+    )
+    return MultiSink([*sinks, wandb])
+
+
+class _FaultsOnly(NullSink):
+    """A rank that is not 0 tells only what happened to itself."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Fault):
+            self._sink.emit(event)
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> int | None:
+    """The newest checkpoint valid on every rank; what was passed over is reported."""
+    valid = []
+    for step in store.steps():
+        try:
+            store.verify(step, None if world.rank == 0 else ("state.pt", rank_file(world.rank)))
+            valid.append(step)
+        except CheckpointError as error:
+            if world.rank == 0:
+                print(f"esper: passed over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
+            sink.emit(Fault(step=step, tick=0, epoch=0, what=f"checkpoint passed over: {error}", where=str(step)))
+    return newest_valid_everywhere(world, valid)
+
+
+def on_stop_signals(ask: Callable[[], None]) -> None:
+    """The first signal sets a flag and nothing else; a second one ends the process at once."""
+    seen = [0]
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        ask()
+        seen[0] += 1
+        if seen[0] > 1 and number != signal.SIGUSR1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, handler)
+
+
+def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World) -> RunResult:
+    """Everything between joining the ranks and the result."""
+    began = time.perf_counter()
+    torch.set_num_threads(config.world.threads)
+    if config.trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+    attempt = begin_attempt(run_dir, world)
+    heartbeat = world.heartbeat = Heartbeat(run_dir / "heartbeat", world.rank, world.size)
+    store = CheckpointStore(run_dir / "checkpoints", attempt=attempt.number, keep=config.checkpoint.keep)
+    if world.rank == 0:
+        store.clean()
+    registry.load_plugins()
+    bundle = load_data(config.data)
+    digest = config_digest(plain)
+    sink = build_sink(config, plain, run_dir, attempt, world.rank)
+    try:
+        engine = assemble(
+            config, world=world, heartbeat=heartbeat, bundle=bundle, store=store, sink=sink, digest=digest,
+            run_id=attempt.run_id,
+        )  # fmt: skip
+        world.meet("start-up")
+        fields = {
+            "run directory": attempt.token,
+            "config": str(digest),
+            "code": code_digest(),
+            "registry": str(registry.registry_digest()),
+            "data": str(bundle.digest),
+            "first weights": str(digest_tensors(engine.grown.model.state_dict().items())),
+            **machine_fields(world.device),
+        }
+        shake_hands(world, fields)
+        engine.begin(choose_checkpoint(store, world, sink))
+        on_stop_signals(lambda: setattr(engine, "stop_asked", True))
+        result = engine.run()
+        if world.rank == 0:
+            write_json(run_dir / "result.json", {**to_plain(result), "data": bundle.record})
+            _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
+        return result
+    except EsperError as error:
+        sink.emit(Fault(step=heartbeat.step, tick=heartbeat.tick, epoch=0, what=str(error), where=heartbeat.phase))
+        raise
+    finally:
+        sink.close()
+
+
+def _close(engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig) -> None:
+    """The last event and the closing table."""
+    sink.flush()
+    summary = summarise(run_dir, engine.state, engine.grown, status="done", world_size=world.size, wall_s=wall_s)
+    axes = {"step": engine.step, "tick": engine.state.tick, "epoch": engine.state.epoch}
+    sink.emit(RunEnded(**axes, status="done", summary=to_plain(summary)))
+    sink.close()
+    if config.telemetry.console != "off":
+        summary_table(summary)
+
+
+def run(config_path: Path) -> int:
+    """Runs one rank to its end; returns the process's exit code (0 for a stop that was asked for)."""
+    run_dir = config_path.absolute().parent
+    world: World | None = None
+    status: dict[str, Any]
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        config, plain = load_config(config_path)
+        world = World(config.world, config.control)
+        result = train(config, plain, run_dir, world)
+        status = {"status": "done", "step": result.step, "objective": result.objective, "message": "", "exit_code": 0}
+    except Preempted as error:
+        status = _status("preempted", error, world)
+    except DivergedError as error:
+        status = _status("diverged", error, world)
+    except Exception as error:
+        if not isinstance(error, EsperError):
+            traceback.print_exc()
+        status = _status("failed", error, world)
+    if world is not None and world.heartbeat is not None and status["status"] in ("failed", "diverged"):
+        world.heartbeat.mark("failed", status["message"])
+    started = world is not None and world.heartbeat is not None and world.heartbeat.tick > 0
+    if rank == 0 or (not started and status["status"] == "failed"):
+        if status["message"]:
+            print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
+        try:
+            write_json(run_dir / "STATUS.json", status)
+        except OSError as error:
+            print(f"esper: {run_dir / 'STATUS.json'}: cannot be written ({error.strerror})", file=sys.stderr)
+    if world is not None:
+        world.close()
+    return 0 if status["status"] in ("done", "preempted") else int(status["exit_code"])
+
+
+def _status(kind: str, error: Exception, world: World | None) -> dict[str, Any]:
+    code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
+    message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
+    step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
+    return {"status": kind, "step": step, "objective": None, "message": message, "exit_code": code}
+
+
+@record
+def main() -> None:
+    """Entry point of ``python -m esper.worker``."""
+    if len(sys.argv) != 2:
+        print("usage: torchrun ... -m esper.worker RUN/config.yaml", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    code = run(Path(sys.argv[1]))
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
