@@ -1,0 +1,90 @@
+"""Settings of telemetry: how much is written, what the screen shows, where wandb stands."""
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from esper.leyline.checks import Checks
+from esper.leyline.events import Event
+
+_WANDB_NAME = re.compile(r"[^/\\#?%:]{1,128}")
+
+
+class Level(StrEnum):
+    """Which events are written. Refusals, vetoes and faults are written at every level."""
+
+    OFF = "off"
+    LIFECYCLE = "lifecycle"
+    FULL = "full"
+
+    def takes(self, event: Event) -> bool:
+        """Whether an event is written at this level."""
+        if event.priority or self is Level.FULL:
+            return True
+        return self is Level.LIFECYCLE and event.level == "lifecycle"
+
+
+class ConsoleMode(StrEnum):
+    """AUTO: a bar on a terminal, else plain lines. BAR, PLAIN: that one. OFF: nothing."""
+
+    AUTO = "auto"
+    BAR = "bar"
+    PLAIN = "plain"
+    OFF = "off"
+
+
+class WandbMode(StrEnum):
+    """OFFLINE: files in the run directory, for ``wandb sync``. ONLINE: sent as the run goes. DISABLED: no wandb."""
+
+    OFFLINE = "offline"
+    ONLINE = "online"
+    DISABLED = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    """The run as wandb shows it.
+
+    Fields:
+        mode: offline, online or disabled.
+        project: wandb project.
+        group: runs shown together; null takes the sweep's name, if there is one.
+        job_type: kind of run within a group.
+        name: display name; null takes the run id.
+        tags: labels to filter by.
+    """
+
+    mode: WandbMode = WandbMode.OFFLINE
+    project: str = "esper"
+    group: str | None = None
+    job_type: str | None = "train"
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check(
+                "project",
+                _WANDB_NAME.fullmatch(self.project) is not None,
+                r"must be 1 to 128 characters, none of / \ # ? % :",
+            )
+            for name in ("group", "job_type", "name"):
+                value = getattr(self, name)
+                check(name, value is None or 1 <= len(value) <= 128, "must be 1 to 128 characters, or null")
+            check("tags", all(1 <= len(tag) <= 64 for tag in self.tags), "each must be 1 to 64 characters")
+            check("tags", len(set(self.tags)) == len(self.tags), "must not repeat")
+
+
+@dataclass(kw_only=True, slots=True)
+class TelemetryConfig:
+    """What a run tells, and where.
+
+    Fields:
+        level: events written to the run's event files: off, lifecycle or full.
+        console: what rank 0 shows: auto, bar, plain or off.
+        wandb: the run as wandb shows it.
+    """
+
+    level: Level = Level.FULL
+    console: ConsoleMode = ConsoleMode.AUTO
+    wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -1,0 +1,224 @@
+"""Progress on the screen, from rank 0: a bar on a terminal, plain lines into a file or a pipe.
+
+    ━━━━━━━━━━━━━━━╸━━━━━━━━━ 350/600  0:00:12 left 0:00:09  loss 0.412  acc 87.1%  val 0.390 88.2%
+    r0c0 BLENDING 0.45 conv_light   r0c1 EMPTY   r1c0 FOSSILIZED 1.00 conv_heavy
+
+Stage changes, refusals, vetoes, skipped steps and faults get a line each, above the bar. Wall-clock time decides only
+how often a plain line is shown.
+"""
+
+import contextlib
+import sys
+import threading
+import time
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from esper.leyline.events import (
+    BirthVetoed,
+    CheckpointSaved,
+    CommandRefused,
+    Event,
+    Fault,
+    RunEnded,
+    RunStarted,
+    SlotLine,
+    StageChanged,
+    StepSkipped,
+    TickDone,
+)
+from esper.leyline.evidence import Reading
+from esper.leyline.stages import Stage
+from esper.nissa.config import ConsoleMode
+
+_STYLES = {
+    Stage.EMPTY: "dim",
+    Stage.GERMINATED: "yellow",
+    Stage.TRAINING: "yellow",
+    Stage.BLENDING: "cyan",
+    Stage.HOLDING: "blue",
+    Stage.FOSSILIZED: "green",
+    Stage.PRUNED: "red",
+    Stage.EMBARGOED: "dim red",
+    Stage.RESETTING: "dim red",
+}
+
+
+def _slot(line: SlotLine) -> Text:
+    parts: list[str | tuple[str, str]] = [f"{line.slot} ", (line.stage.name, _STYLES[line.stage])]
+    if line.stage.has_seed:
+        parts.append(f" {line.alpha:.2f} {line.blueprint}")
+    return Text.assemble(*parts)
+
+
+def _number(reading: Reading, form: str) -> str:
+    """A reading for the screen; '-' without one."""
+    return "-" if reading.value is None else format(reading.value, form)
+
+
+def _scores(event: TickDone) -> str:
+    return (
+        f"loss {_number(event.train_loss, '.3f')}  acc {_number(event.train_accuracy, '.1%')}  "
+        f"val {_number(event.validation_loss, '.3f')} {_number(event.validation_accuracy, '.1%')}"
+    )
+
+
+def describe(event: Event) -> tuple[str, str] | None:
+    """One line for an event that people want to see at once, and its style; None for all others."""
+    at = f"step {event.step}"
+    if isinstance(event, StageChanged):
+        seed = f" {event.blueprint}" if event.blueprint else ""
+        text = f"{at}  {event.slot} {event.source.name} -> {event.target.name}{seed} ({event.cause})"
+        return text, _STYLES[event.target]
+    if isinstance(event, CommandRefused):
+        return f"{at}  {event.command.slot} {event.command.op.name} refused: {event.reason}", "yellow"
+    if isinstance(event, BirthVetoed):
+        return f"{at}  {event.slot} {event.blueprint} vetoed by rank {event.rank}: {event.reason}", "red"
+    if isinstance(event, StepSkipped):
+        ranks = f", ranks {', '.join(map(str, event.ranks))}" if event.ranks else ""
+        return f"{at}  {event.count} steps skipped from step {event.first_step}: gradient not finite{ranks}", "red"
+    if isinstance(event, Fault):
+        return f"{at}  fault in {event.where}: {event.what}", "bold red"
+    if isinstance(event, CheckpointSaved):
+        return f"{at}  checkpoint {event.path}", "dim"
+    if isinstance(event, RunStarted):
+        resumed = "" if event.resumed_from is None else f", resumed from step {event.resumed_from}"
+        ranks = "1 rank" if event.world_size == 1 else f"{event.world_size} ranks"
+        slots = ", ".join(event.slots)
+        return (
+            f"{event.parameters:,} parameters on {ranks}, {event.total_steps:,} steps, slots {slots}{resumed}",
+            "bold",
+        )
+    if isinstance(event, RunEnded):
+        return f"{at}  run {event.status}", "bold green" if event.status == "done" else "bold red"
+    return None
+
+
+class ConsoleSink:
+    """Shows a run while it goes.
+
+    Args:
+        mode: auto, bar, plain or off.
+        stream: where; stdout by default. console: a rich console instead, for width and colours.
+        every_s: least seconds between plain lines of ticks; the last tick is always shown.
+    """
+
+    def __init__(
+        self,
+        mode: ConsoleMode,
+        *,
+        stream: TextIO | None = None,
+        console: Console | None = None,
+        every_s: float = 2.0,
+    ) -> None:
+        self._console = console or Console(file=stream or sys.stdout, highlight=False)
+        if mode is ConsoleMode.AUTO:
+            mode = ConsoleMode.BAR if self._console.is_terminal else ConsoleMode.PLAIN
+        self._mode, self._every_s = mode, every_s
+        self._shown_at = -float("inf")
+        self._held: TickDone | None = None  # the newest tick not shown yet
+        self._total = 0
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._task = TaskID(0)
+        self._progress = Progress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[scores]}"),
+            console=self._console,
+            expand=True,
+        )
+
+    def emit(self, event: Event) -> None:
+        """Shows one event; a screen that is gone (a closed pipe) ends the showing."""
+        with self._lock:
+            try:
+                self._show(event)
+            except (OSError, ValueError):
+                self._stop()
+                self._mode = ConsoleMode.OFF
+
+    def flush(self) -> None:
+        """Shows a tick that was held back."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._plain_tick()
+
+    def close(self) -> None:
+        """Leaves the bar as it stands and gives the cursor back; safe to call twice."""
+        self.flush()
+        with self._lock:
+            self._stop()
+
+    def _show(self, event: Event) -> None:
+        if self._mode is ConsoleMode.OFF:
+            return
+        if isinstance(event, RunStarted):
+            self._total = event.total_steps
+        if isinstance(event, TickDone):
+            if self._mode is ConsoleMode.BAR:
+                self._bar_tick(event)
+                return
+            self._held = event
+            if time.monotonic() - self._shown_at >= self._every_s:
+                self._plain_tick()
+            return
+        line = describe(event)
+        if line is not None:
+            if isinstance(event, RunEnded):
+                self._plain_tick()
+            self._line(*line)
+        if isinstance(event, RunStarted) and self._mode is ConsoleMode.BAR:
+            self._start(event.step)
+
+    def _line(self, text: str, style: str) -> None:
+        if self._mode is ConsoleMode.BAR:
+            self._console.print(Text(text, style), soft_wrap=True)
+        else:
+            file = self._console.file
+            encoding = getattr(file, "encoding", None) or "utf-8"
+            print(text.encode(encoding, "replace").decode(encoding), file=file, flush=True)
+
+    def _plain_tick(self) -> None:
+        event, self._held = self._held, None
+        if event is None:
+            return
+        self._shown_at = time.monotonic()
+        slots = "  ".join(_slot(line).plain for line in event.slots)
+        place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
+        self._line(f"step {place}  tick {event.tick}  {_scores(event)}  lr {event.lr:.2g}  {slots}".rstrip(), "")
+
+    def _start(self, step: int) -> None:
+        self._stop()
+        self._task = self._progress.add_task("", total=self._total or None, completed=step, scores="")
+        self._live = Live(Group(self._progress), console=self._console, refresh_per_second=4)
+        self._live.start()
+
+    def _bar_tick(self, event: TickDone) -> None:
+        if self._live is None:
+            self._start(event.step)
+        self._progress.update(self._task, completed=event.step, scores=_scores(event))
+        slots = Text("   ").join(_slot(line) for line in event.slots)
+        if self._live is not None:
+            self._live.update(Group(self._progress, slots))
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(OSError, ValueError):
+                live.stop()
+            self._progress.remove_task(self._task)

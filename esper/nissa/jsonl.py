@@ -1,0 +1,166 @@
+"""The run's event file: one JSON object a line, appended by one process and its own writer thread.
+
+The file appears with the first record, so a rank that has nothing to say leaves none. A write error (full disk,
+read-only file system) never reaches training: it is said once, ordinary records are counted as lost, and priority
+records are kept and tried again with each later write. For reading see `esper.nissa.reading`.
+"""
+
+import json
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esper.leyline.events import Event, Fault
+from esper.nissa.config import Level
+from esper.nissa.envelope import Envelope
+from esper.nissa.lane import Lane, say
+
+
+class _Line(NamedTuple):
+    data: bytes
+    priority: bool
+
+
+def _finite(value: Any) -> Any:
+    """Non-finite floats as the strings 'nan', 'inf' and '-inf': JSON has no numbers for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """One line of strict JSON in ASCII, with its newline."""
+    try:
+        text = json.dumps(record, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(record), allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+class JsonlSink:
+    """Writes events to one file.
+
+    Priority events are handed to the writer thread at once, written in order and synced to disk; others travel in
+    batches, at most ``linger_s`` later. A record is never half a line: a torn one is cut off again, and a line that a
+    killed attempt left torn is closed before the first record.
+
+    Args:
+        path: the file; its folder is created with it. One process at a time writes a file.
+        level: which ordinary events are written; ``Level.OFF`` leaves priority events alone (ranks above 0).
+        capacity: records that may wait; what comes on top is dropped and counted.
+        timeout_s: seconds that ``flush`` and ``close`` wait for a hanging file system.
+
+    Attributes:
+        dropped: ordinary records refused by a full queue.
+        lost: ordinary records that could not be written or encoded.
+        error: the first thing that went wrong, or None.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        envelope: Envelope,
+        level: Level,
+        *,
+        capacity: int = 8192,
+        linger_s: float = 0.2,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.path, self.level = Path(path), level
+        self.dropped = self.lost = 0
+        self.error: Exception | None = None
+        self._envelope, self._timeout_s = envelope, timeout_s
+        self._fd: int | None = None
+        self._torn = False
+        self._owed: list[_Line] = []
+        self._axes = (0, 0, 0)  # step, tick, epoch of the newest event
+        self._closed = False
+        self._order = threading.Lock()
+        self._lane: Lane[_Line] = Lane(f"esper-{self.path.name}", self._write, capacity=capacity, linger_s=linger_s)
+
+    def emit(self, event: Event) -> None:
+        """Takes one event; returns at once."""
+        if not self.level.takes(event):
+            return
+        with self._order:  # numbers and lines in one order, whichever thread emits
+            self._axes = (event.step, event.tick, event.epoch)
+            try:
+                line = _Line(encode(self._envelope.to_record(event)), event.priority)
+            except (TypeError, ValueError) as error:  # a summary that holds something that is not plain data
+                self.lost += 1
+                self._note(error)
+                return
+            if not self._lane.put(line, priority=line.priority):
+                self.dropped += 1
+
+    def flush(self) -> None:
+        """Returns when everything taken so far has been written, or the file system hung for ``timeout_s``."""
+        if not self._lane.flush(self._timeout_s):
+            self._note(TimeoutError(f"no answer from the file system in {self._timeout_s:g} s"))
+
+    def close(self) -> None:
+        """Writes what is queued and, if anything went missing, a last record with the counts; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.flush()
+        if self.dropped or self.lost or self._owed:
+            step, tick, epoch = self._axes
+            what = f"{self.dropped} events dropped by a full queue, {self.lost} lost ({self.error or 'no error'})"
+            self.emit(Fault(step=step, tick=tick, epoch=epoch, what=what, where=f"telemetry {self.path.name}"))
+        if not self._lane.close(self._timeout_s):
+            return  # the thread still hangs in a write, so the descriptor is not ours to close
+        if self._owed:
+            say(f"telemetry: {len(self._owed)} faults, vetoes or refusals could not be written to {self.path}")
+        if self._fd is not None:
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                self._note(error)
+            os.close(self._fd)
+            self._fd = None
+
+    def _note(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error
+            say(f"telemetry: cannot write {self.path}: {error}; training goes on, missing events are counted")
+
+    def _write(self, batch: list[_Line], urgent: bool) -> None:
+        lines = [*self._owed, *batch]
+        try:
+            fd = self._open()
+            self._append(fd, b"".join(line.data for line in lines))
+            if urgent or self._owed:
+                os.fsync(fd)
+            self._owed = []
+        except OSError as error:
+            self._owed = [line for line in lines if line.priority]
+            self.lost += len(lines) - len(self._owed)
+            self._note(error)
+
+    def _append(self, fd: int, data: bytes) -> None:
+        end = os.fstat(fd).st_size
+        rest = memoryview(b"\n" + data if self._torn else data)
+        try:
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        except OSError:
+            if os.fstat(fd).st_size > end:
+                before, self._torn = self._torn, True
+                os.ftruncate(fd, end)
+                self._torn = before
+            raise
+        self._torn = False
+
+    def _open(self) -> int:
+        if self._fd is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            size = os.fstat(fd).st_size
+            self._torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+            self._fd = fd
+        return self._fd

@@ -1,0 +1,196 @@
+"""What a run says at its end: accuracy before and after growth, what grew where and why, where it lies, what is next.
+
+The worker fills a `RunSummary`; it is plain data (`to_plain` and back), so it may travel in ``RunEnded.summary`` and
+be shown by another process.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from esper.leyline.evidence import Reading, Status
+from esper.leyline.plain import from_plain
+from esper.leyline.stages import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The network at one moment.
+
+    Fields:
+        step: optimizer steps done. parameters: of the whole network.
+        loss: validation, nats per sample. accuracy: validation, share of correct predictions.
+    """
+
+    step: int
+    parameters: int
+    loss: Reading
+    accuracy: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrownSeed:
+    """A seed that is in the network at the end.
+
+    Fields:
+        slot, blueprint, stage, alpha: what stands where. parameters: that it added.
+        contribution: paired loss without minus with it, nats per sample; positive helps.
+        reason: why it is there, in a few words.
+    """
+
+    slot: str
+    blueprint: str
+    stage: Stage
+    alpha: float
+    parameters: int
+    contribution: Reading
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunedSeeds:
+    """Seeds of one blueprint that were taken out of one slot for one reason, ``count`` times."""
+
+    slot: str
+    blueprint: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextCommand:
+    """A command to type, and what it is for."""
+
+    command: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A run in a few numbers.
+
+    Fields:
+        status: as in STATUS.json. ticks: control ticks done. world_size: ranks. wall_s: seconds of this attempt.
+        before: the network at the last validation before a seed first took part in the host's forward.
+        after: the network at the end.
+        grown: seeds in the network now, row-major. pruned: those that went, counted.
+        run_dir: where the run lies, as the user named it. next_commands: what to type next.
+    """
+
+    status: str
+    ticks: int
+    world_size: int
+    wall_s: float
+    before: Score
+    after: Score
+    grown: tuple[GrownSeed, ...]
+    pruned: tuple[PrunedSeeds, ...]
+    run_dir: str
+    next_commands: tuple[NextCommand, ...]
+
+
+def _percent(reading: Reading) -> str:
+    if reading.value is None:
+        return "absent"
+    error = "" if reading.se is None else f" ± {reading.se * 100:.1f}"
+    return f"{reading.value * 100:.1f}{error} %{_age(reading)}"
+
+
+def _nats(reading: Reading, places: int = 3) -> str:
+    if reading.value is None:
+        return "absent"
+    error = "" if reading.se is None else f" ± {reading.se:.{places}f}"
+    return f"{reading.value:.{places}f}{error}{_age(reading)}"
+
+
+def _age(reading: Reading) -> str:
+    return f" (tick {reading.tick})" if reading.status is Status.STALE else ""
+
+
+def _change(before: Reading, after: Reading, scale: float, places: int, unit: str, up_is_good: bool) -> Text:
+    if before.value is None or after.value is None:
+        return Text("absent", "dim")
+    change = (after.value - before.value) * scale
+    good = change > 0 if up_is_good else change < 0
+    style = "green" if good else "red" if change else ""
+    return Text(f"{change:+.{places}f}{unit}", style)
+
+
+def _scores(summary: RunSummary) -> Table:
+    before, after = summary.before, summary.after
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for title in (f"before growth, step {before.step:,}", f"at the end, step {after.step:,}", "change"):
+        table.add_column(title, justify="right")
+    accuracy = _change(before.accuracy, after.accuracy, 100.0, 1, " points", up_is_good=True)
+    loss = _change(before.loss, after.loss, 1.0, 3, " nats", up_is_good=False)
+    table.add_row("validation accuracy", _percent(before.accuracy), _percent(after.accuracy), accuracy)
+    table.add_row("validation loss", _nats(before.loss), _nats(after.loss), loss)
+    added = after.parameters - before.parameters
+    share = f" ({added / before.parameters:+.1%})" if before.parameters else ""
+    table.add_row("parameters", f"{before.parameters:,}", f"{after.parameters:,}", f"{added:+,}{share}")
+    return table
+
+
+def _growth(summary: RunSummary) -> RenderableType:
+    if not summary.grown and not summary.pruned:
+        return Text("Nothing grew.\n")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("slot", no_wrap=True)
+    table.add_column("blueprint", no_wrap=True)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("contribution", justify="right", no_wrap=True)
+    table.add_column("why", ratio=1)
+    for seed in summary.grown:
+        stage = seed.stage.name if seed.alpha == 1.0 else f"{seed.stage.name} at {seed.alpha:.2f}"
+        worth = _nats(seed.contribution, 4)
+        names = Text(seed.slot), Text(seed.blueprint), Text(stage, "green")
+        table.add_row(*names, f"+{seed.parameters:,}", worth, Text(seed.reason))
+    for gone in summary.pruned:
+        times = "pruned" if gone.count == 1 else f"pruned {gone.count} times"
+        cells = (gone.slot, gone.blueprint, times, "0", "")
+        table.add_row(*(Text(cell, "dim") for cell in cells), Text(gone.reason, "dim"))
+    return table
+
+
+def _head(summary: RunSummary) -> Text:
+    minutes, seconds = divmod(round(summary.wall_s), 60)
+    ranks = "1 rank" if summary.world_size == 1 else f"{summary.world_size} ranks"
+    style = "bold green" if summary.status == "done" else "bold red"
+    clock = f"{summary.after.step:,} steps, {summary.ticks:,} ticks, {ranks}, {minutes}:{seconds:02d} min"
+    return Text.assemble((f"Run {summary.status}", style), f" · {clock}")
+
+
+def _where(summary: RunSummary) -> Text:
+    lines = Text.assemble(("run   ", "bold"), summary.run_dir)
+    width = max((len(entry.command) for entry in summary.next_commands), default=0)
+    for index, entry in enumerate(summary.next_commands):
+        lines.append("\nnext  " if index == 0 else "\n      ", "bold")
+        lines.append(entry.command.ljust(width), "cyan")
+        lines.append(f"  {entry.what}", "dim")
+    return lines
+
+
+def summary_table(summary: RunSummary | dict[str, Any], console: Console | None = None) -> None:
+    """Prints the closing table.
+
+    Args:
+        summary: the numbers, or their plain form.
+        console: where; by default stdout, 100 columns wide unless it is a terminal.
+
+    Raises:
+        ValueError: a plain form with a missing or unknown field; the text names it.
+    """
+    if isinstance(summary, dict):
+        summary = from_plain(RunSummary, summary)
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=100)
+    console.print(Group(Text(), _head(summary), _scores(summary), _growth(summary)), highlight=False)
+    console.print(_where(summary), highlight=False, soft_wrap=True)  # paths and commands stay whole, to copy

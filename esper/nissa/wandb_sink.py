@@ -1,0 +1,243 @@
+"""wandb, from rank 0: a view of the run. Our own event files are the truth, and no outage of wandb stops training.
+
+Every call into wandb after `wandb.init` is made on a thread of the sink's own, because a call to a wandb service that
+hangs blocks its caller for ever. The first failure ends the sink: one line, one `Fault`, and it does nothing from then
+on. Values come already reduced. ``step=`` is never passed: wandb drops a row whose step is lower than the last, which
+every resume would bring; the axes ``train/step`` and ``tick`` are logged as values instead.
+
+What is logged at a tick:
+
+    train/step, tick, epoch            axes: optimizer steps, control ticks, passes over the training part
+    train/loss, train/accuracy         mean since the last tick (nats per sample; share)
+    validation/loss, validation/accuracy
+    lr, host_gradient_norm, parameters, live_seeds
+    time/steps_ms, time/tick_ms, time/digest_ms
+    slots/<slot>/stage                 `Stage.code`: 0 EMPTY, 1 GERMINATED, 2 TRAINING, 3 BLENDING, 4 HOLDING, ...
+    slots/<slot>/alpha
+    slots/<slot>/contribution          paired loss without minus with the seed (nats; positive helps), with _se
+    slots/<slot>/gradient_norm
+
+A reading that is absent or stale is left out of the row: it is not zero, and not this tick's. At the end come the
+table ``growth`` (the stage changes of this attempt) and the run's summary.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from esper.leyline.events import Event, Fault, RunEnded, StageChanged, TickDone
+from esper.leyline.evidence import Reading
+from esper.leyline.plain import to_plain
+from esper.nissa.config import WandbConfig, WandbMode
+from esper.nissa.lane import Lane, say
+
+GROWTH_COLUMNS = ("step", "tick", "slot", "from", "to", "cause", "blueprint")
+_CLOSE = object()
+
+
+def tick_row(event: TickDone) -> dict[str, float]:
+    """The values of one tick under their wandb names; see the module's list."""
+    row: dict[str, float] = {
+        "train/step": event.step,
+        "tick": event.tick,
+        "epoch": event.epoch,
+        "lr": event.lr,
+        "parameters": event.parameters,
+        "live_seeds": event.live_seeds,
+        "time/steps_ms": event.steps_ms,
+        "time/tick_ms": event.tick_ms,
+        "time/digest_ms": event.digest_ms,
+    }
+
+    def read(name: str, reading: Reading, *, with_se: bool = False) -> None:
+        if reading.is_measured and reading.value is not None:
+            row[name] = reading.value
+            if with_se and reading.se is not None:
+                row[f"{name}_se"] = reading.se
+
+    read("train/loss", event.train_loss)
+    read("train/accuracy", event.train_accuracy)
+    read("validation/loss", event.validation_loss)
+    read("validation/accuracy", event.validation_accuracy)
+    read("host_gradient_norm", event.host_gradient_norm)
+    for line in event.slots:
+        name = f"slots/{line.slot}"
+        row[f"{name}/stage"] = line.stage.code
+        row[f"{name}/alpha"] = line.alpha
+        read(f"{name}/contribution", line.contribution, with_se=True)
+        read(f"{name}/gradient_norm", line.gradient_norm)
+    return row
+
+
+class WandbSink:
+    """Shows one run in wandb.
+
+    Args:
+        config: mode, project and names.
+        run_dir: wandb's own files go to ``run_dir/wandb``.
+        run_id: wandb's id, stable over attempts: a second attempt continues the run (offline it makes a second
+            folder, which ``wandb sync`` merges).
+        group: of a sweep; ``config.group`` goes before it.
+        config_dict: the resolved configuration, plain data.
+        on_fault: takes the one `Fault`, on the sink's thread, if wandb fails.
+        init_timeout_s, finish_timeout_s: seconds after which wandb is given up at start and at the end.
+
+    Attributes:
+        dropped: ticks refused by a full queue.
+    """
+
+    def __init__(
+        self,
+        config: WandbConfig,
+        *,
+        run_dir: str | os.PathLike[str],
+        run_id: str,
+        group: str | None,
+        config_dict: Mapping[str, Any],
+        on_fault: Callable[[Fault], None],
+        init_timeout_s: float = 60.0,
+        finish_timeout_s: float = 60.0,
+    ) -> None:
+        self.dropped = 0
+        self._on_fault, self._finish_timeout_s = on_fault, finish_timeout_s
+        self._axes = (0, 0, 0)  # step, tick, epoch of the newest event
+        self._growth: list[list[Any]] = []
+        self._exit_code = 1  # until a RunEnded says otherwise
+        self._lane: Lane[Any] | None = None
+        self._run: Any = None
+        self._once, self._failed = threading.Lock(), False
+        if config.mode is WandbMode.DISABLED:
+            return
+        hooks = sys.exit, sys.excepthook  # wandb replaces both to learn the exit code, which we tell it
+        try:
+            self._run = _start(config, run_dir, run_id, group, config_dict, init_timeout_s, finish_timeout_s)
+            self._lane = Lane("esper-wandb", self._write, capacity=4096)
+        except Exception as error:  # network, key, disk, or an import that fails: a view must not stop a run
+            self._fail(error)
+        finally:
+            sys.exit, sys.excepthook = hooks
+
+    def emit(self, event: Event) -> None:
+        """Takes one event; returns at once."""
+        self._axes = (event.step, event.tick, event.epoch)
+        if self._lane is None or not isinstance(event, TickDone | StageChanged | RunEnded):
+            return
+        if not self._lane.put(event, priority=not isinstance(event, TickDone)):
+            self.dropped += 1
+
+    def flush(self) -> None:
+        """Hands everything taken so far to wandb, which writes its file within two seconds."""
+        if self._lane is not None:
+            self._lane.flush(self._finish_timeout_s)
+
+    def close(self) -> None:
+        """Logs growth and summary and finishes the wandb run; safe to call twice."""
+        lane, self._lane = self._lane, None
+        if lane is None:
+            return
+        lane.put(_CLOSE, priority=True)
+        if not lane.close(self._finish_timeout_s + 2.0):
+            self._fail(TimeoutError(f"wandb did not finish in {self._finish_timeout_s:g} s; try `wandb sync` later"))
+
+    def _write(self, batch: list[Any], urgent: bool) -> None:
+        for item in batch:
+            if self._run is None:
+                return
+            try:
+                if item is _CLOSE:
+                    self._finish()
+                else:
+                    self._log(item)
+            except Exception as error:  # the service died, the connection broke
+                self._fail(error)
+
+    def _log(self, event: Event) -> None:
+        if isinstance(event, TickDone):
+            self._run.log(tick_row(event))
+        elif isinstance(event, StageChanged):
+            names = event.source.name, event.target.name
+            self._growth.append([event.step, event.tick, event.slot, *names, event.cause, event.blueprint])
+        elif isinstance(event, RunEnded):
+            self._exit_code = 0 if event.status in ("done", "preempted") else 1
+            self._run.summary.update({"status": event.status, **to_plain(event.summary)})
+            if event.status == "preempted":
+                self._run.mark_preempting()
+
+    def _finish(self) -> None:
+        import wandb  # already loaded
+
+        if self._growth:
+            table = wandb.Table(columns=list(GROWTH_COLUMNS), data=self._growth)
+            self._run.log({"growth": table, "train/step": self._axes[0], "tick": self._axes[1]})
+        self._run.finish(exit_code=self._exit_code)
+        self._run = None
+
+    def _fail(self, error: Exception) -> None:
+        with self._once:
+            if self._failed:
+                return
+            self._failed = True
+        if self._run is not None:
+            self._run = None
+            _abandon()
+        text = " ".join(str(error).split()) or type(error).__name__
+        say(f"telemetry: wandb is off for the rest of this run: {text}; training goes on, our event files are complete")
+        step, tick, epoch = self._axes
+        self._on_fault(Fault(step=step, tick=tick, epoch=epoch, what=f"wandb: {text}", where="wandb"))
+
+
+def _abandon() -> None:
+    """Ends a service that died or hangs; else wandb waits for it, or complains, when the interpreter exits."""
+    with contextlib.suppress(Exception):  # wandb has no public way to end a hung service, and its insides change
+        from wandb.sdk import wandb_setup
+
+        setup: Any = wandb_setup.singleton()
+        setup._connection._proc._process.kill()
+    with contextlib.suppress(Exception, SystemExit):  # teardown leaves the process with the service's exit code
+        import wandb
+
+        wandb.teardown()
+
+
+def _start(
+    config: WandbConfig,
+    run_dir: str | os.PathLike[str],
+    run_id: str,
+    group: str | None,
+    config_dict: Mapping[str, Any],
+    init_timeout_s: float,
+    finish_timeout_s: float,
+) -> Any:
+    import wandb  # here, not above: it takes half a second, and where it is broken the run goes on without it
+
+    wanted: dict[str, Any] = {
+        "init_timeout": init_timeout_s,
+        "finish_timeout": finish_timeout_s,  # else `finish` waits for a dead network for ever
+        "console": "off",
+        "silent": True,
+        "x_transaction_log_flush_interval": 2.0,  # of 15 s: what a SIGKILL may take along
+    }
+    known = wandb.Settings.model_fields  # releases differ, and an unknown setting is an error
+    settings = wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+    quiet = wandb.Settings(silent=True, login_timeout=1)  # no key and a terminal: fail, rather than ask and wait
+    wandb.setup(quiet)
+    run = wandb.init(
+        id=run_id,
+        resume="allow",
+        project=config.project,
+        group=config.group or group,
+        job_type=config.job_type,
+        name=config.name or run_id,
+        tags=list(config.tags),
+        config=dict(config_dict),
+        dir=os.fspath(run_dir),
+        mode=config.mode.value,
+        settings=settings,
+    )
+    run.define_metric("train/step")
+    run.define_metric("tick")
+    run.define_metric("*", step_metric="train/step")
+    return run

@@ -1,0 +1,130 @@
+"""One event of every class, with values that tell fields apart."""
+
+from esper.leyline.alpha import Curve
+from esper.leyline.commands import Command
+from esper.leyline.events import (
+    BirthVetoed,
+    CheckpointSaved,
+    CommandJudged,
+    CommandRefused,
+    ContributionMeasured,
+    Fault,
+    GateJudged,
+    RampCommitted,
+    Rewrapped,
+    RunEnded,
+    RunStarted,
+    SlotLine,
+    StageChanged,
+    StepSkipped,
+    TickDone,
+)
+from esper.leyline.evidence import ABSENT, Check, GateResult, Reading, Status, measured
+from esper.leyline.stages import Gate, Op, Stage
+
+SLOTS = ("r0c0", "r0c1")
+
+
+def axes(tick, every=10):
+    return {"step": tick * every, "tick": tick, "epoch": tick // 5}
+
+
+def slot_line(slot, tick, stage=Stage.TRAINING):
+    contribution = measured(0.01 * tick, tick=tick, n=256, se=0.004) if tick % 2 == 0 else ABSENT
+    return SlotLine(
+        slot=slot,
+        stage=stage,
+        alpha=1.0 if stage is Stage.FOSSILIZED else tick / 100 if stage.has_seed else 0.0,
+        blueprint="conv_light" if stage.has_seed else None,
+        contribution=contribution if stage.has_seed else ABSENT,
+        gradient_norm=measured(0.5 + tick, tick=tick, n=10) if stage.has_seed else ABSENT,
+    )
+
+
+def tick_done(tick, stage=Stage.TRAINING):
+    return TickDone(
+        **axes(tick),
+        train_loss=measured(2.0 / tick, tick=tick, n=640),
+        train_accuracy=measured(1.0 - 0.5 / tick, tick=tick, n=640),
+        validation_loss=measured(2.5 / tick, tick=tick, n=300, se=0.02),
+        validation_accuracy=Reading(status=Status.STALE, value=0.5, se=0.03, n=300, tick=tick - 1),
+        lr=1e-3 / tick,
+        host_gradient_norm=measured(1.5, tick=tick, n=10),
+        slots=(slot_line("r0c0", tick, stage), slot_line("r0c1", tick, Stage.EMPTY)),
+        parameters=1000 + tick,
+        live_seeds=1,
+        steps_ms=12.5,
+        tick_ms=1.25,
+        digest_ms=0.5,
+    )
+
+
+def run_started(step=0, resumed_from=None):
+    return RunStarted(
+        step=step,
+        tick=step // 10,
+        epoch=0,
+        world_size=2,
+        resumed_from=resumed_from,
+        parameters=1000,
+        total_steps=300,
+        slots=SLOTS,
+    )
+
+
+def stage_changed(tick, source, target, slot="r0c0"):
+    return StageChanged(
+        **axes(tick),
+        slot=slot,
+        source=source,
+        target=target,
+        cause="ADVANCE",
+        generation=1,
+        blueprint="conv_light",
+        proposal=7,
+    )
+
+
+def refused(tick, reason="dwell is 0 of 1 ticks"):
+    command = Command(slot="r0c0", op=Op.ADVANCE, curve=Curve.SIGMOID, reason="try", proposal=8)
+    return CommandRefused(**axes(tick), command=command, applied=False, reason=reason)
+
+
+def fault(tick, what="rank 1 is gone"):
+    return Fault(**axes(tick), what=what, where="lockstep")
+
+
+GATE = GateResult(
+    gate=Gate.G2,
+    passed=False,
+    score=0.5,
+    checks=(
+        Check(name="finite", passed=True, detail="yes", integrity=True),
+        Check(name="contribution", passed=False, detail="0.001 ± 0.004", integrity=False),
+    ),
+)
+
+SAMPLES = (
+    run_started(),
+    run_started(step=120, resumed_from=120),
+    tick_done(4),
+    CommandJudged(**axes(4), command=Command(slot="r0c1", op=Op.GERMINATE, blueprint="norm"), applied=True, reason=""),
+    refused(4),
+    GateJudged(**axes(4), slot="r0c0", enforced=True, result=GATE),
+    stage_changed(4, Stage.TRAINING, Stage.BLENDING),
+    RampCommitted(**axes(4), slot="r0c0", start=0.0, target=1.0, first_step=40, last_step=80, curve="COSINE"),
+    ContributionMeasured(
+        **axes(5),
+        slot="r0c0",
+        stage=Stage.HOLDING,
+        look=2,
+        alpha=1.0,
+        contribution=measured(0.02, tick=5, n=256, se=0.005),
+    ),
+    Rewrapped(**axes(5), cause="birth in r0c0", parameters=1100, wrap_ms=3.5),
+    CheckpointSaved(**axes(5), saved_step=50, path="checkpoints/step-50", bytes=4096, save_ms=7.5),
+    BirthVetoed(**axes(6), slot="r0c1", blueprint="norm", rank=1, reason="out of memory", proposal=9),
+    StepSkipped(**axes(6), count=2, ranks=(1,), first_step=55),
+    fault(6),
+    RunEnded(**axes(7), status="done", summary={"accuracy": 0.9, "grown": ["r0c0"], "nested": {"a": None}}),
+)

@@ -1,0 +1,66 @@
+"""Every event goes to disk and comes back the same; a record that is not ours is refused by name."""
+
+import json
+
+import pytest
+
+from esper.leyline.events import EVENTS
+from esper.nissa.envelope import Envelope, from_record
+from esper.nissa.jsonl import encode
+from tests.nissa.samples import SAMPLES, fault, tick_done
+
+
+def test_the_samples_hold_every_class():
+    assert {type(event) for event in SAMPLES} == set(EVENTS.values())
+
+
+@pytest.mark.parametrize("event", SAMPLES, ids=lambda event: event.kind)
+def test_round_trip_through_a_line(event):
+    record = Envelope("run-1", 3, 1).to_record(event)
+    back = from_record(json.loads(encode(record)))
+    assert type(back) is type(event)
+    assert back == event
+
+
+def test_the_envelope_numbers_and_names():
+    envelope = Envelope("run-1", 3, 1)
+    first, second = envelope.to_record(fault(1)), envelope.to_record(tick_done(2))
+    assert (first["seq"], second["seq"]) == (0, 1)
+    assert (first["run_id"], first["attempt"], first["rank"], first["schema"]) == ("run-1", 3, 1, 1)
+    assert (second["kind"], second["step"], second["tick"]) == ("tick", 20, 2)
+    assert "step" not in second["payload"]
+    assert second["time"] >= first["time"] > 1.6e9
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda r: r.pop("seq"), r"missing \['seq'\]"),
+        (lambda r: r.update(extra=1), r"unknown \['extra'\]"),
+        (lambda r: r.update(schema=2), "schema 2"),
+        (lambda r: r.update(kind="party"), "kind 'party'; kinds are checkpoint,"),
+        (lambda r: r.update(payload=[]), "payload must be a mapping, got list"),
+        (lambda r: r["payload"].pop("what"), "Fault: missing what"),
+        (lambda r: r["payload"].update(step=4), "Fault: unknown step"),
+        (lambda r: r["payload"].update(what=4), "Fault.what: expected str, got 4"),
+        (lambda r: r.update(step="4"), "Fault.step: expected int"),
+    ],
+)
+def test_a_record_that_is_not_ours_is_refused(change, text):
+    record = Envelope("run-1", 1, 0).to_record(fault(1))
+    change(record)
+    with pytest.raises(ValueError, match=text):
+        from_record(record)
+
+
+@pytest.mark.parametrize(("attempt", "rank"), [(0, 0), (1, -1)])
+def test_attempts_count_from_one_and_ranks_from_zero(attempt, rank):
+    with pytest.raises(ValueError, match="attempts count from 1"):
+        Envelope("run-1", attempt, rank)
+
+
+def test_numbers_that_json_lacks_are_written_as_words():
+    assert json.loads(encode({"a": [float("nan"), 1.5], "b": {"c": float("-inf")}})) == {
+        "a": ["nan", 1.5],
+        "b": {"c": "-inf"},
+    }
