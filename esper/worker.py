@@ -44,8 +44,9 @@ from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.digest import digest_tensors
-from esper.tolaria.engine import Engine, EngineSettings, RunResult
+from esper.tolaria.engine import Engine, EngineSettings
 from esper.tolaria.evaluate import dtype_of
+from esper.tolaria.final import RunResult
 from esper.tolaria.growth import Growth
 from esper.tolaria.handshake import code_digest, machine_fields, newest_valid_everywhere, shake_hands
 from esper.tolaria.heartbeat import Heartbeat

@@ -14,38 +14,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from esper.kasmina.attach import Grown
 from esper.leyline.commands import Command, wait
 from esper.leyline.errors import CheckpointError, ConfigError, DivergedError, EsperError, Preempted
-from esper.leyline.events import (
-    CommandJudged,
-    ContributionMeasured,
-    Event,
-    Fault,
-    Rewrapped,
-    RunStarted,
-    SlotLine,
-    StepSkipped,
-    TickDone,
-)
-from esper.leyline.evidence import Reading, paired
 from esper.leyline.observation import Observation
-from esper.leyline.plain import to_plain
 from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, TrainerConfig
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.evaluate import Evaluator, autocast, average_running_statistics
+from esper.tolaria.final import RunResult, choose_best, read_test, rebuild
 from esper.tolaria.growth import Growth
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.lockstep import Lockstep
+from esper.tolaria.narrate import Narrator, axes_of
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.reducer import reduce_tick
 from esper.tolaria.saver import Saver
-from esper.tolaria.snapshot import collect_common, collect_own, load_model, plant_record, read_common, restore
+from esper.tolaria.snapshot import collect_common, collect_own, restore
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import absorb, observe
 from esper.tolaria.window import Window
@@ -63,28 +51,6 @@ class EngineSettings:
     checkpoint: CheckpointConfig
     config_digest: int
     run_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """How a finished run did.
-
-    Fields:
-        step, tick: where it ended.
-        validation_loss, validation_accuracy: at the end (nats per sample; share correct).
-        best_step: checkpoint that validation chose; None if none was scored.
-        test_loss, test_accuracy: of that checkpoint, read once.
-        objective: the validation metric that a sweep optimises, at the end.
-    """
-
-    step: int
-    tick: int
-    validation_loss: Reading
-    validation_accuracy: Reading
-    best_step: int | None
-    test_loss: Reading
-    test_accuracy: Reading
-    objective: float | None
 
 
 class Engine:
@@ -121,6 +87,7 @@ class Engine:
         self.evaluator = Evaluator(
             grown, bundle, world, precision=trainer.precision, batch=trainer.eval_batch, seed=settings.seed
         )
+        self.narrator = Narrator(sink, grown)
         self.state = RunState(slots=terms.first_slots())
         self.step = 0
         self.stop_asked = False
@@ -149,13 +116,7 @@ class Engine:
             self.step = self.state.step
             self.window = Window(self.world.device, self.state.skipped_in_row)
         self.growth.follow(self.state, force=True)
-        self._emit(
-            RunStarted(
-                **self._axes(), world_size=self.world.size, resumed_from=resume_step,
-                parameters=sum(p.numel() for p in self.grown.model.parameters()),
-                total_steps=self.terms.total_steps, slots=tuple(self.grown.slots),
-            )
-        )  # fmt: skip
+        self.narrator.started(self.state, self.terms, resume_step)
         self._clock = time.perf_counter()
 
     def run(self) -> RunResult:
@@ -274,17 +235,20 @@ class Engine:
         outcome = reduce_tick(
             self.state, agreed.commands, agreed.vetoes, self.terms, stage_ticks=settings.control.stage_ticks
         )
-        self._report_steps(before, agreed)
+        self.narrator.evidence(before, self.state, agreed, self.window.first_skipped)
         beat.mark("save-commit")
-        self._emit(self.saver.settle(agreed.ranks, self._axes()))
+        self.narrator.tell(self.saver.settle(agreed.ranks, axes_of(self.state)))
         beat.mark("stage")
         self.growth.perform(outcome.effects)
         self.state = outcome.state
         beat.mark("rewrap")
         wrap_ms = self.growth.follow(self.state, force=save)
-        self._report_tick(outcome.events, commands, wrap_ms, save)
-        steps_ms = 1e3 * (began - self._clock)
-        self._emit(self._tick_event(steps_ms, 1e3 * (time.perf_counter() - began), digest_ms))
+        self.narrator.decisions(outcome.events, commands)
+        self.narrator.failures(self.state, self.growth.failures)
+        count = len(self.owner.gradient_set())
+        self.narrator.rewrapped(self.state, wrap_ms, parameters=count, saved=save)
+        steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
+        self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=digest_ms)
         self.window.reset()
         if save:
             beat.mark("save")
@@ -293,7 +257,7 @@ class Engine:
         if self.state.skipped_in_row >= settings.trainer.max_consecutive:
             raise DivergedError(self._diverged(agreed))
         if stop and not ending:
-            self._emit(self.saver.finish(self._axes()))
+            self.narrator.tell(self.saver.finish(axes_of(self.state)))
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
     def _measure(self) -> tuple[dict[str, float], RankWord]:
@@ -369,108 +333,24 @@ class Engine:
     def finish(self) -> RunResult:
         """Settles the last save, and reads the test part once, on the checkpoint that validation chose."""
         self.heartbeat.mark("save-commit")
-        self._emit(self.saver.finish(self._axes()))
+        self.narrator.tell(self.saver.finish(axes_of(self.state)))
         self.heartbeat.mark("test")
-        best = self.saver.store.best() if self.world.rank == 0 else None
-        chosen = torch.tensor([-1 if best is None else best], dtype=torch.int64)
-        self.world.all_reduce(chosen, dist.ReduceOp.MAX, what="choice of checkpoint")
-        step = int(chosen.item())
-        grown = self.grown if step < 0 else self._rebuilt(step)
+        trainer, store = self.settings.trainer, self.saver.store
+        best = choose_best(store, self.world)
+        grown = self.grown if best is None else rebuild(store, best, self.fresh, self.growth)
         evaluator = Evaluator(
-            grown, self.bundle, self.world, precision=self.settings.trainer.precision,
-            batch=self.settings.trainer.eval_batch, seed=self.settings.seed,
+            grown, self.bundle, self.world, precision=trainer.precision, batch=trainer.eval_batch,
+            seed=self.settings.seed,
         )  # fmt: skip
-        sums = evaluator.part_sums(self.bundle.test)
-        vector = torch.tensor(list(sums.values()), dtype=torch.float64)
-        self.world.all_reduce(vector, dist.ReduceOp.SUM, what="test")
-        loss, loss_sq, correct, correct_sq, count = vector.tolist()
-        tick = self.state.tick
+        test_loss, test_accuracy = read_test(evaluator, self.world, self.state.tick)
         return RunResult(
-            step=self.step,
-            tick=tick,
-            validation_loss=self.state.validation_loss,
-            validation_accuracy=self.state.validation_accuracy,
-            best_step=None if step < 0 else step,
-            test_loss=paired(int(count), loss, loss_sq, tick=tick, min_samples=2),
-            test_accuracy=paired(int(count), correct, correct_sq, tick=tick, min_samples=2),
-            objective=self._objective(),
-        )
-
-    def _rebuilt(self, step: int) -> Grown:
-        """The network of a checkpoint, beside the one that was trained."""
-        payload, state = read_common(self.saver.store, step)
-        grown = self.fresh()
-        beside = Growth(grown, self.owner, self.world, self.terms, run_seed=self.settings.seed, dtype=self.growth.dtype)
-        plant_record(grown, beside, state, own=False)
-        load_model(grown, payload["model"], str(self.saver.store.path(step)))
-        for entry in state.slots:
-            if entry.stage.is_blended:
-                grown.slots[entry.slot].phase = self.growth.phase(entry.stage)
-                grown.slots[entry.slot].set_alpha(entry.alpha(state.step))
-        return grown
-
-    # telling ------------------------------------------------------------------------------------------------------
-
-    def _axes(self) -> dict[str, int]:
-        return {"step": self.step, "tick": self.state.tick, "epoch": self.state.epoch}
-
-    def _emit(self, event: Event | None) -> None:
-        if event is not None:
-            self.sink.emit(event)
-
-    def _report_steps(self, before: RunState, agreed: Agreed) -> None:
-        """Evidence that arrived, and steps that were skipped."""
-        for old, new in zip(before.slots, self.state.slots, strict=True):
-            if old.request is not None:
-                self._emit(
-                    ContributionMeasured(
-                        **self._axes(), slot=new.slot, stage=new.stage, look=new.looks, alpha=new.contribution_alpha,
-                        contribution=new.contribution,
-                    )
-                )  # fmt: skip
-        if self.state.skipped:
-            ranks = tuple(rank for rank, word in enumerate(agreed.ranks) if word.nonfinite_losses)
-            first = self.window.first_skipped
-            self._emit(StepSkipped(**self._axes(), count=self.state.skipped, ranks=ranks, first_step=first))
-
-    def _report_tick(
-        self, events: list[Event], commands: dict[str, Command] | None, wrap_ms: float | None, saved: bool
-    ) -> None:
-        reasons = {c.proposal: c.reason for c in (commands or {}).values()}
-        for event in events:
-            if isinstance(event, CommandJudged):
-                why = reasons.get(event.command.proposal, "")
-                event = replace(event, command=replace(event.command, reason=why))
-                event = replace(event, reason=why) if event.applied else event
-            self._emit(event)
-        for slot, text in self.growth.failures.items():
-            self._emit(Fault(**self._axes(), what=f"seed for {slot} cannot be held here: {text}", where=slot))
-        self.growth.failures.clear()
-        if wrap_ms is not None:
-            count = len(self.owner.gradient_set())
-            cause = "save" if saved else "gradient set changed"
-            self._emit(Rewrapped(**self._axes(), cause=cause, parameters=count, wrap_ms=wrap_ms))
-
-    def _tick_event(self, steps_ms: float, tick_ms: float, digest_ms: float) -> TickDone:
-        state = self.state
-        lines = tuple(
-            SlotLine(
-                slot=s.slot, stage=s.stage, alpha=s.alpha(state.step), blueprint=s.blueprint,
-                contribution=s.contribution, gradient_norm=s.gradient_norm,
-            )
-            for s in state.slots
-        )  # fmt: skip
-        return TickDone(
-            **self._axes(), train_loss=state.train_loss, train_accuracy=state.train_accuracy,
-            validation_loss=state.validation_loss, validation_accuracy=state.validation_accuracy, lr=self._lr,
-            host_gradient_norm=state.host_norm, slots=lines,
-            parameters=sum(p.numel() for p in self.grown.model.parameters()),
-            live_seeds=sum(s.stage.is_live for s in state.slots), steps_ms=steps_ms, tick_ms=tick_ms,
-            digest_ms=digest_ms,
+            step=self.step, tick=self.state.tick, validation_loss=self.state.validation_loss,
+            validation_accuracy=self.state.validation_accuracy, best_step=best, test_loss=test_loss,
+            test_accuracy=test_accuracy, objective=self._objective(),
         )  # fmt: skip
 
     def _diverged(self, agreed: Agreed) -> str:
-        ranks = [str(rank) for rank, word in enumerate(agreed.ranks) if word.nonfinite_losses]
+        ranks = [str(rank) for rank in agreed.nonfinite_ranks]
         who = f"the loss was not finite on rank {', '.join(ranks)}" if ranks else "no rank's own loss was non-finite"
         return (
             f"diverged: {self.state.skipped_in_row} optimizer steps in a row had a non-finite host gradient, the last "
@@ -481,9 +361,3 @@ class Engine:
 def _one_line(error: BaseException) -> str:
     text = str(error).strip() if isinstance(error, EsperError) else f"{type(error).__name__}: {error}".strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
-
-
-def plain_result(result: RunResult) -> dict[str, object]:
-    """For result.json."""
-    plain: dict[str, object] = to_plain(result)
-    return plain

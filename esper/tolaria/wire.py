@@ -156,6 +156,11 @@ class Agreed:
     vetoes: dict[str, tuple[Veto, int]]
     ranks: tuple[RankWord, ...]
 
+    @property
+    def nonfinite_ranks(self) -> tuple[int, ...]:
+        """Ranks that saw a loss that was not finite since the last tick."""
+        return tuple(rank for rank, word in enumerate(self.ranks) if word.nonfinite_losses)
+
 
 class CommitLayout:
     """Layout of the int64 vector: commands, digest pairs, slot vetoes, rank words."""

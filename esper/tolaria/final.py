@@ -1,0 +1,73 @@
+"""How a finished run did. The test part is read once, on the checkpoint that validation chose."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from esper.kasmina.attach import Grown
+from esper.leyline.evidence import Reading, paired
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.evaluate import Evaluator
+from esper.tolaria.growth import Growth
+from esper.tolaria.snapshot import load_model, plant_record, read_common
+from esper.tolaria.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a finished run did.
+
+    Fields:
+        step, tick: where it ended.
+        validation_loss, validation_accuracy: at the end (nats per sample; share correct).
+        best_step: checkpoint that validation chose; None if none was scored.
+        test_loss, test_accuracy: of that checkpoint, read once.
+        objective: the validation metric that a sweep optimises, at the end.
+    """
+
+    step: int
+    tick: int
+    validation_loss: Reading
+    validation_accuracy: Reading
+    best_step: int | None
+    test_loss: Reading
+    test_accuracy: Reading
+    objective: float | None
+
+
+def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:
+    """The network of a checkpoint, beside the one that was trained.
+
+    Args:
+        store, step: a verified checkpoint. fresh: builds the host with empty slots. growth: knows how seeds are built.
+    """
+    payload, state = read_common(store, step)
+    grown = fresh()
+    plant_record(grown, growth, state, own=False)
+    load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
+    for entry in state.slots:
+        grown.slots[entry.slot].phase = growth.phase(entry.stage)
+        grown.slots[entry.slot].set_alpha(entry.alpha(state.step))
+    return grown
+
+
+def choose_best(store: CheckpointStore, world: World) -> int | None:
+    """Step that validation chose, as rank 0 reads it; the same answer on every rank."""
+    best = store.best() if world.rank == 0 else None
+    chosen = torch.tensor([-1 if best is None else best], dtype=torch.int64)
+    world.all_reduce(chosen, dist.ReduceOp.MAX, what="choice of checkpoint")
+    return None if int(chosen) < 0 else int(chosen)
+
+
+def read_test(evaluator: Evaluator, world: World, tick: int) -> tuple[Reading, Reading]:
+    """Loss and accuracy on the whole test part, every sample counted once."""
+    sums = evaluator.part_sums(evaluator.bundle.test)
+    vector = torch.tensor(list(sums.values()), dtype=torch.float64)
+    world.all_reduce(vector, dist.ReduceOp.SUM, what="test")
+    loss, loss_sq, correct, correct_sq, count = vector.tolist()
+    return (
+        paired(int(count), loss, loss_sq, tick=tick, min_samples=2),
+        paired(int(count), correct, correct_sq, tick=tick, min_samples=2),
+    )

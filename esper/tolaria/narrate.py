@@ -1,0 +1,109 @@
+"""What a tick says: agreed changes turned into events. Every rank builds them; only rank 0's sink writes them all."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from esper.kasmina.attach import Grown
+from esper.leyline.commands import Command
+from esper.leyline.events import (
+    CommandJudged,
+    ContributionMeasured,
+    Event,
+    Fault,
+    Rewrapped,
+    RunStarted,
+    SlotLine,
+    StepSkipped,
+    TickDone,
+)
+from esper.leyline.protocols import EventSink
+from esper.tolaria.state import RunState, Terms
+from esper.tolaria.wire import Agreed
+
+
+def axes_of(state: RunState) -> dict[str, int]:
+    """The axes of an event about this state."""
+    return {"step": state.step, "tick": state.tick, "epoch": state.epoch}
+
+
+class Narrator:
+    """Emits the events of a run.
+
+    Args:
+        sink: takes them. grown: for parameter counts.
+    """
+
+    def __init__(self, sink: EventSink, grown: Grown) -> None:
+        self.sink, self.grown = sink, grown
+
+    def tell(self, event: Event | None) -> None:
+        """Emits an event, if there is one."""
+        if event is not None:
+            self.sink.emit(event)
+
+    def _parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.grown.model.parameters())
+
+    def started(self, state: RunState, terms: Terms, resumed_from: int | None) -> None:
+        """The group began or resumed the run."""
+        self.tell(
+            RunStarted(
+                **axes_of(state), world_size=terms.world_size, resumed_from=resumed_from,
+                parameters=self._parameters(), total_steps=terms.total_steps, slots=tuple(self.grown.slots),
+            )
+        )  # fmt: skip
+
+    def evidence(self, before: RunState, state: RunState, agreed: Agreed, first_skipped: int) -> None:
+        """Paired evidence that arrived, and steps that were skipped."""
+        for old, new in zip(before.slots, state.slots, strict=True):
+            if old.request is not None:
+                self.tell(
+                    ContributionMeasured(
+                        **axes_of(state), slot=new.slot, stage=new.stage, look=new.looks,
+                        alpha=new.contribution_alpha, contribution=new.contribution,
+                    )
+                )  # fmt: skip
+        if state.skipped:
+            ranks = agreed.nonfinite_ranks
+            self.tell(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
+
+    def decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
+        """The reducer's events; on rank 0 with the controller's reasons, which do not travel."""
+        reasons = {command.proposal: command.reason for command in (commands or {}).values()}
+        for event in events:
+            if isinstance(event, CommandJudged) and event.command.proposal in reasons:
+                why = reasons[event.command.proposal]
+                event = replace(event, command=replace(event.command, reason=why))
+                event = replace(event, reason=why) if event.applied else event
+            self.tell(event)
+
+    def failures(self, state: RunState, failures: dict[str, str]) -> None:
+        """Why staged seeds failed on this rank; clears the record."""
+        for slot, text in failures.items():
+            self.tell(Fault(**axes_of(state), what=f"seed for {slot} cannot be held here: {text}", where=slot))
+        failures.clear()
+
+    def rewrapped(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
+        """A new wrapper, if there is one."""
+        if wrap_ms is not None:
+            cause = "save" if saved else "gradient set changed"
+            self.tell(Rewrapped(**axes_of(state), cause=cause, parameters=parameters, wrap_ms=wrap_ms))
+
+    def tick(self, state: RunState, *, lr: float, steps_ms: float, tick_ms: float, digest_ms: float) -> None:
+        """The agreed numbers of the tick."""
+        lines = tuple(
+            SlotLine(
+                slot=entry.slot, stage=entry.stage, alpha=entry.alpha(state.step), blueprint=entry.blueprint,
+                contribution=entry.contribution, gradient_norm=entry.gradient_norm,
+            )
+            for entry in state.slots
+        )  # fmt: skip
+        self.tell(
+            TickDone(
+                **axes_of(state), train_loss=state.train_loss, train_accuracy=state.train_accuracy,
+                validation_loss=state.validation_loss, validation_accuracy=state.validation_accuracy, lr=lr,
+                host_gradient_norm=state.host_norm, slots=lines, parameters=self._parameters(),
+                live_seeds=sum(entry.stage.is_live for entry in state.slots), steps_ms=steps_ms, tick_ms=tick_ms,
+                digest_ms=digest_ms,
+            )
+        )  # fmt: skip
