@@ -73,14 +73,14 @@ def plain_of(composed: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: values that are missing (``???``), all of them, or one that cannot be resolved.
     """
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError([f"{key} = ???: missing; set {key}=<value>" for key in missing])
     try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError([f"{key} = ???: missing; set {key}=<value>" for key in missing])
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = error.full_key or "config"
-        raise ConfigError(f"{key}: {' '.join(str(error.msg).split())}; set {key}=<value>") from None
+        key, text = error.full_key or "config", str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {text}; set {key}=<value>") from None
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]
 

@@ -33,7 +33,7 @@ from esper.tolaria.narrate import Narrator, axes_of
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.reducer import reduce_tick
 from esper.tolaria.saver import Saver
-from esper.tolaria.snapshot import collect_common, collect_own, restore
+from esper.tolaria.snapshot import collect_common, collect_own, restore, rng_state, set_rng_state
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import absorb, observe
 from esper.tolaria.window import Window
@@ -163,11 +163,10 @@ class Engine:
 
     def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
         """Host loss plus one shadow loss per TRAINING seed; 0-D, to be called backward on."""
-        device, task = self.world.device, self.bundle.task
+        device, task, precision = self.world.device, self.bundle.task, self.settings.trainer.precision
         shadowed = self.growth.shadowed(self.state)
-        before = torch.get_rng_state() if shadowed else None
-        before_cuda = torch.cuda.get_rng_state(device) if shadowed and device.type == "cuda" else None
-        with autocast(self.settings.trainer.precision, device):
+        before = rng_state(device) if shadowed else None
+        with autocast(precision, device):
             output = self.growth.call(x)
         loss, correct = task.per_sample(output, y)
         self.window.samples(loss, correct, weights)
@@ -175,19 +174,14 @@ class Engine:
         total = (loss * weights).sum() * scale
         if before is None:
             return total
-        after = torch.get_rng_state()
-        after_cuda = None if before_cuda is None else torch.cuda.get_rng_state(device)
+        after = rng_state(device)
         for slot in shadowed:
-            torch.set_rng_state(before)
-            if before_cuda is not None:
-                torch.cuda.set_rng_state(before_cuda, device)
-            with autocast(self.settings.trainer.precision, device):
+            set_rng_state(before, device)
+            with autocast(precision, device):
                 output = self.grown.incubate(slot, x)
             shadow, _ = task.per_sample(output, y)
             total = total + (shadow * weights).sum() * scale
-        torch.set_rng_state(after)
-        if after_cuda is not None:
-            torch.cuda.set_rng_state(after_cuda, device)
+        set_rng_state(after, device)
         return total
 
     # one tick -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""Builds a run's parts from its config and joins them: host, slots, optimizer owner, controller, engine.
+
+The same on every rank, but for the controller, which lives on rank 0 alone.
+"""
+
+import torch
+
+from esper.config import EsperConfig
+from esper.kasmina.attach import Grown, attach
+from esper.kasmina.blueprints import registry
+from esper.kasmina.hosts import build_host
+from esper.leyline.errors import ConfigError
+from esper.leyline.protocols import EventSink
+from esper.leyline.slots import parse_slot
+from esper.tamiyo import build_controller
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.data.parts import Bundle
+from esper.tolaria.engine import Engine, EngineSettings
+from esper.tolaria.evaluate import dtype_of
+from esper.tolaria.growth import Growth
+from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.lockstep import Lockstep
+from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.saver import Saver
+from esper.tolaria.state import Terms
+from esper.tolaria.world import World
+
+
+def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
+    """Host and empty slots; the host's first weights are a function of the run's seed alone."""
+    torch.manual_seed(config.seed)
+    host = build_host(config.host, bundle.input_shape, bundle.classes)
+    host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
+    points = {point.slot: point.module for point in host.injection_points()}  # type: ignore[operator]
+    chosen = config.slots.ids or list(points)
+    for slot in chosen:
+        parse_slot(slot, known=points)
+    example = bundle.example().to(device)
+    if example.is_floating_point():
+        example = example.to(dtype_of(config.trainer.precision))
+    return attach(host, {slot: points[slot] for slot in chosen}, example)
+
+
+def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
+    """What does not change in the run."""
+    per_epoch = -(-len(bundle.train) // config.trainer.batch)
+    places = {slot: parse_slot(slot) for slot in grown.slots}
+    rows = max(place.row for place in places.values()) or 1
+    cols = max(place.col for place in places.values()) or 1
+    if config.gates.probe_samples > len(bundle.probe):
+        raise ConfigError(
+            f"gates.probe_samples = {config.gates.probe_samples}: the probe part has {len(bundle.probe)} samples; "
+            f"set gates.probe_samples={len(bundle.probe)} or data.probe higher"
+        )
+    if world_size > config.trainer.batch:
+        raise ConfigError(
+            f"trainer.batch = {config.trainer.batch}: fewer samples than ranks ({world_size}); "
+            f"set trainer.batch={world_size} or higher"
+        )
+    return Terms(
+        slots_config=config.slots,
+        gates=config.gates,
+        catalogue={
+            slot: registry.catalogue(site.topology, site.dim, site.positions) for slot, site in grown.sites.items()
+        },
+        names=registry.all_names(),
+        places={slot: (place.row / rows, place.col / cols) for slot, place in places.items()},
+        total_steps=config.trainer.steps or config.trainer.epochs * per_epoch,
+        tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
+        max_skips=config.trainer.max_skips,
+        world_size=world_size,
+    )
+
+
+def assemble(
+    config: EsperConfig,
+    *,
+    world: World,
+    heartbeat: Heartbeat,
+    bundle: Bundle,
+    store: CheckpointStore,
+    sink: EventSink,
+    digest: int,
+    run_id: str,
+) -> Engine:
+    """Builds the parts of a run and joins them; the same on every rank, the controller on rank 0 alone."""
+    grown = build_grown(config, bundle, world.device)
+    terms = build_terms(config, grown, bundle, world.size)
+    owner = ParameterOwner(grown, config.optim, terms.total_steps)
+    growth = Growth(grown, owner, world, terms, run_seed=config.seed, dtype=dtype_of(config.trainer.precision))
+    controller = None
+    if world.rank == 0:
+        controller = build_controller(config.controller, slots=tuple(grown.slots), seed=config.seed)
+    # From here on each rank's global stream is its own, so that a hidden dependence on it cannot pass unseen.
+    torch.manual_seed(config.seed * 1_000_003 + world.rank)
+    return Engine(
+        EngineSettings(
+            seed=config.seed, trainer=config.trainer, control=config.control, checkpoint=config.checkpoint,
+            config_digest=digest, run_id=run_id,
+        ),
+        world=world, heartbeat=heartbeat, grown=grown, owner=owner, growth=growth, bundle=bundle,
+        controller=controller, sink=sink, saver=Saver(store, world), terms=terms,
+        lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
+        fresh=lambda: build_grown(config, bundle, world.device),
+    )  # fmt: skip
