@@ -31,7 +31,8 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[2]
-PRELOAD = ["torch", "torch.distributed", "sklearn.datasets", "esper.worker", "tests.support.tiny"]
+# torch._dynamo: the first optimizer of a process imports it, for two seconds.
+PRELOAD = ["torch", "torch._dynamo", "sklearn.datasets", "esper.worker", "tests.support.tiny"]
 
 # For @pytest.mark.parametrize("device", DEVICES); run_distributed(device="gpu") skips where devices are missing.
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]

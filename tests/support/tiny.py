@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from esper.assembly import assemble
 from esper.config import FIXED_SECTIONS, EsperConfig, RunConfig, build_config, config_digest
 from esper.kasmina.hosts import CNNConfig, GPTConfig
 from esper.leyline.events import Event
@@ -26,7 +27,6 @@ from esper.tolaria.data import DigitsConfig, PySourceConfig, load_data
 from esper.tolaria.engine import Engine
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.world import World
-from esper.worker import assemble
 
 E = TypeVar("E", bound=Event)
 
