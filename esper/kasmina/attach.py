@@ -46,6 +46,14 @@ class Site:
         return math.prod(self.shape) // self.dim
 
 
+class Slots(nn.ModuleDict):
+    """The container of all slots. Called as a module it hands its input on: an `nn.Sequential` root runs it last."""
+
+    def forward(self, x: Any) -> Any:
+        """Returns ``x``."""
+        return x
+
+
 class Grown:
     """A host model with slots. ``model`` is the host itself, changed in place; this handle owns no tensor.
 
@@ -64,13 +72,14 @@ class Grown:
     @contextlib.contextmanager
     def override(self, alphas: Mapping[str, float]) -> Iterator[None]:
         """Within the block the named slots use these alphas, whatever their stage; nothing else changes."""
+        before = {slot: self.slots[slot].overridden for slot in alphas}
         try:
             for slot, value in alphas.items():
                 self.slots[slot].override(value)
             yield
         finally:
-            for slot in alphas:
-                self.slots[slot].override(None)
+            for slot, value_before in before.items():
+                self.slots[slot].override(value_before)
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -116,17 +125,27 @@ class Grown:
             return torch.func.functional_call(self.model, frozen, args)
 
 
-def _float_modules_state(model: nn.Module) -> tuple[dict[str, bool], dict[str, Tensor]]:
+def _modules_state(model: nn.Module) -> tuple[dict[str, bool], dict[str, Tensor]]:
     flags = {name: module.training for name, module in model.named_modules()}
     return flags, {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
+def _restore(model: nn.Module, flags: Mapping[str, bool], buffers: Mapping[str, Tensor]) -> None:
+    for name, module in model.named_modules():
+        module.training = flags[name]
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
 def _dry_run(model: nn.Module, modules: Mapping[str, str], example: tuple[Any, ...]) -> dict[str, Tensor]:
     """One forward in train() and one in eval(): every site must fire exactly once in each, and return a tensor."""
-    flags, buffers = _float_modules_state(model)
-    rng = torch.get_rng_state()
+    flags, buffers = _modules_state(model)
+    devices = {tensor.device for tensor in (*model.parameters(), *buffers.values()) if tensor.device.type == "cuda"}
     features: dict[str, Tensor] = {}
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(sorted(devices, key=str)))
+        stack.callback(_restore, model, flags, buffers)
         for mode in (True, False):
             fired: dict[str, list[Any]] = {slot: [] for slot in modules}
             handles = [
@@ -150,13 +169,6 @@ def _dry_run(model: nn.Module, modules: Mapping[str, str], example: tuple[Any, .
                 if not isinstance(outputs[0], Tensor):
                     raise ConfigError(f"{where} returns {type(outputs[0]).__name__}, need a tensor")
                 features[slot] = outputs[0]
-    finally:
-        torch.set_rng_state(rng)
-        for name, module in model.named_modules():
-            module.training = flags[name]
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
     return features
 
 
@@ -183,10 +195,17 @@ def attach(model: nn.Module, sites: Mapping[str, str], example: Any) -> Grown:
     Raises:
         ConfigError: unknown site, a site that does not fire exactly once, no tensor, or an order mistake.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    if isinstance(model, nn.parallel.DistributedDataParallel) or compiled:
         raise ConfigError("attach comes before torch.compile and before DistributedDataParallel: pass the bare model")
     if hasattr(model, CONTAINER):
         raise ConfigError("this model already has slots; attach once, with all sites")
+    plain = type(model).forward is nn.Sequential.forward
+    if isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not plain:
+        kind = type(model).__name__
+        raise ConfigError(
+            f"the root {kind} is itself a container: make it a child of a module of your own, attach there"
+        )
     order = sort_slots(sites)
     known = dict(model.named_modules())
     for slot in order:
@@ -200,7 +219,7 @@ def attach(model: nn.Module, sites: Mapping[str, str], example: Any) -> Grown:
     example = example if isinstance(example, tuple) else (example,)
     features = _dry_run(model, {slot: sites[slot] for slot in order}, copy.deepcopy(example))
     described = {slot: _site(slot, sites[slot], features[slot]) for slot in order}
-    container = nn.ModuleDict({slot: SeedSlot(slot) for slot in order})
+    container = Slots({slot: SeedSlot(slot) for slot in order})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.add_module(CONTAINER, container.to(device))
     for slot in order:

@@ -77,6 +77,11 @@ class SeedSlot(nn.Module):
         self._level = check_alpha(value, f"alpha of {self.slot}")
         self.alpha.fill_(self._level)
 
+    @property
+    def overridden(self) -> float | None:
+        """The alpha of the override in force, None without one."""
+        return self._override
+
     def override(self, value: float | None) -> None:
         """For an evaluation: use ``value`` instead of the committed alpha, whatever the phase. None ends it."""
         self._override = None if value is None else check_alpha(value, f"alpha override of {self.slot}")
