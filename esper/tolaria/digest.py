@@ -1,8 +1,9 @@
 """Digests of tensors: 62 bits that are equal exactly when the bits are (up to collisions).
 
-On CPU xxh3 of the bytes. On an accelerator the bytes stay there: an int64 sum of the raw 8-byte words, each weighted
+On CPU xxh3 of the bytes. On an accelerator the bytes stay there: an int64 sum of the mixed 8-byte words, each weighted
 by an odd number that depends on its position, so that neither an exchange nor a shift cancels out; one number a tensor
-comes back.
+comes back. Words are mixed first, since two that differ in high bits only (x and -x) times a difference of two weights,
+which is even, would leave nothing of the sum's 64 bits.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import xxhash
 from torch import Tensor
 
 _MASK = (1 << 62) - 1
+_ODD = -7046029254386353131  # 64-bit fraction of the golden ratio
 
 
 def _words(tensor: Tensor) -> Tensor:
@@ -23,12 +25,12 @@ def _words(tensor: Tensor) -> Tensor:
 
 
 def weighted_sum(tensor: Tensor) -> Tensor:
-    """0-D int64: sum of the tensor's 8-byte words times odd position weights, wrapping. Stays on the device."""
-    words = _words(tensor)
-    # (2i + 1) times an odd constant (the golden ratio's 64-bit fraction): odd, hence invertible, distinct for each i.
-    index = torch.arange(words.numel(), device=words.device, dtype=torch.int64)
-    weights = (2 * index + 1) * -7046029254386353131
-    return (words * weights + (words >> 29)).sum()
+    """0-D int64: sum of the tensor's mixed 8-byte words times odd position weights, wrapping. Stays on the device."""
+    words = _words(tensor) * _ODD
+    words = words ^ ((words >> 32) & 0xFFFFFFFF)  # high bits reach the low ones; one to one, so every bit still counts
+    # (2i + 1) times an odd constant: odd, hence invertible, distinct for each i.
+    weights = (2 * torch.arange(words.numel(), device=words.device, dtype=torch.int64) + 1) * _ODD
+    return (words * weights).sum()
 
 
 def _tensor_bytes(tensor: Tensor) -> memoryview:
