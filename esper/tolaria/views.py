@@ -38,9 +38,10 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     )
     if state.request is None:
         return after
-    reading = paired(
-        int(get("probe_count")), get("probe_sum"), get("probe_sum_sq"), tick=tick, min_samples=terms.gates.min_samples
-    )
+    least = terms.gates.min_samples
+    reading = paired(int(get("probe_count")), get("probe_sum"), get("probe_sum_sq"), tick=tick, min_samples=least)
+    if get("probe_nonfinite") > 0:
+        reading = ABSENT
     return replace(
         after,
         contribution=reading,
@@ -51,7 +52,7 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
 
 
 def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: int, epoch: int) -> RunState:
-    """The state with one tick's agreed sums taken in.
+    """The state with one tick's agreed sums taken in. A sum that lacks a term that was not finite is absent evidence.
 
     Args:
         state: as of the previous tick. sums: the reduced observe vector by name.
@@ -67,6 +68,8 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         validation_accuracy = paired(
             n, sums["validation_correct"], sums["validation_correct_sq"], tick=tick, min_samples=2
         )
+        if sums["validation_nonfinite"] > 0:
+            validation_loss = validation_accuracy = ABSENT
     return replace(
         state,
         tick=tick,

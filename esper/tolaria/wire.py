@@ -2,7 +2,8 @@
 
 observe   float64, SUM.  What each rank measured since the last tick. An entry is *additive* (each rank sends its part)
           or *replicated* (equal on all ranks by construction, sent by rank 0 alone). A term that is not finite is sent
-          as 0 and counted, so that one NaN cannot hide the rest.
+          as 0 and counted, so that one NaN cannot hide the rest; validation and each probe have a count of their own,
+          so that what could not be summed is absent and never a zero.
 commit    int64, MAX.    Rank 0's commands (the others send the smallest int64); pairs (d, -d) of every digest, so that
           max(d) = min(d) exactly where all ranks agree; a veto code per slot; a word per rank.
 
@@ -30,10 +31,10 @@ WORDS = 8
 GLOBAL_ADDITIVE = (
     "train_loss", "train_count", "train_correct",
     "validation_loss", "validation_loss_sq", "validation_correct", "validation_correct_sq", "validation_count",
-    "stop", "nonfinite_terms",
+    "validation_nonfinite", "stop", "nonfinite_terms",
 )  # fmt: skip
 GLOBAL_REPLICATED = ("host_norm", "host_norm_steps", "skipped", "skipped_in_row")
-SLOT_ADDITIVE = ("probe_count", "probe_sum", "probe_sum_sq", "finite", "owned")
+SLOT_ADDITIVE = ("probe_count", "probe_sum", "probe_sum_sq", "probe_nonfinite", "finite", "owned")
 SLOT_REPLICATED = ("norm", "norm_steps", "nonfinite")
 
 
@@ -91,16 +92,23 @@ class ObserveLayout:
         self.names = [*self.additive, *self.replicated]
 
     def encode(self, values: Mapping[str, float], rank: int) -> Tensor:
-        """The vector this rank sends; names it did not measure are 0. KeyError for an unknown name."""
+        """The vector this rank sends; names it did not measure are 0, counts of non-finite terms are filled in here.
+
+        Raises:
+            KeyError: an unknown name.
+        """
         unknown = set(values) - set(self.names)
         if unknown:
             raise KeyError(f"not in the observe layout: {', '.join(sorted(unknown))}")
         row = [float(values.get(name, 0.0)) for name in self.names]
         if rank != 0:
             row[len(self.additive) :] = [0.0] * len(self.replicated)
-        broken = sum(not math.isfinite(value) for value in row)
+        broken = [name for name, value in zip(self.names, row) if not math.isfinite(value)]
         row = [value if math.isfinite(value) else 0.0 for value in row]
-        row[self.names.index("nonfinite_terms")] += broken
+        for name in broken:
+            for counter in ("nonfinite_terms", f"{name.split('_')[0]}_nonfinite"):
+                if counter in self.names:
+                    row[self.names.index(counter)] += 1
         return torch.tensor(row, dtype=torch.float64)
 
     def decode(self, vector: Tensor) -> dict[str, float]:
