@@ -43,8 +43,12 @@ class Heartbeat:
     def mark(self, phase: str, error: str = "") -> None:
         """Notes that this rank enters ``phase`` (a few microseconds)."""
         self.phase = phase
-        record = [self.step, self.tick, phase, time.time(), error[:300]]
-        os.pwrite(self._file, json.dumps(record).encode()[:SIZE].ljust(SIZE), 0)
+        line = b""
+        for length in range(min(len(error), 300), -1, -1):  # escapes lengthen a text; a cut record could not be read
+            line = json.dumps([self.step, self.tick, phase, time.time(), error[:length]]).encode()
+            if len(line) <= SIZE:
+                break
+        os.pwrite(self._file, line.ljust(SIZE), 0)
 
     def read(self) -> list[Mark | None]:
         """The latest mark of every rank; None for one that never wrote."""
