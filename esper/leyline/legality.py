@@ -68,7 +68,7 @@ def why_refused(observation: Observation, command: Command) -> str | None:
         return f"steepness {command.steepness!r}: need 0 < k <= 50"
     if command.op is Op.PRUNE and command.ticks > 0 and view.stage not in (Stage.BLENDING, Stage.HOLDING):
         return f"prune by ramp needs BLENDING or HOLDING, slot is {view.stage.name}"
-    if command.op is Op.PRUNE and command.ticks > 0 and view.alpha_mode is not AlphaMode.HOLD:
+    if command.op is Op.PRUNE and command.ticks > 0 and (view.ending or view.alpha_mode is not AlphaMode.HOLD):
         return "a ramp is under way; only PRUNE now interrupts it"
     if command.op is Op.GERMINATE:
         info = next((entry for entry in view.catalogue if entry.name == command.blueprint), None)

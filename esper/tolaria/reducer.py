@@ -276,8 +276,9 @@ class _Reduction:
                 continue
             if slot.ending and slot.ramp_done(self.state.step):
                 self.move(slot, Mechanical.RAMP_END, Stage.PRUNED)
-            elif slot.stage in rest and self.state.tick - slot.since_tick >= rest[slot.stage]:
-                self.move(slot, Mechanical.COOLDOWN, onward[slot.stage])
+                continue
+            while slot.stage in rest and self.state.tick - slot.since_tick >= rest[slot.stage]:
+                slot = self.move(slot, Mechanical.COOLDOWN, onward[slot.stage])  # no embargo: two stages at once
 
     def looks(self) -> None:
         for slot in self.state.slots:
