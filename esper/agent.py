@@ -3,7 +3,8 @@
 torchrun's own agent ends on SIGUSR1 and leaves its workers behind, and it outlives a launcher that was killed. Both
 are cured before it starts: the signal is ignored (its workers inherit that until they install their handler, so an
 early one cannot kill them either), and the kernel sends SIGTERM when the launcher dies, on which the agent takes its
-workers down. Linux only, like the launcher.
+workers down. Its report of failed workers, a page around a traceback of its own, becomes one line for each of them.
+Linux only, like the launcher.
 """
 
 import ctypes
@@ -37,8 +38,22 @@ def adopt_orphans(adopt: bool) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
+def main() -> int:
+    """Runs torchrun with this process's arguments; returns its exit code."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # seconds; the signals come first
+
+    sys.argv[0] = "torchrun"
+    try:
+        runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    except ChildFailedError as error:
+        for rank, failure in sorted(error.failures.items()):
+            how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+            print(f"torchrun: rank {rank} (process {failure.pid}): {how}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
     die_with_parent(int(os.environ.pop("ESPER_LAUNCHER_PID")))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    sys.argv[0] = "torchrun"
-    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    sys.exit(main())

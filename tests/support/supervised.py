@@ -1,0 +1,22 @@
+"""A launcher without Hydra around the stand-in worker: python -m tests.support.supervised RUN RANKS GRACE_S."""
+
+import sys
+from pathlib import Path
+
+from esper.config import RunConfig
+from esper.rundir import CONFIG, held_run
+from esper.supervise import supervise, torchrun_arguments, torchrun_environment
+from esper.tolaria.config import TrainerConfig, WorldConfig
+
+
+def main() -> None:
+    folder, world = Path(sys.argv[1]), WorldConfig(nproc_per_node=int(sys.argv[2]), grace_s=float(sys.argv[3]))
+    run = RunConfig(dir=str(folder))
+    with held_run(run, {"run": {"dir": run.dir, "resume": "auto"}}) as lock:
+        arguments = torchrun_arguments(world, folder / CONFIG, "tests.support.stand_in")
+        environment = torchrun_environment(world, TrainerConfig())
+        print(supervise(arguments, environment, grace_s=world.grace_s, lock=lock))
+
+
+if __name__ == "__main__":
+    main()
