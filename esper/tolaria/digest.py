@@ -2,8 +2,8 @@
 
 On CPU xxh3 of the bytes. On an accelerator the bytes stay there: an int64 sum of the mixed 8-byte words, each weighted
 by an odd number that depends on its position, so that neither an exchange nor a shift cancels out; one number a tensor
-comes back. Words are mixed first, since two that differ in high bits only (x and -x) times a difference of two weights,
-which is even, would leave nothing of the sum's 64 bits.
+comes back. Words are mixed first: where they differ in high bits only (x and -x, powers of two), the even difference
+of two weights would leave few of the sum's 64 bits, or none.
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,10 @@ def _words(tensor: Tensor) -> Tensor:
 
 def weighted_sum(tensor: Tensor) -> Tensor:
     """0-D int64: sum of the tensor's mixed 8-byte words times odd position weights, wrapping. Stays on the device."""
-    words = _words(tensor) * _ODD
-    words = words ^ ((words >> 32) & 0xFFFFFFFF)  # high bits reach the low ones; one to one, so every bit still counts
+    words = _words(tensor)
+    for _ in range(2):  # high bits reach the low ones; each step is one to one, so every bit still counts
+        words = words * _ODD
+        words ^= (words >> 32) & 0xFFFFFFFF
     # (2i + 1) times an odd constant: odd, hence invertible, distinct for each i.
     weights = (2 * torch.arange(words.numel(), device=words.device, dtype=torch.int64) + 1) * _ODD
     return (words * weights).sum()
