@@ -1,0 +1,66 @@
+"""The demo: a network too small for its task grows on two CPU ranks; then the same run without growth, as a control.
+
+Called by ``bash launch/demo.sh [override ...]``. Exit code of the first run that did not end well.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from esper.launcher import main as launch
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def _compare(grown: dict[str, Any], control: dict[str, Any]) -> Table:
+    """Validation at the end, and the test part on the checkpoint that validation chose; ± one standard error."""
+    table = Table(title="same host, seed, data order and steps", title_justify="left", box=None, padding=(0, 2))
+    for head in ("", "without growth", "grown"):
+        table.add_column(head, justify="left" if not head else "right")
+    for name, key, scale, unit in (
+        ("validation accuracy", "validation_accuracy", 100.0, " %"),
+        ("validation loss", "validation_loss", 1.0, ""),
+        ("test accuracy", "test_accuracy", 100.0, " %"),
+    ):
+        places = 1 if unit else 3
+        cells = [
+            f"{r[key]['value'] * scale:.{places}f} ± {r[key]['se'] * scale:.{places}f}{unit}" for r in (control, grown)
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
+def main(overrides: list[str]) -> int:
+    """Runs both and prints the comparison.
+
+    Args:
+        overrides: Hydra overrides for both runs; ``run.dir=`` names the folder that holds the two.
+    """
+    base = Path("runs/demo") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    for override in [text for text in overrides if text.startswith("run.dir=")]:
+        overrides.remove(override)
+        base = Path(override.removeprefix("run.dir="))
+    code = launch(["experiment=demo", *overrides, f"run.dir={base / 'grown'}"])
+    if code:
+        return code
+    print("\nThe control: the same run with controller=none ...", flush=True)
+    quiet = ["telemetry.console=off", "telemetry.wandb.mode=disabled"]
+    code = launch(["experiment=demo", *overrides, "controller=none", *quiet, f"run.dir={base / 'no-growth'}"])
+    if code:
+        return code
+    console = Console(highlight=False)
+    console.print(_compare(_read(base / "grown"), _read(base / "no-growth")))
+    console.print("One seed shows how it works, not how much it gains.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
