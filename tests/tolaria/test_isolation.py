@@ -4,63 +4,29 @@ One process. Two runs of one config differ in the controller alone: nobody, or a
 slot and sets it learning, without ever blending it in.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper.config import EsperConfig
 from esper.kasmina.hosts import registry
-from esper.kasmina.hosts.registry import InjectionPoint
 from esper.leyline.plain import to_plain
 from esper.leyline.stages import Stage
-from esper.leyline.topology import Topology
 from esper.tolaria.engine import Engine
 from esper.tolaria.evaluate import running_statistics
+from tests.support.noisy import NoisyConfig, register_noisy
 from tests.support.tiny import act, bits, make_engine, schedule, tiny_config
 
 STEPS = 16
 
 
-@dataclass(kw_only=True, slots=True)
-class NoisyConfig:
-    kind: str = "noisy"
-
-
-class Noisy(nn.Module):
-    """Everything that a second forward could disturb: statistics of the batch, dropout before, between and after."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.2)
-        self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.Dropout2d(0.2))
-            for before, after in ((1, 4), (4, 8))
-        )
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.head(self.drop(x.mean(dim=(2, 3))))
-
-    def injection_points(self) -> tuple[InjectionPoint, ...]:
-        return tuple(
-            InjectionPoint(slot=f"r{row}c0", module=f"stages.{row}.2", topology=Topology.FEATURE_MAP)
-            for row in range(2)
-        )
-
-
 @pytest.fixture(autouse=True)
 def _noisy_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(config: NoisyConfig, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-        return Noisy(classes)
-
-    monkeypatch.setitem(registry.HOSTS, "noisy", registry.HostKind(NoisyConfig, build))
+    monkeypatch.setattr(registry, "HOSTS", dict(registry.HOSTS))
+    register_noisy()
 
 
 SEEDS = {
