@@ -63,7 +63,7 @@ def germinate(slot: str, blueprint: str = "light", **fields: Any) -> Command:
 
 
 class Run:
-    """Ticks of an agreed run: ``state`` is the present one, ``absorbed`` the one before the reducer, ``out`` its outcome.
+    """Ticks of an agreed run: ``state`` is the present one, ``absorbed`` that before the reducer, ``out`` its outcome.
 
     Args:
         terms: of the run. stage_ticks: ticks that a staged seed may stay not ready.

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from esper.kasmina.config import EvidencePolicy
 from esper.kasmina.lifecycle import ProbeRequest
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.evidence import ABSENT, Status, measured
@@ -145,7 +146,7 @@ def test_a_look_with_too_few_samples_is_spent_and_absent(count):
 
 
 def test_a_probe_that_was_not_finite_on_some_rank_is_absent_and_no_gate_takes_it_for_zero():
-    terms = make_terms(gates={"evidence": "enforce"})
+    terms = make_terms(gates={"evidence": EvidencePolicy.ENFORCE})
     layout = ObserveLayout(list(terms.places))
     own = {"r0c0.probe_count": 64.0, "r0c0.probe_sum": math.nan, "r0c0.probe_sum_sq": math.nan}
     own |= {"r0c0.finite": 1.0, "r0c0.owned": 1.0}

@@ -1,4 +1,4 @@
-"""Sums between two ticks: what is not finite is counted, norms are taken from reports, a row of skips outlives a tick."""
+"""Sums between two ticks: what is not finite is counted, norms come from reports, a row of skips outlives a tick."""
 
 import math
 
