@@ -39,9 +39,13 @@ def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
 def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:
     """The host's injection points; None when the data's shape is not known.
 
+    A host of the user's own (it has ``sites``) is not built here: its code may do what the meta device cannot.
+
     Raises:
         ConfigError: the host does not take the data.
     """
+    if hasattr(host, "sites"):
+        return tuple(InjectionPoint(slot=slot, module=name, topology=None) for slot, name in host.sites.items())
     sample = sample_of(data)
     if sample is None:
         return None
@@ -86,7 +90,9 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
     try:
         _points(host, data)
     except ConfigError as error:
-        fitting = [kind for kind, entry in sorted(HOSTS.items()) if host_slots(entry.config(), data)]
+        # A host of the user's own cannot be proposed: only the user knows its path.
+        builtin = {kind: entry.config() for kind, entry in sorted(HOSTS.items()) if kind != "custom"}
+        fitting = [kind for kind, config in builtin.items() if host_slots(config, data)]
         fix = f"set host={fitting[0]}, or choose other data" if fitting else "choose other data"
         return [f"{line}; {fix}" for line in error.problems]
     return []
@@ -111,12 +117,17 @@ def blueprints_exist(host: Any, data: Any, slots: SlotsConfig, controller: Any) 
         points = _points(host, data) or ()
     except ConfigError as error:
         return [] if str(error).startswith("host") else [f"controller: {line}" for line in error.problems]
-    places = {point.topology for point in points if not slots.ids or point.slot in slots.ids}
+    used = [point for point in points if not slots.ids or point.slot in slots.ids]
+    places = {point.topology for point in used if point.topology is not None}
+    if len(places) == 0 or any(point.topology is None for point in used):
+        return []  # only a forward tells what flows at the sites of a host of the user's own
     named = [("controller.blueprints", name) for name in getattr(controller, "blueprints", ())]
     for index, entry in enumerate(getattr(controller, "actions", ())):
         if isinstance(entry, dict) and isinstance(entry.get("blueprint"), str):
             named.append((f"controller.actions[{index}].blueprint", entry["blueprint"]))
-    known = sorted({name for place in places for name in blueprints.names(place)})
+    known = sorted(
+        {name for place in places for name in (blueprints.names(place) if place else blueprints.all_names())}
+    )
     return [
         f"{path} = {name!r}: no blueprint for the slots in use; registered for them are {', '.join(known)}; "
         f"for example {path}={override_text([known[0]] if path.endswith('blueprints') else known[0])}"

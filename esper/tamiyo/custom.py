@@ -7,13 +7,13 @@
 is built as ``Greedy(slots=("r0c0", ...), seed=1, threshold=0.1)`` and must satisfy the `Controller` protocol.
 """
 
-import importlib
 import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
+from esper.leyline.imports import import_object, is_dotted
 from esper.leyline.protocols import Controller
 from esper.tamiyo.registry import register
 
@@ -37,25 +37,9 @@ class CustomConfig:
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check("kind", self.kind == "custom", "must be 'custom'")
-            module, _, name = self.path.partition(":")
-            check("path", bool(module) and name.isidentifier(), "write package.module:Class")
+            check("path", is_dotted(self.path), "write package.module:Class")
             reserved = {"slots", "seed"} & set(self.options)
             check("options", not reserved, "slots and seed are given by the run; leave them out")
-
-
-def _load(path: str) -> Any:
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"controller.path = {path!r}: cannot import {module_name} ({type(error).__name__}: {error}); "
-            "it must be importable on every rank (install it, or put its folder on PYTHONPATH)"
-        ) from error
-    if not hasattr(module, name):
-        here = sorted(key for key, value in vars(module).items() if inspect.isclass(value)) or ["none"]
-        raise ConfigError(f"controller.path = {path!r}: {module_name} has no {name}; its classes are {', '.join(here)}")
-    return getattr(module, name)
 
 
 @register("custom", CustomConfig)
@@ -65,7 +49,7 @@ def build_custom(config: CustomConfig, *, slots: tuple[str, ...], seed: int) -> 
     Raises:
         ConfigError: it cannot be imported, does not take the options, or does not satisfy the protocol.
     """
-    maker = _load(config.path)
+    maker = import_object(config.path, "controller.path")
     try:
         inspect.signature(maker).bind(slots=slots, seed=seed, **config.options)
     except (TypeError, ValueError) as error:

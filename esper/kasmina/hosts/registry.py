@@ -4,6 +4,7 @@ A host is a plain ``nn.Module`` with ``injection_points()``. To add one: write i
 ``kind: str`` whose default is the registered kind) and a builder, and register both with `host`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -22,12 +23,12 @@ class InjectionPoint:
     Fields:
         slot: canonical slot id.
         module: dotted name of the submodule whose output is the feature there; it runs exactly once a forward.
-        topology: what the axes of that feature mean.
+        topology: what the axes of that feature mean; None where only a forward can tell.
     """
 
     slot: str
     module: str
-    topology: Topology
+    topology: Topology | None
 
 
 class Host(Protocol):
@@ -67,7 +68,7 @@ def host(kind: str, *, config: type) -> Callable[[Builder], Builder]:
     def register(build: Builder) -> Builder:
         if kind in HOSTS:
             raise ConfigError(f"host.kind = {kind!r}: this kind is taken; taken are {', '.join(sorted(HOSTS))}")
-        default = getattr(config(), "kind", None)
+        default = next((field.default for field in dataclasses.fields(config) if field.name == "kind"), None)
         if default != kind:
             raise ConfigError(f"host.kind = {kind!r}: {config.__name__}.kind has the default {default!r}")
         HOSTS[kind] = HostKind(config, build)
