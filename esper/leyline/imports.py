@@ -30,8 +30,7 @@ def import_object(path: str, key: str) -> Any:
             "it must be importable on every rank (install it, or put its folder on PYTHONPATH)"
         ) from error
     if not hasattr(module, name):
-        here = sorted(n for n, value in vars(module).items() if callable(value) and not n.startswith("_")) or [
-            "nothing"
-        ]
-        raise ConfigError(f"{key} = {path!r}: {module_name} has no {name}; it has {', '.join(here[:12])}")
+        own = {entry for entry, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
+        here = sorted(entry for entry in own if callable(getattr(module, entry)) and not entry.startswith("_"))
+        raise ConfigError(f"{key} = {path!r}: {module_name} has no {name}; it has {', '.join(here[:12]) or 'nothing'}")
     return getattr(module, name)

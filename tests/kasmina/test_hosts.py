@@ -163,7 +163,7 @@ def test_registration_refuses_a_taken_kind_and_a_config_of_another_kind() -> Non
         host("cnn", config=CNNConfig)(HOSTS["cnn"].build)
     with pytest.raises(ConfigError, match=r"CNNConfig\.kind has the default 'cnn'"):
         host("mine", config=CNNConfig)(HOSTS["cnn"].build)
-    assert set(HOSTS) == {"cnn", "gpt"}
+    assert set(HOSTS) == {"cnn", "custom", "gpt"}
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_custom_controller_gets_slots_seed_and_options():
     ("config", "message"),
     [
         (CustomConfig(path="no_such_package.x:Y"), "cannot import no_such_package.x .*PYTHONPATH"),
-        (custom("Lasy", nap=2), "has no Lasy; its classes are .*Lazy"),
+        (custom("Lasy", nap=2), "has no Lasy; it has .*Lazy"),
         (custom("Lazy", nap=2, dream=1), "takes no call .*dream"),
         (custom("Lazy"), "takes no call .*nap"),
         (custom("Deaf"), "Deaf is no Controller; it lacks state_dict, load_state_dict, name"),
