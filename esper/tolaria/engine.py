@@ -37,7 +37,7 @@ from esper.tolaria.snapshot import collect_common, collect_own, restore, rng_sta
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import absorb, observe
 from esper.tolaria.window import Window
-from esper.tolaria.wire import Agreed, Failure, RankWord
+from esper.tolaria.wire import Agreed, Failure, RankWord, SaveWord
 from esper.tolaria.world import World
 
 
@@ -113,7 +113,8 @@ class Engine:
                 raise CheckpointError(f"{self.saver.store.path(resume_step)}: it was saved under another config")
             if self.controller is not None:
                 self.controller.load_state_dict(payload["controller"])
-            self.step = self.state.step
+            self.step = self.heartbeat.step = self.state.step
+            self.heartbeat.tick = self.state.tick
             self.window = Window(self.world.device, self.state.skipped_in_row)
         self.growth.follow(self.state, force=True)
         self.narrator.started(self.state, self.terms, resume_step)
@@ -231,6 +232,7 @@ class Engine:
         )
         self.narrator.evidence(before, self.state, agreed, self.window.first_skipped)
         beat.mark("save-commit")
+        self._flush_before_commit()
         self.narrator.tell(self.saver.settle(agreed.ranks, axes_of(self.state)))
         beat.mark("stage")
         self.growth.perform(outcome.effects)
@@ -251,6 +253,7 @@ class Engine:
         if self.state.skipped_in_row >= settings.trainer.max_consecutive:
             raise DivergedError(self._diverged(agreed))
         if stop and not ending:
+            self._flush_before_commit()
             self.narrator.tell(self.saver.finish(axes_of(self.state)))
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
@@ -324,9 +327,15 @@ class Engine:
             )  # fmt: skip
         self.saver.begin(self.step, self.state.tick, score, common, collect_own(self.world))
 
+    def _flush_before_commit(self) -> None:
+        """What was told up to a saved tick is written first: a resume from there trains nothing of it again."""
+        if self.saver.word is not SaveWord.NONE:
+            self.sink.flush()
+
     def finish(self) -> RunResult:
         """Settles the last save, and reads the test part once, on the checkpoint that validation chose."""
         self.heartbeat.mark("save-commit")
+        self._flush_before_commit()
         self.narrator.tell(self.saver.finish(axes_of(self.state)))
         self.heartbeat.mark("test")
         trainer, store = self.settings.trainer, self.saver.store
