@@ -184,15 +184,16 @@ class ParameterOwner:
         missing, unknown = sorted(set(named) - set(state)), sorted(set(state) - set(named))
         if missing or unknown:
             raise CheckpointError(f"optimizer state: missing {missing or 'none'}, unknown {unknown or 'none'}")
+        for name, entries in state.items():
+            for key, value in entries.items():
+                if value.ndim > 0 and value.shape != named[name].shape:
+                    shapes = f"{tuple(value.shape)} for a parameter {tuple(named[name].shape)}"
+                    raise CheckpointError(f"optimizer state {key} of {name}: {shapes}")
         self.optimizer.state.clear()
         for name, entries in state.items():
             parameter = named[name]
             if not entries:
                 continue
-            for key, value in entries.items():
-                if value.ndim > 0 and value.shape != parameter.shape:
-                    shapes = f"{tuple(value.shape)} for a parameter {tuple(parameter.shape)}"
-                    raise CheckpointError(f"optimizer state {key} of {name}: {shapes}")
             # A fused step counts on the device, every other on the host (as torch's own load_state_dict has it).
             fused = any(group.get("fused") for group in self.optimizer.param_groups)
             self.optimizer.state[parameter] = {
