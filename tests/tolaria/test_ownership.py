@@ -1,0 +1,470 @@
+"""One owner of parameters against plain torch: optimizers, schedulers and clipping of the library itself."""
+
+import copy
+import gc
+import math
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.attach import CONTAINER, HOST, Grown, attach
+from esper.leyline.errors import CheckpointError
+from esper.tolaria.config import OptimConfig, OptimizerKind, Schedule
+from esper.tolaria.ownership import ParameterOwner, lr_shape
+
+NAN, INF = math.nan, math.inf
+STEPS = 40
+ADAMW = OptimConfig(kind=OptimizerKind.ADAMW, lr=0.01, weight_decay=0.1, clip_norm=None, seed_warmup_steps=0)
+SGD = replace(ADAMW, kind=OptimizerKind.SGD)
+KINDS = pytest.mark.parametrize("config", [ADAMW, SGD], ids=["adamw", "sgd"])
+SITES = {"r0c0": "layers.0", "r0c1": "layers.1", "r1c0": "layers.2"}
+
+
+class Host(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x * self.scale
+
+
+def grown_host() -> Grown:
+    torch.manual_seed(0)
+    return attach(Host(), SITES, torch.randn(2, 3))
+
+
+def birth(grown: Grown, owner: ParameterOwner, slot: str, *, learning: bool = True) -> None:
+    torch.manual_seed(int(slot[1]) * 10 + int(slot[3]))
+    grown.slots[slot].plant(nn.Linear(3, 3))
+    owner.register(slot)
+    owner.set_learning(slot, learning)
+
+
+def give_gradients(grown: Grown, step: int, size: float = 1.0) -> dict[str, Tensor]:
+    """Gradients that depend on name and step alone; returns copies by name."""
+    found = {}
+    for name, parameter in grown.model.named_parameters():
+        if parameter.requires_grad:
+            generator = torch.Generator().manual_seed(sum(map(ord, name)) * 1000 + step)
+            parameter.grad = size * torch.randn(parameter.shape, generator=generator)
+            found[name] = parameter.grad.clone()
+    return found
+
+
+def train(grown: Grown, owner: ParameterOwner, steps: range, learn_steps: dict[str, int] | None = None) -> None:
+    for step in steps:
+        give_gradients(grown, step)
+        owner.set_lr(step, learn_steps or {})
+        owner.step()
+
+
+def values(grown: Grown) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in grown.model.named_parameters()}
+
+
+def moments(owner: ParameterOwner) -> dict[str, Tensor]:
+    return {f"{name}.{key}": t for name, entry in owner.state_by_name().items() for key, t in entry.items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def owners(owner: ParameterOwner) -> list[str]:
+    return [group["owner"] for group in owner.optimizer.param_groups]
+
+
+class Plain:
+    """torch's own optimizer over the same names, in the order of plain `named_parameters`, one group a tensor."""
+
+    def __init__(self, config: OptimConfig, named: dict[str, Tensor]) -> None:
+        self.config, self.parameters = config, {}
+        first = next(iter(named))
+        made = {name: nn.Parameter(value.clone()) for name, value in named.items()}
+        groups = [self.group(name, parameter) for name, parameter in made.items()]
+        if config.kind is OptimizerKind.SGD:
+            self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+        self.parameters = made
+        assert first in made
+
+    def group(self, name: str, parameter: nn.Parameter) -> dict:
+        decay = self.config.seed_weight_decay if CONTAINER in name else self.config.weight_decay
+        return {"params": [parameter], "weight_decay": decay if parameter.ndim > 1 else 0.0}
+
+    def add(self, named: dict[str, Tensor]) -> None:
+        for name, value in named.items():
+            self.parameters[name] = nn.Parameter(value.clone())
+            self.optimizer.add_param_group(self.group(name, self.parameters[name]) | {"lr": self.config.lr})
+
+    def step(self, gradients: dict[str, Tensor], lr: float) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.grad = gradients[name].clone() if name in gradients else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+
+# stepping against plain torch -------------------------------------------------------------------------------------
+
+
+@KINDS
+def test_steps_are_those_of_plain_torch_bit_for_bit_over_two_growths(config):
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    plain = Plain(config, values(grown))
+    births = {5: "r1c0", 9: "r0c1"}
+    for step in range(15):
+        if step in births:
+            before = values(grown)
+            birth(grown, owner, births[step])
+            plain.add({name: value for name, value in values(grown).items() if name not in before})
+        gradients = give_gradients(grown, step)
+        lr = owner.set_lr(step, {})
+        owner.step()
+        plain.step(gradients, lr)
+        assert equal(
+            values(grown), dict(sorted(plain.values().items(), key=lambda kv: list(values(grown)).index(kv[0])))
+        )
+    assert len(plain.parameters) == 7 + 4
+
+
+def test_decay_is_for_matrices_and_seeds_have_their_own():
+    config = replace(ADAMW, weight_decay=0.3, seed_weight_decay=0.2)
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r0c0")
+    decay = {id(p): group["weight_decay"] for group in owner.optimizer.param_groups for p in group["params"]}
+    for name, parameter in grown.model.named_parameters():
+        own = 0.2 if name.startswith(CONTAINER) else 0.3
+        assert decay[id(parameter)] == (own if name.endswith("weight") else 0.0), name
+
+
+# membership -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [["r1c0", "r0c0", "r0c1"], ["r0c1", "r1c0", "r0c0"], ["r0c0", "r0c1", "r1c0"]])
+def test_groups_stand_in_canonical_order_whatever_the_order_of_birth(order):
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    for slot in order:
+        birth(grown, owner, slot)
+    assert owners(owner) == [name for name in (HOST, "r0c0", "r0c1", "r1c0") for _ in range(2)]
+    owner.release("r0c1")
+    grown.slots["r0c1"].uproot()
+    assert owners(owner) == [name for name in (HOST, "r0c0", "r1c0") for _ in range(2)]
+    birth(grown, owner, "r0c1")
+    assert owners(owner) == [name for name in (HOST, "r0c0", "r0c1", "r1c0") for _ in range(2)]
+
+
+@KINDS
+def test_moments_survive_a_growth_and_the_new_start_at_zero(config):
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r1c0")
+    train(grown, owner, range(5))
+    before = moments(owner)
+    assert before
+    assert any(value.abs().max() > 0 for value in before.values())
+    birth(grown, owner, "r0c0")
+    assert equal({k: v for k, v in moments(owner).items() if k in before}, before)
+    fresh = f"{CONTAINER}.r0c0.seed.weight"
+    assert owner.state_by_name()[fresh] == {}
+    train(grown, owner, range(5, 6))
+    if config.kind is OptimizerKind.ADAMW:
+        assert owner.state_by_name()[fresh]["step"] == 1
+        assert owner.state_by_name()["scale"]["step"] == 6
+
+
+@KINDS
+def test_release_leaves_nothing_of_a_seed(config):
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r0c1")
+    birth(grown, owner, "r1c0")
+    train(grown, owner, range(3))
+    seed = grown.slots["r0c1"].seed
+    gone = [weakref.ref(seed), *(weakref.ref(parameter) for parameter in seed.parameters())]
+    kept = {k: v for k, v in moments(owner).items() if "r0c1" not in k}
+    count = len(owner.optimizer.state)
+    owner.release("r0c1")
+    grown.slots["r0c1"].uproot()
+    del seed
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None, None]
+    assert len(owner.optimizer.state) == count - 2
+    assert "r0c1" not in owners(owner)
+    assert equal(moments(owner), kept)
+    assert not any("r0c1" in name for name in owner.gradient_set())
+    train(grown, owner, range(3, 5))
+
+
+def test_a_seed_without_parameters_is_owned_and_released():
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    grown.slots["r0c0"].plant(nn.Identity())
+    owner.register("r0c0")
+    assert owner.owned("r0c0")
+    assert owners(owner) == [HOST, HOST]
+    owner.release("r0c0")
+    train(grown, owner, range(1))
+
+
+def test_owned_means_once_and_in_the_slots_own_group():
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    birth(grown, owner, "r0c0")
+    assert owner.owned("r0c0")
+    extra = nn.Parameter(torch.zeros(2))
+    grown.slots["r0c0"].seed.extra = extra
+    assert not owner.owned("r0c0")  # stands in no group
+    owner.optimizer.param_groups[0]["params"].append(extra)
+    assert not owner.owned("r0c0")  # stands in the host's
+    owner.optimizer.param_groups[0]["params"].pop()
+    owner.optimizer.param_groups[-1]["params"].append(extra)
+    assert owner.owned("r0c0")
+    owner.optimizer.param_groups[0]["params"].append(extra)
+    assert not owner.owned("r0c0")  # stands in two
+
+
+def test_a_frozen_seed_has_no_gradient_no_update_and_no_place_in_the_gradient_set():
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    host = tuple(name for name, _ in grown.model.named_parameters())
+    birth(grown, owner, "r1c0")
+    birth(grown, owner, "r0c0")
+    seeds = [f"{CONTAINER}.{slot}.seed.{name}" for slot in ("r0c0", "r1c0") for name in ("weight", "bias")]
+    assert owner.gradient_set() == (*host, *seeds)
+    give_gradients(grown, 0)
+    owner.set_learning("r0c0", False)
+    assert owner.gradient_set() == (*host, *seeds[2:])
+    assert all(p.grad is None for p in grown.slots["r0c0"].seed.parameters())
+    before = values(grown)
+    train(grown, owner, range(3))
+    after = values(grown)
+    assert {name for name in after if torch.equal(after[name], before[name])} == set(seeds[:2])
+
+
+# clipping and what is not finite ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.5, 1e6])
+def test_each_owner_is_clipped_by_itself_as_torch_clips(clip):
+    config = replace(SGD, clip_norm=clip, momentum=0.0, weight_decay=0.0, lr=1.0, schedule=Schedule.CONSTANT)
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r0c0")
+    birth(grown, owner, "r1c0")
+    before = values(grown)
+    gradients = give_gradients(grown, 0)
+    for name in gradients:
+        if "r1c0" in name:
+            grown.model.get_parameter(name).grad.mul_(0.01)
+            gradients[name] *= 0.01
+    expected, norms = {}, {}
+    for who in (HOST, "r0c0", "r1c0"):
+        own = {name: g for name, g in gradients.items() if (who in name if who != HOST else CONTAINER not in name)}
+        stand_ins = [nn.Parameter(torch.zeros_like(g)) for g in own.values()]
+        for stand_in, gradient in zip(stand_ins, own.values()):
+            stand_in.grad = gradient.clone()
+        norms[who] = torch.nn.utils.clip_grad_norm_(stand_ins, clip).item()
+        expected |= {name: before[name] - stand_in.grad for name, stand_in in zip(own, stand_ins)}
+    owner.set_lr(0, {"r0c0": 0, "r1c0": 0})
+    report = owner.step()
+    assert report.norms == pytest.approx(norms, rel=1e-6)
+    assert (report.broken, report.skipped) == ((), False)
+    for name, value in values(grown).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7)
+    assert all(p.grad is None for p in grown.model.parameters())
+
+
+@KINDS
+@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_slots_broken_gradient_is_dropped_and_touches_nobody_else(config, poison, clip):
+    config = replace(config, clip_norm=clip)
+    worlds = []
+    for broken in (False, True):
+        grown = grown_host()
+        owner = ParameterOwner(grown, config, STEPS)
+        birth(grown, owner, "r0c0")
+        birth(grown, owner, "r1c0")
+        train(grown, owner, range(3))
+        before = values(grown)
+        give_gradients(grown, 3)
+        if broken:
+            grown.slots["r0c0"].seed.weight.grad[1, 2] = poison
+        owner.set_lr(3, {})
+        worlds.append((grown, owner, before, owner.step()))
+    (healthy, healthy_owner, _, healthy_report), (grown, owner, before, report) = worlds
+    assert (report.broken, report.skipped) == (("r0c0",), False)
+    assert report.norms == {name: norm for name, norm in healthy_report.norms.items() if name != "r0c0"}
+    mine = [name for name in before if "r0c0" in name]
+    assert len(mine) == 2
+    for name, value in values(grown).items():
+        assert torch.equal(value, before[name] if name in mine else values(healthy)[name]), name
+    ours = moments(owner)
+    for key, moment in moments(healthy_owner).items():
+        assert torch.equal(ours[key], moment) == ("r0c0" not in key), key
+    assert all(p.grad is None for p in grown.model.parameters())
+
+
+@KINDS
+def test_a_broken_host_gradient_skips_the_whole_step(config):
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r0c0")
+    train(grown, owner, range(3))
+    before, before_moments = values(grown), moments(owner)
+    give_gradients(grown, 3)
+    grown.model.scale.grad[0] = NAN
+    report = owner.step()
+    assert (report.broken, report.skipped) == ((HOST,), True)
+    assert set(report.norms) == {"r0c0"}
+    assert equal(values(grown), before)
+    assert equal(moments(owner), before_moments)
+    assert all(p.grad is None for p in grown.model.parameters())
+
+
+def test_a_step_without_any_gradient_changes_nothing():
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    before = values(grown)
+    report = owner.step()
+    assert (report.norms, report.broken, report.skipped) == ({}, (), False)
+    assert equal(values(grown), before)
+
+
+# learning rates ---------------------------------------------------------------------------------------------------
+
+
+def scheduler_says(schedule: Schedule, steps: int, final: float) -> list[float]:
+    """Multiples of the peak by torch's own schedulers."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    make = {
+        Schedule.CONSTANT: lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        Schedule.COSINE: lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=final),
+        Schedule.LINEAR: lambda: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, final, steps),
+    }
+    scheduler = make[schedule]()
+    found = []
+    for _ in range(steps + 1):
+        found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("schedule", list(Schedule))
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_the_hosts_learning_rate_is_a_linear_warm_up_and_then_torchs_schedule(schedule, warmup, final):
+    config = replace(ADAMW, schedule=schedule, warmup_steps=warmup, final_lr_fraction=final)
+    found = [lr_shape(config, step, STEPS) for step in range(STEPS + 1)]
+    assert found[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
+    assert found[warmup:] == pytest.approx(scheduler_says(schedule, STEPS - warmup, final), abs=1e-12)
+    assert found[warmup] == pytest.approx(1.0)
+    assert lr_shape(config, STEPS + 100, STEPS) == pytest.approx(found[-1])
+
+
+def test_a_seed_warms_up_from_the_first_step_in_which_it_learns_and_then_follows_the_host():
+    config = replace(ADAMW, schedule=Schedule.LINEAR, seed_lr_scale=3.0, seed_warmup_steps=4)
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r0c0")
+    for step in (0, 9, 10, 11, 12, 13, 14, 39):
+        host = owner.set_lr(step, {"r0c0": 10 if step >= 10 else None})
+        rates = {group["owner"]: group["lr"] for group in owner.optimizer.param_groups}
+        assert rates[HOST] == host == pytest.approx(0.01 * (0.1 + 0.9 * (1 - step / STEPS)))
+        warm = min(1.0, (step - 10 + 1) / 4) if step >= 10 else 0.25
+        assert rates["r0c0"] == pytest.approx(3.0 * host * warm)
+    owner.config = replace(config, seed_warmup_steps=0)
+    assert owner.set_lr(10, {"r0c0": 10}) * 3.0 == pytest.approx(owner.optimizer.param_groups[-1]["lr"])
+
+
+# saving -----------------------------------------------------------------------------------------------------------
+
+
+@KINDS
+def test_state_by_name_is_the_same_whatever_the_order_of_birth_and_goes_on_bit_for_bit(config):
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r1c0")
+    train(grown, owner, range(4))
+    birth(grown, owner, "r0c0")  # stands before r1c0 and behind it in age
+    train(grown, owner, range(4, 8))
+    saved, weights = copy.deepcopy(owner.state_by_name()), copy.deepcopy(grown.model.state_dict())
+
+    again = grown_host()
+    restored = ParameterOwner(again, config, STEPS)
+    for slot in ("r0c0", "r1c0"):
+        birth(again, restored, slot)
+    again.model.load_state_dict(weights)
+    restored.load_by_name(saved)
+    assert equal(moments(restored), moments(owner))
+    # every moment lies with the parameter of its name, not of its place
+    for name, parameter in again.model.named_parameters():
+        for key, value in restored.optimizer.state[parameter].items():
+            assert torch.equal(torch.as_tensor(value), saved[name][key])
+    train(grown, owner, range(8, 12))
+    train(again, restored, range(8, 12))
+    assert equal(values(again), values(grown))
+    assert equal(moments(restored), moments(owner))
+
+
+def test_a_seed_between_old_layers_does_not_take_its_neighbours_moments():
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    birth(grown, owner, "r1c0")
+    train(grown, owner, range(4))
+    before = moments(owner)
+    birth(grown, owner, "r0c0")
+    saved = owner.state_by_name()
+    assert saved[f"{CONTAINER}.r0c0.seed.weight"] == {}
+    owner.load_by_name(saved)
+    assert equal(moments(owner), before)
+
+
+def test_saved_state_is_a_copy():
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    train(grown, owner, range(2))
+    saved = owner.state_by_name()
+    kept = {name: {key: t.clone() for key, t in entry.items()} for name, entry in saved.items()}
+    owner.load_by_name(saved)
+    train(grown, owner, range(2, 4))
+    assert all(equal(saved[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: s.pop("scale"), r"optimizer state: missing \['scale'\], unknown none"),
+        (lambda s: s.update(ghost={}), r"optimizer state: missing none, unknown \['ghost'\]"),
+        (
+            lambda s: s["scale"].update(exp_avg=torch.zeros(4)),
+            r"optimizer state exp_avg of scale: \(4,\) for a parameter \(3,\)",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_an_error_that_names_it_and_changes_nothing(spoil, said):
+    grown = grown_host()
+    owner = ParameterOwner(grown, ADAMW, STEPS)
+    train(grown, owner, range(2))
+    before = moments(owner)
+    state = owner.state_by_name()
+    spoil(state)
+    with pytest.raises(CheckpointError, match=said):
+        owner.load_by_name(state)
+    assert equal(moments(owner), before)
