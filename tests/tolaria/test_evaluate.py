@@ -219,10 +219,15 @@ def test_evaluating_restores_each_modules_own_flag_also_after_an_error():
     model.head.eval()
     flags = [module.training for module in model.modules()]
     assert len(set(flags)) == 2
-    with pytest.raises(ZeroDivisionError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        assert not torch.is_grad_enabled()
-        1 / 0  # noqa: B018
+
+    def broken() -> None:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            assert not torch.is_grad_enabled()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
     assert [module.training for module in model.modules()] == flags
     assert torch.is_grad_enabled()
 
