@@ -7,8 +7,9 @@
     step-00000150.a2.tmp/     being written by attempt 2; never read
 
 A save takes two phases: every rank writes and fsyncs its file into the temporary folder; once all have said that they
-did, rank 0 hashes the files, writes the manifest, fsyncs and renames. A folder without a manifest is no checkpoint, so
-a process killed at any moment leaves the older ones as they were. Files load with plain ``torch.load``
+did, rank 0 hashes the files, writes the manifest, fsyncs and renames. Only whole folders ever bear a checkpoint's name,
+and one that goes loses its name first, so a process killed at any moment leaves the others as they were, and whatever
+is amiss in a folder of that name is damage, to be reported. Files load with plain ``torch.load``
 (``weights_only=True``).
 """
 
@@ -90,7 +91,7 @@ class CheckpointStore:
         found = []
         for entry in self.folder.glob("step-*") if self.folder.is_dir() else ():
             digits = entry.name.removeprefix("step-")
-            if digits.isdigit() and (entry / "manifest.json").exists():
+            if digits.isdigit():
                 found.append(int(digits))
         return sorted(found, reverse=True)
 
@@ -129,9 +130,7 @@ class CheckpointStore:
             os.fsync(file.fileno())
         _fsync(folder)
         if final.exists():  # an older attempt of the same step that a later one found damaged or replayed
-            stale = final.with_name(f"{final.name}.{time.time_ns()}.tmp")
-            final.rename(stale)
-            shutil.rmtree(stale, ignore_errors=True)
+            self._remove(step)
         folder.rename(final)
         _fsync(self.folder)
         self._retain(step)
@@ -141,11 +140,17 @@ class CheckpointStore:
         """Removes a save that some rank could not finish."""
         shutil.rmtree(self._temporary(step), ignore_errors=True)
 
+    def _remove(self, step: int) -> None:
+        path = self.path(step)
+        stale = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
+        path.rename(stale)
+        shutil.rmtree(stale, ignore_errors=True)
+
     def _retain(self, newest: int) -> None:
         best = self.best()
         for step in self.steps()[self.keep :]:
             if step not in (best, newest):
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                self._remove(step)
 
     def manifest(self, step: int) -> Manifest:
         """Reads a manifest; CheckpointError when it is damaged or of another format."""
@@ -186,8 +191,8 @@ class CheckpointStore:
             raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
         return payload
 
-    def best(self) -> int | None:
-        """Step with the highest score among readable manifests; the later of equals; None without any score."""
+    def ranked(self) -> list[int]:
+        """Steps with a score in a readable manifest, the best first; of equals the later."""
         scored = []
         for step in self.steps():
             try:
@@ -196,4 +201,8 @@ class CheckpointStore:
                 continue
             if score is not None:
                 scored.append((score, step))
-        return max(scored)[1] if scored else None
+        return [step for _, step in sorted(scored, reverse=True)]
+
+    def best(self) -> int | None:
+        """The first of `ranked`; None without any score."""
+        return next(iter(self.ranked()), None)

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -339,7 +340,7 @@ class Engine:
         self.narrator.tell(self.saver.finish(axes_of(self.state)))
         self.heartbeat.mark("test")
         trainer, store = self.settings.trainer, self.saver.store
-        best = choose_best(store, self.world)
+        best = choose_best(store, self.world, partial(self.narrator.fault, self.state))
         grown = self.grown if best is None else rebuild(store, best, self.fresh, self.growth)
         evaluator = Evaluator(
             grown, self.bundle, self.world, precision=trainer.precision, batch=trainer.eval_batch,

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from esper.kasmina.attach import Grown
+from esper.leyline.errors import CheckpointError
 from esper.leyline.evidence import Reading, paired
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.evaluate import Evaluator
@@ -53,10 +54,22 @@ def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growt
     return grown
 
 
-def choose_best(store: CheckpointStore, world: World) -> int | None:
-    """Step that validation chose, as rank 0 reads it; the same answer on every rank."""
-    best = store.best() if world.rank == 0 else None
-    chosen = torch.tensor([-1 if best is None else best], dtype=torch.int64)
+def choose_best(store: CheckpointStore, world: World, report: Callable[[str, str], None]) -> int | None:
+    """Step that validation chose, as rank 0 reads it; the same answer on every rank.
+
+    Args:
+        report: is told what is wrong with a better checkpoint that was passed over, and where it lies.
+    """
+    best = -1
+    for step in store.ranked() if world.rank == 0 else ():
+        try:
+            store.verify(step, ("state.pt",))
+        except CheckpointError as error:
+            report(f"the test part is not read on a damaged checkpoint: {error}", str(store.path(step)))
+            continue
+        best = step
+        break
+    chosen = torch.tensor([best], dtype=torch.int64)
     world.all_reduce(chosen, dist.ReduceOp.MAX, what="choice of checkpoint")
     return None if int(chosen) < 0 else int(chosen)
 

@@ -77,10 +77,14 @@ class Narrator:
                 event = replace(event, reason=why) if event.applied else event
             self.tell(event)
 
+    def fault(self, state: RunState, what: str, where: str) -> None:
+        """Something is broken, and the run goes on."""
+        self.tell(Fault(**axes_of(state), what=what, where=where))
+
     def failures(self, state: RunState, failures: dict[str, str]) -> None:
         """Why staged seeds failed on this rank; clears the record."""
         for slot, text in failures.items():
-            self.tell(Fault(**axes_of(state), what=f"seed for {slot} cannot be held here: {text}", where=slot))
+            self.fault(state, f"seed for {slot} cannot be held here: {text}", slot)
         failures.clear()
 
     def rewrapped(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
