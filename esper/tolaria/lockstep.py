@@ -25,17 +25,24 @@ RUN_DIGESTS = ("tick", "step", "registry", "state", "observation", "parameters")
 SLOT_DIGESTS = ("record", "alpha", "weights")
 
 
+def _usual(values: Sequence[int]) -> tuple[int, bool]:
+    """The most common value; in a tie rank 0's, and True."""
+    counts = Counter(values).most_common(2)
+    tie = len(counts) > 1 and counts[0][1] == counts[1][1]
+    return (values[0] if tie else counts[0][0]), tie
+
+
 def parted(names: Sequence[str], rows: Sequence[Sequence[int]], differing: Sequence[str]) -> str:
-    """Names fields and ranks: those outside the most common value, or those that differ from rank 0 in a tie."""
+    """Names tick, step, fields and ranks: those outside the most common value, or that differ from rank 0 in a tie."""
+    columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
     parts = []
     for name in differing:
-        values = [row[list(names).index(name)] for row in rows]
-        counts = Counter(values).most_common(2)
-        tie = len(counts) > 1 and counts[0][1] == counts[1][1]
-        usual = values[0] if tie else counts[0][0]
-        odd = [str(rank) for rank, value in enumerate(values) if value != usual]
+        usual, tie = _usual(columns[name])
+        odd = [str(rank) for rank, value in enumerate(columns[name]) if value != usual]
         parts.append(f"{name} differs on rank {', '.join(odd)}" + (" from rank 0" if tie else ""))
-    return "; ".join(parts)
+    # Not this rank's own clocks: they may be what differs, and every rank raises the same text.
+    tick, step = _usual(columns["tick"])[0], _usual(columns["step"])[0]
+    return f"ranks parted before tick {tick}, step {step}: {'; '.join(parts)}"
 
 
 class Lockstep:
@@ -111,6 +118,5 @@ class Lockstep:
         if agreed.differing:
             own = torch.tensor([digests[name] for name in self.digests], dtype=torch.int64)
             rows = [row.tolist() for row in self.world.all_gather(own, what="diagnosis")]
-            text = parted(self.digests, rows, agreed.differing)
-            raise LockstepError(f"ranks parted before tick {state.tick}, step {state.step}: {text}")
+            raise LockstepError(parted(self.digests, rows, agreed.differing))
         return agreed
