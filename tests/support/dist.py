@@ -56,6 +56,7 @@ def run_distributed(
     timeout: float = 90.0,
     device: str = "cpu",
     may_die: Collection[int] = (),
+    groups: int = 1,
 ) -> list[Any]:
     """Runs ``fn(rank, *args)`` on every rank and returns the results in rank order.
 
@@ -65,6 +66,7 @@ def run_distributed(
         world_size: ranks. timeout: seconds for all of it.
         device: "gpu" skips the test where there are fewer CUDA devices than ranks.
         may_die: ranks that are to die or to stand still; they are ended once the others are done.
+        groups: how often the ranks meet anew in this launch; see `use_group`.
 
     Raises:
         RanksFailed: with every rank's traceback, exit code, last heartbeat, stack and stderr.
@@ -72,7 +74,8 @@ def run_distributed(
     if device == "gpu" and torch.cuda.device_count() < world_size:
         pytest.skip(f"needs {world_size} CUDA devices, this machine has {torch.cuda.device_count()}")
     context = _context()
-    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    stores = [dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) for _ in range(groups)]
+    ports = [store.port for store in stores]
     deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory(prefix="esper-ranks-") as folder:
         ranks: dict[int, Any] = {}
@@ -82,7 +85,7 @@ def run_distributed(
             for rank in range(world_size):
                 pipes[rank], theirs = context.Pipe(duplex=False)
                 ranks[rank] = context.Process(
-                    target=_child, args=(fn, rank, world_size, store.port, args, theirs, Path(folder)), daemon=True
+                    target=_child, args=(fn, rank, world_size, ports, args, theirs, Path(folder)), daemon=True
                 )
                 ranks[rank].start()
                 theirs.close()
@@ -108,6 +111,11 @@ def run_distributed(
     return [Died(value) if kind == "died" else value for kind, value in (replies[r] for r in range(world_size))]
 
 
+def use_group(index: int) -> None:
+    """In a child: the next `World` meets in store ``index``. A store that has seen a group cannot bring up another."""
+    os.environ["MASTER_PORT"] = os.environ["ESPER_TEST_PORTS"].split()[index]
+
+
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -127,13 +135,15 @@ def _context() -> Any:
 
 
 def _child(
-    fn: Callable[..., Any], rank: int, world_size: int, port: int, args: tuple[Any, ...], pipe: Any, folder: Path
+    fn: Callable[..., Any], rank: int, world_size: int, ports: list[int], args: tuple[Any, ...], pipe: Any, folder: Path
 ) -> None:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", TORCHELASTIC_RUN_ID="test",
-        TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", PYTHONWARNINGS="",
+        MASTER_ADDR="127.0.0.1", ESPER_TEST_PORTS=" ".join(map(str, ports)), OMP_NUM_THREADS="1",
+        TORCHELASTIC_RUN_ID="test", TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0",
+        PYTHONWARNINGS="",
     )  # fmt: skip
+    use_group(0)
     stderr = os.open(_stderr(folder, rank), os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
