@@ -147,7 +147,7 @@ def supervise(arguments: list[str], environment: Mapping[str, str], *, grace_s: 
         with _Signals() as signals:
             agent = subprocess.Popen(
                 [sys.executable, "-m", "esper.agent", *arguments],
-                env={**os.environ, **environment, "ESPER_LAUNCHER_PID": str(os.getpid())},
+                env={**os.environ, **environment, "ESPER_LAUNCHER_PID": str(os.getpid()), "ESPER_SUPERVISED": "1"},
                 pass_fds=(lock,),
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
             )

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,13 +21,23 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from esper.agent import die_with_parent
 from esper.assembly import assemble
 from esper.closing import summarise
 from esper.config import EsperConfig, config_digest, load_config
 from esper.kasmina.blueprints import registry
-from esper.leyline.errors import CheckpointError, ConfigError, DivergedError, EsperError, Preempted, RunDirError
+from esper.leyline.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    EsperError,
+    Preempted,
+    RunDirError,
+)
 from esper.leyline.events import Event, Fault, RunEnded
 from esper.leyline.plain import to_plain
 from esper.leyline.protocols import EventSink, NullSink
@@ -114,17 +125,30 @@ class _FaultsOnly(NullSink):
 
 
 def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> int | None:
-    """The newest checkpoint valid on every rank; what was passed over is reported."""
-    valid = []
+    """The newest checkpoint valid on every rank; what was passed over is reported. None for a run without any.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is valid on all ranks. Beginning anew is the user's to decide.
+    """
+    valid, damage = [], []
     for step in store.steps():
         try:
             store.verify(step, None if world.rank == 0 else ("state.pt", rank_file(world.rank)))
             valid.append(step)
         except CheckpointError as error:
+            damage.append(str(error))
             if world.rank == 0:
                 print(f"esper: passed over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
             sink.emit(Fault(step=step, tick=0, epoch=0, what=f"checkpoint passed over: {error}", where=str(step)))
-    return newest_valid_everywhere(world, valid)
+    chosen = newest_valid_everywhere(world, valid)
+    found = torch.tensor([len(valid) + len(damage)], dtype=torch.int64)
+    if chosen is None and int(world.all_reduce(found, dist.ReduceOp.MAX, what="choice of checkpoint")) > 0:
+        what = "; ".join(damage) or "another rank cannot read them"
+        raise CheckpointError(
+            f"{store.folder}: no checkpoint is valid on all ranks ({what}); restore one from a copy, or remove that "
+            "folder to train from the beginning"
+        )
+    return chosen
 
 
 def on_stop_signals(ask: Callable[[], None]) -> None:
@@ -144,6 +168,9 @@ def on_stop_signals(ask: Callable[[], None]) -> None:
 
 def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World) -> RunResult:
     """Everything between joining the ranks and the result."""
+    early: list[int] = []  # a stop asked for during start-up; SIGTERM there ends the process, as ever
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
     began = time.perf_counter()
     torch.set_num_threads(config.world.threads)
     if config.trainer.deterministic:
@@ -175,6 +202,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         shake_hands(world, fields)
         engine.begin(choose_checkpoint(store, world, sink))
         on_stop_signals(lambda: setattr(engine, "stop_asked", True))
+        engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
         if world.rank == 0:
             write_json(run_dir / "result.json", {**to_plain(result), "data": bundle.record})
@@ -202,22 +230,19 @@ def run(config_path: Path) -> int:
     """Runs one rank to its end; returns the process's exit code (0 for a stop that was asked for)."""
     run_dir = config_path.absolute().parent
     world: World | None = None
-    status: dict[str, Any]
     rank = int(os.environ.get("RANK", "0"))
+    failure: Exception | None = None
+    status: dict[str, Any] = {"status": "done", "message": "", "exit_code": 0}
     try:
         config, plain = load_config(config_path)
         world = World(config.world, config.control)
         result = train(config, plain, run_dir, world)
-        status = {"status": "done", "step": result.step, "objective": result.objective, "message": "", "exit_code": 0}
-    except Preempted as error:
-        status = _status("preempted", error, world)
-    except DivergedError as error:
-        status = _status("diverged", error, world)
+        status |= {"step": result.step, "objective": result.objective}
     except Exception as error:
         if not isinstance(error, EsperError):
             traceback.print_exc()
-        status = _status("failed", error, world)
-    if world is not None and world.heartbeat is not None and status["status"] in ("failed", "diverged"):
+        failure, status = error, _status(error, world)
+    if failure is not None and not isinstance(failure, Preempted) and world is not None and world.heartbeat is not None:
         world.heartbeat.mark("failed", status["message"])
     started = world is not None and world.heartbeat is not None and world.heartbeat.tick > 0
     if rank == 0 or (not started and status["status"] == "failed"):
@@ -229,10 +254,13 @@ def run(config_path: Path) -> int:
             print(f"esper: {run_dir / 'STATUS.json'}: cannot be written ({error.strerror})", file=sys.stderr)
     if world is not None:
         world.close()
-    return 0 if status["status"] in ("done", "preempted") else int(status["exit_code"])
+    if isinstance(failure, Preempted) or (isinstance(failure, FINAL) and "ESPER_SUPERVISED" in os.environ):
+        return 0
+    return int(status["exit_code"])
 
 
-def _status(kind: str, error: Exception, world: World | None) -> dict[str, Any]:
+def _status(error: Exception, world: World | None) -> dict[str, Any]:
+    kind = {Preempted: "preempted", DivergedError: "diverged"}.get(type(error), "failed")
     code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
     message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
     step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
@@ -245,6 +273,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: torchrun ... -m esper.worker RUN/config.yaml", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
+    die_with_parent(os.getppid())  # a killed agent must not leave a rank that trains on
     code = run(Path(sys.argv[1]))
     if code:
         sys.exit(code)
