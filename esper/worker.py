@@ -151,6 +151,11 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
     return chosen
 
 
+# Failures that another start from the same files would only repeat. Under our launcher torchrun is not told of them
+# (it would spend its restarts on them); RUN/STATUS.json is.
+FINAL = (ConfigError, DataError, DivergedError)
+
+
 def on_stop_signals(ask: Callable[[], None]) -> None:
     """The first signal sets a flag and nothing else; a second one ends the process at once."""
     seen = [0]
@@ -260,7 +265,8 @@ def run(config_path: Path) -> int:
 
 
 def _status(error: Exception, world: World | None) -> dict[str, Any]:
-    kind = {Preempted: "preempted", DivergedError: "diverged"}.get(type(error), "failed")
+    kind = "preempted" if isinstance(error, Preempted) else "failed"
+    kind = "diverged" if isinstance(error, DivergedError) else kind
     code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
     message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
     step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
