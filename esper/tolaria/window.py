@@ -50,8 +50,9 @@ class Window:
         for owner, norm in report.norms.items():
             self._norms[owner] += norm
             self._steps[owner] += 1
-        for owner in report.broken:
-            self._broken[owner] += 1
+        if not report.skipped:  # a broken host breaks the seeds' gradients too; only what stays in a slot is its fault
+            for owner in report.broken:
+                self._broken[owner] += 1
         if report.skipped:
             self.skipped += 1
             self.skipped_in_row += 1
