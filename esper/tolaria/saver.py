@@ -55,11 +55,17 @@ class Saver:
         self._flight = _Flight(step, tick, score, word, text, 1e3 * (time.perf_counter() - began))
 
     def settle(self, ranks: tuple[RankWord, ...], axes: dict[str, int]) -> Event | None:
-        """After a commit: rank 0 commits the save in flight if every rank wrote its share, else it is abandoned."""
+        """After a commit: rank 0 commits the save in flight if every rank wrote its share, else it is abandoned.
+
+        Returns what this rank has to tell: on rank 0 the outcome, on another its own failure.
+        """
         flight, self._flight = self._flight, None
-        if flight is None or self.world.rank != 0:
+        if flight is None:
             return None
         where = str(self.store.path(flight.step))
+        if self.world.rank != 0:
+            what = f"save of step {flight.step} failed here: {flight.error}"
+            return Fault(**axes, what=what, where=where) if flight.word is SaveWord.FAILED else None
         failed = [rank for rank, word in enumerate(ranks) if word.save is not SaveWord.WRITTEN]
         if not failed:
             began = time.perf_counter()
