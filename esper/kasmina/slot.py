@@ -115,7 +115,9 @@ class SeedSlot(nn.Module):
         if self.phase is Phase.STRAIGHT:
             if not torch.is_grad_enabled():
                 return host
-            return StraightThrough.apply(host, self._delta(x.detach(), host))
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):  # a seed's dropout must not move the host's
+                delta = self._delta(x.detach(), host)
+            return StraightThrough.apply(host, delta)
         return self._blended(host, x, self._level, self.alpha)
 
     def _blended(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:

@@ -106,7 +106,8 @@ class Growth:
             return f"{blueprint} has {count} parameters, its formula says {wanted}"
         if not all(bool(torch.isfinite(p).all()) for p in seed.parameters()):
             return f"{blueprint} is not finite at birth"
-        with torch.no_grad():
+        device = self.world.device
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             x = torch.ones(1, *site.shape, dtype=self.dtype, device=self.world.device)
             delta = seed(x)
         return "" if delta.shape == x.shape else f"{blueprint} maps {tuple(x.shape)} to {tuple(delta.shape)}"

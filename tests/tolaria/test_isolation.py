@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.config import EsperConfig
+from esper.kasmina.blueprints import registry as catalogue
 from esper.kasmina.hosts import registry
 from esper.leyline.plain import to_plain
 from esper.leyline.stages import Stage
+from esper.leyline.topology import Topology
 from esper.tolaria.engine import Engine
 from esper.tolaria.evaluate import running_statistics
 from tests.support.noisy import NoisyConfig, register_noisy
@@ -157,6 +159,35 @@ def test_a_broken_incubating_seed_leaves_no_trace_either(
     else:
         assert seen == [Stage.GERMINATED]
     assert engine.state.slot("r1c0").stage is Stage.TRAINING, "the seed beside it went on"
+
+
+@pytest.mark.parametrize("incubation", ["shadow", "ste"])
+def test_a_seed_that_draws_random_numbers_does_not_move_the_host_s(
+    incubation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's own blueprint with dropout: in its staging, its learning and its looks."""
+    monkeypatch.setattr(catalogue, "_REGISTRY", dict(catalogue._REGISTRY))
+
+    @catalogue.blueprint(
+        "dropping", topology=Topology.FEATURE_MAP, parameters=lambda dim: dim, flops=lambda dim, positions: 0
+    )
+    class Dropping(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.full((dim, 1, 1), 0.1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gain * nn.functional.dropout(x, 0.5, self.training)
+
+    wanted = host_of(Watched(config_of("noisy", "adamw", incubation), tmp_path / "alone").train(STEPS))
+    actions = [act(1, "r0c0", "GERMINATE", blueprint="dropping", ticks=1), act(3, "r0c0", "ADVANCE")]
+    config = config_of("noisy", "adamw", incubation, controller=schedule(*actions))
+    engine = Watched(config, tmp_path / "grown").train(STEPS)
+    assert engine.state.slot("r0c0").stage is Stage.TRAINING
+    seed = engine.grown.slots["r0c0"].seed
+    assert isinstance(seed, Dropping)
+    assert bool((seed.gain != 0.1).any())
+    assert host_of(engine) == wanted
 
 
 def test_a_blended_seed_does_change_the_host(tmp_path: Path) -> None:
