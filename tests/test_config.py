@@ -109,7 +109,7 @@ BAD = [
     ("optim.lr", float("nan"), "expected a finite number"),
     ("optim.kind", "adam", "optim.kind = 'adam': expected one of sgd, adamw; for example optim.kind=adamw"),
     ("optim.kind", "ADAMW", "expected one of sgd, adamw"),
-    ("trainer.epochs", 2.5, "trainer.epochs = 2.5: expected a whole number; for example trainer.epochs=30"),
+    ("trainer.epochs", 2.5, "trainer.epochs = 2.5: expected a whole number; for example trainer.epochs=100"),
     ("trainer.epochs", True, "trainer.epochs = True: expected a whole number"),
     ("trainer.deterministic", 1, "trainer.deterministic = 1: expected true or false"),
     ("run.name", 12, "run.name = 12: expected text or null; for example run.name=\"'12'\""),

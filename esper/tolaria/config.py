@@ -108,7 +108,7 @@ class TrainerConfig:
     """
 
     steps: int | None = None
-    epochs: int = 30
+    epochs: int = 100
     batch: int = 64
     eval_batch: int = 256
     accumulate: int = 1
