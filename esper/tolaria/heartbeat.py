@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SIZE = 512
+LOST = "lost contact"  # how a rank's error begins that waits for another one
+PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +63,48 @@ class Heartbeat:
                 marks.append(None)
         return marks
 
-    def explain(self) -> str:
-        """One line on who is missing, judged by who is furthest behind or failed; for an error text."""
-        now = time.time()
-        parts = []
-        marks = self.read()
-        failed = [m for m in marks if m is not None and m.phase == "failed" and m.rank != self.rank]
-        own = (self.tick, self.step)
-        for rank, mark in enumerate(marks):
-            if rank == self.rank or (failed and mark not in failed):
-                continue
+    def explain(self, patience_s: float = PATIENCE_S) -> str:
+        """One line on who is missing, for an error text.
+
+        A rank that stopped where we wait has the same mark as we. So this rank first says that it has lost contact,
+        and waits a little for the others to say the same: who stays silent is missing, who says so is a victim as we
+        are. A rank that failed by itself is the cause, whoever else is silent.
+
+        Args:
+            patience_s: longest wait for the others, in seconds.
+        """
+        self.mark(self.phase, LOST)
+        until = time.monotonic() + patience_s
+        while True:
+            others = [(rank, mark) for rank, mark in enumerate(self.read()) if rank != self.rank]
+            failed = [mark for _, mark in others if mark is not None and mark.phase == "failed" and not _victim(mark)]
+            if failed:
+                return "; ".join(f"rank {mark.rank} failed at step {mark.step}: {mark.error}" for mark in failed)
+            silent = [(rank, mark) for rank, mark in others if mark is None or not _victim(mark)]
+            elsewhere = [rank for rank, mark in silent if mark is None or self._elsewhere(mark)]
+            if not silent or len(silent) == len(elsewhere) == 1 or time.monotonic() >= until:
+                break
+            time.sleep(0.05)
+        now, parts = time.time(), []
+        for rank, mark in silent or [(rank, mark) for rank, mark in others if mark and self._elsewhere(mark)]:
             if mark is None:
                 parts.append(f"rank {rank} never arrived")
-            elif mark.phase == "failed":
-                parts.append(f"rank {rank} failed at step {mark.step}: {mark.error}")
-            elif (mark.tick, mark.step) < own or mark.phase != self.phase:
+            else:
                 where = f"{mark.phase} at step {mark.step}, tick {mark.tick}"
                 parts.append(f"rank {rank} was last seen in {where}, {now - mark.at:.1f} s ago")
-        return "; ".join(parts) or "no rank is behind by its marks: the network between them may be cut"
+        return "; ".join(parts) or "every rank says the same: the network between them may be cut"
+
+    def _elsewhere(self, mark: Mark) -> bool:
+        """Whether a rank is behind this one, or in another phase."""
+        return (mark.tick, mark.step) < (self.tick, self.step) or mark.phase != self.phase
 
     def close(self) -> None:
         """Releases the file; safe to call twice."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _victim(mark: Mark) -> bool:
+    """Whether this rank, too, waited in vain."""
+    return mark.error.startswith(LOST)

@@ -21,13 +21,17 @@ from torch import Tensor, nn
 
 from esper.leyline.errors import ConfigError, LockstepError
 from esper.tolaria.config import ControlConfig, Device, WorldConfig
-from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.heartbeat import LOST, Heartbeat
 
 
 def _ddp_keywords() -> dict[str, Any]:
     """torch 2.13 renamed DDP's ``broadcast_buffers``; the engine synchronises buffers itself, at ticks."""
     names = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+def _arrived(rank: int) -> str:
+    return f"esper/arrived/{rank}"
 
 
 class World:
@@ -54,14 +58,19 @@ class World:
         self.device = self._device(config)
         self.control: dist.ProcessGroup | None = None
         self.data: dist.ProcessGroup | None = None
+        self._store: dist.Store | None = None
         if self.size == 1:
             return
         startup = datetime.timedelta(seconds=control.startup_timeout_s)
         limit = datetime.timedelta(seconds=control.timeout_s)
         gpu = config.device is Device.GPU
         with self.collective("start-up"):
-            backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-            dist.init_process_group(backend, timeout=startup, device_id=self.device if gpu else None)
+            self._store, _, _ = next(dist.rendezvous("env://", timeout=startup))
+            self._store.set(_arrived(self.rank), "")
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpu else "gloo", store=self._store, rank=self.rank, world_size=self.size,
+                timeout=startup, device_id=self.device if gpu else None,
+            )  # fmt: skip
             self.control = dist.new_group(backend="gloo", timeout=limit)
             self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=limit)
 
@@ -86,9 +95,20 @@ class World:
         except (RuntimeError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) as error:
             if self.size == 1 or isinstance(error, torch.OutOfMemoryError) or not is_transport(error):
                 raise
-            text = self.heartbeat.explain() if self.heartbeat is not None else "no rank has written a heartbeat yet"
+            text = self.heartbeat.explain() if self.heartbeat is not None else self._absent()
             first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            raise LockstepError(f"lost contact in {what}: {text} ({first})") from error
+            raise LockstepError(f"{LOST} in {what}: {text} ({first})") from error
+
+    def _absent(self) -> str:
+        """Who has not come to the rendezvous, before there are heartbeats."""
+        if self._store is None:
+            return "the rendezvous store cannot be reached; is the first host up, and its port open?"
+        try:
+            missing = [rank for rank in range(self.size) if not self._store.check([_arrived(rank)])]
+        except (RuntimeError, dist.DistError):
+            return "the rendezvous store does not answer"
+        parts = [f"rank {rank} never arrived" for rank in missing]
+        return "; ".join(parts) or "every rank has arrived: the network between them may be cut"
 
     def all_reduce(self, vector: Tensor, op: Any, *, what: str, data: bool = False) -> Tensor:
         """Reduces ``vector`` in place over the control (or data) group and returns it.

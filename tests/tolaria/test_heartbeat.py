@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_shorter_mark_leaves_nothing_of_a_longer_one(three, tmp_path):
 def test_one_who_never_wrote_is_none_and_said_to_have_never_arrived(tmp_path):
     beat = Heartbeat(tmp_path, 0, 3)
     assert [mark is None for mark in beat.read()] == [False, True, True]
-    assert beat.explain() == "rank 1 never arrived; rank 2 never arrived"
+    assert beat.explain(patience_s=0.0) == "rank 1 never arrived; rank 2 never arrived"
     beat.close()
 
 
@@ -50,31 +51,48 @@ def test_a_torn_mark_counts_as_none(three, tmp_path):
     path = tmp_path / "marks" / "rank-00002"
     path.write_bytes(path.read_bytes()[:20])
     assert three[0].read()[2] is None
+    at(three[1], 10, 5, "commit", "lost contact in commit")
     assert three[0].explain() == "rank 2 never arrived"
 
 
 def test_explain_names_the_one_who_is_behind(three):
     at(three[0], 12, 6, "observe")
-    at(three[1], 12, 6, "observe")
+    at(three[1], 12, 6, "observe", "lost contact in observe")
     assert three[0].explain().startswith("rank 2 was last seen in commit at step 10, tick 5, 0.")
     assert three[0].explain().endswith(" s ago")
     assert "; " not in three[0].explain()
 
 
 def test_explain_names_another_phase_at_the_same_tick(three):
-    at(three[0], 10, 5, "apply")
+    at(three[0], 10, 5, "apply", "lost contact in apply")
     at(three[2], 10, 5, "apply")
     assert three[2].explain().startswith("rank 1 was last seen in commit")
 
 
-def test_one_who_is_ahead_in_the_same_phase_is_not_blamed(three):
-    at(three[1], 12, 6, "commit")
-    assert three[0].explain() == "no rank is behind by its marks: the network between them may be cut"
+def test_who_stopped_where_the_others_wait_is_the_one_who_stays_silent(three):
+    with ThreadPoolExecutor() as pool:  # two ranks lose contact, one a little later than the other
+        late = pool.submit(lambda: (time.sleep(0.3), three[2].explain(1.0))[1])
+        first = three[0].explain(1.0)
+    for text in (first, late.result()):
+        assert text.startswith("rank 1 was last seen in commit at step 10, tick 5, ")
+        assert "; " not in text
+
+
+def test_ranks_that_wait_apart_name_each_other(three):
+    at(three[1], 10, 5, "commit", "lost contact in commit")
+    at(three[2], 9, 4, "backward", "lost contact in backward")
+    assert three[0].explain().startswith("rank 2 was last seen in backward at step 9")
+
+
+def test_where_every_rank_says_the_same_nobody_is_blamed(three):
+    at(three[1], 12, 6, "commit", "lost contact in commit")  # ahead, in the same phase
+    at(three[2], 10, 5, "commit", "lost contact in commit")
+    assert three[0].explain() == "every rank says the same: the network between them may be cut"
 
 
 def test_a_failure_outranks_those_who_wait_for_it(three):
     at(three[1], 10, 5, "failed", "RuntimeError: disk full")
-    at(three[2], 3, 1, "forward")
+    at(three[2], 3, 1, "failed", "lost contact in forward: rank 1 failed")
     assert three[0].explain() == "rank 1 failed at step 10: RuntimeError: disk full"
 
 
