@@ -4,6 +4,7 @@ One process. Two runs of one config differ in the controller alone: nobody, or a
 slot and sets it learning, without ever blending it in.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.config import EsperConfig
+from esper.kasmina.attach import Grown
 from esper.kasmina.blueprints import registry as catalogue
 from esper.kasmina.hosts import registry
 from esper.leyline.plain import to_plain
@@ -159,6 +161,37 @@ def test_a_broken_incubating_seed_leaves_no_trace_either(
     else:
         assert seen == [Stage.GERMINATED]
     assert engine.state.slot("r1c0").stage is Stage.TRAINING, "the seed beside it went on"
+
+
+def test_the_shadow_forward_draws_the_numbers_of_the_host_s_own(tmp_path: Path) -> None:
+    """The seed learns from the very network that was trained: same dropout, this seed at full alpha, all else fixed."""
+    config = config_of("noisy", "sgd", "shadow", trainer__accumulate=1, controller=planted("noisy"))
+    watched = Watched(config, tmp_path)
+    engine = watched.train(12)
+    assert {entry.stage for entry in engine.state.slots} == {Stage.TRAINING}
+    twin, start = copy.deepcopy(engine.grown.model), torch.get_rng_state()
+    found: dict[str, Tensor] = {}
+    step = engine.owner.step
+
+    def caught() -> Any:
+        for name, parameter in engine.grown.owner_parameters()["r0c0"]:
+            assert parameter.grad is not None
+            found[name] = parameter.grad.clone()
+        return step()
+
+    engine.owner.step = caught  # type: ignore[method-assign]
+    indices = engine.plan.indices(engine.step)
+    engine.train_step()
+
+    x, y = engine.bundle.train.fetch(indices)
+    grown = Grown(twin, engine.grown.sites)
+    torch.set_rng_state(start)
+    with grown.override({"r0c0": 1.0}):
+        nn.functional.cross_entropy(twin(x), y).backward()
+    wanted = {name: parameter.grad for name, parameter in grown.owner_parameters()["r0c0"]}
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("incubation", ["shadow", "ste"])
