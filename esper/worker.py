@@ -199,7 +199,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             "run directory": attempt.token,
             "config": str(digest),
             "code": code_digest(),
-            "registry": str(registry.registry_digest()),
+            "registry": registry.registry_words(),
             "data": str(bundle.digest),
             "first weights": str(digest_tensors(engine.grown.model.state_dict().items())),
             **machine_fields(world.device),

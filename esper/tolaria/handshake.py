@@ -16,12 +16,16 @@ from esper.leyline.errors import LockstepError
 from esper.leyline.plain import digest62
 from esper.tolaria.world import World
 
+WIDEST = 8192  # bytes of a value that travel for a diagnosis
+SHOWN = 96  # characters of a value in an error
+
 # What to do about a field that differs.
 ADVICE = {
     "run directory": "RUN must be on a file system that all ranks share",
     "config": "start all ranks with the same RUN/config.yaml",
     "code": "install the same version of esper on every host",
     "data": "use the same files on every host",
+    "registry": "install the same blueprint packages on every host",
     "threads": "set world.threads, or OMP_NUM_THREADS, alike on every host",
 }
 
@@ -47,11 +51,22 @@ def machine_fields(device: torch.device) -> dict[str, str]:
     }
 
 
+def _what_differs(values: list[str]) -> list[str]:
+    """Short values as they are; of long ones, which are lists of words, the words that not every rank has."""
+    if max(map(len, values)) <= SHOWN:
+        return values
+    rows = [value.split() for value in values]
+    common = set.intersection(*map(set, rows))
+    left = [" ".join(word for word in row if word not in common) for row in rows]
+    return [(text if len(text) <= SHOWN else f"{text[:SHOWN]}...") or "nothing besides" for text in left]
+
+
 def shake_hands(world: World, fields: Mapping[str, str]) -> None:
     """Compares named values over all ranks.
 
     Args:
-        world: the ranks. fields: name -> value in words, the same names on every rank.
+        world: the ranks. fields: name -> value in words, the same names on every rank; a long value is a list of
+            words, of which only those that differ are shown.
 
     Raises:
         LockstepError: naming every field that differs, the ranks, and their values; the same text on every rank.
@@ -66,7 +81,7 @@ def shake_hands(world: World, fields: Mapping[str, str]) -> None:
     parts = []
     for index, name in enumerate(names):
         if agreed[2 * index] != -agreed[2 * index + 1]:
-            values = world.gather_text(fields[name], what="diagnosis", width=96)
+            values = _what_differs(world.gather_text(fields[name], what="diagnosis", width=WIDEST))
             shown = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
             parts.append(f"{name}: {shown}" + (f" ({ADVICE[name]})" if name in ADVICE else ""))
     if parts:

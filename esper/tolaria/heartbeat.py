@@ -89,6 +89,8 @@ class Heartbeat:
         for rank, mark in silent or [(rank, mark) for rank, mark in others if mark and self._elsewhere(mark)]:
             if mark is None:
                 parts.append(f"rank {rank} never arrived")
+            elif mark.phase == "failed":
+                parts.append(f"rank {rank} {mark.error}")
             else:
                 where = f"{mark.phase} at step {mark.step}, tick {mark.tick}"
                 parts.append(f"rank {rank} was last seen in {where}, {now - mark.at:.1f} s ago")

@@ -174,11 +174,20 @@ def registry_digest() -> int:
 
     Equal on ranks that would build the same networks from the same names.
     """
-    rows = []
-    for entry in _entries():
-        sizes = [entry.info_or_none(dim, 49) for dim in CHECKED_DIMS]
-        rows.append([entry.topology, entry.name, entry.version, entry.min_dim, dict(entry.arguments), sizes])
-    return digest62(rows)
+    return digest62([_described(entry) for entry in _entries()])
+
+
+def registry_words() -> str:
+    """Every entry as ``topology/name.version:digest``, with spaces between: shows where two registries differ."""
+    return " ".join(
+        f"{entry.topology.value}/{entry.name}.v{entry.version}:{digest62(_described(entry)):016x}"
+        for entry in _entries()
+    )
+
+
+def _described(entry: Blueprint) -> list[Any]:
+    sizes = [entry.info_or_none(dim, 49) for dim in CHECKED_DIMS]
+    return [entry.topology, entry.name, entry.version, entry.min_dim, dict(entry.arguments), sizes]
 
 
 def check_formulas(entries: Iterable[Blueprint] | None = None, dims: Iterable[int] = CHECKED_DIMS) -> None:
