@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,13 @@ from torch import nn
 import esper.worker
 from esper.config import write_config
 from esper.kasmina.blueprints import blueprint
+from esper.leyline.errors import LockstepError
 from esper.leyline.stages import Stage
 from esper.leyline.topology import Topology
+from esper.tolaria.config import ControlConfig, WorldConfig
 from esper.tolaria.engine import Engine
 from esper.tolaria.heartbeat import PATIENCE_S, Heartbeat
+from esper.tolaria.world import World
 from tests.support.dist import Died, run_distributed
 from tests.support.tiny import act, schedule, tiny_plain
 
@@ -219,6 +223,33 @@ def test_a_rank_that_never_comes_is_named_without_any_heartbeat(
     assert ended[0].code == 76
     assert ended[0].seconds < STARTUP + 10.0
     assert status["message"].startswith("lost contact in start-up: rank 1 never arrived (")
+
+
+def meet_without_an_agent(rank: int, port: int, rank_0_comes: bool) -> str:
+    """As `srun` starts ranks: the store lives in rank 0."""
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_PORT=str(port))
+    if rank == 0 and not rank_0_comes:
+        stand_still()
+    try:
+        world = World(WorldConfig(), ControlConfig(timeout_s=TIMEOUT, startup_timeout_s=TIMEOUT))
+        world.meet("start-up")
+    except LockstepError as error:
+        return str(error)
+    return "met"
+
+
+@pytest.mark.parametrize("rank_0_comes", [True, False])
+def test_without_torchrun_the_store_is_rank_0s_and_its_absence_is_said(rank_0_comes: bool) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ended = run_distributed(meet_without_an_agent, 2, port, rank_0_comes, may_die=() if rank_0_comes else [0])
+    if rank_0_comes:
+        assert ended == ["met", "met"]
+    else:
+        assert ended[1].startswith(
+            "lost contact in start-up: the rendezvous store cannot be reached; is the first host"
+        )
 
 
 def test_a_rank_that_raises_is_the_cause_in_everybodys_words(

@@ -14,7 +14,7 @@ import torch
 from esper.config import EsperConfig
 from esper.leyline.stages import Stage
 from esper.tolaria.engine import Engine
-from tests.support.dist import run_distributed
+from tests.support.dist import DEVICES, run_distributed
 from tests.support.faults import Outcome, Script, before, play_all
 from tests.support.tiny import act, schedule, tiny_config
 
@@ -152,13 +152,19 @@ FAULTS: dict[str, tuple[Script, str]] = {
 }
 
 
-def config() -> EsperConfig:
+def config(device: str) -> EsperConfig:
     life = schedule(
         act(1, A, "GERMINATE", blueprint="conv_light", ticks=6, curve="LINEAR"), act(3, A, "ADVANCE"),
         act(5, A, "ADVANCE"),
     )  # fmt: skip
     return tiny_config(
-        "cnn", trainer__steps=22, trainer__batch=9, controller=life, control__digest_every=3, control__timeout_s=10.0
+        "cnn",
+        trainer__steps=22,
+        trainer__batch=9,
+        controller=life,
+        control__digest_every=3,
+        control__timeout_s=10.0,
+        world__device=device,
     )
 
 
@@ -166,9 +172,16 @@ def play_faults(rank: int, run: EsperConfig, run_dir: Path) -> dict[str, Outcome
     return play_all(run, run_dir, {name: script for name, (script, _) in FAULTS.items()})
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
-    return run_distributed(play_faults, 3, config(), tmp_path_factory.mktemp("parted"), groups=len(FAULTS))
+@pytest.fixture(scope="module", params=DEVICES)
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+    return run_distributed(
+        play_faults,
+        3,
+        config(request.param),
+        tmp_path_factory.mktemp("parted"),
+        groups=len(FAULTS),
+        device=request.param,
+    )
 
 
 @pytest.mark.parametrize("name", FAULTS)

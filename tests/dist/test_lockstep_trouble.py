@@ -17,7 +17,7 @@ from esper.leyline.events import BirthVetoed, Fault, StageChanged, StepSkipped
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.engine import Engine
-from tests.support.dist import run_distributed
+from tests.support.dist import DEVICES, run_distributed
 from tests.support.faults import Commands, Outcome, Script, before, play_all
 from tests.support.tiny import bits, tiny_config
 
@@ -164,10 +164,10 @@ SCRIPTS: dict[str, Script] = {
 RANKS = 2
 
 
-def config() -> EsperConfig:
+def config(device: str) -> EsperConfig:
     return tiny_config(
         "cnn", trainer__steps=26, trainer__max_skips=2, trainer__max_consecutive=7, control__every=2,
-        control__digest_every=2, control__timeout_s=10.0,
+        control__digest_every=2, control__timeout_s=10.0, world__device=device,
     )  # fmt: skip
 
 
@@ -176,9 +176,16 @@ def play_trouble(rank: int, run: EsperConfig, run_dir: Path) -> dict[str, Outcom
     return play_all(run, run_dir, SCRIPTS)
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
-    return run_distributed(play_trouble, RANKS, config(), tmp_path_factory.mktemp("trouble"), groups=len(SCRIPTS))
+@pytest.fixture(scope="module", params=DEVICES)
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+    return run_distributed(
+        play_trouble,
+        RANKS,
+        config(request.param),
+        tmp_path_factory.mktemp("trouble"),
+        groups=len(SCRIPTS),
+        device=request.param,
+    )
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
