@@ -3,7 +3,8 @@
 torchrun's own agent ends on SIGUSR1 and leaves its workers behind, and it outlives a launcher that was killed. Both
 are cured before it starts: the signal is ignored (its workers inherit that until they install their handler, so an
 early one cannot kill them either), and the kernel sends SIGTERM when the launcher dies, on which the agent takes its
-workers down. Its report of failed workers, a page around a traceback of its own, becomes one line for each of them.
+workers down. Its report of failed workers, a page around a traceback of its own, becomes one line for each of them,
+and so does the traceback with which it answers a signal.
 Linux only, like the launcher.
 """
 
@@ -40,7 +41,9 @@ def adopt_orphans(adopt: bool) -> None:
 
 def main() -> int:
     """Runs torchrun with this process's arguments; returns its exit code."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # seconds; the signals come first
+    # These take seconds; the signals come first.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     sys.argv[0] = "torchrun"
     try:
@@ -50,6 +53,9 @@ def main() -> int:
             how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
             print(f"torchrun: rank {rank} (process {failure.pid}): {how}", file=sys.stderr, flush=True)
         return 1
+    except SignalException as error:  # its workers are down by now
+        print(f"torchrun: ended by {error.sigval.name}", file=sys.stderr, flush=True)
+        return 128 + error.sigval
     return 0
 
 

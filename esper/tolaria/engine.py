@@ -14,12 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from esper.kasmina.attach import Grown
 from esper.leyline.commands import Command, wait
-from esper.leyline.errors import CheckpointError, ConfigError, DivergedError, EsperError, Preempted
+from esper.leyline.errors import CheckpointError, DivergedError, EsperError, Preempted
 from esper.leyline.observation import Observation
 from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, TrainerConfig
@@ -30,8 +29,10 @@ from esper.tolaria.final import RunResult, choose_best, read_test, rebuild
 from esper.tolaria.growth import Growth
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.lockstep import Lockstep
+from esper.tolaria.measure import measure
 from esper.tolaria.narrate import Narrator, axes_of
 from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.propose import propose
 from esper.tolaria.reducer import reduce_tick
 from esper.tolaria.saver import Saver
 from esper.tolaria.snapshot import collect_common, collect_own, restore, rng_state, set_rng_state
@@ -261,24 +262,12 @@ class Engine:
     def _measure(self) -> tuple[dict[str, float], RankWord]:
         """This rank's entries of the observe vector. Never raises: a failure travels as this rank's word."""
         try:
-            slots = [entry.slot for entry in self.state.slots]
-            values, nonfinite = self.window.values(slots)
-            values["stop"] = float(self.stop_asked)
             tick = self.state.tick + 1
-            if tick % self.settings.control.validate_every == 0 or self.step >= self.terms.total_steps:
-                sums = self.evaluator.part_sums(self.bundle.validation)
-                values |= {f"validation_{name}": value for name, value in sums.items()}
-            for entry in self.state.slots:
-                seed = self.grown.slots[entry.slot].seed
-                if seed is not None:
-                    finite = all(bool(torch.isfinite(p).all()) for p in seed.parameters())
-                    values[f"{entry.slot}.finite"] = float(finite)
-                    values[f"{entry.slot}.owned"] = float(self.owner.owned(entry.slot))
-                if entry.request is not None:
-                    count, total, squares = self.evaluator.probe_sums(entry.slot, entry.request, self.terms.gates)
-                    values[f"{entry.slot}.probe_count"] = count
-                    values[f"{entry.slot}.probe_sum"] = total
-                    values[f"{entry.slot}.probe_sum_sq"] = squares
+            validate = tick % self.settings.control.validate_every == 0 or self.step >= self.terms.total_steps
+            values, nonfinite = measure(
+                self.state, self.owner, self.evaluator, self.window, self.terms.gates, validate=validate
+            )
+            values["stop"] = float(self.stop_asked)
             return values, RankWord(nonfinite_losses=nonfinite)
         except Exception as error:
             self._failure_text = _one_line(error)
@@ -288,23 +277,13 @@ class Engine:
         """Rank 0: one command per slot, with proposal ids. A controller that fails becomes this rank's word."""
         if self.controller is None:
             return None, word
-        commands = {entry.slot: wait(entry.slot) for entry in self.state.slots}
         try:
             if word.failure is Failure.NONE:
-                proposal, asked = self.state.proposals, set()
-                for command in self.controller.decide(observation):
-                    if command.slot not in commands or command.slot in asked:
-                        raise ConfigError(f"controller {self.controller.name}: slot {command.slot} unknown or twice")
-                    if command.blueprint is not None and command.blueprint not in self.terms.names:
-                        raise ConfigError(f"controller {self.controller.name}: no blueprint {command.blueprint!r}")
-                    asked.add(command.slot)
-                    proposal += 1
-                    commands[command.slot] = replace(command, proposal=proposal)
+                return propose(self.controller, observation, self.state.proposals, self.terms.names), word
         except Exception as error:
             self._failure_text = _one_line(error)
-            commands = {slot: wait(slot) for slot in commands}
             word = replace(word, failure=Failure.DECIDE)
-        return commands, word
+        return {entry.slot: wait(entry.slot) for entry in self.state.slots}, word
 
     # saving and ending --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,39 @@
+"""What a rank measures for a tick: its entries of the observe vector."""
+
+import torch
+
+from esper.kasmina.config import GateConfig
+from esper.tolaria.evaluate import Evaluator
+from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.state import RunState
+from esper.tolaria.window import Window
+
+
+def measure(
+    state: RunState, owner: ParameterOwner, evaluator: Evaluator, window: Window, gates: GateConfig, *, validate: bool
+) -> tuple[dict[str, float], int]:
+    """Sums since the last tick, validation where it is due, and the evidence that the last tick asked for.
+
+    Args:
+        state: agreed at the last tick; its requests say what to probe. owner, evaluator, window: this rank's.
+        gates: how many samples a probe draws. validate: whether validation is due.
+
+    Returns:
+        Entries of the observe vector by name, and how many of this rank's samples had a loss that was not finite.
+    """
+    values, nonfinite = window.values([entry.slot for entry in state.slots])
+    if validate:
+        sums = evaluator.part_sums(evaluator.bundle.validation)
+        values |= {f"validation_{name}": value for name, value in sums.items()}
+    for entry in state.slots:
+        seed = evaluator.grown.slots[entry.slot].seed
+        if seed is not None:
+            finite = all(bool(torch.isfinite(parameter).all()) for parameter in seed.parameters())
+            values[f"{entry.slot}.finite"] = float(finite)
+            values[f"{entry.slot}.owned"] = float(owner.owned(entry.slot))
+        if entry.request is not None:
+            count, total, squares = evaluator.probe_sums(entry.slot, entry.request, gates)
+            values[f"{entry.slot}.probe_count"] = count
+            values[f"{entry.slot}.probe_sum"] = total
+            values[f"{entry.slot}.probe_sum_sq"] = squares
+    return values, nonfinite
