@@ -220,6 +220,19 @@ def test_the_dry_run_leaves_random_stream_buffers_and_flags_untouched():
     assert all(torch.equal(p, weights[name]) and p.grad is None for name, p in model.named_parameters())
 
 
+class InPlace(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2.0))
+
+
+def test_a_model_that_writes_into_its_input_does_not_spoil_the_example():
+    example = VECTORS.clone()
+    root = nn.Module()
+    root.inner, root.forward = InPlace(4, 4), lambda x: root.inner(x)
+    attach(root, {"r0c0": "inner"}, example)
+    assert torch.equal(example, VECTORS)
+
+
 def test_state_comes_back_also_when_the_dry_run_fails():
     model = images()
     model.train()

@@ -433,12 +433,14 @@ def test_a_seed_between_old_layers_does_not_take_its_neighbours_moments():
     assert equal(moments(owner), before)
 
 
-def test_saved_state_is_a_copy():
+def test_saved_state_is_a_copy_and_so_is_what_was_loaded():
     grown = grown_host()
     owner = ParameterOwner(grown, ADAMW, STEPS)
     train(grown, owner, range(2))
     saved = owner.state_by_name()
     kept = {name: {key: t.clone() for key, t in entry.items()} for name, entry in saved.items()}
+    train(grown, owner, range(2, 4))
+    assert all(equal(saved[name], kept[name]) for name in kept)
     owner.load_by_name(saved)
     train(grown, owner, range(2, 4))
     assert all(equal(saved[name], kept[name]) for name in kept)

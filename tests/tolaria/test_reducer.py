@@ -426,6 +426,14 @@ def test_looks_come_on_schedule_and_then_only_prune_is_left():
     assert run.slot().stage is Stage.PRUNED
 
 
+def test_a_new_ramp_begins_new_looks():
+    run = at(Stage.BLENDING, target=0.5)
+    run.tick()
+    assert run.slot().looks > 0
+    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=2))
+    assert (run.slot().looks, run.slot().request) == (0, None)
+
+
 def test_a_look_is_asked_at_the_alpha_at_which_the_ramp_rests():
     run = at(Stage.TRAINING, ticks=3, target=0.5)
     run.tick(ask("r0c0", "ADVANCE"))
