@@ -1,36 +1,13 @@
 """Slots on any module: what is inferred, what is refused and in which words, and what attaching must leave alone."""
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina.attach import CONTAINER, HOST, attach
-from esper.kasmina.birth import birth_key, build_seed
-from esper.kasmina.slot import Phase, SeedSlot
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
-
-
-class Images(nn.Module):
-    """Convolutions with every kind of state that a forward can touch: BatchNorm, Dropout, a frozen layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.drop = nn.Dropout(0.5)
-        self.blocks = nn.ModuleList([nn.Conv2d(4, 6, 3, padding=1, stride=2), nn.Conv2d(6, 8, 1)])
-        self.head = nn.Linear(8, 3)
-        self.drop.eval()
-        self.stem.weight.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.norm(self.stem(x)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean((2, 3)))
+from tests.support.attachable import IMAGES, VECTORS, WHERE, images, seed_for
 
 
 class Sites(nn.Module):
@@ -69,22 +46,6 @@ class Text(nn.Module):
 
     def forward(self, tokens: Tensor, scale: Tensor) -> Tensor:
         return self.pooled((self.embed(tokens) * scale).mean(1))
-
-
-IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-VECTORS = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-WHERE = {"r1c0": "blocks.1", "r0c0": "norm", "r0c1": "blocks.0"}
-
-
-def seed_for(grown, slot: str, blueprint: str = "conv_light") -> nn.Module:
-    site = grown.sites[slot]
-    key = birth_key(1, slot, 1)
-    return build_seed(blueprint, dim=site.dim, topology=site.topology, key=key, dtype=torch.float32, device="cpu")
-
-
-def images() -> Images:
-    torch.manual_seed(5)
-    return Images()
 
 
 # what is inferred -------------------------------------------------------------------------------------------------
@@ -270,100 +231,6 @@ def test_owners_are_the_host_and_then_the_slots_row_major_whatever_the_order_of_
     assert [name for name, _ in owners[HOST]] == [name for name, _ in images().named_parameters()]
     assert sum(p.numel() for _, p in owners["r0c1"]) == grown.seed_parameters("r0c1") > 0
     assert {id(p) for named in owners.values() for _, p in named} == {id(p) for p in grown.model.parameters()}
-
-
-# what a grown model computes --------------------------------------------------------------------------------------
-
-
-def grown_and_host(phase: Phase = Phase.BLEND):
-    host = images().eval()
-    grown = attach(copy.deepcopy(host), WHERE, IMAGES)
-    for slot, alpha in (("r0c0", 1.0), ("r1c0", 0.5)):
-        grown.slots[slot].plant(seed_for(grown, slot))
-        grown.slots[slot].phase = phase
-        grown.slots[slot].set_alpha(alpha)
-    return grown, host
-
-
-def test_empty_slots_compute_the_host():
-    host = images().eval()
-    grown = attach(copy.deepcopy(host), WHERE, IMAGES)
-    assert torch.equal(grown.model(IMAGES).view(torch.int32), host(IMAGES).view(torch.int32))
-
-
-def test_disabled_equals_the_host_bit_for_bit_and_ends_with_its_block():
-    grown, host = grown_and_host()
-    before = grown.model(IMAGES)
-    assert not torch.equal(before, host(IMAGES))
-    with grown.disabled():
-        assert torch.equal(grown.model(IMAGES).view(torch.int32), host(IMAGES).view(torch.int32))
-    assert torch.equal(grown.model(IMAGES), before)
-
-
-def test_disabled_silences_a_broken_seed():
-    grown, host = grown_and_host()
-    with torch.no_grad():
-        for parameter in grown.slots["r0c0"].seed.parameters():
-            parameter.fill_(float("nan"))
-    assert grown.model(IMAGES).isnan().all()
-    with grown.disabled():
-        assert torch.equal(grown.model(IMAGES).view(torch.int32), host(IMAGES).view(torch.int32))
-
-
-def test_a_slot_adds_alpha_times_its_seeds_delta():
-    grown, host = grown_and_host()
-    x = host.norm(host.stem(IMAGES))
-    x = x + 1.0 * grown.slots["r0c0"].seed(x)
-    x = host.blocks[1](host.blocks[0](x))
-    x = x + 0.5 * grown.slots["r1c0"].seed(x)
-    assert torch.equal(grown.model(IMAGES), host.head(x.mean((2, 3))))
-
-
-def test_an_override_counts_in_any_phase_and_gives_way_to_one_inside_it_only_for_its_block():
-    grown, host = grown_and_host(Phase.OFF)
-    assert torch.equal(grown.model(IMAGES), host(IMAGES))
-    blended, _ = grown_and_host(Phase.BLEND)
-    with grown.override({"r0c0": 1.0, "r1c0": 0.5}):
-        full = grown.model(IMAGES)
-        assert torch.equal(full, blended.model(IMAGES))
-        with grown.disabled():
-            assert torch.equal(grown.model(IMAGES), host(IMAGES))
-        assert torch.equal(grown.model(IMAGES), full)
-    assert torch.equal(grown.model(IMAGES), host(IMAGES))
-
-
-@pytest.mark.parametrize("alpha", [float("nan"), -0.1, 1.5])
-def test_an_impossible_override_is_refused_and_leaves_none_behind(alpha):
-    grown, _ = grown_and_host()
-    before = grown.model(IMAGES)
-    with pytest.raises(ValueError, match=r"alpha override of r1c0 = .*: must be a finite number in \[0, 1\]"):  # noqa: SIM117
-        with grown.override({"r0c0": 0.0, "r1c0": alpha}):
-            raise AssertionError
-    assert torch.equal(grown.model(IMAGES), before)
-
-
-def test_a_deep_copy_binds_its_own_slots():
-    grown, host = grown_and_host()
-    twin = copy.deepcopy(grown.model)
-    before = grown.model(IMAGES)
-    assert torch.equal(twin(IMAGES), before)
-    slot = twin.get_submodule(f"{CONTAINER}.r0c0")
-    assert isinstance(slot, SeedSlot)
-    assert slot is not grown.slots["r0c0"]
-    slot.set_alpha(0.0)
-    twin.get_submodule(f"{CONTAINER}.r1c0").set_alpha(0.0)
-    assert torch.equal(twin(IMAGES), host(IMAGES))
-    assert torch.equal(grown.model(IMAGES), before)
-
-
-def test_a_model_moves_to_another_dtype_in_mid_life_and_alpha_stays_float32():
-    grown, _ = grown_and_host()
-    single = grown.model(IMAGES)
-    double = grown.model.double()(IMAGES.double())
-    assert double.dtype is torch.float64
-    assert torch.allclose(double.float(), single, atol=1e-5)
-    holder = grown.slots["r1c0"]
-    assert (holder.alpha.dtype, holder.alpha.item(), holder.level) == (torch.float32, 0.5, 0.5)
 
 
 def test_a_sequential_root_keeps_its_keys_and_computes_as_before():

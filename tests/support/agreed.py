@@ -11,10 +11,10 @@ from typing import Any
 from esper.kasmina.config import EvidencePolicy, GateConfig, SlotsConfig
 from esper.kasmina.lifecycle import SlotState
 from esper.leyline.commands import Command, wait
-from esper.leyline.events import Event
+from esper.leyline.events import CommandRefused, Event, StageChanged
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.slots import parse_slot
-from esper.leyline.stages import Op
+from esper.leyline.stages import Op, Stage
 from esper.tolaria.reducer import Outcome, reduce_tick
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import absorb
@@ -120,3 +120,41 @@ class Run:
     def events(self, kind: type[Event]) -> list[Any]:
         """Events of one class in the latest tick."""
         return [event for event in self.out.events if type(event) is kind]
+
+
+def run_of(slots: int = 2, *, stage_ticks: int = 3, **terms: Any) -> Run:
+    """A run of that many slots; see `make_terms`."""
+    return Run(make_terms(slots, **terms), stage_ticks=stage_ticks)
+
+
+def at(stage: Stage, slot: str = "r0c0", run: Run | None = None, **birth: Any) -> Run:
+    """A run in which a seed has just come to ``stage``, its ramps done."""
+    run = run or run_of()
+    run.tick(germinate(slot, **birth))
+    run.tick()
+    if stage is Stage.GERMINATED:
+        return run
+    run.tick(ask(slot, "ADVANCE"))
+    if stage is Stage.TRAINING:
+        return run
+    run.tick(ask(slot, "ADVANCE"))
+    while not run.slot(slot).ramp_done(run.state.step):
+        run.tick()
+    if stage is Stage.BLENDING:
+        return run
+    run.tick(ask(slot, "ADVANCE"))
+    if stage is Stage.FOSSILIZED:
+        run.tick()
+        run.tick(ask(slot, "FOSSILIZE"))
+    assert run.slot(slot).stage is stage
+    return run
+
+
+def refusals(run: Run) -> list[str]:
+    """Reasons of the refusals of the latest tick."""
+    return [event.reason for event in run.events(CommandRefused)]
+
+
+def moves(run: Run) -> list[tuple[str, str, str]]:
+    """Stage changes of the latest tick: source, cause, target."""
+    return [(e.source.name, e.cause, e.target.name) for e in run.events(StageChanged)]
