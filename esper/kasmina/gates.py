@@ -145,6 +145,6 @@ def judge(gate: Gate | int | str, facts: GateFacts, config: GateConfig) -> GateR
     """
     gate = Gate.of(gate)
     checks = tuple(_RULES[gate](facts, config))
-    binding = [c for c in checks if c.integrity or config.evidence is EvidencePolicy.ENFORCE]
+    binding = [c for c in checks if c.integrity or config.evidence == EvidencePolicy.ENFORCE]
     passed = all(check.passed for check in binding)
     return GateResult(gate=gate, passed=passed, score=sum(c.passed for c in checks) / len(checks), checks=checks)

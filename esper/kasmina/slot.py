@@ -37,7 +37,7 @@ PHASES: dict[Stage, Phase] = {stage: Phase.BLEND if stage.is_blended else Phase.
 
 def phase_of(stage: Stage, incubation: Incubation) -> Phase:
     """The row of the table above."""
-    if stage is Stage.TRAINING and incubation is Incubation.STE:
+    if stage is Stage.TRAINING and incubation == Incubation.STE:
         return Phase.STRAIGHT
     return PHASES[stage]
 

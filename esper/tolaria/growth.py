@@ -134,7 +134,7 @@ class Growth:
 
     def shadowed(self, state: RunState) -> list[str]:
         """Slots whose seed learns in a forward of its own, row-major."""
-        if self.terms.slots_config.incubation is not Incubation.SHADOW:
+        if self.terms.slots_config.incubation != Incubation.SHADOW:
             return []
         return [s.slot for s in state.slots if s.stage is Stage.TRAINING and self.grown.seed_parameters(s.slot) > 0]
 

@@ -205,7 +205,7 @@ class _Reduction:
         _APPLY[command.op](self, slot, command)
 
     def judged(self, slot: str, result: GateResult) -> None:
-        enforced = self.terms.gates.evidence is EvidencePolicy.ENFORCE
+        enforced = self.terms.gates.evidence == EvidencePolicy.ENFORCE
         self.out.events.append(GateJudged(**self.axes, slot=slot, enforced=enforced, result=result))
 
     def germinate(self, slot: SlotState, command: Command) -> None:
@@ -216,7 +216,7 @@ class _Reduction:
         self.moved.add(slot.slot)
 
     def advance(self, slot: SlotState, command: Command) -> None:
-        immediate = self.terms.slots_config.incubation is Incubation.IMMEDIATE
+        immediate = self.terms.slots_config.incubation == Incubation.IMMEDIATE
         target = {
             Stage.GERMINATED: Stage.BLENDING if immediate else Stage.TRAINING,
             Stage.TRAINING: Stage.BLENDING,
