@@ -1,0 +1,64 @@
+"""Workers without a launcher: the torchrun that ``launch=prepare`` prints, and ranks that do not belong together."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from esper.config import write_config
+from esper.nissa.reading import read_events
+from tests.e2e.conftest import Finished, Start
+from tests.support.commands import GROWING, NO_WANDB, TRAIN, Command, free_port
+from tests.support.killing import assert_same_run, final
+from tests.support.tiny import tiny_plain
+
+
+def test_the_printed_torchrun_does_what_the_launcher_does(grown: Finished, start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepared = start(TRAIN, *GROWING, NO_WANDB, "launch=prepare", "run.dir=run")
+    assert prepared.end() == 0, prepared.told()
+    where, line = prepared.out.splitlines()
+    assert where == f"run directory: {run}"
+    words = shlex.split(line)
+    assert words[-3:] == ["-m", "esper.worker", str(run / "config.yaml")]
+    assert "--nproc-per-node=2" in words
+    assert not (run / "events.jsonl").exists()
+
+    typed = start(["sh", "-c"], line)
+    assert typed.end() == 0, typed.told()
+    assert json.loads((run / "STATUS.json").read_text())["status"] == "done"
+    assert "Run done" in typed.out
+    assert_same_run(final(run), final(grown.run))
+
+
+def pair(start: Start, first: Path, second: Path) -> tuple[Command, Command]:
+    """Two ranks without torchrun, each with a config file of its own."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    worker = [sys.executable, "-m", "esper.worker"]
+    one = start(worker, str(first), RANK="0", LOCAL_RANK="0", **place)
+    return one, start(worker, str(second), RANK="1", LOCAL_RANK="1", **place)
+
+
+def test_config_files_that_differ_between_ranks_are_refused_by_name(start: Start, tmp_path: Path) -> None:
+    write_config(tmp_path / "config.yaml", tiny_plain("cnn"))
+    write_config(tmp_path / "other.yaml", tiny_plain("cnn", optim__lr=0.02))
+    ranks = pair(start, tmp_path / "config.yaml", tmp_path / "other.yaml")
+    for number, rank in enumerate(ranks):
+        assert rank.end() == 76, rank.told()
+        (line,) = rank.err.splitlines()
+        assert line.startswith(f"esper: rank {number}: ranks are unequal: config: rank 0 has ")
+        assert line.endswith("(start all ranks with the same RUN/config.yaml)")
+    status = json.loads((tmp_path / "STATUS.json").read_text())
+    assert (status["status"], status["exit_code"]) == ("failed", 76)
+    assert {record["kind"] for record in read_events(tmp_path / "events.jsonl")} == {"fault"}, "nothing was trained"
+
+
+def test_more_ranks_than_samples_is_one_line(start: Start, tmp_path: Path) -> None:
+    """The config was written for one rank; two were started."""
+    write_config(tmp_path / "config.yaml", tiny_plain("cnn", trainer__batch=1, world__nproc_per_node=1))
+    for number, rank in enumerate(pair(start, tmp_path / "config.yaml", tmp_path / "config.yaml")):
+        assert rank.end() == 78, rank.told()
+        assert rank.err == (
+            f"esper: rank {number}: trainer.batch = 1: fewer samples than ranks (2); set trainer.batch=2 or higher\n"
+        )
+    assert json.loads((tmp_path / "STATUS.json").read_text())["exit_code"] == 78

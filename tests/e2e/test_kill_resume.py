@@ -1,0 +1,152 @@
+"""A run that is killed, stopped and undone by its user: each command goes on where the last one ended, bit for bit."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.nissa.reading import latest, read_events
+from tests.e2e.conftest import Finished, Start
+from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, alive, mark, processes_on, saved
+from tests.support.killing import assert_same_run, final
+from tests.support.wandb_file import offline_files, read_wandb_file
+
+TICKS = 20
+
+
+@pytest.fixture(scope="module")
+def wanted(grown: Finished) -> dict[str, Any]:
+    """What the run came to that nobody disturbed."""
+    return final(grown.run)
+
+
+def without_saves(outcome: dict[str, Any]) -> dict[str, Any]:
+    """A stop adds a save of its own, and so a re-wrap; all else must be as it was."""
+    events = [event for event in outcome["plain"]["events"] if event[0] != "rewrap"]
+    return {**outcome, "plain": {**outcome["plain"], "events": events}}
+
+
+def status_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "STATUS.json").read_text())
+    return found
+
+
+def attempts(run: Path) -> list[tuple[int, int | None]]:
+    """Number of each attempt, and the step that it began at."""
+    return [
+        (record["attempt"], record["payload"]["resumed_from"])
+        for record in read_events(run / "events.jsonl")
+        if record["kind"] == "run_started"
+    ]
+
+
+def assert_gone(command: Command, run: Path) -> None:
+    """Nothing that the command ever started is left."""
+    deadline = time.monotonic() + 60
+    while left := [*processes_on(run), *(pid for pid in command.seen if alive(pid))]:
+        assert time.monotonic() < deadline, f"still alive: {left}\n{command.told()}"
+        time.sleep(0.1)
+
+
+def test_a_killed_worker_is_started_again_by_torchrun(start: Start, tmp_path: Path, wanted: dict[str, Any]) -> None:
+    run = tmp_path / "run"
+    command = start(TRAIN, *GROWING, NO_WANDB, "world.max_restarts=1", "run.dir=run")
+    command.until(saved(run, 80), "the checkpoint of step 80")
+    os.kill(command.worker(run, rank=1), signal.SIGKILL)
+    assert command.end() == 0, command.told()
+    assert "esper: rank 0: lost contact" in command.err, command.told()
+    assert "resumed from step" in command.out
+    assert_gone(command, run)
+    (_, first), (number, resumed) = attempts(run)
+    assert first is None
+    assert number == 2
+    assert resumed is not None
+    assert resumed >= 80
+    assert_same_run(final(run), wanted)
+
+
+def test_a_killed_launcher_leaves_nobody_behind_and_esper_resume_goes_on(
+    start: Start, tmp_path: Path, wanted: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    command = start(TRAIN, *GROWING, "run.dir=run")
+    command.until(saved(run, 80), "the checkpoint of step 80")
+    workers = [command.worker(run, rank) for rank in (0, 1)]
+    assert set(workers) <= command.seen
+    command.process.kill()
+    command.process.wait()
+    assert_gone(command, run)
+    assert "Traceback" not in command.told()
+    assert not (run / "result.json").exists()
+
+    resumed = start(ESPER, "resume", "run")
+    assert resumed.end() == 0, resumed.told()
+    assert f"esper: done at step {10 * TICKS} (run directory: {run})" in resumed.out
+    assert_gone(resumed, run)
+    assert_same_run(without_saves(final(run)), without_saves(wanted))
+    (_, first), (number, step) = attempts(run)
+    assert (first, number) == (None, 2)
+    assert step is not None
+    assert step >= 80
+
+    folders = offline_files(run)
+    assert len({path.parent for path in folders}) == len(folders) == 2
+    before, after = (read_wandb_file(path) for path in folders)
+    assert before.run["id"] == after.run["id"] == json.loads((run / "attempt.json").read_text())["run_id"]
+    assert (after.ended, after.exit_code) == (True, 0)
+    rows = [row for row in after.history if "lr" in row]
+    assert [row["tick"] for row in rows] == list(range(step // 10 + 1, TICKS + 1))
+    seen = {row["tick"]: row for row in before.history if "lr" in row}
+    seen |= {row["tick"]: row for row in rows}
+    records = {r["tick"]: r for r in latest(read_events(run / "events.jsonl")) if r["kind"] == "tick"}
+    assert set(records) == set(range(1, TICKS + 1))
+    for tick, row in seen.items():
+        assert (row["train/step"], row["train/loss"]) == (10 * tick, records[tick]["payload"]["train_loss"]["value"])
+
+
+def test_a_stopped_run_says_so_and_goes_on(start: Start, tmp_path: Path, wanted: dict[str, Any]) -> None:
+    """SIGUSR1 as Slurm sends it before the time is up, then SIGTERM; both save at the next tick."""
+    run = tmp_path / "run"
+    steps = []
+    lines = [(TRAIN, [*GROWING, NO_WANDB, "run.dir=run"]), (ESPER, ["resume", "run"])]
+    for signum, tick, (program, arguments) in zip((signal.SIGUSR1, signal.SIGTERM), (5, 12), lines, strict=True):
+        command = start(program, *arguments)
+        command.until(lambda tick=tick: mark(run).tick >= tick, f"tick {tick}")  # type: ignore[misc]
+        command.process.send_signal(signum)
+        assert command.end() == 75, command.told()
+        status = status_of(run)
+        assert (status["status"], status["exit_code"]) == ("preempted", 75)
+        assert f"to go on: esper resume {run}" in command.err.splitlines()[-1]
+        assert "Traceback" not in command.told()
+        assert saved(run, status["step"])()
+        steps.append(status["step"])
+        assert_gone(command, run)
+    assert 50 <= steps[0] < 120 <= steps[1] < 200
+
+    last = start(ESPER, "resume", "run")
+    assert last.end() == 0, last.told()
+    assert attempts(run) == [(1, None), (2, steps[0]), (3, steps[1])]
+    assert_same_run(without_saves(final(run)), without_saves(wanted))
+
+
+def test_undo_goes_on_from_an_older_checkpoint_in_a_new_folder(
+    grown: Finished, start: Start, tmp_path: Path, wanted: dict[str, Any]
+) -> None:
+    def contents() -> dict[Path, tuple[int, bytes]]:
+        files = [path for path in grown.run.rglob("*") if path.is_file()]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = contents()
+    command = start(ESPER, "resume", str(grown.run), "--at", "120", "--as", "again")
+    assert command.end() == 0, command.told()
+    assert contents() == before
+    run = tmp_path / "again"
+    assert attempts(run) == [(1, 120)]
+    found = final(run)
+    later = [event for event in wanted["plain"]["events"] if event[1] > 120]
+    assert_same_run(found, {**wanted, "plain": {**wanted["plain"], "events": later}})
+    assert "resumed from step 120" in command.out

@@ -1,0 +1,300 @@
+"""One command, one finished run: everything that it leaves behind agrees with everything else."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esper.config import load_config
+from esper.leyline.events import (
+    CheckpointSaved,
+    CommandRefused,
+    Event,
+    GateJudged,
+    RunEnded,
+    RunStarted,
+    StageChanged,
+    TickDone,
+)
+from esper.leyline.evidence import Reading
+from esper.leyline.stages import EDGES, Gate, Mechanical, Op, Stage
+from esper.nissa.envelope import from_record
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.final import rebuild
+from tests.e2e.conftest import Finished, Start
+from tests.support.commands import ESPER, GROWING, TRAIN
+from tests.support.tiny import make_engine
+from tests.support.wandb_file import WandbFile, offline_files, read_wandb_file
+
+TICKS, EVERY = 20, 10
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def records(grown: Finished) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (grown.run / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def events(records: list[dict[str, Any]]) -> list[Event]:
+    """Read strictly: a missing, unknown or mistyped field is an error."""
+    return [from_record(record) for record in records]
+
+
+@pytest.fixture(scope="module")
+def ticks(events: list[Event]) -> list[TickDone]:
+    return [event for event in events if isinstance(event, TickDone)]
+
+
+@pytest.fixture(scope="module")
+def stages(events: list[Event]) -> list[StageChanged]:
+    return [event for event in events if isinstance(event, StageChanged)]
+
+
+# ---------------------------------------------------------------- the run directory
+
+
+def test_it_ends_well_and_leaves_a_whole_run_directory(grown: Finished) -> None:
+    assert grown.code == 0, grown.out + grown.err
+    assert grown.err == ""
+    names = {path.name for path in grown.run.iterdir()}
+    assert names == {
+        "attempt.json", "checkpoints", "config.yaml", "environment.json", "events.jsonl", "heartbeat", "lock",
+        "result.json", "STATUS.json", "wandb",
+    }  # fmt: skip
+    status = read_json(grown.run / "STATUS.json")
+    result = read_json(grown.run / "result.json")
+    objective = result["validation_accuracy"]["value"]
+    assert status == {"status": "done", "message": "", "exit_code": 0, "step": TICKS * EVERY, "objective": objective}
+    assert grown.out.splitlines()[-1] == f"esper: done at step {TICKS * EVERY} (run directory: {grown.run})"
+
+
+def test_config_is_read_only_and_whole(grown: Finished) -> None:
+    path = grown.run / "config.yaml"
+    assert path.stat().st_mode & 0o777 == 0o444
+    config, plain = load_config(path)
+    assert (config.seed, config.trainer.steps, config.control.every, config.optim.lr) == (1, TICKS * EVERY, EVERY, 0.02)
+    assert config.run.dir == str(grown.run)
+    assert "launch" not in plain
+    assert "${" not in path.read_text()
+
+
+def test_environment_says_what_it_ran_on(grown: Finished) -> None:
+    found = read_json(grown.run / "environment.json")
+    assert (
+        found["packages"]["torch"] == torch.__version__.split("+")[0] or found["packages"]["torch"] in torch.__version__
+    )
+    assert found["command"].endswith(f"{' '.join(GROWING)} run.dir=run")
+    assert found["folder"] == str(grown.run.parent)
+    assert found["earlier"] == []
+    assert {"host", "platform", "python", "cpus", "time"} <= set(found)
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_every_event_is_there_in_order(records: list[dict[str, Any]], events: list[Event]) -> None:
+    assert [record["seq"] for record in records] == list(range(len(records))), "nothing dropped"
+    assert {(record["attempt"], record["rank"]) for record in records} == {(1, 0)}
+    assert len({record["run_id"] for record in records}) == 1
+    assert isinstance(events[0], RunStarted)
+    assert (events[0].world_size, events[0].resumed_from, events[0].total_steps) == (2, None, TICKS * EVERY)
+    assert isinstance(events[-1], RunEnded)
+    assert [event.step for event in events] == sorted(event.step for event in events)
+
+
+def test_every_tick_once_at_its_step(ticks: list[TickDone]) -> None:
+    assert [(event.tick, event.step) for event in ticks] == [(n, n * EVERY) for n in range(1, TICKS + 1)]
+    losses = [event.train_loss.value for event in ticks]
+    assert all(reading.is_measured for event in ticks for reading in (event.train_loss, event.validation_loss))
+    assert losses[-1] is not None
+    assert losses[0] is not None
+    assert losses[-1] < 0.5 * losses[0], "it learned"
+
+
+def test_stages_follow_the_edges(ticks: list[TickDone], stages: list[StageChanged]) -> None:
+    legal = {(edge.source, edge.cause.name, edge.target) for edge in EDGES}
+    now = {line.slot: Stage.EMPTY for line in ticks[0].slots}
+    causes = {*Op.__members__, *Mechanical.__members__}
+    for tick in ticks:
+        for event in (event for event in stages if event.tick == tick.tick):
+            assert event.cause in causes
+            assert (event.source, event.cause, event.target) in legal
+            assert event.source is now[event.slot]
+            now[event.slot] = event.target
+        assert {line.slot: line.stage for line in tick.slots} == now
+        for line in tick.slots:
+            assert line.alpha == 0.0 if not line.stage.is_blended else 0.0 <= line.alpha <= 1.0
+            assert line.alpha == 1.0 or line.stage not in (Stage.HOLDING, Stage.FOSSILIZED)
+    assert Stage.FOSSILIZED in now.values(), "something grew"
+
+
+def test_what_fossilised_passed_its_gates_on_evidence(events: list[Event], stages: list[StageChanged]) -> None:
+    """Nothing was refused, and each judged edge has the verdict of its gate at its own tick."""
+    passed = {(e.tick, e.slot, e.result.gate) for e in events if isinstance(e, GateJudged) and e.result.passed}
+    judged = {(edge.source, edge.cause.name, edge.target): edge.gate for edge in EDGES if edge.gate is not None}
+    checked = 0
+    for event in stages:
+        gate = judged.get((event.source, event.cause, event.target))
+        if gate is not None and gate is not Gate.G0:
+            assert (event.tick, event.slot, gate) in passed
+            checked += 1
+    assert checked >= 4, "at least one whole life"
+    assert not [event for event in events if isinstance(event, CommandRefused)]
+    fossils = {(event.tick, event.slot) for event in stages if event.target is Stage.FOSSILIZED}
+    last = [e for e in events if isinstance(e, GateJudged) and e.result.gate is Gate.G5 and e.result.passed]
+    assert {(event.tick, event.slot) for event in last} == fossils
+    assert all(event.enforced and all(check.passed for check in event.result.checks) for event in last)
+
+
+# ---------------------------------------------------------------- the result
+
+
+def test_the_test_part_is_read_on_the_best_checkpoint(
+    grown: Finished, ticks: list[TickDone], events: list[Event], tmp_path: Path
+) -> None:
+    """Recounted by hand in one process: the saved network, sample by sample."""
+    result = read_json(grown.run / "result.json")
+    saves = [event.saved_step for event in events if isinstance(event, CheckpointSaved)]
+    assert saves == [40, 80, 120, 160, 200]
+    accuracy = {event.step: event.validation_accuracy.value for event in ticks if event.step in saves}
+    assert accuracy[result["best_step"]] == max(value for value in accuracy.values() if value is not None)
+    assert result["validation_accuracy"]["value"] == accuracy[TICKS * EVERY]
+
+    config, _ = load_config(grown.run / "config.yaml")
+    engine = make_engine(config, tmp_path)
+    store = CheckpointStore(grown.run / "checkpoints", attempt=0, keep=99)
+    network = rebuild(store, result["best_step"], engine.fresh, engine.growth).model.eval()
+    test = engine.bundle.test
+    x, y = test.fetch(torch.arange(len(test)))
+    with torch.no_grad():
+        logits = network(x)
+    correct = int((logits.argmax(1) == y).sum())
+    assert result["test_accuracy"]["n"] == len(test) == 360
+    assert result["test_accuracy"]["value"] == correct / 360
+    loss = torch.nn.functional.cross_entropy(logits, y)
+    assert result["test_loss"]["value"] == pytest.approx(float(loss), rel=1e-5)
+
+
+# ---------------------------------------------------------------- wandb
+
+
+@pytest.fixture(scope="module")
+def wandb(grown: Finished) -> WandbFile:
+    (path,) = offline_files(grown.run)
+    return read_wandb_file(path)
+
+
+def fresh(row: dict[str, Any], name: str, reading: Reading) -> None:
+    """A measured reading stands in the row; another one does not."""
+    if reading.is_measured:
+        assert row[name] == reading.value, name
+    else:
+        assert name not in row, name
+
+
+def test_wandb_has_what_the_events_have_at_the_same_steps(wandb: WandbFile, ticks: list[TickDone]) -> None:
+    rows = [row for row in wandb.history if "lr" in row]
+    assert [(row["train/step"], row["tick"]) for row in rows] == [(event.step, event.tick) for event in ticks]
+    measured = 0
+    for row, event in zip(rows, ticks, strict=True):
+        fresh(row, "train/loss", event.train_loss)
+        fresh(row, "train/accuracy", event.train_accuracy)
+        fresh(row, "validation/loss", event.validation_loss)
+        fresh(row, "validation/accuracy", event.validation_accuracy)
+        assert (row["epoch"], row["lr"], row["parameters"]) == (event.epoch, event.lr, event.parameters)
+        for line in event.slots:
+            name = f"slots/{line.slot}"
+            assert (row[f"{name}/stage"], row[f"{name}/alpha"]) == (line.stage.code, line.alpha)
+            fresh(row, f"{name}/contribution", line.contribution)
+            fresh(row, f"{name}/gradient_norm", line.gradient_norm)
+            measured += line.contribution.is_measured
+            if line.contribution.is_measured:
+                assert row[f"{name}/contribution_se"] == line.contribution.se
+    assert measured >= 4
+
+
+def test_wandb_has_axes_config_growth_and_an_end(
+    wandb: WandbFile, grown: Finished, records: list[dict[str, Any]], stages: list[StageChanged]
+) -> None:
+    assert wandb.metrics == {"train/step": "", "tick": "", "*": "train/step"}
+    assert (wandb.ended, wandb.exit_code) == (True, 0)
+    assert wandb.run["id"] == records[0]["run_id"]
+    assert wandb.config["optim"]["lr"] == 0.02
+    assert wandb.summary["status"] == "done"
+    (row,) = [row for row in wandb.history if "growth/path" in row]
+    table = json.loads((offline_files(grown.run)[0].parent / "files" / row["growth/path"]).read_text())
+    assert table["data"] == [
+        [e.step, e.tick, e.slot, e.source.name, e.target.name, e.cause, e.blueprint] for e in stages
+    ]
+
+
+# ---------------------------------------------------------------- the screen
+
+
+def test_the_screen_shows_progress_in_plain_lines(grown: Finished, stages: list[StageChanged]) -> None:
+    lines = grown.out.splitlines()
+    assert re.fullmatch(r"438 parameters on 2 ranks, 200 steps, slots r0c0, r0c1, r1c0", lines[0])
+    shown = [int(found[1]) for line in lines if (found := re.match(r"step \d+/200  tick (\d+)  loss \d", line))]
+    assert shown[-1] == TICKS
+    assert shown == sorted(set(shown))
+    changes = [line.split()[1:6] for line in lines if " -> " in line]
+    assert changes == [[str(e.step), e.slot, e.source.name, "->", e.target.name] for e in stages]
+    assert "\x1b" not in grown.out
+
+
+def test_the_closing_table_says_what_grew_where_and_why(
+    grown: Finished, ticks: list[TickDone], stages: list[StageChanged]
+) -> None:
+    text = grown.out[grown.out.index("Run done") :]
+    first = min(event.step for event in stages if event.target is Stage.BLENDING)
+    (before,) = [event for event in ticks if event.step == first]
+    assert f"before growth, step {first}" in text
+    assert f"at the end, step {TICKS * EVERY}" in text
+
+    def percent(event: TickDone) -> str:
+        assert event.validation_accuracy.value is not None
+        return f"{100 * event.validation_accuracy.value:.1f} ±"
+
+    (line,) = [line for line in text.splitlines() if line.strip().startswith("validation accuracy")]
+    assert re.search(rf"{re.escape(percent(before))} .* {re.escape(percent(ticks[-1]))}", line)
+    assert re.search(rf"parameters +438 +{ticks[-1].parameters:,} ", text)
+    for slot in ticks[-1].slots:
+        if slot.stage is Stage.FOSSILIZED:
+            assert re.search(rf"{slot.slot} +{slot.blueprint} +FOSSILIZED +\+\d+ .* G5 passed: contribution", text)
+    assert f"run   {grown.run}\n" in text
+    assert f"less {grown.run}/events.jsonl" in text
+    assert f"wandb sync {grown.run}/wandb/offline-run-*" in text
+
+
+# ---------------------------------------------------------------- again
+
+
+def contents(run: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file but those that tell of the start itself."""
+    return {
+        str(path.relative_to(run)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("environment.json", "lock")
+    }
+
+
+def test_the_same_command_again_trains_nothing(grown: Finished, start: Start) -> None:
+    before = contents(grown.run)
+    starts = len(read_json(grown.run / "environment.json")["earlier"])
+    again = start(TRAIN, *GROWING, f"run.dir={grown.run}")
+    assert again.end() == 0, again.told()
+    assert again.told().strip().splitlines()[0] == f"esper: done at step 200 (run directory: {grown.run})"
+    resumed = start(ESPER, "resume", str(grown.run))
+    assert resumed.end() == 0, resumed.told()
+    assert resumed.out == f"esper: done at step 200 (run directory: {grown.run})\n"
+    assert resumed.err == ""
+    assert contents(grown.run) == before
+    assert len(read_json(grown.run / "environment.json")["earlier"]) == starts + 2

@@ -1,0 +1,49 @@
+"""What users bring: a controller that fails, and a Hydra callback that sees what a sweep's jobs return."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from esper.leyline.commands import Command
+from esper.leyline.observation import Observation
+
+
+class Failing:
+    """Does nothing, and at its third tick raises."""
+
+    name = "failing"
+
+    def __init__(self, *, slots: tuple[str, ...], seed: int) -> None:
+        self.ticks = 0
+
+    def decide(self, observation: Observation) -> list[Command]:
+        self.ticks += 1
+        if self.ticks == 3:
+            raise ZeroDivisionError("no luck today")
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ticks": self.ticks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ticks = state["ticks"]
+
+
+class Objectives(Callback):
+    """Writes what each job returned to Hydra, and so to any sweeper, as one line of a file.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        value = job_return.return_value if job_return.status is JobStatus.COMPLETED else "failed"
+        with self.path.open("a") as file:
+            file.write(json.dumps(value) + "\n")
