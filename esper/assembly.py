@@ -38,7 +38,14 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     example = bundle.example().to(device)
     if example.is_floating_point():
         example = example.to(dtype_of(config.trainer.precision))
-    return attach(host, {slot: points[slot] for slot in chosen}, example)
+    grown = attach(host, {slot: points[slot] for slot in chosen}, example)
+    idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
+    if idle:
+        raise ConfigError(
+            f"host.kind = {config.host.kind!r}: no gradient reaches {', '.join(idle[:5])}{', ...' * (len(idle) > 5)}; "
+            "freeze them (requires_grad_(False)), or set world.find_unused=true"
+        )
+    return grown
 
 
 def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
@@ -47,10 +54,10 @@ def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: i
     places = {slot: parse_slot(slot) for slot in grown.slots}
     rows = max(place.row for place in places.values()) or 1
     cols = max(place.col for place in places.values()) or 1
-    if config.gates.probe_samples > len(bundle.probe):
+    if 2 * config.gates.probe_samples > len(bundle.probe):
         raise ConfigError(
-            f"gates.probe_samples = {config.gates.probe_samples}: the probe part has {len(bundle.probe)} samples; "
-            f"set gates.probe_samples={len(bundle.probe)} or data.probe higher"
+            f"gates.probe_samples = {config.gates.probe_samples}: looks must not all see the same of the "
+            f"{len(bundle.probe)} probe samples; set gates.probe_samples={len(bundle.probe) // 2} or data.probe higher"
         )
     if world_size > config.trainer.batch:
         raise ConfigError(

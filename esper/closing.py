@@ -50,7 +50,7 @@ def summarise(
     reasons = {
         record["payload"]["command"]["proposal"]: record["payload"]["reason"]
         for record in records
-        if record["kind"] == "command" and record["payload"]["applied"]
+        if record["kind"] == "command" and record["payload"]["applied"] and record["payload"]["command"]["proposal"]
     }
     living = tuple(
         GrownSeed(

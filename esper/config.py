@@ -114,6 +114,7 @@ OPERATIONAL = (
     "run",
     "telemetry",
     "control.timeout_s",
+    "control.slow_timeout_s",
     "control.startup_timeout_s",
     "world.rdzv_endpoint",
     "world.rdzv_id",

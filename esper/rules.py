@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from esper.kasmina import blueprints
-from esper.kasmina.config import SlotsConfig
+from esper.kasmina.config import Incubation, SlotsConfig
 from esper.kasmina.hosts import HOSTS, InjectionPoint, build_host
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import sort_slots
@@ -150,13 +150,23 @@ def controller_can_be_built(host: Any, data: Any, slots: SlotsConfig, controller
 
 
 def probe_is_large_enough(gates: Any, data: Any) -> list[str]:
-    """A look draws its samples from the probe part."""
+    """Looks draw different samples from the probe part: at most half of it each."""
     size = getattr(data, "probe", None)
-    if size is None or gates.probe_samples <= size:
+    if size is None or 2 * gates.probe_samples <= size:
         return []
     return [
-        f"gates.probe_samples = {gates.probe_samples}: the probe part has data.probe = {size} samples; "
-        f"set gates.probe_samples={size}, or data.probe={gates.probe_samples}"
+        f"gates.probe_samples = {gates.probe_samples}: the probe part has data.probe = {size} samples, and looks must "
+        f"not all see the same ones; set gates.probe_samples={size // 2}, or data.probe={2 * gates.probe_samples}"
+    ]
+
+
+def unused_and_shadow(world: Any, slots: SlotsConfig) -> list[str]:
+    """DDP's search for unused parameters sees the host's forward alone, and would miss a seed in its shadow forward."""
+    if not world.find_unused or slots.incubation != Incubation.SHADOW:
+        return []
+    return [
+        "world.find_unused = true: does not go with slots.incubation = shadow, whose forward DDP does not see; "
+        "set slots.incubation=ste or immediate, or freeze the parameters that get no gradient"
     ]
 
 
@@ -179,4 +189,5 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("host", "data", "slots", "controller"), controller_can_be_built),
     (("gates", "data"), probe_is_large_enough),
     (("optim", "trainer"), warm_up_ends),
+    (("world", "slots"), unused_and_shadow),
 )

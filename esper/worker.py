@@ -35,6 +35,7 @@ from esper.leyline.errors import (
     DataError,
     DivergedError,
     EsperError,
+    LockstepError,
     Preempted,
     RunDirError,
 )
@@ -55,6 +56,7 @@ from esper.tolaria.engine import Engine
 from esper.tolaria.final import RunResult
 from esper.tolaria.handshake import code_digest, machine_fields, newest_valid_everywhere, shake_hands
 from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.watchdog import Watchdog
 from esper.tolaria.world import World
 
 
@@ -130,20 +132,27 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
     Raises:
         CheckpointError: there are checkpoints, and none is valid on all ranks. Beginning anew is the user's to decide.
     """
-    valid, damage = [], []
-    for step in store.steps():
+    damage: dict[int, str] = {}
+    whole: set[int] = set()
+
+    def valid(step: int) -> bool:
+        if step in whole or step in damage:
+            return step in whole
         try:
             store.verify(step, None if world.rank == 0 else ("state.pt", rank_file(world.rank)))
-            valid.append(step)
+            whole.add(step)
         except CheckpointError as error:
-            damage.append(str(error))
+            damage[step] = str(error)
             if world.rank == 0:
                 print(f"esper: passed over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
             sink.emit(Fault(step=step, tick=0, epoch=0, what=f"checkpoint passed over: {error}", where=str(step)))
-    chosen = newest_valid_everywhere(world, valid)
-    found = torch.tensor([len(valid) + len(damage)], dtype=torch.int64)
+        return step in whole
+
+    steps = store.steps()
+    chosen = newest_valid_everywhere(world, steps, valid)
+    found = torch.tensor([len(steps)], dtype=torch.int64)
     if chosen is None and int(world.all_reduce(found, dist.ReduceOp.MAX, what="choice of checkpoint")) > 0:
-        what = "; ".join(damage) or "another rank cannot read them"
+        what = "; ".join(damage.values()) or "another rank cannot read them"
         raise CheckpointError(
             f"{store.folder}: no checkpoint is valid on all ranks ({what}); restore one from a copy, or remove that "
             "folder to train from the beginning"
@@ -189,6 +198,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     bundle = load_data(config.data)
     digest = config_digest(plain)
     sink = build_sink(config, plain, run_dir, attempt, world.rank)
+    watchdog: Watchdog | None = None
     try:
         engine = assemble(
             config, world=world, heartbeat=heartbeat, bundle=bundle, store=store, sink=sink, digest=digest,
@@ -205,7 +215,12 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             **machine_fields(world.device),
         }
         shake_hands(world, fields)
+        if world.size > 1 and world.device.type == "cuda":
+            watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, run_dir, heartbeat))
+            if world.rank == 0:
+                print("esper: reading each owner's gradient norm costs one host synchronisation a step", flush=True)
         engine.begin(choose_checkpoint(store, world, sink))
+        world.meet("load")
         on_stop_signals(lambda: setattr(engine, "stop_asked", True))
         engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
@@ -213,11 +228,33 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             write_json(run_dir / "result.json", {**to_plain(result), "data": bundle.record})
             _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
-    except EsperError as error:
-        sink.emit(Fault(step=heartbeat.step, tick=heartbeat.tick, epoch=0, what=str(error), where=heartbeat.phase))
+    except Exception as error:
+        _tell_end(error, sink, heartbeat, world.rank)
         raise
     finally:
+        if watchdog is not None:
+            watchdog.close()
         sink.close()
+
+
+def _stuck(text: str, run_dir: Path, heartbeat: Heartbeat) -> None:
+    """Ends a rank whose main thread waits on a device and cannot raise; from the watchdog's thread."""
+    error = LockstepError(f"lost contact: {text}")
+    heartbeat.mark("failed", str(error))
+    print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
+    if heartbeat.rank == 0 or _speaks_for_run(heartbeat, error):
+        write_json(run_dir / "STATUS.json", {**status_of(error), "step": heartbeat.step})
+    os._exit(error.exit_code)
+
+
+def _tell_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int) -> None:
+    """The last events of a run that did not get to its end. A stop that was asked for is no fault."""
+    axes = {"step": heartbeat.step, "tick": heartbeat.tick, "epoch": 0}
+    status = status_of(error)
+    if status["status"] != "preempted":
+        sink.emit(Fault(**axes, what=status["message"], where=heartbeat.phase))
+    if rank == 0:
+        sink.emit(RunEnded(**axes, status=status["status"], summary={"message": status["message"]}))
 
 
 def _close(engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig) -> None:
@@ -246,13 +283,14 @@ def run(config_path: Path) -> int:
     except Exception as error:
         if not isinstance(error, EsperError):
             traceback.print_exc()
-        failure, status = error, _status(error, world)
-    if failure is not None and not isinstance(failure, Preempted) and world is not None and world.heartbeat is not None:
-        world.heartbeat.mark("failed", status["message"])
-    started = world is not None and world.heartbeat is not None and world.heartbeat.tick > 0
-    if rank == 0 or (not started and status["status"] == "failed"):
-        if status["message"]:
-            print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
+        step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
+        failure, status = error, {**status_of(error), "step": step}
+    beat = None if world is None else world.heartbeat
+    if beat is not None and failure is not None and not isinstance(failure, Preempted):
+        beat.mark("failed", status["message"])
+    if status["message"]:
+        print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
+    if rank == 0 or _speaks_for_run(beat, failure):
         try:
             write_json(run_dir / "STATUS.json", status)
         except OSError as error:
@@ -264,13 +302,24 @@ def run(config_path: Path) -> int:
     return int(status["exit_code"])
 
 
-def _status(error: Exception, world: World | None) -> dict[str, Any]:
+def _speaks_for_run(beat: Heartbeat | None, failure: Exception | None) -> bool:
+    """Whether a rank that is not 0 writes how the run failed: before the first tick, or when rank 0 is gone."""
+    if failure is None or isinstance(failure, Preempted | DivergedError):
+        return False
+    if beat is None or beat.tick == 0:
+        return True
+    marks = beat.read()
+    first = next((m.rank for m in marks if m is not None and (m.phase == "failed" or m.error)), beat.rank)
+    return first == beat.rank
+
+
+def status_of(error: Exception) -> dict[str, Any]:
+    """What STATUS.json says of a run that ended by ``error``, without the step."""
     kind = "preempted" if isinstance(error, Preempted) else "failed"
     kind = "diverged" if isinstance(error, DivergedError) else kind
     code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
     message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
-    step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
-    return {"status": kind, "step": step, "objective": None, "message": message, "exit_code": code}
+    return {"status": kind, "objective": None, "message": message, "exit_code": code}
 
 
 @record

@@ -124,7 +124,7 @@ BAD = [
     ("slots.ids", ["r7c0"], "slots.ids = ['r7c0']: r7c0 is no slot of this host, which has r0c0, r0c1, r1c0"),
     ("slots.incubation", "shade", "expected one of shadow, ste, immediate; for example slots.incubation=shadow"),
     ("trainer.batch", 1, "trainer.batch = 1: fewer samples than the 2 ranks that share them; set trainer.batch=2"),
-    ("gates.probe_samples", 300, "data.probe = 256 samples; set gates.probe_samples=256, or data.probe=300"),
+    ("gates.probe_samples", 300, "the same ones; set gates.probe_samples=192, or data.probe=600"),
     ("controller.blueprints", ["conv_huge"], "controller.blueprints = 'conv_huge': no blueprint for the slots in use"),
     ("controller.curve", "round", "expected one of linear, cosine, sigmoid; for example controller.curve=cosine"),
     ("host", 3, "host.kind = None: unknown"),

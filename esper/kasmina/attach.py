@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from esper.kasmina.slot import SeedSlot
 from esper.leyline.errors import ConfigError
@@ -102,6 +103,22 @@ class Grown:
         seed = self.slots[slot].seed
         return 0 if seed is None else sum(parameter.numel() for parameter in seed.parameters())
 
+    def parameters_without_gradient(self, *example: Any) -> list[str]:
+        """Names of trainable parameters that the model's output does not depend on; the model is left as it was.
+
+        Args:
+            example: one batch of the model's inputs.
+        """
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        devices = {p.device for p in named.values() if p.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+            output = torch.func.functional_call(self.model, buffers, example)
+            leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+            total = sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
+            grads = torch.autograd.grad(total, list(named.values()), allow_unused=True) if leaves else []
+        return [name for name, grad in zip(named, grads) if grad is None] if leaves else list(named)
+
     def incubate(self, slot: str, *args: Any) -> Any:
         """The shadow forward of a TRAINING seed: the model's output with this seed at alpha 1 and all else frozen.
 
@@ -119,7 +136,7 @@ class Grown:
             if not name.startswith(own):
                 frozen[name] = parameter.detach()
         for name, buffer in self.model.named_buffers():
-            if not name.startswith(CONTAINER):
+            if not name.startswith(own):
                 frozen[name] = buffer.clone()
         with self.override({slot: 1.0}):
             return torch.func.functional_call(self.model, frozen, args)

@@ -75,7 +75,7 @@ class GateConfig:
         hold_looks: looks in HOLDING before only PRUNE is left to a careful controller.
         min_dwell: ticks in a stage before ADVANCE or FOSSILIZE is legal.
         min_samples: paired samples under which evidence is absent.
-        probe_samples: samples of the probe part drawn for a look.
+        probe_samples: samples of the probe part drawn for a look; at most half of it, so that looks differ.
         fresh_ticks: age in ticks beyond which evidence is stale.
         min_contribution: nats per sample that a seed must contribute to fossilise.
         auto_advance: gates (of G1, G2, G3) through which a seed goes by itself once they pass; fossilising never is.
@@ -90,7 +90,7 @@ class GateConfig:
     hold_looks: int = 5
     min_dwell: int = 1
     min_samples: int = 64
-    probe_samples: int = 256
+    probe_samples: int = 192
     fresh_ticks: int = 1
     min_contribution: float = 0.002
     auto_advance: list[str] = field(default_factory=list)

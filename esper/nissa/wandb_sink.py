@@ -72,6 +72,9 @@ def tick_row(event: TickDone) -> dict[str, float]:
     return row
 
 
+_FLUSH_S = 5.0
+
+
 class WandbSink:
     """Shows one run in wandb.
 
@@ -129,9 +132,12 @@ class WandbSink:
             self.dropped += 1
 
     def flush(self) -> None:
-        """Hands everything taken so far to wandb, which writes its file within two seconds."""
-        if self._lane is not None:
-            self._lane.flush(self._finish_timeout_s)
+        """Hands everything taken so far to wandb, which writes its file within two seconds.
+
+        A service that does not take it in ``_FLUSH_S`` is given up: a view must not hold training up at every save.
+        """
+        if self._lane is not None and not self._failed and not self._lane.flush(min(_FLUSH_S, self._finish_timeout_s)):
+            self._fail(TimeoutError(f"wandb took nothing for {_FLUSH_S:g} s; try `wandb sync` later"))
 
     def close(self) -> None:
         """Logs growth and summary and finishes the wandb run; safe to call twice."""

@@ -39,7 +39,7 @@ class ScheduleConfig:
 
     Fields:
         kind: ``schedule``.
-        actions: mappings with ``tick`` (control tick, from 0), ``slot``, ``op`` (WAIT, GERMINATE, ADVANCE,
+        actions: mappings with ``tick`` (control tick, from 1), ``slot``, ``op`` (WAIT, GERMINATE, ADVANCE,
             SET_ALPHA_TARGET, PRUNE or FOSSILIZE), and what the op uses: ``blueprint`` (GERMINATE, needed), ``target``
             (alpha in [0, 1]; GERMINATE, and needed for SET_ALPHA_TARGET), and for the coming ramp of GERMINATE,
             SET_ALPHA_TARGET and PRUNE ``curve`` (LINEAR, COSINE, SIGMOID), ``ticks`` (0 to 10000; 0 is at once) and
@@ -64,7 +64,7 @@ def _is_number(value: Any) -> bool:
 
 
 _RULES: dict[str, tuple[Any, str]] = {
-    "tick": (lambda v: _is_int(v) and v >= 0, "must be a whole number >= 0"),
+    "tick": (lambda v: _is_int(v) and v >= 1, "must be a whole number >= 1"),
     "blueprint": (lambda v: isinstance(v, str) and v != "", "must be a blueprint's name"),
     "target": (lambda v: _is_number(v) and 0 <= v <= 1, "alpha, must be 0 to 1"),
     "ticks": (lambda v: _is_int(v) and 0 <= v <= 10_000, "must be a whole number, 0 to 10000"),

@@ -138,7 +138,8 @@ class ControlConfig:
         validate_every: ticks between validations.
         stage_ticks: ticks that a staged seed may stay not ready before it is discarded.
         timeout_s: seconds after which a missing rank is an error, in every process group.
-        startup_timeout_s: the same for start-up and load.
+        slow_timeout_s: the same for what may rightly take longer: the step after a growth, a save, or a save's commit.
+        startup_timeout_s: the same for start-up, load, the last save and the final test.
     """
 
     every: int = 50
@@ -147,6 +148,7 @@ class ControlConfig:
     validate_every: int = 1
     stage_ticks: int = 4
     timeout_s: float = 60.0
+    slow_timeout_s: float = 300.0
     startup_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
@@ -155,7 +157,7 @@ class ControlConfig:
             check("every", self.every <= self.max_steps, "must not exceed control.max_steps")
             for name in ("max_steps", "digest_every", "validate_every", "stage_ticks"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")
-            for name in ("timeout_s", "startup_timeout_s"):
+            for name in ("timeout_s", "slow_timeout_s", "startup_timeout_s"):
                 check(name, getattr(self, name) >= 1, "seconds, must be >= 1")
 
 

@@ -160,7 +160,10 @@ class Engine:
                 self.heartbeat.mark("backward")
                 with self.world.collective("backward"):
                     loss.backward()
-        report = self.owner.step()
+        self.heartbeat.mark("step")
+        with self.world.collective("step"):  # where the host first waits for a device's reduction
+            report = self.owner.step()
+        self.world.allow_slow(False)
         self.window.step(report, step)
         self.step += 1
 
@@ -234,6 +237,7 @@ class Engine:
         )
         self.narrator.evidence(before, self.state, agreed, self.window.first_skipped)
         beat.mark("save-commit")
+        settling = self.saver.word is not SaveWord.NONE
         self._flush_before_commit()
         self.narrator.tell(self.saver.settle(agreed.ranks, axes_of(self.state)))
         beat.mark("stage")
@@ -248,6 +252,7 @@ class Engine:
         steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
         self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=digest_ms)
         self.window.reset()
+        self.world.allow_slow(save or settling or wrap_ms is not None)
         if save:
             beat.mark("save")
             self._save()

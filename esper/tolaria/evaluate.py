@@ -122,7 +122,7 @@ def average_running_statistics(model: nn.Module, world: World) -> None:
     if world.size == 1 or not buffers:
         return
     flat = torch.cat([buffer.detach().reshape(-1).double() for buffer in buffers])
-    world.all_reduce(flat, dist.ReduceOp.SUM, what="average of running statistics", data=True)
+    world.all_reduce(flat, dist.ReduceOp.SUM, what="average of running statistics", on="data")
     flat /= world.size
     with torch.no_grad():
         for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):

@@ -70,7 +70,7 @@ def choose_best(store: CheckpointStore, world: World, report: Callable[[str, str
         best = step
         break
     chosen = torch.tensor([best], dtype=torch.int64)
-    world.all_reduce(chosen, dist.ReduceOp.MAX, what="choice of checkpoint")
+    world.all_reduce(chosen, dist.ReduceOp.MAX, what="choice of checkpoint", on="default")
     return None if int(chosen) < 0 else int(chosen)
 
 
@@ -78,7 +78,7 @@ def read_test(evaluator: Evaluator, world: World, tick: int) -> tuple[Reading, R
     """Loss and accuracy on the whole test part, every sample counted once."""
     sums = evaluator.part_sums(evaluator.bundle.test)
     vector = torch.tensor(list(sums.values()), dtype=torch.float64)
-    world.all_reduce(vector, dist.ReduceOp.SUM, what="test")
+    world.all_reduce(vector, dist.ReduceOp.SUM, what="test", on="default")
     loss, loss_sq, correct, correct_sq, count = vector.tolist()
     return (
         paired(int(count), loss, loss_sq, tick=tick, min_samples=2),

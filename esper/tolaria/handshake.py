@@ -6,7 +6,7 @@ all-reduce(MAX) of pairs (d, -d); only if a field differs, its values are gather
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -88,17 +88,20 @@ def shake_hands(world: World, fields: Mapping[str, str]) -> None:
         raise LockstepError("ranks are unequal: " + "; ".join(parts))
 
 
-def newest_valid_everywhere(world: World, valid: list[int]) -> int | None:
+def newest_valid_everywhere(world: World, steps: Sequence[int], valid: Callable[[int], bool]) -> int | None:
     """The newest step whose checkpoint every rank has verified; None if there is none.
 
+    Each rank verifies newest first and stops at the first good one; if another rank is further back, it goes on from
+    there. Reading may take long, so the ranks meet on the group with the longer limit.
+
     Args:
-        world: the ranks. valid: steps that this rank has verified, newest first.
+        world: the ranks. steps: that this rank sees, newest first. valid: whether one of them is whole here.
     """
     bound = 2**62
     while True:
-        mine = next((step for step in valid if step <= bound), -1)
+        mine = next((step for step in steps if step <= bound and valid(step)), -1)
         pair = torch.tensor([mine, -mine], dtype=torch.int64)
-        agreed = world.all_reduce(pair, dist.ReduceOp.MIN, what="choice of checkpoint").tolist()
+        agreed = world.all_reduce(pair, dist.ReduceOp.MIN, what="choice of checkpoint", on="default").tolist()
         low, high = agreed[0], -agreed[1]
         if low < 0:
             return None

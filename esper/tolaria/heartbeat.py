@@ -36,6 +36,7 @@ class Heartbeat:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self._path(rank), os.O_RDWR | os.O_CREAT, 0o644)
         self.step = self.tick = 0
+        self.marked_at = time.monotonic()
         self.phase = ""
         self.mark("start")
 
@@ -44,6 +45,8 @@ class Heartbeat:
 
     def mark(self, phase: str, error: str = "") -> None:
         """Notes that this rank enters ``phase`` (a few microseconds)."""
+        if not error:  # an error is told from within a phase; how long that has lasted stays known
+            self.marked_at = time.monotonic()
         self.phase = phase
         line = b""
         for length in range(min(len(error), 300), -1, -1):  # escapes lengthen a text; a cut record could not be read

@@ -63,13 +63,18 @@ class Narrator:
                         alpha=new.contribution_alpha, contribution=new.contribution,
                     )
                 )  # fmt: skip
+            if new.nonfinite_steps:
+                text = (
+                    f"{new.nonfinite_steps} steps had a non-finite gradient in {new.slot} ({new.stage.name}); dropped"
+                )
+                self.tell(Fault(**axes_of(state), what=text, where=new.slot))
         if state.skipped:
             ranks = agreed.nonfinite_ranks
             self.tell(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
 
     def decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
         """The reducer's events; on rank 0 with the controller's reasons, which do not travel."""
-        reasons = {command.proposal: command.reason for command in (commands or {}).values()}
+        reasons = {command.proposal: command.reason for command in (commands or {}).values() if command.proposal}
         for event in events:
             if isinstance(event, CommandJudged) and event.command.proposal in reasons:
                 why = reasons[event.command.proposal]

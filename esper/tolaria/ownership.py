@@ -168,11 +168,13 @@ class ParameterOwner:
     def state_by_name(self) -> dict[str, dict[str, Tensor]]:
         """Optimizer state per parameter name; an empty dict for one that has not been stepped."""
         names = {p: name for named in self.grown.owner_parameters().values() for name, p in named}
+        states = {name: self.optimizer.state.get(parameter, {}) for parameter, name in names.items()}
         return {
-            name: {key: value.detach().clone() for key, value in self.optimizer.state.get(parameter, {}).items()
-                   if isinstance(value, Tensor)}
-            for parameter, name in names.items()
-        }  # fmt: skip
+            name: {
+                key: value.detach().to("cpu", copy=True) for key, value in state.items() if isinstance(value, Tensor)
+            }
+            for name, state in states.items()
+        }
 
     def load_by_name(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Takes `state_by_name` back.

@@ -153,7 +153,7 @@ class _Reduction:
                 continue
             if veto is not Veto.NONE:
                 self.put(replace(slot, staged=None))
-                self.out.effects.append(Discard(slot.slot))
+                self.discard(slot)
                 reason = veto.name + (f" after {waited} ticks" if veto is Veto.NOT_READY else "")
                 self.out.events.append(
                     BirthVetoed(
@@ -169,6 +169,11 @@ class _Reduction:
             )  # fmt: skip
             self.move(born, Op.GERMINATE, Stage.GERMINATED, command.proposal)
             self.out.effects.append(Register(slot.slot))
+
+    def discard(self, slot: SlotState) -> None:
+        """A staged seed is let go: nothing has changed, so its germination is not spent either."""
+        self.out.state = replace(self.state, germinations=self.state.germinations - 1)
+        self.out.effects.append(Discard(slot.slot))
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
@@ -240,7 +245,7 @@ class _Reduction:
     def prune(self, slot: SlotState, command: Command) -> None:
         if slot.staged is not None:
             self.put(replace(slot, staged=None, proposal=command.proposal))
-            self.out.effects.append(Discard(slot.slot))
+            self.discard(slot)
             self.moved.add(slot.slot)
         elif command.ticks == 0:
             self.move(slot, Op.PRUNE, Stage.PRUNED, command.proposal)

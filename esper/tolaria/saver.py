@@ -91,10 +91,10 @@ class Saver:
             return None
         step, word = self._flight.step, torch.zeros(self.world.size, dtype=torch.int64)
         word[self.world.rank] = int(self.word)
-        self.world.all_reduce(word, dist.ReduceOp.MAX, what="save")
+        self.world.all_reduce(word, dist.ReduceOp.MAX, what="save", on="default")
         event = self.settle(tuple(RankWord(save=SaveWord(value)) for value in word.tolist()), axes)
         committed = torch.tensor([int(isinstance(event, CheckpointSaved))], dtype=torch.int64)
-        self.world.all_reduce(committed, dist.ReduceOp.MAX, what="save-commit")
+        self.world.all_reduce(committed, dist.ReduceOp.MAX, what="save-commit", on="default")
         if not committed.item():
             newest = next(iter(self.store.steps()), None)
             have = "there is no older checkpoint" if newest is None else f"the newest checkpoint is step {newest}"

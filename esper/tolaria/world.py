@@ -2,7 +2,7 @@
 
     data     the step's gradient reductions (gloo on CPU, NCCL on GPUs) and the average of BatchNorm statistics
     control  two all-reduces a tick, always gloo on CPU tensors
-    default  start-up and load only, with a longer limit
+    default  start-up, load, the last save and the final test only, with a longer limit
 
 Every group has a timeout. A collective that fails raises `LockstepError` naming the rank that the heartbeat marks say
 is missing, never a bare transport error.
@@ -59,6 +59,8 @@ class World:
         self.control: dist.ProcessGroup | None = None
         self.data: dist.ProcessGroup | None = None
         self._store: dist.Store | None = None
+        self._limits = (control.timeout_s, control.slow_timeout_s)
+        self._slow = False
         if self.size == 1:
             return
         startup = datetime.timedelta(seconds=control.startup_timeout_s)
@@ -72,7 +74,8 @@ class World:
                 timeout=startup, device_id=self.device if gpu else None,
             )  # fmt: skip
             self.control = dist.new_group(backend="gloo", timeout=limit)
-            self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=limit)
+            # NCCL's own watchdog ends the process without a word; ours (tolaria.watchdog) must come first.
+            self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=2 * limit if gpu else limit)
 
     def _device(self, config: WorldConfig) -> torch.device:
         if config.device is Device.CPU:
@@ -110,17 +113,37 @@ class World:
         parts = [f"rank {rank} never arrived" for rank in missing]
         return "; ".join(parts) or "every rank has arrived: the network between them may be cut"
 
-    def all_reduce(self, vector: Tensor, op: Any, *, what: str, data: bool = False) -> Tensor:
-        """Reduces ``vector`` in place over the control (or data) group and returns it.
+    def all_reduce(self, vector: Tensor, op: Any, *, what: str, on: str = "control") -> Tensor:
+        """Reduces ``vector`` in place and returns it.
 
         Args:
-            vector: CPU tensor on the control group; on the data group a tensor on `device`.
+            vector: CPU tensor; on the data group a tensor on `device`.
             op: ``dist.ReduceOp``. what: phase name for an error.
+            on: the group: ``control``, ``data``, or ``default`` for what may take as long as a start.
         """
         if self.size > 1:
+            group = {"control": self.control, "data": self.data, "default": None}[on]
             with self.collective(what):
-                dist.all_reduce(vector, op, group=self.data if data else self.control)
+                dist.all_reduce(vector, op, group=group)
         return vector
+
+    def allow_slow(self, slow: bool) -> None:
+        """Gives the data and control groups the longer limit, or takes it back; every rank at the same step.
+
+        For what may rightly keep a rank longer than control.timeout_s: writing a save, hashing it, a first step.
+        """
+        if self.size == 1 or slow == self._slow:
+            return
+        self._slow = slow
+        limit = datetime.timedelta(seconds=self.limit_s)
+        # Leading underscore and all, this is torch's way to change a limit later (its own torchtitan uses it).
+        dist.distributed_c10d._set_pg_timeout(limit, self.control)
+        dist.distributed_c10d._set_pg_timeout(2 * limit if self.device.type == "cuda" else limit, self.data)
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that a collective of the data or control group may take now."""
+        return max(self._limits) if self._slow else self._limits[0]
 
     def all_gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
         """Each rank's ``vector`` (CPU, equal shapes), over the control group. Diagnostics and start-up only."""

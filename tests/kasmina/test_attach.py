@@ -264,3 +264,24 @@ def test_the_dry_run_leaves_the_stream_of_the_device_untouched():
     before = torch.cuda.get_rng_state()
     attach(model, WHERE, IMAGES.cuda())
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_parameters_without_a_gradient_are_named_and_nothing_is_touched() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle, self.norm = nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.drop(self.norm(self.used(x)))
+
+    host, x = Idle(), torch.randn(4, 3)
+    grown = attach(host, {"r0c0": "used"}, x)
+    before, rng = {k: v.clone() for k, v in host.state_dict().items()}, torch.get_rng_state()
+    assert grown.parameters_without_gradient(x) == ["idle.weight", "idle.bias"]
+    assert all(torch.equal(before[key], value) for key, value in host.state_dict().items())
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in host.parameters())
+    host.idle.requires_grad_(False)
+    assert grown.parameters_without_gradient(x) == []

@@ -60,7 +60,7 @@ def test_every_bad_entry_is_reported_at_once_with_its_place():
     good = {"tick": 1, "slot": "r0c0", "op": "ADVANCE"}
     bad = [
         (["advance"], "actions[1] = ['advance']: must be a mapping"),
-        ({"tick": -1, "slot": "r0c0", "op": "PRUNE"}, "actions[2].tick = -1: must be a whole number >= 0"),
+        ({"tick": 0, "slot": "r0c0", "op": "PRUNE"}, "actions[2].tick = 0: must be a whole number >= 1"),
         ({"tick": 2, "slot": "R0C0", "op": "PRUNE"}, "actions[3].slot 'R0C0': not a slot id"),
         ({"tick": 2, "slot": "r7c7", "op": "PRUNE"}, "actions[4].slot 'r7c7': no such slot; this host has r0c0, r0c1"),
         ({"tick": 3, "slot": "r0c0", "op": "SPROUT"}, "actions[5].op = 'SPROUT': must be one of WAIT, GERMINATE"),

@@ -20,9 +20,18 @@ def alone(monkeypatch) -> World:
     return World(WorldConfig(), ControlConfig())
 
 
-@pytest.mark.parametrize(("valid", "newest"), [([], None), ([0], 0), ([300, 200, 100], 300), ([7], 7)])
-def test_alone_the_newest_valid_is_ones_own_newest(alone, valid, newest):
-    assert newest_valid_everywhere(alone, valid) == newest
+@pytest.mark.parametrize(
+    ("whole", "newest", "read"), [([], None, 3), ([300], 300, 1), ([200, 100], 200, 2), ([100], 100, 3)]
+)
+def test_alone_the_newest_valid_is_ones_own_and_no_older_one_is_read(alone, whole, newest, read):
+    asked = []
+
+    def valid(step: int) -> bool:
+        asked.append(step)
+        return step in whole
+
+    assert newest_valid_everywhere(alone, [300, 200, 100], valid) == newest
+    assert asked == [300, 200, 100][:read]
 
 
 def test_alone_one_agrees_with_oneself(alone):

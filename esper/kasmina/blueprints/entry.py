@@ -100,7 +100,8 @@ class Blueprint:
         try:
             claimed = self.info_or_none(dim, 4)
             with torch.device("meta"):
-                counted = sum(tensor.numel() for tensor in self.build(dim).parameters())
+                built = self.build(dim)
+            counted = sum(tensor.numel() for tensor in built.parameters())
         except Exception as error:
             if claimed is None and isinstance(error, ValueError):
                 return None  # formulas and constructor refuse this dim alike
@@ -109,6 +110,9 @@ class Blueprint:
             return f"can be built at dim = {dim}, but its formulas refuse it"
         if claimed.parameters != counted:
             return f"has {counted} parameters at dim = {dim}, its formula says {claimed.parameters}"
+        drifting = [name for name, buffer in built.named_buffers() if buffer.is_floating_point()]
+        if drifting:  # each rank would update them from its own samples, and for seeds no average is agreed
+            return f"has running statistics ({', '.join(drifting[:3])}); use GroupNorm or LayerNorm, not BatchNorm"
         return None
 
 

@@ -25,8 +25,8 @@ class DigitsConfig(DataConfig):
 
     kind: str = "digits"
     validation: int = 240
-    probe: int = 256
-    test: int = 360
+    probe: int = 384
+    test: int = 300
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
