@@ -1,12 +1,15 @@
 """Commands that end with their test, and one finished run that several tests look at."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
+from esper.leyline.events import Event, StageChanged, TickDone
+from esper.nissa.envelope import from_record
 from tests.support.commands import GROWING, TRAIN, Command
 
 
@@ -50,3 +53,24 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     finally:
         command.clear()
     return Finished(folder / "run", command.out, command.err, code)
+
+
+@pytest.fixture(scope="session")
+def records(grown: Finished) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (grown.run / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def events(records: list[dict[str, Any]]) -> list[Event]:
+    """Read strictly: a missing, unknown or mistyped field is an error."""
+    return [from_record(record) for record in records]
+
+
+@pytest.fixture(scope="session")
+def ticks(events: list[Event]) -> list[TickDone]:
+    return [event for event in events if isinstance(event, TickDone)]
+
+
+@pytest.fixture(scope="session")
+def stages(events: list[Event]) -> list[StageChanged]:
+    return [event for event in events if isinstance(event, StageChanged)]

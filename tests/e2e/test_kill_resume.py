@@ -52,6 +52,16 @@ def assert_gone(command: Command, run: Path) -> None:
         time.sleep(0.1)
 
 
+def stop(command: Command, run: Path, signum: int, tick: int) -> None:
+    """Sends the launcher a signal while the run stands still at a tick; returns when it has ended as a stopped one."""
+    command.until(lambda: mark(run).tick >= tick, f"tick {tick}")
+    with command.held(run):
+        command.process.send_signal(signum)
+        command.until(lambda: "workers save at the next tick" in command.err, "its word")
+        time.sleep(0.1)  # the workers are told in the same breath
+    assert command.end() == 75, command.told()
+
+
 def test_a_killed_worker_is_started_again_by_torchrun(start: Start, tmp_path: Path, wanted: dict[str, Any]) -> None:
     run = tmp_path / "run"
     command = start(TRAIN, *GROWING, NO_WANDB, "world.max_restarts=1", "run.dir=run")
@@ -115,9 +125,7 @@ def test_a_stopped_run_says_so_and_goes_on(start: Start, tmp_path: Path, wanted:
     lines = [(TRAIN, [*GROWING, NO_WANDB, "run.dir=run"]), (ESPER, ["resume", "run"])]
     for signum, tick, (program, arguments) in zip((signal.SIGUSR1, signal.SIGTERM), (5, 12), lines, strict=True):
         command = start(program, *arguments)
-        command.until(lambda tick=tick: mark(run).tick >= tick, f"tick {tick}")  # type: ignore[misc]
-        command.process.send_signal(signum)
-        assert command.end() == 75, command.told()
+        stop(command, run, signum, tick)
         status = status_of(run)
         assert (status["status"], status["exit_code"]) == ("preempted", 75)
         assert f"to go on: esper resume {run}" in command.err.splitlines()[-1]

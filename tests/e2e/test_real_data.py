@@ -40,7 +40,7 @@ def trained(start: Start, run: Path, *overrides: str, folder: str) -> dict[str, 
 
 
 def test_cifar10_below_the_data_folder(start: Start, tmp_path: Path, folder: str) -> None:
-    small = ("data.max_train=1500", "data.validation=300", "data.probe=256")
+    small = ("data.max_train=1500", "data.validation=300", "data.probe=384")
     result = trained(
         start, tmp_path / "run", "data=cifar10", *small, "optim.lr=0.01", ACTIONS.format("conv_small"), folder=folder
     )
@@ -50,7 +50,7 @@ def test_cifar10_below_the_data_folder(start: Start, tmp_path: Path, folder: str
 
 
 def test_text_below_the_data_folder(start: Start, tmp_path: Path, folder: str) -> None:
-    small = ("data.block=32", "host.block=32", "data.max_bytes=200000", "data.validation=64", "data.probe=256")
+    small = ("data.block=32", "host.block=32", "data.max_bytes=200000", "data.validation=64", "data.probe=384")
     result = trained(
         start, tmp_path / "run", "host=gpt", "data=text", "trainer=language", *small, ACTIONS.format("mlp_small"),
         folder=folder,

@@ -6,6 +6,7 @@ command.process.send_signal(signal.SIGTERM)
 assert command.end() == 75, command.told()
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +109,16 @@ class Command:
             if str(run / "config.yaml").encode() in words and f"RANK={rank}".encode() in variables:
                 return pid
         raise AssertionError(f"no rank {rank} of {run}\n{self.told()}")
+
+    @contextlib.contextmanager
+    def held(self, run: Path, rank: int = 0) -> Iterator[None]:
+        """Stops a rank within the block, so that the run gets no further before a signal has gone its way."""
+        pid = self.worker(run, rank)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def clear(self) -> None:
         """Ends what is left of it, by process id."""
