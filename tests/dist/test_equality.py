@@ -24,8 +24,8 @@ from tests.support.tiny import events, make_engine, replica, tiny_config
 
 TOLERANCE = 1e-9
 DATA = {
-    "cnn": DigitsConfig(validation=40, probe=256, test=1200),  # leaves 301 for training
-    "gpt": PySourceConfig(block=16, max_bytes=7600, validation=33, probe=256, test=8),  # leaves 150
+    "cnn": DigitsConfig(validation=40, probe=512, test=944),  # leaves 301 for training
+    "gpt": PySourceConfig(block=16, max_bytes=11_952, validation=33, probe=512, test=8),  # leaves 150
 }
 BLUEPRINTS = {"cnn": ["conv_small", "bottleneck"], "gpt": ["mlp_small"]}
 BATCH = {"cnn": (20, 1), "gpt": (16, 6)}  # samples in a batch, and in the last one of an epoch

@@ -1,6 +1,6 @@
 """Ranks that stop, leave or fail: the others end within the timeout, with an error that names the rank.
 
-Each case is a run of the real worker in processes of its own, since rank 1 is lost in it; cases wait side by side.
+Each case is a run of the real worker in processes of its own, since a rank is lost in it; cases wait side by side.
 """
 
 import json
@@ -132,11 +132,12 @@ def other_registry() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What befalls rank 1, on how many ranks; whether it is lost for good."""
+    """What befalls which rank, on how many ranks; whether it is lost for good."""
 
     arm: Break
     ranks: int = 2
     lost: bool = True
+    rank: int = 1
 
 
 CASES: dict[str, Case] = {
@@ -146,6 +147,8 @@ CASES: dict[str, Case] = {
     "stops in backward": Case(at_phase("backward", 5, stand_still), ranks=3),
     "stops between observe and commit": Case(at_phase("commit", 5, stand_still)),
     "stops in a save": Case(at_phase("save", 5, stand_still)),
+    "rank 0 stops in forward": Case(at_phase("forward", 5, stand_still), ranks=3, rank=0),
+    "rank 0 leaves": Case(at_phase("measure", 5, leave), rank=0),
     "leaves": Case(at_phase("measure", 5, leave), ranks=3),
     "counts a step twice": Case(in_step(5, miscount), lost=False),
     "forges a stage": Case(in_step(7, forge_stage), lost=False),
@@ -155,7 +158,7 @@ CASES: dict[str, Case] = {
 
 
 def work(rank: int, name: str, run_dir: Path) -> Ended:
-    if rank == 1:
+    if rank == CASES[name].rank:
         CASES[name].arm()
     began = time.monotonic()
     code = esper.worker.run(run_dir / "config.yaml")
@@ -173,7 +176,7 @@ def launch(name: str, run_dir: Path) -> tuple[list[Any], dict[str, Any]]:
     )  # fmt: skip
     write_config(run_dir / "config.yaml", plain)
     case = CASES[name]
-    ended = run_distributed(work, case.ranks, name, run_dir, may_die=[1] if case.lost else [], timeout=60.0)
+    ended = run_distributed(work, case.ranks, name, run_dir, may_die=[case.rank] if case.lost else [], timeout=60.0)
     return ended, json.loads((run_dir / "STATUS.json").read_text())
 
 
@@ -191,6 +194,8 @@ STANDING = {  # where the marks last saw the lost rank, as the others say it
     "stops in backward": "rank 1 was last seen in backward at step 5, tick 2",
     "stops between observe and commit": "rank 1 was last seen in commit at step 6, tick 3",
     "stops in a save": "rank 1 was last seen in save at step 8, tick 4",
+    "rank 0 stops in forward": "rank 0 was last seen in forward at step 5, tick 2",
+    "rank 0 leaves": "rank 0 was last seen in measure at step 6, tick 3",
     "leaves": "rank 1 was last seen in measure at step 6, tick 3",
 }
 
@@ -200,19 +205,21 @@ def test_every_rank_that_is_left_names_the_one_that_is_not(
     name: str, launches: dict[str, tuple[list[Any], dict[str, Any]]]
 ) -> None:
     ended, status = launches[name]
-    assert ended[1] == Died(3 if name == "leaves" else -signal.SIGKILL)
+    case = CASES[name]
+    assert ended[case.rank] == Died(3 if name.endswith("leaves") else -signal.SIGKILL)
     survivors = [end for end in ended if isinstance(end, Ended)]
-    assert len(survivors) == CASES[name].ranks - 1
+    assert len(survivors) == case.ranks - 1
     limit = STARTUP if name == "stops while building" else TIMEOUT
     for end in survivors:
         assert end.code == 76
         assert end.text.startswith("lost contact in ")
         assert STANDING[name] in end.text
-        assert [f"rank {rank} was" for rank in (0, 2) if f"rank {rank} was" in end.text] == [], "blames a victim"
+        others = [rank for rank in range(case.ranks) if rank != case.rank]
+        assert not any(f"rank {rank} was" in end.text for rank in others), "blames a victim"
         assert end.seconds < limit + PATIENCE_S + 10.0
     assert (status["status"], status["exit_code"]) == ("failed", 76)
     assert STANDING[name] in status["message"]
-    if name == "leaves":
+    if name.endswith("leaves"):
         assert survivors[0].seconds < TIMEOUT, "a closed connection is noticed without a timeout"
 
 

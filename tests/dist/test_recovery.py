@@ -32,7 +32,7 @@ def plain_of(**settings: Any) -> dict[str, Any]:
     return tiny_plain(
         "cnn",
         **{
-            "data": DigitsConfig(validation=40, probe=256, test=1200),
+            "data": DigitsConfig(validation=40, probe=512, test=944),
             "trainer__steps": STEPS,
             "trainer__batch": 20,
             "trainer__accumulate": 2,

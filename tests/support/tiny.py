@@ -71,7 +71,9 @@ def tiny_plain(task: str = "cnn", **settings: Any) -> dict[str, Any]:
     plain: dict[str, Any] = as_plain(
         {"seed": 1, "run": RunConfig(dir="unused"), "host": host, "data": data, "controller": NoneConfig(), **sections}
     )
-    for path, value in {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}.items():
+    wanted = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
+    wanted.setdefault("control.slow_timeout_s", wanted["control.timeout_s"])  # nothing here is rightly slow
+    for path, value in wanted.items():
         *sections_, key = path.split(".")
         place = plain
         for name in sections_:
