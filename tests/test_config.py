@@ -182,6 +182,7 @@ def test_all_problems_of_all_sections_come_together(default: dict[str, Any]) -> 
             "controller.actions[0].blueprint = 'conv_huge': no blueprint for the slots in use",
         ),
         (("controller=schedule", "controller.actions=[{tick:1,slot:early,op:PRUNE}]"), "slot 'early': not a slot id"),
+        (("world.find_unused=true",), "does not go with slots.incubation = shadow"),
         (("world.nnodes=2",), "world.rdzv_endpoint = None: needed when world.nnodes > 1"),
     ],
 )

@@ -28,6 +28,7 @@ def test_the_printed_torchrun_does_what_the_launcher_does(grown: Finished, start
     assert typed.end() == 0, typed.told()
     assert json.loads((run / "STATUS.json").read_text())["status"] == "done"
     assert "Run done" in typed.out
+    assert "wandb sync" not in typed.out, "there is nothing to send"
     assert_same_run(final(run), final(grown.run))
 
 

@@ -44,7 +44,7 @@ def test_cifar10_below_the_data_folder(start: Start, tmp_path: Path, folder: str
     result = trained(
         start, tmp_path / "run", "data=cifar10", *small, "optim.lr=0.01", ACTIONS.format("conv_small"), folder=folder
     )
-    assert result["data"]["sizes"] == {"train": 1500, "validation": 300, "probe": 256, "test": 10_000}
+    assert result["data"]["sizes"] == {"train": 1500, "validation": 300, "probe": 384, "test": 10_000}
     assert result["test_accuracy"]["n"] == 10_000
     assert 0.05 < result["test_accuracy"]["value"] < 0.6
 

@@ -294,6 +294,12 @@ class NoForward(nn.Module):
         super().__init__()
 
 
+class Drifting(Shift):
+    def __init__(self, dim: int, *, gain: float = 0.5) -> None:
+        super().__init__(dim, gain=gain)
+        self.register_buffer("mean", torch.zeros(dim))
+
+
 class Stack(nn.Sequential):
     def __init__(self, dim: int) -> None:
         super().__init__(nn.Linear(dim, dim))
@@ -320,6 +326,7 @@ class EvenOnly(Shift):
         ({"factory": NoDim}, "first argument of NoDim must be dim"),
         ({"factory": NoForward}, "NoForward has no forward"),
         ({"factory": Stack}, "class with a forward of its own"),
+        ({"factory": Drifting}, r"has running statistics \(mean\); use GroupNorm or LayerNorm"),
         ({"factory": Impure}, "draws from random or numpy.random"),
         ({"factory": EvenOnly}, "fails at dim = 1: .*needs an even dim"),
         ({"arguments": {"gain": "much"}}, "argument gain is 'much', its type is float"),

@@ -134,11 +134,17 @@ def test_damage_before_the_tail_is_no_silent_end(two_attempts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scene", "text"), [("service-killed", "wandb: "), ("hang", "did not finish in 0.5 s"), ("unreachable", "wandb: ")]
+    ("scene", "text"),
+    [
+        ("service-killed", "wandb: "),
+        ("hang", "did not finish in 0.5 s"),
+        ("hang in a save", "took nothing"),
+        ("unreachable", "wandb: "),
+    ],
 )
 def test_an_outage_is_one_fault_and_one_line(tmp_path, scene, text):
     more = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"} if scene == "unreachable" else {}
-    done = child(tmp_path, scene, **more)
+    done = child(tmp_path, scene, last=4000 if scene == "hang in a save" else 30, **more)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert len(report["faults"]) == 1

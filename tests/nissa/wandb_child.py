@@ -42,10 +42,10 @@ def main(run_dir, scene, first, last):
         config_dict={"optim": {"lr": 0.001}, "seed": 3},
         on_fault=faults.append,
         init_timeout_s=2.0 if scene == "unreachable" else 60.0,
-        finish_timeout_s=0.5 if scene == "hang" else 60.0,
+        finish_timeout_s=0.5 if scene.startswith("hang") else 60.0,
     )
     same = hooks() == before
-    if scene in ("service-killed", "hang"):
+    if scene == "service-killed" or scene.startswith("hang"):
         os.kill(service(), signal.SIGKILL if scene == "service-killed" else signal.SIGSTOP)
     began = time.monotonic()
     for tick in range(first, last + 1):
@@ -60,6 +60,11 @@ def main(run_dir, scene, first, last):
         time.sleep(3.0)
         os.kill(service(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
+    if scene == "hang in a save":
+        began = time.monotonic()
+        for _ in range(20):
+            sink.flush()
+        emit_s += time.monotonic() - began
     status = "preempted" if scene == "preempted" else "done"
     sink.emit(RunEnded(**axes(last), status=status, summary={"accuracy": 0.9, "nested": {"grown": 1}}))
     began = time.monotonic()

@@ -57,6 +57,7 @@ def test_a_veto_discards_the_seed_everywhere_and_says_who_and_why(veto):
     assert event.priority
     slot = run.slot()
     assert (slot.stage, slot.staged, slot.generation, slot.blueprint) == (Stage.EMPTY, None, 0, None)
+    assert run.state.germinations == 0, "a birth that did not come to pass is not paid for"
     run.tick(germinate("r0c0"))
     assert run.out.effects[0].generation == 1
 
