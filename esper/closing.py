@@ -73,6 +73,7 @@ def summarise(
             key = (payload["slot"], str(payload["blueprint"]), why.split(":")[0])
             gone[key] = gone.get(key, 0) + 1
     name = str(run_dir)
+    offline = ["wandb/offline-run-*"] if any(run_dir.glob("wandb/offline-run-*")) else []  # online or disabled: none
     return RunSummary(
         status=status,
         ticks=state.tick,
@@ -85,7 +86,7 @@ def summarise(
         run_dir=name,
         next_commands=(
             NextCommand(command=f"less {name}/events.jsonl", what="every decision, gate and measurement"),
-            NextCommand(command=f"wandb sync {name}/wandb/offline-run-*", what="send it to wandb"),
+            *(NextCommand(command=f"wandb sync {name}/{kept}", what="send it to wandb") for kept in offline),
             NextCommand(command="python launch/train.py --help", what="your own run"),
         ),
     )
