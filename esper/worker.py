@@ -288,9 +288,11 @@ def run(config_path: Path) -> int:
     beat = None if world is None else world.heartbeat
     if beat is not None and failure is not None and not isinstance(failure, Preempted):
         beat.mark("failed", status["message"])
-    if status["message"]:
+    spokesman = rank == 0 or _speaks_for_run(beat, failure)
+    shared = isinstance(failure, LockstepError | Preempted | DivergedError)  # every rank has the same words
+    if status["message"] and (spokesman or not shared):
         print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
-    if rank == 0 or _speaks_for_run(beat, failure):
+    if spokesman:
         try:
             write_json(run_dir / "STATUS.json", status)
         except OSError as error:
