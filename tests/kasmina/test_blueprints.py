@@ -19,7 +19,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
 
 MAP, SEQ, VEC = Topology.FEATURE_MAP, Topology.SEQUENCE, Topology.VECTOR
-EVERY = [(topology, name) for topology in (MAP, SEQ) for name in blueprints.names(topology)]
+EVERY = [(topology, name) for topology in (MAP, SEQ, VEC) for name in blueprints.names(topology)]
 LEARNING = [(topology, name) for topology, name in EVERY if name != "noop"]
 every = pytest.mark.parametrize(("topology", "name"), EVERY)
 learning = pytest.mark.parametrize(("topology", "name"), LEARNING)
@@ -30,9 +30,9 @@ def born(topology: Topology, name: str, key: int = 0, dim: int = 8, dtype: torch
 
 
 def normal(topology: Topology, samples: int, seed: int, dim: int = 8, size: int = 5) -> Tensor:
-    """Normalised features [samples, dim, size, size] or [samples, size, dim]."""
-    shape = (samples, dim, size, size) if topology is MAP else (samples, size, dim)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    """Normalised features [samples, dim, size, size], [samples, size, dim] or [samples, dim]."""
+    shapes = {MAP: (samples, dim, size, size), SEQ: (samples, size, dim), VEC: (samples, dim)}
+    return torch.randn(shapes[topology], generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_catalogue_is_what_the_design_names() -> None:
     maps = ("attention", "bottleneck", "conv_heavy", "conv_light", "conv_small", "depthwise", "noop", "norm")
     assert blueprints.names(MAP) == maps
-    assert blueprints.names(SEQ) == ("attention", "lora", "mlp", "mlp_small", "noop", "norm")
+    assert blueprints.names(SEQ) == ("attention", "lora", "lora_large", "mlp", "mlp_small", "noop", "norm")
+    assert blueprints.names(VEC) == ("lora", "mlp", "noop", "norm")
 
 
 @every
@@ -61,7 +62,7 @@ def test_formulas_count_what_is_built(topology: Topology, name: str, dim: int) -
         return
     seed = born(topology, name, dim=dim)
     x = normal(topology, 1, 0, dim=dim, size=6)
-    info = blueprints.info(topology, name, dim, 36 if topology is MAP else 6)
+    info = blueprints.info(topology, name, dim, {MAP: 36, SEQ: 6, VEC: 1}[topology])
     assert info.parameters == sum(tensor.numel() for tensor in seed.parameters())
     assert not list(seed.buffers()), "nothing that could drift between ranks"
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
@@ -70,7 +71,8 @@ def test_formulas_count_what_is_built(topology: Topology, name: str, dim: int) -
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("mlp", {"expansion": 3}), ("lora", {"rank": 7}), ("lora", {"rank": 1})]
+    ("name", "arguments"),
+    [("mlp", {"expansion": 3}), ("lora", {"rank": 7}), ("lora", {"rank": 1}), ("lora_large", {"rank": 9})],
 )
 def test_formulas_follow_the_arguments(scratch: None, name: str, arguments: dict[str, int]) -> None:
     entry = blueprints.get(SEQ, name)
@@ -98,7 +100,7 @@ def test_delta_has_the_shape_dtype_and_layout_of_its_input(topology: Topology, n
         torch.testing.assert_close(deltas[-1], deltas[0], rtol=exact, atol=exact)
 
 
-@pytest.mark.parametrize("topology", [MAP, SEQ])
+@pytest.mark.parametrize("topology", [MAP, SEQ, VEC])
 def test_noop_gives_zeros_even_of_a_broken_input(topology: Topology) -> None:
     x = torch.full_like(normal(topology, 2, 0), torch.nan)
     assert torch.equal(born(topology, "noop")(x), torch.zeros_like(x))
@@ -147,7 +149,8 @@ def paired_gain(topology: Topology, name: str, run: int, steps: int = 80) -> tup
             scale.gamma.copy_(2 * torch.randn(8, generator=generator).sign())
 
     def features(samples: int) -> Tensor:
-        h = torch.randn((samples, 8, 4, 4) if topology is MAP else (samples, 6, 8), generator=generator)
+        shapes = {MAP: (samples, 8, 4, 4), SEQ: (samples, 6, 8), VEC: (6 * samples, 8)}  # positions as SEQ's, all alone
+        h = torch.randn(shapes[topology], generator=generator)
         return h + 0.5 * torch.randn(samples, 8, 1, 1, generator=generator) if topology is MAP else h
 
     def logits(h: Tensor) -> Tensor:
@@ -177,7 +180,7 @@ def test_it_learns_what_the_host_alone_cannot(topology: Topology, name: str, run
     assert gain < -5 * error < 0, f"loss at alpha 1 minus alpha 0 is {gain:.4g} +- {error:.2g}"
 
 
-@pytest.mark.parametrize("topology", [MAP, SEQ])
+@pytest.mark.parametrize("topology", [MAP, SEQ, VEC])
 def test_the_learning_measure_is_exactly_zero_for_noop(topology: Topology) -> None:
     assert paired_gain(topology, "noop", 0) == (0.0, 0.0)
 
@@ -193,12 +196,21 @@ def test_sequence_seeds_do_not_look_ahead(name: str) -> None:
     assert moved.tolist() == [name != "noop"] + [name == "attention"] * 4, "attention alone carries it forward"
 
 
-def test_expansion_distinguishes_the_two_mlps() -> None:
-    assert blueprints.get(SEQ, "mlp").factory is blueprints.get(SEQ, "mlp_small").factory
-    assert [dict(blueprints.get(SEQ, name).arguments) for name in ("mlp", "mlp_small")] == [
-        {"expansion": 4},
-        {"expansion": 1},
-    ]
+@pytest.mark.parametrize(
+    ("argument", "values"), [("expansion", {"mlp": 4, "mlp_small": 1}), ("rank", {"lora": 4, "lora_large": 32})]
+)
+def test_one_argument_distinguishes_names_of_one_class(argument: str, values: dict[str, int]) -> None:
+    assert len({blueprints.get(SEQ, name).factory for name in values}) == 1
+    for name, value in values.items():
+        assert dict(blueprints.get(SEQ, name).arguments) == {argument: value}
+        widths = [layer.out_features for layer in born(SEQ, name, dim=40).modules() if isinstance(layer, nn.Linear)]
+        assert widths == [value if argument == "rank" else 40 * value, 40]
+
+
+@pytest.mark.parametrize("name", blueprints.names(VEC))
+def test_a_vector_seed_is_the_sequence_seed_at_one_position(name: str) -> None:
+    x = normal(VEC, 6, 0)
+    assert torch.equal(born(VEC, name)(x), born(SEQ, name)(x[:, None])[:, 0])
 
 
 # GroupNorm
@@ -256,7 +268,7 @@ def register(name: str = "shift", topology: Topology = VEC, factory: type = Shif
 def test_a_registered_blueprint_is_served_everywhere(scratch: None) -> None:
     before = blueprints.registry_digest()
     register()
-    assert blueprints.names(VEC) == ("shift",)
+    assert set(blueprints.names(VEC)) - {name for topology, name in EVERY if topology is VEC} == {"shift"}
     assert blueprints.info(VEC, "shift", 6, 1).parameters == 6
     assert "shift" in blueprints.all_names()
     assert blueprints.registry_digest() != before
@@ -264,9 +276,9 @@ def test_a_registered_blueprint_is_served_everywhere(scratch: None) -> None:
 
 
 def test_names_are_unique_within_a_topology_only(scratch: None) -> None:
-    register("norm")
-    with pytest.raises(ConfigError, match=r"'norm' \(BC\): this name is taken; taken are norm"):
-        register("norm")
+    register("bottleneck")
+    with pytest.raises(ConfigError, match=r"'bottleneck' \(BC\): this name is taken; taken are bottleneck, lora"):
+        register("bottleneck")
 
 
 class Untyped(Shift):
@@ -350,8 +362,8 @@ def test_dims_that_formula_and_constructor_refuse_alike_are_left_out_of_the_cata
         return dim
 
     register(factory=EvenOnly, parameters=parameters)
-    assert [info.name for info in blueprints.catalogue(VEC, 4, 1)] == ["shift"]
-    assert blueprints.catalogue(VEC, 5, 1) == ()
+    served = {dim: {info.name for info in blueprints.catalogue(VEC, dim, 1)} for dim in (4, 5)}
+    assert served[4] - served[5] == {"shift"}
     with pytest.raises(ValueError, match=r"blueprint shift \(BC\) cannot serve dim = 5: needs an even dim"):
         blueprints.catalogue(VEC, 5, 1, names=["shift"])
     with pytest.raises(ValueError, match=r"blueprint shift \(BC\) cannot serve dim = 5: needs an even dim"):
@@ -362,7 +374,7 @@ def test_catalogue_is_sorted_and_takes_a_choice_of_names() -> None:
     whole = blueprints.catalogue(SEQ, 16, 10)
     assert tuple(info.name for info in whole) == blueprints.names(SEQ)
     assert [info.name for info in blueprints.catalogue(SEQ, 16, 10, names=["norm", "lora"])] == ["lora", "norm"]
-    assert [info.name for info in blueprints.catalogue(SEQ, 1, 10)] == ["lora", "noop"]
+    assert [info.name for info in blueprints.catalogue(SEQ, 1, 10)] == ["lora", "lora_large", "noop"]
     with pytest.raises(ConfigError, match="'conv_heavy': not registered for BTC features; registered are attention"):
         blueprints.catalogue(SEQ, 16, 10, names=["conv_heavy"])
 
@@ -376,7 +388,7 @@ def test_a_dim_that_is_no_count_of_channels_is_refused(topology: Topology, name:
 
 def test_names_and_wire_indices_are_a_bijection() -> None:
     known = blueprints.all_names()
-    assert known == tuple(sorted(set(blueprints.names(MAP)) | set(blueprints.names(SEQ))))
+    assert known == tuple(sorted({name for topology in (MAP, SEQ, VEC) for name in blueprints.names(topology)}))
     assert [blueprints.name_at(blueprints.index_of(name)) for name in known] == list(known)
     with pytest.raises(ConfigError, match="'convheavy': not registered"):
         blueprints.index_of("convheavy")

@@ -16,11 +16,11 @@ from esper.kasmina.slot import Phase, SeedSlot
 from esper.leyline.topology import Topology
 
 DTYPES = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
-EVERY = [(topology, name) for topology in (Topology.FEATURE_MAP, Topology.SEQUENCE) for name in names(topology)]
+EVERY = [(topology, name) for topology in Topology for name in names(topology)]
 CASES = [(*pair, dtype) for pair, dtype in itertools.product(EVERY, DTYPES)]
 IDS = [f"{topology.name.lower()}-{name}-{str(dtype).removeprefix('torch.')}" for topology, name, dtype in CASES]
 WEIGHTS = {"at birth": None, "inf": float("inf"), "nan": float("nan")}
-SHAPES = {Topology.FEATURE_MAP: (2, 8, 5, 5), Topology.SEQUENCE: (2, 5, 8)}
+SHAPES = {Topology.FEATURE_MAP: (2, 8, 5, 5), Topology.SEQUENCE: (2, 5, 8), Topology.VECTOR: (10, 8)}
 C = 8
 
 

@@ -1,6 +1,6 @@
 """What a seed may be: the registry, and the built-in blueprints it holds once this package is imported."""
 
-from esper.kasmina.blueprints import feature_map, sequence  # noqa: F401, importing them registers
+from esper.kasmina.blueprints import feature_map, sequence, vector  # noqa: F401, importing them registers
 from esper.kasmina.blueprints.registry import (
     Blueprint,
     all_names,

@@ -4,10 +4,12 @@
     noop        0                                                                                  0
     norm        gamma LN(x)                                                                      192
     lora        gamma U D x                             rank 4, linear, foldable                 576
+    lora_large  gamma U D x                             rank 32, linear, foldable              4,160
     mlp_small   gamma W2 gelu(W1 LN(x))                 1 C wide                               8,512
     attention   gamma P softmax(Q K^T / sqrt(d)) V      causal, 4 heads, of LN(x)             16,640
     mlp         gamma W2 gelu(W1 LN(x))                 4 C wide                              33,280
 
+All but attention look at one position at a time; `esper.kasmina.blueprints.vector` has four of them for vectors too.
 LoRA: Hu et al. 2021; there one factor begins at zero, here both are random and the layer scale keeps the product small.
 """
 
@@ -61,6 +63,13 @@ def _rank(dim: int, rank: int) -> int:
     topology=SEQ,
     parameters=lambda dim, rank: 2 * dim * _rank(dim, rank) + dim,
     flops=lambda dim, positions, rank: 4 * positions * dim * _rank(dim, rank),
+)
+@blueprint(
+    "lora_large",
+    topology=SEQ,
+    parameters=lambda dim, rank: 2 * dim * _rank(dim, rank) + dim,
+    flops=lambda dim, positions, rank: 4 * positions * dim * _rank(dim, rank),
+    arguments={"rank": 32},
 )
 class LowRank(nn.Module):
     """A linear map of low rank.
