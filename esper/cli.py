@@ -3,6 +3,7 @@
 esper train [overrides]                 the same as launch/train.py: compose, check, start torchrun
 esper resume RUN                        go on with a run, from the newest checkpoint that is valid on all ranks
 esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
+esper blueprints                        what may grow: every blueprint with its size (--dim CHANNELS --positions PLACES)
 """
 
 import argparse
@@ -13,13 +14,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from esper import launcher
 from esper.config import Resume, build_config, load_config, write_config
+from esper.kasmina import blueprints
 from esper.leyline.errors import CheckpointError, RunDirError
+from esper.leyline.topology import Topology
 from esper.rundir import CONFIG
 from esper.tolaria.checkpoint import CheckpointStore
 
 CHECKPOINTS = "checkpoints"
+WIDE = 200  # columns: a table takes what its content needs, and a narrower console would cut numbers short
 
 
 def branch(run: Path, step: int, new: Path) -> None:
@@ -68,6 +77,40 @@ def resume(run: Path, at: int | None = None, new: Path | None = None) -> launche
     return launcher.start(build_config(plain), plain)
 
 
+def catalogue(dim: int, positions: int) -> Table:
+    """Every registered blueprint, plugins among them, with what it would add to a slot.
+
+    Args:
+        dim: channels of the slot's features. One that a blueprint cannot serve is said in its row.
+        positions: places that a feature map or a sequence has (H*W, T); a vector has one.
+
+    Raises:
+        ConfigError: a plugin cannot be imported, or its blueprints are refused.
+    """
+    blueprints.load_plugins()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("topology", "name", "arguments"):
+        table.add_column(title, no_wrap=True)
+    for title in ("version", "parameters", "FLOPs"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for topology in Topology:
+        table.add_section()
+        places = 1 if topology is Topology.VECTOR else positions
+        for name in blueprints.names(topology):
+            entry = blueprints.get(topology, name)
+            arguments = " ".join(f"{key}={value}" for key, value in entry.arguments.items())
+            size = entry.info_or_none(dim, places)
+            sizes = (f"{size.parameters:,}", f"{size.flops:,}") if size else (f"not at {dim}", "")
+            table.add_row(topology.value, name, Text(arguments), str(entry.version), *sizes)
+    return table
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -82,11 +125,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     again.add_argument("run", metavar="RUN", type=Path, help="run directory")
     again.add_argument("--at", metavar="STEP", type=int, help="from the checkpoint of this step; needs --as")
     again.add_argument("--as", metavar="NEW", type=Path, dest="new", help="in this new run directory; needs --at")
+    listing = commands.add_parser("blueprints", help="print what may grow", allow_abbrev=False)
+    listing.add_argument("--dim", metavar="CHANNELS", type=_count, default=64, help="of the slot's features; 64")
+    listing.add_argument("--positions", metavar="PLACES", type=_count, default=64, help="H*W or T of a sample; 64")
     given = parser.parse_args(arguments)
-    if (given.at is None) != (given.new is None):
+    if given.command == "resume" and (given.at is None) != (given.new is None):
         again.error("--at STEP and --as NEW belong together")
     outcomes: list[launcher.Outcome] = []
     with launcher.outcomes_of_errors(outcomes):
+        if given.command == "blueprints":
+            Console(width=WIDE).print(catalogue(given.dim, given.positions))
+            return 0
         outcomes.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute()))
     launcher.report(outcomes[0])
     return outcomes[0].code
