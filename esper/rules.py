@@ -12,7 +12,7 @@ import torch
 
 from esper.kasmina import blueprints
 from esper.kasmina.config import Incubation, SlotsConfig
-from esper.kasmina.hosts import HOSTS, InjectionPoint, build_host
+from esper.kasmina.hosts import HOSTS, CustomHostConfig, InjectionPoint, build_host
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import sort_slots
 from esper.strict import override_text
@@ -39,12 +39,12 @@ def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
 def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:
     """The host's injection points; None when the data's shape is not known.
 
-    A host of the user's own (it has ``sites``) is not built here: its code may do what the meta device cannot.
+    A host of the user's own is not built here: its code may do what the meta device cannot.
 
     Raises:
         ConfigError: the host does not take the data.
     """
-    if hasattr(host, "sites"):
+    if isinstance(host, CustomHostConfig):
         return tuple(InjectionPoint(slot=slot, module=name, topology=None) for slot, name in host.sites.items())
     sample = sample_of(data)
     if sample is None:

@@ -174,6 +174,11 @@ def test_all_problems_of_all_sections_come_together(default: dict[str, Any]) -> 
             ("host=gpt", "data=pysource", "data.block=128"),
             "host.block = 64: shorter than data.block = 128; set host.block=128, or data.block=64",
         ),
+        (("host=resnet20", "data=pysource"), "needs images of shape (C, H, W), the data has (64,); set host=gpt"),
+        (
+            ("host=gpt", "data=pysource", "host.sites=[heads]"),
+            "host.sites = ['heads']: one or more of block, attention",
+        ),
         (("host.widths=[2,2,2,2,2]",), "4 halvings need images of at least 16 pixels a side"),
         (("trainer.batch=3", "trainer.accumulate=2"), "the 2 ranks x trainer.accumulate = 2 that share them"),
         (("trainer.steps=50", "optim.warmup_steps=50"), "would end in warm-up; set optim.warmup_steps=5"),
@@ -195,6 +200,13 @@ def test_a_host_of_the_users_own_has_the_slots_that_its_sites_name() -> None:
     assert build_config(composed(*own, "slots.ids=[r3c0]")).slots.ids == ["r3c0"]
     (line,) = problems(composed(*own, "slots.ids=[r1c0]"))
     assert "r1c0 is no slot of this host, which has r0c0, r3c0" in line
+
+
+def test_the_slots_of_a_gpt_are_those_of_its_sites() -> None:
+    chosen = ("host=gpt", "data=pysource", "host.sites=[attention,mlp]")
+    assert build_config(composed(*chosen, "slots.ids=[r0c1,r1c2]")).host.sites == ["attention", "mlp"]
+    (line,) = problems(composed(*chosen, "slots.ids=[r0c0]"))
+    assert "r0c0 is no slot of this host, which has r0c1, r0c2, r1c1, r1c2" in line
 
 
 def test_a_sound_config_made_unsound_is_found_by_cross_check(default: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ The head is tied to the token embedding (Press & Wolf 2017): one parameter under
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
 
 INIT_STD = 0.02
+# Name in the config -> submodule of a block whose output is the feature; its place here is the slot's column.
+SITES = {"block": "", "attention": ".project", "mlp": ".down"}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,6 +33,7 @@ class GPTConfig:
         dim: channels of the residual stream.
         block: longest sequence, in tokens.
         tied: the head shares the token embedding's weight.
+        sites: where each block has a slot: ``block`` (c0), ``attention`` (c1), ``mlp`` (c2); see `GPT`.
     """
 
     kind: str = "gpt"
@@ -39,6 +42,7 @@ class GPTConfig:
     dim: int = 64
     block: int = 64
     tied: bool = True
+    sites: list[str] = field(default_factory=lambda: ["block"])
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -46,6 +50,8 @@ class GPTConfig:
             for name in ("layers", "dim", "block"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")
             check("heads", self.heads >= 1 and self.dim % self.heads == 0, f"must be >= 1 and divide dim = {self.dim}")
+            sound = bool(self.sites) and set(self.sites) <= set(SITES) and len(set(self.sites)) == len(self.sites)
+            check("sites", sound, f"one or more of {', '.join(SITES)}, each once")
 
 
 class Block(nn.Module):
@@ -74,10 +80,14 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Causal language model over ``vocabulary`` tokens.
 
-    Slot map (row = depth, one column):
+    Slot map (row = block; each column where ``sites`` names it, only c0 by default):
 
-        slot       feature                                             module
-        r{l}c0     residual stream [B, T, dim] after block l           blocks.{l}
+        slot       feature [B, T, dim]                                               module
+        r{l}c0     block: the residual stream after block l                          blocks.{l}
+        r{l}c1     attention: what its attention is about to add to that stream      blocks.{l}.project
+        r{l}c2     mlp: what its MLP is about to add to that stream                  blocks.{l}.down
+
+    They run in the order c1, c2, c0. Slots take no part in the keys of the state dict, whichever there are.
 
     Args:
         config: see `GPTConfig`.
@@ -87,6 +97,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, *, vocabulary: int) -> None:
         super().__init__()
         self.block = config.block
+        self.sites = tuple(site for site in SITES if site in config.sites)
         self.tokens = nn.Embedding(vocabulary, config.dim)
         self.positions = nn.Embedding(config.block, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -120,9 +131,13 @@ class GPT(nn.Module):
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
         """Places for seeds, row-major; see the slot map above."""
+        columns = list(SITES)
         return tuple(
-            InjectionPoint(slot=f"r{row}c0", module=f"blocks.{row}", topology=Topology.SEQUENCE)
+            InjectionPoint(
+                slot=f"r{row}c{columns.index(site)}", module=f"blocks.{row}{SITES[site]}", topology=Topology.SEQUENCE
+            )
             for row in range(len(self.blocks))
+            for site in self.sites
         )
 
 
