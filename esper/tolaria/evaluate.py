@@ -5,32 +5,20 @@ there, so that a mean and its standard error do not depend on how samples were s
 """
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from esper.kasmina.attach import CONTAINER, Grown
+from esper.kasmina.attribution import attribute, evaluating
+from esper.kasmina.coalitions import Kind, Quantity, make_plan
 from esper.kasmina.config import GateConfig
 from esper.kasmina.lifecycle import ProbeRequest
 from esper.tolaria.config import Precision
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.sampler import bounds, draw, eval_shards
 from esper.tolaria.world import World
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """eval() and no_grad within the block; every module's own training flag comes back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -95,16 +83,12 @@ class Evaluator:
         part = self.bundle.probe
         chosen = draw(len(part), min(gates.probe_samples, len(part)), "probe", self.seed, slot, request.draw)
         first, last = bounds(len(chosen), self.world.rank, self.world.size)
-        total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        with evaluating(self.grown.model):
-            for indices in chosen[first:last].split(self.batch):
-                with self.grown.override({slot: 0.0}):
-                    without, _ = self._losses(part, indices)
-                with self.grown.override({slot: request.alpha}):
-                    within, _ = self._losses(part, indices)
-                difference = without - within
-                total += torch.stack([difference.sum(), (difference * difference).sum()])
-        return float(last - first), *total.tolist()
+        shares = [indices for indices in chosen[first:last].split(self.batch) if len(indices)]
+        batches = (self.to_device(*part.fetch(indices)) for indices in shares)
+        with autocast(self.precision, self.world.device):
+            sums = attribute(self.grown, make_plan({slot: request.alpha}), batches, self.bundle.task.per_sample)
+        total, squares, _, _ = sums.table()[Quantity(Kind.LEAVE_ONE_OUT, (slot,))]
+        return float(sums.samples), total, squares
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

@@ -12,7 +12,7 @@ from esper.leyline.evidence import Reading, paired
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.evaluate import Evaluator
 from esper.tolaria.growth import Growth
-from esper.tolaria.snapshot import load_model, plant_record, read_common
+from esper.tolaria.snapshot import load_model, plant_record, read_common, rng_state, set_rng_state
 from esper.tolaria.world import World
 
 
@@ -45,7 +45,10 @@ def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growt
         store, step: a verified checkpoint. fresh: builds the host with empty slots. growth: knows how seeds are built.
     """
     payload, state = read_common(store, step)
+    device = growth.world.device
+    streams = rng_state(device)  # a fresh host is seeded alike on every rank; the ranks' own streams go on as they were
     grown = fresh()
+    set_rng_state(streams, device)
     plant_record(grown, growth, state, own=False)
     load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
     for entry in state.slots:
