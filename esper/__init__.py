@@ -1,3 +1,20 @@
-"""Esper trains neural networks that grow while they train, on many processes in lockstep."""
+"""Esper trains neural networks that grow while they train, on many processes in lockstep.
 
+``esper.attach`` is found when it is asked for, so that ``import esper.leyline`` loads no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esper.kasmina.attach import attach
+
+__all__ = ["__version__", "attach"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "attach":
+        from esper.kasmina.attach import attach
+
+        return attach
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

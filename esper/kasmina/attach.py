@@ -1,4 +1,7 @@
-"""Slots on a model: one public forward hook per site, all slots in one container at the model's root.
+r"""Slots on a model: one public forward hook per site, all slots in one container at the model's root.
+
+    grown = esper.attach(model, r"blocks\.\d+", example)      # or {"r0c0": "blocks.0"}
+    grown.status()
 
 The host's own state-dict keys stay what they were; a planted seed adds ``esper_slots.<slot>.seed.*``. (A wrapper would
 rename the host's keys, a class swap breaks fused paths and pickling, a hook that holds an unregistered seed hides its
@@ -6,45 +9,24 @@ parameters from the optimizer and from DDP without an error.)
 """
 
 import contextlib
-import copy
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from esper.kasmina.feature import tensors_in
+from esper.kasmina.pulse import Pulse
+from esper.kasmina.sites import Site, find_sites, is_compiled
 from esper.kasmina.slot import SeedSlot
+from esper.kasmina.status import status_table
 from esper.leyline.errors import ConfigError
-from esper.leyline.slots import parse_slot, sort_slots
-from esper.leyline.topology import Topology
+from esper.leyline.slots import sort_slots
 
 CONTAINER = "esper_slots"
 HOST = "host"
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a slot sits and what flows there.
-
-    Fields:
-        slot: slot id. module: dotted name of the host's submodule whose output is the feature.
-        topology, dim: axes of the feature and its channel count.
-        shape: of one sample's feature in the example, without the batch axis.
-    """
-
-    slot: str
-    module: str
-    topology: Topology
-    dim: int
-    shape: tuple[int, ...]
-
-    @property
-    def positions(self) -> int:
-        """Places per sample that a seed is evaluated at (H*W, T, or 1)."""
-        return math.prod(self.shape) // self.dim
 
 
 class Slots(nn.ModuleDict):
@@ -103,23 +85,33 @@ class Grown:
         seed = self.slots[slot].seed
         return 0 if seed is None else sum(parameter.numel() for parameter in seed.parameters())
 
-    def parameters_without_gradient(self, *example: Any) -> list[str]:
+    def status(self, console: Console | None = None) -> Table:
+        """Prints, and returns, a table of the slots: site, topology, dim, phase, alpha, parameters of the seed.
+
+        Args:
+            console: where to print; None: standard output.
+        """
+        table = status_table(self)
+        (console or Console()).print(table)
+        return table
+
+    def parameters_without_gradient(self, *args: Any, **kwargs: Any) -> list[str]:
         """Names of trainable parameters that the model's output does not depend on; the model is left as it was.
 
         Args:
-            example: one batch of the model's inputs.
+            args, kwargs: one batch of the model's inputs.
         """
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         devices = {p.device for p in named.values() if p.device.type == "cuda"}
         with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-            output = torch.func.functional_call(self.model, buffers, example)
-            leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+            output = torch.func.functional_call(self.model, buffers, args, kwargs)
+            leaves = [leaf for leaf in tensors_in(output) if leaf.requires_grad]
             total = sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
             grads = torch.autograd.grad(total, list(named.values()), allow_unused=True) if leaves else []
         return [name for name, grad in zip(named, grads) if grad is None] if leaves else list(named)
 
-    def incubate(self, slot: str, *args: Any) -> Any:
+    def incubate(self, slot: str, /, *args: Any, **kwargs: Any) -> Any:
         """The shadow forward of a TRAINING seed: the model's output with this seed at alpha 1 and all else frozen.
 
         The host's and the other seeds' parameters are detached and their buffers cloned, so that a loss on the result
@@ -128,7 +120,7 @@ class Grown:
 
         Args:
             slot: the slot whose seed learns.
-            args: the model's inputs.
+            args, kwargs: the model's inputs.
         """
         own = f"{CONTAINER}.{slot}."
         frozen: dict[str, Tensor] = {}
@@ -139,108 +131,48 @@ class Grown:
             if not name.startswith(own):
                 frozen[name] = buffer.clone()
         with self.override({slot: 1.0}):
-            return torch.func.functional_call(self.model, frozen, args)
+            return torch.func.functional_call(self.model, frozen, args, kwargs)
 
 
-def _modules_state(model: nn.Module) -> tuple[dict[str, bool], dict[str, Tensor]]:
-    flags = {name: module.training for name, module in model.named_modules()}
-    return flags, {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+def _check_root(model: nn.Module) -> None:
+    if isinstance(model, nn.parallel.DistributedDataParallel) or is_compiled(model):
+        raise ConfigError("attach comes before torch.compile and before DistributedDataParallel: pass the bare model")
+    if hasattr(model, CONTAINER):
+        raise ConfigError("this model already has slots; attach once, with all sites")
+    plain = type(model).forward is nn.Sequential.forward
+    container = isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not plain
+    if container or isinstance(model, nn.TransformerEncoderLayer):
+        what = f"{type(model).__name__} is itself a {'container' if container else 'fused layer'}"
+        raise ConfigError(f"the root {what}: make it a child of a module of your own, attach there")
 
 
-def _restore(model: nn.Module, flags: Mapping[str, bool], buffers: Mapping[str, Tensor]) -> None:
-    for name, module in model.named_modules():
-        module.training = flags[name]
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-
-
-def _dry_run(model: nn.Module, modules: Mapping[str, str], example: tuple[Any, ...]) -> dict[str, Tensor]:
-    """One forward in train() and one in eval(): every site must fire exactly once in each, and return a tensor."""
-    flags, buffers = _modules_state(model)
-    devices = {tensor.device for tensor in (*model.parameters(), *buffers.values()) if tensor.device.type == "cuda"}
-    features: dict[str, Tensor] = {}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(sorted(devices, key=str)))
-        stack.callback(_restore, model, flags, buffers)
-        for mode in (True, False):
-            fired: dict[str, list[Any]] = {slot: [] for slot in modules}
-            handles = [
-                model.get_submodule(name).register_forward_hook(
-                    lambda _module, _args, output, _slot=slot, _fired=fired: _fired[_slot].append(output)
-                )
-                for slot, name in modules.items()
-            ]
-            try:
-                model.train(mode)
-                with torch.no_grad():
-                    model(*example)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            for slot, outputs in fired.items():
-                where = f"site {modules[slot]!r} of slot {slot}"
-                if len(outputs) != 1:
-                    state = "train" if mode else "eval"
-                    raise ConfigError(f"{where} fired {len(outputs)} times in one {state}() forward, need exactly once")
-                if not isinstance(outputs[0], Tensor):
-                    raise ConfigError(f"{where} returns {type(outputs[0]).__name__}, need a tensor")
-                features[slot] = outputs[0]
-    return features
-
-
-def _site(slot: str, module: str, feature: Tensor) -> Site:
-    topology = {t.ndim: t for t in Topology}.get(feature.ndim)
-    if topology is None or not feature.is_floating_point():
-        shape = f"{feature.dtype} {tuple(feature.shape)}"
-        raise ConfigError(f"site {module!r} of slot {slot} returns {shape}, need float BCHW, BTC or BC")
-    dim = feature.shape[topology.channel_axis]
-    return Site(slot, module, topology, dim, tuple(feature.shape[1:]))
-
-
-def attach(model: nn.Module, sites: Mapping[str, str], example: Any) -> Grown:
+def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> Grown:
     """Puts empty slots on a model, in place. Attach before compile and before DDP.
 
     Args:
         model: any `nn.Module`.
-        sites: slot id -> dotted name of the submodule whose output is the feature there.
-        example: one batch of the model's input (or a tuple of inputs); shapes and topology are read off it.
+        sites: slot id -> dotted name of the submodule whose output holds the feature there; or a regular expression
+            that matches the whole names of submodules, which get the ids r0c0, r1c0, ... in the order of execution.
+        example: one batch of the model's input: the one input, a tuple of inputs, or a dict of keyword inputs (an
+            input that is itself a dict goes into a tuple). Shapes and topology are read off it.
 
     Returns:
         The handle to the model and its slots.
 
     Raises:
-        ConfigError: unknown site, a site that does not fire exactly once, no tensor, or an order mistake.
+        ConfigError: unknown site, a pattern without a match, a site that does not fire exactly once, no tensor, or an
+            order mistake.
     """
-    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
-    if isinstance(model, nn.parallel.DistributedDataParallel) or compiled:
-        raise ConfigError("attach comes before torch.compile and before DistributedDataParallel: pass the bare model")
-    if hasattr(model, CONTAINER):
-        raise ConfigError("this model already has slots; attach once, with all sites")
-    plain = type(model).forward is nn.Sequential.forward
-    if isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not plain:
-        kind = type(model).__name__
-        raise ConfigError(
-            f"the root {kind} is itself a container: make it a child of a module of your own, attach there"
-        )
-    order = sort_slots(sites)
-    known = dict(model.named_modules())
-    for slot in order:
-        parse_slot(slot)
-        if sites[slot] not in known:
-            near = [name for name in known if name.rsplit(".", 1)[-1] == sites[slot].rsplit(".", 1)[-1]]
-            hint = f"; did you mean {', '.join(near[:5])}" if near else f"; it has {', '.join(list(known)[1:9])}, ..."
-            raise ConfigError(f"slot {slot}: the model has no module {sites[slot]!r}{hint}")
-    if len(set(sites.values())) != len(sites):
-        raise ConfigError("two slots name the same module; each site takes one slot")
-    example = example if isinstance(example, tuple) else (example,)
-    features = _dry_run(model, {slot: sites[slot] for slot in order}, copy.deepcopy(example))
-    described = {slot: _site(slot, sites[slot], features[slot]) for slot in order}
-    container = Slots({slot: SeedSlot(slot) for slot in order})
+    _check_root(model)
+    described = find_sites(model, sites, example)
+    pulse = Pulse()
+    container = Slots({slot: SeedSlot(slot, site, pulse.beat) for slot, site in described.items()})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.add_module(CONTAINER, container.to(device))
-    for slot in order:
+    model.register_forward_pre_hook(pulse.begin)
+    for slot, site in described.items():
         holder = container[slot]
         assert isinstance(holder, SeedSlot)
-        known[sites[slot]].register_forward_hook(holder.hook)
+        pulse.watch(model, site.module, holder)
+    model.register_forward_hook(pulse.end, always_call=True)
     return Grown(model, described)

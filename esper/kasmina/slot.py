@@ -12,6 +12,7 @@ What it does in the host's forward follows from its `Phase`; which phase a stage
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 
 from esper.kasmina.blend import HostOnly, StraightThrough, blend_add
 from esper.kasmina.config import Incubation
+from esper.kasmina.feature import put, take
+from esper.kasmina.sites import Site
 from esper.leyline.alpha import check_alpha
+from esper.leyline.errors import ConfigError
 from esper.leyline.stages import Stage
 
 
@@ -49,18 +53,47 @@ def learns(stage: Stage, *, ending: bool, train_fossils: bool) -> bool:
     return stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING) and not ending
 
 
+@dataclass(slots=True)
+class Beat:
+    """Which slots have fired in the root forward under way.
+
+    Fields:
+        inside: a root forward is under way. fired: by slot id; False for all at the beginning of a forward.
+    """
+
+    inside: bool = False
+    fired: dict[str, bool] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """A root forward begins."""
+        self.end()
+        self.inside = True
+
+    def end(self) -> None:
+        """It is over."""
+        self.inside = False
+        for slot in self.fired:
+            self.fired[slot] = False
+
+
 class SeedSlot(nn.Module):
     """Holds at most one seed and joins its delta to the host's features by the agreed alpha.
 
     Alpha is a 0-D float32 buffer: never persistent, never cast by ``.to(dtype)``, rewritten by `set_alpha` only. The
     slot stores no device; ``.to()``, ``.double()`` and ``deepcopy`` work mid-life. An empty slot has no state-dict key.
+
+    Args:
+        slot: slot id.
+        site, beat: what flows at the hooked module, and the root forward under way; given by `attach`. A slot that is
+            called by hand needs neither.
     """
 
     alpha: Tensor
 
-    def __init__(self, slot: str) -> None:
+    def __init__(self, slot: str, site: Site | None = None, beat: Beat | None = None) -> None:
         super().__init__()
-        self.slot = slot
+        self.slot, self.site, self.beat = slot, site, beat
+        self._dtypes: dict[torch.dtype | None, torch.dtype] = {}  # of the feature, by the dtype of autocast
         self.seed: nn.Module | None = None
         self.phase = Phase.OFF
         self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
@@ -86,11 +119,24 @@ class SeedSlot(nn.Module):
         """For an evaluation: use ``value`` instead of the committed alpha, whatever the phase. None ends it."""
         self._override = None if value is None else check_alpha(value, f"alpha override of {self.slot}")
 
+    @property
+    def idle(self) -> bool:
+        """The feature would pass through as it is, and no gradient of the seed is asked for."""
+        if self.seed is None:
+            return True
+        if self._override is None and self.phase is Phase.OFF:
+            return True
+        if torch.is_grad_enabled():
+            return False
+        level = self._level if self._override is None else self._override
+        return level == 0.0 or (self._override is None and self.phase is Phase.STRAIGHT)
+
     def plant(self, seed: nn.Module) -> None:
         """Registers a seed; ValueError when the slot is taken."""
         if self.seed is not None:
             raise ValueError(f"slot {self.slot} already holds a seed")
         self.seed = seed
+        self._dtypes.clear()
         self.set_alpha(0.0)
 
     def uproot(self) -> None:
@@ -136,14 +182,45 @@ class SeedSlot(nn.Module):
             raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
         return delta
 
-    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        """Forward hook of the site; a bound method, so that a deep copy of the model binds the copied slot."""
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook of the site; a bound method, so that a deep copy of the model binds the copied slot.
+
+        Raises:
+            ConfigError: the site fires twice in one forward, or its feature is no longer what it was.
+        """
         if self.seed is None or (self.phase is Phase.OFF and self._override is None):
             return None
-        return self(output, output)
+        assert self.site is not None
+        feature = take(output, self.site.place)
+        self._check(feature, output)
+        joined = self(feature, feature)
+        return None if joined is feature else put(output, self.site.place, joined)
+
+    def _check(self, feature: Any, output: Any) -> None:
+        assert self.site is not None
+        assert self.beat is not None
+        site, beat = self.site, self.beat
+        where = f"site {site.module!r} of slot {self.slot}"
+        if beat.inside and beat.fired[self.slot]:
+            raise ConfigError(f"{where} fired twice in one forward; a slot needs a module that runs once")
+        beat.fired[self.slot] = beat.inside
+        if not isinstance(feature, Tensor):
+            raise ConfigError(f"{where} returned {type(output).__name__}; need the same kind of output as at attach")
+        if feature.ndim != site.topology.ndim or feature.shape[site.topology.channel_axis] != site.dim:
+            raise ConfigError(
+                f"{where} returned {tuple(feature.shape)}, need {site.topology.value} with C = {site.dim} as at attach"
+            )
+        if torch.compiler.is_compiling():
+            return  # a compiler guards the dtype by itself, and would compile again for every note taken here
+        kind = feature.device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        before = self._dtypes.setdefault(cast, feature.dtype)
+        if before is not feature.dtype:
+            raise ConfigError(f"{where} returned {feature.dtype}, before it was {before}; keep one dtype per run")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SeedSlot":
         super()._apply(fn, recurse)
+        self._dtypes.clear()
         if self.alpha.dtype != torch.float32:
             self.alpha = torch.full((), self._level, dtype=torch.float32, device=self.alpha.device)
         return self

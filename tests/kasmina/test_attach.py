@@ -1,5 +1,8 @@
 """Slots on any module: what is inferred, what is refused and in which words, and what attaching must leave alone."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ class Sites(nn.Module):
         self.twice = nn.Linear(4, 4)
         self.never = nn.Linear(4, 4)
         self.training_only = nn.Linear(4, 4)
-        self.pair = Pair()
+        self.nothing, self.unclear = Returns(lambda x: (None, "x")), Returns(lambda x: (0, x, x))
         self.volume = nn.Identity()
         self.integer = nn.Identity()
         self.good = nn.Linear(4, 4)
@@ -27,15 +30,17 @@ class Sites(nn.Module):
         x = self.twice(self.twice(x))
         if self.training:
             x = self.training_only(x)
-        x, _ = self.pair(x)
+        self.nothing(x)
+        self.unclear(x)
         self.volume(x[:, None, None, None])
         self.integer(x.argmax(1, keepdim=True))
         return self.good(x)
 
 
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
+class Returns(nn.Module):
+    def __init__(self, what: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.forward = what
 
 
 class Text(nn.Module):
@@ -98,7 +103,8 @@ def test_sites_that_the_model_does_not_have(sites, said):
         ("twice", "fired 2 times in one train() forward, need exactly once"),
         ("never", "fired 0 times in one train() forward, need exactly once"),
         ("training_only", "fired 0 times in one eval() forward, need exactly once"),
-        ("pair", "returns tuple, need a tensor"),
+        ("nothing", "returns tuple of NoneType, str, need a tensor, or a container that holds a float tensor"),
+        ("unclear", "returns tuple with float tensors at [1, 2]; need a single one, or one that comes first"),
         ("volume", "returns torch.float32 (3, 1, 1, 1, 4), need float BCHW, BTC or BC"),
         ("integer", "returns torch.int64 (3, 1), need float BCHW, BTC or BC"),
     ],
@@ -254,6 +260,11 @@ class OwnOrder(nn.Sequential):
 def test_a_root_that_iterates_over_its_children_in_its_own_way_is_refused(root):
     with pytest.raises(ConfigError, match="is itself a container: make it a child of a module of your own"):
         attach(root, {"r0c0": "0"}, VECTORS)
+
+
+def test_a_root_whose_fused_path_the_hooks_would_switch_off_is_refused():
+    with pytest.raises(ConfigError, match="the root TransformerEncoderLayer is itself a fused layer: make it a child"):
+        attach(nn.TransformerEncoderLayer(4, 2, 8), {"r0c0": "linear1"}, torch.zeros(2, 3, 4))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,81 @@
+"""Where the feature is in what a module returns, and how it goes back there.
+
+    returns                                   feature
+    a tensor                                  itself
+    tuple, list, mapping or dataclass         its only float tensor, else its first entry if that is a float tensor
+
+The place is decided once, on the example; in a run it is only read. What stands beside the feature passes through as it
+is, in a container of the same type (a namedtuple, a `ModelOutput` of transformers, a struct sequence of torch).
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, MutableMapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+Place: TypeAlias = int | str | None
+"""Index in a sequence, key or field of a mapping or dataclass, None for the output itself."""
+
+
+def _entries(output: Any) -> list[tuple[Any, Any]]:
+    """Key and value of each entry of a container, fields that hold None left out; nothing for what is none."""
+    if isinstance(output, MutableMapping):
+        return [(key, value) for key, value in output.items() if value is not None]
+    if isinstance(output, list | tuple):
+        return list(enumerate(output))
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        named = [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
+        return [(name, value) for name, value in named if value is not None]
+    return []
+
+
+def place_of(output: Any) -> Place:
+    """Returns the place of the feature in a module's output.
+
+    Raises:
+        ValueError: there is none; the text says what was returned.
+    """
+    if isinstance(output, Tensor):
+        return None
+    entries = _entries(output)
+    floats = [key for key, value in entries if isinstance(value, Tensor) and value.is_floating_point()]
+    kind = type(output).__name__
+    if not floats:
+        inside = f" of {', '.join(type(value).__name__ for _, value in entries)}" if entries else ""
+        raise ValueError(f"returns {kind}{inside}, need a tensor, or a container that holds a float tensor")
+    if len(floats) > 1 and floats[0] != entries[0][0]:
+        raise ValueError(f"returns {kind} with float tensors at {floats}; need a single one, or one that comes first")
+    return floats[0]
+
+
+def take(output: Any, place: Place) -> Any:
+    """What stands at ``place``; None where the output has no such place."""
+    if place is None:
+        return output
+    return next((value for key, value in _entries(output) if key == place), None)
+
+
+def put(output: Any, place: Place, feature: Tensor) -> Any:
+    """The output with ``feature`` at ``place``: a container of the same type, its other entries the same objects."""
+    if place is None:
+        return feature
+    if isinstance(output, tuple):
+        items = [feature if index == place else item for index, item in enumerate(output)]
+        make: Any = getattr(type(output), "_make", type(output))
+        return make(items)
+    twin = copy.copy(output)
+    if isinstance(twin, MutableMapping | list):
+        twin[place] = feature  # type: ignore[index]
+    else:
+        object.__setattr__(twin, str(place), feature)  # a frozen dataclass too
+    return twin
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers."""
+    if isinstance(output, Tensor):
+        yield output
+    for _, value in _entries(output):
+        yield from tensors_in(value)

@@ -1,0 +1,97 @@
+"""Models of the transformers library, with random weights from tiny configurations."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.attach import CONTAINER, Grown, attach
+from esper.kasmina.birth import birth_key, build_seed
+from esper.kasmina.slot import Phase
+from esper.leyline.topology import Topology
+from tests.support.same import bits
+
+transformers = pytest.importorskip("transformers", reason="transformers is not among the project's dependencies")
+
+TOKENS = {"input_ids": torch.arange(14).view(2, 7) % 29}
+PIXELS = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+
+
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(vocab_size=29, n_positions=16, n_embd=16, n_layer=3, n_head=2)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def resnet() -> nn.Module:
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic", num_labels=3
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+MODELS = [
+    pytest.param(gpt2, r"transformer\.h\.\d+", TOKENS, Topology.SEQUENCE, 3, id="gpt2"),
+    pytest.param(gpt2, r"transformer\.h\.\d+\.attn", TOKENS, Topology.SEQUENCE, 3, id="gpt2 attention"),
+    pytest.param(gpt2, "transformer", TOKENS, Topology.SEQUENCE, 1, id="gpt2 body"),
+    pytest.param(resnet, r"resnet\.encoder\.stages\.\d+", PIXELS, Topology.FEATURE_MAP, 2, id="resnet"),
+    pytest.param(resnet, r"resnet\.embedder", PIXELS, Topology.FEATURE_MAP, 1, id="resnet stem"),
+]
+
+
+def run(model: nn.Module, example: dict[str, Tensor], training: bool = False) -> Any:
+    torch.manual_seed(9)
+    return model.train(training)(**example)
+
+
+def grow(grown: Grown) -> None:
+    for slot, site in grown.sites.items():
+        name = "conv_light" if site.topology is Topology.FEATURE_MAP else "mlp_small"
+        key = birth_key(1, slot, 1)
+        seed = build_seed(name, dim=site.dim, topology=site.topology, key=key, dtype=torch.float32, device="cpu")
+        grown.slots[slot].plant(seed)
+        grown.slots[slot].phase = Phase.BLEND
+        grown.slots[slot].set_alpha(0.5)
+
+
+@pytest.mark.parametrize(("build", "pattern", "example", "topology", "count"), MODELS)
+def test_a_model_from_transformers_grows(build, pattern, example, topology, count):
+    torch.manual_seed(1)
+    host = build()
+    model = copy.deepcopy(host)
+    grown = attach(model, pattern, example)
+    assert [site.topology for site in grown.sites.values()] == [topology] * count
+    assert list(model.state_dict()) == list(host.state_dict())
+    assert bits(run(model, example), run(host, example))
+    assert bits(run(model, example, training=True), run(host, example, training=True))
+    assert grown.parameters_without_gradient(*example.values()) == []
+    grow(grown)
+    with grown.disabled():
+        assert bits(run(model, example).logits, run(host, example).logits)
+    out = run(model, example)
+    assert type(out) is type(run(host, example))
+    assert not bits(out.logits, run(host, example).logits)
+    (out.logits * torch.randn(out.logits.shape)).sum().backward()
+    seeds = {name: p.grad for name, p in model.named_parameters() if name.startswith(CONTAINER)}
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in seeds.values())
+    assert bits(run(copy.deepcopy(model), example).logits, run(model, example).logits)
+
+
+def test_incubation_of_gpt2_reaches_the_seed_alone_in_spite_of_tied_weights():
+    grown = attach(gpt2(), r"transformer\.h\.\d+", TOKENS)
+    grow(grown)
+    grown.incubate("r1c0", **TOKENS, labels=TOKENS["input_ids"]).loss.backward()
+    reached = [name for name, p in grown.model.named_parameters() if p.grad is not None]
+    assert reached == [name for name, _ in grown.owner_parameters()["r1c0"]]
+
+
+def test_gpt2_generates_with_active_slots():
+    """A cache of keys and values: the sequence length changes from call to call."""
+    grown = attach(gpt2(), r"transformer\.h\.\d+", TOKENS)
+    grow(grown)
+    prompt = TOKENS["input_ids"]
+    out = grown.model.eval().generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False, pad_token_id=0
+    )
+    assert out.shape == (2, 11)
