@@ -267,6 +267,23 @@ def test_the_fused_path_of_an_encoder_is_taken_while_slots_are_idle_and_left_alo
     assert all(len(layer._forward_hooks) == 1 for layer in grown.model.encoder.layers)
 
 
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_lifts_hooks_of_its_own(twin):
+    grown, host = pair(CASES["encoder"])
+    example = CASES["encoder"].example
+    run(grown.model, example, False, False)
+    copied = twin(grown.model)
+    assert bits(run(copied, example, False, False), run(host, example, False, False))
+    plant(grown, 0.5)
+    holders = copied.get_submodule(CONTAINER)
+    holders["r1c0"].plant(copy.deepcopy(grown.slots["r1c0"].seed))
+    holders["r1c0"].phase = Phase.BLEND
+    holders["r1c0"].set_alpha(0.5)
+    with grown.override({"r0c0": 0.0}):
+        assert bits(run(copied, example, False, False), run(grown.model, example, False, False))
+    assert [len(layer._forward_hooks) for layer in (*copied.encoder.layers, *grown.model.encoder.layers)] == [1] * 4
+
+
 def test_a_compiled_encoder_keeps_its_slots():
     """A hook that is lifted while a compiler looks would be gone for good."""
     grown, _ = pair(CASES["encoder"])
