@@ -69,3 +69,9 @@ class IllegalTransition(EsperError, ValueError):
 
 class GateError(EsperError, ValueError):
     """An unknown or retired gate was asked."""
+
+
+def one_line(error: BaseException, width: int = 300) -> str:
+    """The first line of an error for a report; with its type unless the error is one of ours."""
+    text = str(error).strip() if isinstance(error, EsperError) else f"{type(error).__name__}: {error}".strip()
+    return text.splitlines()[0][:width] if text else type(error).__name__

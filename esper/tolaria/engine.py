@@ -18,7 +18,7 @@ from torch import Tensor
 
 from esper.kasmina.attach import Grown
 from esper.leyline.commands import Command, wait
-from esper.leyline.errors import CheckpointError, DivergedError, EsperError, Preempted
+from esper.leyline.errors import CheckpointError, DivergedError, Preempted, one_line
 from esper.leyline.observation import Observation
 from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, TrainerConfig
@@ -275,7 +275,7 @@ class Engine:
             values["stop"] = float(self.stop_asked)
             return values, RankWord(nonfinite_losses=nonfinite)
         except Exception as error:
-            self._failure_text = _one_line(error)
+            self._failure_text = one_line(error)
             return {}, RankWord(failure=Failure.MEASURE)
 
     def _decide(self, observation: Observation, word: RankWord) -> tuple[dict[str, Command] | None, RankWord]:
@@ -286,7 +286,7 @@ class Engine:
             if word.failure is Failure.NONE:
                 return propose(self.controller, observation, self.state.proposals, self.terms.names), word
         except Exception as error:
-            self._failure_text = _one_line(error)
+            self._failure_text = one_line(error)
             word = replace(word, failure=Failure.DECIDE)
         return {entry.slot: wait(entry.slot) for entry in self.state.slots}, word
 
@@ -344,8 +344,3 @@ class Engine:
             f"diverged: {self.state.skipped_in_row} optimizer steps in a row had a non-finite host gradient, the last "
             f"before step {self.step}; {who}; lower optim.lr, or resume an earlier checkpoint"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip() if isinstance(error, EsperError) else f"{type(error).__name__}: {error}".strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from esper.kasmina.config import EvidencePolicy, Incubation
 from esper.kasmina.gates import judge
-from esper.kasmina.lifecycle import ProbeRequest, SlotState, Transition, move
+from esper.kasmina.lifecycle import SlotState, Transition, move
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.commands import Command
 from esper.leyline.events import (
@@ -33,8 +33,9 @@ from esper.leyline.events import (
 from esper.leyline.evidence import GateResult
 from esper.leyline.legality import why_refused
 from esper.leyline.stages import Gate, Mechanical, Op, Stage
+from esper.tolaria.looks import next_look
 from esper.tolaria.state import RunState, Terms
-from esper.tolaria.views import GATE_AHEAD, facts_of, max_looks, observe, verdict_ahead
+from esper.tolaria.views import GATE_AHEAD, facts_of, observe, verdict_ahead
 from esper.tolaria.wire import Veto
 
 
@@ -287,28 +288,9 @@ class _Reduction:
 
     def looks(self) -> None:
         for slot in self.state.slots:
-            if slot.looks >= max_looks(slot.stage, self.terms) or slot.ending:
-                continue
-            alpha = self._due(slot)
-            if alpha is not None:
-                look = slot.looks + 1
-                began = slot.ramp.first_step if slot.ramp is not None else 0
-                draw = f"{slot.generation}.{slot.stage.name}.{began}.{look}"
-                self.put(replace(slot, request=ProbeRequest(look=look, alpha=alpha, draw=draw)))
-
-    def _due(self, slot: SlotState) -> float | None:
-        """The alpha at which to look for the next tick, None when no look is due then."""
-        gates = self.terms.gates
-        dwell = self.state.tick + 1 - slot.since_tick
-        if slot.stage is Stage.TRAINING:
-            since = dwell - gates.first_look
-            return 1.0 if since >= 0 and since % gates.look_every == 0 else None
-        if slot.ramp is None or not slot.ramp_done(self.state.step + self.terms.tick_steps):
-            return None
-        last = slot.contribution.tick
-        if slot.looks > 0 and last is not None and self.state.tick + 1 - last < gates.look_every:
-            return None
-        return slot.ramp.target
+            request = next_look(self.state, slot, self.terms)
+            if request is not None:
+                self.put(replace(slot, request=request))
 
 
 _APPLY = {
