@@ -9,7 +9,9 @@ stops the sweep, which the same command continues (finished jobs are not run aga
 """
 
 import contextlib
+import difflib
 import io
+import re
 import shlex
 import sys
 import traceback
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -116,6 +119,8 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
             return _outcome(folder, status)
         if config.world.nnodes > 1:
             print(f"esper: waiting for {config.world.nnodes} hosts; type on each of the others:\n{typed}", flush=True)
+        ranks = config.world.nnodes * config.world.nproc_per_node
+        print(f"esper: starting {ranks} {'rank' if ranks == 1 else 'ranks'} in {folder}", flush=True)
         ended = supervise(arguments, environment, grace_s=config.world.grace_s, lock=lock)
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
@@ -143,6 +148,8 @@ def _outcome(folder: Path, status: dict[str, Any]) -> Outcome:
     step = "" if status.get("step") is None else f" at step {status['step']}"
     message = f": {status['message']}" if status.get("message") else ""
     again = "" if kind == "done" else f"; to go on: esper resume {shlex.quote(str(folder))}"
+    if code == ConfigError.exit_code:  # config.yaml is read-only and what is wrong stands in it
+        again = "; correct the setting and start again with another run.dir"
     return Outcome(code, f"{kind}{step}{message} (run directory: {folder}){again}", objective)
 
 
@@ -185,6 +192,33 @@ def _job(composed: DictConfig) -> Outcome:
             raise ConfigError("run.dir: in a multirun each job has a folder of its own; set hydra.sweep.dir instead")
         plain["run"]["dir"] = context.runtime.output_dir
     return start(build_config(plain), plain, how)
+
+
+def _in_a_line(text: str) -> str:
+    """Hydra's commonest complaints in our words: where, what, what to do; others as Hydra has them."""
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            tree = compose("config")
+        keys = _dotted(OmegaConf.to_container(tree, resolve=False))
+        near = difflib.get_close_matches(override[1], keys, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}" if near else "see --cfg job for all of them"
+        return f"esper: config: {override[1]}: no such setting; {hint}"
+    option = re.search(
+        r"Could not find '([\w/]+)/([^']+)'.*?Available options in '[^']+':\n((?:\t\S+\n?)+)", text, re.S
+    )
+    if option:
+        return f"esper: config: {option[1]}={option[2]}: no such option; there are {', '.join(option[3].split())}"
+    return text
+
+
+def _dotted(plain: Any, path: str = "") -> list[str]:
+    if not isinstance(plain, dict):
+        return [path]
+    found = [path] if path else []
+    for key, value in plain.items():
+        found += _dotted(value, f"{path}.{key}" if path else str(key))
+    return found
 
 
 def _gravity(code: int) -> int:
@@ -233,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not failed:
         text = words.getvalue().replace(_HYDRA_HINT, "")
         if text.strip():
-            print(text.strip(), file=stderr, flush=True)
+            print(_in_a_line(text.strip()), file=stderr, flush=True)
         return ConfigError.exit_code if code else 0
     if len(outcomes) > 1:
         print(f"esper: {len(failed)} of {len(outcomes)} jobs did not finish; their lines stand above", file=stderr)

@@ -169,7 +169,7 @@ def _watch(agent: "subprocess.Popen[bytes]", signals: _Signals, grace_s: float) 
         if signals.names and deadline == float("inf"):
             deadline = now + grace_s
             print(
-                f"esper: {signals.names[0]}: workers save at the next tick and stop (at most {grace_s:g} s; "
+                f"\nesper: {signals.names[0]}: workers save at the next tick and stop (at most {grace_s:g} s; "
                 "a second signal ends them at once)",
                 file=sys.stderr,
                 flush=True,

@@ -50,6 +50,10 @@ def main(overrides: list[str]) -> int:
         base = Path(override.removeprefix("run.dir="))
     code = launch(["experiment=demo", *overrides, f"run.dir={base / 'grown'}"])
     if code:
+        print(
+            f"esper: to finish the demo: bash launch/demo.sh {' '.join([*overrides, f'run.dir={base}'])}",
+            file=sys.stderr,
+        )
         return code
     print("\nThe control: the same run with controller=none ...", flush=True)
     quiet = ["telemetry.console=off", "telemetry.wandb.mode=disabled"]

@@ -2,7 +2,10 @@
 
 import sys
 
-from esper.launcher import main
+try:
+    from esper.launcher import main
+except ModuleNotFoundError as error:
+    sys.exit(f"esper: this Python has no {error.name}: source .venv/bin/activate, which bash launch/setup.sh makes")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -35,8 +35,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------- what a user can get wrong
 
 BAD_INPUT = [
-    (["foo=1"], 78, "Could not override 'foo'"),
-    (["host=resnet"], 78, "Could not find 'host/resnet'"),
+    (["foo=1"], 78, "config: foo: no such setting; see --cfg job for all of them"),
+    (["trainer.epoch=4"], 78, "config: trainer.epoch: no such setting; did you mean trainer.epochs"),
+    (["host=resnet"], 78, "config: host=resnet: no such option; there are cnn, custom, gpt, resnet20"),
     (
         ["controller.blueprints=[conv_huge]"],
         78,

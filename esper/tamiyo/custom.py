@@ -54,7 +54,8 @@ def build_custom(config: CustomConfig, *, slots: tuple[str, ...], seed: int) -> 
         inspect.signature(maker).bind(slots=slots, seed=seed, **config.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"controller.options = {config.options!r}: {config.path} takes no call with slots, seed and these: {error}"
+            f"controller.path = {config.path!r}: must take slots=..., seed=... and "
+            f"controller.options = {config.options!r}; {error}"
         ) from None
     made = maker(slots=slots, seed=seed, **config.options)
     missing = [name for name in _MEMBERS if not callable(getattr(made, name, None))]

@@ -10,6 +10,7 @@ seed; every rank takes the same branches. One process runs the same code without
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -112,7 +113,8 @@ class Engine:
                 self.saver.store, resume_step, self.grown, self.owner, self.growth, self.world, self.settings.seed
             )
             if payload["config_digest"] != self.settings.config_digest:
-                raise CheckpointError(f"{self.saver.store.path(resume_step)}: it was saved under another config")
+                where = self.saver.store.path(resume_step)
+                raise CheckpointError(f"{where}: saved under other settings; config.yaml was edited since: put it back")
             if self.controller is not None:
                 self.controller.load_state_dict(payload["controller"])
             self.step = self.heartbeat.step = self.state.step
@@ -275,6 +277,7 @@ class Engine:
             values["stop"] = float(self.stop_asked)
             return values, RankWord(nonfinite_losses=nonfinite)
         except Exception as error:
+            traceback.print_exc()  # the others get a line; whoever wrote the code needs the place
             self._failure_text = one_line(error)
             return {}, RankWord(failure=Failure.MEASURE)
 
@@ -286,6 +289,7 @@ class Engine:
             if word.failure is Failure.NONE:
                 return propose(self.controller, observation, self.state.proposals, self.terms.names), word
         except Exception as error:
+            traceback.print_exc()
             self._failure_text = one_line(error)
             word = replace(word, failure=Failure.DECIDE)
         return {entry.slot: wait(entry.slot) for entry in self.state.slots}, word

@@ -112,10 +112,10 @@ def test_a_custom_controller_gets_slots_seed_and_options():
     [
         (CustomConfig(path="no_such_package.x:Y"), "cannot import no_such_package.x .*PYTHONPATH"),
         (custom("Lasy", nap=2), "has no Lasy; it has .*Lazy"),
-        (custom("Lazy", nap=2, dream=1), "takes no call .*dream"),
-        (custom("Lazy"), "takes no call .*nap"),
+        (custom("Lazy", nap=2, dream=1), "must take slots.*dream"),
+        (custom("Lazy"), "must take slots.*nap"),
         (custom("Deaf"), "Deaf is no Controller; it lacks state_dict, load_state_dict, name"),
-        (custom("BUILT_IN"), "takes no call"),
+        (custom("BUILT_IN"), "must take slots"),
     ],
 )
 def test_what_is_wrong_with_a_custom_controller_is_said(config, message):
