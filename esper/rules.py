@@ -14,6 +14,7 @@ from esper.kasmina import blueprints
 from esper.kasmina.config import Incubation, SlotsConfig
 from esper.kasmina.hosts import HOSTS, CustomHostConfig, InjectionPoint, build_host
 from esper.leyline.errors import ConfigError
+from esper.leyline.imports import import_object
 from esper.leyline.slots import sort_slots
 from esper.strict import override_text
 from esper.tamiyo.registry import build_controller
@@ -95,6 +96,18 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
         fitting = [kind for kind, config in builtin.items() if host_slots(config, data)]
         fix = f"set host={fitting[0]}, or choose other data" if fitting else "choose other data"
         return [f"{line}; {fix}" for line in error.problems]
+    return []
+
+
+def own_host_is_there(host: Any) -> list[str]:
+    """The function of a host of the user's own can be imported here, so probably on every rank. It is not called:
+    what it builds, and where, is its own business until a run starts."""
+    if not isinstance(host, CustomHostConfig):
+        return []
+    try:
+        import_object(host.path, "host.path")
+    except ConfigError as error:
+        return list(error.problems)
     return []
 
 
@@ -184,6 +197,7 @@ Rule = Callable[..., list[str]]
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("trainer", "world"), ranks_share_a_batch),
     (("host", "data"), host_takes_data),
+    (("host",), own_host_is_there),
     (("host", "data", "slots"), slots_are_of_host),
     (("host", "data", "slots", "controller"), blueprints_exist),
     (("host", "data", "slots", "controller"), controller_can_be_built),

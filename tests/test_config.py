@@ -187,6 +187,10 @@ def test_all_problems_of_all_sections_come_together(default: dict[str, Any]) -> 
             "controller.actions[0].blueprint = 'conv_huge': no blueprint for the slots in use",
         ),
         (("controller=schedule", "controller.actions=[{tick:1,slot:early,op:PRUNE}]"), "slot 'early': not a slot id"),
+        (
+            ("host=custom", "host.path=tests.kasmina.test_custom_host:large", "host.sites={r0c0: '0'}"),
+            "test_custom_host has no large; it has",
+        ),
         (("world.find_unused=true",), "does not go with slots.incubation = shadow"),
         (("world.nnodes=2",), "world.rdzv_endpoint = None: needed when world.nnodes > 1"),
     ],
@@ -196,7 +200,7 @@ def test_impossible_combinations(overrides: tuple[str, ...], text: str) -> None:
 
 
 def test_a_host_of_the_users_own_has_the_slots_that_its_sites_name() -> None:
-    own = ("host=custom", "host.path=lab:build", "host.sites={r0c0: layer1, r3c0: layer2}")
+    own = ("host=custom", "host.path=tests.kasmina.test_custom_host:small", "host.sites={r0c0: layer1, r3c0: layer2}")
     assert build_config(composed(*own, "slots.ids=[r3c0]")).slots.ids == ["r3c0"]
     (line,) = problems(composed(*own, "slots.ids=[r1c0]"))
     assert "r1c0 is no slot of this host, which has r0c0, r3c0" in line
