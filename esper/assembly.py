@@ -8,11 +8,13 @@ import torch
 from esper.config import EsperConfig
 from esper.kasmina.attach import Grown, attach
 from esper.kasmina.blueprints import registry
+from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.leyline.errors import ConfigError
 from esper.leyline.protocols import EventSink
 from esper.leyline.slots import parse_slot
 from esper.tamiyo import build_controller
+from esper.tolaria.account import Costs
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.engine import Engine, EngineSettings
@@ -48,6 +50,26 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     return grown
 
 
+def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
+    """Counts what host and seeds cost on one sample.
+
+    Args:
+        grown: with empty slots. example: inputs of a few samples.
+    """
+    parameter = next(grown.model.parameters())
+    example = example.to(parameter.device)
+    if example.is_floating_point():
+        example = example.to(parameter.dtype)
+    seeds = {
+        slot: {
+            info.name: seed_cost(site.topology, info.name, site.dim, site.shape)
+            for info in registry.catalogue(site.topology, site.dim, site.positions)
+        }
+        for slot, site in grown.sites.items()
+    }
+    return Costs(host=host_cost(grown, example), seeds=seeds)
+
+
 def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
     """What does not change in the run."""
     per_epoch = -(-len(bundle.train) // config.trainer.batch)
@@ -76,6 +98,7 @@ def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: i
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
         max_skips=config.trainer.max_skips,
         world_size=world_size,
+        costs=build_costs(grown, bundle.example()),
     )
 
 

@@ -66,7 +66,10 @@ class SlotLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickDone(Event):
-    """The agreed numbers of one tick. ``*_ms`` are rank 0's wall clock since the last tick and never decide."""
+    """The agreed numbers of one tick.
+
+    ``flops`` is what training has cost so far. ``*_ms`` are rank 0's wall clock since the last tick and never decide.
+    """
 
     kind: ClassVar[str] = "tick"
     level: ClassVar[str] = "full"
@@ -79,6 +82,7 @@ class TickDone(Event):
     slots: tuple[SlotLine, ...]
     parameters: int
     live_seeds: int
+    flops: int | None
     steps_ms: float
     tick_ms: float
     digest_ms: float

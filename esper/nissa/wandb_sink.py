@@ -10,7 +10,7 @@ What is logged at a tick:
     train/step, tick, epoch            axes: optimizer steps, control ticks, passes over the training part
     train/loss, train/accuracy         mean since the last tick (nats per sample; share)
     validation/loss, validation/accuracy
-    lr, host_gradient_norm, parameters, live_seeds
+    lr, host_gradient_norm, parameters, live_seeds, training_flops
     time/steps_ms, time/tick_ms, time/digest_ms
     slots/<slot>/stage                 `Stage.code`: 0 EMPTY, 1 GERMINATED, 2 TRAINING, 3 BLENDING, 4 HOLDING, ...
     slots/<slot>/alpha
@@ -51,6 +51,9 @@ def tick_row(event: TickDone) -> dict[str, float]:
         "time/tick_ms": event.tick_ms,
         "time/digest_ms": event.digest_ms,
     }
+
+    if event.flops is not None:
+        row["training_flops"] = event.flops
 
     def read(name: str, reading: Reading, *, with_se: bool = False) -> None:
         if reading.is_measured and reading.value is not None:

@@ -338,7 +338,8 @@ class Engine:
         return RunResult(
             step=self.step, tick=self.state.tick, validation_loss=self.state.validation_loss,
             validation_accuracy=self.state.validation_accuracy, best_step=best, test_loss=test_loss,
-            test_accuracy=test_accuracy, objective=self._objective(),
+            test_accuracy=test_accuracy, objective=self._objective(), samples=self.state.samples,
+            flops=self.state.flops, parameters=sum(p.numel() for p in self.grown.model.parameters()),
         )  # fmt: skip
 
     def _diverged(self, agreed: Agreed) -> str:

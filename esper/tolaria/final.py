@@ -26,6 +26,8 @@ class RunResult:
         best_step: checkpoint that validation chose; None if none was scored.
         test_loss, test_accuracy: of that checkpoint, read once.
         objective: the validation metric that a sweep optimises, at the end.
+        samples: training samples seen. flops: training FLOPs spent (`esper.tolaria.account`).
+        parameters: of the network at the end.
     """
 
     step: int
@@ -36,6 +38,9 @@ class RunResult:
     test_loss: Reading
     test_accuracy: Reading
     objective: float | None
+    samples: int
+    flops: int | None
+    parameters: int
 
 
 def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:

@@ -112,7 +112,8 @@ class Narrator:
                 **axes_of(state), train_loss=state.train_loss, train_accuracy=state.train_accuracy,
                 validation_loss=state.validation_loss, validation_accuracy=state.validation_accuracy, lr=lr,
                 host_gradient_norm=state.host_norm, slots=lines, parameters=self._parameters(),
-                live_seeds=sum(entry.stage.is_live for entry in state.slots), steps_ms=steps_ms, tick_ms=tick_ms,
+                live_seeds=sum(entry.stage.is_live for entry in state.slots), flops=state.flops,
+                steps_ms=steps_ms, tick_ms=tick_ms,
                 digest_ms=digest_ms,
             )
         )  # fmt: skip

@@ -7,6 +7,7 @@ from esper.kasmina.lifecycle import SlotState
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.observation import BlueprintInfo, Budgets
+from esper.tolaria.account import Costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class RunState:
         validation_loss, validation_accuracy: latest validation.
         host_norm: mean L2 norm of the host's reduced gradient.
         skipped, skipped_in_row: optimizer steps skipped since the last tick; in a row at its end.
+        samples: training samples seen. flops: training FLOPs spent, None where nobody keeps an account.
     """
 
     tick: int = 0
@@ -37,6 +39,8 @@ class RunState:
     host_norm: Reading = ABSENT
     skipped: int = 0
     skipped_in_row: int = 0
+    samples: int = 0
+    flops: int | None = None
 
     def slot(self, slot: str) -> SlotState:
         """The record of one slot; KeyError if there is none."""
@@ -63,6 +67,7 @@ class Terms:
         tick_steps: nominal optimizer steps between ticks; the unit of tempo and speed.
         max_skips: skipped steps in a row after which the newest blending seed is pruned.
         world_size: ranks.
+        costs: FLOPs per sample of host and seeds; None keeps no account.
     """
 
     slots_config: SlotsConfig
@@ -74,6 +79,7 @@ class Terms:
     tick_steps: int
     max_skips: int
     world_size: int
+    costs: Costs | None
 
     def first_slots(self) -> tuple[SlotState, ...]:
         """Empty records for every slot, row-major."""

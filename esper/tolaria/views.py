@@ -8,6 +8,7 @@ from esper.kasmina.lifecycle import SlotState
 from esper.leyline.evidence import ABSENT, GateResult, Reading, measured, paired
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.stages import Gate, Stage
+from esper.tolaria.account import probe_flops, step_flops
 from esper.tolaria.state import RunState, Terms
 
 GATE_AHEAD: dict[Stage, Gate] = {
@@ -51,6 +52,15 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     )
 
 
+def _flops(state: RunState, sums: Mapping[str, float], terms: Terms) -> int | None:
+    """What was spent since the state's tick, on top of what it had spent."""
+    if terms.costs is None:
+        return None
+    probed = {entry.slot: int(sums[f"{entry.slot}.probe_count"]) for entry in state.slots if entry.request is not None}
+    spent = int(sums["train_samples"]) * step_flops(state.slots, terms.costs, terms.slots_config)
+    return (state.flops or 0) + spent + probe_flops(state.slots, terms.costs, probed)
+
+
 def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: int, epoch: int) -> RunState:
     """The state with one tick's agreed sums taken in. A sum that lacks a term that was not finite is absent evidence.
 
@@ -83,6 +93,8 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         host_norm=_mean(sums["host_norm"], sums["host_norm_steps"], tick),
         skipped=int(sums["skipped"]),
         skipped_in_row=int(sums["skipped_in_row"]),
+        samples=state.samples + int(sums["train_samples"]),
+        flops=_flops(state, sums, terms),
     )
 
 

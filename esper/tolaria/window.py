@@ -68,6 +68,7 @@ class Window:
             "train_loss": loss,
             "train_correct": correct,
             "train_count": count,
+            "train_samples": count + nonfinite,
             "host_norm": self._norms[HOST],
             "host_norm_steps": self._steps[HOST],
             "skipped": self.skipped,

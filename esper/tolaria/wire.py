@@ -29,7 +29,7 @@ NOTHING = -(2**63)
 WORDS = 8
 
 GLOBAL_ADDITIVE = (
-    "train_loss", "train_count", "train_correct",
+    "train_loss", "train_count", "train_correct", "train_samples",
     "validation_loss", "validation_loss_sq", "validation_correct", "validation_correct_sq", "validation_count",
     "validation_nonfinite", "stop", "nonfinite_terms",
 )  # fmt: skip

@@ -53,6 +53,7 @@ def tick_done(tick, stage=Stage.TRAINING):
         slots=(slot_line("r0c0", tick, stage), slot_line("r0c1", tick, Stage.EMPTY)),
         parameters=1000 + tick,
         live_seeds=1,
+        flops=1_000_000,
         steps_ms=12.5,
         tick_ms=1.25,
         digest_ms=0.5,

@@ -48,6 +48,7 @@ def make_terms(slots: int = 2, *, gates: Mapping[str, Any] | None = None, **chan
         "tick_steps": 10,
         "max_skips": 3,
         "world_size": 2,
+        "costs": None,
     }
     return Terms(**(base | own))
 
