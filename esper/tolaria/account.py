@@ -3,7 +3,7 @@
     host                    forward + full backward
     blended seed            forward + full backward while it learns; once frozen, the pass-through of the activations
     STE seed                forward + backward of its weights; the host's own pass is unchanged
-    TRAINING seed, shadow   a whole forward of its own with the seeds in blend, the activations' backward from the output
+    TRAINING seed, shadow   a whole forward of its own with the seeds in blend, the activations' backward from the end
                             down to its slot through the seeds in blend behind it, its own backward
     probe                   two forwards per sample, the second with the seed
 
