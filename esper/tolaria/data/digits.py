@@ -10,6 +10,7 @@ import torch
 
 from esper.leyline.checks import Checks
 from esper.tolaria.data.images import channel_statistics
+from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, register, split_order
 from esper.tolaria.task import Task
@@ -21,17 +22,20 @@ class DigitsConfig(DataConfig):
 
     Fields:
         validation, probe, test: samples in these parts; the rest of 1,797 is for training.
+        label_noise: share of the training labels that are wrong, 0 to 1.
     """
 
     kind: str = "digits"
     validation: int = 240
     probe: int = 384
     test: int = 300
+    label_noise: float = 0.0
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
             check("test", self.test >= 2, "samples, must be >= 2")
+            check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
 
 
 @register(DigitsConfig)
@@ -47,7 +51,9 @@ def load_digits(config: DigitsConfig) -> Bundle:
     order = split_order(config, len(labels), sum(held.values()), "digits")
     places = dict(zip((*held, "train"), order.split([*held.values(), len(labels) - sum(held.values())])))
     mean, std = channel_statistics(images[places["train"]], config.kind)
-    parts = {name: ImagePart(images[rows], labels[rows], mean, std) for name, rows in places.items()}
+    targets = {name: labels[rows] for name, rows in places.items()}
+    targets["train"] = with_label_noise(targets["train"], config.label_noise, classes=10, split_seed=config.split_seed)
+    parts = {name: ImagePart(images[rows], targets[name], mean, std) for name, rows in places.items()}
     return make_bundle(
         name=config.kind,
         task=Task.CLASSIFICATION,

@@ -18,6 +18,7 @@ from torch import Tensor
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, DataError
 from esper.tolaria.data.augment import Augment
+from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root, register, split_order
 from esper.tolaria.task import Task
@@ -42,6 +43,7 @@ class ImagesConfig(DataConfig):
         max_train: training images at most; null is all that are left.
         augment: what happens to training images.
         crop_pad: pixels by which crop_flip shifts at most.
+        label_noise: share of the training labels that are wrong, 0 to 1.
     """
 
     folder: ClassVar[str | None] = None
@@ -58,6 +60,7 @@ class ImagesConfig(DataConfig):
     max_train: int | None = None
     augment: Augment = Augment.NONE
     crop_pad: int = 4
+    label_noise: float = 0.0
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -67,6 +70,7 @@ class ImagesConfig(DataConfig):
             check("channels", self.channels in (1, 3), "must be 3 (RGB) or 1 (grey)")
             check("max_train", self.max_train is None or self.max_train >= 2, "images, must be >= 2, or null for all")
             check("crop_pad", self.crop_pad >= 1, "pixels, must be >= 1")
+            check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -222,6 +226,9 @@ def load_images(config: ImagesConfig) -> Bundle:
     rows = {"train": rest[: config.max_train], "validation": validation, "probe": probe}
     images = {name: train.decode(places) for name, places in rows.items()}
     labels = {name: train.labels[places] for name, places in rows.items()}
+    labels["train"] = with_label_noise(
+        labels["train"], config.label_noise, classes=config.classes, split_seed=config.split_seed
+    )
     if len(test) < 2:
         raise DataError(f"{test.path}: {len(test)} rows, expected at least 2; get the file again")
     images["test"], labels["test"] = test.decode(torch.arange(len(test))), test.labels
