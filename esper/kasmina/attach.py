@@ -44,6 +44,7 @@ class Grown:
         model: the host, any `nn.Module`.
         sites: `Site` per slot id, row-major.
         slots: `SeedSlot` per slot id, row-major.
+        beat: what the slots share.
     """
 
     def __init__(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
@@ -51,6 +52,9 @@ class Grown:
         self.sites = {slot: sites[slot] for slot in sort_slots(sites)}
         container = model.get_submodule(CONTAINER)
         self.slots: dict[str, SeedSlot] = {slot: container.get_submodule(slot) for slot in self.sites}  # type: ignore[misc]
+        beats = {id(holder.beat): holder.beat for holder in self.slots.values() if holder.beat is not None}
+        assert len(beats) == 1, "the slots of one model share one beat"
+        (self.beat,) = beats.values()
 
     @contextlib.contextmanager
     def override(self, alphas: Mapping[str, float]) -> Iterator[None]:
@@ -69,6 +73,31 @@ class Grown:
         """Within the block the model computes what the host alone would, bit for bit."""
         with self.override({slot: 0.0 for slot, holder in self.slots.items() if holder.seed is not None}):
             yield
+
+    @contextlib.contextmanager
+    def logits(self, logits: Tensor) -> Iterator[None]:
+        """Within the block CONFIDENCE reads these class logits, [B, K >= 2], one row per sample of the forward.
+
+        `esper.kasmina.confidence.confident` makes them where a slot asks for them.
+        """
+        before, self.beat.logits = self.beat.logits, logits
+        try:
+            yield
+        finally:
+            self.beat.logits = before
+
+    @contextlib.contextmanager
+    def tallied(self, weights: Tensor) -> Iterator[None]:
+        """Within the block g_eff of GATE and CONFIDENCE goes into the slots' tallies: a forward of training.
+
+        Args:
+            weights: [B], 1 for a sample, 0 for a stand-in that does not count.
+        """
+        before, self.beat.weights = self.beat.weights, weights
+        try:
+            yield
+        finally:
+            self.beat.weights = before
 
     def owner_parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parameters by owner: ``host`` first, then slots with a seed, row-major. Tied tensors appear once."""

@@ -12,19 +12,19 @@ into numbers with errors. Every coalition is one full forward per batch; `Sums.f
 Shapes: B samples of a batch, M coalitions, Q quantities, 2 units (loss, accuracy).
 """
 
-import contextlib
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.attach import Grown
 from esper.kasmina.coalitions import Kind, Plan, Quantity
+from esper.kasmina.confidence import confident, evaluating
 from esper.kasmina.slot import Phase
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import Reading, measured, paired
@@ -81,19 +81,6 @@ class Sums:
         return Sums.of(self.plan, [a + b for a, b in zip(self.vector(), other.vector(), strict=True)])
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """eval() and no_grad within the block; every module's own training flag comes back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
 def differences(plan: Plan, values: Tensor) -> Tensor:
     """Every quantity per sample, float64 [Q, 2, B].
 
@@ -147,7 +134,7 @@ def attribute(grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]], per_
             values = []
             for coalition in plan.coalitions:
                 own = tree_map_only(Tensor, torch.clone, args)  # a model may write into its input
-                with grown.override(plan.alphas(coalition)), torch.random.fork_rng(devices):
+                with grown.override(plan.alphas(coalition)), torch.random.fork_rng(devices), confident(grown, *own):
                     values.append(_value(*per_sample(grown.model(*own), target)))
             d = differences(plan, torch.stack(values))
             total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)

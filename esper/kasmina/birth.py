@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.kasmina.blueprints.registry import get
+from esper.kasmina.gating import BlendGate
 from esper.leyline.slots import parse_slot
 from esper.leyline.topology import Topology
 
@@ -33,6 +34,17 @@ def birth_key(run_seed: int, slot: str, generation: int) -> int:
     """
     text = f"{int(run_seed)}/{parse_slot(slot)}/{int(generation)}"
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"esper.birth").digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def gate_key(run_seed: int, slot: str, generation: int, step: int) -> int:
+    """63-bit key of a gate's birth: BLAKE2b of (run seed, slot id, birth of its seed, first step of its ramp).
+
+    Raises:
+        ConfigError: ``slot`` is no canonical slot id.
+    """
+    text = f"{int(run_seed)}/{parse_slot(slot)}/{int(generation)}/{int(step)}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"esper.gate").digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -151,3 +163,14 @@ def build_seed(
     with _plain_float32(), PrivateGenerator(key):
         seed = entry.build(dim)
     return seed.to(device=device, dtype=dtype)
+
+
+def build_gate(*, dim: int, topology: Topology, key: int, dtype: torch.dtype, device: torch.device | str) -> BlendGate:
+    """Builds the gate that GATE trains beside a seed, as symmetric as the seed's own birth.
+
+    Args:
+        dim, topology: of the slot. key: from `gate_key`. dtype, device: what it is cast and moved to.
+    """
+    with _plain_float32(), PrivateGenerator(key):
+        gate = BlendGate(dim, topology)
+    return gate.to(device=device, dtype=dtype)

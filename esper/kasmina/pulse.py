@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from esper.kasmina.beat import Beat
 from esper.kasmina.sites import is_compiled
-from esper.kasmina.slot import Beat, SeedSlot
+from esper.kasmina.slot import SeedSlot
 
 
 @dataclass(slots=True)

@@ -11,19 +11,20 @@ What it does in the host's forward follows from its `Phase`; which phase a stage
     FOSSILIZED               BLEND       attached        by config
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.blend import HostOnly, StraightThrough, blend_add
+from esper.kasmina.beat import Beat
+from esper.kasmina.blend import INCREMENTS, HostOnly, StraightThrough, Strength, blend, effective
 from esper.kasmina.config import Incubation
 from esper.kasmina.feature import put, take
+from esper.kasmina.gating import Tally, margin
 from esper.kasmina.sites import Site
-from esper.leyline.alpha import check_alpha
+from esper.leyline.alpha import Operator, check_alpha
 from esper.leyline.errors import ConfigError
 from esper.leyline.stages import Stage
 
@@ -53,51 +54,41 @@ def learns(stage: Stage, *, ending: bool, train_fossils: bool) -> bool:
     return stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING) and not ending
 
 
-@dataclass(slots=True)
-class Beat:
-    """Which slots have fired in the root forward under way.
-
-    Fields:
-        inside: a root forward is under way. fired: by slot id; False for all at the beginning of a forward.
-    """
-
-    inside: bool = False
-    fired: dict[str, bool] = field(default_factory=dict)
-
-    def begin(self) -> None:
-        """A root forward begins."""
-        self.end()
-        self.inside = True
-
-    def end(self) -> None:
-        """It is over."""
-        self.inside = False
-        for slot in self.fired:
-            self.fired[slot] = False
-
-
 class SeedSlot(nn.Module):
     """Holds at most one seed and joins its delta to the host's features by the agreed alpha.
 
-    Alpha is a 0-D float32 buffer: never persistent, never cast by ``.to(dtype)``, rewritten by `set_alpha` only. The
-    slot stores no device; ``.to()``, ``.double()`` and ``deepcopy`` work mid-life. An empty slot has no state-dict key.
+    Alpha, the fade and a CHANNEL's vector are float32 buffers: never persistent, never cast by ``.to(dtype)``. The slot
+    stores no device; ``.to()``, ``.double()`` and ``deepcopy`` work mid-life. An empty slot has no state-dict key.
 
     Args:
         slot: slot id.
-        site, beat: what flows at the hooked module, and the root forward under way; given by `attach`. A slot that is
-            called by hand needs neither.
+        site, beat: what flows at the hooked module, and what all slots of the model share; given by `attach`. A slot
+            that is called by hand needs neither.
+
+    Attributes:
+        seed, gate: the module that computes the delta, and that of GATE while it is in use; None without one.
+        operator, fades_from: how the delta is joined, and what is being faded out (see `esper.kasmina.blend`).
+        tally: g_eff of the training samples since it was last read.
     """
 
     alpha: Tensor
+    fade: Tensor
+    channels: Tensor | None
 
     def __init__(self, slot: str, site: Site | None = None, beat: Beat | None = None) -> None:
         super().__init__()
         self.slot, self.site, self.beat = slot, site, beat
         self._dtypes: dict[torch.dtype | None, torch.dtype] = {}  # of the feature, by the dtype of autocast
         self.seed: nn.Module | None = None
+        self.gate: nn.Module | None = None
         self.phase = Phase.OFF
+        self.operator, self.fades_from = Operator.ADD, None  # type: Operator, Operator | None
+        self.tally = Tally()
         self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
-        self._level = 0.0
+        self.register_buffer("fade", torch.ones((), dtype=torch.float32), persistent=False)
+        self.register_buffer("channels", None, persistent=False)
+        self._level, self._fade_level = 0.0, 1.0
+        self._channels: tuple[float, ...] | None = None
         self._override: float | None = None
 
     @property
@@ -105,10 +96,40 @@ class SeedSlot(nn.Module):
         """The committed alpha as the host-side number that forward selects by."""
         return self._level
 
-    def set_alpha(self, value: float) -> None:
-        """Writes the agreed alpha; ValueError when NaN or outside [0, 1]."""
+    @property
+    def fade_level(self) -> float:
+        """The committed share of `operator` in a cross-fade, 1 without one."""
+        return self._fade_level
+
+    def set_alpha(self, value: float, fade: float = 1.0) -> None:
+        """Writes the agreed alpha and the share of `operator` in a cross-fade; ValueError when outside [0, 1]."""
         self._level = check_alpha(value, f"alpha of {self.slot}")
+        self._fade_level = check_alpha(fade, f"fade of {self.slot}")
         self.alpha.fill_(self._level)
+        self.fade.fill_(self._fade_level)
+
+    def set_channels(self, values: Sequence[float] | None) -> None:
+        """Gives CHANNEL its vector v, one value in [0, 1] per channel of the site; None takes it away.
+
+        Raises:
+            ConfigError: another number of values than the site has channels.
+            ValueError: a value is NaN or outside [0, 1].
+        """
+        assert self.site is not None
+        if values is not None and len(values) != self.site.dim:
+            raise ConfigError(
+                f"slots.channels.{self.slot} has {len(values)} values, the slot has C = {self.site.dim} channels; "
+                "give one per channel"
+            )
+        self._channels = None if values is None else tuple(check_alpha(v, f"v of {self.slot}") for v in values)
+        self._write_channels()
+
+    def _write_channels(self) -> None:
+        self.channels = None
+        if self._channels is not None:
+            assert self.site is not None
+            v = torch.tensor(self._channels, dtype=torch.float32, device=self.alpha.device)
+            self.channels = v.view(-1, *[1] * (self.site.topology.ndim - 1 - self.site.topology.channel_axis))
 
     @property
     def overridden(self) -> float | None:
@@ -141,9 +162,17 @@ class SeedSlot(nn.Module):
 
     def uproot(self) -> None:
         """Lets go of the seed; nothing of it is left here."""
-        self.seed = None
+        self.seed = self.gate = None
         self.phase = Phase.OFF
+        self.operator, self.fades_from, self.tally = Operator.ADD, None, Tally()
         self.set_alpha(0.0)
+
+    @property
+    def asks_logits(self) -> bool:
+        """A forward now needs class logits handed in."""
+        if self.seed is None or Operator.CONFIDENCE not in (self.operator, self.fades_from):
+            return False
+        return self.phase is Phase.BLEND if self._override is None else self._override != 0.0
 
     def forward(self, host: Tensor, x: Tensor) -> Tensor:
         """Joins the delta of ``x`` to ``host``.
@@ -162,18 +191,39 @@ class SeedSlot(nn.Module):
             if not torch.is_grad_enabled():
                 return host
             with torch.random.fork_rng([x.device] if x.is_cuda else []):  # a seed's dropout must not move the host's
-                delta = self._delta(x.detach(), host)
-            return StraightThrough.apply(host, delta)
+                delta = self._delta(x.detach(), host).to(host.dtype)
+            full = self._strength(host, x.detach(), torch.ones_like(self.alpha))
+            return StraightThrough.apply(host, INCREMENTS[self.operator](host.detach(), delta, full))
         return self._blended(host, x, self._level, self.alpha)
 
     def _blended(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
-        assert self.seed is not None
         if level != 0.0:
-            return blend_add(host, self._delta(x, host), alpha)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.seed.parameters()):
-            # A learning seed stays in the gradient reduction at alpha 0: every rank must see it in every step.
-            return HostOnly.apply(host, self._delta(x.detach(), host))
+            strength = self._strength(host, x, alpha)
+            return blend(host, self._delta(x, host), strength, self.operator, self.fades_from, self.fade)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            # What learns stays in the gradient reduction at alpha 0: every rank must see it in every step.
+            strength = self._strength(host, x.detach(), alpha)
+            others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
+            return HostOnly.apply(host, *others)
         return host
+
+    def _strength(self, host: Tensor, x: Tensor, alpha: Tensor) -> Strength:
+        """What the operators in use ask for; tallies g_eff where a forward of training is tallied."""
+        used = (self.operator, self.fades_from)
+        gate = confidence = None
+        if Operator.GATE in used:
+            if self.gate is None:
+                raise ConfigError(f"slot {self.slot}: GATE without a gate; give it one (slot.gate = build_gate(...))")
+            gate = self.gate(x)
+        if Operator.CONFIDENCE in used:
+            g = margin(None if self.beat is None else self.beat.logits, len(host), self.slot)
+            confidence = g.view(-1, *[1] * (host.ndim - 1))
+        if Operator.CHANNEL in used and self.channels is None:
+            raise ConfigError(f"slot {self.slot}: CHANNEL without a vector v; set slots.channels.{self.slot}")
+        tallied = gate if self.operator is Operator.GATE or confidence is None else confidence
+        if tallied is not None and self._override is None and self.beat is not None and self.beat.weights is not None:
+            self.tally.add(effective(tallied, alpha), self.beat.weights)
+        return Strength(alpha, gate, confidence, self.channels)
 
     def _delta(self, x: Tensor, host: Tensor) -> Tensor:
         assert self.seed is not None
@@ -222,5 +272,8 @@ class SeedSlot(nn.Module):
         super()._apply(fn, recurse)
         self._dtypes.clear()
         if self.alpha.dtype != torch.float32:
-            self.alpha = torch.full((), self._level, dtype=torch.float32, device=self.alpha.device)
+            device = self.alpha.device
+            self.alpha = torch.full((), self._level, dtype=torch.float32, device=device)
+            self.fade = torch.full((), self._fade_level, dtype=torch.float32, device=device)
+            self._write_channels()
         return self

@@ -8,6 +8,8 @@ With u = (step - first) / (last - first) clamped to [0, 1]:
 
 alpha(step) = start + (target - start) * c(u), snapped to exactly ``start`` up to ``first`` and exactly ``target`` from
 ``last`` on; a ramp of zero steps is its target at once.
+
+A ramp that switches the operator fades from the old one to the new: c(u) is the new one's share.
 """
 
 import math
@@ -16,9 +18,40 @@ from enum import IntEnum
 
 
 class Operator(IntEnum):
-    """How a seed's delta joins the host's features. The number is the wire code."""
+    """How a seed's delta joins the host's features (see `esper.kasmina.blend`). The number is the wire code."""
 
     ADD = 0
+    MULTIPLY = 1
+    GATE = 2
+    CONFIDENCE = 3
+    CHANNEL = 4
+
+    @property
+    def is_gated(self) -> bool:
+        """Scaled by a number per sample that is 1 at full alpha: there the operator *is* ADD, bit for bit."""
+        return _OPERATORS[self].gated
+
+    @property
+    def needs(self) -> str:
+        """What a slot must have before it may use this operator, in words; empty: nothing."""
+        return _OPERATORS[self].needs
+
+
+@dataclass(frozen=True, slots=True)
+class _OperatorTraits:
+    gated: bool = False
+    needs: str = ""
+
+
+_OPERATORS = {
+    Operator.ADD: _OperatorTraits(),
+    Operator.MULTIPLY: _OperatorTraits(),
+    Operator.GATE: _OperatorTraits(gated=True),
+    Operator.CONFIDENCE: _OperatorTraits(gated=True, needs="a model whose output is class logits [B, K >= 2]"),
+    Operator.CHANNEL: _OperatorTraits(needs="a vector v of the slot's width: set slots.channels"),
+}
+if set(_OPERATORS) != set(Operator):
+    raise AssertionError(f"operators without a row: {set(Operator) ^ set(_OPERATORS)}")
 
 
 class Curve(IntEnum):
@@ -70,6 +103,7 @@ class Ramp:
         first_step, last_step: optimizer steps; alpha is ``start`` at the first and ``target`` from the last on.
         curve, steepness: the shape; steepness (k > 0) matters for SIGMOID only.
         operator: how the delta is joined while this ramp is in force.
+        fades_from: the operator that this ramp switches from, None when it switches none.
     """
 
     start: float
@@ -79,6 +113,7 @@ class Ramp:
     curve: Curve
     steepness: float
     operator: Operator
+    fades_from: Operator | None = None
 
     def __post_init__(self) -> None:
         check_alpha(self.start, "ramp.start")
@@ -87,6 +122,8 @@ class Ramp:
             raise ValueError(f"ramp steps {self.first_step}..{self.last_step}: need 0 <= first <= last")
         if not (math.isfinite(self.steepness) and 0.0 < self.steepness <= 50.0):
             raise ValueError(f"ramp.steepness = {self.steepness!r}: must be in (0, 50]")
+        if self.fades_from is self.operator:
+            raise ValueError(f"ramp.fades_from = {self.operator.name}: that is its operator; need another one, or None")
 
     def progress(self, step: int) -> float:
         """Share of the way done at ``step``, 0 to 1, along the curve."""
@@ -108,3 +145,16 @@ class Ramp:
         if step >= self.last_step:
             return AlphaMode.HOLD
         return AlphaMode.UP if self.target >= self.start else AlphaMode.DOWN
+
+    def fade(self, step: int) -> float:
+        """Share of ``operator`` at ``step``, the rest being ``fades_from``'s; 1 when the ramp switches none."""
+        return 1.0 if self.fades_from is None else self.progress(step)
+
+    def operators(self, step: int) -> tuple[Operator, Operator | None]:
+        """The operator in force at ``step``, and the one that is being faded out (None: none).
+
+        A gated operator at rest at full alpha is ADD, which needs no gate.
+        """
+        if step < self.last_step:
+            return self.operator, self.fades_from
+        return (Operator.ADD if self.operator.is_gated and self.target == 1.0 else self.operator), None

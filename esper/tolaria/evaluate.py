@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from esper.kasmina.attach import CONTAINER, Grown
-from esper.kasmina.attribution import attribute, evaluating
+from esper.kasmina.attribution import attribute
 from esper.kasmina.coalitions import Kind, Quantity, make_plan
+from esper.kasmina.confidence import confident, evaluating
 from esper.kasmina.config import GateConfig
 from esper.kasmina.lifecycle import ProbeRequest
 from esper.tolaria.config import Precision
@@ -57,7 +58,7 @@ class Evaluator:
     def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and correctness, float64 [N]."""
         x, y = self.to_device(*part.fetch(indices))
-        with autocast(self.precision, self.world.device):
+        with autocast(self.precision, self.world.device), confident(self.grown, x):
             output = self.grown.model(x)
         loss, correct = self.bundle.task.per_sample(output, y)
         return loss.double(), correct.double()

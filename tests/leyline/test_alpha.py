@@ -108,5 +108,6 @@ def test_bad_ramps_are_refused(bad, message):
 
 def test_wire_codes_stay_what_they_are():
     assert {item.name: item.value for item in (*Operator, *Curve, *AlphaMode)} == {
-        "ADD": 0, "LINEAR": 0, "COSINE": 1, "SIGMOID": 2, "HOLD": 0, "UP": 1, "DOWN": 2,
+        "ADD": 0, "MULTIPLY": 1, "GATE": 2, "CONFIDENCE": 3, "CHANNEL": 4,
+        "LINEAR": 0, "COSINE": 1, "SIGMOID": 2, "HOLD": 0, "UP": 1, "DOWN": 2,
     }  # fmt: skip

@@ -1,0 +1,54 @@
+"""Where the class logits of CONFIDENCE come from: the network without the seeds that ask for them, in eval().
+
+    with confident(grown, x):
+        output = grown.model(x)
+
+Training, evaluation and probes all go through here, so that a seed is joined by one rule. The extra forward runs only
+while a slot asks for logits. It has no gradient and leaves no trace: flags, statistics and random streams stay.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from esper.kasmina.attach import Grown
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """eval() and no_grad within the block; every module's own training flag comes back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
+def confident(grown: Grown, *args: Any, **kwargs: Any) -> Iterator[None]:
+    """Within the block the slots that ask for class logits have them; nothing happens where none does.
+
+    Args:
+        grown: the model. args, kwargs: the inputs of the forward to come.
+
+    Raises:
+        ConfigError: in that forward, when the model's output is not class logits [B, K >= 2].
+    """
+    asking = [slot for slot, holder in grown.slots.items() if holder.asks_logits]
+    if not asking:
+        yield
+        return
+    devices = sorted({p.device for p in grown.model.parameters() if p.is_cuda}, key=str)
+    own_args, own_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into its input
+    without = dict.fromkeys(asking, 0.0)
+    with evaluating(grown.model), torch.random.fork_rng(devices), grown.override(without):
+        output = grown.model(*own_args, **own_kwargs)
+    with grown.logits(output):
+        yield

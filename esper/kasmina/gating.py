@@ -1,0 +1,103 @@
+"""What scales a delta per sample: the trained gate of GATE, the margin of CONFIDENCE, and the tally of both.
+
+    GATE        pool -> linear -> tanh -> linear -> sigmoid      g in (0, 1)
+    CONFIDENCE  top-1 minus top-2 softmax probability            g in [0, 1]
+
+The pool is the mean over positions of a feature map; of a sequence it is the *running* mean over positions 0..t, with a
+g for each position, since a mean over all of them would show a causal host its future. tanh bounds what reaches the
+sigmoid, which features of any scale would otherwise saturate: every tensor of the gate keeps a live gradient.
+
+Shapes: B samples, C channels, T positions, H hidden units, K classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esper.leyline.errors import ConfigError
+from esper.leyline.topology import Topology
+
+
+class BlendGate(nn.Module):
+    """g of GATE. Lives while a seed is blended under GATE; (C + 2) H + 1 parameters, H = max(4, C // 8).
+
+    Args:
+        dim: C of the slot. topology: what its axes mean.
+    """
+
+    def __init__(self, dim: int, topology: Topology) -> None:
+        super().__init__()
+        hidden = max(4, dim // 8)
+        self.topology = topology
+        self.inner = nn.Linear(dim, hidden)
+        self.outer = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """g of features x (BCHW, BTC or BC), float32 or wider: [B, 1, 1, 1], [B, T, 1] or [B, 1]."""
+        pooled = self._pool(x).to(self.inner.weight.dtype)
+        z = self.outer(torch.tanh(self.inner(pooled)))
+        g = torch.sigmoid(z.to(torch.promote_types(z.dtype, torch.float32)))
+        return g[:, :, None, None] if self.topology is Topology.FEATURE_MAP else g
+
+    def _pool(self, x: Tensor) -> Tensor:
+        if self.topology is Topology.VECTOR:
+            return x
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.topology is Topology.FEATURE_MAP:
+            return wide.mean((2, 3))
+        count = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=wide.dtype)
+        return wide.cumsum(1) / count[:, None]
+
+
+def margin(logits: object, samples: int, slot: str) -> Tensor:
+    """g of CONFIDENCE: top-1 minus top-2 probability, [B], float32 or wider; evidence, so no gradient flows back.
+
+    Args:
+        logits: class logits [B, K >= 2]. samples: B of the features they go with. slot: for the message.
+
+    Raises:
+        ConfigError: nothing, or anything else, was handed in.
+    """
+    if not isinstance(logits, Tensor):
+        got = "nothing" if logits is None else type(logits).__name__
+    elif not logits.is_floating_point() or logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] != samples:
+        got = f"{logits.dtype} {list(logits.shape)}"
+    else:
+        wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        first, second = F.softmax(wide, -1).topk(2, -1).values.unbind(-1)
+        return first - second
+    raise ConfigError(
+        f"slot {slot}: CONFIDENCE got {got} for {samples} samples, needs class logits [B, K >= 2]; hand them in by "
+        "`with grown.logits(tensor):` around the forward"
+    )
+
+
+class Tally:
+    """Count, sum and sum of squares of g_eff over training samples, on the device; no host synchronisation to add.
+
+    A sequence is one sample: its g_eff is the mean over positions.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # float64 [3]
+
+    def add(self, g: Tensor, weights: Tensor) -> None:
+        """Takes one forward.
+
+        Args:
+            g: g_eff, [B, 1, ...] or [B, T, 1]. weights: [B], 1 for a sample, 0 for a stand-in that does not count.
+
+        Raises:
+            ValueError: another number of weights than of samples.
+        """
+        if weights.shape != g.shape[:1]:
+            raise ValueError(f"{list(weights.shape)} sample weights for {g.shape[0]} samples: need one per sample")
+        g, w = g.detach().double().flatten(1).mean(1), weights.double()
+        sums = torch.stack([w.sum(), (w * g).sum(), (w * g * g).sum()])
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
+
+    def take(self) -> tuple[float, float, float]:
+        """Reads the three sums and begins anew; waits for the device."""
+        found = [0.0, 0.0, 0.0] if self._sums is None else self._sums.tolist()
+        self._sums = None
+        return found[0], found[1], found[2]
