@@ -64,6 +64,16 @@ class Growth:
                 self.owner.release(effect.slot)
                 self.grown.slots[effect.slot].uproot()
 
+    def clear(self) -> None:
+        """Uproots whatever stands and lets go of whatever waits: the model is as it was before the first birth, but for
+        the host's own weights and moments. `follow` wraps it again."""
+        self.call, self._wrapped = self.grown.model, None  # the reducer, too, holds the seeds' parameters
+        self.perform([Uproot(slot) for slot, holder in self.grown.slots.items() if holder.seed is not None])
+        self.staged.clear()
+        self.vetoes.clear()
+        self.failures.clear()
+        self.owner.optimizer.zero_grad(set_to_none=True)
+
     def plant(self, slot: str, seed: nn.Module) -> None:
         """Registers a built seed in the model and with the optimizer, frozen until its stage says it learns."""
         self.grown.slots[slot].plant(seed)

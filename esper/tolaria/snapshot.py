@@ -103,7 +103,9 @@ def restore(
 ) -> tuple[RunState, dict[str, Any]]:
     """Rebuilds a run from a verified checkpoint: topology, weights, moments, random numbers, staged births.
 
-    On another world size a rank without a file of its own draws from a stream keyed by (seed, rank, step).
+    The model may have grown meanwhile, in whatever way: first of all everything that stands or waits is uprooted, so
+    that what comes out is the same as from a fresh start. Files are read and checked before anything is touched. On
+    another world size a rank without a file of its own draws from a stream keyed by (seed, rank, step).
 
     Returns:
         The agreed state, and the whole common payload.
@@ -112,14 +114,17 @@ def restore(
     if [entry.slot for entry in state.slots] != list(grown.slots):
         have = ", ".join(grown.slots)
         raise CheckpointError(f"{store.path(step)}: its slots are not this model's ({have})")
-    plant_record(grown, growth, state, own=True)
-    load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
-    owner.load_by_name(payload["optimizer"])
-    growth.restage(state)
-    name = rank_file(world.rank)
+    name, own = rank_file(world.rank), None
     if name in store.manifest(step).files and store.manifest(step).world_size == world.size:
         own = store.load(step, name)
         _keys(own, OWN_KEYS, str(store.path(step) / name))
+    growth.clear()
+    plant_record(grown, growth, state, own=True)
+    load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
+    owner.load_by_name(payload["optimizer"])
+    owner.set_lr(state.step, {entry.slot: entry.learn_step for entry in state.slots})
+    growth.restage(state)
+    if own is not None:
         set_rng_state(own, world.device)
     else:
         torch.manual_seed(seed * 1_000_003 + world.rank * 7919 + step)
