@@ -3,7 +3,9 @@
 The value of a coalition of seeds (see `esper.kasmina.coalitions`), per sample, is minus the loss in nats, and the share
 of correct answers; so every quantity is positive where the seed helps. What comes out of the model are sums over
 samples: those of all ranks are added, and the result does not depend on the sharding. `readings` then turns summed sums
-into numbers with errors. Every coalition is one full forward per batch; `Sums.forwards` counts them.
+into numbers with errors. On hosts that can resume from a slot, coalitions share what comes before the first slot in
+which they differ (`esper.kasmina.prefixes`), to the same bits as full forwards; other hosts get full forwards.
+`Sums.work` counts either.
 
     plan = make_plan(blended(grown))                        equal on all ranks
     sums = attribute(grown, plan, batches, per_sample)      this rank's share of the samples
@@ -14,8 +16,9 @@ Shapes: B samples of a batch, M coalitions, Q quantities, 2 units (loss, accurac
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +28,8 @@ from torch.utils._pytree import tree_map_only
 from esper.kasmina.attach import Grown
 from esper.kasmina.coalitions import Kind, Plan, Quantity
 from esper.kasmina.confidence import confident, evaluating
+from esper.kasmina.hosts.resume import Resumable, State, resumable
+from esper.kasmina.prefixes import Entry, account, parts
 from esper.kasmina.slot import Phase
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import Reading, measured, paired
@@ -45,7 +50,9 @@ class Sums:
 
     Fields:
         plan: what was summed.
-        samples, forwards: samples seen; calls of the model, each a full forward of one batch.
+        samples, forwards: samples seen; outputs of the model, one per coalition and batch.
+        order: slots in the order of execution where prefixes were shared, None where every forward was full.
+        asking: slots whose seed, where it takes part, needs class logits: a forward more, without them (CONFIDENCE).
         moments: per quantity, in the plan's order: (sum d, sum d^2) in nats, then in share of correct answers.
     """
 
@@ -53,11 +60,12 @@ class Sums:
     samples: int
     forwards: int
     moments: tuple[tuple[float, float, float, float], ...]
+    order: tuple[str, ...] | None
+    asking: tuple[str, ...]
 
-    @property
-    def sample_passes(self) -> int:
-        """Samples times coalitions: full forwards of one sample, for a FLOP account."""
-        return self.samples * len(self.plan.coalitions)
+    def work(self) -> Counter[Entry]:
+        """What ran, for a FLOP account: passes of one sample through each part of the forward, with its seeds."""
+        return Counter({entry: n * self.samples for entry, n in account(self.plan, self.order, self.asking).items()})
 
     def table(self) -> dict[Quantity, tuple[float, float, float, float]]:
         """Moments by quantity."""
@@ -67,18 +75,18 @@ class Sums:
         """Samples, forwards, moments: what travels. Its length, 2 + 4 Q, follows from the plan."""
         return [float(self.samples), float(self.forwards), *(number for row in self.moments for number in row)]
 
-    @classmethod
-    def of(cls, plan: Plan, vector: Sequence[float]) -> "Sums":
-        """Takes back an (added up) `vector`; ValueError where its length is not the plan's."""
-        if len(vector) != 2 + 4 * len(plan.quantities):
-            raise ValueError(f"{len(vector)} numbers do not fit the plan: need {2 + 4 * len(plan.quantities)}")
+    def taking(self, vector: Sequence[float]) -> "Sums":
+        """The same sums with an (added up) `vector`'s numbers; ValueError where its length is not the plan's."""
+        if len(vector) != 2 + 4 * len(self.plan.quantities):
+            raise ValueError(f"{len(vector)} numbers do not fit the plan: need {2 + 4 * len(self.plan.quantities)}")
         rows = [vector[i : i + 4] for i in range(2, len(vector), 4)]
-        return cls(plan, round(vector[0]), round(vector[1]), tuple((a, b, c, d) for a, b, c, d in rows))
+        moments = tuple((a, b, c, d) for a, b, c, d in rows)
+        return replace(self, samples=round(vector[0]), forwards=round(vector[1]), moments=moments)
 
     def __add__(self, other: "Sums") -> "Sums":
-        if self.plan != other.plan:
+        if (self.plan, self.order, self.asking) != (other.plan, other.order, other.asking):
             raise ValueError("sums of different plans cannot be added: seeds, alphas, pairs and key must be equal")
-        return Sums.of(self.plan, [a + b for a, b in zip(self.vector(), other.vector(), strict=True)])
+        return self.taking([a + b for a, b in zip(self.vector(), other.vector(), strict=True)])
 
 
 def differences(plan: Plan, values: Tensor) -> Tensor:
@@ -106,7 +114,55 @@ def _value(loss: Tensor, correct: Tensor) -> Tensor:
     return torch.stack([-loss.double(), correct.double()])
 
 
-def attribute(grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]], per_sample: PerSample) -> Sums:
+def _values(
+    grown: Grown, plan: Plan, host: Resumable | None, args: tuple[Any, ...], target: Any, per_sample: PerSample
+) -> Tensor:
+    """[M, 2, B]. A stack holds the states that parts to come begin with, and where the random streams stood there."""
+    devices = sorted({p.device for p in grown.model.parameters() if p.is_cuda}, key=str)
+    states: list[tuple[State, list[Tensor]]] = []
+    values: dict[int, Tensor] = {}
+    with torch.random.fork_rng(devices):
+        begin = _streams(devices)
+        for part in parts(plan, host.slot_order() if host else None):
+            del states[part.depth :]
+            state, streams = states[-1] if states else ((), begin)
+            _set_streams(devices, streams)
+            with grown.override(plan.alphas(part.coalitions[0])):
+                if host is not None and part.start is not None:
+                    result = host.forward_from(state, part.start, until=part.until)
+                elif host is not None and part.until is not None:
+                    result = host.forward_to(args[0], part.until)
+                else:
+                    own = tree_map_only(Tensor, torch.clone, args)  # a model may write into its input
+                    with confident(grown, *own):
+                        result = grown.model(*own)
+            if part.until is not None:
+                states.append((result, _streams(devices)))
+            else:
+                value = _value(*per_sample(result, target))
+                values |= dict.fromkeys(part.coalitions, value)
+    return torch.stack([values[coalition] for coalition in plan.coalitions])
+
+
+def _asks(grown: Grown, plan: Plan, slot: str) -> bool:
+    levels = dict(plan.levels)
+    with grown.override({slot: levels[slot]} if slot in levels else {}):
+        return grown.slots[slot].asks_logits
+
+
+def _streams(devices: Sequence[torch.device]) -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+def _set_streams(devices: Sequence[torch.device], streams: Sequence[Tensor]) -> None:
+    torch.set_rng_state(streams[0])
+    for device, state in zip(devices, streams[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
+
+
+def attribute(
+    grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]], per_sample: PerSample, *, share: bool = True
+) -> Sums:
     """Runs every coalition of the plan on every batch, in eval() and without gradient; the model is left as it was.
 
     All coalitions see the same inputs and the same random numbers, should the model draw any in eval().
@@ -116,6 +172,7 @@ def attribute(grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]], per_
         plan: see `make_plan`; the same on all ranks.
         batches: this rank's share: pairs of inputs (a tensor, or a tuple of arguments) and target, on the device.
         per_sample: (model output, target) -> loss [B] in nats, correct [B].
+        share: let coalitions share prefixes where the host can resume; False: full forwards, to the same bits.
 
     Raises:
         ConfigError: the plan names an unknown slot or one without a seed.
@@ -125,22 +182,19 @@ def attribute(grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]], per_
         parse_slot(slot, grown.slots)
         if grown.slots[slot].seed is None:
             raise ConfigError(f"slot {slot}: holds no seed, so there is nothing to attribute; leave it out")
-    devices = sorted({p.device for p in grown.model.parameters() if p.is_cuda}, key=str)
+    asking = tuple(slot for slot in grown.slots if _asks(grown, plan, slot))
+    host = resumable(grown) if share and not asking else None  # class logits depend on what comes behind a slot
     samples = forwards = 0
     total = torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
     with evaluating(grown.model):
         for inputs, target in batches:
             args = inputs if isinstance(inputs, tuple) else (inputs,)
-            values = []
-            for coalition in plan.coalitions:
-                own = tree_map_only(Tensor, torch.clone, args)  # a model may write into its input
-                with grown.override(plan.alphas(coalition)), torch.random.fork_rng(devices), confident(grown, *own):
-                    values.append(_value(*per_sample(grown.model(*own), target)))
-            d = differences(plan, torch.stack(values))
+            d = differences(plan, _values(grown, plan, host, args, target, per_sample))
             total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)
             samples += d.shape[2]
             forwards += len(plan.coalitions)
-    return Sums(plan, samples, forwards, tuple((a, b, c, e) for a, b, c, e in total.tolist()))
+    moments = tuple((a, b, c, e) for a, b, c, e in total.tolist())
+    return Sums(plan, samples, forwards, moments, host.slot_order() if host else None, asking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +223,13 @@ class Attribution:
 
     @property
     def solo(self) -> dict[str, Worth]:
-        """Each seed alone, against none."""
-        return {slot: self.coalitions[(slot,)] for slot in self.shapley}
+        """Each seed alone, against none; empty where the plan asked for no coalitions."""
+        return {seeds[0]: worth for seeds, worth in self.coalitions.items() if len(seeds) == 1}
 
     @property
     def together(self) -> Worth:
-        """All seeds against none (all-off)."""
-        return self.coalitions[tuple(self.shapley)]
+        """All seeds against none (all-off); KeyError where the plan asked for no coalitions."""
+        return self.coalitions[max(self.coalitions, key=len, default=())]
 
 
 def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:

@@ -16,7 +16,7 @@ Mitchell, Cooper, Frank, Holmes 2022, "Sampling Permutations for Shapley Value E
 import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -35,6 +35,9 @@ class Kind(StrEnum):
     LEAVE_ONE_OUT = "leave_one_out"
     SHAPLEY = "shapley"
     PAIR = "pair"
+
+
+ASKED = (Kind.COALITION, Kind.LEAVE_ONE_OUT, Kind.SHAPLEY)
 
 
 class Quantity(NamedTuple):
@@ -61,7 +64,7 @@ class Plan:
         levels: (slot, alpha when it takes part), row-major.
         pairs: drawn orders, each with its reverse; 0 means exact Shapley values.
         key: what the orders were drawn by.
-        coalitions: each is one forward per batch; ascending, 0 (no seed) first.
+        coalitions: each is one output per batch; ascending.
         quantities: each with its terms.
     """
 
@@ -96,7 +99,15 @@ def _joining(order: Sequence[int], seed: int, weight: float) -> Term:
     return Term(weight, before | 1 << seed, before)
 
 
-def make_plan(levels: Mapping[str, float], *, pairs: int = 0, key: Sequence[int] = (0,)) -> Plan:
+def _groups(seeds: int, exact: bool) -> list[int]:
+    """Coalitions that are asked about: all, or where Shapley values are drawn each seed alone and all together."""
+    everyone = (1 << seeds) - 1
+    return list(range(1, everyone + 1)) if exact else sorted({*(1 << i for i in range(seeds)), everyone})
+
+
+def make_plan(
+    levels: Mapping[str, float], *, pairs: int = 0, key: Sequence[int] = (0,), ask: Collection[Kind] = ASKED
+) -> Plan:
     """Plans coalitions, leave-one-out and Shapley values of some seeds.
 
     Args:
@@ -104,9 +115,11 @@ def make_plan(levels: Mapping[str, float], *, pairs: int = 0, key: Sequence[int]
         pairs: 0 for exact Shapley values, up to four seeds; else antithetic pairs of orders, at least 2 for an error
             (with fewer than some 30 the error itself is rough: a rare order may be missing from it).
         key: integers; equal keys draw equal orders (for example run seed and tick).
+        ask: what to measure, nothing else is run: leave-one-out alone is n + 1 forwards a batch for n seeds, and has no
+            bound on n. Without SHAPLEY, COALITION means each seed alone and all together.
 
     Raises:
-        ConfigError: no seed, not a slot id, exact for too many seeds, fewer than 2 pairs.
+        ConfigError: no seed, not a slot id, exact for too many seeds, fewer than 2 pairs, nothing asked.
         ValueError: an alpha is NaN or outside [0, 1].
     """
     slots = sort_slots(levels)
@@ -114,19 +127,21 @@ def make_plan(levels: Mapping[str, float], *, pairs: int = 0, key: Sequence[int]
     n, everyone = len(slots), (1 << len(slots)) - 1
     if n == 0:
         raise ConfigError("attribution of no seeds: name at least one slot that holds a seed")
-    if pairs == 0 and n > EXACT_SEEDS:
+    if not ask or not set(ask) <= set(ASKED):
+        raise ConfigError(f"ask = {sorted(ask)}: name one or more of {', '.join(ASKED)}")
+    shapley = Kind.SHAPLEY in ask
+    if shapley and pairs == 0 and n > EXACT_SEEDS:
         raise ConfigError(f"pairs = 0: exact Shapley values go to {EXACT_SEEDS} seeds, got {n}; give pairs >= 2")
     if pairs < 0 or pairs == 1:
         raise ConfigError(f"pairs = {pairs}: need 0 (exact), or at least 2 for a standard error")
-    groups = range(1, everyone + 1) if pairs == 0 else [*(1 << i for i in range(n)), *([everyone] if n > 1 else [])]
     wanted: dict[Quantity, tuple[Term, ...]] = {}
-    for group in groups:
+    for group in _groups(n, exact=shapley and pairs == 0) if Kind.COALITION in ask else []:
         members = tuple(slot for i, slot in enumerate(slots) if group >> i & 1)
         wanted[Quantity(Kind.COALITION, members)] = (Term(1.0, group, 0),)
-    for i, slot in enumerate(slots):
+    for i, slot in enumerate(slots if Kind.LEAVE_ONE_OUT in ask else ()):
         wanted[Quantity(Kind.LEAVE_ONE_OUT, (slot,))] = (Term(1.0, everyone, everyone & ~(1 << i)),)
     orders = _orders(n, pairs, key)
-    for i, slot in enumerate(slots):
+    for i, slot in enumerate(slots if shapley else ()):
         twice = [(_joining(order, i, 0.5), _joining(order[::-1], i, 0.5)) for order in orders]
         for k, two in enumerate(twice):
             wanted[Quantity(Kind.PAIR, (slot,), k)] = two

@@ -23,7 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina.attach import CONTAINER, Grown
 from esper.kasmina.blueprints import registry
+from esper.kasmina.confidence import evaluating
 from esper.kasmina.feature import put, take, tensors_in
+from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.sites import Site, arguments
 from esper.leyline.topology import Topology
 
@@ -84,12 +86,15 @@ class HostCost:
     Fields:
         forward, backward: a forward, and the backward to all that it trains.
         down_to: per slot, the backward of the activations alone, from the output down to it.
+        shared: per slot, the forward up to it, which forwards that differ from there on share; None where the host
+            cannot resume from a slot and shares nothing.
         order: slots in the order of execution.
     """
 
     forward: int
     backward: int
     down_to: dict[str, int]
+    shared: dict[str, int] | None
     order: tuple[str, ...]
 
 
@@ -117,6 +122,15 @@ def _down_to(grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor])
         return 0
     flops, _ = _counted(lambda: torch.autograd.grad(total, leaf, allow_unused=True))
     return flops
+
+
+def _shared(grown: Grown, example: Any) -> dict[str, int] | None:
+    host = resumable(grown)
+    if host is None:
+        return None
+    (x,), _ = arguments(example)
+    with evaluating(grown.model):
+        return {slot: _counted(lambda slot=slot: host.forward_to(x, slot))[0] for slot in grown.sites}  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -155,5 +169,8 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
         total = _output_sum(output)
         backward, _ = _counted(lambda: torch.autograd.grad(total, weights, allow_unused=True))
         down_to = {slot: _down_to(grown, site, example, buffers()) for slot, site in grown.sites.items()}
+        shared = _shared(grown, example)
     per_slot = {slot: flops // batch for slot, flops in down_to.items()}
-    return HostCost(forward // batch, backward // batch, per_slot, tuple(order))
+    if shared is not None:
+        shared = {slot: flops // batch for slot, flops in shared.items()}
+    return HostCost(forward // batch, backward // batch, per_slot, shared, tuple(order))

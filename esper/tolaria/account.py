@@ -5,7 +5,8 @@
     STE seed                forward + backward of its weights; the host's own pass is unchanged
     TRAINING seed, shadow   a whole forward of its own with the seeds in blend, the activations' backward from the end
                             down to its slot through the seeds in blend behind it, its own backward
-    probe                   two forwards per sample, the second with the seed
+    probe                   two forwards per sample, the second with the seed; what comes before its slot only once on
+                            hosts that can resume from a slot
 
 Validation and test are left out: every run has them alike, grown or not. Seeds that are pruned later have been paid
 for like any other. Costs per sample come from `esper.kasmina.flops`.
@@ -71,10 +72,15 @@ def probe_flops(slots: tuple[SlotState, ...], costs: Costs, counts: Mapping[str,
         slots: agreed when the probes were asked for. counts: samples probed per slot, over all ranks.
     """
     base = costs.host.forward + sum(costs.seed(slot).forward for slot in slots if slot.stage.is_blended)
+    place = {slot: index for index, slot in enumerate(costs.host.order)}
     total = 0
     for slot in slots:
         samples = counts.get(slot.slot, 0)
         if samples:
             own = costs.seed(slot).forward
-            total += samples * (2 * base + (-own if slot.stage.is_blended else own))
+            once = 0
+            if costs.host.shared is not None:
+                before = [s for s in slots if s.stage.is_blended and place[s.slot] < place[slot.slot]]
+                once = costs.host.shared[slot.slot] + sum(costs.seed(other).forward for other in before)
+            total += samples * (2 * base - once + (-own if slot.stage.is_blended else own))
     return total

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.attach import Grown, attach
-from esper.kasmina.attribution import Attribution, Sums, attribute, blended, readings
+from esper.kasmina.attribution import Attribution, attribute, blended, readings
 from esper.kasmina.coalitions import Plan, make_plan
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT
@@ -25,6 +25,9 @@ CASES = [
     ("BCHW", {"r0c0": 1.0, "r0c1": 0.25, "r1c0": 0.5}),
     ("BTC", {"r0c0": 0.75, "r1c0": 1.0}),
     ("BC", {"r0c0": 1.0, "r1c0": 0.5, "r3c0": 0.75, "r4c0": 1.0}),
+    ("cnn", {"r0c0": 1.0, "r0c1": 0.5, "r1c1": 0.75, "r2c0": 1.0}),
+    ("resnet20", {"r0c0": 0.5, "r1c0": 1.0, "r2c0": 1.0}),
+    ("gpt", {"r0c1": 1.0, "r1c0": 0.5, "r1c1": 1.0, "r2c2": 0.75}),
 ]
 
 
@@ -174,12 +177,12 @@ def test_shards_add_up_exactly():
     grown, batches = grown_for("BTC", CASES[1][1]), batches_for("BTC", (4, 2, 5, 1))
     plan = make_plan(blended(grown))
     whole = attribute(grown, plan, batches, dyadic)
-    assert (whole.samples, whole.forwards, whole.sample_passes) == (12, 4 * 4, 12 * 4)
+    assert (whole.samples, whole.forwards, whole.work().total()) == (12, 4 * 4, 12 * 4)
     for shares in ([batches[:1], batches[1:]], [batches[2:], [], batches[:2]], [[batch] for batch in batches[::-1]]):
         first, *rest = [attribute(grown, plan, share, dyadic) for share in shares]
         assert sum(rest, first) == whole
         travelled = torch.stack([torch.tensor(s.vector(), dtype=torch.float64) for s in (first, *rest)]).sum(0)
-        assert Sums.of(plan, travelled.tolist()) == whole
+        assert whole.taking(travelled.tolist()) == whole
     one_by_one = [(inputs[i : i + 1], target[i : i + 1]) for inputs, target in batches for i in range(len(target))]
     fine = attribute(grown, plan, one_by_one, classify)
     assert fine.vector()[2:] == pytest.approx(attribute(grown, plan, batches, classify).vector()[2:], abs=1e-12)
@@ -192,7 +195,7 @@ def test_sums_of_different_plans_do_not_mix():
     with pytest.raises(ValueError, match="different plans"):
         sums + other
     with pytest.raises(ValueError, match="3 numbers do not fit the plan: need 30"):
-        Sums.of(sums.plan, [1.0, 2.0, 3.0])
+        sums.taking([1.0, 2.0, 3.0])
 
 
 def test_readings_are_mean_and_standard_error_over_samples_and_absent_below_enough():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.attach import Grown, attach
+from esper.kasmina.hosts import CNNConfig, GPTConfig, ResNet20Config, build_host
 from esper.kasmina.slot import Phase
 from tests.support.attachable import Images
 
@@ -63,14 +64,21 @@ def classify(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _batch(kind: str, samples: int, number: int) -> tuple[Any, Tensor]:
     stream = torch.Generator().manual_seed(number)
-    if kind == "BCHW":
+    if kind in ("BCHW", "cnn", "resnet20"):
         x = torch.randn(samples, 1, 8, 8, generator=stream, dtype=torch.float64)
         return x, torch.randint(3, (samples,), generator=stream)
-    if kind == "BTC":
+    if kind in ("BTC", "gpt"):
         tokens = torch.randint(7, (samples, 5), generator=stream)
         return tokens, torch.randint(7, (samples, 5), generator=stream)
     x, shift = torch.randn(2, samples, 5, generator=stream, dtype=torch.float64)
     return (x, shift), torch.randint(3, (samples,), generator=stream)
+
+
+HOSTS: dict[str, tuple[Any, tuple[int, ...], int]] = {
+    "cnn": (CNNConfig(widths=[4, 4, 6]), (1, 8, 8), 3),
+    "resnet20": (ResNet20Config(width=2), (1, 8, 8), 3),
+    "gpt": (GPTConfig(layers=3, heads=2, dim=8, block=6, sites=["block", "attention", "mlp"]), (5,), 7),
+}
 
 
 SITES: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
@@ -88,8 +96,12 @@ def batches_for(kind: str, sizes: tuple[int, ...] = (6, 6, 3)) -> list[tuple[Any
 def grown_for(kind: str, alphas: dict[str, float]) -> Grown:
     """The host of a topology, in train(), its running statistics moved, with a seed in blend per slot of ``alphas``."""
     torch.manual_seed(3)
-    make, sites = SITES[kind]
-    model = make().double()
+    if kind in HOSTS:
+        model = build_host(*HOSTS[kind]).double()
+        sites = {point.slot: point.module for point in model.injection_points()}  # type: ignore[operator]
+    else:
+        make, sites = SITES[kind]
+        model = make().double()
     example, _ = batches_for(kind)[0]
     model(*(example if isinstance(example, tuple) else (example,)))
     grown = attach(model, sites, example)

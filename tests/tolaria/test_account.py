@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.kasmina.flops import host_cost
 from esper.kasmina.hosts import ResNet20Config
 from esper.leyline.events import TickDone
-from esper.tolaria.account import step_flops
+from esper.tolaria.account import probe_flops, step_flops
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
 
 LIFE = {
@@ -104,3 +104,28 @@ def test_counting_leaves_the_model_its_buffers_and_the_random_streams_as_they_we
     downs = [cost.down_to[slot] for slot in cost.down_to]
     assert max(downs) < cost.backward
     assert downs == sorted(downs, reverse=True)  # later slots are nearer to the output
+
+
+@pytest.mark.parametrize("task", ["cnn", "gpt"])
+def test_a_probe_costs_what_the_counter_counts_and_shares_what_comes_before_its_slot(task, tmp_path):
+    engine = make_engine(tiny_config(task, controller=schedule(*LIFE[task]), control__validate_every=99), tmp_path)
+    engine.begin(None)
+    probed = set()
+    while engine.step < 20:
+        engine.train_step()
+        if not engine.tick_due():
+            continue
+        for entry in engine.state.slots:
+            if entry.request is None:
+                continue
+            with sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
+                count, _, _ = engine.evaluator.probe_sums(entry.slot, entry.request, engine.terms.gates)
+            costs = engine.terms.costs
+            assert costs is not None
+            assert counter.get_total_flops() == probe_flops(engine.state.slots, costs, {entry.slot: int(count)})
+            twice = 2 * (costs.host.forward + sum(costs.seed(s).forward for s in engine.state.slots if s.blueprint))
+            assert counter.get_total_flops() < count * twice
+            probed.add((entry.slot, entry.stage.name, any(s.stage.is_blended for s in engine.state.slots)))
+        engine.tick()
+    assert {blended for _, _, blended in probed} == {False, True}, probed
+    assert {slot for slot, _, _ in probed} == {"r0c0", "r1c0"}

@@ -12,6 +12,7 @@ from torch.nn.functional import relu
 
 from esper.kasmina.blueprints.parts import GroupNorm
 from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.hosts.resume import Chain
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
@@ -56,7 +57,7 @@ class Stage(nn.Module):
         return relu(self.norm(self.conv(x_BCHW)))
 
 
-class CNN(nn.Module):
+class CNN(Chain):
     """Stages with pooling between, global average pooling, a linear head. Takes any resolution that survives pooling.
 
     Slot map, for S stages (row = stage; column 0 before, 1 after the pooling that follows it):
@@ -65,8 +66,9 @@ class CNN(nn.Module):
         r{s}c0     output of stage s, full resolution of the row   stages.{s}
         r{s}c1     the same after 2x2 max pooling, s < S - 1       pools.{s}
 
-    The last stage is pooled globally and has no c1. Widths [4, 8] on 8x8 images give r0c0 (4, 8, 8), r0c1 (4, 4, 4) and
-    r1c0 (8, 4, 4).
+    A row is a depth tier, so that rows mean the same in every host and row-major order is the order of execution too;
+    a stage's two resolutions are places in its tier. The last stage is pooled globally and has no c1. Widths [4, 8] on
+    8x8 images give r0c0 (4, 8, 8), r0c1 (4, 4, 4) and r1c0 (8, 4, 4).
 
     Args:
         config: see `CNNConfig`.
@@ -87,7 +89,17 @@ class CNN(nn.Module):
         """[B, channels, H, W] -> logits [B, classes]."""
         for stage, pool in zip(self.stages, self.pools):
             x_BCHW = pool(stage(x_BCHW))
-        return self.head(self.stages[-1](x_BCHW).mean(dim=(2, 3)))
+        return self._tail(self.stages[-1](x_BCHW))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return x
+
+    def _tail(self, x: Tensor) -> Tensor:
+        return self.head(x.mean(dim=(2, 3)))
+
+    def _links(self) -> tuple[str, ...]:
+        pairs = [(f"stages.{row}", f"pools.{row}") for row in range(len(self.pools))]
+        return (*(link for pair in pairs for link in pair), f"stages.{len(self.pools)}")
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
         """Places for seeds, row-major; see the slot map above."""

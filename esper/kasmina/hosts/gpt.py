@@ -7,19 +7,23 @@ The head is tied to the token embedding (Press & Wolf 2017): one parameter under
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.hosts.resume import State, joined, places
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
+from esper.leyline.slots import parse_slot
 from esper.leyline.topology import Topology
 
 INIT_STD = 0.02
 # Name in the config -> submodule of a block whose output is the feature; its place here is the slot's column.
 SITES = {"block": "", "attention": ".project", "mlp": ".down"}
+RUNS = ("attention", "mlp", "block")  # the order in which they run
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +58,15 @@ class GPTConfig:
             check("sites", sound, f"one or more of {', '.join(SITES)}, each once")
 
 
+def _slot(row: int, site: str) -> str:
+    return f"r{row}c{list(SITES).index(site)}"
+
+
+def _place(slot: str) -> tuple[int, str]:
+    row, col = parse_slot(slot)
+    return row, list(SITES)[col]
+
+
 class Block(nn.Module):
     """x + attention(LN x), then x + MLP(LN x)."""
 
@@ -70,11 +83,19 @@ class Block(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Same shape; position t sees 0..t."""
+        x_BTC = x_BTC + self.project(self.mixed(x_BTC))
+        return x_BTC + self.down(self.widened(x_BTC))
+
+    def mixed(self, x_BTC: Tensor) -> Tensor:
+        """What the attention's output projection takes; same shape."""
         qkv = self.qkv(self.norm1(x_BTC)).unflatten(-1, (3, self.heads, -1))
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_BHTD = scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
-        x_BTC = x_BTC + self.project(mixed_BHTD.transpose(1, 2).flatten(-2))
-        return x_BTC + self.down(gelu(self.up(self.norm2(x_BTC))))
+        return mixed_BHTD.transpose(1, 2).flatten(-2)
+
+    def widened(self, x_BTC: Tensor) -> Tensor:
+        """What the MLP's second layer takes, [B, T, 4C]."""
+        return gelu(self.up(self.norm2(x_BTC)))
 
 
 class GPT(nn.Module):
@@ -87,7 +108,8 @@ class GPT(nn.Module):
         r{l}c1     attention: what its attention is about to add to that stream      blocks.{l}.project
         r{l}c2     mlp: what its MLP is about to add to that stream                  blocks.{l}.down
 
-    They run in the order c1, c2, c0. Slots take no part in the keys of the state dict, whichever there are.
+    They run in the order c1, c2, c0 (`slot_order`). Slots take no part in the keys of the state dict, whichever there
+    are.
 
     Args:
         config: see `GPTConfig`.
@@ -121,21 +143,72 @@ class GPT(nn.Module):
         Raises:
             ValueError: T is larger than ``block``.
         """
-        length = tokens_BT.shape[1]
-        if length > self.block:
-            raise ValueError(f"a sequence of {length} tokens: this GPT takes at most host.block = {self.block}")
-        x_BTC = self.tokens(tokens_BT) + self.positions(torch.arange(length, device=tokens_BT.device))
+        x_BTC = self._embedded(tokens_BT)
         for block in self.blocks:
             x_BTC = block(x_BTC)
         return self.head(self.norm(x_BTC))
 
+    def _embedded(self, tokens_BT: Tensor) -> Tensor:
+        length = tokens_BT.shape[1]
+        if length > self.block:
+            raise ValueError(f"a sequence of {length} tokens: this GPT takes at most host.block = {self.block}")
+        return self.tokens(tokens_BT) + self.positions(torch.arange(length, device=tokens_BT.device))
+
+    def slot_order(self) -> tuple[str, ...]:
+        """Slot ids in the order of execution: block by block, in each c1, c2, c0."""
+        return tuple(_slot(row, site) for row in range(len(self.blocks)) for site in RUNS if site in self.sites)
+
+    def forward_to(self, x: Tensor, slot: str) -> State:
+        """See `hosts.resume`: x is [B, T] int64; inside a block the state's second entry is the stream it adds to.
+
+        Raises:
+            ValueError: T is larger than ``block``.
+            ConfigError: no such slot.
+        """
+        places(self.slot_order(), slot, None)
+        return self._run(self._embedded(x), 0, slot)
+
+    def forward_from(self, state: State, slot: str, *, until: str | None = None) -> Any:
+        """See `hosts.resume`. ConfigError on an unknown slot, ValueError on an ``until`` that is not later."""
+        places(self.slot_order(), slot, until)
+        row, site = _place(slot)
+        feature_BTC = joined(self, f"blocks.{row}{SITES[site]}", state[0])
+        if site == "block":
+            return self._run(feature_BTC, row + 1, until)
+        x_BTC, block = state[1] + feature_BTC, self._block(row)
+        here = until is not None and _place(until)[0] == row
+        if site == "attention":
+            if until == _slot(row, "mlp"):
+                return block.down.forward(block.widened(x_BTC)), x_BTC
+            x_BTC = x_BTC + block.down(block.widened(x_BTC))
+        return (x_BTC,) if here else self._run(joined(self, f"blocks.{row}", x_BTC), row + 1, until)
+
+    def _block(self, row: int) -> Block:
+        block = self.blocks[row]
+        assert isinstance(block, Block)
+        return block
+
+    def _run(self, x_BTC: Tensor, row: int, until: str | None) -> Any:
+        """From the stream before block ``row`` to a slot that comes after, or to the output."""
+        if until is None:
+            for block in self.blocks[row:]:
+                x_BTC = block(x_BTC)
+            return self.head(self.norm(x_BTC))
+        last, site = _place(until)
+        for before in self.blocks[row:last]:
+            x_BTC = before(x_BTC)
+        block = self._block(last)
+        if site == "block":
+            return (block.forward(x_BTC),)
+        if site == "attention":
+            return block.project.forward(block.mixed(x_BTC)), x_BTC
+        x_BTC = x_BTC + block.project(block.mixed(x_BTC))
+        return block.down.forward(block.widened(x_BTC)), x_BTC
+
     def injection_points(self) -> tuple[InjectionPoint, ...]:
         """Places for seeds, row-major; see the slot map above."""
-        columns = list(SITES)
         return tuple(
-            InjectionPoint(
-                slot=f"r{row}c{columns.index(site)}", module=f"blocks.{row}{SITES[site]}", topology=Topology.SEQUENCE
-            )
+            InjectionPoint(slot=_slot(row, site), module=f"blocks.{row}{SITES[site]}", topology=Topology.SEQUENCE)
             for row in range(len(self.blocks))
             for site in self.sites
         )

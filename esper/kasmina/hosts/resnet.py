@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.hosts.resume import Chain
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
@@ -64,7 +65,7 @@ class BasicBlock(nn.Module):
         return relu(x_BCHW + residue)
 
 
-class ResNet20(nn.Module):
+class ResNet20(Chain):
     """Takes any resolution from 5x5.
 
     Slot map (row = stage, one column), for width W on H x H images:
@@ -98,10 +99,19 @@ class ResNet20(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, channels, H, W] -> logits [B, classes]."""
-        x_BCHW = relu(self.norm(self.conv(x_BCHW)))
+        x_BCHW = self._stem(x_BCHW)
         for stage in self.stages:
             x_BCHW = stage(x_BCHW)
-        return self.head(x_BCHW.mean(dim=(2, 3)))
+        return self._tail(x_BCHW)
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return relu(self.norm(self.conv(x)))
+
+    def _tail(self, x: Tensor) -> Tensor:
+        return self.head(x.mean(dim=(2, 3)))
+
+    def _links(self) -> tuple[str, ...]:
+        return tuple(f"stages.{row}" for row in range(STAGES))
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
         """Places for seeds, row-major; see the slot map above."""
