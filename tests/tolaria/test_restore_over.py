@@ -107,7 +107,7 @@ def over_and_fresh(rank: int, config: EsperConfig, run_dir: Path) -> list[tuple[
 
 def check(pairs: list[tuple[Any, ...]]) -> None:
     assert [pair[0] for pair in pairs] == list(ORDER)
-    for tick, count, alive, loaded, wanted, later, wanted_later in pairs:
+    for tick, _, alive, loaded, wanted, later, wanted_later in pairs:
         assert loaded == wanted, tick
         assert later == wanted_later, tick
         assert later["parameters"] != loaded["parameters"]
