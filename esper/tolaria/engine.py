@@ -2,7 +2,7 @@
 
     step    forward (and a shadow forward per TRAINING seed), one backward of the summed losses, per-owner judgement
             and clipping, optimizer step; alpha is evaluated from the committed ramps
-    tick    measure -> observe -> absorb -> decide -> commit -> reduce -> perform -> follow -> save
+    tick    measure -> observe -> commit -> follow (see `esper.tolaria.tick`) -> save
 
 Everything that leads from one tick to the next is a function of the agreed state, the optimizer step and the run's
 seed; every rank takes the same branches. One process runs the same code without collectives.
@@ -10,37 +10,34 @@ seed; every rank takes the same branches. One process runs the same code without
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from esper.kasmina.attach import Grown
-from esper.leyline.commands import Command, wait
-from esper.leyline.errors import CheckpointError, DivergedError, Preempted, one_line
-from esper.leyline.observation import Observation
+from esper.leyline.errors import CheckpointError, DivergedError, Preempted
 from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, TrainerConfig
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
-from esper.tolaria.evaluate import Evaluator, autocast, average_running_statistics
+from esper.tolaria.evaluate import Evaluator, autocast
 from esper.tolaria.final import RunResult, choose_best, read_test, rebuild
 from esper.tolaria.growth import Growth
 from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.incubation import Call, with_shadows
 from esper.tolaria.lockstep import Lockstep
 from esper.tolaria.measure import measure
 from esper.tolaria.narrate import Narrator, axes_of
 from esper.tolaria.ownership import ParameterOwner
-from esper.tolaria.propose import propose
-from esper.tolaria.reducer import reduce_tick
 from esper.tolaria.saver import Saver
-from esper.tolaria.snapshot import collect_common, collect_own, restore, rng_state, set_rng_state
+from esper.tolaria.snapshot import collect_common, collect_own, restore
 from esper.tolaria.state import RunState, Terms
-from esper.tolaria.views import absorb, observe
+from esper.tolaria.tick import Cycle, Measured, tick_due
 from esper.tolaria.window import Window
-from esper.tolaria.wire import Agreed, Failure, RankWord, SaveWord
+from esper.tolaria.wire import Agreed, SaveWord
 from esper.tolaria.world import World
 
 
@@ -91,13 +88,16 @@ class Engine:
             grown, bundle, world, precision=trainer.precision, batch=trainer.eval_batch, seed=settings.seed
         )
         self.narrator = Narrator(sink, grown)
+        self.cycle = Cycle(
+            world, heartbeat, grown, growth, terms=terms, control=settings.control, lockstep=lockstep,
+            narrator=self.narrator,
+        )  # fmt: skip
         self.state = RunState(slots=terms.first_slots())
         self.step = 0
         self.stop_asked = False
         self.window = Window(world.device)
         self._lr = 0.0
         self._clock = time.perf_counter()
-        self._failure_text = ""
 
     # start --------------------------------------------------------------------------------------------------------
 
@@ -171,88 +171,57 @@ class Engine:
 
     def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
         """Host loss plus one shadow loss per TRAINING seed; 0-D, to be called backward on."""
-        device, task, precision = self.world.device, self.bundle.task, self.settings.trainer.precision
-        shadowed = self.growth.shadowed(self.state)
-        before = rng_state(device) if shadowed else None
-        with autocast(precision, device):
-            output = self.growth.call(x)
-        loss, correct = task.per_sample(output, y)
-        self.window.samples(loss, correct, weights)
-        weights = weights.to(loss.dtype)
-        total = (loss * weights).sum() * scale
-        if before is None:
-            return total
-        after = rng_state(device)
-        for slot in shadowed:
-            set_rng_state(before, device)
-            with autocast(precision, device):
-                output = self.grown.incubate(slot, x)
-            shadow, _ = task.per_sample(output, y)
-            total = total + (shadow * weights).sum() * scale
-        set_rng_state(after, device)
-        return total
+        task = self.bundle.task
+
+        def share(loss: Tensor) -> Tensor:
+            return (loss * weights.to(loss.dtype)).sum() * scale
+
+        def host() -> Tensor:
+            loss, correct = task.per_sample(self._forward(self.growth.call, x), y)
+            self.window.samples(loss, correct, weights)
+            return share(loss)
+
+        def shadow(call: Call) -> Tensor:
+            return share(task.per_sample(self._forward(call, x), y)[0])
+
+        return with_shadows(host, shadow, self.grown, self.growth.shadowed(self.state), self.world.device)
+
+    def _forward(self, call: Call, x: Tensor) -> Any:
+        with autocast(self.settings.trainer.precision, self.world.device):
+            return call(x)
 
     # one tick -----------------------------------------------------------------------------------------------------
 
     def tick_due(self) -> bool:
         """Whether the tick comes now: by count, by epoch, at the end, or at once after a row of skipped steps."""
-        control, trainer, row = self.settings.control, self.settings.trainer, self.window.skipped_in_row
-        since = self.step - self.state.step
-        if self.step >= self.terms.total_steps or since >= control.max_steps:
+        control, consecutive = self.settings.control, self.settings.trainer.max_consecutive
+        if tick_due(self.state, self.step, self.window, control, self.terms, max_consecutive=consecutive):
             return True
-        if row and (row % trainer.max_skips == 0 or row >= trainer.max_consecutive):
-            return True
-        if control.every:
-            return since >= control.every
-        return self.step % self.plan.steps_per_epoch == 0
+        return control.every == 0 and self.step % self.plan.steps_per_epoch == 0
 
     def tick(self) -> None:
         """One control tick: two collectives, then the same changes on every rank."""
         began = time.perf_counter()
-        beat, settings = self.heartbeat, self.settings
-        beat.step, beat.tick = self.step, self.state.tick + 1
-        beat.mark("buffers")
-        average_running_statistics(self.grown.model, self.world)
-        beat.mark("measure")
-        values, word = self._measure()
-        beat.mark("observe")
-        sums = self.lockstep.observe(values)
-        before = self.state
+        beat, settings, before = self.heartbeat, self.settings, self.state
+        values, word = self.cycle.measure(self.step, before.tick + 1, self._measure)
         epoch = self.plan.locate(self.step - 1)[0] + 1
-        self.state = absorb(before, sums, self.terms, step=self.step, epoch=epoch)
+        self.state, sums = self.cycle.observe(before, values, step=self.step, epoch=epoch)
         stop = sums["stop"] > 0
         every = settings.checkpoint.every_ticks
         ending = self.step >= self.terms.total_steps
         save = stop or ending or (every > 0 and self.state.tick % every == 0)
-        beat.mark("decide")
-        commands, word = self._decide(observe(self.state, self.terms), word)
-        digest_began = time.perf_counter()
         full = save or self.state.tick % settings.control.digest_every == 0
-        digests = self.lockstep.digests_of(self.state, self.grown, parameters=full)
-        digest_ms = 1e3 * (time.perf_counter() - digest_began)
-        beat.mark("commit")
         word = replace(word, save=self.saver.word)
-        agreed = self.lockstep.commit(self.state, commands, digests, self.growth.vetoes, word, self._failure_text)
-        beat.mark("apply")
-        outcome = reduce_tick(
-            self.state, agreed.commands, agreed.vetoes, self.terms, stage_ticks=settings.control.stage_ticks
-        )
+        decision = self.cycle.commit(self.state, self.controller, word, full=full)
+        agreed = decision.agreed
         self.narrator.evidence(before, self.state, agreed, self.window.first_skipped)
         beat.mark("save-commit")
         settling = self.saver.word is not SaveWord.NONE
         self._flush_before_commit()
         self.narrator.tell(self.saver.settle(agreed.ranks, axes_of(self.state)))
-        beat.mark("stage")
-        self.growth.perform(outcome.effects)
-        self.state = outcome.state
-        beat.mark("rewrap")
-        wrap_ms = self.growth.follow(self.state, force=save)
-        self.narrator.decisions(outcome.events, commands)
-        self.narrator.failures(self.state, self.growth.failures)
-        count = len(self.owner.gradient_set())
-        self.narrator.rewrapped(self.state, wrap_ms, parameters=count, saved=save)
+        self.state, wrap_ms = self.cycle.follow(decision, force=save)
         steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
-        self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=digest_ms)
+        self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=decision.digest_ms)
         self.window.reset()
         self.world.allow_slow(save or settling or wrap_ms is not None)
         if save:
@@ -266,33 +235,13 @@ class Engine:
             self.narrator.tell(self.saver.finish(axes_of(self.state)))
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
-    def _measure(self) -> tuple[dict[str, float], RankWord]:
-        """This rank's entries of the observe vector. Never raises: a failure travels as this rank's word."""
-        try:
-            tick = self.state.tick + 1
-            validate = tick % self.settings.control.validate_every == 0 or self.step >= self.terms.total_steps
-            values, nonfinite = measure(
-                self.state, self.owner, self.evaluator, self.window, self.terms.gates, validate=validate
-            )
-            values["stop"] = float(self.stop_asked)
-            return values, RankWord(nonfinite_losses=nonfinite)
-        except Exception as error:
-            traceback.print_exc()  # the others get a line; whoever wrote the code needs the place
-            self._failure_text = one_line(error)
-            return {}, RankWord(failure=Failure.MEASURE)
-
-    def _decide(self, observation: Observation, word: RankWord) -> tuple[dict[str, Command] | None, RankWord]:
-        """Rank 0: one command per slot, with proposal ids. A controller that fails becomes this rank's word."""
-        if self.controller is None:
-            return None, word
-        try:
-            if word.failure is Failure.NONE:
-                return propose(self.controller, observation, self.state.proposals, self.terms.names), word
-        except Exception as error:
-            traceback.print_exc()
-            self._failure_text = one_line(error)
-            word = replace(word, failure=Failure.DECIDE)
-        return {entry.slot: wait(entry.slot) for entry in self.state.slots}, word
+    def _measure(self) -> Measured:
+        tick = self.state.tick + 1
+        validate = tick % self.settings.control.validate_every == 0 or self.step >= self.terms.total_steps
+        values, nonfinite = measure(
+            self.state, self.owner, self.evaluator, self.window, self.terms.gates, validate=validate
+        )
+        return {**values, "stop": float(self.stop_asked)}, nonfinite
 
     # saving and ending --------------------------------------------------------------------------------------------
 

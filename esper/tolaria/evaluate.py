@@ -75,6 +75,10 @@ class Evaluator:
         names = ("loss", "loss_sq", "correct", "correct_sq")
         return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
 
+    def validation_sums(self) -> dict[str, float]:
+        """`part_sums` of the validation part."""
+        return self.part_sums(self.bundle.validation)
+
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> tuple[float, float, float]:
         """Paired evidence on this rank's share of the samples that the request draws.
 

@@ -1,16 +1,31 @@
 """What a rank measures for a tick: its entries of the observe vector."""
 
+from typing import Protocol
+
 import torch
 
+from esper.kasmina.attach import Grown
 from esper.kasmina.config import GateConfig
-from esper.tolaria.evaluate import Evaluator
+from esper.kasmina.lifecycle import ProbeRequest
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.state import RunState
 from esper.tolaria.window import Window
 
 
+class Measures(Protocol):
+    """Forwards that measure: sums over this rank's share of the samples, no collective, nothing changed."""
+
+    grown: Grown
+
+    def validation_sums(self) -> dict[str, float]:
+        """Loss, correctness, their squares and their count on what is held out; empty where nothing is."""
+
+    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> tuple[float, float, float]:
+        """Paired evidence for one look: (count, sum d, sum d^2), d = loss at alpha 0 minus loss at the request's."""
+
+
 def measure(
-    state: RunState, owner: ParameterOwner, evaluator: Evaluator, window: Window, gates: GateConfig, *, validate: bool
+    state: RunState, owner: ParameterOwner, evaluator: Measures, window: Window, gates: GateConfig, *, validate: bool
 ) -> tuple[dict[str, float], int]:
     """Sums since the last tick, validation where it is due, and the evidence that the last tick asked for.
 
@@ -23,8 +38,7 @@ def measure(
     """
     values, nonfinite = window.values([entry.slot for entry in state.slots])
     if validate:
-        sums = evaluator.part_sums(evaluator.bundle.validation)
-        values |= {f"validation_{name}": value for name, value in sums.items()}
+        values |= {f"validation_{name}": value for name, value in evaluator.validation_sums().items()}
     for entry in state.slots:
         seed = evaluator.grown.slots[entry.slot].seed
         if seed is not None:
