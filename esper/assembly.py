@@ -8,6 +8,7 @@ import torch
 from esper.config import EsperConfig
 from esper.kasmina.attach import Grown, attach
 from esper.kasmina.blueprints import registry
+from esper.kasmina.channels import channel_info, parse_channels, usable_operators
 from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.leyline.errors import ConfigError
@@ -25,6 +26,7 @@ from esper.tolaria.lockstep import Lockstep
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.saver import Saver
 from esper.tolaria.state import Terms
+from esper.tolaria.task import Task
 from esper.tolaria.world import World
 
 
@@ -40,7 +42,11 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     example = bundle.example().to(device)
     if example.is_floating_point():
         example = example.to(dtype_of(config.trainer.precision))
+    for slot in config.slots.channels:
+        parse_slot(slot, known=chosen)
     grown = attach(host, {slot: points[slot] for slot in chosen}, example)
+    for slot, text in config.slots.channels.items():
+        grown.slots[slot].set_channels(parse_channels(text, f"slots.channels.{slot}"))
     idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
     if idle:
         raise ConfigError(
@@ -93,6 +99,14 @@ def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: i
             slot: registry.catalogue(site.topology, site.dim, site.positions) for slot, site in grown.sites.items()
         },
         names=registry.all_names(),
+        operators={
+            slot: usable_operators(slot, config.slots.channels, class_logits=bundle.task is Task.CLASSIFICATION)
+            for slot in grown.slots
+        },
+        channels={
+            slot: channel_info(parse_channels(text, f"slots.channels.{slot}"))
+            for slot, text in config.slots.channels.items()
+        },
         places={slot: (place.row / rows, place.col / cols) for slot, place in places.items()},
         total_steps=config.trainer.steps or config.trainer.epochs * per_epoch,
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),

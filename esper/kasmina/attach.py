@@ -75,8 +75,8 @@ class Grown:
             yield
 
     @contextlib.contextmanager
-    def logits(self, logits: Tensor) -> Iterator[None]:
-        """Within the block CONFIDENCE reads these class logits, [B, K >= 2], one row per sample of the forward.
+    def logits(self, logits: Tensor | None) -> Iterator[None]:
+        """Within the block CONFIDENCE reads these class logits, [B, K >= 2], one row per sample (None: has none).
 
         `esper.kasmina.confidence.confident` makes them where a slot asks for them.
         """

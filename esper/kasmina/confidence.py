@@ -31,6 +31,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def class_logits(grown: Grown, *args: Any, **kwargs: Any) -> Tensor | None:
+    """The model's output on these inputs without the seeds that ask for class logits; None where none asks."""
+    asking = [slot for slot, holder in grown.slots.items() if holder.asks_logits]
+    if not asking:
+        return None
+    devices = sorted({p.device for p in grown.model.parameters() if p.is_cuda}, key=str)
+    own_args, own_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into its input
+    without = dict.fromkeys(asking, 0.0)
+    with evaluating(grown.model), torch.random.fork_rng(devices), grown.override(without):
+        output: Tensor = grown.model(*own_args, **own_kwargs)
+    return output
+
+
 @contextlib.contextmanager
 def confident(grown: Grown, *args: Any, **kwargs: Any) -> Iterator[None]:
     """Within the block the slots that ask for class logits have them; nothing happens where none does.
@@ -41,14 +54,5 @@ def confident(grown: Grown, *args: Any, **kwargs: Any) -> Iterator[None]:
     Raises:
         ConfigError: in that forward, when the model's output is not class logits [B, K >= 2].
     """
-    asking = [slot for slot, holder in grown.slots.items() if holder.asks_logits]
-    if not asking:
-        yield
-        return
-    devices = sorted({p.device for p in grown.model.parameters() if p.is_cuda}, key=str)
-    own_args, own_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into its input
-    without = dict.fromkeys(asking, 0.0)
-    with evaluating(grown.model), torch.random.fork_rng(devices), grown.override(without):
-        output = grown.model(*own_args, **own_kwargs)
-    with grown.logits(output):
+    with grown.logits(class_logits(grown, *args, **kwargs)):
         yield

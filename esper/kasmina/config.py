@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from esper.kasmina.channels import parse_channels
 from esper.leyline.checks import Checks
 from esper.leyline.slots import sort_slots
 
@@ -37,6 +38,7 @@ class SlotsConfig:
         max_parameters: parameters that growth may add, living and fossil; null is unlimited.
         max_flops: forward FLOPs per sample that growth may add; null is unlimited.
         train_fossils: fossilised seeds keep learning.
+        channels: slot id -> vector v of CHANNEL, one value in [0, 1] per channel, as text ("1,0.5,0").
         history: stage changes remembered per slot.
     """
 
@@ -48,10 +50,14 @@ class SlotsConfig:
     max_parameters: int | None = None
     max_flops: int | None = None
     train_fossils: bool = True
+    channels: dict[str, str] = field(default_factory=dict)
     history: int = 64
 
     def __post_init__(self) -> None:
         sort_slots(self.ids)
+        sort_slots(self.channels)
+        for slot, text in self.channels.items():
+            parse_channels(text, f"channels.{slot}")
         with Checks(self) as check:
             check("embargo_ticks", self.embargo_ticks >= 0, "ticks, must be >= 0")
             check("max_live", self.max_live is None or self.max_live >= 1, "must be >= 1, or null for no limit")

@@ -46,12 +46,14 @@ class SlotState:
         slot, stage, since_tick: where it is, and the tick at which it came there.
         generation: births so far.
         staged, staged_tick: a germination waiting for its second tick, and when it was committed.
-        blueprint, operator, curve, steepness, tempo, target: the living seed's birth command (tempo in ticks).
+        blueprint, curve, steepness, tempo, target: of the living seed's birth command (tempo in ticks).
+        operator: of the present ramp, before blending of the one to come. ADD from HOLDING on where it was gated.
         ramp: committed path of alpha, None before blending.
         ending: a prune by ramp is under way; the seed is frozen.
         learn_step: first optimizer step in which the seed learns; its warm-up counts from there.
         looks: looks spent in this stage. request: evidence being measured for the next tick.
         contribution, contribution_alpha: latest paired evidence.
+        gate_mean, gate_std: latest g_eff over training samples, where the operator is gated.
         gradient_norm, nonfinite_steps, finite, owned: latest agreed health of the seed.
         proposal: id of the command that last changed this slot.
         history: latest stage changes, bounded.
@@ -76,6 +78,8 @@ class SlotState:
     request: ProbeRequest | None = None
     contribution: Reading = ABSENT
     contribution_alpha: float = 0.0
+    gate_mean: Reading = ABSENT
+    gate_std: Reading = ABSENT
     gradient_norm: Reading = ABSENT
     nonfinite_steps: int = 0
     finite: bool = False
@@ -94,6 +98,23 @@ class SlotState:
     def ramp_done(self, step: int) -> bool:
         """The committed ramp has reached its target."""
         return self.ramp is not None and self.alpha_mode(step) is AlphaMode.HOLD
+
+    def fade(self, step: int) -> float:
+        """Share of the operator in force at an optimizer step, the rest being that of the one that is faded out."""
+        return self.ramp.fade(step) if self.ramp is not None and self.stage.is_blended else 1.0
+
+    def operators(self, step: int) -> tuple[Operator, Operator | None]:
+        """The operator in force, and the one that is being faded out (None: none).
+
+        Before blending a seed learns for full alpha, where a gated operator is ADD.
+        """
+        if self.ramp is not None and self.stage.is_blended:
+            return self.ramp.operators(step)
+        return (Operator.ADD if self.operator is None or self.operator.is_gated else self.operator), None
+
+    def wants_gate(self, step: int) -> bool:
+        """The slot has a gate exactly while this holds."""
+        return self.stage is Stage.BLENDING and Operator.GATE in self.operators(step)
 
     @property
     def taken(self) -> bool:
@@ -126,7 +147,8 @@ def move(
     """The one door: takes the slot along an edge of the table.
 
     Looks, requests and contribution belong to the stage that is left; they are cleared, so that evidence of one stage
-    is never mistaken for that of the next. Leaving for PRUNED clears everything of the seed.
+    is never mistaken for that of the next. Leaving for PRUNED clears everything of the seed. From HOLDING on a gated
+    operator is on record as what it has become, ADD.
 
     Args:
         state: before. cause, target: the edge. tick: now. proposal: id of the command behind it, 0 if mechanical.
@@ -146,6 +168,8 @@ def move(
         blank = SlotState(slot=state.slot, generation=state.generation)
         return replace(blank, stage=target, since_tick=tick, proposal=proposal, history=lines), happened
     changed = target is not edge.source
+    if target is Stage.HOLDING and state.ramp is not None and state.ramp.operator.is_gated:
+        state = replace(state, operator=Operator.ADD, ramp=replace(state.ramp, operator=Operator.ADD, fades_from=None))
     after = replace(
         state,
         stage=target,
@@ -154,6 +178,8 @@ def move(
         request=None,
         contribution=ABSENT if changed else state.contribution,
         contribution_alpha=0.0 if changed else state.contribution_alpha,
+        gate_mean=ABSENT if changed else state.gate_mean,
+        gate_std=ABSENT if changed else state.gate_std,
         proposal=proposal or state.proposal,
         history=lines if changed else state.history,
     )

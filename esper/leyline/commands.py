@@ -14,7 +14,8 @@ class Command:
         slot: slot id.
         op: what to do.
         blueprint: name of the seed's blueprint (GERMINATE).
-        operator, curve, steepness: shape of the coming ramp (GERMINATE, SET_ALPHA_TARGET; curve also for PRUNE).
+        operator, curve, steepness: of the coming ramp (GERMINATE, SET_ALPHA_TARGET; a PRUNE keeps the operator). An
+            operator other than the one in force is faded in along the ramp.
         ticks: length of the coming ramp in ticks: the tempo (GERMINATE), the speed (SET_ALPHA_TARGET, PRUNE; PRUNE
             with 0 is at once).
         target: alpha to blend to (GERMINATE, SET_ALPHA_TARGET), in [0, 1].

@@ -11,7 +11,7 @@ from esper.leyline.commands import Command
 from esper.leyline.evidence import GateResult, Reading
 from esper.leyline.stages import Stage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,9 @@ class SlotLine:
     slot: str
     stage: Stage
     alpha: float
+    effective_alpha: Reading  # alpha times the mean of g_eff, where the operator is gated
+    gate_mean: Reading
+    gate_std: Reading
     blueprint: str | None
     contribution: Reading
     gradient_norm: Reading
@@ -141,6 +144,8 @@ class RampCommitted(Event):
     first_step: int
     last_step: int
     curve: str
+    operator: str
+    fades_from: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,12 @@ def paired(n: int, total: float, total_sq: float, *, tick: int, min_samples: int
     return measured(total / n, tick=tick, n=n, se=math.sqrt(variance / n))
 
 
+def spread(n: int, total: float, total_sq: float, *, tick: int) -> Reading:
+    """Standard deviation of n numbers from their sums, sqrt((S2 - S1^2/n) / (n - 1)); absent below two."""
+    mean = paired(n, total, total_sq, tick=tick, min_samples=2)
+    return ABSENT if mean.se is None else measured(mean.se * math.sqrt(n), tick=tick, n=n)
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One question of a gate and its answer."""

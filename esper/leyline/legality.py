@@ -66,6 +66,12 @@ def why_refused(observation: Observation, command: Command) -> str | None:
         return f"alpha target {command.target!r}: need 0 to 1"
     if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE) and not 0.0 < command.steepness <= 50.0:
         return f"steepness {command.steepness!r}: need 0 < k <= 50"
+    if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET) and command.operator not in view.operators:
+        usable = ", ".join(operator.name for operator in view.operators)
+        return f"operator {command.operator.name} needs {command.operator.needs}; this slot may use {usable}"
+    switched = command.op is Op.SET_ALPHA_TARGET and view.alpha > 0 and view.operator not in (None, command.operator)
+    if switched and command.ticks == 0:
+        return f"a switch of the operator at alpha {view.alpha:g} would jump: it needs a ramp of at least 1 tick"
     if command.op is Op.PRUNE and command.ticks > 0 and view.stage not in (Stage.BLENDING, Stage.HOLDING):
         return f"prune by ramp needs BLENDING or HOLDING, slot is {view.stage.name}"
     if command.op is Op.PRUNE and command.ticks > 0 and (view.ending or view.alpha_mode is not AlphaMode.HOLD):

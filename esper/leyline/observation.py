@@ -9,7 +9,7 @@ from esper.leyline.alpha import AlphaMode, Curve, Operator
 from esper.leyline.evidence import GateResult, Reading
 from esper.leyline.stages import Stage
 
-OBSERVATION_VERSION = 1
+OBSERVATION_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,15 @@ class BlueprintInfo:
     name: str
     parameters: int
     flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelInfo:
+    """CHANNEL's vector v in one slot: mean, 95th percentile (between values: linear), and share of exact zeros."""
+
+    mean: float
+    p95: float
+    sparsity: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +62,8 @@ class SlotObservation:
         stage, staged: where it is; ``staged`` while a germination waits for its second tick.
         dwell: ticks in this stage. min_dwell: ticks before the next ADVANCE or FOSSILIZE is legal.
         generation: births in this slot so far.
-        blueprint, operator, curve: of the living seed, None without one.
+        blueprint, operator, curve: of the living seed, None without one; the operator that is in force, or to come.
+        operators: those that this slot may use. channel: CHANNEL's vector here, None without one.
         alpha, alpha_target, alpha_velocity: present value, committed target, change per tick.
         ramp_progress, alpha_mode: share of the present ramp done; HOLD at rest.
         ending: a prune by ramp is under way.
@@ -61,6 +71,8 @@ class SlotObservation:
         contribution: mean paired loss without minus with the seed (nats; positive helps) at ``contribution_alpha``.
         contribution_alpha: the alpha it was measured at.
         looks, max_looks: scheduled looks spent in this stage, and how many there are.
+        gate_mean, gate_std: g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
+        effective_alpha: ``alpha`` times ``gate_mean``.
         gradient_norm: mean L2 norm of the seed's reduced gradient since the last tick.
         nonfinite_steps: steps since the last tick whose gradient for this slot was not finite.
         verdict: the gate on the way forward, judged on present evidence; None where no gate leads on.
@@ -78,6 +90,8 @@ class SlotObservation:
     generation: int
     blueprint: str | None
     operator: Operator | None
+    operators: tuple[Operator, ...]
+    channel: ChannelInfo | None
     curve: Curve | None
     alpha: float
     alpha_target: float
@@ -90,6 +104,9 @@ class SlotObservation:
     contribution_alpha: float
     looks: int
     max_looks: int
+    gate_mean: Reading
+    gate_std: Reading
+    effective_alpha: Reading
     gradient_norm: Reading
     nonfinite_steps: int
     verdict: GateResult | None

@@ -59,7 +59,8 @@ _STYLES = {
 def _slot(line: SlotLine) -> Text:
     parts: list[str | tuple[str, str]] = [f"{line.slot} ", (line.stage.name, _STYLES[line.stage])]
     if line.stage.has_seed:
-        parts.append(f" {line.alpha:.2f} {line.blueprint}")
+        gated = f" (effective {line.effective_alpha.value:.2f})" if line.effective_alpha.value is not None else ""
+        parts.append(f" {line.alpha:.2f}{gated} {line.blueprint}")
     return Text.assemble(*parts)
 
 

@@ -14,6 +14,8 @@ What is logged at a tick:
     time/steps_ms, time/tick_ms, time/digest_ms
     slots/<slot>/stage                 `Stage.code`: 0 EMPTY, 1 GERMINATED, 2 TRAINING, 3 BLENDING, 4 HOLDING, ...
     slots/<slot>/alpha
+    slots/<slot>/effective_alpha       alpha times gate_mean, where the operator is gated
+    slots/<slot>/gate_mean, gate_std   how open the gate was, over the training samples since the last tick
     slots/<slot>/contribution          paired loss without minus with the seed (nats; positive helps), with _se
     slots/<slot>/gradient_norm
 
@@ -70,6 +72,9 @@ def tick_row(event: TickDone) -> dict[str, float]:
         name = f"slots/{line.slot}"
         row[f"{name}/stage"] = line.stage.code
         row[f"{name}/alpha"] = line.alpha
+        read(f"{name}/effective_alpha", line.effective_alpha)
+        read(f"{name}/gate_mean", line.gate_mean)
+        read(f"{name}/gate_std", line.gate_std)
         read(f"{name}/contribution", line.contribution, with_se=True)
         read(f"{name}/gradient_norm", line.gradient_norm)
     return row

@@ -108,6 +108,8 @@ class RandomController(Stateless):
             if op is Op.GERMINATE:
                 shaped = dataclasses.replace(shaped, blueprint=draws.choice("blueprint", affordable))
             if op is not Op.PRUNE:
-                return dataclasses.replace(shaped, target=float(draws.choice("target", self._config.targets)))
+                target = float(draws.choice("target", self._config.targets))
+                every = [dataclasses.replace(shaped, target=target, operator=operator) for operator in view.operators]
+                return draws.choice("operator", [one for one in every if why_refused(observation, one) is None])
             return command if why_refused(observation, shaped) else shaped  # where no ramp may run, prune at once
         return command

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from esper.leyline.alpha import Curve
+from esper.leyline.alpha import Curve, Operator
 from esper.leyline.checks import Checks
 from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
@@ -25,10 +25,11 @@ from esper.tamiyo.registry import register
 
 _ALWAYS = ("tick", "slot", "op")
 _RAMP = ("curve", "ticks", "steepness")
+_SHAPE = ("operator", *_RAMP)
 _REQUIRED: dict[Op, tuple[str, ...]] = {Op.GERMINATE: ("blueprint",), Op.SET_ALPHA_TARGET: ("target",)}
 _OPTIONAL: dict[Op, tuple[str, ...]] = {
-    Op.GERMINATE: ("target", *_RAMP),
-    Op.SET_ALPHA_TARGET: _RAMP,
+    Op.GERMINATE: ("target", *_SHAPE),
+    Op.SET_ALPHA_TARGET: _SHAPE,
     Op.PRUNE: _RAMP,
 }
 
@@ -41,8 +42,9 @@ class ScheduleConfig:
         kind: ``schedule``.
         actions: mappings with ``tick`` (control tick, from 1), ``slot``, ``op`` (WAIT, GERMINATE, ADVANCE,
             SET_ALPHA_TARGET, PRUNE or FOSSILIZE), and what the op uses: ``blueprint`` (GERMINATE, needed), ``target``
-            (alpha in [0, 1]; GERMINATE, and needed for SET_ALPHA_TARGET), and for the coming ramp of GERMINATE,
-            SET_ALPHA_TARGET and PRUNE ``curve`` (LINEAR, COSINE, SIGMOID), ``ticks`` (0 to 10000; 0 is at once) and
+            (alpha in [0, 1]; GERMINATE, and needed for SET_ALPHA_TARGET), and for the coming ramp of GERMINATE and
+            SET_ALPHA_TARGET ``operator`` (ADD, MULTIPLY, GATE, CONFIDENCE, CHANNEL), and of these and
+            PRUNE ``curve`` (LINEAR, COSINE, SIGMOID), ``ticks`` (0 to 10000; 0 is at once) and
             ``steepness`` (SIGMOID's k, above 0 to 50). Left out, these keep the defaults of `Command`. At most one
             entry for a tick and slot.
     """
@@ -70,6 +72,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "ticks": (lambda v: _is_int(v) and 0 <= v <= 10_000, "must be a whole number, 0 to 10000"),
     "steepness": (lambda v: _is_number(v) and 0 < v <= 50, "must be above 0, to 50"),
     "op": (lambda v: v in Op.__members__, f"must be one of {', '.join(Op.__members__)}"),
+    "operator": (lambda v: v in Operator.__members__, f"must be one of {', '.join(Operator.__members__)}"),
     "curve": (lambda v: v in Curve.__members__, f"must be one of {', '.join(Curve.__members__)}"),
 }
 
@@ -100,6 +103,8 @@ def _command(entry: dict[str, Any]) -> Command:
     arguments = {key: value for key, value in entry.items() if key not in _ALWAYS}
     if "curve" in arguments:
         arguments["curve"] = Curve[arguments["curve"]]
+    if "operator" in arguments:
+        arguments["operator"] = Operator[arguments["operator"]]
     for key in {"target", "steepness"} & set(arguments):
         arguments[key] = float(arguments[key])
     return Command(slot=entry["slot"], op=Op[entry["op"]], reason=f"scheduled for tick {entry['tick']}", **arguments)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from esper.kasmina.attach import Grown
+from esper.kasmina.confidence import class_logits
 from esper.leyline.errors import CheckpointError, DivergedError, Preempted
 from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, TrainerConfig
@@ -177,14 +178,18 @@ class Engine:
             return (loss * weights.to(loss.dtype)).sum() * scale
 
         def host() -> Tensor:
-            loss, correct = task.per_sample(self._forward(self.growth.call, x), y)
+            with self.grown.tallied(weights):
+                output = self._forward(self.growth.call, x)
+            loss, correct = task.per_sample(output, y)
             self.window.samples(loss, correct, weights)
             return share(loss)
 
         def shadow(call: Call) -> Tensor:
             return share(task.per_sample(self._forward(call, x), y)[0])
 
-        return with_shadows(host, shadow, self.grown, self.growth.shadowed(self.state), self.world.device)
+        logits = self._forward(partial(class_logits, self.grown), x)
+        with self.grown.logits(logits):
+            return with_shadows(host, shadow, self.grown, self.growth.shadowed(self.state), self.world.device)
 
     def _forward(self, call: Call, x: Tensor) -> Any:
         with autocast(self.settings.trainer.precision, self.world.device):

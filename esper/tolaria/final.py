@@ -57,8 +57,7 @@ def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growt
     plant_record(grown, growth, state, own=False)
     load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
     for entry in state.slots:
-        grown.slots[entry.slot].phase = growth.phase(entry.stage)
-        grown.slots[entry.slot].set_alpha(entry.alpha(state.step))
+        growth.seat(grown.slots[entry.slot], entry, state.step)
     return grown
 
 

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from esper.kasmina.attach import Grown, Site
-from esper.kasmina.birth import birth_key, build_seed
+from esper.kasmina.birth import birth_key, build_gate, build_seed, gate_key
 from esper.kasmina.blueprints import registry
 from esper.kasmina.config import Incubation
-from esper.kasmina.slot import Phase, learns, phase_of
+from esper.kasmina.lifecycle import SlotState
+from esper.kasmina.slot import Phase, SeedSlot, learns, phase_of
 from esper.leyline.stages import Stage
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.reducer import Discard, Effect, Prepare, Register, Uproot
@@ -88,6 +89,13 @@ class Growth:
             dtype=self.dtype, device=self.world.device,
         )  # fmt: skip
 
+    def build_gate(self, entry: SlotState) -> nn.Module:
+        """The gate that every rank builds alike: a function of (run seed, slot, generation, first step of its ramp)."""
+        assert entry.ramp is not None
+        site = self.grown.sites[entry.slot]
+        key = gate_key(self.run_seed, entry.slot, entry.generation, entry.ramp.first_step)
+        return build_gate(dim=site.dim, topology=site.topology, key=key, dtype=self.dtype, device=self.world.device)
+
     def _prepare(self, effect: Prepare) -> None:
         """Builds, probes and counts; whatever goes wrong here becomes this rank's veto, never a missing rank."""
         assert effect.command.blueprint is not None
@@ -134,13 +142,19 @@ class Growth:
         """Writes every slot's agreed alpha for optimizer step ``step``."""
         for entry in state.slots:
             holder = self.grown.slots[entry.slot]
-            alpha = entry.alpha(step)
-            if alpha != holder.level:
-                holder.set_alpha(alpha)
+            alpha, fade = entry.alpha(step), entry.fade(step)
+            if (alpha, fade) != (holder.level, holder.fade_level):
+                holder.set_alpha(alpha, fade)
 
     def phase(self, stage: Stage) -> Phase:
         """What a slot of this stage does in the host's forward, under the run's incubation."""
         return phase_of(stage, self.terms.slots_config.incubation)
+
+    def seat(self, holder: SeedSlot, entry: SlotState, step: int) -> None:
+        """Makes a slot compute what its record says, at optimizer step ``step``."""
+        holder.phase = self.phase(entry.stage)
+        holder.operator, holder.fades_from = entry.operators(step)
+        holder.set_alpha(entry.alpha(step), entry.fade(step))
 
     def shadowed(self, state: RunState) -> list[str]:
         """Slots whose seed learns in a forward of its own, row-major."""
@@ -149,7 +163,7 @@ class Growth:
         return [s.slot for s in state.slots if s.stage is Stage.TRAINING and self.grown.seed_parameters(s.slot) > 0]
 
     def follow(self, state: RunState, *, force: bool = False) -> float | None:
-        """Sets phases, freezing and alpha as the state says; re-wraps if the gradient set changed.
+        """Sets phases, operators, gates, freezing and alpha as the state says; re-wraps if the gradient set changed.
 
         Args:
             state: the agreed state.
@@ -160,11 +174,14 @@ class Growth:
         """
         config = self.terms.slots_config
         for entry in state.slots:
-            self.grown.slots[entry.slot].phase = self.phase(entry.stage)
+            holder = self.grown.slots[entry.slot]
+            self.seat(holder, entry, state.step)
+            if entry.wants_gate(state.step) != (holder.gate is not None):
+                holder.gate = self.build_gate(entry) if holder.gate is None else None
+                self.owner.register(entry.slot)
             if entry.stage.has_seed:
                 learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
                 self.owner.set_learning(entry.slot, learning)
-        self.set_alphas(state, state.step)
         wanted = self.owner.gradient_set()
         if wanted == self._wrapped and not force:
             return None

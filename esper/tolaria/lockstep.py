@@ -82,11 +82,12 @@ class Lockstep:
             holder = grown.slots[entry.slot]
             seed = holder.seed
             alpha = struct.unpack("<i", struct.pack("<f", float(holder.alpha)))[0] & 0xFFFFFFFF
-            ramp = struct.unpack("<q", struct.pack("<d", holder.level))[0]
+            ramp = [struct.unpack("<q", struct.pack("<d", x))[0] for x in (holder.level, holder.fade_level)]
+            joined = [int(holder.operator), holder.fades_from]
             found[f"slot {entry.slot} record"] = digest62([entry, state.step, holder.phase.value])
-            found[f"slot {entry.slot} alpha"] = digest62([alpha, ramp])
+            found[f"slot {entry.slot} alpha"] = digest62([alpha, ramp, joined])
             live = seed is not None and (entry.stage.is_live or parameters)
-            found[f"slot {entry.slot} weights"] = digest_tensors(seed.state_dict().items()) if live and seed else 0
+            found[f"slot {entry.slot} weights"] = digest_tensors(holder.state_dict().items()) if live else 0
         return found
 
     def commit(

@@ -40,11 +40,15 @@ def measure(
     if validate:
         values |= {f"validation_{name}": value for name, value in evaluator.validation_sums().items()}
     for entry in state.slots:
-        seed = evaluator.grown.slots[entry.slot].seed
-        if seed is not None:
-            finite = all(bool(torch.isfinite(parameter).all()) for parameter in seed.parameters())
+        holder = evaluator.grown.slots[entry.slot]
+        if holder.seed is not None:
+            finite = all(bool(torch.isfinite(parameter).all()) for parameter in holder.parameters())
             values[f"{entry.slot}.finite"] = float(finite)
             values[f"{entry.slot}.owned"] = float(owner.owned(entry.slot))
+            count, total, squares = holder.tally.take()
+            values[f"{entry.slot}.gate_count"] = count
+            values[f"{entry.slot}.gate_sum"] = total
+            values[f"{entry.slot}.gate_sum_sq"] = squares
         if entry.request is not None:
             count, total, squares = evaluator.probe_sums(entry.slot, entry.request, gates)
             values[f"{entry.slot}.probe_count"] = count

@@ -18,6 +18,7 @@ from esper.leyline.events import (
 )
 from esper.leyline.protocols import EventSink
 from esper.tolaria.state import RunState, Terms
+from esper.tolaria.views import effective_alpha
 from esper.tolaria.wire import Agreed
 
 
@@ -103,6 +104,7 @@ class Narrator:
         lines = tuple(
             SlotLine(
                 slot=entry.slot, stage=entry.stage, alpha=entry.alpha(state.step), blueprint=entry.blueprint,
+                effective_alpha=effective_alpha(state, entry), gate_mean=entry.gate_mean, gate_std=entry.gate_std,
                 contribution=entry.contribution, gradient_norm=entry.gradient_norm,
             )
             for entry in state.slots

@@ -76,18 +76,30 @@ class ParameterOwner:
     # membership ---------------------------------------------------------------------------------------------------
 
     def register(self, slot: str) -> None:
-        """Gives a planted seed parameter groups of its own; its moments start at zero, all others stay."""
+        """Gives a slot's parameters that stand in no group groups of their own, with moments that start at zero; drops
+        groups whose parameters have left the slot (a gate's), with their moments. All others stay."""
+        named = self.grown.owner_parameters()[slot]
+        here, kept = {id(p) for _, p in named}, []
+        for group in self._groups.get(slot, []):
+            if all(id(p) in here for p in group["params"]):
+                kept.append(group)
+            else:
+                self._forget(group)
+        old = {id(p) for group in kept for p in group["params"]}
         before = len(self.optimizer.param_groups)
-        for group in self._make_groups(slot, self.grown.owner_parameters()[slot]):
+        for group in self._make_groups(slot, [(name, p) for name, p in named if id(p) not in old]):
             self.optimizer.add_param_group(group)
-        self._groups[slot] = self.optimizer.param_groups[before:]
+        self._groups[slot] = [*kept, *self.optimizer.param_groups[before:]]
         self._in_order()
+
+    def _forget(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            self.optimizer.state.pop(parameter, None)
 
     def release(self, slot: str) -> None:
         """Forgets a slot's groups and moments; call before the seed is uprooted."""
         for group in self._groups.pop(slot, []):
-            for parameter in group["params"]:
-                self.optimizer.state.pop(parameter, None)
+            self._forget(group)
         self._in_order()
 
     def _in_order(self) -> None:

@@ -120,16 +120,20 @@ class _Reduction:
     def ramp(self, slot: SlotState, *, target: float, ticks: int, curve: Curve, steepness: float, op: Operator) -> None:
         """Commits a path from the present alpha; it begins with the coming optimizer step."""
         step = self.state.step
-        start = slot.alpha(step)
+        start, (now, _) = slot.alpha(step), slot.operators(step)
+        if op.is_gated and slot.stage is Stage.HOLDING:  # from full alpha to full alpha: what it would be there
+            op = Operator.ADD
         ramp = Ramp(
             start=start, target=target, first_step=step, last_step=step + ticks * self.terms.tick_steps,
             curve=curve, steepness=steepness, operator=op,
+            fades_from=now if start > 0.0 and now is not op else None,  # at alpha 0 there is nothing to fade
         )  # fmt: skip
-        self.put(replace(slot, ramp=ramp, looks=0, request=None))
+        self.put(replace(slot, operator=op, ramp=ramp, looks=0, request=None))
         self.out.events.append(
             RampCommitted(
                 **self.axes, slot=slot.slot, start=start, target=target, first_step=ramp.first_step,
-                last_step=ramp.last_step, curve=curve.name,
+                last_step=ramp.last_step, curve=curve.name, operator=op.name,
+                fades_from=None if ramp.fades_from is None else ramp.fades_from.name,
             )
         )  # fmt: skip
 
@@ -254,7 +258,7 @@ class _Reduction:
             after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal)
             self.ramp(
                 replace(after, ending=True), target=0.0, ticks=command.ticks, curve=command.curve,
-                steepness=command.steepness, op=command.operator,
+                steepness=command.steepness, op=after.operators(self.state.step)[0],
             )  # fmt: skip
 
     def fossilize(self, slot: SlotState, command: Command) -> None:

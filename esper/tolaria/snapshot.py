@@ -81,7 +81,7 @@ def load_model(grown: Grown, weights: dict[str, Tensor], where: str) -> None:
 
 
 def plant_record(grown: Grown, growth: Growth, state: RunState, *, own: bool) -> None:
-    """Puts a seed of the recorded blueprint into every slot that has one.
+    """Puts a seed of the recorded blueprint into every slot that has one, and a gate where the record wants one.
 
     Args:
         grown: a model with empty slots. growth: builds the seeds.
@@ -96,6 +96,10 @@ def plant_record(grown: Grown, growth: Growth, state: RunState, *, own: bool) ->
             growth.plant(entry.slot, seed)
         else:
             grown.slots[entry.slot].plant(seed)
+        if entry.wants_gate(state.step):
+            grown.slots[entry.slot].gate = growth.build_gate(entry)
+            if own:
+                growth.owner.register(entry.slot)
 
 
 def restore(

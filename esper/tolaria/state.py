@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 from esper.kasmina.config import GateConfig, SlotsConfig
 from esper.kasmina.lifecycle import SlotState
+from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT, Reading
-from esper.leyline.observation import BlueprintInfo, Budgets
+from esper.leyline.observation import BlueprintInfo, Budgets, ChannelInfo
 from esper.tolaria.account import Costs
 
 
@@ -62,6 +63,7 @@ class Terms:
         slots_config, gates: thresholds and budgets.
         catalogue: blueprints that fit each slot, with exact parameters and FLOPs.
         names: all blueprint names, sorted: the catalogue index on the wire.
+        operators: those that each slot may use. channels: what is known of CHANNEL's vector, where a slot has one.
         places: normalised (row, col) of each slot, in [0, 1].
         total_steps: optimizer steps of the run.
         tick_steps: nominal optimizer steps between ticks; the unit of tempo and speed.
@@ -74,6 +76,8 @@ class Terms:
     gates: GateConfig
     catalogue: dict[str, tuple[BlueprintInfo, ...]]
     names: tuple[str, ...]
+    operators: dict[str, tuple[Operator, ...]]
+    channels: dict[str, ChannelInfo]
     places: dict[str, tuple[float, float]]
     total_steps: int
     tick_steps: int

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from esper.kasmina.gates import GateFacts, judge
 from esper.kasmina.lifecycle import SlotState
-from esper.leyline.evidence import ABSENT, GateResult, Reading, measured, paired
+from esper.leyline.evidence import ABSENT, GateResult, Reading, measured, paired, spread
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.stages import Gate, Stage
 from esper.tolaria.account import probe_flops, step_flops
@@ -30,12 +30,15 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     if not state.stage.has_seed:
         return state
     norm = _mean(get("norm"), get("norm_steps"), tick)
+    gated = int(get("gate_count")) if get("gate_nonfinite") == 0 else 0
     after = replace(
         state,
         finite=get("finite") == terms.world_size,
         owned=get("owned") == terms.world_size,
         gradient_norm=norm if norm.is_measured else state.gradient_norm,
         nonfinite_steps=int(get("nonfinite")),
+        gate_mean=paired(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick, min_samples=2),
+        gate_std=spread(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick),
     )
     if state.request is None:
         return after
@@ -143,6 +146,14 @@ def embargo_left(slot: SlotState, tick: int, terms: Terms) -> int:
     return max(0, rest.get(slot.stage, 0) - (tick - slot.since_tick))
 
 
+def effective_alpha(state: RunState, slot: SlotState) -> Reading:
+    """alpha times the mean of g_eff: how strongly a gated seed is joined on average; absent where none is measured."""
+    mean, alpha = slot.gate_mean, slot.alpha(state.step)
+    if mean.value is None or mean.tick is None:
+        return ABSENT
+    return replace(mean, value=alpha * mean.value, se=None if mean.se is None else alpha * mean.se)
+
+
 def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservation:
     step, fresh = state.step, terms.gates.fresh_ticks
     ramp = slot.ramp if slot.stage.is_blended else None
@@ -158,7 +169,9 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         min_dwell=terms.gates.min_dwell,
         generation=slot.generation,
         blueprint=slot.blueprint,
-        operator=slot.operator,
+        operator=slot.operators(step)[0] if ramp is not None else slot.operator,
+        operators=terms.operators[slot.slot],
+        channel=terms.channels.get(slot.slot),
         curve=slot.curve,
         alpha=alpha,
         alpha_target=0.0 if ramp is None else ramp.target,
@@ -171,6 +184,9 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         contribution_alpha=slot.contribution_alpha,
         looks=slot.looks,
         max_looks=max_looks(slot.stage, terms),
+        gate_mean=slot.gate_mean,
+        gate_std=slot.gate_std,
+        effective_alpha=effective_alpha(state, slot),
         gradient_norm=slot.gradient_norm.aged(state.tick, fresh),
         nonfinite_steps=slot.nonfinite_steps,
         verdict=verdict_ahead(state, slot, terms),

@@ -2,14 +2,14 @@
 
 observe   float64, SUM.  What each rank measured since the last tick. An entry is *additive* (each rank sends its part)
           or *replicated* (equal on all ranks by construction, sent by rank 0 alone). A term that is not finite is sent
-          as 0 and counted, so that one NaN cannot hide the rest; validation and each probe have a count of their own,
-          so that what could not be summed is absent and never a zero.
+          as 0 and counted, so that one NaN cannot hide the rest; validation, each probe and each gate have a
+          count of their own, so that what could not be summed is absent and never a zero.
 commit    int64, MAX.    Rank 0's commands (the others send the smallest int64); pairs (d, -d) of every digest, so that
           max(d) = min(d) exactly where all ranks agree; a veto code per slot; a word per rank.
 
 Both layouts are pure functions of the slot ids and the world size: a mismatched all-reduce would return wrong numbers
 without an error. Eight int64 words make a command: proposal, op, catalogue index, operator, curve, ticks, and target
-and steepness as float64 bits. At 1,024 ranks and 12 slots: 1.0 KB observe + 9.7 KB commit = 10.7 KB a tick.
+and steepness as float64 bits. At 1,024 ranks and 12 slots: 1.4 KB observe + 9.7 KB commit = 11.1 KB a tick.
 """
 
 import math
@@ -34,7 +34,10 @@ GLOBAL_ADDITIVE = (
     "validation_nonfinite", "stop", "nonfinite_terms",
 )  # fmt: skip
 GLOBAL_REPLICATED = ("host_norm", "host_norm_steps", "skipped", "skipped_in_row")
-SLOT_ADDITIVE = ("probe_count", "probe_sum", "probe_sum_sq", "probe_nonfinite", "finite", "owned")
+SLOT_ADDITIVE = (
+    "probe_count", "probe_sum", "probe_sum_sq", "probe_nonfinite", "finite", "owned",
+    "gate_count", "gate_sum", "gate_sum_sq", "gate_nonfinite",
+)  # fmt: skip
 SLOT_REPLICATED = ("norm", "norm_steps", "nonfinite")
 
 

@@ -119,7 +119,8 @@ def test_every_field_of_a_slot_enters_its_digest():
         "staged": Command(slot="r1c0", op=Op.GERMINATE), "staged_tick": 1, "blueprint": "norm", "operator": None,
         "curve": Curve.LINEAR, "steepness": 5.0, "tempo": 8, "target": 0.25, "ramp": replace(RAMP, last_step=31),
         "ending": False, "learn_step": 13, "looks": 1, "request": None, "contribution": ABSENT,
-        "contribution_alpha": 0.5, "gradient_norm": ABSENT, "nonfinite_steps": 1, "finite": False, "owned": False,
+        "contribution_alpha": 0.5, "gate_mean": measured(0.5, tick=1, n=2), "gate_std": measured(0.5, tick=1, n=2),
+        "gradient_norm": ABSENT, "nonfinite_steps": 1, "finite": False, "owned": False,
         "proposal": 8, "history": (line,),
     }  # fmt: skip
     assert set(changes) == set(SlotState.__dataclass_fields__)

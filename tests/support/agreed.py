@@ -10,6 +10,7 @@ from typing import Any
 
 from esper.kasmina.config import EvidencePolicy, GateConfig, SlotsConfig
 from esper.kasmina.lifecycle import SlotState
+from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command, wait
 from esper.leyline.events import CommandRefused, Event, StageChanged
 from esper.leyline.observation import BlueprintInfo
@@ -43,6 +44,8 @@ def make_terms(slots: int = 2, *, gates: Mapping[str, Any] | None = None, **chan
         "gates": GateConfig(**{"evidence": EvidencePolicy.OBSERVE, "first_look": 1, "look_every": 1, **(gates or {})}),
         "catalogue": dict.fromkeys(ids, CATALOGUE),
         "names": tuple(info.name for info in CATALOGUE),
+        "operators": dict.fromkeys(ids, tuple(Operator)),
+        "channels": {},
         "places": places,
         "total_steps": 1000,
         "tick_steps": 10,

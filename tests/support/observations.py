@@ -39,7 +39,9 @@ def slot_view(slot: str = "r0c0", **changes: Any) -> SlotObservation:
     """An empty slot with the whole catalogue; ``changes`` replace fields."""
     values: dict[str, Any] = {
         "slot": slot, "row": 0.0, "col": 0.0, "stage": Stage.EMPTY, "staged": False, "dwell": 0, "min_dwell": 1,
-        "generation": 0, "blueprint": None, "operator": None, "curve": None, "alpha": 0.0, "alpha_target": 0.0,
+        "generation": 0, "blueprint": None, "operator": None, "operators": tuple(Operator), "channel": None,
+        "gate_mean": ABSENT, "gate_std": ABSENT, "effective_alpha": ABSENT,
+        "curve": None, "alpha": 0.0, "alpha_target": 0.0,
         "alpha_velocity": 0.0, "ramp_progress": 1.0, "alpha_mode": AlphaMode.HOLD, "ending": False, "parameters": 0,
         "contribution": ABSENT, "contribution_alpha": 1.0, "looks": 0, "max_looks": 0, "gradient_norm": ABSENT,
         "nonfinite_steps": 0, "verdict": None, "embargo_left": 0, "catalogue": CATALOGUE,
