@@ -161,7 +161,13 @@ def _set_streams(devices: Sequence[torch.device], streams: Sequence[Tensor]) -> 
 
 
 def attribute(
-    grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]], per_sample: PerSample, *, share: bool = True
+    grown: Grown,
+    plan: Plan,
+    batches: Iterable[tuple[Any, Any]],
+    per_sample: PerSample,
+    *,
+    share: bool = True,
+    each: Callable[[Tensor], object] | None = None,
 ) -> Sums:
     """Runs every coalition of the plan on every batch, in eval() and without gradient; the model is left as it was.
 
@@ -173,6 +179,7 @@ def attribute(
         batches: this rank's share: pairs of inputs (a tensor, or a tuple of arguments) and target, on the device.
         per_sample: (model output, target) -> loss [B] in nats, correct [B].
         share: let coalitions share prefixes where the host can resume; False: full forwards, to the same bits.
+        each: takes every batch's quantities per sample, float64 [Q, 2, B], for sums of one's own.
 
     Raises:
         ConfigError: the plan names an unknown slot or one without a seed.
@@ -190,6 +197,8 @@ def attribute(
         for inputs, target in batches:
             args = inputs if isinstance(inputs, tuple) else (inputs,)
             d = differences(plan, _values(grown, plan, host, args, target, per_sample))
+            if each is not None:
+                each(d)
             total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)
             samples += d.shape[2]
             forwards += len(plan.coalitions)

@@ -11,8 +11,18 @@ they are measured and logged. Evidence that is absent or stale is refused, never
 architecture do not enter the verdict.
 
 contribution = mean over paired samples of loss(without) - loss(with), in nats; positive helps.
+
+Differences of losses are skewed. A seed that helps a little on most samples and hurts much on a few shows a long lower
+tail, and then Student's t says "better" by luck far too often: a look that misses the few sees only help. So a gate
+that asks whether a seed helps takes the smaller of t and its skewness-corrected form (Hall, 1992, "On the removal of
+skewness by transformation", J. R. Statist. Soc. B 54):
+
+    t = mean / SE,   a = skew / (3 sqrt(n)),   corrected = ((1 + a t)^3 - 1) / (3 a) + a / 2
+
+How often luck passes, and how the defaults of ``k_se`` and ``hold_k_se`` follow from it, is in docs/gates.md.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +42,7 @@ class GateFacts:
         gradient_norm: mean L2 norm since the last tick. nonfinite_steps: steps with a non-finite gradient.
         trainable: the seed has parameters at all (noop has none and needs no gradient evidence).
         contribution, contribution_alpha: paired evidence and the alpha it was measured at.
+        looks, max_looks: looks of this life spent on the gate, and how many there are.
         alpha, ramp_done: present alpha; the committed ramp has reached its target.
     """
 
@@ -45,6 +56,8 @@ class GateFacts:
     trainable: bool
     contribution: Reading
     contribution_alpha: float
+    looks: int
+    max_looks: int
     alpha: float
     ramp_done: bool
 
@@ -77,13 +90,34 @@ def _healthy(facts: GateFacts, config: GateConfig) -> Check:
     return _evidence("gradient", ok, f"norm {norm}, {facts.nonfinite_steps} non-finite steps; {limit}")
 
 
-def _helps(facts: GateFacts, config: GateConfig, floor: float) -> Check:
+def standard_errors_above_zero(reading: Reading) -> float | None:
+    """By how many standard errors a mean is above zero, corrected for skewness; None without value, error or skewness.
+
+    The smaller of t and Hall's transformation of it (see the module).
+    """
+    if reading.value is None or reading.se is None or reading.skew is None:
+        return None
+    if reading.se == 0.0:
+        return math.copysign(math.inf, reading.value) if reading.value else 0.0
+    t = reading.value / reading.se
+    a = reading.skew / (3.0 * math.sqrt(reading.n))
+    return min(t, t + a * t * t + a * a * t**3 / 3.0 + a / 2.0)
+
+
+def _spent(facts: GateFacts) -> str:
+    gone = facts.looks >= facts.max_looks and not facts.contribution.is_measured
+    return f"; {facts.looks} of {facts.max_looks} looks spent, only PRUNE is left" if gone else ""
+
+
+def _helps(facts: GateFacts, k_se: float, floor: float) -> Check:
     reading = facts.contribution
-    text = f"contribution {reading} at alpha {facts.contribution_alpha:g}; needs > {config.k_se:g} SE"
-    if not reading.is_measured or reading.value is None or reading.se is None:
+    above = standard_errors_above_zero(reading)
+    text = f"contribution {reading} at alpha {facts.contribution_alpha:g}"
+    text += "" if above is None else f", {above:.3g} SE after skewness"
+    text += f"; needs > {k_se:g} SE" + (f" and >= {floor:g}" if floor > 0 else "") + _spent(facts)
+    if not reading.is_measured or reading.value is None or above is None:
         return _evidence("contribution", False, text)
-    ok = reading.value > config.k_se * reading.se and reading.value >= floor
-    return _evidence("contribution", ok, text + (f" and >= {floor:g}" if floor > 0 else ""))
+    return _evidence("contribution", above > k_se and reading.value >= floor, text)
 
 
 def _g0(facts: GateFacts, config: GateConfig) -> list[Check]:
@@ -99,12 +133,13 @@ def _g1(facts: GateFacts, config: GateConfig) -> list[Check]:
 
 def _g2(facts: GateFacts, config: GateConfig) -> list[Check]:
     dwelt = _evidence("dwell", facts.dwell >= config.first_look, f"{facts.dwell} of {config.first_look} ticks")
-    return [*_sound(facts, Stage.TRAINING), dwelt, _healthy(facts, config), _helps(facts, config, 0.0)]
+    return [*_sound(facts, Stage.TRAINING), dwelt, _healthy(facts, config), _helps(facts, config.k_se, 0.0)]
 
 
 def _g3(facts: GateFacts, config: GateConfig) -> list[Check]:
     reading = facts.contribution
     detail = f"contribution {reading} at alpha {facts.contribution_alpha:g}; needs >= -{config.k_se:g} SE"
+    detail += _spent(facts)
     harmless = (
         reading.is_measured
         and reading.value is not None
@@ -127,7 +162,7 @@ def _g5(facts: GateFacts, config: GateConfig) -> list[Check]:
         *_sound(facts, Stage.HOLDING),
         _integrity("alpha", full, f"alpha {facts.alpha:g}, needs 1 at rest"),
         _healthy(facts, config),
-        _helps(facts, config, config.min_contribution),
+        _helps(facts, config.hold_k_se, config.min_contribution),
     ]
 
 

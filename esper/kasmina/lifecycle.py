@@ -4,12 +4,14 @@
 touches a tensor: what a stage means for the model is read off the state by whoever owns the model.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
 from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.stages import Mechanical, Op, Stage, find_edge
+
+REST = "REST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,13 +19,15 @@ class ProbeRequest:
     """Paired evidence asked for at one tick and measured for the next.
 
     Fields:
-        look: number of this look within the stage, from 1.
+        look: number of this look in the seed's life among those of its aim, from 1.
         alpha: loss at this alpha is compared with loss at 0.
-        draw: key of the samples, unique to (generation, stage, look) in the slot.
+        aim: what it is for: the gate that asks (G2, G3, G5), or REST for one at a partial alpha, where no gate asks.
+        draw: key of the samples, unique to (generation, aim, look) in the slot.
     """
 
     look: int
     alpha: float
+    aim: str
     draw: str
 
 
@@ -51,7 +55,8 @@ class SlotState:
         ramp: committed path of alpha, None before blending.
         ending: a prune by ramp is under way; the seed is frozen.
         learn_step: first optimizer step in which the seed learns; its warm-up counts from there.
-        looks: looks spent in this stage. request: evidence being measured for the next tick.
+        spent: looks spent in this life by their aim (see `ProbeRequest`); no retarget gives one back.
+        request: evidence being measured for the next tick.
         contribution, contribution_alpha: latest paired evidence.
         gate_mean, gate_std: latest g_eff over training samples, where the operator is gated.
         gradient_norm, nonfinite_steps, finite, owned: latest agreed health of the seed.
@@ -74,7 +79,7 @@ class SlotState:
     ramp: Ramp | None = None
     ending: bool = False
     learn_step: int | None = None
-    looks: int = 0
+    spent: dict[str, int] = field(default_factory=dict)
     request: ProbeRequest | None = None
     contribution: Reading = ABSENT
     contribution_alpha: float = 0.0
@@ -117,6 +122,18 @@ class SlotState:
         return self.stage is Stage.BLENDING and Operator.GATE in self.operators(step)
 
     @property
+    def aim(self) -> str | None:
+        """What a look would be for now; None where nothing is measured."""
+        if self.stage is Stage.BLENDING:
+            return "G3" if self.ramp is not None and self.ramp.target == 1.0 else REST
+        return {Stage.TRAINING: "G2", Stage.HOLDING: "G5"}.get(self.stage)
+
+    @property
+    def looks(self) -> int:
+        """Looks spent in this life on the present aim."""
+        return self.spent.get(self.aim, 0) if self.aim is not None else 0
+
+    @property
     def taken(self) -> bool:
         """The slot holds a seed, waits for one, or cools down."""
         return self.staged is not None or self.stage is not Stage.EMPTY
@@ -146,9 +163,9 @@ def move(
 ) -> tuple[SlotState, Transition]:
     """The one door: takes the slot along an edge of the table.
 
-    Looks, requests and contribution belong to the stage that is left; they are cleared, so that evidence of one stage
-    is never mistaken for that of the next. Leaving for PRUNED clears everything of the seed. From HOLDING on a gated
-    operator is on record as what it has become, ADD.
+    Requests and contribution belong to the stage that is left; they are cleared, so that evidence of one stage is never
+    mistaken for that of the next. Looks stay spent for the whole life. Leaving for PRUNED clears all of the seed. From
+    HOLDING on a gated operator is on record as what it has become, ADD.
 
     Args:
         state: before. cause, target: the edge. tick: now. proposal: id of the command behind it, 0 if mechanical.
@@ -174,7 +191,6 @@ def move(
         state,
         stage=target,
         since_tick=tick if changed else state.since_tick,
-        looks=0 if changed else state.looks,
         request=None,
         contribution=ABSENT if changed else state.contribution,
         contribution_alpha=0.0 if changed else state.contribution_alpha,

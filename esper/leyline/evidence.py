@@ -1,7 +1,7 @@
 """Evidence is measured (when, on how many samples), stale, or absent. Absent is never zero."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from esper.leyline.stages import Gate
@@ -23,6 +23,7 @@ class Reading:
         status: measured, stale or absent.
         value: the number, in the unit its field names; None exactly when absent.
         se: standard error of ``value``; None where there is none.
+        skew: sample skewness of the numbers that ``value`` is the mean of; None where it was not measured.
         n: samples behind it.
         tick: the control tick at which it was measured; None exactly when absent.
     """
@@ -30,6 +31,7 @@ class Reading:
     status: Status
     value: float | None = None
     se: float | None = None
+    skew: float | None = None
     n: int = 0
     tick: int | None = None
 
@@ -40,6 +42,8 @@ class Reading:
             raise ValueError(f"a reading must be finite, got {self.value!r}")
         if self.se is not None and not (math.isfinite(self.se) and self.se >= 0.0):
             raise ValueError(f"a standard error must be finite and not negative, got {self.se!r}")
+        if self.skew is not None and not math.isfinite(self.skew):
+            raise ValueError(f"a skewness must be finite, got {self.skew!r}")
 
     @property
     def is_measured(self) -> bool:
@@ -50,7 +54,7 @@ class Reading:
         """The same reading as seen at ``tick``: stale once older than ``fresh_ticks``."""
         if self.tick is None or tick - self.tick <= fresh_ticks or self.status is Status.STALE:
             return self
-        return Reading(status=Status.STALE, value=self.value, se=self.se, n=self.n, tick=self.tick)
+        return replace(self, status=Status.STALE)
 
     def __str__(self) -> str:
         if self.value is None:
@@ -63,26 +67,40 @@ class Reading:
 ABSENT = Reading(status=Status.ABSENT)
 
 
-def measured(value: float, *, tick: int, n: int, se: float | None = None) -> Reading:
+def measured(value: float, *, tick: int, n: int, se: float | None = None, skew: float | None = None) -> Reading:
     """A fresh reading; see `Reading` for units."""
-    return Reading(status=Status.MEASURED, value=value, se=se, n=n, tick=tick)
+    return Reading(status=Status.MEASURED, value=value, se=se, skew=skew, n=n, tick=tick)
 
 
-def paired(n: int, total: float, total_sq: float, *, tick: int, min_samples: int) -> Reading:
+def paired(
+    n: int, total: float, total_sq: float, *, tick: int, min_samples: int, total_cube: float | None = None
+) -> Reading:
     """Mean and standard error of paired differences from their sums.
 
-    With d_i the difference of sample i: mean = S1/n, SE = sqrt((S2 - S1^2/n) / (n (n - 1))).
+    With d_i the difference of sample i: mean m = S1/n, SE = sqrt((S2 - S1^2/n) / (n (n - 1))), and the skewness is
+    (S3/n - 3 m S2/n + 2 m^3) / v^1.5 with v = S2/n - m^2, 0 where nothing varies.
     Sums over samples make the result independent of how samples were sharded.
 
     Args:
-        n, total, total_sq: count, sum and sum of squares of d_i over all ranks.
+        n, total, total_sq, total_cube: count, sum, sum of squares and of cubes of d_i over all ranks.
         tick: when they were summed.
         min_samples: below it the standard error is not trusted and the reading is absent.
     """
-    if n < max(2, min_samples) or not (math.isfinite(total) and math.isfinite(total_sq)):
+    if n < max(2, min_samples) or not all(map(math.isfinite, (total, total_sq, total_cube or 0.0))):
         return ABSENT
     variance = max(0.0, (total_sq - total * total / n) / (n - 1))
-    return measured(total / n, tick=tick, n=n, se=math.sqrt(variance / n))
+    skew = None if total_cube is None else _skewness(n, total, total_sq, total_cube)
+    return measured(total / n, tick=tick, n=n, se=math.sqrt(variance / n), skew=skew)
+
+
+def _skewness(n: int, total: float, total_sq: float, total_cube: float) -> float:
+    mean = total / n
+    spread = math.sqrt(max(0.0, total_sq / n - mean * mean))
+    third = total_cube / n - 3.0 * mean * total_sq / n + 2.0 * mean**3
+    if spread**3 == 0.0:
+        return 0.0
+    most = math.sqrt(n)  # no sample of n has more (all but one value equal); what exceeds it is rounding
+    return min(most, max(-most, third / spread**3))
 
 
 def spread(n: int, total: float, total_sq: float, *, tick: int) -> Reading:

@@ -70,7 +70,7 @@ class SlotObservation:
         parameters: of the seed.
         contribution: mean paired loss without minus with the seed (nats; positive helps) at ``contribution_alpha``.
         contribution_alpha: the alpha it was measured at.
-        looks, max_looks: scheduled looks spent in this stage, and how many there are.
+        looks, max_looks: scheduled looks that this life has spent on what is looked for now, and how many it has.
         gate_mean, gate_std: g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
         effective_alpha: ``alpha`` times ``gate_mean``.
         gradient_norm: mean L2 norm of the seed's reduced gradient since the last tick.

@@ -11,11 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from esper.kasmina.attach import CONTAINER, Grown
-from esper.kasmina.attribution import attribute
-from esper.kasmina.coalitions import Kind, Quantity, make_plan
 from esper.kasmina.confidence import confident, evaluating
 from esper.kasmina.config import GateConfig
 from esper.kasmina.lifecycle import ProbeRequest
+from esper.kasmina.probe import paired_sums
 from esper.tolaria.config import Precision
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.sampler import bounds, draw, eval_shards
@@ -79,10 +78,10 @@ class Evaluator:
         """`part_sums` of the validation part."""
         return self.part_sums(self.bundle.validation)
 
-    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> tuple[float, float, float]:
+    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the samples that the request draws.
 
-        With d = loss at alpha 0 minus loss at ``request.alpha``, in nats per sample: (count, sum d, sum d^2).
+        See `paired_sums`: count, sum, sum_sq, sum_cube.
         The samples are a function of (run seed, slot, draw key); no reported number uses the probe part.
         """
         part = self.bundle.probe
@@ -91,9 +90,7 @@ class Evaluator:
         shares = [indices for indices in chosen[first:last].split(self.batch) if len(indices)]
         batches = (self.to_device(*part.fetch(indices)) for indices in shares)
         with autocast(self.precision, self.world.device):
-            sums = attribute(self.grown, make_plan({slot: request.alpha}), batches, self.bundle.task.per_sample)
-        total, squares, _, _ = sums.table()[Quantity(Kind.LEAVE_ONE_OUT, (slot,))]
-        return float(sums.samples), total, squares
+            return paired_sums(self.grown, slot, request.alpha, batches, self.bundle.task.per_sample)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

@@ -4,8 +4,9 @@
     BLENDING   once the ramp will be at rest by then, every look_every ticks: at the alpha it rests at
     HOLDING    likewise
 
-Looks of a stage are counted and bounded: a seed that is looked at often enough passes any gate in the end. Each look
-draws its own samples.
+A seed that is looked at often enough passes any gate in the end. So looks are counted per life and aim, and bounded:
+neither a new ramp nor a second visit to a stage gives one back. Looks at a partial alpha serve no gate and have a count
+of their own. Each look draws its own samples.
 """
 
 from esper.kasmina.lifecycle import ProbeRequest, SlotState
@@ -20,14 +21,14 @@ def next_look(state: RunState, slot: SlotState, terms: Terms) -> ProbeRequest | 
     Args:
         state: agreed, after this tick's changes. slot: one of its records. terms: of the run.
     """
-    if slot.looks >= max_looks(slot.stage, terms) or slot.ending:
+    aim = slot.aim
+    if aim is None or slot.ending or slot.looks >= max_looks(slot.stage, terms):
         return None
     alpha = _alpha_due(state, slot, terms)
     if alpha is None:
         return None
     look = slot.looks + 1
-    began = slot.ramp.first_step if slot.ramp is not None else 0
-    return ProbeRequest(look=look, alpha=alpha, draw=f"{slot.generation}.{slot.stage.name}.{began}.{look}")
+    return ProbeRequest(look=look, alpha=alpha, aim=aim, draw=f"{slot.generation}.{aim}.{look}")
 
 
 def _alpha_due(state: RunState, slot: SlotState, terms: Terms) -> float | None:
@@ -38,6 +39,6 @@ def _alpha_due(state: RunState, slot: SlotState, terms: Terms) -> float | None:
     if slot.ramp is None or not slot.ramp_done(state.step + terms.tick_steps):
         return None
     last = slot.contribution.tick
-    if slot.looks > 0 and last is not None and state.tick + 1 - last < gates.look_every:
+    if last is not None and state.tick + 1 - last < gates.look_every:
         return None
     return slot.ramp.target

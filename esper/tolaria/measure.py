@@ -20,8 +20,8 @@ class Measures(Protocol):
     def validation_sums(self) -> dict[str, float]:
         """Loss, correctness, their squares and their count on what is held out; empty where nothing is."""
 
-    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> tuple[float, float, float]:
-        """Paired evidence for one look: (count, sum d, sum d^2), d = loss at alpha 0 minus loss at the request's."""
+    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
+        """Paired evidence for one look; see `esper.kasmina.probe.paired_sums`: count, sum, sum_sq, sum_cube."""
 
 
 def measure(
@@ -50,8 +50,6 @@ def measure(
             values[f"{entry.slot}.gate_sum"] = total
             values[f"{entry.slot}.gate_sum_sq"] = squares
         if entry.request is not None:
-            count, total, squares = evaluator.probe_sums(entry.slot, entry.request, gates)
-            values[f"{entry.slot}.probe_count"] = count
-            values[f"{entry.slot}.probe_sum"] = total
-            values[f"{entry.slot}.probe_sum_sq"] = squares
+            sums = evaluator.probe_sums(entry.slot, entry.request, gates)
+            values |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}
     return values, nonfinite

@@ -60,7 +60,7 @@ class Narrator:
             if old.request is not None:
                 self.tell(
                     ContributionMeasured(
-                        **axes_of(state), slot=new.slot, stage=new.stage, look=new.looks,
+                        **axes_of(state), slot=new.slot, stage=new.stage, look=old.request.look,
                         alpha=new.contribution_alpha, contribution=new.contribution,
                     )
                 )  # fmt: skip

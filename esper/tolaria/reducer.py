@@ -128,7 +128,7 @@ class _Reduction:
             curve=curve, steepness=steepness, operator=op,
             fades_from=now if start > 0.0 and now is not op else None,  # at alpha 0 there is nothing to fade
         )  # fmt: skip
-        self.put(replace(slot, operator=op, ramp=ramp, looks=0, request=None))
+        self.put(replace(slot, operator=op, ramp=ramp, request=None))
         self.out.events.append(
             RampCommitted(
                 **self.axes, slot=slot.slot, start=start, target=target, first_step=ramp.first_step,

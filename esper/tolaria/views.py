@@ -43,14 +43,17 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     if state.request is None:
         return after
     least = terms.gates.min_samples
-    reading = paired(int(get("probe_count")), get("probe_sum"), get("probe_sum_sq"), tick=tick, min_samples=least)
+    reading = paired(
+        int(get("probe_count")), get("probe_sum"), get("probe_sum_sq"), total_cube=get("probe_sum_cube"), tick=tick,
+        min_samples=least,
+    )  # fmt: skip
     if get("probe_nonfinite") > 0:
         reading = ABSENT
     return replace(
         after,
         contribution=reading,
         contribution_alpha=state.request.alpha,
-        looks=state.request.look,
+        spent=state.spent | {state.request.aim: state.request.look},
         request=None,
     )
 
@@ -116,6 +119,8 @@ def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None
         trainable=parameters > 0,
         contribution=slot.contribution.aged(state.tick, fresh),
         contribution_alpha=slot.contribution_alpha,
+        looks=slot.looks,
+        max_looks=max_looks(slot.stage, terms),
         alpha=slot.alpha(state.step),
         ramp_done=slot.ramp_done(state.step),
     )
@@ -130,7 +135,7 @@ def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult 
 
 
 def max_looks(stage: Stage, terms: Terms) -> int:
-    """Scheduled looks of a stage; 0 where nothing is measured."""
+    """Scheduled looks a life in a stage, for each aim; 0 where nothing is measured."""
     if stage in (Stage.TRAINING, Stage.BLENDING):
         return terms.gates.looks
     return terms.gates.hold_looks if stage is Stage.HOLDING else 0

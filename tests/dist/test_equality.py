@@ -48,6 +48,7 @@ def config_of(task: str, optimizer: str) -> EsperConfig:
         gates__probe_samples=256,
         gates__min_samples=64,
         gates__k_se=0.5,
+        gates__hold_k_se=0.5,
         gates__min_contribution=0.0,
         gates__looks=8,
         gates__hold_looks=8,

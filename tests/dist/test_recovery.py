@@ -41,6 +41,7 @@ def plain_of(**settings: Any) -> dict[str, Any]:
             "gates__probe_samples": 256,
             "gates__min_samples": 64,
             "gates__k_se": 0.0,
+            "gates__hold_k_se": 0.0,
             "gates__min_contribution": 0.0,
             "gates__looks": 8,
             "checkpoint__every_ticks": 1,

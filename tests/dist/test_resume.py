@@ -53,6 +53,7 @@ def plain_of(world: int) -> dict[str, Any]:
         "gates__probe_samples": 256,
         "gates__min_samples": 64,
         "gates__k_se": 0.0,
+        "gates__hold_k_se": 0.0,
         "gates__min_contribution": 0.0,
         "gates__looks": 8,
         "gates__hold_looks": 8,

@@ -1,21 +1,22 @@
 """Gates are pure functions of evidence: what is absent or stale refuses, and luck passes no more often than stated."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from esper.kasmina.config import EvidencePolicy, GateConfig
-from esper.kasmina.gates import GateFacts, judge
+from esper.kasmina.gates import GateFacts, judge, standard_errors_above_zero
 from esper.leyline.errors import GateError
 from esper.leyline.evidence import ABSENT, Reading, Status, measured, paired
 from esper.leyline.stages import Gate, Stage
 
 ENFORCE = GateConfig()
 OBSERVE = GateConfig(evidence=EvidencePolicy.OBSERVE)
-GOOD = measured(0.10, tick=5, n=256, se=0.01)
-STALE = Reading(status=Status.STALE, value=0.10, se=0.01, n=256, tick=1)
+GOOD = measured(0.10, tick=5, n=256, se=0.01, skew=0.0)
+STALE = Reading(status=Status.STALE, value=0.10, se=0.01, skew=0.0, n=256, tick=1)
 SOURCE = {
     Gate.G0: Stage.EMPTY,
     Gate.G1: Stage.GERMINATED,
@@ -45,7 +46,7 @@ def facts(gate: Gate, **changes) -> GateFacts:
     good = GateFacts(
         stage=SOURCE[gate], dwell=9, finite=True, owned=True, refusal=None,
         gradient_norm=measured(0.5, tick=5, n=10), nonfinite_steps=0, trainable=True, contribution=GOOD,
-        contribution_alpha=1.0, alpha=1.0 if full else 0.0, ramp_done=full,
+        contribution_alpha=1.0, looks=1, max_looks=5, alpha=1.0 if full else 0.0, ramp_done=full,
     )  # fmt: skip
     return replace(good, **changes)
 
@@ -100,8 +101,9 @@ REFUSED = [
     (Gate.G2, {"contribution": ABSENT}, ["contribution"]),
     (Gate.G2, {"contribution": STALE}, ["contribution"]),
     (Gate.G2, {"contribution": measured(9.0, tick=5, n=256)}, ["contribution"]),  # no standard error, no evidence
+    (Gate.G2, {"contribution": measured(9.0, tick=5, n=256, se=0.1)}, ["contribution"]),  # nor without a skewness
     (Gate.G2, {"gradient_norm": ABSENT}, ["gradient"]),
-    (Gate.G2, {"gradient_norm": replace(STALE, se=None)}, ["gradient"]),
+    (Gate.G2, {"gradient_norm": replace(STALE, se=None, skew=None)}, ["gradient"]),
     (Gate.G2, {"gradient_norm": measured(0.0, tick=5, n=10)}, ["gradient"]),
     (Gate.G2, {"gradient_norm": measured(1.01e4, tick=5, n=10)}, ["gradient"]),
     (Gate.G2, {"nonfinite_steps": 1}, ["gradient"]),
@@ -126,7 +128,7 @@ def test_absent_stale_or_bad_evidence_refuses_and_is_only_told_under_observe(gat
     assert names[0] in told.reason
 
 
-K = ENFORCE.k_se
+K, HOLD = ENFORCE.k_se, ENFORCE.hold_k_se
 CLOSE = 1e-9
 
 
@@ -140,20 +142,23 @@ CLOSE = 1e-9
         (Gate.G3, -K * 0.01 + CLOSE, 0.01, True),
         (Gate.G3, -K * 0.01 - CLOSE, 0.01, False),
         (Gate.G3, 0.0, 0.0, True),
-        (Gate.G5, ENFORCE.min_contribution, ENFORCE.min_contribution / K - CLOSE, True),
+        (Gate.G5, ENFORCE.min_contribution, ENFORCE.min_contribution / HOLD - CLOSE, True),
         (Gate.G5, ENFORCE.min_contribution - CLOSE, 1e-9, False),
-        (Gate.G5, 0.5, 0.5 / K, False),
+        (Gate.G5, 0.5, 0.5 / HOLD + CLOSE, False),
     ],
 )
 def test_thresholds_stand_where_the_config_says(gate, value, se, ok):
-    names = failed(gate, contribution=measured(value, tick=5, n=256, se=se))
+    names = failed(gate, contribution=measured(value, tick=5, n=256, se=se, skew=0.0))
     assert (names == []) is ok
 
 
 def test_thresholds_are_config():
     loose = replace(ENFORCE, k_se=0.0, min_contribution=0.0, first_look=1, max_gradient_norm=1e9)
     weak = facts(
-        Gate.G2, dwell=1, contribution=measured(1e-9, tick=5, n=64, se=1.0), gradient_norm=measured(1e8, tick=5, n=1)
+        Gate.G2,
+        dwell=1,
+        contribution=measured(1e-9, tick=5, n=64, se=1.0, skew=0.0),
+        gradient_norm=measured(1e8, tick=5, n=1),
     )
     assert judge(Gate.G2, weak, loose).passed
     assert {c.name for c in judge(Gate.G2, weak, ENFORCE).checks if not c.passed} == {
@@ -166,7 +171,7 @@ def test_a_seed_without_parameters_needs_no_gradient_and_nothing_else_of_its_siz
     known = set(GateFacts.__dataclass_fields__)
     assert known == {
         "stage", "dwell", "finite", "owned", "refusal", "gradient_norm", "nonfinite_steps", "trainable",
-        "contribution", "contribution_alpha", "alpha", "ramp_done",
+        "contribution", "contribution_alpha", "looks", "max_looks", "alpha", "ramp_done",
     }  # fmt: skip
 
 
@@ -187,29 +192,59 @@ def test_a_gate_is_the_same_by_number_name_and_member():
     assert judge(2, facts(Gate.G2), ENFORCE) == judge(Gate.G2, facts(Gate.G2), ENFORCE)
 
 
-def looks_passed(worth: float, lives: int, seed: int) -> np.ndarray:
-    """Verdicts [lives, looks] of G2 on ``probe_samples`` paired differences with mean ``worth`` and deviation 1."""
-    drawn = np.random.default_rng(seed).standard_normal((lives, ENFORCE.looks, ENFORCE.probe_samples)) + worth
-    sums, squares = drawn.sum(-1), (drawn * drawn).sum(-1)
-    verdicts = np.zeros(sums.shape, dtype=bool)
-    for at in np.ndindex(sums.shape):
-        reading = paired(
-            ENFORCE.probe_samples, float(sums[at]), float(squares[at]), tick=5, min_samples=ENFORCE.min_samples
-        )
-        verdicts[at] = judge(Gate.G2, facts(Gate.G2, contribution=reading), ENFORCE).passed
-    return verdicts
+def sample(rng, *, skew: float, n: int = 192) -> list[float]:
+    """Gamma differences of a stated skewness, mean 0 and deviation 1."""
+    shape = 4.0 / skew**2
+    drawn = (rng.gamma(shape, size=n) - shape) / math.sqrt(shape)
+    return list(math.copysign(1.0, skew) * drawn)
 
 
-def test_five_looks_at_a_seed_that_does_not_help_pass_in_less_than_five_percent_of_lives():
-    lives = 4000
-    verdicts = looks_passed(0.0, lives, seed=1)
-    margin = 3 * math.sqrt(0.05 * 0.95 / lives)
-    rate = verdicts.any(axis=1).mean()
-    assert rate < 0.05 + margin
-    # The looks are spent, not saved: the gate is open to luck at all, at about 1 % a look.
-    assert rate > 0.03
-    assert verdicts.mean() == pytest.approx(0.0102, abs=3 * math.sqrt(0.0102 / verdicts.size))
+def reading_of(values: list[float]) -> Reading:
+    sums = [math.fsum(v**power for v in values) for power in (1, 2, 3)]
+    return paired(len(values), sums[0], sums[1], total_cube=sums[2], tick=5, min_samples=64)
 
 
-def test_a_seed_that_helps_by_a_quarter_deviation_is_seen_in_most_lives():
-    assert looks_passed(0.25, 200, seed=2).any(axis=1).mean() > 0.99
+def hall(values: list[float]) -> float:
+    """Hall (1992), equation by equation: t, the sample's skewness g, and the cubic transformation."""
+    n, middle = len(values), statistics.fmean(values)
+    g = statistics.fmean([(v - middle) ** 3 for v in values]) / statistics.pstdev(values) ** 3
+    t = middle / (statistics.stdev(values) / math.sqrt(n))
+    return t + g * t**2 / (3 * math.sqrt(n)) + g**2 * t**3 / (27 * n) + g / (6 * math.sqrt(n))
+
+
+def test_what_the_gate_reads_is_the_smaller_of_t_and_its_correction_for_skewness():
+    rng = np.random.default_rng(3)
+    for skew in (-3.0, -1.0, 0.01, 1.0, 3.0):
+        values = [v + 0.2 for v in sample(rng, skew=skew)]
+        reading = reading_of(values)
+        t = reading.value / reading.se
+        corrected = hall(values)
+        assert standard_errors_above_zero(reading) == pytest.approx(min(t, corrected), rel=1e-9)
+        assert abs(skew) < 0.5 or (corrected < t) == (skew < 0)
+
+
+def test_without_skewness_no_correction_and_without_spread_no_doubt():
+    assert standard_errors_above_zero(measured(3.0, tick=1, n=64, se=1.0, skew=0.0)) == 3.0
+    assert standard_errors_above_zero(measured(0.1, tick=1, n=64, se=0.0, skew=0.0)) == math.inf
+    assert standard_errors_above_zero(measured(-0.1, tick=1, n=64, se=0.0, skew=0.0)) == -math.inf
+    assert standard_errors_above_zero(measured(0.0, tick=1, n=64, se=0.0, skew=0.0)) == 0.0
+    assert standard_errors_above_zero(ABSENT) is None
+
+
+def test_a_seed_that_helps_by_a_third_of_a_deviation_is_seen_at_most_looks():
+    rng = np.random.default_rng(2)
+    for skew in (-2.0, 0.01, 2.0):
+        passed = 0
+        for _ in range(200):
+            reading = reading_of([v + 1 / 3 for v in sample(rng, skew=skew)])
+            passed += judge(Gate.G2, facts(Gate.G2, contribution=reading), ENFORCE).passed
+        assert passed > 170
+
+
+def test_looks_that_are_spent_are_said_and_leave_only_prune():
+    gone = {"looks": 5, "max_looks": 5, "contribution": STALE}
+    for gate in (Gate.G2, Gate.G3, Gate.G5):
+        result = judge(gate, facts(gate, **gone), ENFORCE)
+        assert not result.passed
+        assert "5 of 5 looks spent, only PRUNE is left" in result.reason
+        assert judge(gate, facts(gate, looks=5, max_looks=5), ENFORCE).passed, "the last look's evidence still counts"

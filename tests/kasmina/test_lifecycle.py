@@ -17,8 +17,8 @@ RAMP = Ramp(
 )
 FULL = SlotState(
     slot="r1c0", stage=Stage.TRAINING, since_tick=4, generation=3, blueprint="lora", operator=Operator.ADD,
-    curve=Curve.SIGMOID, steepness=4.0, tempo=7, target=0.5, ramp=RAMP, ending=True, learn_step=12, looks=2,
-    request=ProbeRequest(look=3, alpha=1.0, draw="3.TRAINING.0.3"), contribution=measured(0.5, tick=6, n=64, se=0.1),
+    curve=Curve.SIGMOID, steepness=4.0, tempo=7, target=0.5, ramp=RAMP, ending=True, learn_step=12, spent={"G2": 2},
+    request=ProbeRequest(look=3, alpha=1.0, aim="G2", draw="3.G2.3"), contribution=measured(0.5, tick=6, n=64, se=0.1),
     contribution_alpha=1.0, gradient_norm=measured(2.0, tick=6, n=5), nonfinite_steps=0, finite=True, owned=True,
     proposal=9,
 )  # fmt: skip
@@ -60,7 +60,7 @@ def test_every_other_change_raises_and_names_the_legal_ones(source):
 
 def test_evidence_belongs_to_the_stage_that_is_left():
     after, _ = go(FULL, Op.ADVANCE, Stage.BLENDING, tick=8, proposal=11)
-    assert (after.looks, after.request, after.contribution, after.contribution_alpha) == (0, None, ABSENT, 0.0)
+    assert (after.spent, after.request, after.contribution, after.contribution_alpha) == (FULL.spent, None, ABSENT, 0.0)
     assert (after.since_tick, after.proposal) == (8, 11)
     # health and birth command are the seed's own and go on
     assert (after.gradient_norm, after.finite, after.owned) == (FULL.gradient_norm, True, True)
@@ -70,7 +70,7 @@ def test_evidence_belongs_to_the_stage_that_is_left():
 def test_an_edge_back_to_its_own_stage_keeps_dwell_and_evidence_but_not_the_open_request():
     before = replace(FULL, stage=Stage.BLENDING)
     after, _ = go(before, Op.SET_ALPHA_TARGET, Stage.BLENDING, tick=8, proposal=0)
-    assert (after.since_tick, after.contribution, after.looks) == (4, FULL.contribution, 2)
+    assert (after.since_tick, after.contribution, after.spent) == (4, FULL.contribution, {"G2": 2})
     assert after.request is None
     assert after.history == before.history
     assert after.proposal == 9  # a change that nobody proposed does not take credit
@@ -108,8 +108,8 @@ def test_a_slot_survives_plain_data_with_nothing_lost():
         assert from_plain(SlotState, plain) == state
         assert digest62(from_plain(SlotState, plain)) == digest62(state)
     assert to_plain(lived)["history"][-1]["source"] == "TRAINING"
-    with pytest.raises(ValueError, match="missing looks; unknown glances"):
-        from_plain(SlotState, {("glances" if key == "looks" else key): v for key, v in to_plain(FULL).items()})
+    with pytest.raises(ValueError, match="missing spent; unknown glances"):
+        from_plain(SlotState, {("glances" if key == "spent" else key): v for key, v in to_plain(FULL).items()})
 
 
 def test_every_field_of_a_slot_enters_its_digest():
@@ -118,7 +118,7 @@ def test_every_field_of_a_slot_enters_its_digest():
         "slot": "r0c0", "stage": Stage.HOLDING, "since_tick": 5, "generation": 4,
         "staged": Command(slot="r1c0", op=Op.GERMINATE), "staged_tick": 1, "blueprint": "norm", "operator": None,
         "curve": Curve.LINEAR, "steepness": 5.0, "tempo": 8, "target": 0.25, "ramp": replace(RAMP, last_step=31),
-        "ending": False, "learn_step": 13, "looks": 1, "request": None, "contribution": ABSENT,
+        "ending": False, "learn_step": 13, "spent": {}, "request": None, "contribution": ABSENT,
         "contribution_alpha": 0.5, "gate_mean": measured(0.5, tick=1, n=2), "gate_std": measured(0.5, tick=1, n=2),
         "gradient_norm": ABSENT, "nonfinite_steps": 1, "finite": False, "owned": False,
         "proposal": 8, "history": (line,),

@@ -92,3 +92,22 @@ def test_a_verdict_gives_its_failed_checks_as_the_reason():
     result = GateResult(gate=Gate.G2, passed=False, score=1 / 3, checks=checks)
     assert result.reason == "k_se: 0.1 of 2.3; n: 3"
     assert GateResult(gate=Gate.G1, passed=True, score=1.0, checks=checks[:1]).reason == "passed"
+
+
+@given(SAMPLES)
+def test_skewness_is_that_of_the_sample_and_does_not_need_the_samples(values):
+    sums = [math.fsum(v**power for v in values) for power in (1, 2, 3)]
+    reading = paired(len(values), sums[0], sums[1], total_cube=sums[2], tick=3, min_samples=2)
+    spread, middle = statistics.pstdev(values), statistics.fmean(values)
+    assert abs(reading.skew) <= math.sqrt(len(values))
+    if spread > 0.1:
+        expected = statistics.fmean([(v - middle) ** 3 for v in values]) / spread**3
+        assert reading.skew == pytest.approx(expected, abs=1e-6)
+
+
+def test_skewness_is_none_where_it_was_not_measured_and_zero_where_nothing_varies():
+    assert paired(4, 4.0, 4.0, tick=0, min_samples=2).skew is None
+    assert paired(4, 4.0, 4.0, total_cube=4.0, tick=0, min_samples=2).skew == 0.0
+    assert paired(4, 4.0, 4.0, total_cube=math.nan, tick=0, min_samples=2) is ABSENT
+    with pytest.raises(ValueError, match="a skewness must be finite, got nan"):
+        measured(1.0, tick=1, n=4, se=0.1, skew=math.nan)

@@ -92,9 +92,12 @@ class Run:
                 found[f"{entry.slot}.finite"] = found[f"{entry.slot}.owned"] = float(self.terms.world_size)
                 found[f"{entry.slot}.norm"], found[f"{entry.slot}.norm_steps"] = 5.0, 10.0
             if entry.request is not None:
-                sums = evidence.get(entry.slot, (100, 50.0, 26.0))
-                for name, value in zip(("count", "sum", "sum_sq"), sums):
-                    found[f"{entry.slot}.probe_{name}"] = float(value)
+                count, total, squares = evidence.get(entry.slot, (100, 50.0, 26.0))
+                cubes = (
+                    3.0 * total * squares / count - 2.0 * total**3 / count**2 if count else 0.0
+                )  # a symmetric sample
+                sums = {"count": count, "sum": total, "sum_sq": squares, "sum_cube": cubes}
+                found |= {f"{entry.slot}.probe_{name}": float(value) for name, value in sums.items()}
         unknown = {key.replace("__", ".") for key in values} - set(names)
         if unknown:
             raise KeyError(unknown)

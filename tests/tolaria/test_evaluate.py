@@ -30,7 +30,7 @@ from esper.tolaria.world import World
 
 SEED = 11
 GATES = GateConfig(probe_samples=20, min_samples=2)
-REQUEST = ProbeRequest(look=1, alpha=0.75, draw="1.TRAINING.0.1")
+REQUEST = ProbeRequest(look=1, alpha=0.75, aim="G2", draw="1.G2.1")
 
 
 class Host(nn.Module):
@@ -143,11 +143,17 @@ def test_probe_sums_are_paired_differences_of_the_loss():
     within = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.75)
     differences = [a - b for a, b in zip(without, within)]
     assert statistics.pstdev(differences) > 1e-4
-    count, first, second = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
-    assert count == 20
-    assert first == pytest.approx(math.fsum(differences), abs=1e-10)
-    assert second == pytest.approx(math.fsum(d * d for d in differences), abs=1e-10)
-    reading = paired(int(count), first, second, tick=1, min_samples=2)
+    sums = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    assert sums == {
+        "count": 20,
+        "sum": pytest.approx(math.fsum(differences), abs=1e-10),
+        "sum_sq": pytest.approx(math.fsum(d * d for d in differences), abs=1e-10),
+        "sum_cube": pytest.approx(math.fsum(d**3 for d in differences), abs=1e-10),
+    }
+    reading = paired(20, sums["sum"], sums["sum_sq"], total_cube=sums["sum_cube"], tick=1, min_samples=2)
+    middle, spread = statistics.fmean(differences), statistics.pstdev(differences)
+    skew = statistics.fmean([(d - middle) ** 3 for d in differences]) / spread**3
+    assert reading.skew == pytest.approx(skew, rel=1e-6)
     assert reading.value == pytest.approx(statistics.fmean(differences), abs=1e-12)
     assert reading.se == pytest.approx(statistics.stdev(differences) / math.sqrt(20), rel=1e-9)
 
@@ -157,12 +163,12 @@ def test_the_samples_of_a_probe_do_not_depend_on_the_sharding(size):
     grown = grown_host()
     alone = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
     shares = [evaluator(grown, rank, size, batch=3).probe_sums("r0c0", REQUEST, GATES) for rank in range(size)]
-    assert [math.fsum(column) for column in zip(*shares)] == pytest.approx(list(alone), abs=1e-10)
+    assert total(shares) == pytest.approx(alone, abs=1e-10)
 
 
 def test_each_look_and_each_run_draws_samples_of_its_own():
     grown = grown_host()
-    second = ProbeRequest(look=2, alpha=0.75, draw="1.TRAINING.0.2")
+    second = ProbeRequest(look=2, alpha=0.75, aim="G2", draw="1.G2.2")
     sums = [
         evaluator(grown).probe_sums("r0c0", REQUEST, GATES),
         evaluator(grown).probe_sums("r0c0", REQUEST, GATES),
@@ -170,12 +176,11 @@ def test_each_look_and_each_run_draws_samples_of_its_own():
         evaluator(grown, seed=SEED + 1).probe_sums("r0c0", REQUEST, GATES),
     ]
     assert sums[0] == sums[1]
-    assert len({first for _, first, _ in sums}) == 3
+    assert len({one["sum"] for one in sums}) == 3
 
 
 def test_a_probe_part_smaller_than_the_look_is_used_whole():
-    count, _, _ = evaluator(grown_host()).probe_sums("r0c0", REQUEST, GateConfig(probe_samples=256))
-    assert count == 29
+    assert evaluator(grown_host()).probe_sums("r0c0", REQUEST, GateConfig(probe_samples=256))["count"] == 29
 
 
 def test_a_probe_looks_at_the_asked_alpha_whatever_the_seed_does_in_training():
@@ -192,10 +197,10 @@ def test_a_broken_seed_gives_sums_that_are_not_finite_and_never_a_zero():
     grown = grown_host()
     with torch.no_grad():
         next(grown.slots["r0c0"].seed.parameters()).fill_(math.nan)
-    count, first, second = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
-    assert count == 20
-    assert math.isnan(first)
-    assert math.isnan(second)
+    sums = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    assert sums.pop("count") == 20
+    assert set(sums) == {"sum", "sum_sq", "sum_cube"}
+    assert all(math.isnan(value) for value in sums.values())
 
 
 def test_measuring_leaves_weights_statistics_gradients_flags_and_random_stream_alone():

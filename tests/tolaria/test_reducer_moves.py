@@ -9,8 +9,10 @@ from esper.leyline.events import (
     GateJudged,
     RampCommitted,
 )
-from esper.leyline.stages import Gate, Stage
+from esper.leyline.legality import legal_ops
+from esper.leyline.stages import Gate, Op, Stage
 from esper.tolaria.reducer import Uproot
+from esper.tolaria.views import observe, verdict_ahead
 from tests.support.agreed import ask, at, germinate, moves, refusals, run_of
 
 GOOD, BAD, NONE = (100, 50.0, 26.0), (100, -50.0, 26.0), (0, 0.0, 0.0)
@@ -211,32 +213,77 @@ def test_looks_come_on_schedule_and_then_only_prune_is_left():
         run.tick(evidence={"r0c0": BAD})
         if asked is not None:
             looked.append((run.state.tick - since, asked.look, asked.alpha, asked.draw))
-    assert looked == [(3 + 2 * i, i + 1, 1.0, f"1.TRAINING.0.{i + 1}") for i in range(4)]
+    assert looked == [(3 + 2 * i, i + 1, 1.0, f"1.G2.{i + 1}") for i in range(4)]
     run.tick(ask("r0c0", "ADVANCE"), evidence={"r0c0": GOOD})
     assert "stale" in refusals(run)[0]
+    assert refusals(run)[0].endswith("4 of 4 looks spent, only PRUNE is left")
+    seen = observe(run.state, run.terms)
+    assert legal_ops(seen, seen.slot("r0c0")) == (Op.WAIT, Op.ADVANCE, Op.PRUNE)  # and ADVANCE has its gate
     run.tick(ask("r0c0", "PRUNE"))
     assert run.slot().stage is Stage.PRUNED
 
 
-def test_a_new_ramp_begins_new_looks():
-    run = at(Stage.BLENDING, target=0.5)
-    run.tick()
-    assert run.slot().looks > 0
-    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=2))
-    assert (run.slot().looks, run.slot().request) == (0, None)
+def spend(run, op, evidence=GOOD, **fields):
+    """Ticks until the slot has been looked at no more for a while; which looks there were, and how often ``op`` passed.
+
+    ``op`` is asked for at every tick and carried out wherever the gate lets it; None only waits.
+    """
+    looked, passed, idle = [], 0, 0
+    while idle < 4:
+        request = run.slot().request
+        looked += [(request.aim, request.look)] if request is not None else []
+        idle = 0 if request is not None else idle + 1
+        run.tick(*([ask("r0c0", op, **fields)] if op else []), evidence={"r0c0": evidence})
+        passed += not refusals(run)
+    return looked, passed
+
+
+def test_no_retarget_buys_another_look():
+    gates = {"looks": 3, "hold_looks": 2, "evidence": EvidencePolicy.ENFORCE}
+    run = at(Stage.BLENDING, run=run_of(gates=gates), target=0.5)
+    looked, _ = spend(run, None)
+    assert looked == [("REST", 2), ("REST", 3)], "partial alphas have a count of their own"
+    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=0.25, ticks=1))
+    assert spend(run, None)[0] == [], "and do not begin anew either"
+    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=1))
+    run.tick(ask("r0c0", "ADVANCE"), evidence={"r0c0": GOOD})
+    assert (run.slot().stage, run.slot().spent) == (Stage.HOLDING, {"G2": 1, "REST": 3, "G3": 1})
+    looked, passed = spend(run, "FOSSILIZE", BAD)
+    assert (looked, passed) == ([("G5", 1), ("G5", 2)], 0)
+    looked = []
+    for _ in range(4):  # down and up again, and once more in place: at G3 two looks are left, at G5 none
+        run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=0.5, ticks=0))
+        run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=0))
+        looked += spend(run, "ADVANCE")[0]
+        run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=0))
+        looked += spend(run, "FOSSILIZE")[0]
+    assert looked == [("G3", 2), ("G3", 3)]
+    assert run.slot().stage is Stage.BLENDING
+    assert "3 of 3 looks spent, only PRUNE is left" in verdict_ahead(run.state, run.slot(), run.terms).reason
+
+
+def test_a_new_life_has_new_looks_with_samples_of_their_own():
+    run = at(Stage.TRAINING)
+    spend(run, None)
+    first = run.slot().spent
+    run.tick(ask("r0c0", "PRUNE"))
+    assert run.slot().spent == {}
+    while run.slot().stage is not Stage.EMPTY:
+        run.tick()
+    at(Stage.TRAINING, run=run)
+    assert (first, run.slot().looks, run.slot().request.draw) == ({"G2": 5}, 0, "2.G2.1")
 
 
 def test_a_look_is_asked_at_the_alpha_at_which_the_ramp_rests():
     run = at(Stage.TRAINING, ticks=3, target=0.5)
     run.tick(ask("r0c0", "ADVANCE"))
-    first = run.state.step
     requests = []
     for _ in range(4):
         requests.append(run.slot().request)
         run.tick()
     # the ramp ends with the third tick: the request is made one tick before
     assert requests[:2] == [None, None]
-    assert requests[2] == ProbeRequest(look=1, alpha=0.5, draw=f"1.BLENDING.{first}.1")
+    assert requests[2] == ProbeRequest(look=1, alpha=0.5, aim="REST", draw="1.REST.1")
 
 
 def test_what_a_fossil_was_worth_stays_on_record():

@@ -62,6 +62,7 @@ class Life:
         self.beside: set[str] = set()
         self.planted: set[str] = set()
         self.draws: set[tuple[str, str]] = set()
+        self.looked: Counter[tuple[str, int, str]] = Counter()
         self.pruned_at: dict[str, int] = {}
         self.proposal = 0
         self.deeds = [self.go_forward] * 3 + [
@@ -191,7 +192,6 @@ class Life:
         assert len(new.history) <= self.terms.slots_config.history
         if moves and new.stage is not Stage.FOSSILIZED:
             assert new.contribution is ABSENT
-            assert new.looks == 0
         if not moves and not own and new.staged == mid.staged:
             assert new.stage is mid.stage
             assert new.ramp == mid.ramp
@@ -222,6 +222,9 @@ class Life:
             assert new.request.look == new.looks + 1 <= max_looks(new.stage, self.terms)
             assert (new.slot, new.request.draw) not in self.draws
             self.draws.add((new.slot, new.request.draw))
+            self.looked[new.slot, new.generation, new.request.aim] += 1
+            most = {"G5": self.terms.gates.hold_looks}.get(new.request.aim, self.terms.gates.looks)
+            assert self.looked[new.slot, new.generation, new.request.aim] <= most, "in a whole life"
 
     def endings_hold(self, old: SlotState, mid: SlotState, new: SlotState, events) -> None:
         tick = self.run.state.tick

@@ -111,7 +111,7 @@ def test_a_gradient_norm_is_a_mean_over_steps_and_an_old_one_ages():
     assert facts_of(later, later.slot("r0c0"), terms).gradient_norm.status is Status.STALE
 
 
-REQUEST = ProbeRequest(look=3, alpha=0.6, draw="2.BLENDING.20.3")
+REQUEST = ProbeRequest(look=3, alpha=0.6, aim="REST", draw="2.REST.3")
 
 
 def test_a_probe_answers_its_request_once():
@@ -119,13 +119,14 @@ def test_a_probe_answers_its_request_once():
     terms = make_terms()
     state = absorbed(
         seeded(Run(terms), request=REQUEST), terms, r0c0__probe_count=64.0, r0c0__probe_sum=sum(differences),
-        r0c0__probe_sum_sq=sum(d * d for d in differences),
+        r0c0__probe_sum_sq=sum(d * d for d in differences), r0c0__probe_sum_cube=sum(d**3 for d in differences),
     )  # fmt: skip
     slot = state.slot("r0c0")
     assert slot.contribution.value == pytest.approx(statistics.fmean(differences))
     assert slot.contribution.se == pytest.approx(statistics.stdev(differences) / 8)
     assert (slot.contribution.n, slot.contribution.tick) == (64, 6)
-    assert (slot.contribution_alpha, slot.looks, slot.request) == (0.6, 3, None)
+    assert slot.contribution.skew == pytest.approx(0.0, abs=1e-9)  # evenly spaced
+    assert (slot.contribution_alpha, slot.spent, slot.looks, slot.request) == (0.6, {"REST": 3}, 3, None)
 
 
 def test_probe_sums_that_nobody_asked_for_change_nothing():
