@@ -3,11 +3,13 @@
 esper train [overrides]                 the same as launch/train.py: compose, check, start torchrun
 esper resume RUN                        go on with a run, from the newest checkpoint that is valid on all ranks
 esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
+esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
 esper blueprints                        what may grow: every blueprint with its size (--dim CHANNELS --positions PLACES)
 """
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -22,7 +24,7 @@ from rich.text import Text
 from esper import launcher
 from esper.config import Resume, build_config, load_config, write_config
 from esper.kasmina import blueprints
-from esper.leyline.errors import CheckpointError, RunDirError
+from esper.leyline.errors import CheckpointError, EsperError, RunDirError
 from esper.leyline.topology import Topology
 from esper.rundir import CONFIG
 from esper.tolaria.checkpoint import CheckpointStore
@@ -111,6 +113,40 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> tuple[int, int]:
+    first, _, of = text.partition("/")
+    if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 1 <= I <= N, as in 2/4")
+    return int(first) - 1, int(of)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    """``esper compare``: exit code 0, or 70 where a run failed."""
+    from esper.arms import load_compare
+    from esper.compare import run_compare
+    from esper.karn.page import write_page
+    from esper.karn.table import comparison_table
+
+    out = (given.out or Path("compare") / given.name).absolute()
+    config = load_compare(given.name, given.settings)
+    index, of = given.share
+    config.seeds = config.seeds[index::of]
+
+    def say(text: str) -> None:
+        print(f"esper: {text}", flush=True)
+
+    found, runs = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, say=say)
+    Console(width=WIDE).print(comparison_table(found))
+    record = json.loads((out / "compare.json").read_text())
+    if not given.no_page:
+        command = " ".join(["esper compare", given.name, *given.settings])
+        write_page(found, runs, out / "compare.html", command=command, where=record["runs"])
+        say(f"page: {out / 'compare.html'}")
+    for key, text in record["failures"].items():
+        print(f"esper: {key} failed: {text}", file=sys.stderr, flush=True)
+    return EsperError.exit_code if record["failures"] else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -128,6 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing = commands.add_parser("blueprints", help="print what may grow", allow_abbrev=False)
     listing.add_argument("--dim", metavar="CHANNELS", type=_count, default=64, help="of the slot's features; 64")
     listing.add_argument("--positions", metavar="PLACES", type=_count, default=64, help="H*W or T of a sample; 64")
+    compare = commands.add_parser("compare", help="put arms beside each other", allow_abbrev=False)
+    compare.add_argument("name", metavar="NAME", help="of conf/compare/NAME.yaml")
+    compare.add_argument("settings", metavar="key=value", nargs="*", help="for example seeds=[1,2]")
+    compare.add_argument("--out", metavar="OUT", type=Path, help="folder for runs and report; compare/NAME")
+    compare.add_argument("--jobs", metavar="N", type=_count, help="runs at a time; as many as there are cores for")
+    compare.add_argument(
+        "--share", metavar="I/N", type=_share, default=(0, 1), help="take every N-th seed, from the I-th"
+    )
+    compare.add_argument("--report", action="store_true", help="run nothing, compare what has finished")
+    compare.add_argument("--no-page", action="store_true", help="no HTML page, so no matplotlib")
     given = parser.parse_args(arguments)
     if given.command == "resume" and (given.at is None) != (given.new is None):
         again.error("--at STEP and --as NEW belong together")
@@ -136,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.command == "blueprints":
             Console(width=WIDE).print(catalogue(given.dim, given.positions))
             return 0
+        if given.command == "compare":
+            return _compare(given)
         outcomes.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute()))
     launcher.report(outcomes[0])
     return outcomes[0].code

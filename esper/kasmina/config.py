@@ -40,6 +40,7 @@ class SlotsConfig:
         train_fossils: fossilised seeds keep learning.
         channels: slot id -> vector v of CHANNEL, one value in [0, 1] per channel, as text ("1,0.5,0").
         history: stage changes remembered per slot.
+        planted: slot id -> blueprint of seeds that are part of the network from the first step on, as fossils are.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -52,12 +53,14 @@ class SlotsConfig:
     train_fossils: bool = True
     channels: dict[str, str] = field(default_factory=dict)
     history: int = 64
+    planted: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sort_slots(self.ids)
         sort_slots(self.channels)
         for slot, text in self.channels.items():
             parse_channels(text, f"channels.{slot}")
+        sort_slots(self.planted)
         with Checks(self) as check:
             check("embargo_ticks", self.embargo_ticks >= 0, "ticks, must be >= 0")
             check("max_live", self.max_live is None or self.max_live >= 1, "must be >= 1, or null for no limit")

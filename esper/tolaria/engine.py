@@ -25,7 +25,7 @@ from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, Tra
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.evaluate import Evaluator, autocast
-from esper.tolaria.final import RunResult, choose_best, read_test, rebuild
+from esper.tolaria.final import RunResult, choose_best, read_test, rebuild, topology_of
 from esper.tolaria.growth import Growth
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.incubation import Call, with_shadows
@@ -34,7 +34,7 @@ from esper.tolaria.measure import measure
 from esper.tolaria.narrate import Narrator, axes_of
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.saver import Saver
-from esper.tolaria.snapshot import collect_common, collect_own, restore
+from esper.tolaria.snapshot import collect_common, collect_own, plant_record, restore
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.tick import Cycle, Measured, tick_due
 from esper.tolaria.window import Window
@@ -121,6 +121,8 @@ class Engine:
             self.step = self.heartbeat.step = self.state.step
             self.heartbeat.tick = self.state.tick
             self.window = Window(self.world.device, self.state.skipped_in_row)
+        else:
+            plant_record(self.grown, self.growth, self.state, own=True)
         self.growth.follow(self.state, force=True)
         self.narrator.started(self.state, self.terms, resume_step)
         self._clock = time.perf_counter()
@@ -294,6 +296,7 @@ class Engine:
             validation_accuracy=self.state.validation_accuracy, best_step=best, test_loss=test_loss,
             test_accuracy=test_accuracy, objective=self._objective(), samples=self.state.samples,
             flops=self.state.flops, parameters=sum(p.numel() for p in self.grown.model.parameters()),
+            topology=topology_of(self.state),
         )  # fmt: skip
 
     def _diverged(self, agreed: Agreed) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.evaluate import Evaluator
 from esper.tolaria.growth import Growth
 from esper.tolaria.snapshot import load_model, plant_record, read_common, rng_state, set_rng_state
+from esper.tolaria.state import RunState
 from esper.tolaria.world import World
 
 
@@ -28,6 +30,7 @@ class RunResult:
         objective: the validation metric that a sweep optimises, at the end.
         samples: training samples seen. flops: training FLOPs spent (`esper.tolaria.account`).
         parameters: of the network at the end.
+        topology: the seeds in the network at the end, by slot: blueprint, stage, alpha and how they are joined.
     """
 
     step: int
@@ -41,6 +44,19 @@ class RunResult:
     samples: int
     flops: int | None
     parameters: int
+    topology: dict[str, dict[str, Any]]
+
+
+def topology_of(state: RunState) -> dict[str, dict[str, Any]]:
+    """What grew, as plain data; seeds that take no part in the network's forward are left out."""
+    return {
+        entry.slot: {
+            "blueprint": entry.blueprint, "stage": entry.stage.name, "alpha": entry.alpha(state.step),
+            "operator": None if entry.operator is None else entry.operator.name,
+        }
+        for entry in state.slots
+        if entry.stage.is_blended and entry.alpha(state.step) > 0
+    }  # fmt: skip
 
 
 def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:

@@ -1,13 +1,16 @@
 """What all ranks agree on, and the terms under which it changes. Plain, frozen data; a checkpoint stores it whole."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from esper.kasmina.config import GateConfig, SlotsConfig
 from esper.kasmina.lifecycle import SlotState
-from esper.leyline.alpha import Operator
+from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.observation import BlueprintInfo, Budgets, ChannelInfo
+from esper.leyline.slots import parse_slot
+from esper.leyline.stages import Stage
 from esper.tolaria.account import Costs
 
 
@@ -55,6 +58,22 @@ class RunState:
         return replace(self, slots=tuple(changed.get(entry.slot, entry) for entry in self.slots))
 
 
+def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState, ...]:
+    """First records of a run: empty, but for the seeds that are planted from the start, which stand as fossils."""
+    rest = Ramp(
+        start=1.0, target=1.0, first_step=0, last_step=0, curve=Curve.LINEAR, steepness=6.0, operator=Operator.ADD
+    )
+    return tuple(
+        SlotState(slot=slot)
+        if slot not in config.planted
+        else SlotState(
+            slot=slot, stage=Stage.FOSSILIZED, generation=1, blueprint=config.planted[slot], operator=Operator.ADD,
+            curve=Curve.LINEAR, ramp=rest, learn_step=0,
+        )
+        for slot in slots
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What does not change in a run and what the reducer judges by; equal on all ranks by the start handshake.
@@ -86,8 +105,11 @@ class Terms:
     costs: Costs | None
 
     def first_slots(self) -> tuple[SlotState, ...]:
-        """Empty records for every slot, row-major."""
-        return tuple(SlotState(slot=slot) for slot in self.places)
+        """The records that a run begins with, row-major; ConfigError where what is planted does not fit."""
+        for slot, blueprint in self.slots_config.planted.items():
+            parse_slot(slot, known=self.places)
+            self.info(slot, blueprint)
+        return planted_slots(list(self.places), self.slots_config)
 
     def info(self, slot: str, blueprint: str) -> BlueprintInfo:
         """Cost of a blueprint in a slot; ConfigError when it does not fit there."""

@@ -119,7 +119,7 @@ def test_a_probe_costs_what_the_counter_counts_and_shares_what_comes_before_its_
             if entry.request is None:
                 continue
             with sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
-                count, _, _ = engine.evaluator.probe_sums(entry.slot, entry.request, engine.terms.gates)
+                count = engine.evaluator.probe_sums(entry.slot, entry.request, engine.terms.gates)["count"]
             costs = engine.terms.costs
             assert costs is not None
             assert counter.get_total_flops() == probe_flops(engine.state.slots, costs, {entry.slot: int(count)})

@@ -1,0 +1,1 @@
+"""Looking at runs: what several of them say together."""

@@ -1,0 +1,106 @@
+"""What a handful of seeds can say: intervals, paired differences, interquartile means, probability of improvement.
+
+    mean ± t-interval       Student's t over seeds; two arms on the same seeds are compared by their paired differences
+    interquartile mean      mean of the middle half of the scores: robust like a median, tighter with few runs
+    P(X > Y)                Mann-Whitney: share of pairs in which X is better, ties count half
+    bootstrap               percentile intervals, resampling runs within each experiment (stratified)
+
+Agarwal, Schwarzer, Castro, Courville, Bellemare 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice". Shapes: N seeds, E experiments, scores [N] or [N, E].
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import t as student
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number over seeds.
+
+    Fields:
+        value: the estimate. se: standard error over seeds, None from a bootstrap or one seed.
+        low, high: 95 % interval; None where one seed says nothing about others. n: seeds.
+    """
+
+    value: float
+    se: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def mean(scores: Sequence[float]) -> Estimate:
+    """Mean over seeds with its t-interval.
+
+    Raises:
+        ValueError: no score, or one that is not finite.
+    """
+    values = _finite(scores)
+    n = len(values)
+    centre = float(values.mean())
+    if n == 1:
+        return Estimate(value=centre, se=None, low=None, high=None, n=1)
+    se = float(values.std(ddof=1)) / math.sqrt(n)
+    half = float(student.ppf(0.975, n - 1)) * se
+    return Estimate(value=centre, se=se, low=centre - half, high=centre + half, n=n)
+
+
+def paired(scores: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Mean of the differences seed by seed; ValueError where the seeds are not as many."""
+    a, b = _finite(scores), _finite(others)
+    if len(a) != len(b):
+        raise ValueError(f"paired differences of {len(a)} and {len(b)} seeds: the same seeds on both sides are needed")
+    return mean(list(a - b))
+
+
+def interquartile_mean(scores: Array) -> float:
+    """Mean of the scores between the quartiles, fractional weights at the edges; scores of any shape."""
+    ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    n = len(ordered)
+    edges = np.clip(np.arange(n + 1), n / 4, 3 * n / 4)
+    weights = np.diff(edges)
+    return float((ordered * weights).sum() / weights.sum())
+
+
+def bootstrap(statistic: Callable[..., float], *groups: Array, draws: int = 2000, seed: int = 0) -> Estimate:
+    """Statistic of groups of runs with its stratified percentile bootstrap interval.
+
+    Args:
+        statistic: of as many arrays as there are groups.
+        groups: scores [N] or [N, E] each; runs are resampled within every experiment by itself.
+        draws: resamples. seed: of the resampling alone.
+    """
+    random = np.random.default_rng(seed)
+    tables = [np.asarray(group, dtype=np.float64).reshape(len(group), -1) for group in groups]
+    values = []
+    for _ in range(draws):
+        drawn = [np.take_along_axis(t, random.integers(0, len(t), t.shape), axis=0) for t in tables]
+        values.append(statistic(*drawn))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Estimate(value=statistic(*tables), se=None, low=float(low), high=float(high), n=len(tables[0]))
+
+
+def improvement(scores: Array, others: Array) -> float:
+    """P(X > Y) averaged over experiments: share of pairs in which the first is higher, ties half.
+
+    Args:
+        scores, others: [N] or [N, E] and [M] or [M, E]; higher is better.
+    """
+    x = np.asarray(scores, dtype=np.float64).reshape(len(scores), -1)
+    y = np.asarray(others, dtype=np.float64).reshape(len(others), -1)
+    above = (x[:, None, :] > y[None, :, :]) + 0.5 * (x[:, None, :] == y[None, :, :])
+    return float(above.mean())
+
+
+def _finite(scores: Sequence[float]) -> Array:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(f"scores {list(scores)}: need at least one finite number per seed")
+    return values
