@@ -1,0 +1,210 @@
+"""How arms are compared: interleaved in the same processes, ratios of pairs, A/A beside, counts where noise wins.
+
+Every arm runs in the same processes; in each round the arms take turns in an order drawn anew, so that drift of the
+machine hits all alike. A ratio is the median over rounds of the paired ratio, with a 95 % bootstrap interval; beside
+it stands A/A, the same quantity between two copies of the baseline.
+"""
+
+import itertools
+import json
+import os
+import random
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from esper.assembly import assemble
+from esper.config import build_config
+from esper.leyline.protocols import NullSink
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.data import load_data
+from esper.tolaria.engine import Engine
+from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.world import World
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+Part = Callable[[int, int, int], "list[Ratio]"]  # (rank, ranks, rounds) -> lines; the same on every rank
+
+
+@dataclass
+class Ratio:
+    """One line of the result.
+
+    Fields:
+        name, host, budget: what, on what, and the budget in words.
+        limit: met when the ratio is at or below it ("times faster" budgets are turned into ratios); None: reported.
+        ratio, low, high: median of paired ratios and its interval. aa, aa_low, aa_high: between copies of the baseline.
+    """
+
+    name: str
+    host: str
+    budget: str
+    limit: float | None
+    ratio: float
+    low: float
+    high: float
+    aa: float
+    aa_low: float
+    aa_high: float
+
+    @property
+    def verdict(self) -> str:
+        """Met or missed where the interval lies on one side of the limit and the margin is wider than A/A's noise."""
+        if self.limit is None:
+            return "reported"
+        noise = self.ratio * max(abs(self.aa_high - 1.0), abs(1.0 - self.aa_low))
+        if self.low <= self.limit <= self.high or noise > abs(self.limit - self.ratio):
+            return "unresolved"
+        return "met" if self.ratio <= self.limit else "missed"
+
+
+def interval(ratios: Sequence[float], draws: int = 2000) -> tuple[float, float, float]:
+    """Median with its 95 % bootstrap interval."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return statistics.median(ratios), medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
+def interleave(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Runs every arm once a round, in an order that all ranks draw alike; returns seconds per arm and round."""
+    rng = random.Random(1)
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for name in arms:  # warm-up, not counted
+        arms[name]()
+    for _ in range(rounds):
+        order = list(arms)
+        rng.shuffle(order)
+        for name in order:
+            if dist.is_initialized():
+                dist.barrier()
+            times[name].append(arms[name]())
+    return times
+
+
+def ratio_of(name: str, host: str, budget: str, limit: float | None, times: dict[str, list[float]]) -> Ratio:
+    """Esper against the baseline, and the baseline's second copy against its first."""
+    pairs = [a / b for a, b in zip(times["esper"], times["plain"], strict=True)]
+    same = [a / b for a, b in zip(times["plain again"], times["plain"], strict=True)]
+    return Ratio(name, host, budget, limit, *interval(pairs), *interval(same))
+
+
+def engine_for(overrides: list[str], rank: int, world_size: int) -> Engine:
+    """An engine of the shipped config, in a temporary run directory."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides=overrides), resolve=False)
+    assert isinstance(plain, dict)
+    plain.pop("launch", None)
+    plain["run"]["dir"] = "bench"
+    config = build_config(plain)
+    folder = Path(tempfile.gettempdir()) / f"esper-bench-{os.environ['MASTER_PORT']}"
+    world = World(config.world, config.control)
+    world.heartbeat = Heartbeat(folder / "heartbeat", rank, world_size)
+    engine = assemble(
+        config, world=world, heartbeat=world.heartbeat, bundle=load_data(config.data),
+        store=CheckpointStore(folder / "checkpoints", attempt=1, keep=1), sink=NullSink(), digest=0, run_id="bench",
+    )  # fmt: skip
+    engine.begin(None)
+    return engine
+
+
+def bare_host(engine: Engine) -> nn.Module:
+    """A fresh copy of the engine's host without anything of ours on it."""
+    host = engine.fresh().model
+    for module in host.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    del host.esper_slots
+    return host
+
+
+def plain_loop(engine: Engine, network: nn.Module) -> Callable[[int], None]:
+    """What somebody would write by hand for a network on the engine's batches, clipping and optimizer: plain DDP."""
+    model = nn.parallel.DistributedDataParallel(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    parameters = list(network.parameters())
+    world, task, bundle = engine.world, engine.bundle.task, engine.bundle
+
+    def step(index: int) -> None:
+        indices = engine.plan.indices(index)
+        per_rank = -(-len(indices) // world.size)
+        mine = indices[world.rank * per_rank : (world.rank + 1) * per_rank]
+        x, y = bundle.train_batch(mine, seed=0, epoch=0)
+        loss, correct = task.per_sample(model(x), y)
+        total = loss.mean()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        (total.item(), correct.mean().item())  # anybody logs these
+
+    return step
+
+
+def counting(step: Callable[[int], None]) -> Callable[[], None]:
+    """A step that keeps its own number, from 0."""
+    numbers = itertools.count()
+    return lambda: step(next(numbers))
+
+
+def dispatched(step: Callable[[], Any], see: Callable[[Any, Any, Any], None]) -> None:
+    """Runs one call and shows ``see`` every operator below our code, backward included: (operator, args, result)."""
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            see(func, args, result)
+            return result
+
+    with Watching():
+        step()
+
+
+def timed(step: Callable[[], Any], count: int) -> Callable[[], float]:
+    """Seconds per call over ``count`` calls."""
+
+    def arm() -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            step()
+        return (time.perf_counter() - began) / count
+
+    return arm
+
+
+def _rank(rank: int, world_size: int, port: int, part: Part, rounds: int, out: str) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    results = part(rank, world_size, rounds)
+    if rank == 0:
+        Path(out).write_text(json.dumps([vars(result) for result in results]))
+
+
+def run(parts: Mapping[str, Part], *, ranks: int, rounds: int) -> list[Ratio]:
+    """Runs the parts one after another, each in fresh processes of one thread.
+
+    Args:
+        parts: functions of a module, by name. ranks: processes. rounds: of each.
+    """
+    results = []
+    for part in parts.values():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            mp.spawn(_rank, args=(ranks, port, part, rounds, file.name), nprocs=ranks)
+            results += [Ratio(**row) for row in json.loads(Path(file.name).read_text())]
+    return results
