@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -199,6 +200,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     digest = config_digest(plain)
     sink = build_sink(config, plain, run_dir, attempt, world.rank)
     watchdog: Watchdog | None = None
+    engine: Engine | None = None
     try:
         engine = assemble(
             config, world=world, heartbeat=heartbeat, bundle=bundle, store=store, sink=sink, digest=digest,
@@ -221,7 +223,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
                 print("esper: reading each owner's gradient norm costs one host synchronisation a step", flush=True)
         engine.begin(choose_checkpoint(store, world, sink))
         world.meet("load")
-        on_stop_signals(lambda: setattr(engine, "stop_asked", True))
+        on_stop_signals(partial(setattr, engine, "stop_asked", True))
         engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
         if world.rank == 0:
@@ -234,6 +236,8 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     finally:
         if watchdog is not None:
             watchdog.close()
+        if engine is not None:
+            engine.saver.close()
         sink.close()
 
 

@@ -172,13 +172,18 @@ class Rewrapped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Event):
-    """A checkpoint was committed (all ranks' files verified and renamed into place)."""
+    """A checkpoint was committed (all ranks' files verified and renamed into place).
+
+    ``save_ms``: writing, hashing and renaming, beside training; ``stall_ms``: what training stood still for it (the
+    copy, and the wait for the save before it).
+    """
 
     kind: ClassVar[str] = "checkpoint"
     saved_step: int
     path: str
     bytes: int
     save_ms: float
+    stall_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

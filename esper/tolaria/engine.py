@@ -218,19 +218,21 @@ class Engine:
         ending = self.step >= self.terms.total_steps
         save = stop or ending or (every > 0 and self.state.tick % every == 0)
         full = save or self.state.tick % settings.control.digest_every == 0
+        if save:  # the one before must be out of the way; every rank waits for its own share
+            self.saver.wait()
         word = replace(word, save=self.saver.word)
         decision = self.cycle.commit(self.state, self.controller, word, full=full)
         agreed = decision.agreed
         self.narrator.evidence(before, self.state, agreed, self.window.first_skipped)
         beat.mark("save-commit")
-        settling = self.saver.word is not SaveWord.NONE
         self._flush_before_commit()
-        self.narrator.tell(self.saver.settle(agreed.ranks, axes_of(self.state)))
+        self.narrator.tell_all(self.saver.settle(agreed.ranks, axes_of(self.state)))
+        save = save and self._room_for_save(last=stop or ending)
         self.state, wrap_ms = self.cycle.follow(decision, force=save)
         steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
         self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=decision.digest_ms)
         self.window.reset()
-        self.world.allow_slow(save or settling or wrap_ms is not None)
+        self.world.allow_slow(save or wrap_ms is not None)
         if save:
             beat.mark("save")
             self._save()
@@ -238,8 +240,7 @@ class Engine:
         if self.state.skipped_in_row >= settings.trainer.max_consecutive:
             raise DivergedError(self._diverged(agreed))
         if stop and not ending:
-            self._flush_before_commit()
-            self.narrator.tell(self.saver.finish(axes_of(self.state)))
+            self._finish_save()
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
     def _measure(self) -> Measured:
@@ -272,16 +273,37 @@ class Engine:
             )  # fmt: skip
         self.saver.begin(self.step, self.state.tick, score, common, collect_own(self.world))
 
+    def _room_for_save(self, *, last: bool) -> bool:
+        """Whether a save can begin: where the one before is still being written, all ranks have that from one commit.
+        The last save of a run waits for it, another is left out."""
+        before = self.saver.in_flight
+        if before is None:
+            return True
+        if last:
+            self.narrator.tell_all(self.saver.drain(axes_of(self.state), self.settings.control.startup_timeout_s / 2))
+            return True
+        what = (
+            f"save of step {self.step} left out: that of step {before} is still being written; is the disk slow? "
+            "raise checkpoint.every_ticks"
+        )
+        self.narrator.fault(self.state, what, str(self.saver.store.path(self.step)))
+        return False
+
+    def _finish_save(self) -> None:
+        """Settles the last save, synchronously."""
+        self.heartbeat.mark("save-commit")
+        self.sink.flush()
+        patience = self.settings.control.startup_timeout_s / 2
+        self.narrator.tell_all(self.saver.finish(axes_of(self.state), patience))
+
     def _flush_before_commit(self) -> None:
         """What was told up to a saved tick is written first: a resume from there trains nothing of it again."""
-        if self.saver.word is not SaveWord.NONE:
+        if self.saver.word in (SaveWord.WRITTEN, SaveWord.FAILED):
             self.sink.flush()
 
     def finish(self) -> RunResult:
         """Settles the last save, and reads the test part once, on the checkpoint that validation chose."""
-        self.heartbeat.mark("save-commit")
-        self._flush_before_commit()
-        self.narrator.tell(self.saver.finish(axes_of(self.state)))
+        self._finish_save()
         self.heartbeat.mark("test")
         trainer, store = self.settings.trainer, self.saver.store
         best = choose_best(store, self.world, partial(self.narrator.fault, self.state))

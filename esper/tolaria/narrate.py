@@ -1,6 +1,6 @@
 """What a tick says: agreed changes turned into events. Every rank builds them; only rank 0's sink writes them all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from esper.kasmina.attach import Grown
@@ -40,6 +40,11 @@ class Narrator:
     def tell(self, event: Event | None) -> None:
         """Emits an event, if there is one."""
         if event is not None:
+            self.sink.emit(event)
+
+    def tell_all(self, events: Iterable[Event]) -> None:
+        """Emits events in their order."""
+        for event in events:
             self.sink.emit(event)
 
     def _parameters(self) -> int:

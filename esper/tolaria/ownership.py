@@ -177,13 +177,19 @@ class ParameterOwner:
 
     # saving -------------------------------------------------------------------------------------------------------
 
-    def state_by_name(self) -> dict[str, dict[str, Tensor]]:
-        """Optimizer state per parameter name; an empty dict for one that has not been stepped."""
+    def state_by_name(self, *, copies: bool = True) -> dict[str, dict[str, Tensor]]:
+        """Optimizer state per parameter name; an empty dict for one that has not been stepped.
+
+        Args:
+            copies: on the CPU, standing for themselves; else the living tensors.
+        """
         names = {p: name for named in self.grown.owner_parameters().values() for name, p in named}
         states = {name: self.optimizer.state.get(parameter, {}) for parameter, name in names.items()}
         return {
             name: {
-                key: value.detach().to("cpu", copy=True) for key, value in state.items() if isinstance(value, Tensor)
+                key: value.detach().to("cpu", copy=True) if copies else value.detach()
+                for key, value in state.items()
+                if isinstance(value, Tensor)
             }
             for name, state in states.items()
         }

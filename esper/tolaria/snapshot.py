@@ -38,13 +38,13 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 def collect_common(
     grown: Grown, owner: ParameterOwner, state: RunState, controller: dict[str, Any], config_digest: int, run_id: str
 ) -> dict[str, Any]:
-    """Everything that is equal on all ranks; plain data and tensors only."""
+    """Everything that is equal on all ranks; plain data and tensors only, the tensors those that live."""
     return {
         "format": FORMAT,
         "config_digest": config_digest,
         "run_state": to_plain(state),
         "model": dict(grown.model.state_dict()),
-        "optimizer": owner.state_by_name(),
+        "optimizer": owner.state_by_name(copies=False),
         "controller": controller,
         "run_id": run_id,
     }

@@ -60,11 +60,12 @@ class Failure(IntEnum):
 
 
 class SaveWord(IntEnum):
-    """What became of a rank's share of the save in flight."""
+    """What became of a rank's share of the save in flight; WRITING: nothing yet."""
 
     NONE = 0
     WRITTEN = 1
     FAILED = 2
+    WRITING = 3
 
 
 @dataclass(frozen=True, slots=True)

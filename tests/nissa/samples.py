@@ -136,7 +136,7 @@ SAMPLES = (
         contribution=measured(0.02, tick=5, n=256, se=0.005),
     ),
     Rewrapped(**axes(5), cause="birth in r0c0", parameters=1100, wrap_ms=3.5),
-    CheckpointSaved(**axes(5), saved_step=50, path="checkpoints/step-50", bytes=4096, save_ms=7.5),
+    CheckpointSaved(**axes(5), saved_step=50, path="checkpoints/step-50", bytes=4096, save_ms=7.5, stall_ms=0.5),
     BirthVetoed(**axes(6), slot="r0c1", blueprint="norm", rank=1, reason="out of memory", proposal=9),
     StepSkipped(**axes(6), count=2, ranks=(1,), first_step=55),
     fault(6),

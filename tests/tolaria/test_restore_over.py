@@ -75,7 +75,7 @@ def over_and_fresh(rank: int, config: EsperConfig, run_dir: Path) -> list[tuple[
     engine = make_engine(config, run_dir)
     engine.begin(None)
     train_on(engine)
-    engine.saver.finish({"step": engine.step, "tick": engine.state.tick, "epoch": 1})
+    engine.saver.finish({"step": engine.step, "tick": engine.state.tick, "epoch": 1}, 60.0)
     config.checkpoint.every_ticks = 0  # what follows only reads
     found = []
     for tick in ORDER:
