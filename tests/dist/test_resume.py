@@ -25,7 +25,7 @@ RUNS: dict[int, dict[str, Any]] = {
     3: {"host": NoisyConfig(), "optim__kind": "sgd", "optim__lr": 0.05},
 }
 BLUEPRINTS = {1: ["conv_small", "bottleneck"], 2: ["mlp_small"], 3: ["conv_light", "depthwise"]}
-TICKS = 16
+TICKS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ CHAINS: dict[int, list[Kill]] = {
         Kill("before-commit", 11),
         Kill("rewrap", 12),
         Kill("apply", 13),
-        Kill("test", 16),
+        Kill("test", 20),
     ],
     2: [
         Kill("backward", 3, rank=1),
@@ -117,7 +117,7 @@ CHAINS: dict[int, list[Kill]] = {
         Kill("save", 6, rank=1),
         Kill("rename", 7, rank=0),
         Kill("apply", 8, rank=1),
-        Kill("before-commit", 10, rank=None),
+        Kill("before-commit", 12, rank=None),
     ],
     3: [
         Kill("stage", 4, rank=2),
@@ -126,7 +126,7 @@ CHAINS: dict[int, list[Kill]] = {
         Kill("measure", 7, rank=2),
         Kill("save", 8, rank=None),
         Kill("committed", 9, rank=0),
-        Kill("backward", 12, rank=1),
+        Kill("backward", 17, rank=1),
     ],
 }
 

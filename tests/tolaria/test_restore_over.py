@@ -26,14 +26,14 @@ ORDER = (DORMANT, STAGED, BLENDING)  # each over what the one before it had beco
 ACTIONS = (
     act(2, "r0c0", "GERMINATE", blueprint="conv_light", ticks=2),
     act(4, "r0c0", "ADVANCE"),
-    act(4, "r1c0", "GERMINATE", blueprint="bottleneck", ticks=1),
+    act(4, "r1c0", "GERMINATE", blueprint="bottleneck", operator="gate", ticks=2),
     act(5, "r0c0", "ADVANCE"),
     act(6, "r1c0", "ADVANCE"),
     act(7, "r0c0", "PRUNE"),
     act(9, "r0c1", "GERMINATE", blueprint="attention", ticks=1),
     act(11, "r0c1", "ADVANCE"),
     act(12, "r0c0", "GERMINATE", blueprint="depthwise", ticks=1),
-    act(12, "r1c0", "ADVANCE"),
+    act(8, "r1c0", "ADVANCE"),
     act(14, "r0c0", "ADVANCE"),
 )
 
