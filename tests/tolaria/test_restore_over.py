@@ -26,7 +26,7 @@ ORDER = (DORMANT, STAGED, BLENDING)  # each over what the one before it had beco
 ACTIONS = (
     act(2, "r0c0", "GERMINATE", blueprint="conv_light", ticks=2),
     act(4, "r0c0", "ADVANCE"),
-    act(4, "r1c0", "GERMINATE", blueprint="bottleneck", operator="gate", ticks=2),
+    act(4, "r1c0", "GERMINATE", blueprint="bottleneck", operator="GATE", ticks=2),
     act(5, "r0c0", "ADVANCE"),
     act(6, "r1c0", "ADVANCE"),
     act(7, "r0c0", "PRUNE"),
@@ -64,8 +64,9 @@ def go_on(engine: Engine) -> dict[str, Any]:
 
 
 def grown_tensors(engine: Engine) -> list[weakref.ref[Any]]:
-    """Every seed and its parameters, staged ones too."""
-    seeds = [holder.seed for holder in engine.grown.slots.values() if holder.seed is not None]
+    """Every seed and gate and their parameters, staged ones too."""
+    slots = engine.grown.slots.values()
+    seeds = [module for holder in slots for module in (holder.seed, holder.gate) if module is not None]
     seeds += engine.growth.staged.values()
     return [weakref.ref(thing) for seed in seeds for thing in (seed, *seed.parameters())]
 

@@ -1,4 +1,4 @@
-"""Saves beside training: what is written is what was at the tick, and the next save, the disk and the end wait as told."""
+"""Saves beside training: what is written is what was at the tick; the next save and the end wait."""
 
 import threading
 from collections.abc import Callable
@@ -97,7 +97,9 @@ def test_a_save_is_committed_once_all_have_spoken_and_told_when_it_is_done(tmp_p
     assert [event.saved_step for event in told if isinstance(event, CheckpointSaved)] == [20]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("basic_ios::clear"), KeyError()])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("basic_ios::clear"), KeyError()]
+)
 def test_what_goes_wrong_in_the_thread_is_this_rank_s_word(error: Exception, tmp_path: Path) -> None:
     saver = saver_in(tmp_path)
     saver.begin(10, 1, None, {"a": 1}, {"rank": 0})
@@ -117,7 +119,9 @@ def test_what_goes_wrong_in_the_thread_is_this_rank_s_word(error: Exception, tmp
     assert f"save of step 20 failed on rank 0: {type(error).__name__}" in fault.what
     assert [path.name for path in saver.store.folder.iterdir()] == ["step-00000010"]
     saver.begin(30, 3, None, {"a": 3}, {"rank": 0})
-    with pytest.raises(CheckpointError, match="save of step 30 failed on rank 0: .*; the newest checkpoint is step 10"):
+    with pytest.raises(
+        CheckpointError, match=r"save of step 30 failed on rank 0: .*; the newest checkpoint is step 10"
+    ):
         saver.finish(AXES, PATIENT)
 
 
@@ -125,7 +129,9 @@ def test_the_last_save_waits_so_long_and_no_longer(tmp_path: Path) -> None:
     saver = saver_in(tmp_path)
     held = Held(saver.store, 10)
     saver.begin(10, 1, None, {"a": 1}, {"rank": 0})
-    with pytest.raises(CheckpointError, match="save of step 10 is still being written on rank 0 .*no older checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"save of step 10 is still being written on rank 0 .*no older checkpoint"
+    ):
         saver.finish(AXES, 0.05)
     held.free.set()
     saver.close(PATIENT)
@@ -170,7 +176,9 @@ def slow_on(rank: int, engine: Engine, step: int, until: int) -> Callable[[], No
     return held.free.set
 
 
-def slow_disk(rank: int, run_dir: Path, slow_rank: int) -> tuple[list[int], list[str], list[tuple[int, str]], list[int]]:
+def slow_disk(
+    rank: int, run_dir: Path, slow_rank: int
+) -> tuple[list[int], list[str], list[tuple[int, str]], list[int]]:
     """Saves due at steps 4, 8, ... 24; that of 8 is being written until after step 17."""
     config = tiny_config("cnn", checkpoint__every_ticks=2, checkpoint__keep=9, control__timeout_s=4.0)
     engine = make_engine(config, run_dir)
