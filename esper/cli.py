@@ -4,6 +4,7 @@ esper train [overrides]                 the same as launch/train.py: compose, ch
 esper resume RUN                        go on with a run, from the newest checkpoint that is valid on all ranks
 esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
 esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
+esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper blueprints                        what may grow: every blueprint with its size (--dim CHANNELS --positions PLACES)
 """
 
@@ -23,6 +24,7 @@ from rich.text import Text
 
 from esper import launcher
 from esper.config import Resume, build_config, load_config, write_config
+from esper.exporting import export_run
 from esper.kasmina import blueprints
 from esper.leyline.errors import CheckpointError, EsperError, RunDirError
 from esper.leyline.topology import Topology
@@ -161,6 +163,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     again.add_argument("run", metavar="RUN", type=Path, help="run directory")
     again.add_argument("--at", metavar="STEP", type=int, help="from the checkpoint of this step; needs --as")
     again.add_argument("--as", metavar="NEW", type=Path, dest="new", help="in this new run directory; needs --at")
+    plain = commands.add_parser("export", help="write a run's network as a plain model", allow_abbrev=False)
+    plain.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    plain.add_argument("--at", metavar="STEP", type=int, help="checkpoint of this step; the one that validation chose")
+    plain.add_argument("--to", metavar="FOLDER", type=Path, help="a new folder; RUN/export-STEP")
+    plain.add_argument("--partial", action="store_true", help="also seeds with an alpha between 0 and 1, as they are")
+    plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
     listing = commands.add_parser("blueprints", help="print what may grow", allow_abbrev=False)
     listing.add_argument("--dim", metavar="CHANNELS", type=_count, default=64, help="of the slot's features; 64")
     listing.add_argument("--positions", metavar="PLACES", type=_count, default=64, help="H*W or T of a sample; 64")
@@ -184,6 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if given.command == "compare":
             return _compare(given)
+        if given.command == "export":
+            to = given.to and given.to.absolute()
+            print(export_run(given.run.absolute(), given.at, to, fold=not given.no_fold, partial=given.partial))
+            return 0
         outcomes.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute()))
     launcher.report(outcomes[0])
     return outcomes[0].code

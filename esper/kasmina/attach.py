@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from esper.kasmina.export import export
 from esper.kasmina.feature import tensors_in
 from esper.kasmina.pulse import Pulse
-from esper.kasmina.sites import Site, find_sites, is_compiled
+from esper.kasmina.sites import CONTAINER, Site, find_sites, is_compiled
 from esper.kasmina.slot import SeedSlot
 from esper.kasmina.status import status_table
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import sort_slots
 
-CONTAINER = "esper_slots"
 HOST = "host"
 
 
@@ -45,10 +45,11 @@ class Grown:
         sites: `Site` per slot id, row-major.
         slots: `SeedSlot` per slot id, row-major.
         beat: what the slots share.
+        example: the batch of inputs that it was attached with; None for a handle that was made without.
     """
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], example: Any = None) -> None:
+        self.model, self.example = model, example
         self.sites = {slot: sites[slot] for slot in sort_slots(sites)}
         container = model.get_submodule(CONTAINER)
         self.slots: dict[str, SeedSlot] = {slot: container.get_submodule(slot) for slot in self.sites}  # type: ignore[misc]
@@ -140,6 +141,16 @@ class Grown:
             grads = torch.autograd.grad(total, list(named.values()), allow_unused=True) if leaves else []
         return [name for name, grad in zip(named, grads) if grad is None] if leaves else list(named)
 
+    def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
+        """A plain module that computes what this model computes now, without a class of esper; see `kasmina.export`.
+
+        Args:
+            example: one batch of inputs to trace and to check with; None: the one given to `attach`.
+            fold: make linear seeds and scales part of the weights beside them; False: equal bit for bit.
+            partial: also take seeds with an alpha between 0 and 1, as they are now.
+        """
+        return export(self, example, fold=fold, partial=partial).module
+
     def incubate(self, slot: str, /, *args: Any, **kwargs: Any) -> Any:
         """The shadow forward of a TRAINING seed: the model's output with this seed at alpha 1 and all else frozen.
 
@@ -204,4 +215,4 @@ def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> Gr
         assert isinstance(holder, SeedSlot)
         pulse.watch(model, site.module, holder)
     model.register_forward_hook(pulse.end, always_call=True)
-    return Grown(model, described)
+    return Grown(model, described, example)

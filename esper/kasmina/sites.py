@@ -17,6 +17,8 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.slots import parse_slot, sort_slots
 from esper.leyline.topology import Topology
 
+CONTAINER = "esper_slots"  # the root's child that holds all slots
+
 
 @dataclass(frozen=True, slots=True)
 class Site:

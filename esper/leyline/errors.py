@@ -63,6 +63,10 @@ class Preempted(EsperError):
     exit_code = 75
 
 
+class ExportError(EsperError):
+    """An exported model does not compute what the grown one computes."""
+
+
 class IllegalTransition(EsperError, ValueError):
     """A stage change that the edge table does not hold; the text names the legal ones."""
 

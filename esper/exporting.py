@@ -1,0 +1,111 @@
+"""``esper export RUN``: the network of one checkpoint of a run, rebuilt on the CPU and written as plain files.
+
+No process group and no training data but an example of the input: the host from the run's config, a seed for every slot
+that the checkpoint's record gives one, then every weight, phase and alpha.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from esper.assembly import build_grown
+from esper.config import EsperConfig, build_config, load_config
+from esper.kasmina.attach import Grown
+from esper.kasmina.birth import birth_key, build_seed
+from esper.kasmina.blueprints import registry
+from esper.kasmina.export import export
+from esper.kasmina.slot import phase_of
+from esper.kasmina.writing import save_exported
+from esper.leyline.errors import CheckpointError, RunDirError
+from esper.rundir import CONFIG
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.data import load_data
+from esper.tolaria.evaluate import dtype_of
+from esper.tolaria.snapshot import load_model, read_common
+from esper.tolaria.state import RunState
+
+
+def choose(store: CheckpointStore, at: int | None) -> int:
+    """Step to export: ``at``, or the one that validation chose; a damaged one is passed over with a line on stderr.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or no checkpoint was scored.
+    """
+    steps = ", ".join(map(str, sorted(store.steps()))) or "none"
+    if at is not None:
+        if at not in store.steps():
+            raise CheckpointError(f"--at {at}: no checkpoint of that step in {store.folder}; there are {steps}")
+        store.verify(at, ("state.pt",))
+        return at
+    for step in store.ranked():
+        try:
+            store.verify(step, ("state.pt",))
+        except CheckpointError as error:
+            print(f"esper: passed over a damaged checkpoint: {error}", file=sys.stderr)
+            continue
+        return step
+    raise CheckpointError(
+        f"{store.folder}: no valid checkpoint with a validation score (there are {steps}); name one by --at STEP"
+    )
+
+
+def rebuild(config: EsperConfig, store: CheckpointStore, step: int) -> tuple[Grown, RunState, str]:
+    """The network of a verified checkpoint as it was at that step, on the CPU; its record; the run's id.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the run's config.
+    """
+    device = torch.device("cpu")
+    payload, state = read_common(store, step)
+    grown = build_grown(config, load_data(config.data), device)
+    if [entry.slot for entry in state.slots] != list(grown.slots):
+        raise CheckpointError(f"{store.path(step)}: its slots are not this model's ({', '.join(grown.slots)})")
+    for entry in state.slots:
+        holder, site = grown.slots[entry.slot], grown.sites[entry.slot]
+        if entry.stage.has_seed:
+            assert entry.blueprint is not None
+            key = birth_key(config.seed, entry.slot, entry.generation)
+            dtype = dtype_of(config.trainer.precision)
+            holder.plant(
+                build_seed(entry.blueprint, dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
+            )
+    load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
+    for entry in state.slots:
+        grown.slots[entry.slot].phase = phase_of(entry.stage, config.slots.incubation)
+        grown.slots[entry.slot].set_alpha(entry.alpha(state.step))
+    return grown, state, str(payload["run_id"])
+
+
+def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partial: bool) -> str:
+    """Writes the network of a run as a plain model; returns what to tell.
+
+    Args:
+        run: run directory. at: step of a checkpoint; None: the one that validation chose.
+        to: a new folder; None: ``export-STEP`` in the run directory.
+        fold, partial: see `esper.kasmina.export.export`.
+
+    Raises:
+        EsperError: it cannot be done.
+    """
+    if not (run / CONFIG).is_file():
+        raise RunDirError(f"{run}: no {CONFIG} in it, so it is no run; name a run directory, as in runs/DATE/TIME")
+    _, plain = load_config(run / CONFIG)
+    config = build_config(plain)
+    registry.load_plugins()
+    store = CheckpointStore(run / "checkpoints", attempt=0, keep=1)
+    step = choose(store, at)
+    grown, state, run_id = rebuild(config, store, step)
+    exported = export(grown, fold=fold, partial=partial)
+    seeds = {
+        entry.slot: {"blueprint": entry.blueprint, "stage": entry.stage.name, "generation": entry.generation}
+        for entry in state.slots
+        if entry.stage.has_seed
+    }
+    about = {"run_id": run_id, "step": step, "tick": state.tick, "host": plain["host"], "seeds": seeds}
+    folder = save_exported(exported, to or run / f"export-{step:08d}", about)
+    lines = [f"esper: step {step} of {run} as a plain model in {folder}"]
+    for slot in exported.slots:
+        where = f" into {slot.where}" if slot.where else ""
+        lines.append(f"  {slot.slot}  {seeds[slot.slot]['blueprint']}  {slot.way.value}{where}")
+    return "\n".join(lines)

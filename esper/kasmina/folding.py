@@ -1,0 +1,176 @@
+"""Folding: seeds and scales that are linear become part of the weights beside them. An export step, never in training.
+
+    at a Linear h = W x + b      h + f delta(h), delta(h) = A h + c        W' = (I + f A) W,  b' = (I + f A) b + f c
+    f gamma M(x)                 M a Linear, Conv2d or affine norm         its weight and bias times f gamma, by channel
+    delta = 0                    any site                                  nothing is left
+
+f is the factor of the join: alpha, or alpha and a vector by channel. Products are taken in float64 and rounded once, so
+the result differs from the unfolded model by rounding alone.
+"""
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+
+_SCALABLE = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+
+
+def _constants(graph: fx.GraphModule) -> dict[Node, Tensor]:
+    """Nodes that hang on parameters and buffers alone, with what they are."""
+    found: dict[Node, Tensor] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            found[node] = getattr(graph.get_submodule(owner), name)
+        elif node.op == "call_method" and node.target == "view" and node.args[0] in found:
+            found[node] = found[node.args[0]].view(*node.args[1:])
+    return found
+
+
+def _binary(node: Node) -> bool:
+    return node.op == "call_function" and node.target in (operator.mul, operator.add) and len(node.args) == 2
+
+
+def is_zero(seed: nn.Module) -> bool:
+    """Whether the seed's delta is zeros whatever it sees."""
+    if not isinstance(seed, fx.GraphModule):
+        return False
+    returned = next(node.args[0] for node in seed.graph.nodes if node.op == "output")
+    return isinstance(returned, Node) and returned.target is torch.zeros_like
+
+
+def affine_map(seed: nn.Module, dim: int) -> tuple[Tensor, Tensor] | None:
+    """A [C, C] and c [C] in float64 with delta(h) = A h + c at each position, for features with C last; else None.
+
+    Seen in the graph: Linear layers, and products and sums with parameters of one axis, in a chain.
+    """
+    if type(seed) is nn.Linear:
+        seed = fx.symbolic_trace(nn.Sequential(seed))
+    if not isinstance(seed, fx.GraphModule):
+        return None
+    constants = _constants(seed)
+    placeholders = [node for node in seed.graph.nodes if node.op == "placeholder"]
+    if len(placeholders) != 1:
+        return None
+    chain: Node = placeholders[0]
+    for node in seed.graph.nodes:
+        if node in constants or node.op == "placeholder":
+            continue
+        if node.op == "output":
+            if node.args[0] is not chain:
+                return None
+        elif node.op == "call_module" and type(seed.get_submodule(str(node.target))) is nn.Linear:
+            if node.args != (chain,):
+                return None
+            chain = node
+        elif _binary(node):
+            others = [arg for arg in node.args if arg is not chain]
+            fixed = all(isinstance(arg, Node) and arg in constants and constants[arg].ndim <= 1 for arg in others)
+            if len(others) != 1 or not fixed:
+                return None
+            chain = node
+        else:
+            return None
+    wide = copy.deepcopy(seed).to(dtype=torch.float64)
+    device = next((p.device for p in seed.parameters()), torch.device("cpu"))
+    probe = torch.cat([torch.zeros(1, dim), torch.eye(dim)]).to(device=device, dtype=torch.float64)
+    with torch.no_grad():
+        columns = wide(probe)
+    return (columns[1:] - columns[0]).T, columns[0]
+
+
+def _shared(model: nn.Module, tensor: Tensor | None) -> bool:
+    """Whether a tensor has more than one name in the model."""
+    return sum(other is tensor for _, other in model.named_parameters(remove_duplicate=False)) > 1
+
+
+def target_of(model: nn.Module, module: str) -> str | None:
+    """Name of the Linear whose output is that of the module of this name, if weights can be folded into it."""
+    site = model.get_submodule(module)
+    while type(site) is nn.Sequential and len(site) and not _watched(site):
+        last = list(dict(site.named_children()))[-1]
+        module, site = f"{module}.{last}" if module else last, site.get_submodule(last)
+    if type(site) is not nn.Linear or _watched(site):
+        return None
+    if any(_shared(model, tensor) for tensor in (site.weight, site.bias) if tensor is not None):
+        return None
+    return module
+
+
+def _by_channel(factor: float | Tensor, device: torch.device) -> Tensor:
+    """float64 [1] or [C]."""
+    return torch.as_tensor(factor, dtype=torch.float64, device=device).reshape(-1)
+
+
+def _watched(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+def fold_into(linear: nn.Linear, factor: float | Tensor, matrix: Tensor, offset: Tensor) -> bool:
+    """h -> h + factor (A h + c), written into the layer that makes h; False where it has no bias to take c."""
+    by_channel = _by_channel(factor, matrix.device)
+    if linear.bias is None and bool(offset.any()):
+        return False
+    with torch.no_grad():
+        total = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device) + by_channel[:, None] * matrix
+        linear.weight.copy_(total @ linear.weight.double())
+        if linear.bias is not None:
+            linear.bias.copy_(total @ linear.bias.double() + by_channel * offset)
+    return True
+
+
+def _scaled_call(seed: fx.GraphModule) -> tuple[Node, Node, Node] | None:
+    """The last product, the call of a scalable module in it and the constant beside it, if the seed ends so."""
+    returned: Any = next(node.args[0] for node in seed.graph.nodes if node.op == "output")
+    if not (isinstance(returned, Node) and _binary(returned) and returned.target is operator.mul):
+        return None
+    constants = _constants(seed)
+    calls = [a for a in returned.args if isinstance(a, Node) and a.op == "call_module"]
+    fixed = [a for a in returned.args if isinstance(a, Node) and a in constants]
+    if len(calls) != 1 or len(fixed) != 1 or len(calls[0].users) != 1 or len(returned.users) != 1:
+        return None
+    module: Any = seed.get_submodule(str(calls[0].target))
+    once = sum(node.op == "call_module" and node.target == calls[0].target for node in seed.graph.nodes) == 1
+    affine = type(module) in _SCALABLE and isinstance(module.weight, Tensor)
+    if not (once and affine and module.weight.ndim == (1 if isinstance(module, nn.LayerNorm) else module.weight.ndim)):
+        return None
+    trailing = 0 if isinstance(module, nn.Linear | nn.LayerNorm) else 2
+    fits = constants[fixed[0]].shape == (len(module.weight), *[1] * trailing)
+    return (returned, calls[0], fixed[0]) if fits else None
+
+
+def fold_scale(seed: nn.Module, factor: float | Tensor) -> str | None:
+    """Multiplies a final scale and ``factor`` into the layer before it, in place, and takes the scale out of the graph.
+
+    Returns:
+        Name of the layer that took them, None where the seed does not end so (nothing is changed).
+    """
+    if not isinstance(seed, fx.GraphModule):
+        return None
+    found = _scaled_call(seed)
+    if found is None:
+        return None
+    product, call, fixed = found
+    module: Any = seed.get_submodule(str(call.target))
+    if _watched(module) or any(_shared(seed, tensor) for tensor in (module.weight, module.bias) if tensor is not None):
+        return None
+    scale = _constants(seed)[fixed].detach().double().reshape(-1)
+    scale = scale * _by_channel(factor, scale.device)
+    with torch.no_grad():
+        module.weight.copy_(module.weight.double() * scale.view(-1, *[1] * (module.weight.ndim - 1)))
+        if module.bias is not None:
+            module.bias.copy_(module.bias.double() * scale)
+    product.replace_all_uses_with(call)
+    seed.graph.erase_node(product)
+    idle: Any = fixed
+    while isinstance(idle, Node) and not idle.users:
+        before = idle.args[0] if idle.args else None
+        seed.graph.erase_node(idle)
+        idle = before
+    seed.delete_all_unused_submodules()
+    seed.recompile()
+    return str(call.target)
