@@ -6,13 +6,14 @@ that the checkpoint's record gives one, then every weight, phase and alpha.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from esper.assembly import build_grown
 from esper.config import EsperConfig, build_config, load_config
 from esper.kasmina.attach import Grown
-from esper.kasmina.birth import birth_key, build_seed
+from esper.kasmina.birth import birth_key, build_gate, build_seed
 from esper.kasmina.blueprints import registry
 from esper.kasmina.export import export
 from esper.kasmina.slot import phase_of
@@ -61,19 +62,21 @@ def rebuild(config: EsperConfig, store: CheckpointStore, step: int) -> tuple[Gro
     grown = build_grown(config, load_data(config.data), device)
     if [entry.slot for entry in state.slots] != list(grown.slots):
         raise CheckpointError(f"{store.path(step)}: its slots are not this model's ({', '.join(grown.slots)})")
+    dtype = dtype_of(config.trainer.precision)
     for entry in state.slots:
-        holder, site = grown.slots[entry.slot], grown.sites[entry.slot]
         if entry.stage.has_seed:
             assert entry.blueprint is not None
-            key = birth_key(config.seed, entry.slot, entry.generation)
-            dtype = dtype_of(config.trainer.precision)
-            holder.plant(
-                build_seed(entry.blueprint, dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
-            )
+            holder, site = grown.slots[entry.slot], grown.sites[entry.slot]
+            made: dict[str, Any] = {"dim": site.dim, "topology": site.topology, "dtype": dtype, "device": device}
+            key = birth_key(config.seed, entry.slot, entry.generation)  # any would do: every weight is loaded
+            holder.plant(build_seed(entry.blueprint, key=key, **made))
+            holder.gate = build_gate(key=key, **made) if entry.wants_gate(state.step) else None
     load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
     for entry in state.slots:
-        grown.slots[entry.slot].phase = phase_of(entry.stage, config.slots.incubation)
-        grown.slots[entry.slot].set_alpha(entry.alpha(state.step))
+        holder = grown.slots[entry.slot]
+        holder.phase = phase_of(entry.stage, config.slots.incubation)
+        holder.operator, holder.fades_from = entry.operators(state.step)
+        holder.set_alpha(entry.alpha(state.step), entry.fade(state.step))
     return grown, state, str(payload["run_id"])
 
 
