@@ -16,6 +16,7 @@ from esper.kasmina.attach import Grown
 from esper.kasmina.birth import birth_key, build_gate, build_seed
 from esper.kasmina.blueprints import registry
 from esper.kasmina.export import export
+from esper.kasmina.exported import Way
 from esper.kasmina.slot import phase_of
 from esper.kasmina.writing import save_exported
 from esper.leyline.errors import CheckpointError, RunDirError
@@ -109,6 +110,6 @@ def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partia
     folder = save_exported(exported, to or run / f"export-{step:08d}", about)
     lines = [f"esper: step {step} of {run} as a plain model in {folder}"]
     for slot in exported.slots:
-        where = f" into {slot.where}" if slot.where else ""
+        where = f" {'into' if slot.way is Way.FOLDED else 'in'} {slot.where}" if slot.where else ""
         lines.append(f"  {slot.slot}  {seeds[slot.slot]['blueprint']}  {slot.way.value}{where}")
     return "\n".join(lines)
