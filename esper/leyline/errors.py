@@ -71,6 +71,10 @@ class IllegalTransition(EsperError, ValueError):
     """A stage change that the edge table does not hold; the text names the legal ones."""
 
 
+class OwnershipError(EsperError, ValueError):
+    """A parameter is nobody's, has two owners, or was to be trained though it may not; the text names it."""
+
+
 class GateError(EsperError, ValueError):
     """An unknown or retired gate was asked."""
 

@@ -24,6 +24,7 @@ from esper.kasmina.lifecycle import SlotState
 from esper.kasmina.slot import Phase, SeedSlot, learns, phase_of
 from esper.leyline.stages import Stage
 from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.parameters import ParameterRegistry
 from esper.tolaria.reducer import Discard, Effect, Prepare, Register, Uproot
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.wire import Veto
@@ -35,6 +36,7 @@ class Growth:
 
     Fields:
         call: the model as training calls it (DDP, or the model itself when alone).
+        parameters: answers for every parameter.
         vetoes: this rank's verdict on its staged seeds, to travel in the next commit.
         failures: in words, why a staged seed failed here.
     """
@@ -48,6 +50,7 @@ class Growth:
         self.vetoes: dict[str, Veto] = {}
         self.failures: dict[str, str] = {}
         self.call: Callable[..., Any] = grown.model
+        self.parameters = ParameterRegistry(grown, owner)
         self._wrapped: tuple[str, ...] | None = None
 
     def perform(self, effects: Sequence[Effect]) -> None:
@@ -182,9 +185,11 @@ class Growth:
             if entry.stage.has_seed:
                 learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
                 self.owner.set_learning(entry.slot, learning)
+        self.parameters.follow(state, train_fossils=config.train_fossils)
         wanted = self.owner.gradient_set()
         if wanted == self._wrapped and not force:
             return None
+        self.parameters.check()
         began = time.perf_counter()
         # The old reducer must be gone before a new one hooks the same parameters.
         self.call = self.grown.model
