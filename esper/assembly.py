@@ -8,7 +8,7 @@ import torch
 from esper.config import EsperConfig
 from esper.kasmina.attach import Grown, attach
 from esper.kasmina.blueprints import registry
-from esper.kasmina.channels import channel_info, parse_channels, usable_operators
+from esper.kasmina.channels import channel_info, channels_path, parse_channels, usable_operators
 from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.leyline.errors import ConfigError
@@ -46,7 +46,7 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
         parse_slot(slot, known=chosen)
     grown = attach(host, {slot: points[slot] for slot in chosen}, example)
     for slot, text in config.slots.channels.items():
-        grown.slots[slot].set_channels(parse_channels(text, f"slots.channels.{slot}"))
+        grown.slots[slot].set_channels(parse_channels(text, channels_path(slot)))
     idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
     if idle:
         raise ConfigError(
@@ -104,7 +104,7 @@ def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: i
             for slot in grown.slots
         },
         channels={
-            slot: channel_info(parse_channels(text, f"slots.channels.{slot}"))
+            slot: channel_info(parse_channels(text, channels_path(slot)))
             for slot, text in config.slots.channels.items()
         },
         places={slot: (place.row / rows, place.col / cols) for slot, place in places.items()},

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from esper.kasmina import blueprints
+from esper.kasmina.channels import channels_path
 from esper.kasmina.config import Incubation, SlotsConfig
 from esper.kasmina.hosts import HOSTS, CustomHostConfig, InjectionPoint, build_host
 from esper.leyline.errors import ConfigError
@@ -123,6 +124,17 @@ def slots_are_of_host(host: Any, data: Any, slots: SlotsConfig) -> list[str]:
     ]
 
 
+def channels_are_of_slots(host: Any, data: Any, slots: SlotsConfig) -> list[str]:
+    """CHANNEL's vectors belong to slots in use."""
+    known = [slot for slot in host_slots(host, data) if not slots.ids or slot in slots.ids]
+    return [
+        f"{channels_path(slot)}: {slot} is no slot in use, which are {', '.join(known)}; set slots.channels={{}}, or "
+        "name one of them"
+        for slot in slots.channels
+        if known and slot not in known
+    ]
+
+
 def blueprints_exist(host: Any, data: Any, slots: SlotsConfig, controller: Any) -> list[str]:
     """Blueprints that the controller names are registered for features that the slots in use have."""
     try:
@@ -199,6 +211,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("host", "data"), host_takes_data),
     (("host",), own_host_is_there),
     (("host", "data", "slots"), slots_are_of_host),
+    (("host", "data", "slots"), channels_are_of_slots),
     (("host", "data", "slots", "controller"), blueprints_exist),
     (("host", "data", "slots", "controller"), controller_can_be_built),
     (("gates", "data"), probe_is_large_enough),

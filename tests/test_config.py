@@ -122,6 +122,8 @@ BAD = [
     ("slots.ids", ["r00c1"], "slot 'r00c1': not a slot id"),
     ("slots.ids", ["r0c0", "r0c0"], "slot r0c0: named twice"),
     ("slots.ids", ["r7c0"], "slots.ids = ['r7c0']: r7c0 is no slot of this host, which has r0c0, r0c1, r1c0"),
+    ("slots.channels", {"r0c0": "1,2"}, "slots.channels = {r0c0: ...}: channel 1 is '2', must be a number in [0, 1]"),
+    ("slots.channels", {"r7c0": "1"}, "slots.channels = {r7c0: ...}: r7c0 is no slot in use"),
     ("slots.incubation", "shade", "expected one of shadow, ste, immediate; for example slots.incubation=shadow"),
     ("trainer.batch", 1, "trainer.batch = 1: fewer samples than the 2 ranks that share them; set trainer.batch=2"),
     ("gates.probe_samples", 300, "the same ones; set gates.probe_samples=192, or data.probe=600"),

@@ -13,6 +13,11 @@ from esper.leyline.observation import ChannelInfo
 MAX_CHARACTERS = 65_536
 
 
+def channels_path(slot: str) -> str:
+    """How an error names the setting, without its perhaps long text."""
+    return f"slots.channels = {{{slot}: ...}}"
+
+
 def parse_channels(text: str, where: str) -> tuple[float, ...]:
     """The values of v.
 
@@ -23,7 +28,9 @@ def parse_channels(text: str, where: str) -> tuple[float, ...]:
         ConfigError: no text, too long, not a number, NaN, or outside [0, 1]; the text names the first bad channel.
     """
     if not isinstance(text, str):
-        raise ConfigError(f'{where} = {text!r}: must be text, one value in [0, 1] per channel, such as "1,0.5,0"')
+        raise ConfigError(
+            f'{where}: {type(text).__name__} is no text; write one value in [0, 1] per channel, such as "1,0.5,0"'
+        )
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{where}: {len(text)} characters, at most {MAX_CHARACTERS} are read; shorten the decimals")
     values = []

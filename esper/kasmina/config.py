@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from esper.kasmina.channels import parse_channels
+from esper.kasmina.channels import channels_path, parse_channels
 from esper.leyline.checks import Checks
 from esper.leyline.slots import sort_slots
 
@@ -59,7 +59,7 @@ class SlotsConfig:
         sort_slots(self.ids)
         sort_slots(self.channels)
         for slot, text in self.channels.items():
-            parse_channels(text, f"channels.{slot}")
+            parse_channels(text, channels_path(slot).removeprefix("slots."))
         sort_slots(self.planted)
         with Checks(self) as check:
             check("embargo_ticks", self.embargo_ticks >= 0, "ticks, must be >= 0")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.beat import Beat
 from esper.kasmina.blend import INCREMENTS, HostOnly, StraightThrough, Strength, blend, effective
+from esper.kasmina.channels import channels_path
 from esper.kasmina.config import Incubation
 from esper.kasmina.feature import put, take
 from esper.kasmina.gating import Tally, margin
@@ -118,7 +119,7 @@ class SeedSlot(nn.Module):
         assert self.site is not None
         if values is not None and len(values) != self.site.dim:
             raise ConfigError(
-                f"slots.channels.{self.slot} has {len(values)} values, the slot has C = {self.site.dim} channels; "
+                f"{channels_path(self.slot)}: {len(values)} values, the slot has C = {self.site.dim} channels; "
                 "give one per channel"
             )
         self._channels = None if values is None else tuple(check_alpha(v, f"v of {self.slot}") for v in values)

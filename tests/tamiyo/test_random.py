@@ -4,8 +4,10 @@ from collections import Counter
 
 import pytest
 
+from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import measured
+from esper.leyline.legality import why_refused
 from esper.leyline.observation import Budgets
 from esper.leyline.stages import Op, Stage
 from esper.tamiyo import build_controller
@@ -57,6 +59,27 @@ def test_arguments_cover_their_ranges():
     assert {birth.ticks for birth in births} == {0, 1, 2, 3}
     assert {birth.target for birth in births} == {0.25, 1.0}
     assert len({birth.curve for birth in births}) == 3
+
+
+def test_operators_are_drawn_alike_among_those_that_are_legal():
+    usable = (Operator.ADD, Operator.MULTIPLY, Operator.GATE)
+    view = slot_view(operators=usable)
+    drawn = Counter()
+    for tick in range(1500):
+        for command in build(rate=1.0, slots=("r0c0",)).decide(observe(view, tick=tick)):
+            drawn[command.operator] += 1
+    assert set(drawn) == set(usable)
+    assert max(drawn.values()) < 1.3 * min(drawn.values())
+    # At a partial alpha a switch needs a ramp; where none is drawn the operator stays.
+    resting = slot_view(stage=Stage.BLENDING, operator=Operator.GATE, alpha=0.5, alpha_target=0.5, dwell=4)
+    turns = []
+    for tick in range(1500):
+        seen = observe(resting, tick=tick)
+        commands = build(rate=1.0, slots=("r0c0",)).decide(seen)
+        assert all(why_refused(seen, command) is None for command in commands)
+        turns += [command for command in commands if command.op is Op.SET_ALPHA_TARGET]
+    assert {command.operator for command in turns if command.ticks > 0} == set(Operator)
+    assert {command.operator for command in turns if command.ticks == 0} == {Operator.GATE}
 
 
 def test_rate_is_the_share_of_ticks_at_which_a_slot_draws():

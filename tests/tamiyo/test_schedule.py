@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from esper.leyline.alpha import Curve
+from esper.leyline.alpha import Curve, Operator
 from esper.leyline.errors import ConfigError
 from esper.leyline.stages import Op, Stage
 from esper.tamiyo import build_controller
@@ -49,6 +49,14 @@ def test_an_illegal_entry_is_still_proposed_so_that_its_refusal_is_seen():
     assert controller.decide(observe(slot_view(), tick=6)) == []
 
 
+def test_an_entry_names_its_operator_and_is_add_without_one():
+    birth = {"tick": 5, "slot": "r0c0", "op": "GERMINATE", "blueprint": "light"}
+    turn = {"tick": 5, "slot": "r0c1", "op": "SET_ALPHA_TARGET", "target": 1.0, "operator": "CHANNEL"}
+    commands = build([{**birth, "operator": "GATE"}, turn]).decide(observe(slot_view(), slot_view("r0c1"), tick=5))
+    assert [command.operator for command in commands] == [Operator.GATE, Operator.CHANNEL]
+    assert build([birth]).decide(observe(slot_view(), slot_view("r0c1"), tick=5))[0].operator is Operator.ADD
+
+
 def test_commands_of_one_tick_come_row_major():
     entries = [{"tick": 5, "slot": slot, "op": "PRUNE"} for slot in ("r10c0", "r2c0", "r0c1")]
     slots = ("r0c1", "r2c0", "r10c0")
@@ -74,6 +82,14 @@ def test_every_bad_entry_is_reported_at_once_with_its_place():
         ),
         (dict(good), "actions[11]: slot r0c0 has an entry at tick 1 already"),
         ({"tick": 8, "slot": "r0c0", "op": ["ADVANCE"]}, "actions[12].op = ['ADVANCE']: must be one of"),
+        (
+            {"tick": 9, "slot": "r0c0", "op": "GERMINATE", "blueprint": "light", "operator": "BLEND"},
+            "actions[13].operator = 'BLEND': must be one of ADD, MULTIPLY, GATE, CONFIDENCE, CHANNEL",
+        ),
+        (
+            {"tick": 10, "slot": "r0c0", "op": "PRUNE", "operator": "ADD"},
+            "actions[14].operator: PRUNE has no such field",
+        ),
     ]
     with pytest.raises(ConfigError) as caught:
         build([good, *(entry for entry, _ in bad)])
