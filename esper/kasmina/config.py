@@ -90,7 +90,9 @@ class GateConfig:
         fresh_ticks: age in ticks beyond which evidence is stale.
         min_contribution: nats per sample that a seed must contribute to fossilise.
         auto_advance: gates (of G1, G2, G3) through which a seed goes by itself once they pass; fossilising never is.
-        max_gradient_norm: L2 norm of a slot's gradient above which it is called exploding.
+        max_vanishing, max_exploding: share of a seed's parameters, 0 to 1, whose gradient may vanish or explode (see
+            ``optim.vanishing_rms`` and ``optim.exploding_rms``) for it to be healthy.
+        degraded_ticks: ticks for which a seed may run by a fallback taken at run time before it is pruned.
     """
 
     evidence: EvidencePolicy = EvidencePolicy.ENFORCE
@@ -106,7 +108,9 @@ class GateConfig:
     fresh_ticks: int = 1
     min_contribution: float = 0.002
     auto_advance: list[str] = field(default_factory=list)
-    max_gradient_norm: float = 1e4
+    max_vanishing: float = 0.9
+    max_exploding: float = 0.1
+    degraded_ticks: int = 3
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -119,4 +123,6 @@ class GateConfig:
             check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
             check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")
             check("auto_advance", set(self.auto_advance) <= {"G1", "G2", "G3"}, "may hold G1, G2, G3")
-            check("max_gradient_norm", self.max_gradient_norm > 0, "must be > 0")
+            for name in ("max_vanishing", "max_exploding"):
+                check(name, 0 <= getattr(self, name) <= 1, "a share, must be in [0, 1]")
+            check("degraded_ticks", self.degraded_ticks >= 0, "ticks, must be >= 0")

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from esper.kasmina.config import EvidencePolicy, GateConfig
-from esper.leyline.evidence import Check, GateResult, Reading
+from esper.leyline.evidence import Check, GateResult, GradientHealth, Reading
 from esper.leyline.stages import Gate, Stage
 
 
@@ -38,8 +38,10 @@ class GateFacts:
     Fields:
         stage, dwell: where it is, for how many ticks.
         finite, owned: on every rank the seed's parameters are finite, and each stands in exactly one optimizer group.
+        degraded: ranks on which it runs by a fallback taken at run time.
         refusal: why a germination is not legal (slot taken, unknown blueprint, spent budget), or None.
-        gradient_norm: mean L2 norm since the last tick. nonfinite_steps: steps with a non-finite gradient.
+        gradient_norm: mean L2 norm since the last tick. health: shares of its parameters, no size of anything.
+        nonfinite_steps: steps with a non-finite gradient.
         trainable: the seed has parameters at all (noop has none and needs no gradient evidence).
         contribution, contribution_alpha: paired evidence and the alpha it was measured at.
         looks, max_looks: looks of this life spent on the gate, and how many there are.
@@ -50,8 +52,10 @@ class GateFacts:
     dwell: int
     finite: bool
     owned: bool
+    degraded: int
     refusal: str | None
     gradient_norm: Reading
+    health: GradientHealth
     nonfinite_steps: int
     trainable: bool
     contribution: Reading
@@ -78,6 +82,7 @@ def _sound(facts: GateFacts, stage: Stage) -> list[Check]:
         _integrity("stage", facts.stage is stage, f"is {facts.stage.name}, needs {stage.name}"),
         _integrity("finite", facts.finite, "the seed holds Inf or NaN on some rank"),
         _integrity("owned", facts.owned, "some parameter stands in no optimizer group on some rank"),
+        _integrity("as built", facts.degraded == 0, f"runs by a fallback on {facts.degraded} ranks"),
     ]
 
 
@@ -85,9 +90,13 @@ def _healthy(facts: GateFacts, config: GateConfig) -> Check:
     norm = facts.gradient_norm
     if not facts.trainable:
         return _evidence("gradient", True, "nothing to train")
-    ok = norm.is_measured and 0.0 < (norm.value or 0.0) <= config.max_gradient_norm and facts.nonfinite_steps == 0
-    limit = f"needs a measured norm in (0, {config.max_gradient_norm:g}]"
-    return _evidence("gradient", ok, f"norm {norm}, {facts.nonfinite_steps} non-finite steps; {limit}")
+    vanishing, exploding = facts.health.vanishing, facts.health.exploding
+    moves = norm.is_measured and norm.value is not None and norm.value > 0.0 and facts.nonfinite_steps == 0
+    lives = vanishing.is_measured and vanishing.value is not None and vanishing.value <= config.max_vanishing
+    calm = exploding.is_measured and exploding.value is not None and exploding.value <= config.max_exploding
+    told = f"norm {norm}, vanishing {vanishing}, exploding {exploding}, {facts.nonfinite_steps} non-finite steps"
+    wanted = f"needs a measured norm > 0, shares up to {config.max_vanishing:g} and {config.max_exploding:g}"
+    return _evidence("gradient", moves and lives and calm, f"{told}; {wanted}")
 
 
 def standard_errors_above_zero(reading: Reading) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
-from esper.leyline.evidence import ABSENT, Reading
+from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading
 from esper.leyline.stages import Mechanical, Op, Stage, find_edge
 
 REST = "REST"
@@ -59,7 +59,9 @@ class SlotState:
         request: evidence being measured for the next tick.
         contribution, contribution_alpha: latest paired evidence.
         gate_mean, gate_std: latest g_eff over training samples, where the operator is gated.
-        gradient_norm, nonfinite_steps, finite, owned: latest agreed health of the seed.
+        gradient_norm, health, nonfinite_steps, finite, owned: latest agreed health of the seed.
+        degraded, degraded_tick: ranks on which the seed runs by a fallback, and since which tick without a break.
+        frozen_step: the ramp stands still at this optimizer step while the seed is degraded; None while it moves.
         proposal: id of the command that last changed this slot.
         history: latest stage changes, bounded.
     """
@@ -86,19 +88,43 @@ class SlotState:
     gate_mean: Reading = ABSENT
     gate_std: Reading = ABSENT
     gradient_norm: Reading = ABSENT
+    health: GradientHealth = NO_HEALTH
     nonfinite_steps: int = 0
     finite: bool = False
     owned: bool = False
+    degraded: int = 0
+    degraded_tick: int | None = None
+    frozen_step: int | None = None
     proposal: int = 0
     history: tuple[HistoryLine, ...] = ()
 
+    def _clock(self, step: int) -> int:
+        return step if self.frozen_step is None else min(step, self.frozen_step)
+
+    def ramp_progress(self, step: int) -> float:
+        """Share of the present ramp done at an optimizer step, 0 without one."""
+        return self.ramp.progress(self._clock(step)) if self.ramp is not None and self.stage.is_blended else 0.0
+
+    def frozen(self, step: int) -> "SlotState":
+        """The same with alpha and operators standing still from this optimizer step on."""
+        return self if self.frozen_step is not None else replace(self, frozen_step=step)
+
+    def thawed(self, step: int) -> "SlotState":
+        """The same with a ramp that was interrupted going on from where it stands, as if no time had passed."""
+        if self.frozen_step is None:
+            return self
+        ramp, waited = self.ramp, step - self.frozen_step
+        if ramp is not None and self.frozen_step < ramp.last_step:
+            ramp = replace(ramp, first_step=ramp.first_step + waited, last_step=ramp.last_step + waited)
+        return replace(self, ramp=ramp, frozen_step=None)
+
     def alpha(self, step: int) -> float:
         """Agreed alpha at an optimizer step."""
-        return self.ramp.value(step) if self.ramp is not None and self.stage.is_blended else 0.0
+        return self.ramp.value(self._clock(step)) if self.ramp is not None and self.stage.is_blended else 0.0
 
     def alpha_mode(self, step: int) -> AlphaMode:
         """HOLD at rest, else the ramp's direction."""
-        return self.ramp.mode(step) if self.ramp is not None and self.stage.is_blended else AlphaMode.HOLD
+        return self.ramp.mode(self._clock(step)) if self.ramp is not None and self.stage.is_blended else AlphaMode.HOLD
 
     def ramp_done(self, step: int) -> bool:
         """The committed ramp has reached its target."""
@@ -106,7 +132,7 @@ class SlotState:
 
     def fade(self, step: int) -> float:
         """Share of the operator in force at an optimizer step, the rest being that of the one that is faded out."""
-        return self.ramp.fade(step) if self.ramp is not None and self.stage.is_blended else 1.0
+        return self.ramp.fade(self._clock(step)) if self.ramp is not None and self.stage.is_blended else 1.0
 
     def operators(self, step: int) -> tuple[Operator, Operator | None]:
         """The operator in force, and the one that is being faded out (None: none).
@@ -114,7 +140,7 @@ class SlotState:
         Before blending a seed learns for full alpha, where a gated operator is ADD.
         """
         if self.ramp is not None and self.stage.is_blended:
-            return self.ramp.operators(step)
+            return self.ramp.operators(self._clock(step))
         return (Operator.ADD if self.operator is None or self.operator.is_gated else self.operator), None
 
     def wants_gate(self, step: int) -> bool:

@@ -70,6 +70,8 @@ class SeedSlot(nn.Module):
         seed, gate: the module that computes the delta, and that of GATE while it is in use; None without one.
         operator, fades_from: how the delta is joined, and what is being faded out (see `esper.kasmina.blend`).
         tally: g_eff of the training samples since it was last read.
+        degraded: why the seed runs by a fallback that was taken at run time (a compile that failed), None while it runs
+            as it was built. Set by whoever took the fallback; read at the next tick.
     """
 
     alpha: Tensor
@@ -85,6 +87,7 @@ class SeedSlot(nn.Module):
         self.phase = Phase.OFF
         self.operator, self.fades_from = Operator.ADD, None  # type: Operator, Operator | None
         self.tally = Tally()
+        self.degraded: str | None = None
         self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("fade", torch.ones((), dtype=torch.float32), persistent=False)
         self.register_buffer("channels", None, persistent=False)
@@ -166,6 +169,7 @@ class SeedSlot(nn.Module):
         self.seed = self.gate = None
         self.phase = Phase.OFF
         self.operator, self.fades_from, self.tally = Operator.ADD, None, Tally()
+        self.degraded = None
         self.set_alpha(0.0)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from esper.leyline.commands import Command
-from esper.leyline.evidence import GateResult, Reading
+from esper.leyline.evidence import GateResult, GradientHealth, Reading
 from esper.leyline.stages import Stage
 
 SCHEMA_VERSION = 2
@@ -65,6 +65,8 @@ class SlotLine:
     blueprint: str | None
     contribution: Reading
     gradient_norm: Reading
+    gradient_ratio: Reading
+    health: GradientHealth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,7 @@ class TickDone(Event):
     validation_accuracy: Reading
     lr: float
     host_gradient_norm: Reading
+    host_health: GradientHealth
     slots: tuple[SlotLine, ...]
     parameters: int
     live_seeds: int
@@ -200,6 +203,23 @@ class BirthVetoed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlotDegraded(Event):
+    """A seed runs by a fallback taken at run time: found so (``pruned`` false), or pruned because it lasted.
+
+    Fields:
+        ranks: how many run it so. reason: in words where this rank is one of them, else that it is another.
+    """
+
+    kind: ClassVar[str] = "degraded"
+    priority: ClassVar[bool] = True
+    slot: str
+    blueprint: str
+    ranks: int
+    reason: str
+    pruned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepSkipped(Event):
     """Optimizer steps since the last tick were skipped for a non-finite host gradient."""
 
@@ -224,7 +244,7 @@ EVENTS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
         RunStarted, RunEnded, TickDone, CommandJudged, CommandRefused, GateJudged, StageChanged, RampCommitted,
-        ContributionMeasured, Rewrapped, CheckpointSaved, BirthVetoed, StepSkipped, Fault,
+        ContributionMeasured, Rewrapped, CheckpointSaved, BirthVetoed, SlotDegraded, StepSkipped, Fault,
     )
 }  # fmt: skip
 _all_kinds = {cls.kind for cls in (*Event.__subclasses__(), *CommandJudged.__subclasses__())}

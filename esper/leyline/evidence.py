@@ -109,6 +109,31 @@ def spread(n: int, total: float, total_sq: float, *, tick: int) -> Reading:
     return ABSENT if mean.se is None else measured(mean.se * math.sqrt(n), tick=tick, n=n)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientHealth:
+    """Health of one owner's gradient, the host's or a seed's, since the last tick.
+
+    Fields:
+        vanishing, exploding: share of the owner's parameters, 0 to 1, in tensors whose gradient RMS is below
+            ``optim.vanishing_rms`` or above ``optim.exploding_rms``; mean over the sampled steps.
+        nans, infs: gradient elements that were NaN or infinite, over all steps.
+    """
+
+    vanishing: Reading = ABSENT
+    exploding: Reading = ABSENT
+    nans: int = 0
+    infs: int = 0
+
+    def aged(self, tick: int, fresh_ticks: int) -> "GradientHealth":
+        """The same as seen at ``tick``; see `Reading.aged`."""
+        return replace(
+            self, vanishing=self.vanishing.aged(tick, fresh_ticks), exploding=self.exploding.aged(tick, fresh_ticks)
+        )
+
+
+NO_HEALTH = GradientHealth()
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One question of a gate and its answer."""

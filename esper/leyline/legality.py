@@ -30,7 +30,10 @@ def why_illegal(observation: Observation, view: SlotObservation, op: Op) -> str 
     if view.staged:
         return None if op is Op.PRUNE else "a germination is staged"
     if op not in {edge.cause for edge in edges_from(view.stage)}:
-        legal = ", ".join(sorted({edge.cause.name for edge in edges_from(view.stage)})) or "none"
+        legal = (
+            ", ".join(sorted({edge.cause.name for edge in edges_from(view.stage) if isinstance(edge.cause, Op)}))
+            or "none"
+        )
         return f"no edge from {view.stage.name} (legal: {legal})"
     if op is Op.GERMINATE:
         if not view.catalogue:
@@ -40,6 +43,8 @@ def why_illegal(observation: Observation, view: SlotObservation, op: Op) -> str 
         return None
     if view.ending:
         return "a prune by ramp is under way"
+    if view.degraded:
+        return f"runs by a fallback on {view.degraded} ranks; only PRUNE is legal until it runs as it was built"
     if view.stage in (Stage.BLENDING, Stage.HOLDING) and view.alpha_mode is not AlphaMode.HOLD:
         return f"a ramp is under way ({view.ramp_progress:.0%})"
     if op in (Op.ADVANCE, Op.FOSSILIZE) and view.dwell < view.min_dwell:

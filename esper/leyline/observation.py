@@ -6,7 +6,7 @@ Every field is measured, stale or absent; no field is filled with a default beca
 from dataclasses import dataclass
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator
-from esper.leyline.evidence import GateResult, Reading
+from esper.leyline.evidence import GateResult, GradientHealth, Reading
 from esper.leyline.stages import Stage
 
 OBSERVATION_VERSION = 2
@@ -74,7 +74,9 @@ class SlotObservation:
         gate_mean, gate_std: g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
         effective_alpha: ``alpha`` times ``gate_mean``.
         gradient_norm: mean L2 norm of the seed's reduced gradient since the last tick.
+        gradient_ratio: that norm over the host's. health: see `GradientHealth`.
         nonfinite_steps: steps since the last tick whose gradient for this slot was not finite.
+        degraded: ranks on which the seed runs by a fallback taken at run time.
         verdict: the gate on the way forward, judged on present evidence; None where no gate leads on.
         embargo_left: ticks until the slot is empty again.
         catalogue: blueprints that fit this slot.
@@ -108,7 +110,10 @@ class SlotObservation:
     gate_std: Reading
     effective_alpha: Reading
     gradient_norm: Reading
+    gradient_ratio: Reading
+    health: GradientHealth
     nonfinite_steps: int
+    degraded: int
     verdict: GateResult | None
     embargo_left: int
     catalogue: tuple[BlueprintInfo, ...]
@@ -123,6 +128,7 @@ class Observation:
         train_loss: mean per-sample training loss since the last tick (nats).
         train_accuracy: share of correct training predictions since the last tick.
         validation_loss, validation_accuracy: on the validation part; the standard error is over samples.
+        host_gradient_norm, host_health: of the host's reduced gradient since the last tick.
         skipped_steps: optimizer steps skipped since the last tick for a non-finite host gradient.
         budgets: what may still be spent.
         slots: row-major.
@@ -136,6 +142,8 @@ class Observation:
     train_accuracy: Reading
     validation_loss: Reading
     validation_accuracy: Reading
+    host_gradient_norm: Reading
+    host_health: GradientHealth
     skipped_steps: int
     budgets: Budgets
     slots: tuple[SlotObservation, ...]

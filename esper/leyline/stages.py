@@ -27,11 +27,15 @@ class Op(IntEnum):
 
 
 class Mechanical(StrEnum):
-    """Causes of a stage change that nobody commands."""
+    """Causes of a stage change that nobody commands.
+
+    QUARANTINE: its gradient was not finite. DEGRADED: it ran by a fallback for too long.
+    """
 
     RAMP_END = "RAMP_END"
     COOLDOWN = "COOLDOWN"
     QUARANTINE = "QUARANTINE"
+    DEGRADED = "DEGRADED"
 
 
 class Gate(IntEnum):
@@ -149,7 +153,7 @@ EDGES: tuple[Edge, ...] = (
     *(
         Edge(stage, cause, Stage.PRUNED)
         for stage in (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
-        for cause in (Op.PRUNE, Mechanical.QUARANTINE)
+        for cause in (Op.PRUNE, Mechanical.QUARANTINE, Mechanical.DEGRADED)
     ),
     Edge(Stage.BLENDING, Op.PRUNE, Stage.BLENDING),
     Edge(Stage.HOLDING, Op.PRUNE, Stage.BLENDING),

@@ -11,13 +11,15 @@ What is logged at a tick:
     train/loss, train/accuracy         mean since the last tick (nats per sample; share)
     validation/loss, validation/accuracy
     lr, host_gradient_norm, parameters, live_seeds, training_flops
+    host_gradient_vanishing, _exploding, _nans, _infs     shares of the host's parameters; elements of its gradient
     time/steps_ms, time/tick_ms, time/digest_ms
     slots/<slot>/stage                 `Stage.code`: 0 EMPTY, 1 GERMINATED, 2 TRAINING, 3 BLENDING, 4 HOLDING, ...
     slots/<slot>/alpha
     slots/<slot>/effective_alpha       alpha times gate_mean, where the operator is gated
     slots/<slot>/gate_mean, gate_std   how open the gate was, over the training samples since the last tick
     slots/<slot>/contribution          paired loss without minus with the seed (nats; positive helps), with _se
-    slots/<slot>/gradient_norm
+    slots/<slot>/gradient_norm, gradient_ratio            the ratio is to the host's norm
+    slots/<slot>/gradient_vanishing, _exploding, _nans, _infs
 
 A reading that is absent or stale is left out of the row: it is not zero, and not this tick's. At the end come the
 table ``growth`` (the stage changes of this attempt) and the run's summary.
@@ -31,7 +33,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from esper.leyline.events import Event, Fault, RunEnded, StageChanged, TickDone
-from esper.leyline.evidence import Reading
+from esper.leyline.evidence import GradientHealth, Reading
 from esper.leyline.plain import to_plain
 from esper.nissa.config import WandbConfig, WandbMode
 from esper.nissa.lane import Lane, say
@@ -68,6 +70,13 @@ def tick_row(event: TickDone) -> dict[str, float]:
     read("validation/loss", event.validation_loss)
     read("validation/accuracy", event.validation_accuracy)
     read("host_gradient_norm", event.host_gradient_norm)
+
+    def health(name: str, found: GradientHealth) -> None:
+        read(f"{name}_vanishing", found.vanishing)
+        read(f"{name}_exploding", found.exploding)
+        row[f"{name}_nans"], row[f"{name}_infs"] = found.nans, found.infs
+
+    health("host_gradient", event.host_health)
     for line in event.slots:
         name = f"slots/{line.slot}"
         row[f"{name}/stage"] = line.stage.code
@@ -77,6 +86,9 @@ def tick_row(event: TickDone) -> dict[str, float]:
         read(f"{name}/gate_std", line.gate_std)
         read(f"{name}/contribution", line.contribution, with_se=True)
         read(f"{name}/gradient_norm", line.gradient_norm)
+        read(f"{name}/gradient_ratio", line.gradient_ratio)
+        if line.stage.has_seed:
+            health(f"{name}/gradient", line.health)
     return row
 
 

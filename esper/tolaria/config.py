@@ -59,6 +59,9 @@ class OptimConfig:
         seed_lr_scale: learning rate of seeds as a multiple of the host's at the same step.
         seed_warmup_steps: linear warm-up of a seed from the first step in which it learns.
         seed_weight_decay: weight decay of seeds.
+        vanishing_rms, exploding_rms: root mean square of a tensor's gradient below which it is told as vanishing (the
+            default is where AdamW's ``eps`` begins to swallow updates), above which as exploding.
+        health_every: optimizer steps between two samples of gradient health; the first after a tick always is one.
     """
 
     kind: OptimizerKind = OptimizerKind.ADAMW
@@ -75,6 +78,9 @@ class OptimConfig:
     seed_lr_scale: float = 1.0
     seed_warmup_steps: int = 20
     seed_weight_decay: float = 0.0
+    vanishing_rms: float = 1e-8
+    exploding_rms: float = 100.0
+    health_every: int = 10
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -89,6 +95,9 @@ class OptimConfig:
             check("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "must be in [0, 1]")
             check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "must be > 0, or null for no clipping")
             check("seed_lr_scale", self.seed_lr_scale > 0, "must be > 0")
+            check("vanishing_rms", self.vanishing_rms >= 0, "must be >= 0")
+            check("exploding_rms", self.exploding_rms > self.vanishing_rms, "must be > optim.vanishing_rms")
+            check("health_every", self.health_every >= 1, "optimizer steps, must be >= 1")
 
 
 @dataclass(kw_only=True, slots=True)

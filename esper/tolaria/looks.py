@@ -22,7 +22,7 @@ def next_look(state: RunState, slot: SlotState, terms: Terms) -> ProbeRequest | 
         state: agreed, after this tick's changes. slot: one of its records. terms: of the run.
     """
     aim = slot.aim
-    if aim is None or slot.ending or slot.looks >= max_looks(slot.stage, terms):
+    if aim is None or slot.ending or slot.degraded or slot.looks >= max_looks(slot.stage, terms):
         return None
     alpha = _alpha_due(state, slot, terms)
     if alpha is None:

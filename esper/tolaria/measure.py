@@ -1,10 +1,11 @@
 """What a rank measures for a tick: its entries of the observe vector."""
 
+from dataclasses import asdict
 from typing import Protocol
 
 import torch
 
-from esper.kasmina.attach import Grown
+from esper.kasmina.attach import HOST, Grown
 from esper.kasmina.config import GateConfig
 from esper.kasmina.lifecycle import ProbeRequest
 from esper.tolaria.ownership import ParameterOwner
@@ -37,6 +38,9 @@ def measure(
         Entries of the observe vector by name, and how many of this rank's samples had a loss that was not finite.
     """
     values, nonfinite = window.values([entry.slot for entry in state.slots])
+    for whose, health in owner.health.take().items():
+        prefix = "host_" if whose == HOST else f"{whose}."
+        values |= {f"{prefix}{name}": float(value) for name, value in asdict(health).items()}
     if validate:
         values |= {f"validation_{name}": value for name, value in evaluator.validation_sums().items()}
     for entry in state.slots:
@@ -45,6 +49,7 @@ def measure(
             finite = all(bool(torch.isfinite(parameter).all()) for parameter in holder.parameters())
             values[f"{entry.slot}.finite"] = float(finite)
             values[f"{entry.slot}.owned"] = float(owner.owned(entry.slot))
+            values[f"{entry.slot}.degraded"] = float(evaluator.grown.slots[entry.slot].degraded is not None)
             count, total, squares = holder.tally.take()
             values[f"{entry.slot}.gate_count"] = count
             values[f"{entry.slot}.gate_sum"] = total

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from esper.kasmina.attach import Grown
+from esper.kasmina.lifecycle import SlotState
 from esper.leyline.commands import Command
 from esper.leyline.events import (
     CommandJudged,
@@ -12,13 +13,16 @@ from esper.leyline.events import (
     Fault,
     Rewrapped,
     RunStarted,
+    SlotDegraded,
     SlotLine,
+    StageChanged,
     StepSkipped,
     TickDone,
 )
 from esper.leyline.protocols import EventSink
+from esper.leyline.stages import Mechanical
 from esper.tolaria.state import RunState, Terms
-from esper.tolaria.views import effective_alpha
+from esper.tolaria.views import effective_alpha, gradient_ratio
 from esper.tolaria.wire import Agreed
 
 
@@ -36,6 +40,7 @@ class Narrator:
 
     def __init__(self, sink: EventSink, grown: Grown) -> None:
         self.sink, self.grown = sink, grown
+        self._degraded: dict[str, SlotDegraded] = {}  # told, and not over
 
     def tell(self, event: Event | None) -> None:
         """Emits an event, if there is one."""
@@ -69,6 +74,7 @@ class Narrator:
                         alpha=new.contribution_alpha, contribution=new.contribution,
                     )
                 )  # fmt: skip
+            self._tell_degraded(state, new)
             if new.nonfinite_steps:
                 text = (
                     f"{new.nonfinite_steps} steps had a non-finite gradient in {new.slot} ({new.stage.name}); dropped"
@@ -86,6 +92,21 @@ class Narrator:
                 why = reasons[event.command.proposal]
                 event = replace(event, command=replace(event.command, reason=why))
                 event = replace(event, reason=why) if event.applied else event
+            self.tell(event)
+            if isinstance(event, StageChanged) and event.cause == Mechanical.DEGRADED.name:
+                told = self._degraded.pop(event.slot)
+                self.tell(replace(told, step=event.step, tick=event.tick, epoch=event.epoch, pruned=True))
+
+    def _tell_degraded(self, state: RunState, slot: SlotState) -> None:
+        if slot.degraded_tick is None:
+            self._degraded.pop(slot.slot, None)
+        elif slot.slot not in self._degraded:
+            elsewhere = "a fallback on another rank, whose own event file says why"
+            event = SlotDegraded(
+                **axes_of(state), slot=slot.slot, blueprint=str(slot.blueprint), ranks=slot.degraded,
+                reason=self.grown.slots[slot.slot].degraded or elsewhere, pruned=False,
+            )  # fmt: skip
+            self._degraded[slot.slot] = event
             self.tell(event)
 
     def fault(self, state: RunState, what: str, where: str) -> None:
@@ -111,6 +132,7 @@ class Narrator:
                 slot=entry.slot, stage=entry.stage, alpha=entry.alpha(state.step), blueprint=entry.blueprint,
                 effective_alpha=effective_alpha(state, entry), gate_mean=entry.gate_mean, gate_std=entry.gate_std,
                 contribution=entry.contribution, gradient_norm=entry.gradient_norm,
+                gradient_ratio=gradient_ratio(state, entry), health=entry.health,
             )
             for entry in state.slots
         )  # fmt: skip
@@ -118,7 +140,8 @@ class Narrator:
             TickDone(
                 **axes_of(state), train_loss=state.train_loss, train_accuracy=state.train_accuracy,
                 validation_loss=state.validation_loss, validation_accuracy=state.validation_accuracy, lr=lr,
-                host_gradient_norm=state.host_norm, slots=lines, parameters=self._parameters(),
+                host_gradient_norm=state.host_norm, host_health=state.host_health, slots=lines,
+                parameters=self._parameters(),
                 live_seeds=sum(entry.stage.is_live for entry in state.slots), flops=state.flops,
                 steps_ms=steps_ms, tick_ms=tick_ms,
                 digest_ms=digest_ms,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.attach import HOST, Grown
+from esper.kasmina.health import GradientHealth
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.config import OptimConfig, OptimizerKind, Schedule
 
@@ -53,6 +54,9 @@ class ParameterOwner:
     def __init__(self, grown: Grown, config: OptimConfig, total_steps: int) -> None:
         self.grown, self.config, self.total_steps = grown, config, total_steps
         self._groups: dict[str, list[dict[str, Any]]] = {}
+        self.health = GradientHealth(
+            vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
+        )
         named = grown.owner_parameters()
         host = self._make_groups(HOST, named[HOST])
         fused = any(p.device.type == "cuda" for _, p in named[HOST])
@@ -161,6 +165,7 @@ class ParameterOwner:
         norms = dict(zip(grads, values, strict=True))
         broken = tuple(owner for owner, norm in norms.items() if not math.isfinite(norm))
         skipped = HOST in broken
+        self.health.step(grads, broken)
         if not skipped:
             for owner in broken:
                 for group in self._groups[owner]:

@@ -3,7 +3,8 @@
 Order within a tick, so that it is one order everywhere:
 
     1. staged births   registered, kept waiting, or discarded, by the vetoes of this commit
-    2. quarantine      slots whose gradient was not finite; the newest blending seed when the host's steps keep failing
+    2. quarantine      slots whose gradient was not finite; the newest blending seed when the host's steps keep failing;
+                       seeds that run by a fallback stand still, and go if it lasts
     3. commands        row-major; each is judged (legality, then its gate) before anything of it happens
     4. auto-advance    slots without a command whose gate ahead passes, where gates.auto_advance says so
     5. mechanics       ends of prune ramps, cool-down
@@ -192,6 +193,18 @@ class _Reduction:
                 newest = max(blending, key=lambda s: (s.ramp.first_step if s.ramp else -1, s.slot))
                 self.move(newest, Mechanical.QUARANTINE, Stage.PRUNED)
 
+    def degraded(self) -> None:
+        """A seed that runs by a fallback stands still where it is; one that is on its way out goes on."""
+        for slot in self.state.slots:
+            if slot.slot in self.moved or not slot.stage.is_live:
+                continue
+            if slot.degraded_tick is None:
+                self.put(slot.thawed(self.state.step))
+            elif self.state.tick - slot.degraded_tick >= self.terms.gates.degraded_ticks:
+                self.move(slot, Mechanical.DEGRADED, Stage.PRUNED)
+            elif not slot.ending:
+                self.put(slot.frozen(self.state.step))
+
     # 3 ------------------------------------------------------------------------------------------------------------
 
     def command(self, command: Command) -> None:
@@ -255,7 +268,7 @@ class _Reduction:
         elif command.ticks == 0:
             self.move(slot, Op.PRUNE, Stage.PRUNED, command.proposal)
         else:
-            after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal)
+            after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal).thawed(self.state.step)
             self.ramp(
                 replace(after, ending=True), target=0.0, ticks=command.ticks, curve=command.curve,
                 steepness=command.steepness, op=after.operators(self.state.step)[0],
@@ -329,6 +342,7 @@ def reduce_tick(
     reduction = _Reduction(state, terms, stage_ticks)
     reduction.births(vetoes)
     reduction.quarantine()
+    reduction.degraded()
     for slot in state.slots:
         reduction.command(commands[slot.slot])
     reduction.auto_advance()

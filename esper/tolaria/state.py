@@ -7,7 +7,7 @@ from esper.kasmina.config import GateConfig, SlotsConfig
 from esper.kasmina.lifecycle import SlotState
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.errors import ConfigError
-from esper.leyline.evidence import ABSENT, Reading
+from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading
 from esper.leyline.observation import BlueprintInfo, Budgets, ChannelInfo
 from esper.leyline.slots import parse_slot
 from esper.leyline.stages import Stage
@@ -25,7 +25,7 @@ class RunState:
         slots: one record per slot, row-major.
         train_loss, train_accuracy: means over the steps before the latest tick.
         validation_loss, validation_accuracy: latest validation.
-        host_norm: mean L2 norm of the host's reduced gradient.
+        host_norm, host_health: mean L2 norm of the host's reduced gradient, and how healthy it was.
         skipped, skipped_in_row: optimizer steps skipped since the last tick; in a row at its end.
         samples: training samples seen. flops: training FLOPs spent, None where nobody keeps an account.
     """
@@ -41,6 +41,7 @@ class RunState:
     validation_loss: Reading = ABSENT
     validation_accuracy: Reading = ABSENT
     host_norm: Reading = ABSENT
+    host_health: GradientHealth = NO_HEALTH
     skipped: int = 0
     skipped_in_row: int = 0
     samples: int = 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from esper.kasmina.gates import GateFacts, judge
 from esper.kasmina.lifecycle import SlotState
-from esper.leyline.evidence import ABSENT, GateResult, Reading, measured, paired, spread
+from esper.leyline.evidence import ABSENT, GateResult, GradientHealth, Reading, measured, paired, spread
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.stages import Gate, Stage
 from esper.tolaria.account import probe_flops, step_flops
@@ -23,19 +23,40 @@ def _mean(total: float, count: float, tick: int) -> Reading:
     return measured(total / count, tick=tick, n=int(count)) if count > 0 else ABSENT
 
 
+def _health(sums: Mapping[str, float], prefix: str, before: GradientHealth, tick: int) -> GradientHealth:
+    steps = sums[f"{prefix}health_steps"]
+    vanishing, exploding = (_mean(sums[f"{prefix}{name}"], steps, tick) for name in ("vanishing", "exploding"))
+    return GradientHealth(
+        vanishing=vanishing if steps else before.vanishing, exploding=exploding if steps else before.exploding,
+        nans=int(sums[f"{prefix}nans"]), infs=int(sums[f"{prefix}infs"]),
+    )  # fmt: skip
+
+
+def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
+    """Mean gradient norm of the seed over the host's in the same window; absent unless both were measured in it."""
+    own, host = slot.gradient_norm, state.host_norm
+    if own.value is None or own.tick is None or own.tick != host.tick or not host.value:
+        return ABSENT
+    return measured(own.value / host.value, tick=own.tick, n=min(own.n, host.n))
+
+
 def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: Terms) -> SlotState:
     def get(name: str) -> float:
         return sums[f"{state.slot}.{name}"]
 
     if not state.stage.has_seed:
         return state
+    degraded = int(get("degraded"))
     norm = _mean(get("norm"), get("norm_steps"), tick)
     gated = int(get("gate_count")) if get("gate_nonfinite") == 0 else 0
     after = replace(
         state,
         finite=get("finite") == terms.world_size,
         owned=get("owned") == terms.world_size,
+        degraded=degraded,
+        degraded_tick=(state.degraded_tick or tick) if degraded else None,
         gradient_norm=norm if norm.is_measured else state.gradient_norm,
+        health=_health(sums, f"{state.slot}.", state.health, tick),
         nonfinite_steps=int(get("nonfinite")),
         gate_mean=paired(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick, min_samples=2),
         gate_std=spread(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick),
@@ -97,6 +118,7 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
         host_norm=_mean(sums["host_norm"], sums["host_norm_steps"], tick),
+        host_health=_health(sums, "host_", state.host_health, tick),
         skipped=int(sums["skipped"]),
         skipped_in_row=int(sums["skipped_in_row"]),
         samples=state.samples + int(sums["train_samples"]),
@@ -113,8 +135,10 @@ def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None
         dwell=state.tick - slot.since_tick,
         finite=slot.finite,
         owned=slot.owned,
+        degraded=slot.degraded,
         refusal=refusal,
         gradient_norm=slot.gradient_norm.aged(state.tick, fresh),
+        health=slot.health.aged(state.tick, fresh),
         nonfinite_steps=slot.nonfinite_steps,
         trainable=parameters > 0,
         contribution=slot.contribution.aged(state.tick, fresh),
@@ -181,7 +205,7 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         alpha=alpha,
         alpha_target=0.0 if ramp is None else ramp.target,
         alpha_velocity=alpha - slot.alpha(max(0, step - terms.tick_steps)) if ramp is not None else 0.0,
-        ramp_progress=0.0 if ramp is None else ramp.progress(step),
+        ramp_progress=slot.ramp_progress(step),
         alpha_mode=slot.alpha_mode(step),
         ending=slot.ending,
         parameters=0 if slot.blueprint is None else terms.info(slot.slot, slot.blueprint).parameters,
@@ -193,7 +217,10 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         gate_std=slot.gate_std,
         effective_alpha=effective_alpha(state, slot),
         gradient_norm=slot.gradient_norm.aged(state.tick, fresh),
+        gradient_ratio=gradient_ratio(state, slot).aged(state.tick, fresh),
+        health=slot.health.aged(state.tick, fresh),
         nonfinite_steps=slot.nonfinite_steps,
+        degraded=slot.degraded,
         verdict=verdict_ahead(state, slot, terms),
         embargo_left=embargo_left(slot, state.tick, terms),
         catalogue=terms.catalogue[slot.slot],
@@ -212,6 +239,8 @@ def observe(state: RunState, terms: Terms) -> Observation:
         train_accuracy=state.train_accuracy,
         validation_loss=state.validation_loss.aged(state.tick, fresh),
         validation_accuracy=state.validation_accuracy.aged(state.tick, fresh),
+        host_gradient_norm=state.host_norm,
+        host_health=state.host_health.aged(state.tick, fresh),
         skipped_steps=state.skipped,
         budgets=terms.budgets(state),
         slots=tuple(_observe_slot(state, slot, terms) for slot in state.slots),

@@ -33,12 +33,13 @@ GLOBAL_ADDITIVE = (
     "validation_loss", "validation_loss_sq", "validation_correct", "validation_correct_sq", "validation_count",
     "validation_nonfinite", "stop", "nonfinite_terms",
 )  # fmt: skip
-GLOBAL_REPLICATED = ("host_norm", "host_norm_steps", "skipped", "skipped_in_row")
+HEALTH = ("vanishing", "exploding", "health_steps", "nans", "infs")  # of `esper.kasmina.health.OwnerHealth`
+GLOBAL_REPLICATED = ("host_norm", "host_norm_steps", "skipped", "skipped_in_row", *(f"host_{name}" for name in HEALTH))
 SLOT_ADDITIVE = (
-    "probe_count", "probe_sum", "probe_sum_sq", "probe_sum_cube", "probe_nonfinite", "finite", "owned",
+    "probe_count", "probe_sum", "probe_sum_sq", "probe_sum_cube", "probe_nonfinite", "finite", "owned", "degraded",
     "gate_count", "gate_sum", "gate_sum_sq", "gate_nonfinite",
 )  # fmt: skip
-SLOT_REPLICATED = ("norm", "norm_steps", "nonfinite")
+SLOT_REPLICATED = ("norm", "norm_steps", "nonfinite", *HEALTH)
 
 
 class Veto(IntEnum):

@@ -10,13 +10,14 @@ import pytest
 from esper.kasmina.config import EvidencePolicy, GateConfig
 from esper.kasmina.gates import GateFacts, judge, standard_errors_above_zero
 from esper.leyline.errors import GateError
-from esper.leyline.evidence import ABSENT, Reading, Status, measured, paired
+from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading, Status, measured, paired
 from esper.leyline.stages import Gate, Stage
 
 ENFORCE = GateConfig()
 OBSERVE = GateConfig(evidence=EvidencePolicy.OBSERVE)
 GOOD = measured(0.10, tick=5, n=256, se=0.01, skew=0.0)
 STALE = Reading(status=Status.STALE, value=0.10, se=0.01, skew=0.0, n=256, tick=1)
+WELL = GradientHealth(vanishing=measured(0.1, tick=5, n=2), exploding=measured(0.0, tick=5, n=2))
 SOURCE = {
     Gate.G0: Stage.EMPTY,
     Gate.G1: Stage.GERMINATED,
@@ -26,10 +27,10 @@ SOURCE = {
 }
 INTEGRITY = {
     Gate.G0: ["stage", "legal"],
-    Gate.G1: ["stage", "finite", "owned"],
-    Gate.G2: ["stage", "finite", "owned"],
-    Gate.G3: ["stage", "finite", "owned", "ramp"],
-    Gate.G5: ["stage", "finite", "owned", "alpha"],
+    Gate.G1: ["stage", "finite", "owned", "as built"],
+    Gate.G2: ["stage", "finite", "owned", "as built"],
+    Gate.G3: ["stage", "finite", "owned", "as built", "ramp"],
+    Gate.G5: ["stage", "finite", "owned", "as built", "alpha"],
 }
 EVIDENCE = {
     Gate.G0: [],
@@ -44,7 +45,7 @@ def facts(gate: Gate, **changes) -> GateFacts:
     """Facts with which the gate passes."""
     full = gate in (Gate.G3, Gate.G5)
     good = GateFacts(
-        stage=SOURCE[gate], dwell=9, finite=True, owned=True, refusal=None,
+        stage=SOURCE[gate], dwell=9, finite=True, owned=True, degraded=0, refusal=None, health=WELL,
         gradient_norm=measured(0.5, tick=5, n=10), nonfinite_steps=0, trainable=True, contribution=GOOD,
         contribution_alpha=1.0, looks=1, max_looks=5, alpha=1.0 if full else 0.0, ramp_done=full,
     )  # fmt: skip
@@ -80,6 +81,7 @@ def test_a_gate_takes_one_stage_only(gate, stage):
         (Gate.G0, {"refusal": "budget of live seeds is spent"}, "legal"),
         *((gate, {"finite": False}, "finite") for gate in (Gate.G1, Gate.G2, Gate.G3, Gate.G5)),
         *((gate, {"owned": False}, "owned") for gate in (Gate.G1, Gate.G2, Gate.G3, Gate.G5)),
+        *((gate, {"degraded": 1}, "as built") for gate in (Gate.G1, Gate.G2, Gate.G3, Gate.G5)),
         (Gate.G3, {"ramp_done": False}, "ramp"),
         (Gate.G3, {"alpha": 0.5, "contribution_alpha": 0.5}, "ramp"),
         (Gate.G5, {"ramp_done": False}, "alpha"),
@@ -97,6 +99,17 @@ def test_g0_says_which_budget_is_spent():
     assert "budget of FLOPs" in judge(Gate.G0, facts(Gate.G0, refusal="budget of FLOPs: 9 left"), ENFORCE).reason
 
 
+def test_neither_size_nor_scale_of_the_gradient_nor_a_drifting_host_changes_a_verdict():
+    """A hundred times the parameters, or ten times the gradient in each: the norm grows, what was measured does not."""
+    for gate in (Gate.G2, Gate.G3, Gate.G5):
+        for contribution in (GOOD, measured(0.1, tick=5, n=256, se=0.09, skew=0.0)):
+            base = judge(gate, facts(gate, contribution=contribution), ENFORCE)
+            for factor in (100**0.5, 10.0, 100.0, 1e6):
+                norm = measured(0.5 * factor, tick=5, n=10)
+                scaled = judge(gate, facts(gate, contribution=contribution, gradient_norm=norm), ENFORCE)
+                assert [(c.name, c.passed) for c in scaled.checks] == [(c.name, c.passed) for c in base.checks]
+
+
 REFUSED = [
     (Gate.G2, {"contribution": ABSENT}, ["contribution"]),
     (Gate.G2, {"contribution": STALE}, ["contribution"]),
@@ -105,7 +118,10 @@ REFUSED = [
     (Gate.G2, {"gradient_norm": ABSENT}, ["gradient"]),
     (Gate.G2, {"gradient_norm": replace(STALE, se=None, skew=None)}, ["gradient"]),
     (Gate.G2, {"gradient_norm": measured(0.0, tick=5, n=10)}, ["gradient"]),
-    (Gate.G2, {"gradient_norm": measured(1.01e4, tick=5, n=10)}, ["gradient"]),
+    (Gate.G2, {"health": replace(WELL, vanishing=measured(0.91, tick=5, n=2))}, ["gradient"]),
+    (Gate.G2, {"health": replace(WELL, exploding=measured(0.11, tick=5, n=2))}, ["gradient"]),
+    (Gate.G5, {"health": replace(WELL, exploding=ABSENT)}, ["gradient"]),
+    (Gate.G5, {"health": replace(WELL, vanishing=replace(STALE, se=None, skew=None))}, ["gradient"]),
     (Gate.G2, {"nonfinite_steps": 1}, ["gradient"]),
     (Gate.G2, {"dwell": 2}, ["dwell"]),
     (Gate.G3, {"contribution": ABSENT}, ["harmless"]),
@@ -153,12 +169,12 @@ def test_thresholds_stand_where_the_config_says(gate, value, se, ok):
 
 
 def test_thresholds_are_config():
-    loose = replace(ENFORCE, k_se=0.0, min_contribution=0.0, first_look=1, max_gradient_norm=1e9)
+    loose = replace(ENFORCE, k_se=0.0, min_contribution=0.0, first_look=1, max_vanishing=1.0)
     weak = facts(
         Gate.G2,
         dwell=1,
         contribution=measured(1e-9, tick=5, n=64, se=1.0, skew=0.0),
-        gradient_norm=measured(1e8, tick=5, n=1),
+        health=replace(WELL, vanishing=measured(1.0, tick=5, n=1)),
     )
     assert judge(Gate.G2, weak, loose).passed
     assert {c.name for c in judge(Gate.G2, weak, ENFORCE).checks if not c.passed} == {
@@ -167,10 +183,11 @@ def test_thresholds_are_config():
 
 
 def test_a_seed_without_parameters_needs_no_gradient_and_nothing_else_of_its_size_matters():
-    assert failed(Gate.G2, trainable=False, gradient_norm=ABSENT) == []
+    assert failed(Gate.G2, trainable=False, gradient_norm=ABSENT, health=NO_HEALTH) == []
     known = set(GateFacts.__dataclass_fields__)
     assert known == {
-        "stage", "dwell", "finite", "owned", "refusal", "gradient_norm", "nonfinite_steps", "trainable",
+        "stage", "dwell", "finite", "owned", "degraded", "refusal", "gradient_norm", "health",
+        "nonfinite_steps", "trainable",
         "contribution", "contribution_alpha", "looks", "max_looks", "alpha", "ramp_done",
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from esper.kasmina.lifecycle import HistoryLine, ProbeRequest, SlotState, move
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
 from esper.leyline.errors import IllegalTransition
-from esper.leyline.evidence import ABSENT, measured
+from esper.leyline.evidence import ABSENT, GradientHealth, measured
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import EDGES, Mechanical, Op, Stage
 
@@ -55,7 +55,7 @@ def test_every_other_change_raises_and_names_the_legal_ones(source):
             assert text.startswith(f"{source.name} -{cause.name}-> {target.name} is no edge")
             assert all(f"{one}->{other}" in text for one, other in legal)
             assert ("none" in text) == (source is Stage.FOSSILIZED)
-    assert tried == 9 * 9 - len(legal)
+    assert tried == (len(Op) + len(Mechanical)) * len(Stage) - len(legal)
 
 
 def test_evidence_belongs_to_the_stage_that_is_left():
@@ -76,7 +76,7 @@ def test_an_edge_back_to_its_own_stage_keeps_dwell_and_evidence_but_not_the_open
     assert after.proposal == 9  # a change that nobody proposed does not take credit
 
 
-@pytest.mark.parametrize("cause", [Op.PRUNE, Mechanical.QUARANTINE])
+@pytest.mark.parametrize("cause", [Op.PRUNE, Mechanical.QUARANTINE, Mechanical.DEGRADED])
 def test_nothing_of_a_pruned_seed_stays_but_the_count_of_births_and_the_history(cause):
     after, _ = go(FULL, cause, Stage.PRUNED, tick=8, proposal=11)
     line = HistoryLine(tick=8, source=Stage.TRAINING, target=Stage.PRUNED, cause=cause.name, blueprint="lora")
@@ -120,7 +120,9 @@ def test_every_field_of_a_slot_enters_its_digest():
         "curve": Curve.LINEAR, "steepness": 5.0, "tempo": 8, "target": 0.25, "ramp": replace(RAMP, last_step=31),
         "ending": False, "learn_step": 13, "spent": {}, "request": None, "contribution": ABSENT,
         "contribution_alpha": 0.5, "gate_mean": measured(0.5, tick=1, n=2), "gate_std": measured(0.5, tick=1, n=2),
-        "gradient_norm": ABSENT, "nonfinite_steps": 1, "finite": False, "owned": False,
+        "gradient_norm": ABSENT, "health": GradientHealth(nans=1),
+        "nonfinite_steps": 1, "finite": False, "owned": False,
+        "degraded": 1, "degraded_tick": 3, "frozen_step": 4,
         "proposal": 8, "history": (line,),
     }  # fmt: skip
     assert set(changes) == set(SlotState.__dataclass_fields__)

@@ -8,7 +8,7 @@ from esper.leyline.alpha import AlphaMode
 from esper.leyline.commands import Command, wait
 from esper.leyline.legality import legal_ops, spent_budget, why_illegal, why_refused
 from esper.leyline.observation import BlueprintInfo, Budgets
-from esper.leyline.stages import Op, Stage
+from esper.leyline.stages import Op, Stage, edges_from
 from tests.support.observations import FREE, observe, slot_view
 
 AT_REST = {"dwell": 3, "alpha": 1.0, "alpha_target": 1.0}
@@ -110,9 +110,18 @@ def test_no_birth_where_no_blueprint_fits_or_of_an_unknown_one():
         assert reason == f"unknown blueprint {name!r} for this slot; it takes heavy, noop, light, medium"
 
 
+@pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING])
+def test_a_degraded_seed_can_only_be_pruned(stage):
+    view = slot_view(stage=stage, degraded=1, **AT_REST)
+    assert names(view) == {"WAIT", "PRUNE"}
+    for op in (Op.ADVANCE, Op.SET_ALPHA_TARGET, Op.FOSSILIZE):
+        if op in {edge.cause for edge in edges_from(stage)}:
+            assert "runs by a fallback on 1 ranks; only PRUNE" in why_illegal(observe(view), view, op)
+
+
 def test_an_op_without_an_edge_is_told_the_legal_ones():
     view = slot_view(stage=Stage.TRAINING, **AT_REST)
-    assert why_illegal(observe(view), view, Op.FOSSILIZE) == "no edge from TRAINING (legal: ADVANCE, PRUNE, QUARANTINE)"
+    assert why_illegal(observe(view), view, Op.FOSSILIZE) == "no edge from TRAINING (legal: ADVANCE, PRUNE)"
     fossil = slot_view(stage=Stage.FOSSILIZED)
     assert why_illegal(observe(fossil), fossil, Op.PRUNE) == "no edge from FOSSILIZED (legal: none)"
 

@@ -14,12 +14,13 @@ from esper.leyline.events import (
     Rewrapped,
     RunEnded,
     RunStarted,
+    SlotDegraded,
     SlotLine,
     StageChanged,
     StepSkipped,
     TickDone,
 )
-from esper.leyline.evidence import ABSENT, Check, GateResult, Reading, Status, measured
+from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, GradientHealth, Reading, Status, measured
 from esper.leyline.stages import Gate, Op, Stage
 
 SLOTS = ("r0c0", "r0c1")
@@ -27,6 +28,12 @@ SLOTS = ("r0c0", "r0c1")
 
 def axes(tick, every=10):
     return {"step": tick * every, "tick": tick, "epoch": tick // 5}
+
+
+def health(tick, **counts):
+    return GradientHealth(
+        vanishing=measured(0.5 / tick, tick=tick, n=3), exploding=measured(0.125, tick=tick, n=3), **counts
+    )
 
 
 def slot_line(slot, tick, stage=Stage.TRAINING):
@@ -41,6 +48,8 @@ def slot_line(slot, tick, stage=Stage.TRAINING):
         blueprint="conv_light" if stage.has_seed else None,
         contribution=contribution if stage.has_seed else ABSENT,
         gradient_norm=measured(0.5 + tick, tick=tick, n=10) if stage.has_seed else ABSENT,
+        gradient_ratio=measured(0.25, tick=tick, n=10) if stage.has_seed else ABSENT,
+        health=health(tick, nans=3) if stage.has_seed else NO_HEALTH,
     )
 
 
@@ -53,6 +62,7 @@ def tick_done(tick, stage=Stage.TRAINING):
         validation_accuracy=Reading(status=Status.STALE, value=0.5, se=0.03, n=300, tick=tick - 1),
         lr=1e-3 / tick,
         host_gradient_norm=measured(1.5, tick=tick, n=10),
+        host_health=health(tick, infs=2),
         slots=(slot_line("r0c0", tick, stage), slot_line("r0c1", tick, Stage.EMPTY)),
         parameters=1000 + tick,
         live_seeds=1,
@@ -138,6 +148,7 @@ SAMPLES = (
     Rewrapped(**axes(5), cause="birth in r0c0", parameters=1100, wrap_ms=3.5),
     CheckpointSaved(**axes(5), saved_step=50, path="checkpoints/step-50", bytes=4096, save_ms=7.5, stall_ms=0.5),
     BirthVetoed(**axes(6), slot="r0c1", blueprint="norm", rank=1, reason="out of memory", proposal=9),
+    SlotDegraded(**axes(6), slot="r0c0", blueprint="norm", ranks=1, reason="recompile limit", pruned=False),
     StepSkipped(**axes(6), count=2, ranks=(1,), first_step=55),
     fault(6),
     RunEnded(**axes(7), status="done", summary={"accuracy": 0.9, "grown": ["r0c0"], "nested": {"a": None}}),

@@ -58,7 +58,7 @@ def test_everything_comes_back_in_order(tmp_path):
     [
         (Level.FULL, [event.kind for event in SAMPLES]),
         (Level.LIFECYCLE, [event.kind for event in SAMPLES if not isinstance(event, TickDone)]),
-        (Level.OFF, ["refusal", "veto", "skipped", "fault"]),
+        (Level.OFF, ["refusal", "veto", "degraded", "skipped", "fault"]),
     ],
 )
 def test_levels(tmp_path, level, expected):

@@ -61,6 +61,11 @@ def test_absent_and_stale_readings_are_left_out(two_attempts):
     assert not any("validation/accuracy" in row for row in rows)  # stale throughout
     assert (odd["slots/r0c1/stage"], odd["slots/r0c1/alpha"]) == (Stage.EMPTY.code, 0.0)
     assert "slots/r0c1/gradient_norm" not in odd
+    assert "slots/r0c1/gradient_nans" not in odd  # no seed, no gradient
+    assert (odd["slots/r0c0/gradient_vanishing"], odd["slots/r0c0/gradient_exploding"]) == (0.5 / 3, 0.125)
+    assert (odd["slots/r0c0/gradient_nans"], odd["slots/r0c0/gradient_infs"]) == (3, 0)
+    assert (odd["host_gradient_vanishing"], odd["host_gradient_infs"]) == (0.5 / 3, 2)
+    assert odd["slots/r0c0/gradient_ratio"] == 0.25
     assert [row["slots/r0c0/stage"] for row in rows] == [Stage.TRAINING.code] * 19 + [Stage.FOSSILIZED.code] * 11
 
 

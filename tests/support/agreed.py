@@ -91,6 +91,7 @@ class Run:
             if entry.stage.has_seed:
                 found[f"{entry.slot}.finite"] = found[f"{entry.slot}.owned"] = float(self.terms.world_size)
                 found[f"{entry.slot}.norm"], found[f"{entry.slot}.norm_steps"] = 5.0, 10.0
+                found[f"{entry.slot}.health_steps"] = 2.0
             if entry.request is not None:
                 count, total, squares = evidence.get(entry.slot, (100, 50.0, 26.0))
                 cubes = (

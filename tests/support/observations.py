@@ -12,7 +12,7 @@ from typing import Any
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator
 from esper.leyline.commands import Command
-from esper.leyline.evidence import ABSENT, Check, GateResult, Reading, measured
+from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, Reading, measured
 from esper.leyline.legality import why_refused
 from esper.leyline.observation import BlueprintInfo, Budgets, Observation, SlotObservation
 from esper.leyline.protocols import Controller
@@ -44,6 +44,7 @@ def slot_view(slot: str = "r0c0", **changes: Any) -> SlotObservation:
         "curve": None, "alpha": 0.0, "alpha_target": 0.0,
         "alpha_velocity": 0.0, "ramp_progress": 1.0, "alpha_mode": AlphaMode.HOLD, "ending": False, "parameters": 0,
         "contribution": ABSENT, "contribution_alpha": 1.0, "looks": 0, "max_looks": 0, "gradient_norm": ABSENT,
+        "gradient_ratio": ABSENT, "health": NO_HEALTH, "degraded": 0,
         "nonfinite_steps": 0, "verdict": None, "embargo_left": 0, "catalogue": CATALOGUE,
     }  # fmt: skip
     return SlotObservation(**(values | changes))
@@ -54,6 +55,7 @@ def observe(*views: SlotObservation, tick: int = 5, **changes: Any) -> Observati
     values: dict[str, Any] = {
         "tick": tick, "step": 10 * tick, "total_steps": 1000, "remaining": 1 - tick / 100, "train_loss": ABSENT,
         "train_accuracy": ABSENT, "validation_loss": ABSENT, "validation_accuracy": ABSENT, "skipped_steps": 0,
+        "host_gradient_norm": ABSENT, "host_health": NO_HEALTH,
         "budgets": FREE, "slots": views,
     }  # fmt: skip
     return Observation(**(values | changes))

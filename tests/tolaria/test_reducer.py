@@ -13,6 +13,7 @@ from esper.leyline.events import (
 )
 from esper.leyline.stages import Gate, Stage
 from esper.tolaria.reducer import Discard, Prepare, Register, Uproot
+from esper.tolaria.views import verdict_ahead
 from esper.tolaria.wire import Veto
 from tests.support.agreed import Run, ask, at, germinate, moves, refusals, run_of
 
@@ -208,3 +209,73 @@ def test_applied_commands_carry_their_reason_and_waiting_makes_no_event():
     assert [(e.command.slot, e.reason) for e in run.events(CommandJudged)] == [("r0c0", "plateau")]
     assert run.tick() != []
     assert run.tick() == []
+
+
+# seeds that run by a fallback --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING])
+def test_a_degraded_seed_passes_no_gate_under_any_policy_and_is_pruned_if_it_lasts(stage):
+    run = at(stage, run=run_of(gates={"degraded_ticks": 2}))
+    op = "FOSSILIZE" if stage is Stage.HOLDING else "ADVANCE"
+    for _ in range(2):
+        run.tick(ask("r0c0", op), r0c0__degraded=1)
+        assert run.slot().stage is stage
+        assert "runs by a fallback on 1 ranks" in refusals(run)[0]
+        verdict = verdict_ahead(run.state, run.slot(), run.terms)
+        assert not verdict.passed
+        assert "as built" in verdict.reason
+        assert run.slot().request is None, "no look is spent on what is not what was built"
+    run.tick(r0c0__degraded=2)
+    assert moves(run) == [(stage.name, "DEGRADED", "PRUNED")]
+    assert run.out.effects == [Uproot("r0c0")]
+    assert (run.slot().degraded, run.slot().degraded_tick, run.slot().frozen_step) == (0, None, None)
+
+
+def test_a_degraded_seed_stands_still_and_goes_on_where_it_stood_once_it_runs_as_built():
+    run = at(Stage.TRAINING, run=run_of(gates={"degraded_ticks": 5}), ticks=4, curve=Curve.LINEAR)
+    run.tick(ask("r0c0", "ADVANCE"))
+    run.tick()
+    alphas = []
+    for degraded in (0, 1, 1, 1, 0, 0, 0, 0):
+        run.tick(ask("r0c0", "ADVANCE"), r0c0__degraded=degraded)
+        path = {run.slot().alpha(run.state.step + ahead) for ahead in range(run.terms.tick_steps)}
+        assert degraded == 0 or len(path) == 1, "between ticks too"
+        alphas.append(run.slot().alpha(run.state.step))
+    assert alphas == pytest.approx([0.5, 0.75, 0.75, 0.75, 0.75, 1.0, 1.0, 1.0])
+    assert run.slot().stage is Stage.HOLDING
+
+
+def test_a_fallback_that_comes_and_goes_is_not_one_that_lasts():
+    run = at(Stage.HOLDING, run=run_of(gates={"degraded_ticks": 2}))
+    for degraded in (1, 1, 0, 1, 1, 0, 1, 1):
+        run.tick(r0c0__degraded=degraded)
+        assert run.slot().stage is Stage.HOLDING
+        assert (run.slot().degraded_tick is not None) == bool(degraded)
+
+
+def test_a_degraded_seed_may_be_ramped_out_and_a_ramp_out_goes_on():
+    run = at(Stage.HOLDING, run=run_of(gates={"degraded_ticks": 9}))
+    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=0.5), r0c0__degraded=1)
+    assert "only PRUNE is legal" in refusals(run)[0]
+    run.tick(ask("r0c0", "PRUNE", ticks=2, curve=Curve.LINEAR), r0c0__degraded=1)
+    alphas = [run.slot().alpha(run.state.step)]
+    for _ in range(2):
+        run.tick(r0c0__degraded=1)
+        alphas.append(run.slot().alpha(run.state.step))
+    assert alphas == [1.0, 0.5, 0.0]
+    assert moves(run) == [("BLENDING", "RAMP_END", "PRUNED")]
+
+
+def test_a_degraded_fossil_stays():
+    run = at(Stage.FOSSILIZED, run=run_of(gates={"degraded_ticks": 0}))
+    for _ in range(3):
+        run.tick(r0c0__degraded=1)
+    assert (run.slot().stage, run.slot().degraded) == (Stage.FOSSILIZED, 1)
+
+
+def test_a_fallback_in_one_slot_is_no_matter_of_another():
+    run = at(Stage.TRAINING, run=run_of(gates={"degraded_ticks": 0}))
+    at(Stage.TRAINING, "r0c1", run=run)
+    run.tick(ask("r0c1", "ADVANCE"), r0c0__degraded=1)
+    assert [run.slot(slot).stage for slot in ("r0c0", "r0c1")] == [Stage.PRUNED, Stage.BLENDING]

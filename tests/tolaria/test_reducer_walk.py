@@ -103,7 +103,8 @@ class Life:
     def break_it(self) -> None:
         """A slot's gradient, or the host's, is not finite."""
         slot, row = self.rng.choice(list(self.terms.places)), self.rng.choice([0, 0, 0, 2, 3])
-        self.step([], skipped=row, skipped_in_row=row, **{f"{slot}__nonfinite": self.rng.choice([0, 1])})
+        broken = {f"{slot}__nonfinite": self.rng.choice([0, 1]), f"{slot}__degraded": self.rng.choice([0, 1, 2])}
+        self.step([], skipped=row, skipped_in_row=row, **broken)
 
     # what must hold -----------------------------------------------------------------------------------------------
 
@@ -194,7 +195,11 @@ class Life:
             assert new.contribution is ABSENT
         if not moves and not own and new.staged == mid.staged:
             assert new.stage is mid.stage
-            assert new.ramp == mid.ramp
+            if mid.frozen_step is None or new.frozen_step is not None:
+                assert new.ramp == mid.ramp
+            elif mid.ramp is not None:  # it stood still for a while, and goes on later by as much
+                late = self.run.state.step - mid.frozen_step if mid.frozen_step < mid.ramp.last_step else 0
+                assert new.ramp.last_step == mid.ramp.last_step + late
             assert new.contribution == mid.contribution
 
     def alpha_goes_on(self, mid: SlotState, new: SlotState, events) -> None:
@@ -281,6 +286,7 @@ drawn_terms = st.builds(
             "look_every": st.integers(1, 2),
             "looks": st.just(3),
             "hold_looks": st.just(2),
+            "degraded_ticks": st.integers(0, 1),
         }
     ),
 )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from esper.kasmina.attach import HOST
 from esper.tolaria.engine import Engine
 from tests.support.tiny import make_engine, tiny_config
 
@@ -66,3 +67,21 @@ def test_empty_slots_add_no_operator_and_bookkeeping_adds_few(tmp_path: Path) ->
     assert {name: ours[name] for name in heavy} == {name: theirs[name] for name in heavy}
     extra = sum(ours.values()) - sum(theirs.values())
     assert 0 <= extra <= 40, (extra, ours - theirs)
+
+
+def test_gradient_health_costs_a_few_operators_a_tick_and_none_in_the_steps_between(tmp_path: Path) -> None:
+    engine = started(tmp_path, optim__health_every=10)
+    owner, often = engine.owner, started(tmp_path / "often", optim__health_every=1)
+    engine.train_step()
+    owner.health.take()
+    with Operators() as sampled:
+        engine.train_step()
+    with Operators() as between:
+        engine.train_step()
+    added = sum(sampled.seen.values()) - sum(between.seen.values())
+    tensors = sum(p.requires_grad for p in engine.grown.model.parameters())
+    assert 0 < added <= tensors + 25, sampled.seen - between.seen
+    assert not set(sampled.seen) & {"aten._local_scalar_dense.default"} - set(between.seen)
+    for _ in range(2):
+        often.train_step()
+    assert often.owner.health.take()[HOST].health_steps == 2

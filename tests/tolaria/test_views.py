@@ -9,7 +9,7 @@ import pytest
 from esper.kasmina.config import EvidencePolicy
 from esper.kasmina.lifecycle import ProbeRequest
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
-from esper.leyline.evidence import ABSENT, Status, measured
+from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Status, measured
 from esper.leyline.observation import Budgets
 from esper.leyline.stages import Gate, Stage
 from esper.tolaria.views import absorb, embargo_left, facts_of, max_looks, observe, verdict_ahead
@@ -109,6 +109,43 @@ def test_a_gradient_norm_is_a_mean_over_steps_and_an_old_one_ages():
     assert later.slot("r0c0").nonfinite_steps == 0
     assert observe(later, terms).slot("r0c0").gradient_norm.status is Status.STALE
     assert facts_of(later, later.slot("r0c0"), terms).gradient_norm.status is Status.STALE
+
+
+def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_are_of_all():
+    terms = make_terms(gates={"fresh_ticks": 1})
+    sums = {"vanishing": 1.5, "exploding": 0.25, "health_steps": 4.0, "nans": 7.0, "infs": 2.0}
+    host = {"vanishing": 0.5, "exploding": 0.0, "health_steps": 5.0, "nans": 0.0, "infs": 1.0}
+    values = {f"r0c0__{name}": value for name, value in sums.items()}
+    values |= {f"host_{name}": value for name, value in host.items()}
+    values |= {"r0c0__norm": 3.0, "r0c0__norm_steps": 4.0, "host_norm": 12.0, "host_norm_steps": 8.0}
+    state = absorbed(seeded(Run(terms)), terms, **values)
+    seen = observe(state, terms)
+    view = seen.slot("r0c0")
+    assert view.health == GradientHealth(
+        vanishing=measured(0.375, tick=6, n=4), exploding=measured(0.0625, tick=6, n=4), nans=7, infs=2
+    )
+    assert view.gradient_ratio == measured(0.5, tick=6, n=4)
+    assert (seen.host_gradient_norm, seen.host_health.vanishing) == (
+        measured(1.5, tick=6, n=8),
+        measured(0.1, tick=6, n=5),
+    )
+    assert (seen.host_health.nans, seen.host_health.infs) == (0, 1)
+    assert facts_of(state, state.slot("r0c0"), terms).health == view.health
+    later = absorbed(absorbed(state, terms), terms)
+    aged = observe(later, terms).slot("r0c0")
+    assert (aged.health.vanishing.status, aged.health.nans) == (Status.STALE, 0)
+    assert aged.gradient_ratio is ABSENT, "the host's norm was not measured in that window"
+    assert observe(seeded(Run(terms)), terms).slot("r0c0").health == NO_HEALTH
+
+
+def test_a_fallback_is_counted_in_ranks_and_remembered_from_its_first_tick():
+    terms = make_terms()
+    state, seen = seeded(Run(terms)), []
+    for ranks in (0.0, 1.0, 2.0, 0.0, 1.0):
+        state = absorbed(state, terms, r0c0__degraded=ranks)
+        seen.append((state.slot("r0c0").degraded, state.slot("r0c0").degraded_tick))
+        assert observe(state, terms).slot("r0c0").degraded == facts_of(state, state.slot("r0c0"), terms).degraded
+    assert seen == [(0, None), (1, 7), (2, 7), (0, None), (1, 10)]
 
 
 REQUEST = ProbeRequest(look=3, alpha=0.6, aim="REST", draw="2.REST.3")

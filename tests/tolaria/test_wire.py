@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from esper.kasmina.health import OwnerHealth
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command, wait
 from esper.leyline.stages import Op
@@ -78,7 +79,9 @@ def test_which_terms_are_replicated():
     layout = ObserveLayout(["r0c0"])
     assert set(layout.replicated) == {
         "host_norm", "host_norm_steps", "skipped", "skipped_in_row", "r0c0.norm", "r0c0.norm_steps", "r0c0.nonfinite",
+        *(f"{whose}{name}" for whose in ("host_", "r0c0.") for name in OwnerHealth.__slots__),
     }  # fmt: skip
+    assert "r0c0.degraded" in layout.additive
     assert {"train_loss", "validation_loss_sq", "stop", "r0c0.probe_sum", "r0c0.finite"} <= set(layout.additive)
 
 

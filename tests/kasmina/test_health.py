@@ -1,0 +1,121 @@
+"""Gradient health: shares weighted by parameters, counts of what is not a number, and a reading once a tick."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from esper.kasmina import health
+from esper.kasmina.health import GradientHealth, OwnerHealth, norms_batched, norms_one_by_one
+
+
+def meter(**changes) -> GradientHealth:
+    return GradientHealth(**{"vanishing_rms": 1e-3, "exploding_rms": 1e3, "every": 1, **changes})
+
+
+def full(rms: float, *shape: int) -> Tensor:
+    """A tensor of that root mean square, with both signs."""
+    signs = torch.tensor([1.0, -1.0]).repeat(math.prod(shape))[: math.prod(shape)]
+    return (rms * signs).reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("sizes", [[3], [1, 5, 7], [40_000, 2, 3, 20_000, 1], [40_000, 20_000], [0, 4, 6]])
+def test_norms_are_those_of_each_tensor_batched_or_one_by_one(sizes, dtype):
+    torch.manual_seed(4)
+    tensors = [(torch.randn(size) * 10.0**power).to(dtype) for power, size in enumerate(sizes)]
+    expected = [math.sqrt(math.fsum(x * x for x in tensor.double().tolist())) for tensor in tensors]
+    rel = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float64: 1e-12}[dtype]
+    for norms in (norms_one_by_one(tensors), norms_batched(tensors)):
+        assert norms.dtype is torch.float64
+        assert norms.tolist() == pytest.approx(expected, rel=rel, abs=0.0)
+
+
+def test_batched_norms_take_matrices_views_and_scalars():
+    tensors = [torch.randn(3, 4).t(), torch.randn(5, 2)[::2], torch.randn(()), torch.randn(2, 3, 3, 3)]
+    assert torch.allclose(norms_batched(tensors), norms_one_by_one(tensors), rtol=1e-6)
+    broken = [torch.full((2,), math.nan), torch.full((2,), math.inf), torch.ones(4)]
+    assert [str(x) for x in norms_batched(broken).tolist()] == ["nan", "inf", "2.0"]
+
+
+def test_shares_count_parameters_and_not_tensors():
+    own = meter()
+    own.step({"host": [full(1.0, 60), full(1e-4, 30), full(1e4, 2, 5)], "r0c0": [full(1e-4, 8), full(1.0, 2, 4)]}, [])
+    assert own.take() == {
+        "host": OwnerHealth(pytest.approx(0.3), pytest.approx(0.1), 1, 0, 0), "r0c0": OwnerHealth(0.5, 0.0, 1, 0, 0)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [1, 10, 100])
+def test_a_larger_tensor_of_the_same_gradient_is_as_healthy(factor):
+    own = meter()
+    own.step({"r0c0": [full(0.5, 4 * factor), full(1e-5, factor)]}, [])
+    assert own.take()["r0c0"] == OwnerHealth(pytest.approx(0.2), 0.0, 1, 0, 0)
+
+
+def test_what_is_not_finite_is_counted_by_element_and_kind_and_neither_vanishes_nor_explodes():
+    own = meter(every=4)
+    bad = torch.ones(10)
+    bad[:3], bad[3] = math.nan, -math.inf
+    own.step({"host": [torch.ones(10)], "r0c0": [torch.ones(10)]}, [])
+    own.step({"host": [torch.ones(10)], "r0c0": [bad, torch.ones(30)]}, ["r0c0"])
+    own.step({"host": [torch.full((2,), math.inf)], "r0c0": [bad]}, ["host", "r0c0"])
+    found = own.take()
+    assert (found["r0c0"].nans, found["r0c0"].infs) == (6, 2)
+    assert (found["host"].nans, found["host"].infs) == (0, 2)
+    own.step({"r0c0": [bad, full(1e4, 30)]}, ["r0c0"])
+    assert own.take() == {"r0c0": OwnerHealth(0.0, pytest.approx(0.75), 1, 3, 1)}
+
+
+def test_the_first_step_after_a_reading_is_sampled_and_then_every_nth():
+    own = meter(every=3)
+    for steps, sampled in ((1, 1), (3, 1), (4, 2), (7, 3)):
+        for step in range(steps):
+            own.step({"host": [full(1e-4 if step % 3 == 0 else 1.0, 6)]}, [])
+        assert own.take() == {"host": OwnerHealth(float(sampled), 0.0, sampled, 0, 0)}
+    assert own.take() == {}
+
+
+def test_owners_may_come_and_go_between_readings():
+    own = meter()
+    own.step({"host": [full(1e-4, 6)]}, [])
+    own.step({"host": [full(1e-4, 6)], "r0c0": [full(1.0, 2)]}, [])
+    own.step({}, [])
+    own.step({"host": [full(1.0, 6)]}, [])
+    assert own.take() == {"host": OwnerHealth(2.0, 0.0, 3, 0, 0), "r0c0": OwnerHealth(0.0, 0.0, 1, 0, 0)}
+
+
+def test_both_paths_give_the_same_shares(monkeypatch):
+    torch.manual_seed(1)
+    gradients = {
+        "host": [torch.randn(50) * 10.0**p for p in range(-6, 6)],
+        "r0c0": [torch.randn(20_000), torch.randn(3)],
+    }
+    batched, plain = meter(), meter()
+    batched.step(gradients, [])
+    monkeypatch.setattr(health, "norms_batched", norms_one_by_one)
+    plain.step(gradients, [])
+    assert batched.take() == plain.take()
+
+
+READS = ("tolist", "item", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero")
+
+
+def test_a_step_waits_for_no_device_and_a_reading_waits_once(monkeypatch):
+    gradients = {"host": [torch.randn(50), torch.randn(20_000)], "r0c0": [torch.full((4,), math.nan)]}
+    own = meter()
+    reads: list[str] = []
+    for name in READS:
+        plain = getattr(Tensor, name)
+
+        def counted(*args, _name=name, _plain=plain, **kwargs):
+            reads.append(_name)
+            return _plain(*args, **kwargs)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    for _ in range(3):
+        own.step(gradients, ["r0c0"])
+    assert reads == []
+    own.take()
+    assert reads == ["tolist", "tolist"], "one for the shares, one for the owner that was broken"
