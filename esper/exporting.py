@@ -17,7 +17,7 @@ from esper.kasmina.birth import birth_key, build_gate, build_seed
 from esper.kasmina.blueprints import registry
 from esper.kasmina.export import export
 from esper.kasmina.exported import Way
-from esper.kasmina.slot import phase_of
+from esper.kasmina.phases import phase_of
 from esper.kasmina.writing import save_exported
 from esper.leyline.errors import CheckpointError, RunDirError
 from esper.rundir import CONFIG

@@ -58,8 +58,12 @@ class Grown:
         (self.beat,) = beats.values()
 
     @contextlib.contextmanager
-    def override(self, alphas: Mapping[str, float]) -> Iterator[None]:
-        """Within the block the named slots use these alphas, whatever their stage; nothing else changes."""
+    def override(self, alphas: Mapping[str, float | Tensor]) -> Iterator[None]:
+        """Within the block the named slots use these alphas, whatever their stage; nothing else changes.
+
+        Args:
+            alphas: in [0, 1], for all samples alike; or a tensor with one per sample (see `esper.kasmina.rows`).
+        """
         before = {slot: self.slots[slot].overridden for slot in alphas}
         try:
             for slot, value in alphas.items():

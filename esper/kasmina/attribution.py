@@ -23,20 +23,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.attach import Grown
 from esper.kasmina.coalitions import Kind, Plan, Quantity
-from esper.kasmina.confidence import confident, evaluating
-from esper.kasmina.hosts.resume import Resumable, State, resumable
-from esper.kasmina.prefixes import Entry, account, parts
+from esper.kasmina.confidence import evaluating
+from esper.kasmina.hosts.resume import resumable
+from esper.kasmina.prefixes import Entry, How, account
 from esper.kasmina.slot import Phase
+from esper.kasmina.values import PerSample, values_of
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import Reading, measured, paired
 from esper.leyline.slots import parse_slot
-
-# per_sample(model output, target) -> loss [B] in nats, correct [B] in [0, 1]; a sequence is one sample
-PerSample = Callable[[Any, Any], tuple[Tensor, Tensor]]
 
 
 def blended(grown: Grown) -> dict[str, float]:
@@ -51,7 +48,8 @@ class Sums:
     Fields:
         plan: what was summed.
         samples, forwards: samples seen; outputs of the model, one per coalition and batch.
-        order: slots in the order of execution where prefixes were shared, None where every forward was full.
+        order: slots in the order of execution where the host resumed from them, None where every forward was full.
+        how: prefixes shared, coalitions stacked, or neither.
         asking: slots whose seed, where it takes part, needs class logits: a forward more, without them (CONFIDENCE).
         moments: per quantity, in the plan's order: (sum d, sum d^2) in nats, then in share of correct answers.
     """
@@ -61,11 +59,14 @@ class Sums:
     forwards: int
     moments: tuple[tuple[float, float, float, float], ...]
     order: tuple[str, ...] | None
+    how: How
     asking: tuple[str, ...]
 
     def work(self) -> Counter[Entry]:
         """What ran, for a FLOP account: passes of one sample through each part of the forward, with its seeds."""
-        return Counter({entry: n * self.samples for entry, n in account(self.plan, self.order, self.asking).items()})
+        return Counter(
+            {entry: n * self.samples for entry, n in account(self.plan, self.order, self.how, self.asking).items()}
+        )
 
     def table(self) -> dict[Quantity, tuple[float, float, float, float]]:
         """Moments by quantity."""
@@ -84,7 +85,7 @@ class Sums:
         return replace(self, samples=round(vector[0]), forwards=round(vector[1]), moments=moments)
 
     def __add__(self, other: "Sums") -> "Sums":
-        if (self.plan, self.order, self.asking) != (other.plan, other.order, other.asking):
+        if (self.plan, self.order, self.how, self.asking) != (other.plan, other.order, other.how, other.asking):
             raise ValueError("sums of different plans cannot be added: seeds, alphas, pairs and key must be equal")
         return self.taking([a + b for a, b in zip(self.vector(), other.vector(), strict=True)])
 
@@ -105,59 +106,10 @@ def differences(plan: Plan, values: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _value(loss: Tensor, correct: Tensor) -> Tensor:
-    if loss.ndim != 1 or loss.shape != correct.shape:
-        raise ValueError(
-            f"per_sample returned loss {list(loss.shape)} and correct {list(correct.shape)}, need both [B]: one number "
-            "per sample, not their mean"
-        )
-    return torch.stack([-loss.double(), correct.double()])
-
-
-def _values(
-    grown: Grown, plan: Plan, host: Resumable | None, args: tuple[Any, ...], target: Any, per_sample: PerSample
-) -> Tensor:
-    """[M, 2, B]. A stack holds the states that parts to come begin with, and where the random streams stood there."""
-    devices = sorted({p.device for p in grown.model.parameters() if p.is_cuda}, key=str)
-    states: list[tuple[State, list[Tensor]]] = []
-    values: dict[int, Tensor] = {}
-    with torch.random.fork_rng(devices):
-        begin = _streams(devices)
-        for part in parts(plan, host.slot_order() if host else None):
-            del states[part.depth :]
-            state, streams = states[-1] if states else ((), begin)
-            _set_streams(devices, streams)
-            with grown.override(plan.alphas(part.coalitions[0])):
-                if host is not None and part.start is not None:
-                    result = host.forward_from(state, part.start, until=part.until)
-                elif host is not None and part.until is not None:
-                    result = host.forward_to(args[0], part.until)
-                else:
-                    own = tree_map_only(Tensor, torch.clone, args)  # a model may write into its input
-                    with confident(grown, *own):
-                        result = grown.model(*own)
-            if part.until is not None:
-                states.append((result, _streams(devices)))
-            else:
-                value = _value(*per_sample(result, target))
-                values |= dict.fromkeys(part.coalitions, value)
-    return torch.stack([values[coalition] for coalition in plan.coalitions])
-
-
 def _asks(grown: Grown, plan: Plan, slot: str) -> bool:
     levels = dict(plan.levels)
     with grown.override({slot: levels[slot]} if slot in levels else {}):
         return grown.slots[slot].asks_logits
-
-
-def _streams(devices: Sequence[torch.device]) -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-
-
-def _set_streams(devices: Sequence[torch.device], streams: Sequence[Tensor]) -> None:
-    torch.set_rng_state(streams[0])
-    for device, state in zip(devices, streams[1:], strict=True):
-        torch.cuda.set_rng_state(state, device)
 
 
 def attribute(
@@ -166,7 +118,7 @@ def attribute(
     batches: Iterable[tuple[Any, Any]],
     per_sample: PerSample,
     *,
-    share: bool = True,
+    how: How = How.SHARED,
     each: Callable[[Tensor], object] | None = None,
 ) -> Sums:
     """Runs every coalition of the plan on every batch, in eval() and without gradient; the model is left as it was.
@@ -178,7 +130,8 @@ def attribute(
         plan: see `make_plan`; the same on all ranks.
         batches: this rank's share: pairs of inputs (a tensor, or a tuple of arguments) and target, on the device.
         per_sample: (model output, target) -> loss [B] in nats, correct [B].
-        share: let coalitions share prefixes where the host can resume; False: full forwards, to the same bits.
+        how: coalitions meet the batch; SHARED and FULL to the same bits, STACKED to rounding. A host that cannot resume
+            has no prefix to share, and where class logits are asked for (CONFIDENCE) every forward is full.
         each: takes every batch's quantities per sample, float64 [Q, 2, B], for sums of one's own.
 
     Raises:
@@ -190,20 +143,21 @@ def attribute(
         if grown.slots[slot].seed is None:
             raise ConfigError(f"slot {slot}: holds no seed, so there is nothing to attribute; leave it out")
     asking = tuple(slot for slot in grown.slots if _asks(grown, plan, slot))
-    host = resumable(grown) if share and not asking else None  # class logits depend on what comes behind a slot
+    how = How.FULL if asking else how  # class logits depend on what comes behind a slot
+    host = None if how is How.FULL else resumable(grown)
     samples = forwards = 0
     total = torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
     with evaluating(grown.model):
         for inputs, target in batches:
             args = inputs if isinstance(inputs, tuple) else (inputs,)
-            d = differences(plan, _values(grown, plan, host, args, target, per_sample))
+            d = differences(plan, values_of(grown, plan, how, host, args, target, per_sample))
             if each is not None:
                 each(d)
             total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)
             samples += d.shape[2]
             forwards += len(plan.coalitions)
     moments = tuple((a, b, c, e) for a, b, c, e in total.tolist())
-    return Sums(plan, samples, forwards, moments, host.slot_order() if host else None, asking)
+    return Sums(plan, samples, forwards, moments, host.slot_order() if host else None, how, asking)
 
 
 @dataclass(frozen=True, slots=True)

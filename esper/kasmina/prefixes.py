@@ -16,9 +16,18 @@ counts FLOPs: the host's operations between two slots, and the seeds that join t
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 from esper.kasmina.coalitions import Plan
+
+
+class How(StrEnum):
+    """SHARED: the tree above. STACKED: to the first slot once, then all coalitions along the batch. FULL: apart."""
+
+    SHARED = "shared"
+    STACKED = "stacked"
+    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +79,27 @@ def parts(plan: Plan, order: Sequence[str] | None) -> tuple[Part, ...]:
     return tuple(grow(0, None, plan.coalitions, 0))
 
 
-def account(plan: Plan, order: Sequence[str] | None, asking: Collection[str] = ()) -> Counter[Entry]:
+def account(
+    plan: Plan, order: Sequence[str] | None, how: How = How.SHARED, asking: Collection[str] = ()
+) -> Counter[Entry]:
     """How often each kind of part runs per sample.
 
     A seed at alpha 0 does not run. FLOPs of an attribution are the sum over entries of count times samples times
     (the host's FLOPs between the two slots + those of the seeds).
 
     Args:
-        order: as for `parts`.
+        order: as for `parts`. how: STACKED shares no more than what comes before the plan's first slot.
         asking: slots whose seed, where it takes part, costs a full forward more, without all such seeds; those that
             are not in the plan always take part. Nothing can be shared then: ``order`` is None.
     """
     counted: Counter[Entry] = Counter()
     levels = dict(plan.levels)
     sequence = [slot for slot in order or levels if slot in levels]
-    for part in parts(plan, order):
+    work = parts(plan, order)
+    if how is How.STACKED and order is not None:
+        work = (Part(0, None, sequence[0], plan.coalitions),)
+        work += tuple(Part(1, sequence[0], None, (coalition,)) for coalition in plan.coalitions)
+    for part in work:
         first = 0 if part.start is None else sequence.index(part.start)
         last = len(sequence) if part.until is None else sequence.index(part.until)
         alphas = plan.alphas(part.coalitions[0])

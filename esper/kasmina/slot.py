@@ -1,18 +1,9 @@
 """A slot: the place where a seed lives. It computes, and knows nothing of ticks, ranks or telemetry.
 
-What it does in the host's forward follows from its `Phase`; which phase a stage means is data, in `PHASES`:
-
-    stage                    phase       seed's input    learns
-    EMPTY, cooling           OFF         -               -
-    GERMINATED               OFF         -               no
-    TRAINING  (shadow)       OFF         -               in a forward of its own (see incubation)
-    TRAINING  (ste)          STRAIGHT    detached        yes
-    BLENDING, HOLDING        BLEND       attached        yes (not while a prune ramp runs)
-    FOSSILIZED               BLEND       attached        by config
+What it does in the host's forward follows from its `Phase` (`esper.kasmina.phases`).
 """
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -21,38 +12,13 @@ from torch import Tensor, nn
 from esper.kasmina.beat import Beat
 from esper.kasmina.blend import INCREMENTS, HostOnly, StraightThrough, Strength, blend, effective
 from esper.kasmina.channels import channels_path
-from esper.kasmina.config import Incubation
 from esper.kasmina.feature import put, take
 from esper.kasmina.gating import Tally, margin
+from esper.kasmina.phases import Phase
+from esper.kasmina.rows import Rows, rows_of
 from esper.kasmina.sites import Site
 from esper.leyline.alpha import Operator, check_alpha
 from esper.leyline.errors import ConfigError
-from esper.leyline.stages import Stage
-
-
-class Phase(StrEnum):
-    """What the slot does in the host's forward."""
-
-    OFF = "off"
-    STRAIGHT = "straight"
-    BLEND = "blend"
-
-
-PHASES: dict[Stage, Phase] = {stage: Phase.BLEND if stage.is_blended else Phase.OFF for stage in Stage}
-
-
-def phase_of(stage: Stage, incubation: Incubation) -> Phase:
-    """The row of the table above."""
-    if stage is Stage.TRAINING and incubation == Incubation.STE:
-        return Phase.STRAIGHT
-    return PHASES[stage]
-
-
-def learns(stage: Stage, *, ending: bool, train_fossils: bool) -> bool:
-    """Whether a seed's parameters get a gradient in every step of this stage."""
-    if stage is Stage.FOSSILIZED:
-        return train_fossils
-    return stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING) and not ending
 
 
 class SeedSlot(nn.Module):
@@ -93,7 +59,7 @@ class SeedSlot(nn.Module):
         self.register_buffer("channels", None, persistent=False)
         self._level, self._fade_level = 0.0, 1.0
         self._channels: tuple[float, ...] | None = None
-        self._override: float | None = None
+        self._override: float | Rows | None = None
 
     @property
     def level(self) -> float:
@@ -136,13 +102,25 @@ class SeedSlot(nn.Module):
             self.channels = v.view(-1, *[1] * (self.site.topology.ndim - 1 - self.site.topology.channel_axis))
 
     @property
-    def overridden(self) -> float | None:
-        """The alpha of the override in force, None without one."""
+    def overridden(self) -> float | Rows | None:
+        """The alpha (or alphas per sample) of the override in force, None without one."""
         return self._override
 
-    def override(self, value: float | None) -> None:
-        """For an evaluation: use ``value`` instead of the committed alpha, whatever the phase. None ends it."""
-        self._override = None if value is None else check_alpha(value, f"alpha override of {self.slot}")
+    def override(self, value: float | Tensor | Rows | None) -> None:
+        """For an evaluation: use ``value`` instead of the committed alpha, whatever the phase. None ends it.
+
+        Args:
+            value: in [0, 1], for all samples alike; or a tensor with one per sample (see `esper.kasmina.rows`).
+
+        Raises:
+            ValueError: an alpha is NaN or outside [0, 1]. ConfigError: a tensor of another shape.
+        """
+        if isinstance(value, Tensor):
+            ndim = value.ndim if self.site is None else self.site.topology.ndim
+            value = rows_of(value, ndim, self.slot)
+        elif value is not None and not isinstance(value, Rows):
+            value = check_alpha(value, f"alpha override of {self.slot}")
+        self._override = value
 
     @property
     def idle(self) -> bool:
@@ -154,6 +132,8 @@ class SeedSlot(nn.Module):
         if torch.is_grad_enabled():
             return False
         level = self._level if self._override is None else self._override
+        if isinstance(level, Rows):
+            return not len(level.chosen)
         return level == 0.0 or (self._override is None and self.phase is Phase.STRAIGHT)
 
     def plant(self, seed: nn.Module) -> None:
@@ -177,6 +157,8 @@ class SeedSlot(nn.Module):
         """A forward now needs class logits handed in."""
         if self.seed is None or Operator.CONFIDENCE not in (self.operator, self.fades_from):
             return False
+        if isinstance(self._override, Rows):
+            return len(self._override.chosen) > 0
         return self.phase is Phase.BLEND if self._override is None else self._override != 0.0
 
     def forward(self, host: Tensor, x: Tensor) -> Tensor:
@@ -188,6 +170,8 @@ class SeedSlot(nn.Module):
         """
         if self.seed is None:
             return host
+        if isinstance(self._override, Rows):
+            return self._in_rows(host, x, self._override)
         if self._override is not None:
             return self._blended(host, x, self._override, torch.full_like(self.alpha, self._override))
         if self.phase is Phase.OFF:
@@ -212,7 +196,17 @@ class SeedSlot(nn.Module):
             return HostOnly.apply(host, *others)
         return host
 
-    def _strength(self, host: Tensor, x: Tensor, alpha: Tensor) -> Strength:
+    def _in_rows(self, host: Tensor, x: Tensor, rows: Rows) -> Tensor:
+        rows.check(host, self.slot)
+        if not len(rows.chosen):
+            return host
+        at = rows.chosen.to(host.device)
+        some_host, some_x = host[at], x[at]
+        strength = self._strength(some_host, some_x, rows.strength(host), rows)
+        joined = blend(some_host, self._delta(some_x, some_host), strength, self.operator, self.fades_from, self.fade)
+        return host.index_copy(0, at, joined)
+
+    def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
         """What the operators in use ask for; tallies g_eff where a forward of training is tallied."""
         used = (self.operator, self.fades_from)
         gate = confidence = None
@@ -221,7 +215,8 @@ class SeedSlot(nn.Module):
                 raise ConfigError(f"slot {self.slot}: GATE without a gate; give it one (slot.gate = build_gate(...))")
             gate = self.gate(x)
         if Operator.CONFIDENCE in used:
-            g = margin(None if self.beat is None else self.beat.logits, len(host), self.slot)
+            g = margin(None if self.beat is None else self.beat.logits, len(rows.alphas if rows else host), self.slot)
+            g = g[rows.chosen.to(g.device)] if rows else g
             confidence = g.view(-1, *[1] * (host.ndim - 1))
         if Operator.CHANNEL in used and self.channels is None:
             raise ConfigError(f"slot {self.slot}: CHANNEL without a vector v; set slots.channels.{self.slot}")

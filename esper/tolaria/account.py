@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from esper.kasmina.config import Incubation, SlotsConfig
 from esper.kasmina.flops import HostCost, SeedCost
 from esper.kasmina.lifecycle import SlotState
-from esper.kasmina.slot import learns
+from esper.kasmina.phases import learns
 from esper.leyline.stages import Stage
 
 

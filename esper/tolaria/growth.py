@@ -21,7 +21,8 @@ from esper.kasmina.birth import birth_key, build_gate, build_seed, gate_key
 from esper.kasmina.blueprints import registry
 from esper.kasmina.config import Incubation
 from esper.kasmina.lifecycle import SlotState
-from esper.kasmina.slot import Phase, SeedSlot, learns, phase_of
+from esper.kasmina.phases import Phase, learns, phase_of
+from esper.kasmina.slot import SeedSlot
 from esper.leyline.stages import Stage
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.parameters import ParameterRegistry

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from esper.kasmina.attach import CONTAINER, HOST, Grown
 from esper.kasmina.lifecycle import SlotState
-from esper.kasmina.slot import learns
+from esper.kasmina.phases import learns
 from esper.leyline.errors import OwnershipError
 from esper.leyline.stages import Stage
 from esper.tolaria.ownership import ParameterOwner

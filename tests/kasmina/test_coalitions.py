@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esper.kasmina.attribution import Attribution, Sums, differences, readings
 from esper.kasmina.coalitions import Kind, Plan, Quantity, make_plan
+from esper.kasmina.prefixes import How
 from esper.leyline.errors import ConfigError
 
 SAMPLES = 7
@@ -23,7 +24,7 @@ def play(plan: Plan, game: Tensor) -> Attribution:
     """Readings of a game [2**n, 2, B] of values per coalition, unit and sample."""
     d = differences(plan, game[list(plan.coalitions)])
     moments = torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1).tolist()
-    return readings(Sums(plan, game.shape[2], 0, tuple(map(tuple, moments)), None, ()), tick=1, min_samples=2)
+    return readings(Sums(plan, game.shape[2], 0, tuple(map(tuple, moments)), None, How.FULL, ()), tick=1, min_samples=2)
 
 
 def random_game(n: int, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from esper.kasmina.attach import Grown, attach
 from esper.kasmina.birth import birth_key, build_seed
 from esper.kasmina.config import Incubation
-from esper.kasmina.slot import phase_of
+from esper.kasmina.phases import phase_of
 from esper.leyline.stages import Stage
 from esper.leyline.topology import Topology
 

@@ -15,6 +15,7 @@ from esper.kasmina.attach import Grown
 from esper.kasmina.attribution import attribute, blended, readings
 from esper.kasmina.coalitions import Kind, Plan, make_plan
 from esper.kasmina.confidence import confident
+from esper.kasmina.prefixes import How
 from esper.leyline.alpha import Operator
 from tests.support.playing import Delta, batches_for, classify, grown_for, plant
 
@@ -45,7 +46,7 @@ def plans(kind: str) -> list[Plan]:
 def test_shared_prefixes_give_the_bits_of_full_forwards(kind):
     grown, batches = grow(kind), batches_for(kind)
     for plan in plans(kind):
-        shared, full = (attribute(grown, plan, batches, classify, share=share) for share in (True, False))
+        shared, full = (attribute(grown, plan, batches, classify, how=how) for how in (How.SHARED, How.FULL))
         assert shared.order == grown.model.slot_order()
         assert full.order is None
         assert [x.hex() for x in shared.vector()] == [x.hex() for x in full.vector()]
@@ -58,7 +59,7 @@ def test_under_autocast_too(kind):
     grown.model.float()
     batches = [(x.float() if x.is_floating_point() else x, y) for x, y in batches]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        shared, full = (attribute(grown, plans(kind)[0], batches, classify, share=share) for share in (True, False))
+        shared, full = (attribute(grown, plans(kind)[0], batches, classify, how=how) for how in (How.SHARED, How.FULL))
     assert shared.vector() == full.vector()
 
 
@@ -93,10 +94,10 @@ def test_the_account_times_the_costs_of_parts_and_seeds_is_what_torch_counts(kin
 
     seeds = {slot: of_seed(slot) for slot in SEEDS[kind]}
     assert min(seeds.values()) > 0
-    for plan, share in ((plans(kind)[1], True), (plans(kind)[1], False), (plans(kind)[2], True)):
-        sums = attribute(grown, plan, batches, classify, share=share)
+    for plan, how in ((plans(kind)[1], How.SHARED), (plans(kind)[1], How.FULL), (plans(kind)[2], How.STACKED)):
+        sums = attribute(grown, plan, batches, classify, how=how)
         wanted = sum(n * (of(e.start, e.until) + sum(seeds[s] for s in e.seeds)) for e, n in sums.work().items())
-        assert flops(attribute, grown, plan, batches, classify, share=share) * len(x) == wanted
+        assert flops(attribute, grown, plan, batches, classify, how=how) * len(x) == wanted
         assert sums.samples == 3
 
 
@@ -129,7 +130,7 @@ def test_seeds_that_draw_see_the_numbers_that_a_full_forward_would_hand_them():
         plant(grown, slot, Restless(), 1.0)
     stream = torch.get_rng_state()
     plan = make_plan(blended(grown))
-    shared, full = (attribute(grown, plan, batches, classify, share=share) for share in (True, False))
+    shared, full = (attribute(grown, plan, batches, classify, how=how) for how in (How.SHARED, How.FULL))
     assert shared.vector() == full.vector()
     assert len({row[0] for row in shared.moments}) == len(plan.quantities)
     assert torch.equal(torch.get_rng_state(), stream)
@@ -141,7 +142,7 @@ def test_a_hook_of_somebody_elses_is_not_passed_over():
     handle = grown.model.blocks[1].register_forward_hook(lambda m, a, out: out * 2.0)
     with_hook = attribute(grown, plan, batches, classify)
     assert with_hook.order is None
-    assert with_hook.vector() == attribute(grown, plan, batches, classify, share=False).vector()
+    assert with_hook.vector() == attribute(grown, plan, batches, classify, how=How.FULL).vector()
     handle.remove()
     assert attribute(grown, plan, batches, classify).vector() != with_hook.vector()
 

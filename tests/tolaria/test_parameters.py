@@ -12,7 +12,7 @@ from torch import nn
 
 from esper.kasmina.attach import CONTAINER
 from esper.kasmina.lifecycle import SlotState
-from esper.kasmina.slot import learns
+from esper.kasmina.phases import learns
 from esper.leyline.errors import OwnershipError
 from esper.leyline.stages import Stage
 from esper.tolaria.engine import Engine
