@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from esper.kasmina.blend import MULTIPLY_BOUND
 from esper.kasmina.feature import Place
+from esper.kasmina.rows import Rows
 from esper.kasmina.slot import Phase, SeedSlot
 from esper.kasmina.tracing import as_graph
 from esper.leyline.alpha import Operator
@@ -163,12 +164,19 @@ def delta_like(seed: nn.Module, feature: Tensor) -> Tensor:
 
 
 def alphas_now(grown: "Grown") -> dict[str, float]:
-    """Alpha that each seed is joined with now, an override before the committed one; 0 for one that takes no part."""
+    """Alpha that each seed is joined with now, an override before the committed one; 0 for one that takes no part.
+
+    Raises:
+        ConfigError: an override is in force that gives every sample an alpha of its own.
+    """
     levels = {}
     for slot, holder in grown.slots.items():
         if holder.seed is not None:
             level = holder.level if holder.phase is Phase.BLEND else 0.0
-            levels[slot] = level if holder.overridden is None else holder.overridden
+            level = level if holder.overridden is None else holder.overridden
+            if isinstance(level, Rows):
+                raise ConfigError(f"slot {slot}: its override has an alpha per sample; leave that block first")
+            levels[slot] = level
     return levels
 
 
