@@ -172,11 +172,10 @@ def alphas_now(grown: "Grown") -> dict[str, float]:
     levels = {}
     for slot, holder in grown.slots.items():
         if holder.seed is not None:
-            level = holder.level if holder.phase is Phase.BLEND else 0.0
-            level = level if holder.overridden is None else holder.overridden
-            if isinstance(level, Rows):
+            committed = holder.level if holder.phase is Phase.BLEND else 0.0
+            if isinstance(holder.overridden, Rows):
                 raise ConfigError(f"slot {slot}: its override has an alpha per sample; leave that block first")
-            levels[slot] = level
+            levels[slot] = committed if holder.overridden is None else holder.overridden
     return levels
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from esper.kasmina.attribution import attribute, blended, readings
 from esper.kasmina.birth import build_gate
 from esper.kasmina.coalitions import make_plan
+from esper.kasmina.joining import alphas_now
 from esper.kasmina.prefixes import How
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
@@ -153,3 +154,14 @@ def test_an_input_that_is_not_one_row_per_sample_cannot_be_stacked():
     with pytest.raises(ConfigError, match=r"an input or target is \[1, 5\] in a batch of 6; need one row per sample"):
         attribute(grown, plan, [((x, shift[:1]), target)], classify, how=How.STACKED)
     assert attribute(grown, plan, [((x, shift[:1]), target)], classify).samples == 6
+
+
+def test_an_export_under_alphas_per_sample_is_refused_by_name():
+    grown = grown_for("BC", SEEDS["BC"])
+    with (
+        grown.override({"r0c0": torch.ones(6)}),
+        pytest.raises(ConfigError, match="slot r0c0: its override has an alpha"),
+    ):
+        alphas_now(grown)
+    with grown.override({"r0c0": 0.25}):
+        assert alphas_now(grown) == SEEDS["BC"] | {"r0c0": 0.25}
