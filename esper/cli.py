@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -92,8 +93,9 @@ def catalogue(dim: int, positions: int) -> Table:
         ConfigError: a plugin cannot be imported, or its blueprints are refused.
     """
     blueprints.load_plugins()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("topology", "name", "arguments"):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    for title in ("topology", "name", "arguments", "backend"):
         table.add_column(title, no_wrap=True)
     for title in ("version", "parameters", "FLOPs"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -105,7 +107,11 @@ def catalogue(dim: int, positions: int) -> Table:
             arguments = " ".join(f"{key}={value}" for key, value in entry.arguments.items())
             size = entry.info_or_none(dim, places)
             sizes = (f"{size.parameters:,}", f"{size.flops:,}") if size else (f"not at {dim}", "")
-            table.add_row(topology.value, name, Text(arguments), str(entry.version), *sizes)
+            backend = entry.backend(device, torch.float32) if entry.backend else None
+            if backend is not None and backend.why:
+                table.caption = f"{name}: {backend.name} on this machine's {device.type}, since {backend.why}"
+            named = Text(backend.name if backend else "")
+            table.add_row(topology.value, name, Text(arguments), named, str(entry.version), *sizes)
     return table
 
 

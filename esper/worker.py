@@ -54,6 +54,7 @@ from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
 from esper.tolaria.digest import digest_tensors
 from esper.tolaria.engine import Engine
+from esper.tolaria.evaluate import dtype_of
 from esper.tolaria.final import RunResult
 from esper.tolaria.handshake import code_digest, machine_fields, newest_valid_everywhere, shake_hands
 from esper.tolaria.heartbeat import Heartbeat
@@ -211,7 +212,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             "run directory": attempt.token,
             "config": str(digest),
             "code": code_digest(),
-            "registry": registry.registry_words(),
+            "registry": registry.registry_words(world.device, dtype_of(config.trainer.precision)),
             "data": str(bundle.digest),
             "first weights": str(digest_tensors(engine.grown.model.state_dict().items())),
             **machine_fields(world.device),

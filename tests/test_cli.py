@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from esper import cli
 from esper.kasmina import blueprints
 from esper.kasmina.blueprints import registry
+from esper.kasmina.blueprints.flex import attention_backend
 from esper.leyline.topology import Topology
 from tests.kasmina.test_blueprints import PLUGIN, install
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[tuple[str, str], list[str]]:
@@ -18,8 +22,10 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[tuple[st
     assert cli.main(["blueprints", *arguments]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    head, *rows = [line for line in told.out.splitlines() if re.search(r"\w", line)]
-    assert head.split() == ["topology", "name", "arguments", "version", "parameters", "FLOPs"]
+    table, *below = re.split(r"(?=\nflex_attention: )", told.out)
+    assert len(below) == (attention_backend(DEVICE, torch.float32).why != ""), "a fallback is said, with its reason"
+    head, *rows = [line for line in table.splitlines() if re.search(r"\w", line)]
+    assert head.split() == ["topology", "name", "arguments", "backend", "version", "parameters", "FLOPs"]
     cells = [re.split(r"  +", row.strip()) for row in rows]
     found = {(first, second): rest for first, second, *rest in cells}
     assert len(found) == len(cells)
@@ -36,7 +42,8 @@ def test_the_catalogue_shows_every_blueprint_with_its_size_at_the_asked_slot(
         entry = blueprints.get(topology, name)
         size = entry.info(32, 1 if topology is Topology.VECTOR else 100)
         arguments = [f"{key}={value}" for key, value in entry.arguments.items()]
-        assert cells == [*arguments, "1", f"{size.parameters:,}", f"{size.flops:,}"]
+        chosen = [attention_backend(DEVICE, torch.float32).name] if name == "flex_attention" else []
+        assert cells == [*arguments, *chosen, "1", f"{size.parameters:,}", f"{size.flops:,}"]
     assert found["BTC", "lora_large"] == ["rank=32", "1", "2,080", "409,600"], "4 x 100 x 32 x 32"
     assert found["BC", "norm"] == ["1", "96", "0"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from esper.kasmina.blueprints.registry import get
 from esper.kasmina.gating import BlendGate
@@ -108,6 +108,16 @@ class PrivateGenerator(TorchDispatchMode):
         super().__init__()
         self.generator = torch.Generator().manual_seed(key)
 
+    def __enter__(self) -> "PrivateGenerator":
+        """For this thread alone: torch's own entry also sets flags of the whole process, by which a compiled region
+        that another thread calls meanwhile would go eager, and which two threads would leave wrong."""
+        _push_mode(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends it."""
+        _pop_mode()
+
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -160,8 +170,9 @@ def build_seed(
         RuntimeError: its constructor uses a random operator that takes no generator.
     """
     entry = get(topology, blueprint)
+    backend = entry.backend_for(torch.device(device), dtype)  # asked out here: its probe must not draw from the key
     with _plain_float32(), PrivateGenerator(key):
-        seed = entry.build(dim)
+        seed = entry.build(dim, backend)
     return seed.to(device=device, dtype=dtype)
 
 

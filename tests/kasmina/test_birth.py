@@ -1,11 +1,14 @@
 """Birth: a pure function of its key, and no other random stream moves."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from esper.kasmina.birth import PrivateGenerator, birth_key, build_seed
 from esper.kasmina.blueprints import names
@@ -138,3 +141,29 @@ def test_a_blueprint_that_cannot_serve_the_slot_is_an_error_that_says_so() -> No
         build_seed("mlp", dim=8, topology=Topology.FEATURE_MAP, key=0, dtype=torch.float32, device="cpu")
     with pytest.raises(ValueError, match=r"blueprint norm \(BTC\) cannot serve dim = 1"):
         build_seed("norm", dim=1, topology=Topology.SEQUENCE, key=0, dtype=torch.float32, device="cpu")
+
+
+def test_a_private_generator_is_this_threads_alone_and_sets_no_flag_of_the_process() -> None:
+    inside, done, drawn = threading.Event(), threading.Event(), []
+
+    def build() -> None:
+        with PrivateGenerator(7):
+            inside.set()
+            assert done.wait(60)
+            drawn.append(torch.rand(5))
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    assert inside.wait(60)
+    torch.manual_seed(11)
+    here = torch.rand(5)
+    flagged = is_in_torch_dispatch_mode()
+    compiled = CompileCounter()
+    torch.compile(torch.sin, backend=compiled, fullgraph=True)(here)
+    done.set()
+    thread.join()
+    torch.manual_seed(11)
+    assert torch.equal(here, torch.rand(5))
+    assert torch.equal(drawn[0], torch.rand(5, generator=torch.Generator().manual_seed(7)))
+    assert not flagged
+    assert compiled.frame_count == 1, "a compiled region in this thread would go eager"

@@ -19,6 +19,17 @@ from esper.leyline.topology import Topology
 _ARGUMENT_TYPES = (bool, int, float, str)
 
 
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An implementation of a blueprint and, where it is a fallback, why, in one line."""
+
+    name: str
+    why: str = ""
+
+
+Chooser = Callable[[torch.device, torch.dtype], Backend]
+
+
 def _outside_torch() -> tuple[Any, ...]:
     """State of the random streams that a birth cannot make private."""
     kind, keys, *rest = np.random.get_state(legacy=True)
@@ -36,6 +47,7 @@ class Blueprint:
         parameters, flops: formulas; see the module's docstring.
         version: raised when the name comes to mean another network.
         min_dim: fewest channels it can serve.
+        backend: chooses the implementation for a device and dtype, None where there is but one.
     """
 
     name: str
@@ -46,6 +58,7 @@ class Blueprint:
     flops: Callable[..., int]
     version: int
     min_dim: int
+    backend: Chooser | None = None
 
     def _error(self, dim: int, why: object) -> ValueError:
         return ValueError(f"blueprint {self.name} ({self.topology.value}) cannot serve dim = {dim}: {why}")
@@ -54,15 +67,24 @@ class Blueprint:
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < self.min_dim:
             raise self._error(dim, f"needs an integer >= {self.min_dim}")
 
-    def build(self, dim: int) -> nn.Module:
+    def backend_for(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Name of the implementation chosen for a device and dtype; None where there is but one."""
+        return None if self.backend is None else self.backend(device, dtype).name
+
+    def build(self, dim: int, backend: str | None = None) -> nn.Module:
         """The module for ``dim`` channels, on torch's present defaults; see `esper.kasmina.birth` for a seed.
+
+        Args:
+            dim: channels.
+            backend: from `backend_for`; None is the class's default.
 
         Raises:
             ValueError: the blueprint cannot serve ``dim``.
         """
         self._check_dim(dim)
+        chosen = {} if backend is None else {"backend": backend}
         try:
-            return self.factory(dim, **self.arguments)
+            return self.factory(dim, **self.arguments, **chosen)
         except ValueError as error:
             raise self._error(dim, error) from error
 
@@ -116,8 +138,14 @@ class Blueprint:
         return None
 
 
-def read_arguments(where: str, factory: type[nn.Module], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keyword arguments of ``factory`` with the values in force: its defaults, overridden by ``given``."""
+def read_arguments(
+    where: str, factory: type[nn.Module], given: Mapping[str, Any], *, chosen: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
+    """Keyword arguments of ``factory`` with the values in force: its defaults, overridden by ``given``.
+
+    Args:
+        where: of the error. chosen: arguments that are decided at build and are no part of what the name means.
+    """
     parameters = list(inspect.signature(factory).parameters.values())
     if not parameters or parameters[0].name != "dim":
         raise ConfigError(f"{where}: the first argument of {factory.__name__} must be dim")
@@ -135,6 +163,8 @@ def read_arguments(where: str, factory: type[nn.Module], given: Mapping[str, Any
         elif type(value) is not kind:
             problems.append(f"{where}: argument {name} is {value!r}, its type is {kind.__name__}")
         values[name] = value
+    problems += [f"{where}: no argument {name}, which its backend is given as" for name in chosen if name not in values]
+    values = {name: value for name, value in values.items() if name not in chosen}
     unknown = sorted(set(given) - set(values))
     if unknown:
         problems.append(f"{where}: no argument {', '.join(unknown)}; it takes {', '.join(values) or 'none but dim'}")

@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
-from esper.kasmina.blueprints.entry import Blueprint, read_arguments
+from esper.kasmina.blueprints.entry import Blueprint, Chooser, read_arguments
 from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.plain import digest62
@@ -50,6 +51,7 @@ def blueprint(
     version: int = 1,
     min_dim: int = 1,
     arguments: Mapping[str, Any] | None = None,
+    backend: Chooser | None = None,
 ) -> Callable[[Module], Module]:
     """Class decorator that registers a blueprint; see the module's docstring for the checklist.
 
@@ -61,6 +63,8 @@ def blueprint(
         version: raised when the name comes to mean another network.
         min_dim: fewest channels it can serve.
         arguments: values of keyword arguments under this name, where they differ from the class's defaults.
+        backend: for a class with several implementations: names the one for a (device, dtype); the class takes it as
+            keyword argument ``backend: str``. A fallback is chosen here, at build, never while a seed runs.
 
     Raises:
         ConfigError: a bad or taken name, a class without a forward of its own, an argument without type or default, or
@@ -81,11 +85,12 @@ def blueprint(
             name=name,
             topology=topology,
             factory=factory,
-            arguments=read_arguments(where, factory, arguments or {}),
+            arguments=read_arguments(where, factory, arguments or {}, chosen=("backend",) if backend else ()),
             parameters=parameters,
             flops=flops,
             version=version,
             min_dim=min_dim,
+            backend=backend,
         )
         check_formulas([entry])
         _REGISTRY[topology, name] = entry
@@ -177,12 +182,22 @@ def registry_digest() -> int:
     return digest62([_described(entry) for entry in _entries()])
 
 
-def registry_words() -> str:
-    """Every entry as ``topology/name.version:digest``, with spaces between: shows where two registries differ."""
+def registry_words(device: torch.device, dtype: torch.dtype) -> str:
+    """Every entry as ``topology/name.version:digest``, with spaces between: shows where two registries differ.
+
+    Args:
+        device, dtype: what seeds will run on and in; an entry with several implementations names the chosen one.
+    """
     return " ".join(
-        f"{entry.topology.value}/{entry.name}.v{entry.version}:{digest62(_described(entry)):016x}"
+        f"{entry.topology.value}/{entry.name}.v{entry.version}{_chosen(entry, device, dtype)}"
+        f":{digest62(_described(entry)):016x}"
         for entry in _entries()
     )
+
+
+def _chosen(entry: Blueprint, device: torch.device, dtype: torch.dtype) -> str:
+    chosen = entry.backend_for(device, dtype)
+    return "" if chosen is None else f"@{chosen}"
 
 
 def _described(entry: Blueprint) -> list[Any]:

@@ -7,9 +7,11 @@
     lora_large  gamma U D x                             rank 32, linear, foldable              4,160
     mlp_small   gamma W2 gelu(W1 LN(x))                 1 C wide                               8,512
     attention   gamma P softmax(Q K^T / sqrt(d)) V      causal, 4 heads, of LN(x)             16,640
+    flex_...    the same as attention                   by FlexAttention where it runs        16,640
     mlp         gamma W2 gelu(W1 LN(x))                 4 C wide                              33,280
 
-All but attention look at one position at a time; `esper.kasmina.blueprints.vector` has four of them for vectors too.
+``flex_...`` is flex_attention, see `esper.kasmina.blueprints.flex`. All but the attentions look at one position at a
+time; `esper.kasmina.blueprints.vector` has four of them for vectors too.
 LoRA: Hu et al. 2021; there one factor begins at zero, here both are random and the layer scale keeps the product small.
 """
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from esper.kasmina.blueprints.flex import FLEX, SDPA, attention_backend, flex_causal
 from esper.kasmina.blueprints.parts import LayerScale
 from esper.kasmina.blueprints.registry import blueprint
 from esper.leyline.topology import Topology
@@ -120,9 +123,38 @@ class CausalAttention(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Delta of the same shape."""
         qkv = self.qkv(self.norm(x_BTC)).unflatten(-1, (3, self.heads, -1))
-        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BHTD = scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+        mixed_BHTD = self._mix(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
         return self.scale(self.project(mixed_BHTD.transpose(1, 2).flatten(-2)))
+
+    def _mix(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+
+
+@blueprint(
+    "flex_attention",
+    topology=SEQ,
+    parameters=lambda dim, heads: 4 * dim * dim + 4 * dim,
+    flops=lambda dim, positions, heads: 8 * positions * dim * dim + 4 * positions * positions * dim,
+    min_dim=2,
+    backend=attention_backend,
+)
+class FlexAttention(CausalAttention):
+    """`CausalAttention` by another implementation: same weights, same names, equal within tolerance.
+
+    FLOPs are counted as those of ``attention``: what a block mask saves is not taken off, heads padded are not added.
+
+    Args:
+        dim, heads: as there.
+        backend: "sdpa" or "flex", as `attention_backend` chose for the device that the seed is built for.
+    """
+
+    def __init__(self, dim: int, *, heads: int = 4, backend: str = SDPA) -> None:
+        super().__init__(dim, heads=heads)
+        self.backend = backend
+
+    def _mix(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
+        attend = flex_causal if self.backend == FLEX else super()._mix
+        return attend(q_BHTD, k_BHTD, v_BHTD)
 
 
 @blueprint(
