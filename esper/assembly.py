@@ -3,6 +3,8 @@
 The same on every rank, but for the controller, which lives on rank 0 alone.
 """
 
+from pathlib import Path
+
 import torch
 
 from esper.config import EsperConfig
@@ -11,6 +13,7 @@ from esper.kasmina.blueprints import registry
 from esper.kasmina.channels import channel_info, channels_path, parse_channels, usable_operators
 from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
+from esper.kasmina.library import Library, LibraryConfig
 from esper.leyline.errors import ConfigError
 from esper.leyline.protocols import EventSink
 from esper.leyline.slots import parse_slot
@@ -116,6 +119,13 @@ def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: i
     )
 
 
+def build_library(config: LibraryConfig, run_dir: Path) -> Library | None:
+    """The seed library of one rank, None where births do without."""
+    if not config.enabled:
+        return None
+    return Library(config, run_dir / "library" if config.root is None else Path(config.root))
+
+
 def assemble(
     config: EsperConfig,
     *,
@@ -131,7 +141,10 @@ def assemble(
     grown = build_grown(config, bundle, world.device)
     terms = build_terms(config, grown, bundle, world.size)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
-    growth = Growth(grown, owner, world, terms, run_seed=config.seed, dtype=dtype_of(config.trainer.precision))
+    growth = Growth(
+        grown, owner, world, terms, run_seed=config.seed, dtype=dtype_of(config.trainer.precision),
+        library=build_library(config.library, store.folder.parent),
+    )  # fmt: skip
     controller = None
     if world.rank == 0:
         controller = build_controller(config.controller, slots=tuple(grown.slots), seed=config.seed)

@@ -1,14 +1,16 @@
 """The closing summary of a run, read back from its own event file: what the table says is what was recorded."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from esper.kasmina.attach import Grown
+from esper.leyline.events import LibraryUsed
 from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.plain import from_plain
 from esper.leyline.stages import Stage
 from esper.nissa.reading import latest, read_events
-from esper.nissa.summary import GrownSeed, NextCommand, PrunedSeeds, RunSummary, Score
+from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score
 from esper.tolaria.state import RunState
 
 
@@ -20,6 +22,13 @@ def _score(record: dict[str, Any]) -> Score:
         loss=from_plain(Reading, payload["validation_loss"]),
         accuracy=from_plain(Reading, payload["validation_accuracy"]),
     )
+
+
+def _library(payloads: list[dict[str, Any]]) -> LibraryTotals | None:
+    """Sums over the run's intervals."""
+    if not payloads:
+        return None
+    return LibraryTotals(**{field.name: sum(p[field.name] for p in payloads) for field in fields(LibraryTotals)})
 
 
 def summarise(
@@ -83,6 +92,7 @@ def summarise(
         after=after,
         grown=living,
         pruned=tuple(PrunedSeeds(slot=s, blueprint=b, reason=r, count=n) for (s, b, r), n in sorted(gone.items())),
+        library=_library([record["payload"] for record in records if record["kind"] == LibraryUsed.kind]),
         run_dir=name,
         next_commands=(
             NextCommand(command=f"less {name}/events.jsonl", what="every decision, gate and measurement"),

@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from esper.kasmina.config import GateConfig, SlotsConfig
 from esper.kasmina.hosts import HOSTS, host_config_class
+from esper.kasmina.library import LibraryConfig
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
 from esper.leyline.plain import digest62
@@ -69,7 +70,8 @@ class EsperConfig:
     Fields:
         seed: of everything random but the data split.
         run: where it lies. host: the network. data: what it learns from. controller: who decides.
-        slots, gates: where seeds live, and what they must show. optim, trainer: how the network learns.
+        slots, gates: where seeds live, and what they must show. library: where births are kept, and who builds them.
+        optim, trainer: how the network learns.
         control: ticks. checkpoint: saves. world: processes and devices. telemetry: what is told, and where.
     """
 
@@ -80,6 +82,7 @@ class EsperConfig:
     controller: Any
     slots: SlotsConfig
     gates: GateConfig
+    library: LibraryConfig
     optim: OptimConfig
     trainer: TrainerConfig
     control: ControlConfig
@@ -96,6 +99,7 @@ FIXED_SECTIONS: dict[str, type] = {
     "run": RunConfig,
     "slots": SlotsConfig,
     "gates": GateConfig,
+    "library": LibraryConfig,
     "optim": OptimConfig,
     "trainer": TrainerConfig,
     "control": ControlConfig,
@@ -116,6 +120,9 @@ OPERATIONAL = (
     "control.timeout_s",
     "control.slow_timeout_s",
     "control.startup_timeout_s",
+    "library.background",
+    "library.wait_s",
+    "library.memory_mib",
     "world.rdzv_endpoint",
     "world.rdzv_id",
     "world.max_restarts",

@@ -205,6 +205,16 @@ def warm_up_ends(optim: Any, trainer: Any) -> list[str]:
     ]
 
 
+def births_are_not_waited_for_too_long(library: Any, control: Any) -> list[str]:
+    """A rank that waits for a birth must not be taken for a lost one."""
+    if not library.enabled or library.wait_s <= control.timeout_s / 2:
+        return []
+    return [
+        f"library.wait_s = {library.wait_s:g}: the other ranks would give this one up after control.timeout_s = "
+        f"{control.timeout_s:g}; set library.wait_s={control.timeout_s / 2:g} or less"
+    ]
+
+
 Rule = Callable[..., list[str]]
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("trainer", "world"), ranks_share_a_batch),
@@ -217,4 +227,5 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("gates", "data"), probe_is_large_enough),
     (("optim", "trainer"), warm_up_ends),
     (("world", "slots"), unused_and_shadow),
+    (("library", "control"), births_are_not_waited_for_too_long),
 )

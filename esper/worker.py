@@ -235,6 +235,8 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         _tell_end(error, sink, heartbeat, world.rank)
         raise
     finally:
+        if engine is not None:
+            engine.growth.close()
         if watchdog is not None:
             watchdog.close()
         if engine is not None:

@@ -129,6 +129,8 @@ BAD = [
     ("gates.probe_samples", 300, "the same ones; set gates.probe_samples=192, or data.probe=600"),
     ("controller.blueprints", ["conv_huge"], "controller.blueprints = 'conv_huge': no blueprint for the slots in use"),
     ("controller.curve", "round", "expected one of linear, cosine, sigmoid; for example controller.curve=cosine"),
+    ("library.wait_s", 0, "library.wait_s = 0"),
+    ("library.memory_mib", -1, "library.memory_mib = -1: MiB, must be >= 0"),
     ("host", 3, "host.kind = None: unknown"),
     ("optim", [], "optim = []: expected a section of settings"),
 ]
@@ -182,6 +184,11 @@ def test_all_problems_of_all_sections_come_together(default: dict[str, Any]) -> 
             "host.sites = ['heads']: one or more of block, attention",
         ),
         (("host.widths=[2,2,2,2,2]",), "4 halvings need images of at least 16 pixels a side"),
+        (
+            ("library.enabled=true", "library.wait_s=31"),
+            "library.wait_s = 31: the other ranks would give this one up after control.timeout_s = 60; set "
+            "library.wait_s=30 or less",
+        ),
         (("trainer.batch=3", "trainer.accumulate=2"), "the 2 ranks x trainer.accumulate = 2 that share them"),
         (("trainer.steps=50", "optim.warmup_steps=50"), "would end in warm-up; set optim.warmup_steps=5"),
         (

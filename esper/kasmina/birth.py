@@ -169,11 +169,30 @@ def build_seed(
         ValueError: the blueprint cannot serve ``dim``.
         RuntimeError: its constructor uses a random operator that takes no generator.
     """
+    backend = get(topology, blueprint).backend_for(torch.device(device), dtype)
+    return construct(blueprint, dim=dim, topology=topology, key=key, dtype=dtype, backend=backend).to(device)
+
+
+def construct(
+    blueprint: str,
+    *,
+    dim: int,
+    topology: Topology,
+    key: int,
+    dtype: torch.dtype,
+    backend: str | None,
+    device: str = "cpu",
+) -> nn.Module:
+    """As `build_seed`, but stays where it was built.
+
+    Args:
+        backend: implementation to use, as the blueprint's ``backend_for`` chose it for the device to come.
+        device: "cpu", or "meta" for shapes without values.
+    """
     entry = get(topology, blueprint)
-    backend = entry.backend_for(torch.device(device), dtype)  # asked out here: its probe must not draw from the key
-    with _plain_float32(), PrivateGenerator(key):
+    with _plain_float32(), torch.device(device), PrivateGenerator(key):
         seed = entry.build(dim, backend)
-    return seed.to(device=device, dtype=dtype)
+    return seed.to(dtype=dtype)
 
 
 def build_gate(*, dim: int, topology: Topology, key: int, dtype: torch.dtype, device: torch.device | str) -> BlendGate:

@@ -220,6 +220,30 @@ class SlotDegraded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryUsed(Event):
+    """What rank 0's seed library did since the last tick, where it did something.
+
+    ``births`` are seeds asked for: found in memory, or on disk, or built, or failed. ``entries`` and ``bytes`` are in
+    memory now, ``oldest_ticks`` is the age of the one that goes next, by its last use. ``waited_ms`` is rank 0's wall
+    clock.
+    """
+
+    kind: ClassVar[str] = "library"
+    level: ClassVar[str] = "full"
+    births: int
+    memory_hits: int
+    memory_misses: int
+    disk_hits: int
+    built: int
+    failed: int
+    evicted: int
+    entries: int
+    bytes: int
+    oldest_ticks: int
+    waited_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepSkipped(Event):
     """Optimizer steps since the last tick were skipped for a non-finite host gradient."""
 
@@ -244,7 +268,7 @@ EVENTS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
         RunStarted, RunEnded, TickDone, CommandJudged, CommandRefused, GateJudged, StageChanged, RampCommitted,
-        ContributionMeasured, Rewrapped, CheckpointSaved, BirthVetoed, SlotDegraded, StepSkipped, Fault,
+        ContributionMeasured, Rewrapped, CheckpointSaved, BirthVetoed, LibraryUsed, SlotDegraded, StepSkipped, Fault,
     )
 }  # fmt: skip
 _all_kinds = {cls.kind for cls in (*Event.__subclasses__(), *CommandJudged.__subclasses__())}

@@ -62,6 +62,23 @@ class PrunedSeeds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryTotals:
+    """What the seed library did in a run, on rank 0: seeds asked for, and where they were found.
+
+    Fields:
+        births, memory_hits, disk_hits, built, failed, evicted: counts. waited_ms: that ticks waited for it, in all.
+    """
+
+    births: int
+    memory_hits: int
+    disk_hits: int
+    built: int
+    failed: int
+    evicted: int
+    waited_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NextCommand:
     """A command to type, and what it is for."""
 
@@ -78,6 +95,7 @@ class RunSummary:
         before: the network at the last validation before a seed first took part in the host's forward.
         after: the network at the end.
         grown: seeds in the network now, row-major. pruned: those that went, counted.
+        library: what the seed library did; None without one, or where telemetry.level keeps no record of it.
         run_dir: where the run lies, as the user named it. next_commands: what to type next.
     """
 
@@ -89,6 +107,7 @@ class RunSummary:
     after: Score
     grown: tuple[GrownSeed, ...]
     pruned: tuple[PrunedSeeds, ...]
+    library: LibraryTotals | None
     run_dir: str
     next_commands: tuple[NextCommand, ...]
 
@@ -158,6 +177,15 @@ def _growth(summary: RunSummary) -> RenderableType:
     return table
 
 
+def _library(totals: LibraryTotals) -> Text:
+    return Text(
+        f"library  {totals.births} births: {totals.memory_hits} from memory, {totals.disk_hits} from disk, "
+        f"{totals.built} built, {totals.failed} failed; {totals.evicted} evicted; "
+        f"ticks waited {totals.waited_ms:.1f} ms\n",
+        "dim",
+    )
+
+
 def _head(summary: RunSummary) -> Text:
     minutes, seconds = divmod(round(summary.wall_s), 60)
     ranks = "1 rank" if summary.world_size == 1 else f"{summary.world_size} ranks"
@@ -193,4 +221,6 @@ def summary_table(summary: RunSummary | dict[str, Any], console: Console | None 
         if not console.is_terminal:
             console = Console(highlight=False, width=100)
     console.print(Group(Text(), _head(summary), _scores(summary), _growth(summary)), highlight=False)
+    if summary.library is not None:
+        console.print(_library(summary.library), highlight=False)
     console.print(_where(summary), highlight=False, soft_wrap=True)  # paths and commands stay whole, to copy

@@ -1,7 +1,8 @@
 """Makes the model follow the agreed state: staging, planting, uprooting, freezing, alpha, re-wrapping.
 
 A birth takes two ticks. At the first the seed is *staged*: built, probed and counted beside the model, on every rank
-alike, with nothing registered. At the second, unless some rank vetoed, it is planted and owned. Whatever else the
+alike, with nothing registered; with a library a thread does it beside training, and `settle` waits for it before the
+second tick's commit. At the second, unless some rank vetoed, it is planted and owned. Whatever else the
 model must be (phase, alpha, what learns) is read off the state by `follow`, so there is no second record to drift.
 
 A parameter is in DDP's reducer exactly while it gets a gradient on every rank at every step. Whenever that set
@@ -11,15 +12,17 @@ changes, the old wrapper is dropped and a new one made without a broadcast.
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from esper.kasmina.attach import Grown, Site
+from esper.kasmina.attach import Grown
 from esper.kasmina.birth import birth_key, build_gate, build_seed, gate_key
-from esper.kasmina.blueprints import registry
 from esper.kasmina.config import Incubation
+from esper.kasmina.library import Birth, Library, Order, Ticket
 from esper.kasmina.lifecycle import SlotState
 from esper.kasmina.phases import Phase, learns, phase_of
 from esper.kasmina.slot import SeedSlot
@@ -27,26 +30,48 @@ from esper.leyline.stages import Stage
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.parameters import ParameterRegistry
 from esper.tolaria.reducer import Discard, Effect, Prepare, Register, Uproot
+from esper.tolaria.staging import check_forward, check_weights, veto_of
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.wire import Veto
 from esper.tolaria.world import World
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A birth that the library has under way, and what remains to be checked when it comes."""
+
+    ticket: Ticket
+    checks: tuple[Callable[[nn.Module], None], ...]
+
+
 class Growth:
     """Owns the wrapper around the model and the seeds that wait beside it.
+
+    Args:
+        library: gives seeds and builds beside training; None: they are built here, where they are staged.
 
     Fields:
         call: the model as training calls it (DDP, or the model itself when alone).
         parameters: answers for every parameter.
+        staged: seeds that are ready, by slot. waiting: those that are being built.
         vetoes: this rank's verdict on its staged seeds, to travel in the next commit.
         failures: in words, why a staged seed failed here.
     """
 
     def __init__(
-        self, grown: Grown, owner: ParameterOwner, world: World, terms: Terms, *, run_seed: int, dtype: torch.dtype
+        self,
+        grown: Grown,
+        owner: ParameterOwner,
+        world: World,
+        terms: Terms,
+        *,
+        run_seed: int,
+        dtype: torch.dtype,
+        library: Library | None = None,
     ) -> None:
         self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
-        self.run_seed, self.dtype = run_seed, dtype
+        self.run_seed, self.dtype, self.library = run_seed, dtype, library
+        self.waiting: dict[str, Waiting] = {}
         self.staged: dict[str, nn.Module] = {}
         self.vetoes: dict[str, Veto] = {}
         self.failures: dict[str, str] = {}
@@ -63,8 +88,7 @@ class Growth:
                 self.plant(effect.slot, self.staged.pop(effect.slot))
                 self.vetoes.pop(effect.slot, None)
             elif isinstance(effect, Discard):
-                self.staged.pop(effect.slot, None)
-                self.vetoes.pop(effect.slot, None)
+                self._discard(effect.slot)
             elif isinstance(effect, Uproot):
                 self.owner.release(effect.slot)
                 self.grown.slots[effect.slot].uproot()
@@ -74,8 +98,8 @@ class Growth:
         the host's own weights and moments. `follow` wraps it again."""
         self.call, self._wrapped = self.grown.model, None  # the reducer, too, holds the seeds' parameters
         self.perform([Uproot(slot) for slot, holder in self.grown.slots.items() if holder.seed is not None])
-        self.staged.clear()
-        self.vetoes.clear()
+        for slot in {*self.staged, *self.waiting, *self.vetoes}:
+            self._discard(slot)
         self.failures.clear()
         self.owner.optimizer.zero_grad(set_to_none=True)
 
@@ -101,38 +125,73 @@ class Growth:
         return build_gate(dim=site.dim, topology=site.topology, key=key, dtype=self.dtype, device=self.world.device)
 
     def _prepare(self, effect: Prepare) -> None:
-        """Builds, probes and counts; whatever goes wrong here becomes this rank's veto, never a missing rank."""
-        assert effect.command.blueprint is not None
-        veto, reason = Veto.NONE, ""
-        try:
-            seed = self.build(effect.slot, effect.command.blueprint, effect.generation)
-            reason = self._probe(self.grown.sites[effect.slot], seed, effect.command.blueprint)
-            if reason:
-                veto = Veto.NONFINITE_AT_BIRTH if "not finite" in reason else Veto.BUILD_FAILED
-            else:
-                self.staged[effect.slot] = seed
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            veto, reason = Veto.OUT_OF_MEMORY, f"{type(error).__name__}: {error}"
-        except Exception as error:
-            veto, reason = Veto.BUILD_FAILED, f"{type(error).__name__}: {error}"
-        if veto is not Veto.NONE:
-            self.vetoes[effect.slot], self.failures[effect.slot] = veto, reason
-
-    def _probe(self, site: Site, seed: nn.Module, blueprint: str) -> str:
-        """Why the built seed cannot serve, in words; empty when it can."""
-        count, wanted = (
-            sum(p.numel() for p in seed.parameters()),
-            registry.info(site.topology, blueprint, site.dim, site.positions).parameters,
+        """Builds and checks, or has it done; whatever goes wrong becomes this rank's veto, never a missing rank."""
+        slot, blueprint = effect.slot, effect.command.blueprint
+        assert blueprint is not None
+        site, key = self.grown.sites[slot], birth_key(self.run_seed, slot, effect.generation)
+        weights = partial(check_weights, site=site, blueprint=blueprint)
+        forward = partial(
+            check_forward, site=site, blueprint=blueprint, key=key, dtype=self.dtype, device=self.world.device
         )
-        if count != wanted:
-            return f"{blueprint} has {count} parameters, its formula says {wanted}"
-        if not all(bool(torch.isfinite(p).all()) for p in seed.parameters()):
-            return f"{blueprint} is not finite at birth"
-        device = self.world.device
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            x = torch.ones(1, *site.shape, dtype=self.dtype, device=self.world.device)
-            delta = seed(x)
-        return "" if delta.shape == x.shape else f"{blueprint} maps {tuple(x.shape)} to {tuple(delta.shape)}"
+        try:
+            if self.library is None:
+                seed = self.build(slot, blueprint, effect.generation)
+                weights(seed)
+                forward(seed)
+                self.staged[slot] = seed
+                return
+            birth = Birth.of(blueprint, dim=site.dim, topology=site.topology, dtype=self.dtype, key=key)
+            # A device's forward waits for the tick: its random state is the training thread's.
+            early, late = ([weights, forward], []) if self.world.device.type == "cpu" else ([weights], [forward])
+            order = Order(birth=birth, device=self.world.device, checks=tuple(early))
+            self.waiting[slot] = Waiting(self.library.begin(order), tuple(late))
+        except Exception as error:
+            self._refuse(slot, error)
+
+    def _refuse(self, slot: str, error: Exception) -> None:
+        self.vetoes[slot], self.failures[slot] = veto_of(error)
+
+    def settle(self) -> float:
+        """Before a commit: waits for births under way, up to `LibraryConfig.wait_s` for all of them together.
+
+        So a birth takes two ticks, however fast or slow the machine, unless that bound is reached: then this rank says
+        NOT_READY, and all ranks keep the seed staged.
+
+        Returns:
+            Milliseconds waited.
+        """
+        if self.library is None or not self.waiting:
+            return 0.0
+        began = time.monotonic()
+        until = began + self.library.config.wait_s
+        for slot, waiting in list(self.waiting.items()):
+            if not waiting.ticket.wait(until - time.monotonic()):
+                self.vetoes[slot] = Veto.NOT_READY
+                continue
+            del self.waiting[slot]
+            self.vetoes.pop(slot, None)
+            try:
+                seed = self.library.take(waiting.ticket)
+                for check in waiting.checks:
+                    check(seed)
+                self.staged[slot] = seed
+            except Exception as error:
+                self._refuse(slot, error)
+        return 1e3 * (time.monotonic() - began)
+
+    def _discard(self, slot: str) -> None:
+        """Lets go of a staged seed, or of one that is still being built."""
+        self.staged.pop(slot, None)
+        self.vetoes.pop(slot, None)
+        waiting = self.waiting.pop(slot, None)
+        if waiting is not None and self.library is not None:
+            self.library.cancel(waiting.ticket)
+            self.failures[slot] = "it was still being built when it was given up; see library.wait_s"
+
+    def close(self) -> None:
+        """Lets go of births under way; leaves no thread behind."""
+        if self.library is not None:
+            self.library.close()
 
     def restage(self, state: RunState) -> None:
         """After a load: builds again what the state says is staged (its weights are a pure function of the record)."""

@@ -1,9 +1,10 @@
 """What a tick says: agreed changes turned into events. Every rank builds them; only rank 0's sink writes them all."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from esper.kasmina.attach import Grown
+from esper.kasmina.library import Library
 from esper.kasmina.lifecycle import SlotState
 from esper.leyline.commands import Command
 from esper.leyline.events import (
@@ -11,6 +12,7 @@ from esper.leyline.events import (
     ContributionMeasured,
     Event,
     Fault,
+    LibraryUsed,
     Rewrapped,
     RunStarted,
     SlotDegraded,
@@ -118,6 +120,14 @@ class Narrator:
         for slot, text in failures.items():
             self.fault(state, f"seed for {slot} cannot be held here: {text}", slot)
         failures.clear()
+
+    def library(self, state: RunState, library: Library, *, waited_ms: float) -> None:
+        """What the seed library did since the last tick, and what it could not keep."""
+        figures = library.figures(state.tick)
+        if figures.births or figures.disk_hits or figures.built or figures.evicted or figures.failed or waited_ms:
+            self.tell(LibraryUsed(**axes_of(state), **asdict(figures), waited_ms=waited_ms))
+        while library.troubles:
+            self.fault(state, library.troubles.pop(0), "seed library")
 
     def rewrapped(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
         """A new wrapper, if there is one."""

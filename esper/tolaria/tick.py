@@ -95,7 +95,7 @@ class Cycle:
     ) -> None:
         self.world, self.marks, self.grown, self.growth = world, marks, grown, growth
         self.terms, self.control, self.lockstep, self.narrator = terms, control, lockstep, narrator
-        self._failure_text = ""
+        self._failure_text, self._waited_ms = "", 0.0
 
     def measure(self, step: int, tick: int, own: Callable[[], Measured]) -> tuple[dict[str, float], RankWord]:
         """This rank's entries of the observe vector, and its word.
@@ -138,6 +138,8 @@ class Cycle:
         began = time.perf_counter()
         digests = self.lockstep.digests_of(state, self.grown, parameters=full)
         digest_ms = 1e3 * (time.perf_counter() - began)
+        self.marks.mark("births")
+        self._waited_ms += self.growth.settle()
         self.marks.mark("commit")
         agreed = self.lockstep.commit(state, commands, digests, self.growth.vetoes, word, self._failure_text)
         self.marks.mark("apply")
@@ -160,6 +162,9 @@ class Cycle:
         wrap_ms = self.growth.follow(state, force=force)
         self.narrator.decisions(decision.outcome.events, decision.commands)
         self.narrator.failures(state, self.growth.failures)
+        if self.growth.library is not None:
+            self.narrator.library(state, self.growth.library, waited_ms=self._waited_ms)
+            self._waited_ms = 0.0
         count = len(self.growth.owner.gradient_set())
         self.narrator.rewrapped(state, wrap_ms, parameters=count, saved=force)
         return state, wrap_ms

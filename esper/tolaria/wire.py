@@ -50,6 +50,8 @@ class Veto(IntEnum):
     BUILD_FAILED = 2
     OUT_OF_MEMORY = 3
     NONFINITE_AT_BIRTH = 4
+    LIBRARY_MISSING = 5
+    LIBRARY_DAMAGED = 6
 
 
 class Failure(IntEnum):

@@ -158,7 +158,9 @@ def test_a_choice_needs_an_argument_to_be_given_by(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("topology", [SEQ, Topology.VECTOR])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_of_mlp_gives_the_same_bits_and_keeps_less(topology: Topology, reentrant: bool) -> None:
+def test_activation_checkpointing_of_mlp_gives_the_same_bits_and_keeps_less(
+    topology: Topology, reentrant: bool
+) -> None:
     seed = build_seed("mlp", dim=16, topology=topology, key=5, dtype=torch.float32, device="cpu")
     kept: dict[str, int] = {}
     gradients: dict[str, list[bytes]] = {}

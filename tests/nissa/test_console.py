@@ -18,7 +18,7 @@ from esper.nissa.envelope import Envelope
 from esper.nissa.fanout import MultiSink
 from esper.nissa.jsonl import JsonlSink
 from esper.nissa.reading import read_events
-from esper.nissa.summary import GrownSeed, NextCommand, PrunedSeeds, RunSummary, Score, summary_table
+from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score, summary_table
 from tests.nissa.samples import SAMPLES, fault, run_started, stage_changed, tick_done
 
 
@@ -165,6 +165,7 @@ SUMMARY = RunSummary(
         ),
     ),
     pruned=(PrunedSeeds(slot="r0c1", blueprint="attention", reason="no evidence after 5 looks", count=2),),
+    library=LibraryTotals(births=7, memory_hits=1, disk_hits=2, built=3, failed=1, evicted=4, waited_ms=12.34),
     run_dir="runs/a",
     next_commands=(NextCommand(command="esper report runs/a", what="one page of the run"),),
 )
@@ -183,6 +184,7 @@ def test_summary_table_says_it_all():
         "r0c0 conv_light FOSSILIZED +2,176 0.0231 ± 0.0041 G5 passed",
         "r1c0 norm BLENDING at 0.45 +64 absent still blending",
         "r0c1 attention pruned 2 times 0 no evidence after 5 looks",
+        "library 7 births: 1 from memory, 2 from disk, 3 built, 1 failed; 4 evicted; ticks waited 12.3 ms",
         "run runs/a",
         "next esper report runs/a one page of the run",
     ):
@@ -192,11 +194,12 @@ def test_summary_table_says_it_all():
 
 def test_summary_of_a_run_that_did_not_grow():
     console = Console(file=io.StringIO(), width=100)
-    plain = to_plain(SUMMARY) | {"grown": [], "pruned": []}
+    plain = to_plain(SUMMARY) | {"grown": [], "pruned": [], "library": None}
     plain["before"]["accuracy"] = to_plain(ABSENT)
     summary_table(plain, console)
     text = console.file.getvalue()
     assert "Nothing grew." in text
+    assert "library" not in text
     assert re.search(r"validation accuracy +absent +89.4 ± 1.6 % +absent", text)
 
 

@@ -65,7 +65,7 @@ class BlockMasks:
 
     @staticmethod
     def _build(length: int, device: torch.device) -> BlockMask:
-        return create_block_mask(_causal, None, None, length, length, device=device)  # type: ignore[arg-type]
+        return create_block_mask(_causal, None, None, length, length, device=device)
 
 
 MASKS = BlockMasks()
@@ -89,8 +89,9 @@ def flex_causal(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     dim = q_BHTD.shape[-1]
     q_BHTW, k_BHTW, v_BHTW = (pad(t, (0, _width(dim) - dim)) for t in (q_BHTD, k_BHTD, v_BHTD))
     mask = MASKS.get(q_BHTD.shape[-2], q_BHTD.device)
-    compute = flex_attention if torch.compiler.is_compiling() else _kernel()
-    return compute(q_BHTW, k_BHTW, v_BHTW, block_mask=mask, scale=dim**-0.5)[..., :dim]
+    compute: Any = flex_attention if torch.compiler.is_compiling() else _kernel()
+    mixed_BHTW: Tensor = compute(q_BHTW, k_BHTW, v_BHTW, block_mask=mask, scale=dim**-0.5)
+    return mixed_BHTW[..., :dim]
 
 
 @functools.cache

@@ -1,0 +1,34 @@
+"""Settings of the seed library."""
+
+from dataclasses import dataclass
+
+from esper.leyline.checks import Checks
+
+
+@dataclass(kw_only=True, slots=True)
+class LibraryConfig:
+    """Where births are kept, and who builds them.
+
+    Fields:
+        enabled: births go through the library; otherwise each is built where it is staged, and nothing is kept.
+        root: folder of the library, which runs may share; null is RUN/library.
+        require: an entry that is missing fails the germination instead of being built (a pinned library).
+        background: a thread builds while training goes on; otherwise the tick that stages a seed builds it.
+        wait_s: seconds that the following tick waits for the thread before it says NOT_READY.
+        memory_mib: MiB of the births used last that stay in memory; 0 keeps none.
+    """
+
+    enabled: bool = False
+    root: str | None = None
+    require: bool = False
+    background: bool = True
+    wait_s: float = 20.0
+    memory_mib: int = 256
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("root", self.root is None or self.root.strip() != "", "must name a folder, or null for RUN/library")
+            check("require", not self.require or self.enabled, "needs library.enabled=true")
+            check("require", not self.require or self.root is not None, "needs library.root; RUN/library begins empty")
+            check("wait_s", self.wait_s > 0, "seconds, must be > 0")
+            check("memory_mib", self.memory_mib >= 0, "MiB, must be >= 0")
