@@ -11,10 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
-from benching import kasmina, lockstep
+from benching import kasmina, library, lockstep
 from benching.harness import run
 
-BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS}
+BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS}
 
 
 def main() -> None:

@@ -38,10 +38,10 @@ from esper.tolaria.world import World
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A birth that the library has under way, and what remains to be checked when it comes."""
+    """A birth that the library has under way, and what the training thread checks when it comes."""
 
     ticket: Ticket
-    checks: tuple[Callable[[nn.Module], None], ...]
+    check: Callable[[nn.Module], None]
 
 
 class Growth:
@@ -130,9 +130,7 @@ class Growth:
         assert blueprint is not None
         site, key = self.grown.sites[slot], birth_key(self.run_seed, slot, effect.generation)
         weights = partial(check_weights, site=site, blueprint=blueprint)
-        forward = partial(
-            check_forward, site=site, blueprint=blueprint, key=key, dtype=self.dtype, device=self.world.device
-        )
+        forward = partial(check_forward, site=site, blueprint=blueprint, dtype=self.dtype, device=self.world.device)
         try:
             if self.library is None:
                 seed = self.build(slot, blueprint, effect.generation)
@@ -141,10 +139,8 @@ class Growth:
                 self.staged[slot] = seed
                 return
             birth = Birth.of(blueprint, dim=site.dim, topology=site.topology, dtype=self.dtype, key=key)
-            # A device's forward waits for the tick: its random state is the training thread's.
-            early, late = ([weights, forward], []) if self.world.device.type == "cpu" else ([weights], [forward])
-            order = Order(birth=birth, device=self.world.device, checks=tuple(early))
-            self.waiting[slot] = Waiting(self.library.begin(order), tuple(late))
+            order = Order(birth=birth, device=self.world.device, checks=(weights,))
+            self.waiting[slot] = Waiting(self.library.begin(order), forward)
         except Exception as error:
             self._refuse(slot, error)
 
@@ -172,8 +168,7 @@ class Growth:
             self.vetoes.pop(slot, None)
             try:
                 seed = self.library.take(waiting.ticket)
-                for check in waiting.checks:
-                    check(seed)
+                waiting.check(seed)
                 self.staged[slot] = seed
             except Exception as error:
                 self._refuse(slot, error)

@@ -6,7 +6,6 @@ Nothing here registers anything, and no random stream of the process moves.
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.birth import PrivateGenerator
 from esper.kasmina.blueprints import registry
 from esper.kasmina.library import DamagedEntry, MissingEntry
 from esper.kasmina.sites import Site
@@ -40,22 +39,16 @@ def check_weights(seed: nn.Module, site: Site, blueprint: str) -> None:
         raise NotFinite(f"{blueprint} is not finite at birth")
 
 
-def check_forward(
-    seed: nn.Module, site: Site, blueprint: str, *, key: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    """One forward of one sample of ones, in train mode.
-
-    On a CPU a seed's own randomness comes from a private generator, so that any thread may ask; on another device the
-    random states are put back, which is for the training thread alone to do.
+def check_forward(seed: nn.Module, site: Site, blueprint: str, *, dtype: torch.dtype, device: torch.device) -> None:
+    """One forward of one sample of ones, in train mode. For the training thread alone: random states are put back.
 
     Args:
-        seed: on ``device``. key: of the private generator.
+        seed: on ``device``.
 
     Raises:
         Unfit: says what is wrong. Whatever the forward raises, else.
     """
-    private = PrivateGenerator(key) if device.type == "cpu" else torch.random.fork_rng([device])
-    with torch.no_grad(), private:
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         x = torch.ones(1, *site.shape, dtype=dtype, device=device)
         delta = seed(x)
         if not isinstance(delta, Tensor):

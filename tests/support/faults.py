@@ -72,6 +72,7 @@ def play(config: EsperConfig, run_dir: Path, script: Script, *, group: int = 0) 
         error, text = type(caught).__name__, str(caught)
         engine.heartbeat.mark("failed", text)
     finally:
+        engine.growth.close()
         engine.world.close()
     return Outcome(
         error, text, engine.step, engine.state.tick, bits(engine.grown.model.named_parameters()),

@@ -1,0 +1,75 @@
+"""The stall of a germination: a seed built where it is staged, or by the library's thread beside training.
+
+One trial orders a birth, trains a few steps, and takes the seed, as the two ticks of a birth do. Its stall is what that
+took beyond the same number of steps without a birth: the build itself, or the steps that the thread slowed down and
+the wait at the end. Every trial is a birth of its own, found nowhere. The thread needs a core that training leaves
+idle; where ranks x threads fill the machine there is nothing to gain, and the line says how many there are.
+"""
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benching.harness import Ratio, engine_for, interleave, ratio_of
+from esper.kasmina.library import Library, LibraryConfig
+from esper.leyline.commands import Command
+from esper.leyline.stages import Op
+from esper.tolaria.reducer import Discard, Prepare
+
+SLOT, SEED, DIM, STEPS = "r0c0", "mlp", 1024, 4
+HOST = [
+    "host=gpt", "data=pysource", "host.layers=1", "host.heads=8", f"host.dim={DIM}", "host.block=16", "data.block=16",
+    "trainer.batch=2", "controller=none", "trainer.steps=100000",
+]  # fmt: skip
+
+
+def bench_stall(rank: int, world_size: int, rounds: int) -> list[Ratio]:
+    """Stall of a germination with the library's thread, against one built at the tick."""
+    engine = engine_for(HOST, rank, world_size)
+    growth = engine.growth
+    folder = Path(tempfile.mkdtemp(prefix="esper-bench-library-"))
+    library = Library(LibraryConfig(enabled=True, memory_mib=0), folder)
+    command = Command(slot=SLOT, op=Op.GERMINATE, blueprint=SEED)
+    births = 0
+
+    def steps() -> float:
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            engine.train_step()
+        return time.perf_counter() - began
+
+    def trial(given: Library | None) -> float:
+        nonlocal births
+        births += 1
+        growth.library = given
+        steady = steps()
+        began = time.perf_counter()
+        growth.perform([Prepare(SLOT, command, births)])
+        steps()
+        growth.settle()
+        stall = time.perf_counter() - began - steady
+        assert not growth.vetoes, growth.failures
+        growth.perform([Discard(SLOT)])
+        shutil.rmtree(folder / "seeds", ignore_errors=True)
+        return stall
+
+    arms = {"esper": lambda: trial(library), "plain": lambda: trial(None), "plain again": lambda: trial(None)}
+    try:
+        times = interleave(arms, rounds)
+    finally:
+        library.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        engine.world.close()
+    size = engine.terms.info(SLOT, SEED).parameters
+    without, beside = (1e3 * statistics.median(times[name]) for name in ("plain", "esper"))
+    where = (
+        f"{SEED} of {size / 1e6:.1f} M parameters, {world_size} ranks of one thread on {os.cpu_count()} cores; "
+        f"stall {without:.0f} ms without, {beside:.0f} ms with"
+    )
+    return [ratio_of("germination stall, library / built at the tick", where, "reported", None, times)]
+
+
+PARTS = {"library": bench_stall}
