@@ -1,14 +1,16 @@
 """Esper trains neural networks that grow while they train, on many processes in lockstep.
 
-``esper.attach`` is found when it is asked for, so that ``import esper.leyline`` loads no torch.
+``esper.attach`` and ``esper.Session`` are found when they are asked for, so that ``import esper.leyline`` loads no
+torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper.kasmina.attach import attach
+    from esper.session import Session
 
-__all__ = ["__version__", "attach"]
+__all__ = ["Session", "__version__", "attach"]
 __version__ = "0.1.0"
 
 
@@ -17,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from esper.kasmina.attach import attach
 
         return attach
+    if name == "Session":
+        from esper.session import Session
+
+        return Session
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -79,12 +79,17 @@ def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
     return Costs(host=host_cost(grown, example), seeds=seeds)
 
 
-def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
-    """What does not change in the run."""
-    per_epoch = -(-len(bundle.train) // config.trainer.batch)
+def places_of(grown: Grown) -> dict[str, tuple[float, float]]:
+    """Row and column of each slot, normalised to [0, 1]."""
     places = {slot: parse_slot(slot) for slot in grown.slots}
     rows = max(place.row for place in places.values()) or 1
     cols = max(place.col for place in places.values()) or 1
+    return {slot: (place.row / rows, place.col / cols) for slot, place in places.items()}
+
+
+def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
+    """What does not change in the run."""
+    per_epoch = -(-len(bundle.train) // config.trainer.batch)
     if 2 * config.gates.probe_samples > len(bundle.probe):
         raise ConfigError(
             f"gates.probe_samples = {config.gates.probe_samples}: looks must not all see the same of the "
@@ -110,7 +115,7 @@ def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: i
             slot: channel_info(parse_channels(text, channels_path(slot)))
             for slot, text in config.slots.channels.items()
         },
-        places={slot: (place.row / rows, place.col / cols) for slot, place in places.items()},
+        places=places_of(grown),
         total_steps=config.trainer.steps or config.trainer.epochs * per_epoch,
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
         max_skips=config.trainer.max_skips,

@@ -292,7 +292,7 @@ def run(config_path: Path) -> int:
             traceback.print_exc()
         step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
         failure, status = error, {**status_of(error), "step": step}
-    beat = None if world is None else world.heartbeat
+    beat = world.heartbeat if world is not None and isinstance(world.heartbeat, Heartbeat) else None
     if beat is not None and failure is not None and not isinstance(failure, Preempted):
         beat.mark("failed", status["message"])
     spokesman = rank == 0 or _speaks_for_run(beat, failure)

@@ -190,6 +190,30 @@ def _check_root(model: nn.Module) -> None:
         raise ConfigError(f"the root {what}: make it a child of a module of your own, attach there")
 
 
+def attach_described(model: nn.Module, described: Mapping[str, Site], example: Any = None) -> Grown:
+    """Puts empty slots at sites that were described before (a checkpoint's record), without a dry run.
+
+    Raises:
+        ConfigError: the model has no such submodule, or an order mistake.
+    """
+    _check_root(model)
+    known = dict(model.named_modules())
+    for slot, site in described.items():
+        if site.module not in known:
+            raise ConfigError(f"slot {slot}: the model has no module {site.module!r}; is it the recorded host?")
+    pulse = Pulse()
+    container = Slots({slot: SeedSlot(slot, site, pulse.beat) for slot, site in described.items()})
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.add_module(CONTAINER, container.to(device))
+    model.register_forward_pre_hook(pulse.begin)
+    for slot, site in described.items():
+        holder = container[slot]
+        assert isinstance(holder, SeedSlot)
+        pulse.watch(model, site.module, holder)
+    model.register_forward_hook(pulse.end, always_call=True)
+    return Grown(model, described, example)
+
+
 def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> Grown:
     """Puts empty slots on a model, in place. Attach before compile and before DDP.
 
@@ -208,15 +232,4 @@ def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> Gr
             order mistake.
     """
     _check_root(model)
-    described = find_sites(model, sites, example)
-    pulse = Pulse()
-    container = Slots({slot: SeedSlot(slot, site, pulse.beat) for slot, site in described.items()})
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.add_module(CONTAINER, container.to(device))
-    model.register_forward_pre_hook(pulse.begin)
-    for slot, site in described.items():
-        holder = container[slot]
-        assert isinstance(holder, SeedSlot)
-        pulse.watch(model, site.module, holder)
-    model.register_forward_hook(pulse.end, always_call=True)
-    return Grown(model, described, example)
+    return attach_described(model, find_sites(model, sites, example), example)

@@ -101,3 +101,11 @@ class Tally:
         found = [0.0, 0.0, 0.0] if self._sums is None else self._sums.tolist()
         self._sums = None
         return found[0], found[1], found[2]
+
+    def state(self) -> Tensor | None:
+        """The sums as they stand, float64 [3] on the CPU; None when nothing was added."""
+        return None if self._sums is None else self._sums.cpu().clone()
+
+    def load(self, state: Tensor | None) -> None:
+        """Takes `state` back."""
+        self._sums = state

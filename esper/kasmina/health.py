@@ -137,3 +137,17 @@ class GradientHealth:
             found[owner].nans, found[owner].infs = torch.stack(counts).sum(0).tolist()
         self._reset()
         return found
+
+    def state(self) -> dict[str, Any]:
+        """What was taken since the last reading: numbers, text, and tensors on the CPU."""
+        return {
+            "seen": self._seen,
+            "shares": [[list(owners), torch.stack(shares).cpu()] for owners, shares in self._shares.items()],
+            "broken": {owner: torch.stack(counts).cpu() for owner, counts in self._broken.items()},
+        }
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Takes `state` back; ``device``: where the gradients to come are."""
+        self._seen = state["seen"]
+        self._shares = {tuple(owners): list(shares.to(device).unbind()) for owners, shares in state["shares"]}
+        self._broken = {owner: list(counts.to(device).unbind()) for owner, counts in state["broken"].items()}

@@ -39,6 +39,12 @@ class CheckpointError(EsperError):
     exit_code = 74
 
 
+class LoopError(EsperError):
+    """The calls of a user's own training loop came in an order that cannot work; the text says which comes first."""
+
+    exit_code = 78
+
+
 class RunDirError(EsperError):
     """The run directory cannot be used (not writable, locked, other config)."""
 

@@ -49,26 +49,33 @@ class StepReport:
 
 
 class ParameterOwner:
-    """Owns the optimizer of a grown model. ``optimizer`` is one torch optimizer for all owners."""
+    """Owns the optimizer of a grown model. ``optimizer`` is one torch optimizer for all owners.
 
-    def __init__(self, grown: Grown, config: OptimConfig, total_steps: int) -> None:
+    Args:
+        grown: the model. config: how it is optimized. total_steps: of the run, for the schedule.
+        optimizer: one that stands already, whose groups are the host's; None builds what the config says.
+    """
+
+    def __init__(
+        self, grown: Grown, config: OptimConfig, total_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         self.grown, self.config, self.total_steps = grown, config, total_steps
         self._groups: dict[str, list[dict[str, Any]]] = {}
         self.health = GradientHealth(
             vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
         )
-        named = grown.owner_parameters()
-        host = self._make_groups(HOST, named[HOST])
-        fused = any(p.device.type == "cuda" for _, p in named[HOST])
-        if config.kind is OptimizerKind.SGD:
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                host, lr=config.lr, momentum=config.momentum, fused=fused or None
-            )
-        else:
-            self.optimizer = torch.optim.AdamW(
-                host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused or None
-            )
+        self.optimizer = self._build() if optimizer is None else optimizer
         self._groups[HOST] = list(self.optimizer.param_groups)
+
+    def _build(self) -> torch.optim.Optimizer:
+        config, named = self.config, self.grown.owner_parameters()[HOST]
+        host = self._make_groups(HOST, named)
+        fused = any(p.device.type == "cuda" for _, p in named)
+        if config.kind is OptimizerKind.SGD:
+            return torch.optim.SGD(host, lr=config.lr, momentum=config.momentum, fused=fused or None)
+        return torch.optim.AdamW(
+            host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused or None
+        )
 
     def _make_groups(self, owner: str, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         decay = self.config.weight_decay if owner == HOST else self.config.seed_weight_decay
@@ -138,15 +145,20 @@ class ParameterOwner:
             step: index of the step to come.
             learn_steps: per slot, the first step in which its seed learns; None while it does not.
         """
-        host = self.config.lr * lr_shape(self.config, step, self.total_steps)
+        host = self._set_host_lr(step)
         for owner, groups in self._groups.items():
-            lr = host
-            if owner != HOST:
-                since = 0 if learn_steps.get(owner) is None else step - int(learn_steps[owner] or 0)
-                warm = min(1.0, (since + 1) / self.config.seed_warmup_steps) if self.config.seed_warmup_steps else 1.0
-                lr = host * self.config.seed_lr_scale * warm
+            if owner == HOST:
+                continue
+            since = 0 if learn_steps.get(owner) is None else step - int(learn_steps[owner] or 0)
+            warm = min(1.0, (since + 1) / self.config.seed_warmup_steps) if self.config.seed_warmup_steps else 1.0
             for group in groups:
-                group["lr"] = lr
+                group["lr"] = host * self.config.seed_lr_scale * warm
+        return host
+
+    def _set_host_lr(self, step: int) -> float:
+        host = self.config.lr * lr_shape(self.config, step, self.total_steps)
+        for group in self._groups[HOST]:
+            group["lr"] = host
         return host
 
     def step(self) -> StepReport:
@@ -182,24 +194,25 @@ class ParameterOwner:
 
     # saving -------------------------------------------------------------------------------------------------------
 
-    def state_by_name(self, *, copies: bool = True) -> dict[str, dict[str, Tensor]]:
+    def state_by_name(self, *, copies: bool = True) -> dict[str, dict[str, Any]]:
         """Optimizer state per parameter name; an empty dict for one that has not been stepped.
 
         Args:
-            copies: on the CPU, standing for themselves; else the living tensors.
+            copies: tensors on the CPU, standing for themselves; else the living ones.
         """
         names = {p: name for named in self.grown.owner_parameters().values() for name, p in named}
         states = {name: self.optimizer.state.get(parameter, {}) for parameter, name in names.items()}
         return {
             name: {
-                key: value.detach().to("cpu", copy=True) if copies else value.detach()
-                for key, value in state.items()
+                key: (value.detach().to("cpu", copy=True) if copies else value.detach())
                 if isinstance(value, Tensor)
+                else value
+                for key, value in state.items()
             }
             for name, state in states.items()
         }
 
-    def load_by_name(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_by_name(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes `state_by_name` back.
 
         Raises:
@@ -211,17 +224,24 @@ class ParameterOwner:
             raise CheckpointError(f"optimizer state: missing {missing or 'none'}, unknown {unknown or 'none'}")
         for name, entries in state.items():
             for key, value in entries.items():
-                if value.ndim > 0 and value.shape != named[name].shape:
+                if isinstance(value, Tensor) and not self._fits(value, named[name]):
                     shapes = f"{tuple(value.shape)} for a parameter {tuple(named[name].shape)}"
                     raise CheckpointError(f"optimizer state {key} of {name}: {shapes}")
         self.optimizer.state.clear()
         for name, entries in state.items():
-            parameter = named[name]
-            if not entries:
-                continue
-            # A fused step counts on the device, every other on the host (as torch's own load_state_dict has it).
-            fused = any(group.get("fused") for group in self.optimizer.param_groups)
-            self.optimizer.state[parameter] = {
-                key: value.clone() if key == "step" and not fused else value.to(parameter.device).clone()
-                for key, value in entries.items()
-            }
+            if entries:
+                device = named[name].device
+                placed = {key: self._placed(key, value, device) for key, value in entries.items()}
+                self.optimizer.state[named[name]] = placed
+
+    def _fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
+        """Whether a state tensor can belong to a parameter."""
+        return value.ndim == 0 or value.shape == parameter.shape
+
+    def _placed(self, key: str, value: Any, device: torch.device) -> Any:
+        """A copy of a state entry where the optimizer wants it."""
+        if not isinstance(value, Tensor):
+            return value
+        # A fused or capturable step counts on the device, every other on the host (as torch's own loading has it).
+        on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
+        return value.clone() if key == "step" and not on_device else value.to(device).clone()

@@ -163,6 +163,8 @@ class ParameterRegistry:
             for name, parameter in named:
                 strays.pop(id(parameter), None)
                 of = groups.get(id(parameter), [])
+                if not of and owner == HOST and not parameter.requires_grad:
+                    continue  # a user's optimizer need not hold what the user has frozen
                 if not of:
                     problems.append(f"{name} of {owner} stands in no optimizer group")
                 elif len(of) > 1:

@@ -234,7 +234,7 @@ def observe(state: RunState, terms: Terms) -> Observation:
         tick=state.tick,
         step=state.step,
         total_steps=terms.total_steps,
-        remaining=1.0 - state.step / terms.total_steps,
+        remaining=max(0.0, 1.0 - state.step / terms.total_steps),
         train_loss=state.train_loss,
         train_accuracy=state.train_accuracy,
         validation_loss=state.validation_loss.aged(state.tick, fresh),

@@ -1,11 +1,14 @@
 """What a rank counts between two ticks. Sums stay on the device until the tick reads them, once."""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from esper.kasmina.attach import HOST
+from esper.leyline.errors import CheckpointError
 from esper.tolaria.ownership import StepReport
 
 
@@ -79,3 +82,40 @@ class Window:
             found[f"{slot}.norm_steps"] = self._steps[slot]
             found[f"{slot}.nonfinite"] = self._broken[slot]
         return found, int(nonfinite)
+
+    # saving -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything counted since the last tick: plain data, and this rank's own sums as a tensor on the CPU."""
+        own = {key: value for key, value in vars(self).items() if key != "_device"}
+        return {
+            key: value.cpu().clone() if isinstance(value, Tensor) else dict(value) if isinstance(value, dict) else value
+            for key, value in own.items()
+        }
+
+    def take_sums(self, sums: Tensor | None) -> None:
+        """Puts other sums of this rank's own in the place of its own; None: nothing was counted."""
+        self._sums = torch.zeros_like(self._sums) if sums is None else sums.to(self._device)
+
+    def move(self, device: torch.device) -> None:
+        """Goes on counting on another device."""
+        self._device, self._sums = device, self._sums.to(device)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes `state` back.
+
+        Raises:
+            CheckpointError: a field is missing or unknown.
+        """
+        own = set(vars(self)) - {"_device"}
+        if own != set(state):
+            raise CheckpointError(f"window: {', '.join(sorted(own ^ set(state)))} missing or unknown")
+        for key, value in state.items():
+            mine = getattr(self, key)
+            if isinstance(mine, Tensor):
+                setattr(self, key, value.to(self._device).clone())
+            elif isinstance(mine, dict):
+                mine.clear()
+                mine.update(value)
+            else:
+                setattr(self, key, value)

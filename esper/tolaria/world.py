@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from esper.leyline.errors import ConfigError, LockstepError
 from esper.tolaria.config import ControlConfig, Device, WorldConfig
 from esper.tolaria.heartbeat import LOST, Heartbeat
+from esper.tolaria.lastword import LastWord
 
 
 def _ddp_keywords() -> dict[str, Any]:
@@ -43,8 +44,13 @@ class World:
         heartbeat: marks for naming a missing rank; set once the run directory is known.
     """
 
-    def __init__(self, config: WorldConfig, control: ControlConfig) -> None:
+    def __init__(self, config: WorldConfig, control: ControlConfig, *, within: torch.device | None = None) -> None:
         """Joins the process group that the environment describes (RANK, WORLD_SIZE, ...); alone without one.
+
+        Args:
+            config, control: devices, limits.
+            within: the device of a model that somebody else's program has placed. That program may have a process group
+                already; then only the groups of our own are made, and it is left as it is.
 
         Raises:
             ConfigError: a GPU world without enough CUDA devices.
@@ -53,9 +59,12 @@ class World:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.heartbeat: Heartbeat | None = None
+        self.heartbeat: Heartbeat | LastWord | None = None
         self.find_unused = config.find_unused
-        self.device = self._device(config)
+        self.device = self._device(config) if within is None else within
+        self._mine = within is None or not dist.is_initialized()
+        if not self._mine:
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.control: dist.ProcessGroup | None = None
         self.data: dist.ProcessGroup | None = None
         self._store: dist.Store | None = None
@@ -67,15 +76,27 @@ class World:
         limit = datetime.timedelta(seconds=control.timeout_s)
         gpu = config.device is Device.GPU
         with self.collective("start-up"):
+            if not self._mine:
+                self._store = dist.distributed_c10d._get_default_store()
+                self._make_groups(limit, gpu)
+                return
             self._store, _, _ = next(dist.rendezvous("env://", timeout=startup))
             self._store.set(_arrived(self.rank), "")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo", store=self._store, rank=self.rank, world_size=self.size,
                 timeout=startup, device_id=self.device if gpu else None,
             )  # fmt: skip
-            self.control = dist.new_group(backend="gloo", timeout=limit)
-            # NCCL's own watchdog ends the process without a word; ours (tolaria.watchdog) must come first.
-            self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=2 * limit if gpu else limit)
+            self._make_groups(limit, gpu)
+
+    def _make_groups(self, limit: datetime.timedelta, gpu: bool) -> None:
+        self.control = dist.new_group(backend="gloo", timeout=limit)
+        # NCCL's own watchdog ends the process without a word; ours (tolaria.watchdog) must come first.
+        self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=2 * limit if gpu else limit)
+
+    @property
+    def store(self) -> dist.Store | None:
+        """The rendezvous store; None when alone."""
+        return self._store
 
     def _device(self, config: WorldConfig) -> torch.device:
         if config.device is Device.CPU:
@@ -160,6 +181,14 @@ class World:
         rows = self.all_gather(torch.tensor(list(raw), dtype=torch.uint8), what=what)
         return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows]
 
+    def gather_bytes(self, data: bytes, *, what: str) -> list[bytes]:
+        """Each rank's bytes, of any length, over the control group. For start-up and saves."""
+        lengths = [int(row) for row in self.all_gather(torch.tensor([len(data)]), what=what)]
+        row = torch.zeros(max(lengths), dtype=torch.uint8)
+        row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        rows = self.all_gather(row, what=what)
+        return [bytes(found[:length].numpy()) for found, length in zip(rows, lengths, strict=True)]
+
     def meet(self, what: str) -> None:
         """Start-up barrier on the default group, with its longer limit."""
         if self.size > 1:
@@ -176,7 +205,7 @@ class World:
         with self.collective("re-wrap"):
             return nn.parallel.DistributedDataParallel(
                 model,
-                device_ids=[self.local_rank] if self.device.type == "cuda" else None,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 process_group=self.data,
                 init_sync=False,
                 find_unused_parameters=self.find_unused,
@@ -189,7 +218,8 @@ class World:
             self.heartbeat.close()
         if self.size > 1 and dist.is_initialized():
             with contextlib.suppress(RuntimeError):
-                dist.destroy_process_group()
+                for group in (None,) if self._mine else (self.data, self.control):
+                    dist.destroy_process_group(group)
 
 
 _TRANSPORT = (
