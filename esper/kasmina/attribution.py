@@ -143,7 +143,7 @@ def attribute(
         if grown.slots[slot].seed is None:
             raise ConfigError(f"slot {slot}: holds no seed, so there is nothing to attribute; leave it out")
     asking = tuple(slot for slot in grown.slots if _asks(grown, plan, slot))
-    how = How.FULL if asking else how  # class logits depend on what comes behind a slot
+    how = How.FULL if asking else How(how)  # class logits depend on what comes behind a slot
     host = None if how is How.FULL else resumable(grown)
     samples = forwards = 0
     total = torch.zeros(len(plan.quantities), 4, dtype=torch.float64)

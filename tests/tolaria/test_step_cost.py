@@ -3,15 +3,20 @@
 Wall time of small differences drowns in noise; the number of operators dispatched does not.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.kasmina.attach import HOST
+from esper.leyline.alpha import Curve, Operator, Ramp
+from esper.leyline.stages import Stage
 from esper.tolaria.engine import Engine
 from tests.support.tiny import make_engine, tiny_config
 
@@ -33,8 +38,8 @@ def counted(step: Callable[[], Any]) -> Counter[str]:
     return operators.seen
 
 
-def by_hand(engine: Engine) -> Callable[[], None]:
-    model = engine.fresh().model
+def by_hand(engine: Engine, network: nn.Module | None = None) -> Callable[[], None]:
+    model = network or engine.fresh().model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     bundle, task, plan = engine.bundle, engine.bundle.task, engine.plan
 
@@ -67,6 +72,42 @@ def test_empty_slots_add_no_operator_and_bookkeeping_adds_few(tmp_path: Path) ->
     assert {name: ours[name] for name in heavy} == {name: theirs[name] for name in heavy}
     extra = sum(ours.values()) - sum(theirs.values())
     assert 0 <= extra <= 40, (extra, ours - theirs)
+
+
+class CNNByHand(nn.Module):
+    """The tiny CNN with three seeds at half alpha, as somebody would write it who wanted this graph and no other."""
+
+    def __init__(self, host: Any, seeds: list[nn.Module]) -> None:
+        super().__init__()
+        self.host, self.seeds = host, nn.ModuleList(seeds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, seed in zip((self.host.stages[0], self.host.pools[0], self.host.stages[1]), self.seeds):
+            x = layer(x)
+            x = x + 0.5 * seed(x)
+        return self.host.head(x.mean(dim=(2, 3)))
+
+
+def test_blended_seeds_run_the_kernels_of_the_same_graph_written_by_hand_and_no_more(tmp_path: Path) -> None:
+    engine = started(tmp_path)
+    rest = {"first_step": 0, "last_step": 0, "curve": Curve.LINEAR, "steepness": 6.0, "operator": Operator.ADD}
+    seeds, changed = [], {}
+    for entry in engine.state.slots:
+        seed = engine.growth.build(entry.slot, "conv_light", 1)
+        seeds.append(copy.deepcopy(seed))
+        engine.growth.plant(entry.slot, seed)
+        changed[entry.slot] = replace(
+            entry, stage=Stage.BLENDING, generation=1, blueprint="conv_light", operator=Operator.ADD, learn_step=0,
+            curve=Curve.LINEAR, ramp=Ramp(start=0.5, target=0.5, **rest), finite=True, owned=True,
+        )  # fmt: skip
+    engine.state = engine.state.with_slots(changed)
+    engine.growth.follow(engine.state)
+    ours, theirs = counted(engine.train_step), counted(by_hand(engine, CNNByHand(engine.fresh().model, seeds)))
+    for word in ("convolution", "group_norm", "silu", "addmm", "mm.", "max_pool"):
+        kernels = [name for name in theirs if word in name]
+        assert kernels, word
+        assert {name: ours[name] for name in kernels} == {name: theirs[name] for name in kernels}
+    assert sum(ours.values()) - sum(theirs.values()) <= 60, ours - theirs
 
 
 def test_gradient_health_costs_a_few_operators_a_tick_and_none_in_the_steps_between(tmp_path: Path) -> None:
