@@ -258,6 +258,7 @@ class Session(Loop):
             return
         self._closed = True
         self.growth.call = self.grown.model
+        self.growth.close()
         self.model.close()
         self.owner.close()
         self._recorder.close()
