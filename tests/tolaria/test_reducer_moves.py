@@ -296,3 +296,40 @@ def test_what_a_fossil_was_worth_stays_on_record():
         run.tick()
     assert run.slot().contribution == worth
     assert run.slot().request is None
+
+
+# what does not count as evidence -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [GOOD, BAD, (100, 2.0, 4.0)])
+def test_two_seeds_of_equal_benefit_get_the_same_verdicts_whatever_their_size_and_gradient(answer):
+    """Ninety times the parameters, a hundred times the norm: the same stages at the same ticks, and the same words."""
+    lives = []
+    for blueprint, norm in (("light", 5.0), ("heavy", 5.0), ("light", 500.0), ("heavy", 5e6)):
+        run = run_of(gates={"evidence": EvidencePolicy.ENFORCE})
+        run.tick(germinate("r0c0", blueprint, ticks=1))
+        told = []
+        for _ in range(12):
+            op = "FOSSILIZE" if run.slot().stage is Stage.HOLDING else "ADVANCE"
+            run.tick(
+                ask("r0c0", op), evidence={"r0c0": answer}, **({"r0c0__norm": norm} if run.slot().blueprint else {})
+            )
+            checks = [check for event in run.events(GateJudged) for check in event.result.checks]
+            told.append((run.slot().stage, [(c.name, c.passed) for c in checks], run.slot().contribution))
+        lives.append(told)
+    assert all(life == lives[0] for life in lives[1:])
+    assert (lives[0][-1][0] is Stage.FOSSILIZED) == (answer is GOOD)
+
+
+def test_a_host_that_gets_better_is_no_evidence_for_the_seed_beside_it():
+    """Training and validation loss fall from tick to tick; paired on the same samples the seed changes nothing."""
+    run = at(Stage.TRAINING, run=run_of(gates={"evidence": EvidencePolicy.ENFORCE, "looks": 4}))
+    for tick in range(8):
+        loss = 2.0 - 0.2 * tick
+        run.tick(
+            ask("r0c0", "ADVANCE"), evidence={"r0c0": (100, 0.0, 0.5)}, train_loss=100 * loss, train_count=100,
+            validation_loss=100 * loss, validation_loss_sq=100 * loss**2 + 1, validation_count=100,
+        )  # fmt: skip
+        assert "contribution" in refusals(run)[0]
+    assert run.state.validation_loss.value < 1.0
+    assert (run.slot().stage, run.slot().looks) == (Stage.TRAINING, 4)
