@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from esper.config import EsperConfig
+from esper.leyline.alpha import Operator
 from esper.leyline.stages import Stage
 from esper.tolaria.engine import Engine
 from tests.support.dist import DEVICES, run_distributed
@@ -58,6 +59,17 @@ def forge_level(engine: Engine) -> None:
 def forge_seed(engine: Engine) -> None:
     with torch.no_grad():
         next(iter(engine.grown.slots[A].seed.parameters())).view(-1)[0].mul_(1.0 + 1e-6)
+
+
+def forge_gate(engine: Engine) -> None:
+    gate = engine.grown.slots[A].gate
+    assert gate is not None
+    with torch.no_grad():
+        gate.get_parameter("outer.bias").mul_(1.0 + 1e-6)
+
+
+def forge_operator(engine: Engine) -> None:
+    engine.grown.slots[A].fades_from = Operator.ADD
 
 
 def forge_host(engine: Engine) -> None:
@@ -124,6 +136,8 @@ FAULTS: dict[str, tuple[Script, str]] = {
     "forged alpha": (on_rank(1, forge_alpha), PARTED + f"slot {A} alpha differs on rank 1"),
     "forged level": (on_rank(1, forge_level), PARTED + f"slot {A} alpha differs on rank 1"),
     "forged seed weight": (on_rank(1, forge_seed), PARTED + f"slot {A} weights differs on rank 1"),
+    "forged gate weight": (on_rank(1, forge_gate), PARTED + f"slot {A} weights differs on rank 1"),
+    "forged operator": (on_rank(1, forge_operator), PARTED + f"slot {A} alpha differs on rank 1"),
     "forged host weight": (
         on_rank(1, forge_host),
         "ranks parted before tick 9, step 18: parameters differs on rank 1",
@@ -154,7 +168,8 @@ FAULTS: dict[str, tuple[Script, str]] = {
 
 def config(device: str) -> EsperConfig:
     life = schedule(
-        act(1, A, "GERMINATE", blueprint="conv_light", ticks=6, curve="LINEAR"), act(3, A, "ADVANCE"),
+        act(1, A, "GERMINATE", blueprint="conv_light", operator="GATE", ticks=6, curve="LINEAR"),
+        act(3, A, "ADVANCE"),
         act(5, A, "ADVANCE"),
     )  # fmt: skip
     return tiny_config(
