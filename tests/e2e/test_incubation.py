@@ -1,4 +1,4 @@
-"""The comparison of incubations: what a shadowed seed has learnt helps at alpha 1, what a straight-through one has does not.
+"""Incubations compared: what a shadowed seed has learnt helps at alpha 1, what a straight-through one has does not.
 
 The figures of five seeds at equal FLOPs, all arms beside each other, stand in docs/incubation.md.
 """
