@@ -3,6 +3,7 @@
 The same on every rank, but for the controller, which lives on rank 0 alone.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from esper.tamiyo import build_controller
 from esper.tolaria.account import Costs
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.data.parts import Bundle
+from esper.tolaria.distill import Distillation, Teacher
 from esper.tolaria.engine import Engine, EngineSettings
-from esper.tolaria.evaluate import dtype_of
+from esper.tolaria.evaluate import autocast, dtype_of
 from esper.tolaria.growth import Growth
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.lockstep import Lockstep
@@ -141,6 +143,7 @@ def assemble(
     sink: EventSink,
     digest: int,
     run_id: str,
+    teacher: Teacher | None = None,
 ) -> Engine:
     """Builds the parts of a run and joins them; the same on every rank, the controller on rank 0 alone."""
     grown = build_grown(config, bundle, world.device)
@@ -153,6 +156,14 @@ def assemble(
     controller = None
     if world.rank == 0:
         controller = build_controller(config.controller, slots=tuple(grown.slots), seed=config.seed)
+    distillation = None
+    if teacher is not None:
+        growth.parameters.adopt_teacher(teacher.module)
+        context = partial(autocast, config.trainer.precision, world.device)
+        example = bundle.example().to(world.device)
+        if example.is_floating_point():
+            example = example.to(dtype_of(config.trainer.precision))
+        distillation = Distillation(config.distill, teacher, grown, example, context)
     # From here on each rank's global stream is its own, so that a hidden dependence on it cannot pass unseen.
     torch.manual_seed(config.seed * 1_000_003 + world.rank)
     return Engine(
@@ -163,5 +174,5 @@ def assemble(
         world=world, heartbeat=heartbeat, grown=grown, owner=owner, growth=growth, bundle=bundle,
         controller=controller, sink=sink, saver=Saver(store, world), terms=terms,
         lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
-        fresh=lambda: build_grown(config, bundle, world.device),
+        fresh=lambda: build_grown(config, bundle, world.device), distillation=distillation,
     )  # fmt: skip

@@ -29,6 +29,7 @@ from esper.strict import Reader, override_text
 from esper.tamiyo.registry import controller_config_class, controller_kinds
 from esper.tolaria.config import CheckpointConfig, ControlConfig, OptimConfig, TrainerConfig, WorldConfig
 from esper.tolaria.data import DATASETS, data_config_class
+from esper.tolaria.distill import DistillConfig
 
 
 class Resume(StrEnum):
@@ -72,7 +73,8 @@ class EsperConfig:
         run: where it lies. host: the network. data: what it learns from. controller: who decides.
         slots, gates: where seeds live, and what they must show. library: where births are kept, and who builds them.
         optim, trainer: how the network learns.
-        control: ticks. checkpoint: saves. world: processes and devices. telemetry: what is told, and where.
+        control: ticks. checkpoint: saves. distill: who teaches, if anybody.
+        world: processes and devices. telemetry: what is told, and where.
     """
 
     seed: int
@@ -87,6 +89,7 @@ class EsperConfig:
     trainer: TrainerConfig
     control: ControlConfig
     checkpoint: CheckpointConfig
+    distill: DistillConfig
     world: WorldConfig
     telemetry: TelemetryConfig
 
@@ -104,6 +107,7 @@ FIXED_SECTIONS: dict[str, type] = {
     "trainer": TrainerConfig,
     "control": ControlConfig,
     "checkpoint": CheckpointConfig,
+    "distill": DistillConfig,
     "world": WorldConfig,
     "telemetry": TelemetryConfig,
 }

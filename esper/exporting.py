@@ -6,26 +6,17 @@ that the checkpoint's record gives one, then every weight, phase and alpha.
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from esper.assembly import build_grown
-from esper.config import EsperConfig, build_config, load_config
-from esper.kasmina.attach import Grown
-from esper.kasmina.birth import birth_key, build_gate, build_seed
+from esper.config import build_config, load_config
 from esper.kasmina.blueprints import registry
 from esper.kasmina.export import export
 from esper.kasmina.exported import Way
-from esper.kasmina.phases import phase_of
 from esper.kasmina.writing import save_exported
 from esper.leyline.errors import CheckpointError, RunDirError
+from esper.rebuilding import rebuild
 from esper.rundir import CONFIG
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.data import load_data
-from esper.tolaria.evaluate import dtype_of
-from esper.tolaria.snapshot import load_model, read_common
-from esper.tolaria.state import RunState
 
 
 def choose(store: CheckpointStore, at: int | None) -> int:
@@ -52,35 +43,6 @@ def choose(store: CheckpointStore, at: int | None) -> int:
     )
 
 
-def rebuild(config: EsperConfig, store: CheckpointStore, step: int) -> tuple[Grown, RunState, str]:
-    """The network of a verified checkpoint as it was at that step, on the CPU; its record; the run's id.
-
-    Raises:
-        CheckpointError: the checkpoint does not fit the run's config.
-    """
-    device = torch.device("cpu")
-    payload, state = read_common(store, step)
-    grown = build_grown(config, load_data(config.data), device)
-    if [entry.slot for entry in state.slots] != list(grown.slots):
-        raise CheckpointError(f"{store.path(step)}: its slots are not this model's ({', '.join(grown.slots)})")
-    dtype = dtype_of(config.trainer.precision)
-    for entry in state.slots:
-        if entry.stage.has_seed:
-            assert entry.blueprint is not None
-            holder, site = grown.slots[entry.slot], grown.sites[entry.slot]
-            made: dict[str, Any] = {"dim": site.dim, "topology": site.topology, "dtype": dtype, "device": device}
-            key = birth_key(config.seed, entry.slot, entry.generation)  # any would do: every weight is loaded
-            holder.plant(build_seed(entry.blueprint, key=key, **made))
-            holder.gate = build_gate(key=key, **made) if entry.wants_gate(state.step) else None
-    load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
-    for entry in state.slots:
-        holder = grown.slots[entry.slot]
-        holder.phase = phase_of(entry.stage, config.slots.incubation)
-        holder.operator, holder.fades_from = entry.operators(state.step)
-        holder.set_alpha(entry.alpha(state.step), entry.fade(state.step))
-    return grown, state, str(payload["run_id"])
-
-
 def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partial: bool) -> str:
     """Writes the network of a run as a plain model; returns what to tell.
 
@@ -99,7 +61,7 @@ def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partia
     registry.load_plugins()
     store = CheckpointStore(run / "checkpoints", attempt=0, keep=1)
     step = choose(store, at)
-    grown, state, run_id = rebuild(config, store, step)
+    grown, state, run_id = rebuild(config, load_data(config.data), store, step)
     exported = export(grown, fold=fold, partial=partial)
     seeds = {
         entry.slot: {"blueprint": entry.blueprint, "stage": entry.stage.name, "generation": entry.generation}

@@ -102,6 +102,8 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
     config.run.dir = plain["run"]["dir"] = str(folder)
     if getattr(config.data, "root", None) is not None:  # resumed from another folder, it must still be found
         config.data.root = plain["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
+    if config.distill.run is not None:
+        config.distill.run = plain["distill"]["run"] = str(Path(config.distill.run).expanduser().absolute())
     arguments = torchrun_arguments(config.world, folder / CONFIG)
     environment = torchrun_environment(config.world, config.trainer)
     typed = " ".join([*(f"{key}={value}" for key, value in environment.items()), "torchrun", shlex.join(arguments)])

@@ -6,6 +6,7 @@ host is built on the meta device (no memory, no time) to learn which slots it ha
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from esper.leyline.slots import sort_slots
 from esper.strict import override_text
 from esper.tamiyo.registry import build_controller
 from esper.tolaria.data import Cifar10Config, DigitsConfig, ImagesConfig, PySourceConfig, TextConfig
+from esper.tolaria.distill import DistillConfig
 
 _ANY_SIDE = 1 << 14  # images whose size only the files know
 
@@ -110,6 +112,30 @@ def own_host_is_there(host: Any) -> list[str]:
     except ConfigError as error:
         return list(error.problems)
     return []
+
+
+def teacher_is_there(distill: DistillConfig) -> list[str]:
+    """A run that teaches lies where it is said to, a function of the user's own can be imported."""
+    if distill.path is not None:
+        try:
+            import_object(distill.path, "distill.path")
+        except ConfigError as error:
+            return list(error.problems)
+    if distill.run is not None and not (Path(distill.run).expanduser() / "config.yaml").is_file():
+        return [
+            f"distill.run = {distill.run!r}: no config.yaml in it, so it is no run; set distill.run=<a run directory>"
+        ]
+    return []
+
+
+def pupils_are_slots(host: Any, data: Any, slots: SlotsConfig, distill: DistillConfig) -> list[str]:
+    """Features are drawn to the teacher's at slots in use."""
+    known = [slot for slot in host_slots(host, data) if not slots.ids or slot in slots.ids]
+    return [
+        f"distill.features.{slot} = {name!r}: no slot in use; there are {', '.join(known)}"
+        for slot, name in distill.features.items()
+        if known and slot not in known
+    ]
 
 
 def slots_are_of_host(host: Any, data: Any, slots: SlotsConfig) -> list[str]:
@@ -220,8 +246,10 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("trainer", "world"), ranks_share_a_batch),
     (("host", "data"), host_takes_data),
     (("host",), own_host_is_there),
+    (("distill",), teacher_is_there),
     (("host", "data", "slots"), slots_are_of_host),
     (("host", "data", "slots"), channels_are_of_slots),
+    (("host", "data", "slots", "distill"), pupils_are_slots),
     (("host", "data", "slots", "controller"), blueprints_exist),
     (("host", "data", "slots", "controller"), controller_can_be_built),
     (("gates", "data"), probe_is_large_enough),

@@ -50,6 +50,7 @@ from esper.nissa.jsonl import JsonlSink
 from esper.nissa.summary import summary_table
 from esper.nissa.wandb_sink import WandbSink
 from esper.rundir import write_json
+from esper.teacher import build_teacher
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
 from esper.tolaria.digest import digest_tensors
@@ -203,9 +204,10 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     watchdog: Watchdog | None = None
     engine: Engine | None = None
     try:
+        teacher = build_teacher(config, bundle, world.device)
         engine = assemble(
             config, world=world, heartbeat=heartbeat, bundle=bundle, store=store, sink=sink, digest=digest,
-            run_id=attempt.run_id,
+            run_id=attempt.run_id, teacher=teacher,
         )  # fmt: skip
         world.meet("start-up")
         fields = {
@@ -214,9 +216,11 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             "code": code_digest(),
             "registry": registry.registry_words(world.device, dtype_of(config.trainer.precision)),
             "data": str(bundle.digest),
+            "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
             "first weights": str(digest_tensors(engine.grown.model.state_dict().items())),
             **machine_fields(world.device),
         }
+        del teacher  # the engine's alone, so that it can let go of it
         shake_hands(world, fields)
         if world.size > 1 and world.device.type == "cuda":
             watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, run_dir, heartbeat))

@@ -9,6 +9,7 @@ seed; every rank takes the same branches. One process runs the same code without
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.config import CheckpointConfig, ControlConfig, Objective, TrainerConfig
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
+from esper.tolaria.distill import Distillation
 from esper.tolaria.evaluate import Evaluator, autocast
 from esper.tolaria.final import RunResult, choose_best, read_test, rebuild, topology_of
 from esper.tolaria.growth import Growth
@@ -34,7 +36,7 @@ from esper.tolaria.measure import measure
 from esper.tolaria.narrate import Narrator, axes_of
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.saver import Saver
-from esper.tolaria.snapshot import collect_common, collect_own, plant_record, restore
+from esper.tolaria.snapshot import check_teacher, collect_common, collect_own, plant_record, restore
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.tick import Cycle, Measured, tick_due
 from esper.tolaria.window import Window
@@ -78,11 +80,14 @@ class Engine:
         terms: Terms,
         lockstep: Lockstep,
         fresh: Callable[[], Grown],
+        distillation: Distillation | None = None,
     ) -> None:
         self.settings, self.world, self.heartbeat = settings, world, heartbeat
         self.grown, self.owner, self.growth, self.bundle = grown, owner, growth, bundle
         self.controller, self.sink, self.saver = controller, sink, saver
         self.terms, self.lockstep, self.fresh = terms, lockstep, fresh
+        self.distillation = distillation
+        self._teacher = None if distillation is None else distillation.teacher.identity
         trainer = settings.trainer
         self.plan = BatchPlan(len(bundle.train), trainer.batch, settings.seed)
         self.evaluator = Evaluator(
@@ -113,6 +118,7 @@ class Engine:
             self.state, payload = restore(
                 self.saver.store, resume_step, self.grown, self.owner, self.growth, self.world, self.settings.seed
             )
+            check_teacher(payload, self._teacher, str(self.saver.store.path(resume_step)))
             if payload["config_digest"] != self.settings.config_digest:
                 where = self.saver.store.path(resume_step)
                 raise CheckpointError(f"{where}: saved under other settings; config.yaml was edited since: put it back")
@@ -147,6 +153,7 @@ class Engine:
         """One optimizer step on this rank's shard of the global batch."""
         step, trainer = self.step, self.settings.trainer
         self.heartbeat.step = step
+        self._let_teacher_go(step)
         self.growth.set_alphas(self.state, step)
         self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
         epoch, _ = self.plan.locate(step)
@@ -172,11 +179,21 @@ class Engine:
         self.window.step(report, step)
         self.step += 1
 
+    def _let_teacher_go(self, step: int) -> None:
+        """From ``distill.until_step`` on there is no teacher, and nothing of it is left."""
+        if self.distillation is None or step < (self.distillation.config.until_step or math.inf):
+            return
+        self.distillation.release()
+        self.distillation = None
+        self.growth.parameters.release_teacher()
+
     def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
-        """Host loss plus one shadow loss per TRAINING seed; 0-D, to be called backward on."""
+        """Host loss plus one shadow loss per TRAINING seed, each with the teacher's term; 0-D, to go backward from."""
         task = self.bundle.task
 
-        def share(loss: Tensor) -> Tensor:
+        def share(loss: Tensor, output: Tensor) -> Tensor:
+            if term is not None:
+                loss = loss + term(output)
             return (loss * weights.to(loss.dtype)).sum() * scale
 
         def host() -> Tensor:
@@ -184,13 +201,15 @@ class Engine:
                 output = self._forward(self.growth.call, x)
             loss, correct = task.per_sample(output, y)
             self.window.samples(loss, correct, weights)
-            return share(loss)
+            return share(loss, output)
 
         def shadow(call: Call) -> Tensor:
-            return share(task.per_sample(self._forward(call, x), y)[0])
+            output = self._forward(call, x)
+            return share(task.per_sample(output, y)[0], output)
 
         logits = self._forward(partial(class_logits, self.grown), x)
-        with self.grown.logits(logits):
+        lesson = contextlib.nullcontext() if self.distillation is None else self.distillation.lesson(x)
+        with lesson as term, self.grown.logits(logits):
             return with_shadows(host, shadow, self.grown, self.growth.shadowed(self.state), self.world.device)
 
     def _forward(self, call: Call, x: Tensor) -> Any:
@@ -269,7 +288,7 @@ class Engine:
             assert self.controller is not None
             common = collect_common(
                 self.grown, self.owner, self.state, self.controller.state_dict(), self.settings.config_digest,
-                self.settings.run_id,
+                self.settings.run_id, self._teacher,
             )  # fmt: skip
         self.saver.begin(self.step, self.state.tick, score, common, collect_own(self.world))
 

@@ -1,6 +1,7 @@
 """What a checkpoint holds, and how a run is rebuilt from it: the topology from the record first, then every tensor.
 
-state.pt      format, config digest, agreed state, model, optimizer by parameter name, controller, wandb run id
+state.pt      format, config digest, agreed state, model, optimizer by parameter name, controller, wandb run id, and who
+              taught (never the teacher itself)
 rank-N.pt     format, rank, random number state of this rank
 """
 
@@ -18,7 +19,7 @@ from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.state import RunState
 from esper.tolaria.world import World
 
-COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id"}
+COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id", "teacher"}
 OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda"}
 
 
@@ -36,7 +37,13 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def collect_common(
-    grown: Grown, owner: ParameterOwner, state: RunState, controller: dict[str, Any], config_digest: int, run_id: str
+    grown: Grown,
+    owner: ParameterOwner,
+    state: RunState,
+    controller: dict[str, Any],
+    config_digest: int,
+    run_id: str,
+    teacher: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything that is equal on all ranks; plain data and tensors only, the tensors those that live."""
     return {
@@ -47,7 +54,23 @@ def collect_common(
         "optimizer": owner.state_by_name(copies=False),
         "controller": controller,
         "run_id": run_id,
+        "teacher": teacher,
     }
+
+
+def check_teacher(payload: dict[str, Any], present: dict[str, Any] | None, where: str) -> None:
+    """A run goes on with the teacher that it had.
+
+    Args:
+        payload: common part of a checkpoint. present: identity of this run's teacher. where: the checkpoint lies.
+
+    Raises:
+        CheckpointError: it had another one; the text says which.
+    """
+    before = payload["teacher"]
+    if (before and before["digest"]) != (present and present["digest"]):
+        names = [f"{who['source']} (digest {who['digest']:016x})" if who else "none" for who in (before, present)]
+        raise CheckpointError(f"{where}: its teacher was {names[0]}, now it is {names[1]}; put the former back")
 
 
 def collect_own(world: World) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from esper.leyline.plain import to_plain
 from esper.leyline.protocols import Controller
 from esper.strict import as_plain
 from esper.tamiyo.none import NoneConfig
+from esper.teacher import build_teacher
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.data import DigitsConfig, PySourceConfig, load_data
 from esper.tolaria.engine import Engine
@@ -132,9 +133,10 @@ def make_engine(
     world = World(config.world, config.control)
     heartbeat = world.heartbeat = Heartbeat(run_dir / "heartbeat", world.rank, world.size)
     store = CheckpointStore(run_dir / "checkpoints", attempt=attempt, keep=config.checkpoint.keep)
+    bundle = load_data(config.data)
     engine = assemble(
-        config, world=world, heartbeat=heartbeat, bundle=load_data(config.data), store=store, sink=ListSink(),
-        digest=config_digest(as_plain(config)), run_id="tiny",
+        config, world=world, heartbeat=heartbeat, bundle=bundle, store=store, sink=ListSink(),
+        digest=config_digest(as_plain(config)), run_id="tiny", teacher=build_teacher(config, bundle, world.device),
     )  # fmt: skip
     if controller is not None and world.rank == 0:
         engine.controller = controller

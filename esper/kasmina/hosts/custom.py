@@ -52,23 +52,39 @@ def _points(sites: dict[str, str]) -> tuple[InjectionPoint, ...]:
     return tuple(InjectionPoint(slot=slot, module=sites[slot], topology=None) for slot in sort_slots(sites))
 
 
+def call_builder(
+    path: str, options: dict[str, Any], input_shape: tuple[int, ...], classes: int, *, section: str
+) -> nn.Module:
+    """The model that a function of the user's own returns.
+
+    Args:
+        path: ``package.module:function``. options: its keyword arguments beside input_shape and classes.
+        input_shape, classes: of the data. section: of the config, where path and options stand, for an error.
+
+    Raises:
+        ConfigError: it cannot be imported, does not take the call, or returns no module.
+    """
+    build = import_object(path, f"{section}.path")
+    try:
+        inspect.signature(build).bind(input_shape=input_shape, classes=classes, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{section}.options = {options!r}: {path} does not take input_shape, classes and these; {error}"
+        ) from None
+    network = build(input_shape=input_shape, classes=classes, **options)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"{section}.path = {path!r}: returned {type(network).__name__}, need an nn.Module")
+    return network
+
+
 @host("custom", config=CustomHostConfig)
 def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """Builds the model at ``config.path`` and notes where its slots go.
 
     Raises:
-        ConfigError: it cannot be imported, does not take the call, returns no module, or lacks a named site.
+        ConfigError: it cannot be built (see `call_builder`), or lacks a named site.
     """
-    build = import_object(config.path, "host.path")
-    try:
-        inspect.signature(build).bind(input_shape=input_shape, classes=classes, **config.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"host.options = {config.options!r}: {config.path} does not take input_shape, classes and these; {error}"
-        ) from None
-    network = build(input_shape=input_shape, classes=classes, **config.options)
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"host.path = {config.path!r}: returned {type(network).__name__}, need an nn.Module")
+    network = call_builder(config.path, config.options, input_shape, classes, section="host")
     known = dict(network.named_modules())
     for slot, name in config.sites.items():
         if name not in known:
