@@ -20,6 +20,7 @@ SEQ = Topology.SEQUENCE
 CPU = torch.device("cpu")
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # when inductor is imported
 uncompiled = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
