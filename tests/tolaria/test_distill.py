@@ -400,3 +400,36 @@ def test_every_rank_s_teacher_is_frozen_in_a_module_tree_of_its_own(tmp_path: Pa
     module: nn.Module = engine.distillation.teacher.module
     assert not {id(p) for p in module.parameters()} & {id(p) for p in engine.grown.model.parameters()}
     assert not any(p.requires_grad for p in module.parameters())
+
+
+# what it is for ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_under_noisy_labels_a_pupil_of_a_good_teacher_does_better(tmp_path: Path) -> None:
+    """Three of five labels are drawn at random; the teacher learned from true ones. On three seeds, each time."""
+    common: dict[str, Any] = {"control__every": 50, "trainer__batch": 32, "checkpoint__every_ticks": 0}
+
+    def finish(config: EsperConfig, folder: Path, *, noise: bool) -> float:
+        engine = make_engine(config, folder)
+        if noise:
+            labels = engine.bundle.train._labels  # type: ignore[attr-defined]
+            stream = torch.Generator().manual_seed(config.seed)
+            hit = torch.rand(len(labels), generator=stream) < 0.6
+            labels[hit] = torch.randint(10, (int(hit.sum()),), generator=stream)
+        engine.begin(None)
+        train_on(engine)
+        engine._finish_save()
+        assert engine.state.validation_loss.value is not None
+        return engine.state.validation_loss.value
+
+    own = tiny_config("cnn", trainer__steps=800, **common)
+    teacher = finish(own, tmp_path / "teacher", noise=False)
+    write_config(tmp_path / "teacher" / "config.yaml", as_plain(own))
+    for seed in (1, 2, 3):
+        distill = DistillConfig(run=str(tmp_path / "teacher"), weight=2.0, temperature=2.0)
+        settings: dict[str, Any] = {"seed": seed, "trainer__steps": 400, **common}
+        with_teacher = finish(tiny_config("cnn", distill=distill, **settings), tmp_path / f"w{seed}", noise=True)
+        without = finish(tiny_config("cnn", **settings), tmp_path / f"o{seed}", noise=True)
+        assert with_teacher < without, (seed, teacher, with_teacher, without)
+        print(f"seed {seed}: teacher {teacher:.3f}, pupil {with_teacher:.3f}, alone {without:.3f} nats")
