@@ -12,6 +12,7 @@ from esper.config import EsperConfig
 from esper.kasmina.attach import Grown, attach
 from esper.kasmina.blueprints import registry
 from esper.kasmina.channels import channel_info, channels_path, parse_channels, usable_operators
+from esper.kasmina.compiler import Compiler
 from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.kasmina.library import Library, LibraryConfig
@@ -22,6 +23,7 @@ from esper.tamiyo import build_controller
 from esper.tolaria.account import Costs
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.data.parts import Bundle
+from esper.tolaria.data.sampler import BatchPlan, eval_shards
 from esper.tolaria.distill import Distillation, Teacher
 from esper.tolaria.engine import Engine, EngineSettings
 from esper.tolaria.evaluate import autocast, dtype_of
@@ -79,6 +81,28 @@ def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
         for slot, site in grown.sites.items()
     }
     return Costs(host=host_cost(grown, example), seeds=seeds)
+
+
+def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[int], set[int]]:
+    """Samples in a forward of this rank, in training and in evaluation: ragged last batches and shares included."""
+    plan = BatchPlan(len(bundle.train), config.trainer.batch, config.seed)
+    steps = (0, plan.steps_per_epoch - 1)
+    pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, config.trainer.accumulate)]
+    parts = [len(bundle.validation), min(config.gates.probe_samples, len(bundle.probe))]
+    shards = [shard for n in parts for shard in eval_shards(n, world.rank, world.size, config.trainer.eval_batch)]
+    return {len(indices) for indices, _ in pieces}, {len(shard) for shard in shards}
+
+
+def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: World) -> Compiler:
+    """The host's regions, compiled; seeds will be as they are staged."""
+    train, evaluation = batch_sizes(config, bundle, world)
+    compiler = Compiler(
+        grown, config.trainer.compile_backend, train_sizes=train, eval_sizes=evaluation,
+        incubation=config.slots.incubation, autocast=lambda: autocast(config.trainer.precision, world.device),
+    )  # fmt: skip
+    example = bundle.example().to(world.device)
+    compiler.host(example.to(dtype_of(config.trainer.precision)) if example.is_floating_point() else example)
+    return compiler
 
 
 def places_of(grown: Grown) -> dict[str, tuple[float, float]]:
@@ -149,9 +173,11 @@ def assemble(
     grown = build_grown(config, bundle, world.device)
     terms = build_terms(config, grown, bundle, world.size)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
+    compiler = build_compiler(config, grown, bundle, world) if config.trainer.compile else None
     growth = Growth(
         grown, owner, world, terms, run_seed=config.seed, dtype=dtype_of(config.trainer.precision),
         library=build_library(config.library, store.folder.parent),
+        compiler=compiler,
     )  # fmt: skip
     controller = None
     if world.rank == 0:

@@ -170,7 +170,7 @@ class Grown:
         frozen: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             if not name.startswith(own):
-                frozen[name] = parameter.detach()
+                frozen[name] = nn.Parameter(parameter.detach(), requires_grad=False)  # a compiler tells types apart
         for name, buffer in self.model.named_buffers():
             if not name.startswith(own):
                 frozen[name] = buffer.clone()

@@ -13,6 +13,10 @@ never by adding zero. The host's gradient is then that without the seed, bit for
 hands the upstream gradient to h alone (`HostOnly`), and the seed reads a detached x, since a zero gradient times an
 infinite weight would still send NaN to the host.
 
+Eager code takes "a is 0" from the ramp, on the host. What is compiled takes it from the tensor, so that one graph
+serves a whole ramp: `choose` in the place of `HostOnly`, and a `door` where host and seed's input go in. Where they are
+shut their gradient is -0.0, which added to another changes no bit of it (0.0 would turn -0.0 into 0.0).
+
 At a = 1 g_eff is exactly 1, so that GATE and CONFIDENCE are ADD, bit for bit, and the gate can leave without a jump. It
 closes with alpha itself and not with the progress of a ramp: alpha is continuous over partial targets and new ramps.
 
@@ -146,3 +150,21 @@ def blend(
     assert fade is not None
     old = INCREMENTS[fades_from](host, delta, strength)
     return host + (1.0 - fade) * old + fade * new
+
+
+def door(t: Tensor, closed: Tensor) -> Tensor:
+    """``t``, bit for bit. Its gradient passes where open; where closed it is -0.0, whatever came (NaN too).
+
+    Args:
+        t: [any shape]. closed: 0-D bool.
+    """
+    return -torch.where(closed, -t.detach(), -t)
+
+
+def choose(closed: Tensor, host: Tensor, blended: Tensor) -> Tensor:
+    """``host`` where closed, else ``blended``, bit for bit; the gradient goes to the one chosen, -0.0 to the other.
+
+    Args:
+        closed: 0-D bool. host, blended: features, equal shapes.
+    """
+    return -torch.where(closed, -host, -blended)

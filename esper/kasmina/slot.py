@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.beat import Beat
-from esper.kasmina.blend import INCREMENTS, HostOnly, StraightThrough, Strength, blend, effective
+from esper.kasmina.blend import HostOnly, blend
 from esper.kasmina.channels import channels_path
 from esper.kasmina.feature import put, take
-from esper.kasmina.gating import Tally, margin
+from esper.kasmina.gating import Tally
+from esper.kasmina.joint import Joint
 from esper.kasmina.phases import Phase
+from esper.kasmina.regions import Region
 from esper.kasmina.rows import Rows, rows_of
 from esper.kasmina.sites import Site
 from esper.leyline.alpha import Operator, check_alpha
 from esper.leyline.errors import ConfigError
 
 
-class SeedSlot(nn.Module):
+class SeedSlot(Joint):
     """Holds at most one seed and joins its delta to the host's features by the agreed alpha.
 
     Alpha, the fade and a CHANNEL's vector are float32 buffers: never persistent, never cast by ``.to(dtype)``. The slot
@@ -36,6 +38,7 @@ class SeedSlot(nn.Module):
         seed, gate: the module that computes the delta, and that of GATE while it is in use; None without one.
         operator, fades_from: how the delta is joined, and what is being faded out (see `esper.kasmina.blend`).
         tally: g_eff of the training samples since it was last read.
+        region: the compiled `join`, None where nothing is compiled.
         degraded: why the seed runs by a fallback that was taken at run time (a compile that failed), None while it runs
             as it was built. Set by whoever took the fallback; read at the next tick.
     """
@@ -53,6 +56,7 @@ class SeedSlot(nn.Module):
         self.phase = Phase.OFF
         self.operator, self.fades_from = Operator.ADD, None  # type: Operator, Operator | None
         self.tally = Tally()
+        self.region: Region | None = None
         self.degraded: str | None = None
         self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("fade", torch.ones((), dtype=torch.float32), persistent=False)
@@ -136,17 +140,19 @@ class SeedSlot(nn.Module):
             return not len(level.chosen)
         return level == 0.0 or (self._override is None and self.phase is Phase.STRAIGHT)
 
-    def plant(self, seed: nn.Module) -> None:
-        """Registers a seed; ValueError when the slot is taken."""
+    def plant(self, seed: nn.Module, region: Region | None = None) -> None:
+        """Registers a seed, and the region that was compiled for it; ValueError when the slot is taken."""
         if self.seed is not None:
             raise ValueError(f"slot {self.slot} already holds a seed")
-        self.seed = seed
+        self.seed, self.region = seed, region
+        if region is not None:
+            region.owner = self
         self._dtypes.clear()
         self.set_alpha(0.0)
 
     def uproot(self) -> None:
         """Lets go of the seed; nothing of it is left here."""
-        self.seed = self.gate = None
+        self.seed = self.gate = self.region = None
         self.phase = Phase.OFF
         self.operator, self.fades_from, self.tally = Operator.ADD, None, Tally()
         self.degraded = None
@@ -180,21 +186,24 @@ class SeedSlot(nn.Module):
             if not torch.is_grad_enabled():
                 return host
             with torch.random.fork_rng([x.device] if x.is_cuda else []):  # a seed's dropout must not move the host's
-                delta = self._delta(x.detach(), host).to(host.dtype)
-            full = self._strength(host, x.detach(), torch.ones_like(self.alpha))
-            return StraightThrough.apply(host, INCREMENTS[self.operator](host.detach(), delta, full))
+                return self._by_tensor(host, x, torch.ones_like(self.alpha), straight=True)
         return self._blended(host, x, self._level, self.alpha)
 
     def _blended(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # a compiler guards every number that is read on the host
+            return self._by_tensor(host, x, alpha)
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if level == 0.0 and not learning:
+            return host
+        if self.region is not None and self.degraded is None:
+            return self._by_tensor(host, x, alpha)
         if level != 0.0:
             strength = self._strength(host, x, alpha)
             return blend(host, self._delta(x, host), strength, self.operator, self.fades_from, self.fade)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
-            # What learns stays in the gradient reduction at alpha 0: every rank must see it in every step.
-            strength = self._strength(host, x.detach(), alpha)
-            others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
-            return HostOnly.apply(host, *others)
-        return host
+        # What learns stays in the gradient reduction at alpha 0: every rank must see it in every step.
+        strength = self._strength(host, x.detach(), alpha)
+        others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
+        return HostOnly.apply(host, *others)
 
     def _in_rows(self, host: Tensor, x: Tensor, rows: Rows) -> Tensor:
         rows.check(host, self.slot)
@@ -205,32 +214,6 @@ class SeedSlot(nn.Module):
         strength = self._strength(some_host, some_x, rows.strength(host), rows)
         joined = blend(some_host, self._delta(some_x, some_host), strength, self.operator, self.fades_from, self.fade)
         return host.index_copy(0, at, joined)
-
-    def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
-        """What the operators in use ask for; tallies g_eff where a forward of training is tallied."""
-        used = (self.operator, self.fades_from)
-        gate = confidence = None
-        if Operator.GATE in used:
-            if self.gate is None:
-                raise ConfigError(f"slot {self.slot}: GATE without a gate; give it one (slot.gate = build_gate(...))")
-            gate = self.gate(x)
-        if Operator.CONFIDENCE in used:
-            g = margin(None if self.beat is None else self.beat.logits, len(rows.alphas if rows else host), self.slot)
-            g = g[rows.chosen.to(g.device)] if rows else g
-            confidence = g.view(-1, *[1] * (host.ndim - 1))
-        if Operator.CHANNEL in used and self.channels is None:
-            raise ConfigError(f"slot {self.slot}: CHANNEL without a vector v; set slots.channels.{self.slot}")
-        tallied = gate if self.operator is Operator.GATE or confidence is None else confidence
-        if tallied is not None and self._override is None and self.beat is not None and self.beat.weights is not None:
-            self.tally.add(effective(tallied, alpha), self.beat.weights)
-        return Strength(alpha, gate, confidence, self.channels)
-
-    def _delta(self, x: Tensor, host: Tensor) -> Tensor:
-        assert self.seed is not None
-        delta = self.seed(x)
-        if delta.shape != host.shape:
-            raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
-        return delta
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook of the site; a bound method, so that a deep copy of the model binds the copied slot.

@@ -114,6 +114,8 @@ class TrainerConfig:
         max_skips: skipped steps in a row after which a tick comes at once and the newest blending seed is pruned.
         objective: what the run returns to a sweep and what chooses the best checkpoint.
         deterministic: torch.use_deterministic_algorithms.
+        compile: torch.compile, region by region (see `esper.kasmina.compiler`); the final test runs uncompiled.
+        compile_backend: of torch.compile.
     """
 
     steps: int | None = None
@@ -126,9 +128,12 @@ class TrainerConfig:
     max_skips: int = 5
     objective: Objective = Objective.VALIDATION_ACCURACY
     deterministic: bool = False
+    compile: bool = False
+    compile_backend: str = "inductor"
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
+            check("compile_backend", self.compile_backend != "", "must name a backend of torch.compile")
             check("steps", self.steps is None or self.steps >= 1, "must be >= 1, or null for trainer.epochs")
             for name in ("epochs", "batch", "eval_batch", "accumulate", "max_consecutive", "max_skips"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")

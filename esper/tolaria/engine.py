@@ -251,7 +251,7 @@ class Engine:
         steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
         self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=decision.digest_ms)
         self.window.reset()
-        self.world.allow_slow(save or wrap_ms is not None)
+        self.world.allow_slow(save or wrap_ms is not None or self.growth.compiled)
         if save:
             beat.mark("save")
             self._save()

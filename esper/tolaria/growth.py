@@ -21,10 +21,12 @@ from torch import nn
 
 from esper.kasmina.attach import Grown
 from esper.kasmina.birth import birth_key, build_gate, build_seed, gate_key
+from esper.kasmina.compiler import Compiler
 from esper.kasmina.config import Incubation
 from esper.kasmina.library import Birth, Library, Order, Ticket
 from esper.kasmina.lifecycle import SlotState
 from esper.kasmina.phases import Phase, learns, phase_of
+from esper.kasmina.regions import Region
 from esper.kasmina.slot import SeedSlot
 from esper.leyline.stages import Stage
 from esper.tolaria.ownership import ParameterOwner
@@ -56,6 +58,8 @@ class Growth:
         staged: seeds that are ready, by slot. waiting: those that are being built.
         vetoes: this rank's verdict on its staged seeds, to travel in the next commit.
         failures: in words, why a staged seed failed here.
+        compiler: compiles seeds; None: nothing is compiled. compiled: something was, since the last `perform`; the same
+            on every rank.
     """
 
     def __init__(
@@ -68,9 +72,12 @@ class Growth:
         run_seed: int,
         dtype: torch.dtype,
         library: Library | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
         self.run_seed, self.dtype, self.library = run_seed, dtype, library
+        self.compiler, self.compiled = compiler, False
+        self._regions: dict[str, Region] = {}  # of staged seeds
         self.waiting: dict[str, Waiting] = {}
         self.staged: dict[str, nn.Module] = {}
         self.vetoes: dict[str, Veto] = {}
@@ -81,6 +88,7 @@ class Growth:
 
     def perform(self, effects: Sequence[Effect]) -> None:
         """Executes a tick's effects in their order."""
+        self.compiled = False
         for effect in effects:
             if isinstance(effect, Prepare):
                 self._prepare(effect)
@@ -105,7 +113,10 @@ class Growth:
 
     def plant(self, slot: str, seed: nn.Module) -> None:
         """Registers a built seed in the model and with the optimizer, frozen until its stage says it learns."""
-        self.grown.slots[slot].plant(seed)
+        region = self._regions.pop(slot, None)
+        if region is None and self.compiler is not None:  # after a load
+            region = self.compiler.stage(slot, seed)
+        self.grown.slots[slot].plant(seed, region)
         self.owner.register(slot)
         self.owner.set_learning(slot, False)
 
@@ -130,7 +141,14 @@ class Growth:
         assert blueprint is not None
         site, key = self.grown.sites[slot], birth_key(self.run_seed, slot, effect.generation)
         weights = partial(check_weights, site=site, blueprint=blueprint)
-        forward = partial(check_forward, site=site, blueprint=blueprint, dtype=self.dtype, device=self.world.device)
+        runs = partial(check_forward, site=site, blueprint=blueprint, dtype=self.dtype, device=self.world.device)
+        self.compiled |= self.compiler is not None
+
+        def forward(seed: nn.Module) -> None:
+            runs(seed)
+            if self.compiler is not None:
+                self._regions[slot] = self.compiler.stage(slot, seed, effect.command.operator)
+
         try:
             if self.library is None:
                 seed = self.build(slot, blueprint, effect.generation)
@@ -177,6 +195,7 @@ class Growth:
     def _discard(self, slot: str) -> None:
         """Lets go of a staged seed, or of one that is still being built."""
         self.staged.pop(slot, None)
+        self._regions.pop(slot, None)
         self.vetoes.pop(slot, None)
         waiting = self.waiting.pop(slot, None)
         if waiting is not None and self.library is not None:
@@ -241,6 +260,8 @@ class Growth:
                 learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
                 self.owner.set_learning(entry.slot, learning)
         self.parameters.follow(state, train_fossils=config.train_fossils)
+        if self.compiler is not None:
+            self.compiled |= self.compiler.follow()
         wanted = self.owner.gradient_set()
         if wanted == self._wrapped and not force:
             return None

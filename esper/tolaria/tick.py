@@ -165,6 +165,9 @@ class Cycle:
         if self.growth.library is not None:
             self.narrator.library(state, self.growth.library, waited_ms=self._waited_ms)
             self._waited_ms = 0.0
+        if self.growth.compiler is not None:
+            for where, why in self.growth.compiler.degraded().items():
+                self.narrator.fault(state, f"{where} runs without its compiled graph from here on: {why}", where)
         count = len(self.growth.owner.gradient_set())
         self.narrator.rewrapped(state, wrap_ms, parameters=count, saved=force)
         return state, wrap_ms

@@ -1,0 +1,287 @@
+"""Compiles a grown model region by region, before it is needed, so that no step of training waits for a compiler.
+
+    start         the host is run once to see which modules fire in which order; its regions are chosen and *rehearsed*:
+                  run forward and backward in every way in which a run will call them
+    staging       a seed's `join` with its slot is rehearsed beside the model; if that fails, the birth fails
+    a new way     a ramp with another operator, or a gate that comes or goes, rehearses that one slot again
+    alpha         nothing: it is a tensor
+    plant, prune  nothing: no region holds another's module
+
+A rehearsal draws no random number that counts, moves no statistic and leaves no gradient.
+
+    compiler = Compiler(grown, "inductor", train_sizes=(32,), eval_sizes=(256, 7))
+    compiler.host(example)
+    compiler.plant("r0c0", seed)       # or: region = compiler.stage("r0c0", seed); later slot.plant(seed, region)
+"""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from esper.kasmina.attach import CONTAINER, Grown
+from esper.kasmina.beat import Beat
+from esper.kasmina.confidence import evaluating
+from esper.kasmina.config import Incubation
+from esper.kasmina.feature import take, tensors_in
+from esper.kasmina.regions import Backend, Region, choose, compile_failures, reason
+from esper.kasmina.sites import arguments
+from esper.kasmina.slot import SeedSlot
+from esper.leyline.alpha import Operator
+from esper.leyline.errors import ConfigError
+
+
+class Compiler:
+    """Owns the regions of one grown model.
+
+    Args:
+        grown: the model, its slots empty or not.
+        backend: of torch.compile, by name or as a function.
+        train_sizes, eval_sizes: batch sizes that a run will see; each is rehearsed.
+        incubation: STE has a graph of its own; SHADOW runs the host frozen.
+        autocast: what a forward runs under.
+
+    Attributes:
+        regions: of the host, by the name of the module.
+    """
+
+    def __init__(
+        self,
+        grown: Grown,
+        backend: Backend = "inductor",
+        *,
+        train_sizes: Collection[int],
+        eval_sizes: Collection[int],
+        incubation: Incubation = Incubation.SHADOW,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.grown, self.backend, self.incubation, self.autocast = grown, backend, incubation, autocast
+        self.train_sizes, self.eval_sizes = sorted(set(train_sizes)), sorted(set(eval_sizes))
+        self.regions: dict[str, Region] = {}
+        self._features: dict[str, Tensor] = {}
+        self._rehearsed: dict[str, tuple[Any, ...]] = {}
+        self._told: set[str] = set()
+        # Inside DDP's forward dynamo would cut graphs at its buckets; regions are smaller than those.
+        torch._dynamo.config.optimize_ddp = False
+
+    # the host -----------------------------------------------------------------------------------------------------
+
+    def host(self, example: Any) -> None:
+        """Puts regions on the host and rehearses them.
+
+        Args:
+            example: one batch of the model's input, as at attach.
+
+        Raises:
+            ConfigError: one of them cannot be compiled; names it and says why.
+        """
+        sites = {site.module for site in self.grown.sites.values()}
+        order = self._watch(example)
+        fired = [name for name in order if not name.startswith(CONTAINER)]
+        below = {name for name, module in self.grown.model.named_modules() if name.startswith(CONTAINER)}
+        chosen = choose(self.grown.model, sites, set(fired) - below)
+        first = min(order.index(f"{name}>") for name in sites)
+        behind = [name for name in chosen if order.index(name) > first]
+        for name, module in chosen.items():
+            self.regions[name] = module.__dict__["forward"] = Region(module, "forward", self.backend)
+        try:
+            with self._strict(self.regions.values()), self._apart():
+                for size in self.train_sizes:
+                    self._learn(sized(example, size))
+                    with torch.no_grad():
+                        self._forward(sized(example, size))
+                    if self.incubation == Incubation.SHADOW:
+                        self._through(sized(example, size), behind)
+                with evaluating(self.grown.model):
+                    for size in self.eval_sizes:
+                        self._forward(sized(example, size))
+        except compile_failures() as error:
+            raise ConfigError(
+                f"trainer.compile = true: the host cannot be compiled: {reason(error)}; set trainer.compile=false"
+            ) from error
+
+    def _watch(self, example: Any) -> list[str]:
+        """Names of modules in the order in which they begin, ``name>`` where they end; keeps a feature per slot."""
+        order: list[str] = []
+        places = {site.module: (slot, site.place) for slot, site in self.grown.sites.items()}
+
+        def ended(name: str, output: Any) -> None:
+            order.append(f"{name}>")
+            if name in places:
+                slot, place = places[name]
+                self._features[slot] = take(output, place).detach()
+
+        with contextlib.ExitStack() as stack:
+            for name, module in self.grown.model.named_modules():
+                begin = module.register_forward_pre_hook(lambda _m, _a, name=name: order.append(name))
+                end = module.register_forward_hook(lambda _m, _a, out, name=name: ended(name, out), prepend=True)
+                stack.callback(begin.remove)
+                stack.callback(end.remove)
+            with self._apart(), torch.no_grad():
+                self._forward(example)
+        return order
+
+    def _forward(self, example: Any, frozen: bool = False) -> Any:
+        args, kwargs = arguments(example)
+        model = self.grown.model
+        tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        if frozen:
+            tensors |= {n: nn.Parameter(p.detach(), requires_grad=False) for n, p in model.named_parameters()}
+        with self.autocast(), self.grown.disabled():
+            return torch.func.functional_call(model, tensors, args, kwargs)
+
+    def _learn(self, example: Any) -> None:
+        learning = [p for p in self.grown.model.parameters() if p.requires_grad]
+        backward([self._forward(example)], learning)
+
+    def _through(self, example: Any, behind: list[str]) -> None:
+        """Frozen, each region behind the first site with an input that wants a gradient."""
+        leaves: list[Tensor] = []
+        outputs: list[Any] = []
+
+        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            def leaf(tensor: Tensor) -> Tensor:
+                if not tensor.is_floating_point():
+                    return tensor
+                leaves.append(tensor.detach().requires_grad_())
+                return leaves[-1]
+
+            return tree_map_only(Tensor, leaf, (args, kwargs))
+
+        with contextlib.ExitStack() as stack:
+            for name in behind:
+                module = self.grown.model.get_submodule(name)
+                handle = module.register_forward_pre_hook(enter, with_kwargs=True)
+                stack.callback(handle.remove)
+                handle = module.register_forward_hook(lambda _m, _a, out: outputs.append(out), prepend=True)
+                stack.callback(handle.remove)
+            self._forward(example, frozen=True)
+        backward(outputs, leaves)
+
+    # seeds --------------------------------------------------------------------------------------------------------
+
+    def stage(self, slot: str, seed: nn.Module, operator: Operator = Operator.ADD) -> Region:
+        """Compiles a seed with its join, beside the model; give both to `SeedSlot.plant`.
+
+        Args:
+            slot: where it will be planted. seed: in train(), its parameters learning. operator: that it begins with.
+
+        Raises:
+            ConfigError: it cannot be compiled; says why.
+        """
+        holder, site = self.grown.slots[slot], self.grown.sites[slot]
+        stand_in = SeedSlot(slot, site, Beat(fired={slot: False})).to(holder.alpha.device)
+        stand_in.plant(seed, Region(stand_in, "join", self.backend))
+        stand_in.operator, stand_in.channels = operator, holder.channels
+        try:
+            if operator is not Operator.GATE:  # whose gate does not exist yet
+                self._rehearse(stand_in)
+        except compile_failures() as error:
+            raise ConfigError(f"the seed for {slot} cannot be compiled: {reason(error)}") from error
+        self._rehearsed[slot] = self._ways(stand_in)
+        assert stand_in.region is not None
+        return stand_in.region
+
+    def follow(self) -> bool:
+        """Rehearses slots that are called in a new way since: another operator, another gate. A failure degrades.
+
+        Returns:
+            Whether there was one.
+        """
+        any_new = False
+        for slot, holder in self.grown.slots.items():
+            if holder.region is None or self._rehearsed.get(slot) == self._ways(holder):
+                continue
+            self._rehearsed[slot] = self._ways(holder)
+            any_new = True
+            try:
+                self._rehearse(holder)
+            except compile_failures() as error:
+                holder.region.failure = reason(error)
+                holder.degraded = f"not compiled any more: {reason(error)}"
+        return any_new
+
+    @staticmethod
+    def _ways(holder: SeedSlot) -> tuple[Any, ...]:
+        return holder.operator, holder.fades_from, holder.gate is not None
+
+    def _rehearse(self, holder: SeedSlot) -> None:
+        """LEARN, THROUGH and MEASURE of a slot; its phase, alpha, flags and tallies stay."""
+        assert holder.region is not None
+        feature = self._features[holder.slot]
+        flags = [(p, p.requires_grad) for p in holder.parameters()]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._strict([holder.region]))
+            stack.enter_context(self._apart())
+            stack.enter_context(self.autocast())
+            stack.callback(lambda: [p.requires_grad_(flag) for p, flag in flags])
+            for learning in (True, False):
+                for parameter, _ in flags:
+                    parameter.requires_grad_(learning)
+                for size in self.train_sizes:
+                    x = sized(feature, size).requires_grad_()
+                    backward([holder.rehearse(x)], [x])
+                    if learning and self.incubation == Incubation.STE:
+                        x = sized(feature, size).requires_grad_()
+                        backward([holder.rehearse(x, straight=True)], [x])
+            with torch.no_grad():
+                for size in self.train_sizes:
+                    holder.rehearse(sized(feature, size))
+            with evaluating(holder):
+                for size in self.eval_sizes:
+                    holder.rehearse(sized(feature, size))
+
+    # both ---------------------------------------------------------------------------------------------------------
+
+    def degraded(self) -> dict[str, str]:
+        """Regions that have fallen back since the last call, and why: names of modules of the host, and slots."""
+        found = {name: r.failure for name, r in self.regions.items() if r.failure is not None}
+        found |= {slot: s.degraded for slot, s in self.grown.slots.items() if s.region is not None and s.degraded}
+        fresh = {name: why for name, why in found.items() if name not in self._told}
+        self._told = set(found)
+        return fresh
+
+    @contextlib.contextmanager
+    def _strict(self, regions: Any) -> Iterator[None]:
+        for region in regions:
+            region.strict = True
+        try:
+            yield
+        finally:
+            for region in regions:
+                region.strict = False
+            # It keeps every symbolic shape that it ever saw: a megabyte a region.
+            torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        devices = sorted({p.device for p in self.grown.model.parameters() if p.is_cuda}, key=str)
+        with torch.random.fork_rng(devices):
+            yield
+
+
+def sized(example: Any, size: int) -> Any:
+    """The example with ``size`` samples: its rows over and over, in the same memory format; detached.
+
+    Args:
+        example: tensors with the batch in front, alone or nested; those that are 0-D stay as they are.
+    """
+
+    def rows(tensor: Tensor) -> Tensor:
+        if not tensor.ndim:
+            return tensor
+        last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        picked = tensor.detach()[torch.arange(size, device=tensor.device) % len(tensor)]
+        return picked.contiguous(memory_format=torch.channels_last) if last else picked.contiguous()
+
+    return tree_map_only(Tensor, rows, example)
+
+
+def backward(outputs: Sequence[Any], leaves: Sequence[Tensor]) -> None:
+    """Runs backward through the outputs without leaving a gradient anywhere."""
+    found = [tensor for output in outputs for tensor in tensors_in(output) if tensor.requires_grad]
+    if found and leaves:
+        torch.autograd.grad(found, leaves, [torch.ones_like(tensor) for tensor in found], allow_unused=True)
