@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,8 +162,6 @@ def test_a_scheduler_that_cannot_work_is_refused_by_name():
 OPTIMIZERS = {
     "SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True},
     "AdamW": {"lr": 0.01, "amsgrad": True},
-    "RMSprop": {"lr": 0.01},
-    "Adagrad": {"lr": 0.05},
     "NAdam": {"lr": 0.01},
     "Adafactor": {"lr": 0.05},
     "Rprop": {"lr": 0.01},
@@ -200,6 +199,15 @@ def test_groups_of_the_users_own_stay_as_they_are():
     assert {group["betas"] for group in mine} == {(0.8, 0.9)}
     assert {group["weight_decay"] for group in mine} == {0.05, 0.0}
     assert all(name.startswith(f"{CONTAINER}.{A}") for group in mine for name in group["param_names"])
+
+
+def test_groups_stand_in_the_order_of_slots_whoever_was_born_first():
+    births = [act(1, B, "GERMINATE", blueprint="norm", ticks=1), act(3, A, "GERMINATE", blueprint="norm", ticks=1)]
+    session = make(actions=births)
+    train(session, range(10))
+    owners = [group["owner"] for group in session.optimizer.param_groups]
+    assert owners == ["host", *[A] * owners.count(A), *[B] * owners.count(B)]
+    assert {A, B} < set(owners)
 
 
 @pytest.mark.parametrize("name", ["LBFGS", "SparseAdam", "Muon"])
@@ -478,3 +486,19 @@ def test_a_controller_of_ones_own_and_a_file_of_events(tmp_path):
     esper.Session.restore(tmp_path / "s.pt", host, controller=again, loss=loss, probe=probe())
     assert again.seen == session.parts.controller.seen == 3
     assert LIFE
+
+
+@pytest.mark.filterwarnings("default")  # as a user runs it
+def test_the_script_in_the_readme_runs_as_it_stands_and_grows(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = text.split("## In your own loop")[1].split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    world: dict[str, Any] = {"__name__": "readme"}
+    exec(code, world)
+    printed = capsys.readouterr().out
+    first, last = (float(printed.split(f"epoch {epoch}: loss ")[1].split()[0]) for epoch in (0, 11))
+    assert last < 0.5 * first
+    assert "FOSSILIZED" in printed
+    worth = [line for line in printed.splitlines() if line.endswith(" nats")]
+    assert [line.split(":")[0] for line in worth] == ["r0c0", "r1c0"]
+    assert (tmp_path / "grown.pt").exists()

@@ -170,7 +170,7 @@ class AdoptedOwner(ParameterOwner):
             LoopError: somebody else changed the optimizer's groups.
         """
         known = [group for groups in self._groups.values() for group in groups]
-        if [id(group) for group in self.optimizer.param_groups] != [id(group) for group in known]:
+        if sorted(map(id, self.optimizer.param_groups)) != sorted(map(id, known)):
             raise LoopError(
                 "the optimizer's groups were changed beside the session (add_param_group, load_state_dict); use "
                 "session.load_state_dict, or make the session after it"
