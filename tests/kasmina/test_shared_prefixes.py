@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.kasmina.attach import Grown
 from esper.kasmina.attribution import attribute, blended, readings
 from esper.kasmina.coalitions import Kind, Plan, make_plan
+from esper.kasmina.compiler import Compiler
 from esper.kasmina.confidence import confident
 from esper.kasmina.prefixes import How
+from esper.kasmina.regions import region_of
 from esper.leyline.alpha import Operator
 from tests.support.playing import Delta, batches_for, classify, grown_for, plant
 
@@ -178,3 +180,18 @@ def test_class_logits_depend_on_every_seed_so_that_nothing_is_shared_and_the_for
             with grown.override(SEEDS["cnn"] | others), confident(grown, x), torch.no_grad():
                 value.append(-classify(grown.model.eval()(x), target)[0].mean().item())
         assert worth.loss.value == pytest.approx(value[0] - value[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "resnet20"])
+def test_a_compiled_host_shares_prefixes_to_the_same_bits_without_another_graph(kind):
+    grown, batches = grow(kind), batches_for(kind, (6, 6))
+    plan = make_plan(SEEDS[kind], ask=ONLY)
+    eager = attribute(grown, plan, batches, classify)
+    Compiler(grown, "eager", train_sizes=(6,), eval_sizes=(6,)).host(batches[0][0])
+    regions = [region for module in grown.model.modules() if (region := region_of(module)) is not None]
+    compiles = [region.graphs for region in regions]
+    assert sum(compiles) > 0
+    shared, full = (attribute(grown, plan, batches, classify, how=how) for how in (How.SHARED, How.FULL))
+    assert shared.order is not None
+    assert shared.vector() == full.vector() == pytest.approx(eager.vector(), abs=1e-12)
+    assert [region.graphs for region in regions] == compiles
