@@ -106,16 +106,17 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
     """Reads conf/compare/NAME.yaml.
 
     Args:
+        name: of a shipped comparison, or the path of a YAML file (ending so) of one's own.
         overrides: ``key=value`` for its settings, for example ``seeds=[1,2]``.
 
     Raises:
         ConfigError: no such comparison, or what is wrong in it, all problems at once.
     """
     folder = conf_folder() / "compare"
-    path = folder / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         have = ", ".join(sorted(entry.stem for entry in folder.glob("*.yaml")))
-        raise ConfigError(f"compare {name!r}: no such comparison; there are {have}")
+        raise ConfigError(f"compare {name!r}: no such comparison; there are {have}, or name a file of your own, X.yaml")
     try:
         tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
         plain = OmegaConf.to_container(tree, resolve=True)

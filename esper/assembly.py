@@ -49,10 +49,10 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     example = bundle.example().to(device)
     if example.is_floating_point():
         example = example.to(dtype_of(config.trainer.precision))
-    for slot in config.slots.channels:
+    for slot in config.slots.channels or ():
         parse_slot(slot, known=chosen)
     grown = attach(host, {slot: points[slot] for slot in chosen}, example)
-    for slot, text in config.slots.channels.items():
+    for slot, text in (config.slots.channels or {}).items():
         grown.slots[slot].set_channels(parse_channels(text, channels_path(slot)))
     idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
     if idle:
@@ -134,12 +134,12 @@ def build_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: i
         },
         names=registry.all_names(),
         operators={
-            slot: usable_operators(slot, config.slots.channels, class_logits=bundle.task is Task.CLASSIFICATION)
+            slot: usable_operators(slot, config.slots.channels or {}, class_logits=bundle.task is Task.CLASSIFICATION)
             for slot in grown.slots
         },
         channels={
             slot: channel_info(parse_channels(text, channels_path(slot)))
-            for slot, text in config.slots.channels.items()
+            for slot, text in (config.slots.channels or {}).items()
         },
         places=places_of(grown),
         total_steps=config.trainer.steps or config.trainer.epochs * per_epoch,

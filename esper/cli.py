@@ -135,7 +135,7 @@ def _compare(given: argparse.Namespace) -> int:
     from esper.karn.page import write_page
     from esper.karn.table import comparison_table
 
-    out = (given.out or Path("compare") / given.name).absolute()
+    out = (given.out or Path("compare") / Path(given.name).stem).absolute()
     config = load_compare(given.name, given.settings)
     index, of = given.share
     config.seeds = config.seeds[index::of]
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing.add_argument("--dim", metavar="CHANNELS", type=_count, default=64, help="of the slot's features; 64")
     listing.add_argument("--positions", metavar="PLACES", type=_count, default=64, help="H*W or T of a sample; 64")
     compare = commands.add_parser("compare", help="put arms beside each other", allow_abbrev=False)
-    compare.add_argument("name", metavar="NAME", help="of conf/compare/NAME.yaml")
+    compare.add_argument("name", metavar="NAME", help="of conf/compare/NAME.yaml, or a file X.yaml")
     compare.add_argument("settings", metavar="key=value", nargs="*", help="for example seeds=[1,2]")
     compare.add_argument("--out", metavar="OUT", type=Path, help="folder for runs and report; compare/NAME")
     compare.add_argument("--jobs", metavar="N", type=_count, help="runs at a time; as many as there are cores for")

@@ -154,9 +154,9 @@ def channels_are_of_slots(host: Any, data: Any, slots: SlotsConfig) -> list[str]
     """CHANNEL's vectors belong to slots in use."""
     known = [slot for slot in host_slots(host, data) if not slots.ids or slot in slots.ids]
     return [
-        f"{channels_path(slot)}: {slot} is no slot in use, which are {', '.join(known)}; set slots.channels={{}}, or "
+        f"{channels_path(slot)}: {slot} is no slot in use, which are {', '.join(known)}; set slots.channels=null, or "
         "name one of them"
-        for slot in slots.channels
+        for slot in slots.channels or ()
         if known and slot not in known
     ]
 

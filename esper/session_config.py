@@ -125,7 +125,7 @@ def session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms
     """What does not change in a session; sets CHANNEL's vectors on the slots that have one."""
     vectors = {
         slot: parse_channels(text, f"slots.channels.{parse_slot(slot, known=grown.slots)}")
-        for slot, text in config.slots.channels.items()
+        for slot, text in (config.slots.channels or {}).items()
     }
     for slot, values in vectors.items():
         grown.slots[slot].set_channels(values)
@@ -137,7 +137,7 @@ def session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms
         },
         names=registry.all_names(),
         operators={
-            slot: usable_operators(slot, config.slots.channels, class_logits=config.class_logits)
+            slot: usable_operators(slot, config.slots.channels or {}, class_logits=config.class_logits)
             for slot in grown.slots
         },
         channels={slot: channel_info(values) for slot, values in vectors.items()},

@@ -309,3 +309,11 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str | None, pro
         path.write_text(text)
     with pytest.raises(ConfigError, match=problem):
         load_config(path)
+
+
+@pytest.mark.parametrize("override", ["slots.planted={r0c0:conv_light}", "slots.channels={r0c0:'1,0,1,0.5'}"])
+def test_a_mapping_that_is_empty_by_default_can_be_set_by_an_override(override: str) -> None:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        plain = plain_of(compose("config", [override]))
+    plain.pop("launch")
+    assert build_config(plain).slots is not None

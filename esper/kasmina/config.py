@@ -38,9 +38,9 @@ class SlotsConfig:
         max_parameters: parameters that growth may add, living and fossil; null is unlimited.
         max_flops: forward FLOPs per sample that growth may add; null is unlimited.
         train_fossils: fossilised seeds keep learning.
-        channels: slot id -> vector v of CHANNEL, one value in [0, 1] per channel, as text ("1,0.5,0").
+        channels: slot id -> vector v of CHANNEL, one value in [0, 1] per channel, as text ("1,0.5,0"); null for none.
         history: stage changes remembered per slot.
-        planted: slot id -> blueprint of seeds that are part of the network from the first step on, as fossils are.
+        planted: slot id -> blueprint of seeds that are part of the network from the first step, as fossils are.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -51,16 +51,16 @@ class SlotsConfig:
     max_parameters: int | None = None
     max_flops: int | None = None
     train_fossils: bool = True
-    channels: dict[str, str] = field(default_factory=dict)
+    channels: dict[str, str] | None = None
     history: int = 64
-    planted: dict[str, str] = field(default_factory=dict)
+    planted: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         sort_slots(self.ids)
-        sort_slots(self.channels)
-        for slot, text in self.channels.items():
+        sort_slots(self.channels or ())
+        for slot, text in (self.channels or {}).items():
             parse_channels(text, channels_path(slot).removeprefix("slots."))
-        sort_slots(self.planted)
+        sort_slots(self.planted or ())
         with Checks(self) as check:
             check("embargo_ticks", self.embargo_ticks >= 0, "ticks, must be >= 0")
             check("max_live", self.max_live is None or self.max_live >= 1, "must be >= 1, or null for no limit")

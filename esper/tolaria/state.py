@@ -64,11 +64,12 @@ def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState,
     rest = Ramp(
         start=1.0, target=1.0, first_step=0, last_step=0, curve=Curve.LINEAR, steepness=6.0, operator=Operator.ADD
     )
+    planted = config.planted or {}
     return tuple(
         SlotState(slot=slot)
-        if slot not in config.planted
+        if slot not in planted
         else SlotState(
-            slot=slot, stage=Stage.FOSSILIZED, generation=1, blueprint=config.planted[slot], operator=Operator.ADD,
+            slot=slot, stage=Stage.FOSSILIZED, generation=1, blueprint=planted[slot], operator=Operator.ADD,
             curve=Curve.LINEAR, ramp=rest, learn_step=0,
         )
         for slot in slots
@@ -107,7 +108,7 @@ class Terms:
 
     def first_slots(self) -> tuple[SlotState, ...]:
         """The records that a run begins with, row-major; ConfigError where what is planted does not fit."""
-        for slot, blueprint in self.slots_config.planted.items():
+        for slot, blueprint in (self.slots_config.planted or {}).items():
             parse_slot(slot, known=self.places)
             self.info(slot, blueprint)
         return planted_slots(list(self.places), self.slots_config)

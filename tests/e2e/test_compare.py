@@ -1,0 +1,138 @@
+"""`esper compare` as typed: it detects an effect that was planted, reports none where there is none, and reproduces."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SLOT = [
+    "{tick: 1, slot: r0c0, op: GERMINATE, blueprint: %s, ticks: 1}", "{tick: 3, slot: r0c0, op: ADVANCE}",
+    "{tick: 4, slot: r0c0, op: ADVANCE}", "{tick: 6, slot: r0c0, op: ADVANCE}", "{tick: 7, slot: r0c0, op: FOSSILIZE}",
+]  # fmt: skip
+
+TEXT = """
+base:
+  - host=custom
+  - host.path=tests.support.flat:build
+  - 'host.sites={r0c0: lift}'
+  - data=digits
+  - world.nproc_per_node=1
+  - trainer.steps=160
+  - control.every=10
+  - optim.lr=0.02
+  - checkpoint.keep=1
+  - gates=observe
+  - slots.incubation=immediate
+  - telemetry.wandb.mode=disabled
+seeds: [1, 2]
+metric: accuracy
+subject: shapes
+flops_share: 0.75
+arms:
+  none: {overrides: [controller=none]}
+  nothing: {overrides: [controller=schedule, 'controller.actions=[NOOP]']}
+  shapes: {overrides: [controller=schedule, 'controller.actions=[CONV]']}
+  final: {topology: shapes, overrides: [controller=none]}
+"""
+
+
+def esper(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "esper.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True,
+        timeout=900,  # slack for a loaded machine
+    )  # fmt: skip
+
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    life = [line for line in SLOT if "tick: 4" not in line]  # immediate: no TRAINING to advance from
+    text = TEXT.replace("NOOP", ", ".join(life) % "noop").replace("CONV", ", ".join(life) % "conv_heavy")
+    (folder / "planted.yaml").write_text(text)
+    done = esper("compare", "planted.yaml", "--out", "out", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+def results(folder: Path) -> dict:
+    where = json.loads((folder / "out" / "compare.json").read_text())["runs"]
+    return {key: json.loads((Path(run) / "result.json").read_text()) for key, run in where.items()}
+
+
+def test_an_effect_that_was_planted_is_detected(compared):
+    folder, done = compared
+    found = results(folder)
+    gains = [
+        found[f"shapes/{s}"]["test_accuracy"]["value"] - found[f"none/{s}"]["test_accuracy"]["value"] for s in (1, 2)
+    ]
+    assert min(gains) > 0.2, gains
+    said = done.stdout.splitlines()
+    assert any("shapes beats none by more than 2 SE" in line and line.split()[0] == "yes" for line in said), done.stdout
+    assert any("final beats none by more than 2 SE" in line and line.split()[0] == "yes" for line in said)
+
+
+def test_where_nothing_was_planted_nothing_is_reported(compared):
+    folder, _ = compared
+    found = results(folder)
+    for seed in (1, 2):
+        nothing, none = found[f"nothing/{seed}"], found[f"none/{seed}"]
+        assert nothing["topology"]["r0c0"]["blueprint"] == "noop"
+        assert nothing["test_accuracy"]["value"] == none["test_accuracy"]["value"]
+        assert nothing["validation_loss"]["value"] == none["validation_loss"]["value"]
+
+
+def test_an_arm_that_is_derived_has_the_topology_of_the_other(compared):
+    folder, _ = compared
+    found = results(folder)
+    for seed in (1, 2):
+        assert found[f"final/{seed}"]["topology"].keys() == found[f"shapes/{seed}"]["topology"].keys()
+        assert found[f"final/{seed}"]["parameters"] == found[f"shapes/{seed}"]["parameters"]
+
+
+def test_again_it_repeats_nothing_and_says_the_same(compared):
+    folder, done = compared
+    where = json.loads((folder / "out" / "compare.json").read_text())["runs"]
+    times = {run: (Path(run) / "result.json").stat().st_mtime_ns for run in where.values()}
+    again = esper("compare", "planted.yaml", "--out", "out", "--report", cwd=folder)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {run: (Path(run) / "result.json").stat().st_mtime_ns for run in where.values()} == times
+
+    def table(text: str) -> list[str]:
+        lines = text.splitlines()
+        return lines[next(i for i, line in enumerate(lines) if line.startswith("planted.yaml:")) :][:-1]
+
+    assert table(again.stdout) == table(done.stdout)
+    assert (folder / "out" / "compare.html").read_text().count("<svg") == 3
+
+
+def test_a_run_reproduces_from_its_recorded_config(compared):
+    folder, _ = compared
+    where = json.loads((folder / "out" / "compare.json").read_text())["runs"]
+    again = folder / "again"
+    again.mkdir()
+    (again / "config.yaml").write_text((Path(where["shapes/1"]) / "config.yaml").read_text())
+    done = esper("resume", str(again), cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (json.loads((run / "result.json").read_text()) for run in (Path(where["shapes/1"]), again))
+    assert {k: v for k, v in first.items() if k != "data"} == {k: v for k, v in second.items() if k != "data"}
+
+
+def test_a_bad_comparison_is_one_clear_line(tmp_path):
+    done = esper("compare", "nothing", cwd=tmp_path)
+    assert done.returncode == 78
+    assert "no such comparison; there are" in done.stderr
+    (tmp_path / "x.yaml").write_text(
+        "base: []\nseeds: [1]\nmetric: accuracy\nsubject: a\nflops_share: 1\narms: {a: {flops: b}}\n"
+    )
+    done = esper("compare", "x.yaml", cwd=tmp_path)
+    assert done.returncode == 78
+    assert "a waits for b, which is no arm" in done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.yaml"]
