@@ -246,6 +246,57 @@ def test_channels_last_comes_out_of_an_active_slot_as_it_went_in(blueprint, grad
         assert host(x).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_channels_last_model_with_slots_disabled_is_the_host_bit_for_bit(training):
+    torch.manual_seed(3)
+    host = normed().to(memory_format=torch.channels_last)
+    x = _normal(3, 2, 6, 6).contiguous(memory_format=torch.channels_last)
+    grown = attach(copy.deepcopy(host), "1|4", x)
+    plant(grown, 1.0)
+    with grown.disabled():
+        assert bits(run(grown.model, x, training, True), run(host, x, training, True))
+    assert not bits(run(grown.model, x, training, True), run(host, x, training, True))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("encoder, padded")])
+def test_a_model_cast_to_bf16_in_mid_life_goes_on(name):
+    case = CASES[name]
+    grown, host = pair(case)
+    plant(grown, 0.5)
+    grown.model.bfloat16()
+    host.bfloat16()
+    example = case.example.bfloat16() if case.example.is_floating_point() else case.example
+    with grown.disabled():
+        assert bits(run(grown.model, example, False, True), run(host, example, False, True))
+    out = run(grown.model, example, False, True)
+    out = out[0] if isinstance(out, tuple) else out
+    assert out.dtype is torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(p.grad is not None for key, p in grown.model.named_parameters() if key.startswith(CONTAINER))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning"
+)  # dynamo's
+@pytest.mark.parametrize("name", ["tied", "sequential with BatchNorm and dropout"])
+def test_inside_a_compiler_disabled_is_the_host_and_seeds_work(name):
+    case = CASES[name]
+    grown, host = pair(case)
+    plant(grown, 0.5)
+    torch._dynamo.reset()
+    compiled = torch.compile(grown.model, backend="eager")
+    for training in (True, False):
+        expected = run(host, case.example, training, True)
+        with grown.disabled():
+            assert bits(run(compiled, case.example, training, True), expected)
+        for key, buffer in host.named_buffers():
+            grown.model.get_buffer(key).copy_(buffer)
+    out, plain = run(compiled, case.example, False, True), run(grown.model, case.example, False, True)
+    assert torch.allclose(out, plain, atol=1e-6)
+    out.square().sum().backward()
+    assert all(p.grad is not None for key, p in grown.model.named_parameters() if key.startswith(CONTAINER))
+
+
 def test_the_fused_path_of_an_encoder_is_taken_while_slots_are_idle_and_left_alone_afterwards(monkeypatch):
     grown, _ = pair(CASES["encoder"])
     calls = []

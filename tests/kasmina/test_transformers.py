@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from esper.kasmina.attach import CONTAINER, Grown, attach
 from esper.kasmina.birth import birth_key, build_seed
+from esper.kasmina.export import export
 from esper.kasmina.slot import Phase
+from esper.kasmina.writing import save_exported
 from esper.leyline.topology import Topology
+from tests.support.exporting import without_esper
 from tests.support.same import bits
 
 transformers = pytest.importorskip("transformers", reason="transformers is not among the project's dependencies")
 
 TOKENS = {"input_ids": torch.arange(14).view(2, 7) % 29}
+BOTH = {**TOKENS, "decoder_input_ids": (torch.arange(10).view(2, 5) * 3) % 29}
 PIXELS = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
 
 
@@ -31,12 +35,37 @@ def resnet() -> nn.Module:
     return transformers.ResNetForImageClassification(config)
 
 
+def vit() -> nn.Module:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
+        num_labels=3,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
+def convnext() -> nn.Module:
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, num_labels=3)
+    return transformers.ConvNextForImageClassification(config)
+
+
+def t5() -> nn.Module:
+    """An encoder and a decoder over one embedding."""
+    config = transformers.T5Config(
+        vocab_size=29, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
 MODELS = [
     pytest.param(gpt2, r"transformer\.h\.\d+", TOKENS, Topology.SEQUENCE, 3, id="gpt2"),
     pytest.param(gpt2, r"transformer\.h\.\d+\.attn", TOKENS, Topology.SEQUENCE, 3, id="gpt2 attention"),
     pytest.param(gpt2, "transformer", TOKENS, Topology.SEQUENCE, 1, id="gpt2 body"),
     pytest.param(resnet, r"resnet\.encoder\.stages\.\d+", PIXELS, Topology.FEATURE_MAP, 2, id="resnet"),
     pytest.param(resnet, r"resnet\.embedder", PIXELS, Topology.FEATURE_MAP, 1, id="resnet stem"),
+    pytest.param(vit, r"vit\.(layers|encoder\.layer)\.\d+", PIXELS, Topology.SEQUENCE, 2, id="vit"),
+    pytest.param(convnext, r"convnext\.encoder\.stages\.\d+", PIXELS, Topology.FEATURE_MAP, 2, id="convnext"),
+    pytest.param(t5, r"(encoder|decoder)\.block\.\d+", BOTH, Topology.SEQUENCE, 4, id="t5"),
+    pytest.param(t5, r"(encoder|decoder)", BOTH, Topology.SEQUENCE, 2, id="t5 halves", marks=pytest.mark.slow),
 ]
 
 
@@ -65,7 +94,7 @@ def test_a_model_from_transformers_grows(build, pattern, example, topology, coun
     assert list(model.state_dict()) == list(host.state_dict())
     assert bits(run(model, example), run(host, example))
     assert bits(run(model, example, training=True), run(host, example, training=True))
-    assert grown.parameters_without_gradient(*example.values()) == []
+    assert grown.parameters_without_gradient(**example) == []
     grow(grown)
     with grown.disabled():
         assert bits(run(model, example).logits, run(host, example).logits)
@@ -76,6 +105,66 @@ def test_a_model_from_transformers_grows(build, pattern, example, topology, coun
     seeds = {name: p.grad for name, p in model.named_parameters() if name.startswith(CONTAINER)}
     assert all(grad is not None and grad.abs().sum() > 0 for grad in seeds.values())
     assert bits(run(copy.deepcopy(model), example).logits, run(model, example).logits)
+
+
+@pytest.mark.parametrize(("build", "pattern", "example", "topology", "count"), MODELS)
+def test_it_is_exported_to_the_same_bits_under_its_own_keys_and_class(build, pattern, example, topology, count):
+    torch.manual_seed(1)
+    host = build()
+    grown = attach(copy.deepcopy(host), pattern, example)
+    grow(grown)
+    exported = export(grown, fold=False, partial=True)
+    assert type(exported.module) is type(host)
+    assert set(host.state_dict()) <= set(exported.module.state_dict())
+    assert not [part for part in exported.module.modules() if type(part).__module__.startswith("esper")]
+    got, expected = run(exported.module, example), run(grown.model, example)
+    assert type(got) is type(expected)
+    assert bits(got.logits, expected.logits)
+
+
+def test_an_exported_gpt2_generates_and_an_exported_t5_too():
+    """The cache of keys and values goes through the hooks."""
+    for build, pattern, prompt in (
+        (gpt2, r"transformer\.h\.\d+", TOKENS),
+        (t5, r"(encoder|decoder)\.block\.\d+", BOTH),
+    ):
+        torch.manual_seed(1)
+        grown = attach(build(), pattern, prompt)
+        grow(grown)
+        words = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        tokens = prompt["input_ids"]
+        given = {"attention_mask": torch.ones_like(tokens), **words}
+        expected = grown.model.eval().generate(tokens, **given)
+        assert torch.equal(grown.export(partial=True).generate(tokens, **given), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "pattern", "example", "file"),
+    [
+        (gpt2, r"transformer\.h\.\d+", TOKENS, "module.pt"),
+        (gpt2, r"transformer\.h\.\d+\.attn", {**TOKENS, "use_cache": False}, "program.pt2"),
+        (resnet, r"resnet\.encoder\.stages\.\d+", PIXELS, "program.pt2"),
+        (t5, r"(encoder|decoder)\.block\.\d+", {**BOTH, "use_cache": False}, "program.pt2"),
+    ],
+    ids=["gpt2", "gpt2 attention", "resnet", "t5"],
+)
+def test_a_written_model_runs_where_there_is_transformers_but_no_esper(build, pattern, example, file, tmp_path):
+    torch.manual_seed(1)
+    grown = attach(build(), pattern, example)
+    grow(grown)
+    folder = save_exported(export(grown, partial=True), tmp_path / "out")
+    assert (folder / file).exists()
+    torch.save(example, tmp_path / "inputs.pt")
+    load = "torch.load(FILE, weights_only=False)" if file.endswith(".pt") else "torch.export.load(FILE).module()"
+    script = (
+        "import torch, transformers\n"
+        f"model = {load.replace('FILE', repr(f'out/{file}'))}\n"
+        "torch.save(model(**torch.load('inputs.pt')).logits.detach(), 'outputs.pt')\n"
+    )
+    without_esper(script, tmp_path)
+    got = torch.load(tmp_path / "outputs.pt")
+    assert torch.allclose(got, run(grown.model, example).logits, atol=1e-4)
 
 
 def test_incubation_of_gpt2_reaches_the_seed_alone_in_spite_of_tied_weights():
