@@ -83,6 +83,6 @@ def compare(before: Any, after: Any, *, exact: bool) -> None:
         scale = float(x.detach().double().abs().max()) or 1.0
         if not distance <= TOLERANCES[x.dtype] * scale:
             raise ExportError(
-                f"folding moved output {index} by {distance / scale:.3g} of its largest magnitude, more than "
-                f"{TOLERANCES[x.dtype]:.0e} for {x.dtype}; export with fold=False"
+                f"export moved output {index} by {distance / scale:.3g} of its largest magnitude, more than "
+                f"{TOLERANCES[x.dtype]:.0e} for {x.dtype}; if seeds were folded, export with fold=False"
             )

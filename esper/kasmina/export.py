@@ -95,7 +95,7 @@ class _Exporter:
         for slot in self.levels:
             if (holder := _holder(self.model, slot)).operator in ONLY_FULL:
                 holder.operator, holder.gate = Operator.ADD, None  # what they are at full alpha, bit for bit
-        self.folded = False
+        self.inexact = False
         self.outputs: dict[str, Any] = {}  # by slot, in the order of execution
         self.inputs: dict[str, Inputs] = {"": self.example}
         self.joins: dict[str, nn.Module] = {}
@@ -147,12 +147,12 @@ class _Exporter:
             factor = factor_of(torch.tensor(self.levels[slot], device=holders[slot].alpha.device), holders[slot])
             if self.fold:
                 if is_zero(seed):
-                    self.folded = True
+                    self.inexact = True
                     continue
                 if formula is add and self._fold(slot, seed, factor):
                     continue
                 if fold_scale(seed, factor if formula is add else 1.0) is not None:
-                    self.folded = True
+                    self.inexact = True
                     factor = 1.0 if formula is add else factor
             where = f"site {site.module!r} of slot {slot}"
             self.joins[slot] = joined(seed, formula, factor, output=output, place=site.place, where=where)
@@ -172,15 +172,17 @@ class _Exporter:
         layer: Any = self.model.get_submodule(target)
         if not fold_into(layer, factor, *linear):
             return False
-        self.ways[slot], self.folded = (Way.FOLDED, target), True
+        self.ways[slot], self.inexact = (Way.FOLDED, target), True
         return True
 
     def _plain(self, slot: str, seed: nn.Module, feature: Tensor) -> nn.Module:
         if is_torch(seed):
             return seed
         before = delta_like(seed, feature)
+        moved = use_twins(seed)
+        self.inexact |= moved
         graph = as_graph(seed, (feature,), what=f"the seed in slot {slot}")
-        if not same_bits(before, delta_like(graph, feature)):
+        if not moved and not same_bits(before, delta_like(graph, feature)):
             raise ConfigError(
                 f"the seed in slot {slot} cannot be exported: traced, {type(seed).__name__} computes something else; "
                 "its forward must depend on its input, its parameters and constants alone"
@@ -266,7 +268,7 @@ def export(grown: "Grown", example: Any = None, *, fold: bool = True, partial: b
         raise ExportError(f"modules of esper are left: {', '.join(left[:3])}")
     with torch.enable_grad():
         after = run(model, exporter.example)
-    compare(before, after, exact=not exporter.folded)
+    compare(before, after, exact=not exporter.inexact)
     slots = tuple(
         ExportedSlot(
             slot=slot, site=grown.sites[slot].module, place=grown.sites[slot].place,
@@ -277,5 +279,5 @@ def export(grown: "Grown", example: Any = None, *, fold: bool = True, partial: b
     )  # fmt: skip
     return Exported(
         module=model, slots=slots, keys=exporter.key_map(list(grown.model.state_dict())), example=exporter.example,
-        output=tree_map_only(Tensor, Tensor.detach, after), exact=not exporter.folded,
+        output=tree_map_only(Tensor, Tensor.detach, after), exact=not exporter.inexact,
     )  # fmt: skip

@@ -49,7 +49,7 @@ class Exported:
         slots: what became of each seed, row-major; empty slots are not listed.
         keys: key of every entry in the grown model's state dict -> its key now, None where it was folded or left out.
         example: positional and keyword inputs that it was checked on. output: what it returns for them, in eval().
-        exact: checked bit for bit; False: to the tolerance of folding.
+        exact: checked bit for bit; False: to a tolerance, since something was folded or FlexAttention became SDPA.
     """
 
     module: nn.Module

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from esper.kasmina.blueprints.flex import SDPA
 from esper.kasmina.blueprints.parts import GroupNorm
+from esper.kasmina.blueprints.sequence import FlexAttention
 from esper.leyline.errors import ConfigError
 
 # Classes that only differ from torch's in how they compute: the torch class takes over, tensors and keys as they are.
@@ -34,12 +36,20 @@ def is_torch(module: nn.Module) -> bool:
     return all(package_of(part) == "torch" for part in module.modules())
 
 
-def use_twins(module: nn.Module) -> None:
-    """Gives every module of a class in `TWINS` its torch class, in place."""
+def use_twins(module: nn.Module) -> bool:
+    """Makes every module compute by torch's own code, in place: see `TWINS`; SDPA takes the place of FlexAttention.
+
+    Returns:
+        Whether the bits of what is computed may change by it.
+    """
+    moved = False
     for part in module.modules():
         twin = TWINS.get(type(part))
         if twin is not None:
             part.__class__ = twin
+        if isinstance(part, FlexAttention) and part.backend != SDPA:
+            part.backend, moved = SDPA, True  # equal within tolerance; its block masks are functions of ours
+    return moved
 
 
 class GuardedTracer(fx.Tracer):

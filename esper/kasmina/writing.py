@@ -10,6 +10,7 @@ The folder is written beside its place under another name, read back, compared, 
 
 import contextlib
 import copy
+import dataclasses
 import errno
 import hashlib
 import json
@@ -38,8 +39,8 @@ from esper.leyline.plain import to_plain
 FORMAT = 1
 WEIGHTS, TOPOLOGY, PROGRAM, PICKLE = "model.safetensors", "topology.json", "program.pt2", "module.pt"
 _LOAD = {
-    PROGRAM: "torch.export.load('program.pt2').module() computes what the model computes in eval(); training flags and "
-    "branches on them are gone",
+    PROGRAM: "torch.export.load('program.pt2').module() computes what the model computes in eval() and needs torch alone: "
+    "containers in its output are plain dicts, lists and tuples, and entries of other kinds (caches) are left out",
     PICKLE: "torch.load('module.pt', weights_only=False); it runs code of the file, so load only what you trust, and "
     "needs the packages under 'needs'",
     WEIGHTS: "safetensors.torch.load_file('model.safetensors'); add the names under 'tied' for load_state_dict",
@@ -58,6 +59,23 @@ def _longer(inputs: Inputs) -> Inputs:
     return longer
 
 
+def plain_output(value: Any) -> Any:
+    """The output in containers of Python's own: mappings and dataclasses as dicts, without entries of other kinds."""
+    if value is None or isinstance(value, Tensor | bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        items = [plain_output(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, Mapping):
+        entries = dict(value)
+    elif dataclasses.is_dataclass(value):
+        entries = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        return None
+    plain = {str(key): plain_output(item) for key, item in entries.items()}
+    return {key: item for key, item in plain.items() if item is not None}
+
+
 def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
     """Writes program.pt2, and reads it back; returns whether the batch size is free, in words.
 
@@ -73,7 +91,11 @@ def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
     dynamic = shapes if free else None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.export's own, about the way it works
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
+        handle = module.register_forward_hook(lambda _module, _args, output: plain_output(output))
+        try:
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
+        finally:
+            handle.remove()
         torch.export.save(program, path)
         loaded = torch.export.load(path).module()
         compare(exported.output, run(loaded, exported.example), exact=False)
@@ -176,9 +198,7 @@ def _fill(folder: Path, exported: Exported, about: Mapping[str, Any]) -> None:
                 f"neither torch.export ({refused}) nor pickle ({one_line(second)}) can write this model; "
                 "use the module that export returns"
             ) from second
-    needs = {package_of(part) for part in (*module.modules(), output, *_containers(output))}
-    if name == PROGRAM:
-        needs = {package_of(part) for part in (output, *_containers(output))}  # it builds its output, nothing else
+    needs = {package_of(part) for part in module.modules()} if name == PICKLE else set()
     record = {
         "format": FORMAT,
         "torch": torch.__version__,
@@ -201,13 +221,6 @@ def _fill(folder: Path, exported: Exported, about: Mapping[str, Any]) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _containers(output: Any) -> list[Any]:
-    """The containers inside of an output, at any depth."""
-    items = list(output.values()) if isinstance(output, dict) else output if isinstance(output, list | tuple) else []
-    inner = [item for item in items if not isinstance(item, Tensor)]
-    return [*inner, *(deeper for item in inner for deeper in _containers(item))]
 
 
 def save_exported(exported: Exported, folder: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from esper.kasmina import blueprints
 from esper.kasmina.attach import CONTAINER, Grown, attach
@@ -207,6 +208,28 @@ def test_hosts_of_ours_become_graphs_whatever_grew_on_them(name, dtype):
         assert bits(exported.module(example[:2]), grown.model.eval()(example[:2]))
         folded = export(grown)
         assert not folded.exact
+
+
+def test_flex_attention_is_exported_as_sdpa(monkeypatch):
+    """Its kernel runs where there is a GPU; here it is something that is as near to SDPA."""
+
+    def near(*qkv: Tensor) -> Tensor:
+        wide = [tensor.double() for tensor in qkv]
+        return scaled_dot_product_attention(*wide, is_causal=True).to(qkv[0].dtype)
+
+    monkeypatch.setattr("esper.kasmina.blueprints.sequence.flex_causal", near)
+    grown, example = hosted("gpt")
+    seed = born(grown, "r0c0", "flex_attention")
+    seed.backend = "flex"
+    nn.init.normal_(seed.qkv.weight)
+    set_to_work(grown, "r0c0", seed)
+    exported = export(grown, fold=False)
+    assert not exported.exact
+    assert seed.backend == "flex"
+    got, expected = exported.module(example), grown.model.eval()(example)
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert not bits(got, expected)
+    assert ours(exported.module) == []
 
 
 def test_a_graph_keeps_a_bound_of_its_host_as_an_assertion():
@@ -415,7 +438,7 @@ def test_an_export_that_computes_something_else_is_an_error(monkeypatch):
     grown.slots["r0c0"].operator = Operator.MULTIPLY
     with pytest.raises(ExportError, match="output 0 of the exported model has other bits, up to"):
         grown.export(fold=False)
-    with pytest.raises(ExportError, match=r"folding moved output 0 by .* more than 1e-04 for torch\.float32"):
+    with pytest.raises(ExportError, match=r"export moved output 0 by .* more than 1e-04 for torch\.float32"):
         grown.export()
 
 

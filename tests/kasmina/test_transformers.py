@@ -140,27 +140,24 @@ def test_an_exported_gpt2_generates_and_an_exported_t5_too():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("build", "pattern", "example", "file"),
+    ("build", "pattern", "example"),
     [
-        (gpt2, r"transformer\.h\.\d+", TOKENS, "module.pt"),
-        (gpt2, r"transformer\.h\.\d+\.attn", {**TOKENS, "use_cache": False}, "program.pt2"),
-        (resnet, r"resnet\.encoder\.stages\.\d+", PIXELS, "program.pt2"),
-        (t5, r"(encoder|decoder)\.block\.\d+", {**BOTH, "use_cache": False}, "program.pt2"),
+        (gpt2, r"transformer\.h\.\d+\.attn", TOKENS),
+        (resnet, r"resnet\.encoder\.stages\.\d+", PIXELS),
+        (t5, r"(encoder|decoder)\.block\.\d+", BOTH),
     ],
-    ids=["gpt2", "gpt2 attention", "resnet", "t5"],
+    ids=["gpt2", "resnet", "t5"],
 )
-def test_a_written_model_runs_where_there_is_transformers_but_no_esper(build, pattern, example, file, tmp_path):
+def test_a_written_model_runs_where_there_is_neither_esper_nor_transformers(build, pattern, example, tmp_path):
     torch.manual_seed(1)
     grown = attach(build(), pattern, example)
     grow(grown)
-    folder = save_exported(export(grown, partial=True), tmp_path / "out")
-    assert (folder / file).exists()
+    save_exported(export(grown, partial=True), tmp_path / "out")
     torch.save(example, tmp_path / "inputs.pt")
-    load = "torch.load(FILE, weights_only=False)" if file.endswith(".pt") else "torch.export.load(FILE).module()"
     script = (
-        "import torch, transformers\n"
-        f"model = {load.replace('FILE', repr(f'out/{file}'))}\n"
-        "torch.save(model(**torch.load('inputs.pt')).logits.detach(), 'outputs.pt')\n"
+        "sys.modules['transformers'] = None; import torch\n"
+        "model = torch.export.load('out/program.pt2').module()\n"
+        "torch.save(model(**torch.load('inputs.pt'))['logits'].detach(), 'outputs.pt')\n"
     )
     without_esper(script, tmp_path)
     got = torch.load(tmp_path / "outputs.pt")

@@ -191,7 +191,7 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatc
 
     monkeypatch.setattr(torch.export, "export", other)
     folder = save_exported(exported, tmp_path / "out")
-    assert record_of(folder)["torch_export_refused"].startswith("folding moved output 0 by")
+    assert record_of(folder)["torch_export_refused"].startswith("export moved output 0 by")
 
 
 @pytest.mark.parametrize("fails", ["save_file", "_close", "_sync"])

@@ -123,7 +123,8 @@ class CausalAttention(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Delta of the same shape."""
         qkv = self.qkv(self.norm(x_BTC)).unflatten(-1, (3, self.heads, -1))
-        mixed_BHTD = self._mix(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # by name: torch.fx counts them here
+        mixed_BHTD = self._mix(q_BHTD, k_BHTD, v_BHTD)
         return self.scale(self.project(mixed_BHTD.transpose(1, 2).flatten(-2)))
 
     def _mix(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
