@@ -39,7 +39,7 @@ from esper.leyline.plain import to_plain
 FORMAT = 1
 WEIGHTS, TOPOLOGY, PROGRAM, PICKLE = "model.safetensors", "topology.json", "program.pt2", "module.pt"
 _LOAD = {
-    PROGRAM: "torch.export.load('program.pt2').module() computes what the model computes in eval() and needs torch alone: "
+    PROGRAM: "torch.export.load('program.pt2').module() computes what the model does in eval() and needs torch alone: "
     "containers in its output are plain dicts, lists and tuples, and entries of other kinds (caches) are left out",
     PICKLE: "torch.load('module.pt', weights_only=False); it runs code of the file, so load only what you trust, and "
     "needs the packages under 'needs'",

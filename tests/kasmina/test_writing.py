@@ -225,3 +225,18 @@ def test_one_sample_is_a_batch_of_one_for_good(tmp_path):
     torch.manual_seed(0)
     grown = grow_all(attach(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {"r0c0": "0"}, torch.randn(1, 4)))
     assert record_of(save_exported(export(grown), tmp_path / "out"))["batch"] == "1"
+
+
+def test_the_example_in_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = text.split("## Export\n")[1].split("```python\n")[1].split("```")[0]
+    grown, _ = pair(CASES["sequential with BatchNorm and dropout"])
+    world: dict[str, Any] = {"grown": grow_all(grown)}
+    monkeypatch.chdir(tmp_path)
+    exec(code, world)
+    x = torch.randn(4, 2, 6, 6)
+    with torch.no_grad():
+        expected = grown.model.eval()(x)
+        assert torch.allclose(world["plain"](x), expected, atol=1e-5)
+        assert torch.allclose(world["program"](x), expected, atol=1e-5)
+    assert world["folder"] == tmp_path / "exported"
