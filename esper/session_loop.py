@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from esper.kasmina.attach import Grown
+from esper.kasmina.attach import HOST, Grown
 from esper.leyline.errors import ConfigError, DivergedError, LoopError, one_line
 from esper.leyline.evidence import ABSENT
 from esper.leyline.protocols import Controller
@@ -22,6 +21,7 @@ from esper.session_config import SessionConfig
 from esper.session_model import LiveModel, StandIn, UserLoss, carrying, per_sample
 from esper.tolaria.adopt import AdoptedOwner
 from esper.tolaria.batches import BatchEvaluator
+from esper.tolaria.epochs import agreed_batches
 from esper.tolaria.growth import Growth
 from esper.tolaria.incubation import Call, with_shadows
 from esper.tolaria.lastword import LastWord
@@ -94,38 +94,13 @@ class Loop:
         if self._awaiting or self._windowed:
             raise LoopError("session.epoch() between session.loss(batch) and session.step(); call session.step() first")
         self.epochs += 1
-        try:
-            length = len(loader)  # type: ignore[arg-type]
-        except TypeError:
-            length = -1
-        pair = self.world.all_reduce(torch.tensor([length, -length]), dist.ReduceOp.MIN, what="epoch")
-        least, most = int(pair[0]), -int(pair[1])
-        if least < 0 <= most:
-            raise ConfigError("loader: it has a length on some ranks only; use the same kind on every rank")
-        if least == 0:
-            raise ConfigError("loader: it is empty" + (" on some rank" if self.world.size > 1 else ""))
-        for index, batch in enumerate(self._agreed(loader) if least < 0 else loader):
-            yield batch
-            if index + 1 == least:
-                break
-        else:
-            if least > 0:
-                raise ConfigError(f"loader: it said {length} batches and ended after {index + 1}")
+        yield from agreed_batches(loader, self.world)
         if self._awaiting:
             raise LoopError("the epoch ended between session.loss(batch) and session.step(); call session.step()")
         if self.config.scheduler_per == "epoch":
             self.owner.advance_schedule()
         if self.config.control.every == 0 and self.steps > self.state.step:
             self._tick()
-
-    def _agreed(self, loader: Iterable[Any]) -> Iterator[Any]:
-        source, nothing = iter(loader), object()
-        while True:
-            batch = next(source, nothing)
-            more = torch.tensor([batch is not nothing], dtype=torch.int64)
-            if not self.world.all_reduce(more, dist.ReduceOp.MIN, what="next batch").item():
-                return
-            yield batch
 
     def loss(self, batch: Any) -> Tensor:
         """The host's mean loss on this rank's batch, 0-D; its backward serves the seeds that incubate, too.
@@ -253,11 +228,20 @@ class Loop:
             raise LoopError(
                 f"session.step() without session.loss(batch) before it{f'; {last}' if self._passes else ''}"
             )
-        if not self.owner.host_has_gradient():
+        idle = self.owner.without_gradient()
+        if len(idle) == self._learning():
             raise LoopError("session.step(): the host has no gradient; call loss.backward() first")
+        if idle and self.world.size > 1 and not self.config.find_unused:  # the others' were not reduced to the end
+            raise ConfigError(
+                f"no gradient reaches {', '.join(idle[:5])}{', ...' * (len(idle) > 5)} of the host; freeze them "
+                "(requires_grad_(False)), or set find_unused=True"
+            )
         first = next(self.grown.model.parameters())
         if (first.dtype, first.device) != (self.growth.dtype, self.world.device):
             raise LoopError("the model's dtype or device was changed beside the session; use session.to(...)")
+
+    def _learning(self) -> int:
+        return sum(parameter.requires_grad for _, parameter in self.grown.owner_parameters()[HOST])
 
     # one tick -----------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ class StandIn:
             return self._call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of this object, and not there yet: it is being copied
+            raise AttributeError(name)
         return getattr(self._grown.model, name)
 
 

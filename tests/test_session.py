@@ -73,6 +73,7 @@ def test_a_whole_life_in_a_users_own_loop():
     assert session.state.slot(A).stage is Stage.FOSSILIZED
     assert all(value == value for value in losses)
     assert session.model is one_object
+    assert copy.deepcopy(session.model)(batch(0)[0]).shape == (8, 3)
     assert [group["owner"] for group in session.optimizer.param_groups] == ["host", A, A]
     assert len(of(session, TickDone)) == session.state.tick == LIFE_STEPS // EVERY
     assert [event.look for event in of(session, ContributionMeasured) if event.slot == A][:2] == [1, 2]

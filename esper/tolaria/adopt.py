@@ -136,9 +136,9 @@ class AdoptedOwner(ParameterOwner):
                     group.update({key: self.reference[key] for key in shared})
         return super().set_lr(step, learn_steps)
 
-    def host_has_gradient(self) -> bool:
-        """Whether a backward has reached the host."""
-        return any(p.grad is not None for group in self._groups[HOST] for p in group["params"])
+    def without_gradient(self) -> list[str]:
+        """Names of the host's parameters that learn and that no backward has reached."""
+        return [name for name, p in self.grown.owner_parameters()[HOST] if p.requires_grad and p.grad is None]
 
     @contextlib.contextmanager
     def host_only(self) -> Iterator[None]:

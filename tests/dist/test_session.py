@@ -16,6 +16,7 @@ from tests.support.dist import run_distributed
 from tests.support.sessions import (
     A,
     EVERY,
+    GATES,
     LIFE_STEPS,
     STAGES,
     batch,
@@ -153,6 +154,38 @@ def test_ranks_that_bring_different_things_are_refused(what: str) -> None:
     mine, theirs = run_distributed(unequal, 2, what)
     assert mine == theirs
     assert f"LockstepError: ranks are unequal: {what}: rank 0 has " in mine
+
+
+class Idle(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.spare = host(), torch.nn.Linear(2, 2).double()
+
+    def __getitem__(self, index: int) -> torch.nn.Module:
+        return self.body[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def idle(rank: int, find_unused: bool) -> str:
+    torch.manual_seed(0)
+    model = Idle()
+    grown = esper.attach(model, {A: "body.0"}, batch(0, 2)[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = esper.Session(
+        grown, optimizer, controller="none", loss=loss, probe=probe(), gates=GATES, find_unused=find_unused
+    )
+    return failing(train, session, range(3))
+
+
+@pytest.mark.parametrize("find_unused", [False, True])
+def test_parameters_without_a_gradient_are_named(find_unused: bool) -> None:
+    mine, theirs = run_distributed(idle, 2, find_unused)
+    assert mine == theirs
+    advice = "freeze them (requires_grad_(False)), or set find_unused=True"
+    text = f"ConfigError: no gradient reaches spare.weight, spare.bias of the host; {advice}"
+    assert mine == ("nothing" if find_unused else text)
 
 
 def mixed(rank: int) -> str:
