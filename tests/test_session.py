@@ -83,6 +83,16 @@ def test_a_whole_life_in_a_users_own_loop():
     session.close()
 
 
+def test_alpha_follows_its_ramp_at_every_step_not_at_ticks_alone():
+    session, alphas = make(), []
+    for step in range(16):
+        train(session, [step])
+        alphas.append(session.grown.slots[A].level)
+        assert alphas[-1] == session.state.slot(A).alpha(session.steps)
+    rising = [alpha for alpha in alphas if 0.0 < alpha < 1.0]
+    assert len(set(rising)) == len(rising) == 2 * EVERY - 1
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("actions", [(), INCUBATE], ids=["no growth", "incubating"])
 def test_without_a_blended_seed_the_host_is_that_of_a_plain_loop(actions, dropout):

@@ -119,3 +119,17 @@ def test_a_step_waits_for_no_device_and_a_reading_waits_once(monkeypatch):
     assert reads == []
     own.take()
     assert reads == ["tolist", "tolist"], "one for the shares, one for the owner that was broken"
+
+
+def test_what_was_taken_goes_on_elsewhere():
+    """A window that is saved in its middle."""
+    torch.manual_seed(3)
+    steps = [{"host": [torch.randn(4) * 10.0**-step], "r0c0": [torch.tensor([1.0, torch.nan])]} for step in range(6)]
+    options = {"vanishing_rms": 1e-2, "exploding_rms": 1.0, "every": 2}
+    whole, first, second = (GradientHealth(**options) for _ in range(3))
+    for index, gradients in enumerate(steps):
+        whole.step(gradients, ["r0c0"])
+        (first if index < 3 else second).step(gradients, ["r0c0"])
+        if index == 2:
+            second.load(first.state(), torch.device("cpu"))
+    assert second.take() == whole.take()
