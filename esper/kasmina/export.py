@@ -9,7 +9,6 @@ All of it is done on a deep copy and then checked: the copy computes what the gr
 nothing was folded, else to rounding. Keys of the host stay; those of seeds go from ``esper_slots.`` to ``grown.``.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from esper.kasmina.bare import copy_of, strip_slots
 from esper.kasmina.comparing import Inputs, compare, inputs_for, run, same_bits
 from esper.kasmina.exported import Exported, ExportedSlot, Way
 from esper.kasmina.feature import take
 from esper.kasmina.folding import affine_map, fold_into, fold_scale, is_zero, target_of
 from esper.kasmina.joining import JOINS, ONLY_FULL, Factor, add, alphas_now, delta_like, joined, refuse
-from esper.kasmina.pulse import Pulse
 from esper.kasmina.sites import CONTAINER
 from esper.kasmina.slot import SeedSlot
 from esper.kasmina.tracing import as_graph, is_torch, package_of, use_twins
@@ -34,21 +33,6 @@ if TYPE_CHECKING:
     from esper.kasmina.attach import Grown
 
 GROWN = "grown"
-
-
-def _strip(model: nn.Module) -> None:
-    """Takes the slot machinery off a copy of a grown model."""
-    for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [
-                k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), SeedSlot | Pulse)
-            ]:
-                del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
-        points = getattr(vars(module).get("injection_points"), "func", None)  # a custom host's, see `hosts.custom`
-        if points is not None and points.__module__.startswith("esper."):
-            del module.injection_points
-    delattr(model, CONTAINER)
 
 
 def _free_name(module: nn.Module) -> str:
@@ -91,7 +75,7 @@ class _Exporter:
     def __init__(self, grown: "Grown", example: Any, fold: bool) -> None:
         self.levels, self.sites, self.fold = alphas_now(grown), grown.sites, fold
         self.example = inputs_for(grown.model, example)
-        self.model = copy.deepcopy(grown.model).eval()
+        self.model = copy_of(grown.model)
         for slot in self.levels:
             if (holder := _holder(self.model, slot)).operator in ONLY_FULL:
                 holder.operator, holder.gate = Operator.ADD, None  # what they are at full alpha, bit for bit
@@ -136,7 +120,7 @@ class _Exporter:
         """Each seed that takes part: folded, or a graph that waits in ``joins``."""
         holders = {slot: _holder(self.model, slot) for slot in self.levels}
         seeds: dict[str, Any] = {slot: holder.seed for slot, holder in holders.items()}
-        _strip(self.model)
+        strip_slots(self.model)
         use_twins(self.model)
         self.ways = dict.fromkeys(seeds, (Way.LEFT_OUT, None))
         for slot, output in self.outputs.items():

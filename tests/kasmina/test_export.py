@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections import OrderedDict, namedtuple
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from esper.kasmina import blueprints
 from esper.kasmina.attach import CONTAINER, Grown, attach
 from esper.kasmina.blueprints.parts import GroupNorm, LayerScale
+from esper.kasmina.compiler import Compiler
 from esper.kasmina.export import export
 from esper.kasmina.exported import Way
 from esper.kasmina.gating import BlendGate
 from esper.kasmina.hosts import CNNConfig, CustomHostConfig, GPTConfig, ResNet20Config, build_host
+from esper.kasmina.regions import region_of
 from esper.kasmina.slot import Phase
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError, ExportError
@@ -465,6 +468,49 @@ def test_a_custom_host_loses_what_esper_hung_on_it():
     grown = grow_all(attach(host, {"r0c0": "0"}, IMAGES))
     assert ours(host) != []
     assert ours(grown.export()) == []
+
+
+class Listener:
+    """Something of esper that looks on by a hook, and cannot be copied."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("not to be copied")
+
+    def note(self, slot: str, module: nn.Module, args: Any, output: Any) -> None:
+        pass
+
+
+def test_hooks_that_look_on_stay_behind(monkeypatch):
+    monkeypatch.setattr(Listener, "__module__", "esper.somewhere")
+    grown, x = vectors()
+    grow_all(grown)
+    grown.model[0].register_forward_hook(partial(Listener().note, "r0c0"))
+    exported = export(grown, fold=False)
+    assert bits(exported.module(x), grown.model.eval()(x))
+    assert ours(exported.module) == []
+    assert len(grown.model[0]._forward_hooks) == 2
+
+
+def test_a_compiled_model_is_exported_without_its_regions():
+    grown, example = hosted("cnn")
+    compiler = Compiler(grown, "eager", train_sizes=(3,), eval_sizes=(3,))
+    compiler.host(example)
+    seed = born(grown, "r0c0")
+    grown.slots["r0c0"].plant(seed, compiler.stage("r0c0", seed))
+    grown.slots["r0c0"].phase = Phase.BLEND
+    grown.slots["r0c0"].set_alpha(1.0)
+    graphs = [region.graphs for region in compiler.regions.values()]
+    exported = export(grown, fold=False)
+    assert ours(exported.module) == []
+    assert [region.graphs for region in compiler.regions.values()] == graphs
+    assert any(region_of(part) is not None for part in grown.model.modules())
+    assert torch.allclose(exported.module(example), grown.model.eval()(example), atol=1e-6)
+
+    user = attach(Wearing(), {"r0c0": "stem"}, IMAGES)  # its own classes stay, and so must lose what hangs on them
+    other = Compiler(user, "eager", train_sizes=(3,), eval_sizes=(3,))
+    other.host(IMAGES)
+    assert other.regions
+    assert ours(user.export()) == []
 
 
 def test_batchnorm_statistics_of_the_grown_model_are_left_alone():
