@@ -11,7 +11,7 @@ A rehearsal draws no random number that counts, moves no statistic and leaves no
 
     compiler = Compiler(grown, "inductor", train_sizes=(32,), eval_sizes=(256, 7))
     compiler.host(example)
-    compiler.plant("r0c0", seed)       # or: region = compiler.stage("r0c0", seed); later slot.plant(seed, region)
+    grown.slots["r0c0"].plant(seed, compiler.stage("r0c0", seed))
 """
 
 import contextlib
