@@ -31,11 +31,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     """
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values() if _from_esper(hook)]
     looking = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), SeedSlot | Pulse)]
-    twin = strip(copy.deepcopy(model, {id(hook): _nothing for hook in looking}))
-    for module in twin.modules():
-        if isinstance(module, SeedSlot):
-            module.region = None
-    return twin.eval()
+    return strip(copy.deepcopy(model, {id(hook): _nothing for hook in looking})).eval()
 
 
 def strip_slots(model: nn.Module) -> None:

@@ -202,10 +202,12 @@ def region_of(module: nn.Module) -> Region | None:
 
 
 def strip(model: nn.Module) -> nn.Module:
-    """Takes all host regions off again, in place, and returns the model: plain modules, as before."""
+    """Takes all regions off again, in place, and returns the model: plain modules and slots, as before."""
     for module in model.modules():
         if region_of(module) is not None:
             del module.__dict__["forward"]
+        if isinstance(module.__dict__.get("region"), Region):
+            module.__dict__["region"] = None
     return model
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.feature import Place, place_of, take
+from esper.kasmina.regions import region_of
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import parse_slot, sort_slots
 from esper.leyline.topology import Topology
@@ -53,7 +54,8 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether some part of the model is under torch.compile."""
-    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    modules = list(model.modules())
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or region_of(m) for m in modules)
 
 
 # names -------------------------------------------------------------------------------------------------------------

@@ -387,3 +387,13 @@ def _fails(graph: Any, inputs: Any) -> Any:
 def test_an_unknown_backend_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing_like_it"):
         life("cnn", tmp_path, True, trainer__compile_backend="nothing_like_it")
+
+
+def test_an_export_of_a_compiled_model_is_plain_and_computes_the_same() -> None:
+    grown, compiler, x = compiled()
+    plant(grown, compiler, born())
+    grown.slots[A].set_alpha(1.0)
+    plain = grown.export(x, fold=False)
+    assert grown.slots[A].region is not None, "the model itself is left as it is"
+    assert all(region_of(module) is None for module in plain.modules())
+    assert same_bits(plain.eval()(x), grown.model.eval()(x))
