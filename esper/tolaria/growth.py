@@ -100,6 +100,7 @@ class Growth:
             elif isinstance(effect, Uproot):
                 self.owner.release(effect.slot)
                 self.grown.slots[effect.slot].uproot()
+                self._wrapped = None  # the wrapper lists what had been frozen, too; only a new one lets go of the seed
 
     def clear(self) -> None:
         """Uproots whatever stands and lets go of whatever waits: the model is as it was before the first birth, but for

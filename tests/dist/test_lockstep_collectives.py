@@ -149,8 +149,9 @@ def test_two_all_reduces_a_tick_whatever_the_slots_and_commands(
         births = [tick for tick in ticks if tick["births"]]
         assert [tick["births"] for tick in births] == [len(used)]
         assert not births[0]["rewrapped"], "a seed that does not learn yet changes nothing in the reducer"
-        # Growth (3), the frozen seed of a prune by ramp (8) and saves (7, 11): DDP built anew without a collective.
-        assert [at for at, tick in enumerate(ticks, start=1) if tick["rewrapped"]] == [3, 7, 8, 11]
+        # Growth (3), the frozen seed of a prune by ramp (8) and its end (9: the wrapper lists frozen tensors, too), saves
+        # (7, 11): DDP built anew without a collective.
+        assert [at for at, tick in enumerate(ticks, start=1) if tick["rewrapped"]] == [3, 7, 8, 9, 11]
         assert any(tick["probed"] for tick in ticks)
         # Steps keep to the data group: the gradient's reductions, and DDP's two broadcasts of its bucket order after
         # the first backward of a wrapper.

@@ -4,6 +4,8 @@ Ranks have their own random streams and their own share of every batch, so that 
 birth that draws from the wrong stream, shows at once. The last test takes the re-wrap away and sees it show.
 """
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ def live(rank: int, config: EsperConfig, run_dir: Path) -> dict[str, Any]:
     engine = make_engine(config, run_dir)
     engine.begin(None)
     ticks, alphas = [], []
+    seeds: dict[str, list[weakref.ref[Any]]] = {}
+    left: list[tuple[int, str, int]] = []
     first = engine.plan.pieces(0, rank, engine.world.size, 1)[0][0].tolist()
     while engine.step < engine.terms.total_steps:
         engine.train_step()
@@ -71,11 +75,18 @@ def live(rank: int, config: EsperConfig, run_dir: Path) -> dict[str, Any]:
             alphas.append({slot: holder.level for slot, holder in engine.grown.slots.items()})
             engine.tick()
             ticks.append(replica(engine))
+            for slot, holder in engine.grown.slots.items():
+                if holder.seed is not None:
+                    seeds[slot] = [weakref.ref(thing) for thing in (holder.seed, *holder.seed.parameters())]
+                elif slot in seeds:
+                    gc.collect()
+                    left.append((engine.state.tick, slot, sum(ref() is not None for ref in seeds.pop(slot))))
     drawn = float(torch.rand(()))
     result = engine.finish()
     return {
         "ticks": ticks,
         "alphas": alphas,
+        "left": left,
         "result": result,
         "stages": [(e.tick, e.slot, e.source.name, e.target.name, e.cause) for e in events(engine).of(StageChanged)],
         "ramps": [(e.tick, e.slot, e.start, e.target) for e in events(engine).of(RampCommitted)],
@@ -103,6 +114,7 @@ def test_after_every_tick_of_a_life_all_ranks_are_one_network(ranks: int, device
     assert [ramp[2:] for ramp in first["ramps"] if ramp[1] == B] == [(0.0, 1.0), (1.0, 0.0)]
     assert len({alphas[A] for alphas in first["alphas"]}) > 6, "alpha never moved"
     assert len(first["ticks"]) == TICKS
+    assert [one["left"] for one in found] == [[(10, B, 0)]] * ranks, "of a pruned seed some tensor is still held"
     weights = [tick["parameters"]["stages.0.conv.weight"] for tick in first["ticks"]]
     assert len(set(weights)) == TICKS, "the host never learned"
 
