@@ -40,7 +40,7 @@ class SessionConfig:
         seed_lr_scale, seed_warmup_steps, seed_weight_decay: as in `OptimConfig`, against the host's present rate.
         max_skips, max_consecutive: as in `TrainerConfig`.
         class_logits: the model's output is class logits [B, K >= 2], so that CONFIDENCE may be used.
-        find_unused: data parallel training looks for parameters without a gradient in every step.
+        find_unused: data parallel training looks for parameters without a gradient in every step; not with shadows.
         slots, gates, control: where seeds live, what they must show, when ticks come.
     """
 
@@ -65,6 +65,11 @@ class SessionConfig:
             check("steps", self.steps is None or self.steps >= 1, "must be >= 1, or None for no end in sight")
             check("scheduler_per", self.scheduler_per in ("step", "epoch"), "must be 'step' or 'epoch'")
             check("max_skips", 1 <= self.max_skips <= self.max_consecutive, "must be 1 to max_consecutive")
+            check(
+                "find_unused", not self.find_unused or self.slots.incubation != Incubation.SHADOW,
+                "does not go with slots.incubation = shadow, whose forward DDP does not see; choose ste or immediate, or "
+                "freeze the parameters that get no gradient",
+            )  # fmt: skip
         self.optim()
 
     def optim(self) -> OptimConfig:

@@ -234,7 +234,7 @@ class Loop:
         if idle and self.world.size > 1 and not self.config.find_unused:  # the others' were not reduced to the end
             raise ConfigError(
                 f"no gradient reaches {', '.join(idle[:5])}{', ...' * (len(idle) > 5)} of the host; freeze them "
-                "(requires_grad_(False)), or set find_unused=True"
+                "(requires_grad_(False)), or set find_unused=True and slots.incubation to ste or immediate"
             )
         first = next(self.grown.model.parameters())
         if (first.dtype, first.device) != (self.growth.dtype, self.world.device):

@@ -461,6 +461,8 @@ def test_settings_are_checked_like_any_config():
         make(gates={"look": 1})
     with pytest.raises(ConfigError, match="every = -1: optimizer steps, must be >= 1"):
         make(every=-1)
+    with pytest.raises(ConfigError, match=r"find_unused = True: does not go with slots\.incubation = shadow"):
+        make(find_unused=True)
     with pytest.raises(ConfigError, match=r"controller\.kind = 'clever': unknown; kinds are"):
         make(controller="clever")
     with pytest.raises(ConfigError, match=r"controller = int: expected a kind by name"):

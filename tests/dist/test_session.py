@@ -27,10 +27,12 @@ from tests.support.sessions import (
     of,
     probe,
     replica,
+    scheduled,
     shard,
     stages,
     train,
 )
+from tests.support.tiny import act
 
 TOLERANCE = 1e-9
 
@@ -173,19 +175,22 @@ def idle(rank: int, find_unused: bool) -> str:
     model = Idle()
     grown = esper.attach(model, {A: "body.0"}, batch(0, 2)[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    born = act(1, A, "GERMINATE", blueprint="norm"), act(3, A, "ADVANCE")  # it learns in the last steps
     session = esper.Session(
-        grown, optimizer, controller="none", loss=loss, probe=probe(), gates=GATES, find_unused=find_unused
-    )
-    return failing(train, session, range(3))
+        grown, optimizer, controller=scheduled(born), loss=loss, probe=probe(), gates=GATES, every=2,
+        find_unused=find_unused, slots={"incubation": "ste" if find_unused else "shadow"},
+    )  # fmt: skip
+    said = failing(train, session, range(9))
+    return said if said != "nothing" else session.state.slot(A).stage.name
 
 
 @pytest.mark.parametrize("find_unused", [False, True])
 def test_parameters_without_a_gradient_are_named(find_unused: bool) -> None:
     mine, theirs = run_distributed(idle, 2, find_unused)
     assert mine == theirs
-    advice = "freeze them (requires_grad_(False)), or set find_unused=True"
+    advice = "freeze them (requires_grad_(False)), or set find_unused=True and slots.incubation to ste or immediate"
     text = f"ConfigError: no gradient reaches spare.weight, spare.bias of the host; {advice}"
-    assert mine == ("nothing" if find_unused else text)
+    assert mine == ("TRAINING" if find_unused else text)
 
 
 def mixed(rank: int) -> str:
