@@ -67,8 +67,8 @@ class SessionConfig:
             check("max_skips", 1 <= self.max_skips <= self.max_consecutive, "must be 1 to max_consecutive")
             check(
                 "find_unused", not self.find_unused or self.slots.incubation != Incubation.SHADOW,
-                "does not go with slots.incubation = shadow, whose forward DDP does not see; choose ste or immediate, or "
-                "freeze the parameters that get no gradient",
+                "does not go with slots.incubation = shadow, whose forward DDP does not see; choose ste or immediate, "
+                "or freeze the parameters that get no gradient",
             )  # fmt: skip
         self.optim()
 

@@ -1,4 +1,4 @@
-"""A user's loop and the trainer's are one engine: the same batches give the same network, to the bit, after every step."""
+"""A user's loop and the trainer's are one engine: the same batches, the same network, to the bit, after every step."""
 
 from pathlib import Path
 from typing import Any
