@@ -60,12 +60,16 @@ def collect(loop: Loop) -> dict[str, Any]:
     }
 
 
+OWN_KEYS = {"rng", "window", "health", "overflows", "tallies"}
+
+
 def _own(loop: Loop) -> dict[str, Any]:
-    """What is this rank's own."""
+    """What is this rank's own: `OWN_KEYS`."""
     return {
         "rng": rng_state(loop.world.device),
         "window": loop.window.state(),
         "health": loop.owner.health.state(),
+        "overflows": dict(loop.owner.overflows),
         "tallies": {slot: holder.tally.state() for slot, holder in loop.grown.slots.items()},
     }
 
@@ -94,8 +98,10 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     if controller is not None:
         controller.load_state_dict(payload["controller"]["state"])
     ranks = payload["ranks"]
-    loop.window.load(ranks[min(world.rank, len(ranks) - 1)]["window"])
-    owner.health.load(ranks[min(world.rank, len(ranks) - 1)]["health"], world.device)
+    counted = ranks[min(world.rank, len(ranks) - 1)]
+    loop.window.load(counted["window"])
+    owner.health.load(counted["health"], world.device)
+    owner.overflows = dict(counted["overflows"])
     mine = ranks[world.rank :: world.size]
     for slot, holder in grown.slots.items():
         holder.tally.load(_added([own["tallies"][slot] for own in mine]))
@@ -116,6 +122,10 @@ def _added(counts: list[Tensor | None]) -> Tensor | None:
 
 def _checked(loop: Loop, payload: Mapping[str, Any], where: str) -> RunState:
     check(payload, where)
+    for rank, own in enumerate(payload["ranks"]):
+        if set(own) != OWN_KEYS:
+            missing, unknown = sorted(OWN_KEYS - set(own)), sorted(set(own) - OWN_KEYS)
+            raise CheckpointError(f"{where}: ranks[{rank}]: missing {missing or 'none'}, unknown {unknown or 'none'}")
     differing = _differences(to_plain(loop.config), payload["settings"], "")
     if differing:
         raise CheckpointError(f"{where}: saved under other settings: {'; '.join(differing[:5])}")

@@ -121,6 +121,7 @@ def edited(path: Any, change: Any) -> Any:
         ),
         (lambda p: p["optimizer"]["state"].pop("0.bias"), r"optimizer state: missing \['0\.bias'\]"),
         (lambda p: p["topology"][A].pop("dim"), "r0c0: missing dim"),
+        (lambda p: p["ranks"][0].pop("health"), r"ranks\[0\]: missing \['health'\], unknown none"),
     ],
 )
 def test_a_missing_or_unknown_key_is_named(change, text, path):

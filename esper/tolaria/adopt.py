@@ -75,6 +75,9 @@ class AdoptedOwner(ParameterOwner):
         grown: the model, its slots empty. optimizer: of the host. config: ``seed_*`` and ``clip_norm`` are read.
         scheduler: of that optimizer, or None. scaler: of the losses, or None.
 
+    Fields:
+        overflows: with a scaler, by slot: steps in a row whose gradient there was not finite.
+
     Raises:
         ConfigError: see `check_optimizer`; a scheduler that cannot work, or of another optimizer.
     """
@@ -87,7 +90,7 @@ class AdoptedOwner(ParameterOwner):
         self.reference = max(optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))
         self.scheduler = _checked(scheduler, optimizer)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._row: dict[str, int] = {}
+        self.overflows: dict[str, int] = {}
         self._stepping = False
         self._guard = optimizer.register_step_pre_hook(self._only_here)
         for group in self._groups[HOST]:
@@ -191,10 +194,10 @@ class AdoptedOwner(ParameterOwner):
     def _rescale(self, report: StepReport) -> StepReport:
         assert self.scaler is not None
         slots = [owner for owner in report.broken if owner != HOST]
-        self._row = {} if report.skipped else {slot: self._row.get(slot, 0) + 1 for slot in slots}
-        at_fault = [slot for slot in self._row if self._row[slot] > PATIENCE]
+        self.overflows = {} if report.skipped else {slot: self.overflows.get(slot, 0) + 1 for slot in slots}
+        at_fault = [slot for slot in self.overflows if self.overflows[slot] > PATIENCE]
         state = self.scaler.state_dict()
-        if report.skipped or set(self._row) - set(at_fault):
+        if report.skipped or set(self.overflows) - set(at_fault):
             state |= {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
         else:
             state["_growth_tracker"] += 1

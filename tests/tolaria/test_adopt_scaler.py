@@ -108,6 +108,27 @@ def test_the_scaler_is_saved_and_demanded(tmp_path):
     assert replica(again) == replica(session)
 
 
+def test_overflows_in_a_row_are_counted_over_a_save(tmp_path):
+    """The slot is quarantined as soon as it would have been without the save."""
+    session = make(actions=INCUBATE, scaler=scaler(), every=8)
+    train(session, range(26))
+
+    def broken(one: esper.Session, steps: range) -> None:
+        spoil(next(one.grown.slots[A].seed.parameters()), lambda: one.steps, steps)
+        train(one, steps)
+
+    broken(session, range(26, 29))
+    session.save(tmp_path / "s.pt")
+    assert session.owner.overflows == {A: 3}
+    again = esper.Session.restore(tmp_path / "s.pt", host, loss=loss, probe=probe(), scaler=scaler())
+    assert again.owner.overflows == {A: 3}
+    for one in (session, again):
+        broken(one, range(29, 32))
+        assert one.state.slot(A).stage is Stage.PRUNED
+    assert again.owner.scaler.state_dict() == session.owner.scaler.state_dict()
+    assert replica(again) == replica(session)
+
+
 def test_a_scaler_that_is_switched_off_is_none():
     session = make(scaler=scaler(enabled=False))
     value = session.loss(batch(0))
