@@ -8,8 +8,9 @@
     probe                   two forwards per sample, the second with the seed; what comes before its slot only once on
                             hosts that can resume from a slot
 
-Validation and test are left out: every run has them alike, grown or not. Seeds that are pruned later have been paid
-for like any other. Costs per sample come from `esper.kasmina.flops`.
+Validation and test are left out: every run has them alike, grown or not. So are a teacher's forward and what GATE and
+CONFIDENCE add. Seeds that are pruned later have been paid for like any other. Costs per sample come from
+`esper.kasmina.flops`.
 """
 
 from collections.abc import Mapping
