@@ -32,6 +32,7 @@ from esper.session_loop import Loop
 from esper.session_model import UserLoss
 from esper.session_parts import Recorder, assemble
 from esper.session_record import collect, load, rebuild_host, rebuild_optimizer
+from esper.tolaria.snapshot import plant_record
 
 
 class Session(Loop):
@@ -106,6 +107,7 @@ class Session(Loop):
                 scheduler=scheduler, scaler=scaler, sink=sink,
             )
         )  # fmt: skip
+        plant_record(self.grown, self.growth, self.state, own=True)  # seeds that are planted from the start
         self.follow(force=True)
         self.parts.narrator.started(self.state, self.terms, None)
 

@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler as schedules
 import esper
 from esper.leyline.errors import CheckpointError
 from esper.session_file import content_digest
-from tests.support.sessions import LIFE_STEPS, SITES, A, adamw, host, loss, make, probe, replica, train
+from tests.support.sessions import LIFE_STEPS, SITES, A, B, adamw, host, loss, make, probe, replica, train
 
 
 def one_cycle(optimizer: torch.optim.Optimizer) -> Any:
@@ -47,6 +47,20 @@ def test_a_restore_goes_on_bit_for_bit_from_any_step(cut, tmp_path):
     train(again, range(cut, LIFE_STEPS))
     assert replica(again) == wanted
     assert torch.equal(torch.rand(4), drawn)
+
+
+def test_planted_seeds_stand_from_the_first_step_and_come_back(tmp_path):
+    session = make(slots={"max_live": None, "embargo_ticks": 1, "planted": {B: "norm"}})
+    before = replica(session)["parameters"]
+    assert any(name.startswith(f"esper_slots.{B}.seed") for name in before)
+    assert session.grown.slots[B].level == 1.0
+    train(session, range(5))
+    assert not any(replica(session)["parameters"][name] == bits for name, bits in before.items()), "all of it learns"
+    session.save(tmp_path / "s.pt")
+    again = restore(tmp_path / "s.pt")
+    for one in (session, again):
+        train(one, range(5, 9))
+    assert replica(again) == replica(session)
 
 
 def test_plain_torch_reads_the_file_and_its_digest_is_that_of_its_content(path):
