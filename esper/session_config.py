@@ -17,7 +17,7 @@ from esper.leyline.checks import Checks
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.leyline.plain import from_plain
 from esper.leyline.protocols import Controller
-from esper.leyline.slots import parse_slot
+from esper.leyline.slots import parse_slot, sort_slots
 from esper.strict import Reader, as_plain
 from esper.tamiyo import build_controller
 from esper.tamiyo.registry import controller_config_class
@@ -127,7 +127,16 @@ def read_controller(given: Any, slots: tuple[str, ...], seed: int) -> tuple[Cont
 
 
 def session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms:
-    """What does not change in a session; sets CHANNEL's vectors on the slots that have one."""
+    """What does not change in a session; sets CHANNEL's vectors on the slots that have one.
+
+    Raises:
+        ConfigError: a setting names a slot or a vector that does not fit the model.
+    """
+    if config.slots.ids and sort_slots(config.slots.ids) != tuple(grown.slots):
+        have = ", ".join(grown.slots)
+        raise ConfigError(
+            f"slots.ids = {config.slots.ids}: a session has the slots of its attach ({have}); leave it out"
+        )
     vectors = {
         slot: parse_channels(text, f"slots.channels.{parse_slot(slot, known=grown.slots)}")
         for slot, text in (config.slots.channels or {}).items()

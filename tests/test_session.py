@@ -463,6 +463,11 @@ def test_settings_are_checked_like_any_config():
         make(every=-1)
     with pytest.raises(ConfigError, match=r"find_unused = True: does not go with slots\.incubation = shadow"):
         make(find_unused=True)
+    with pytest.raises(
+        ConfigError, match=r"slots\.ids = \['r0c0'\]: a session has the slots of its attach \(r0c0, r1c0\)"
+    ):
+        make(slots={"ids": [A]})
+    make(slots={"ids": [B, A]})
     with pytest.raises(ConfigError, match=r"controller\.kind = 'clever': unknown; kinds are"):
         make(controller="clever")
     with pytest.raises(ConfigError, match=r"controller = int: expected a kind by name"):
