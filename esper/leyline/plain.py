@@ -14,14 +14,27 @@ import typing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_SCALARS = frozenset({type(None), bool, int, float, str})
+
+
+@functools.cache
+def _field_names(cls: type) -> tuple[str, ...] | None:
+    """Of a dataclass that is no enum; None for any other class."""
+    if not dataclasses.is_dataclass(cls) or issubclass(cls, enum.Enum):
+        return None
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def to_plain(value: Any) -> Any:
     """Plain data of a dataclass, enum, tuple, list, dict or scalar."""
+    kind = type(value)
+    if kind in _SCALARS:  # exactly: an enum may be a str or an int too
+        return value
+    names = _field_names(typing.cast(Any, kind))
+    if names is not None:
+        return {name: to_plain(getattr(value, name)) for name in names}
     if isinstance(value, enum.Enum):
         return value.name
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):

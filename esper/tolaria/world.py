@@ -143,10 +143,20 @@ class World:
             on: the group: ``control``, ``data``, or ``default`` for what may take as long as a start.
         """
         if self.size > 1:
-            group = {"control": self.control, "data": self.data, "default": None}[on]
             with self.collective(what):
-                dist.all_reduce(vector, op, group=group)
+                self._reduce(vector, op, on=on, what=what)
         return vector
+
+    def _reduce(self, vector: Tensor, op: Any, *, on: str, what: str) -> None:
+        """The transport under `all_reduce`. `esper.drill` puts ranks of one process in its place."""
+        group = {"control": self.control, "data": self.data, "default": None}[on]
+        dist.all_reduce(vector, op, group=group)
+
+    def _gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
+        """The transport under `all_gather`."""
+        rows = [torch.empty_like(vector) for _ in range(self.size)]
+        dist.all_gather(rows, vector, group=self.control)
+        return rows
 
     def allow_slow(self, slow: bool) -> None:
         """Gives the data and control groups the longer limit, or takes it back; every rank at the same step.
@@ -170,10 +180,8 @@ class World:
         """Each rank's ``vector`` (CPU, equal shapes), over the control group. Diagnostics and start-up only."""
         if self.size == 1:
             return [vector]
-        rows = [torch.empty_like(vector) for _ in range(self.size)]
         with self.collective(what):
-            dist.all_gather(rows, vector, group=self.control)
-        return rows
+            return self._gather(vector, what=what)
 
     def gather_text(self, text: str, *, what: str, width: int = 320) -> list[str]:
         """Each rank's text, cut to ``width`` bytes, as fixed-size int8 rows: no pickled objects."""
@@ -191,9 +199,7 @@ class World:
 
     def meet(self, what: str) -> None:
         """Start-up barrier on the default group, with its longer limit."""
-        if self.size > 1:
-            with self.collective(what):
-                dist.all_reduce(torch.zeros(1))
+        self.all_reduce(torch.zeros(1), dist.ReduceOp.SUM, what=what, on="default")
 
     def wrap(self, model: nn.Module) -> Callable[..., Any]:
         """The model as data parallel training calls it; itself when alone or when nothing is to be reduced.

@@ -1,0 +1,240 @@
+"""Ranks of one process, each a thread, and the collectives between them.
+
+One rank runs at a time: it goes on until it enters a collective or ends, then the baton goes to another, drawn by a
+seeded stream. So ranks arrive in every order that delays could give them, and a run repeats exactly. A collective is
+carried out once every rank has entered it, over the vectors that the ranks themselves encoded:
+
+    all_reduce   SUM or MAX over the ranks' tensors, written back into each
+    all_gather   the ranks' tensors in rank order
+
+What no correct protocol does is a `ProtocolBroken`: ranks that meet in different collectives, or with tensors of other
+shapes (over gloo that returns wrong numbers without an error); a rank that ends while others wait for it. A rank may be
+lost (`Lost`), as by a kill; then the others' collective fails as a transport does, and from there on they run freely,
+since naming who is missing takes them time.
+
+Everything above the transport is the shipped `World`: what an error says, texts as rows of bytes, who is named missing.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from esper.tolaria.heartbeat import Heartbeat, Mark
+from esper.tolaria.world import World
+
+T = TypeVar("T")
+STACK_BYTES = 1 << 20  # of a rank's thread; a thousand of them must fit
+
+
+class Lost(BaseException):
+    """Raised in a rank to take it away without a word, as a kill does."""
+
+
+class ProtocolBroken(Exception):
+    """Ranks did not enter the same collectives; the text says who did what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A rank in a collective: kind with its operation, phase, group, and the tensor it sends."""
+
+    kind: str
+    what: str
+    on: str
+    tensor: Tensor
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.what} on {self.on}, {self.tensor.dtype} {tuple(self.tensor.shape)}"
+
+
+@dataclass(slots=True)
+class Ended(Generic[T]):
+    """How a rank ended.
+
+    Fields:
+        value: what its function returned, None if it raised or was lost. error: what it raised. lost: taken away.
+        calls: phases of the collectives it entered, in order. sent: bytes of the tensors it sent, likewise.
+        seconds: CPU time of its thread.
+    """
+
+    value: T | None = None
+    error: BaseException | None = None
+    lost: bool = False
+    calls: list[str] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Bus:
+    """Runs a function on every rank of a group.
+
+    Args:
+        size: ranks. seed: of the order in which they go on.
+    """
+
+    def __init__(self, size: int, *, seed: int = 0) -> None:
+        self.size = size
+        self.marks: list[Mark | None] = [None] * size
+        self._random = random.Random(seed)
+        self._go = [threading.Semaphore(0) for _ in range(size)]
+        self._back = threading.Semaphore(0)
+        self._calls: list[Call | None] = [None] * size
+        self._rows: Tensor | None = None
+        self._ended: list[Ended[Any]] = []
+        self._over: set[int] = set()
+        self._cut = False
+
+    def run(self, fn: Callable[["RankWorld"], T]) -> list[Ended[T]]:
+        """``fn(world)`` on every rank, once; how each ended, in rank order.
+
+        Raises:
+            ProtocolBroken: see the module.
+        """
+        self._ended = [Ended() for _ in range(self.size)]
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            threads = [threading.Thread(target=self._rank, args=(rank, fn), daemon=True) for rank in range(self.size)]
+            for thread in threads:
+                thread.start()
+        finally:
+            threading.stack_size(before)
+        try:
+            self._schedule()
+        finally:
+            self._cut = True
+            for rank in range(self.size):
+                self._go[rank].release()
+            for thread in threads:
+                thread.join()
+        return self._ended
+
+    def _rank(self, rank: int, fn: Callable[["RankWorld"], Any]) -> None:
+        ended = self._ended[rank]
+        self._go[rank].acquire()
+        try:
+            ended.value = fn(RankWorld(self, rank))
+        except Lost:
+            ended.lost = True
+        except BaseException as error:
+            ended.error = error
+        ended.seconds = time.thread_time()
+        self._over.add(rank)
+        self._back.release()
+
+    def _schedule(self) -> None:
+        ready = list(range(self.size))
+        while ready:
+            self._random.shuffle(ready)
+            for rank in ready:
+                self._go[rank].release()
+                self._back.acquire()
+            waiting = [rank for rank in range(self.size) if rank not in self._over]
+            if len(waiting) < self.size:
+                self._check_ended(waiting)
+                return
+            self._carry_out()
+            ready = waiting
+
+    def _check_ended(self, waiting: list[int]) -> None:
+        gone = [rank for rank in sorted(self._over) if not self._ended[rank].lost]
+        if waiting and gone:
+            where = {str(self._calls[rank]) for rank in waiting}
+            error = self._ended[gone[0]].error
+            raise ProtocolBroken(
+                f"rank {', '.join(map(str, gone))} ended ({'returned' if error is None else repr(error)}) while rank "
+                f"{', '.join(map(str, waiting))} waits in {'; '.join(sorted(where))}"
+            )
+
+    def _carry_out(self) -> None:
+        calls = [call for call in self._calls if call is not None]
+        said: dict[str, list[int]] = {}
+        for rank, call in enumerate(calls):
+            said.setdefault(str(call), []).append(rank)
+        if len(said) > 1:
+            parts = [f"rank {', '.join(map(str, ranks))} in {text}" for text, ranks in said.items()]
+            raise ProtocolBroken(f"ranks met in different collectives: {'; '.join(parts)}")
+        rows = torch.stack([call.tensor for call in calls])
+        if calls[0].kind == "all_gather":
+            self._rows = rows
+            return
+        reduced = rows.sum(0) if calls[0].kind == "all_reduce SUM" else rows.amax(0)
+        for call in calls:
+            call.tensor.copy_(reduced)
+
+    def calls(self, rank: int) -> list[str]:
+        """Phases of the collectives that a rank has entered."""
+        return self._ended[rank].calls
+
+    def enter(self, rank: int, call: Call) -> list[Tensor]:
+        """On a rank's thread: waits until the collective has been carried out; the gathered rows."""
+        ended = self._ended[rank]
+        ended.calls.append(call.what)
+        ended.sent.append(call.tensor.numel() * call.tensor.element_size())
+        if not self._cut:
+            self._calls[rank] = call
+            self._back.release()
+            self._go[rank].acquire()
+        if self._cut:
+            raise dist.DistNetworkError("Connection closed by peer")
+        return [] if self._rows is None or call.kind != "all_gather" else list(self._rows.unbind())
+
+
+class MemoryMarks(Heartbeat):
+    """Marks in memory, which all ranks of a `Bus` share; who is named missing is the shipped `explain`'s business."""
+
+    def __init__(self, bus: Bus, rank: int) -> None:
+        self.bus, self.rank, self.world_size = bus, rank, bus.size
+        self.step = self.tick = 0
+        self.mark("start")
+
+    def mark(self, phase: str, error: str = "") -> None:
+        """Notes that this rank enters ``phase``."""
+        self.phase, self.marked_at = phase, time.monotonic()
+        self.bus.marks[self.rank] = Mark(self.rank, self.step, self.tick, phase, time.time(), error)
+
+    def read(self) -> list[Mark | None]:
+        """The latest mark of every rank."""
+        return list(self.bus.marks)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RankWorld(World):
+    """One rank's `World` on a `Bus`: the shipped one with another transport, and without DDP (nothing is trained)."""
+
+    def __init__(self, bus: Bus, rank: int) -> None:
+        self.bus, self.rank, self.size, self.local_rank = bus, rank, bus.size, rank
+        self.device = torch.device("cpu")
+        self.heartbeat = MemoryMarks(bus, rank)
+        self.control = self.data = self._store = None
+        self.find_unused = self._slow = False
+
+    @property
+    def calls(self) -> list[str]:
+        """Phases of the collectives that this rank has entered, in order."""
+        return self.bus.calls(self.rank)
+
+    def _reduce(self, vector: Tensor, op: Any, *, on: str, what: str) -> None:
+        name = {dist.ReduceOp.SUM: "SUM", dist.ReduceOp.MAX: "MAX"}[op]
+        self.bus.enter(self.rank, Call(f"all_reduce {name}", what, on, vector))
+
+    def _gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
+        return self.bus.enter(self.rank, Call("all_gather", what, "control", vector))
+
+    def allow_slow(self, slow: bool) -> None:
+        """Nothing to do: a collective here has no limit."""
+
+    def wrap(self, model: nn.Module) -> Callable[..., Any]:
+        """The model itself."""
+        return model
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,151 @@
+"""A crowd of ranks that lives through random lives, vetoes and delays, with at most one fault at the end.
+
+    crowd(Crowd(ranks=1024, slots=12, ticks=3, fault=FaultKind.STAGE))
+
+Each rank is a whole `Replica`: its own slots and seeds, the shipped growth, controller, cycle and lockstep. Rank 0
+decides by the random controller. At every tick some ranks veto a birth, or say that it is not ready. The fault strikes
+one rank at the last tick, with one more tick for ranks that go after their commit.
+"""
+
+import random
+import statistics
+from dataclasses import dataclass
+
+from esper.drill.bus import Bus, Ended, ProtocolBroken
+from esper.drill.replica import Fault, FaultKind, Replica, chain, terms_for
+from esper.kasmina.config import EvidencePolicy, GateConfig, SlotsConfig
+from esper.leyline.checks import Checks
+from esper.leyline.events import Event
+from esper.leyline.plain import digest62
+from esper.leyline.protocols import NullSink
+from esper.tamiyo.random import RandomConfig, RandomController
+from esper.tolaria.config import ControlConfig
+from esper.tolaria.state import RunState
+from esper.tolaria.wire import Veto
+from esper.tolaria.world import World
+
+BLUEPRINTS = ("lora", "norm")
+VETOES = (Veto.NOT_READY, Veto.BUILD_FAILED, Veto.OUT_OF_MEMORY)
+
+
+@dataclass(kw_only=True, slots=True)
+class Crowd:
+    """How large, how long, and what goes wrong.
+
+    Fields:
+        ranks, slots, ticks: numbers. seed: of lives, vetoes and delays.
+        fault: that strikes at the last tick, on a rank drawn from the seed; None: all stays well. The first tick must
+            be a healthy one.
+    """
+
+    ranks: int
+    slots: int = 12
+    ticks: int = 4
+    seed: int = 0
+    fault: FaultKind | None = None
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("ranks", self.ranks >= 2, "must be >= 2")
+            check("slots", self.slots >= 1, "must be >= 1")
+            check("ticks", self.ticks >= (1 if self.fault is None else 2), "must be >= 1, and >= 2 with a fault")
+
+    def struck(self) -> Fault | None:
+        """The fault with its rank and tick."""
+        if self.fault is None:
+            return None
+        rank = 0 if self.fault is FaultKind.DECIDE else random.Random(f"{self.seed}/struck").randrange(self.ranks)
+        return Fault(self.fault, rank, self.ticks)
+
+
+class Kept(NullSink):
+    """Keeps the events of one rank."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        """Keeps it."""
+        self.events.append(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What a rank that came to the end tells: digests of the agreed state after each tick, the last state, events."""
+
+    digests: tuple[int, ...]
+    state: RunState
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How a crowd fared.
+
+    Fields:
+        ranks: how each ended.
+        bytes_per_tick: bytes that a rank sends in a healthy tick. collectives: that it enters in one.
+        ms_per_tick: median over ranks of the CPU milliseconds a tick, model and seeds included.
+    """
+
+    ranks: list[Ended[Life]]
+    bytes_per_tick: int
+    collectives: int
+    ms_per_tick: float
+
+
+def _vetoes(crowd: Crowd, rank: int, state: RunState) -> dict[str, Veto]:
+    """On average one rank of the crowd has something against each staged seed."""
+    draw = random.Random(f"{crowd.seed}/vetoes/{rank}/{state.tick}")
+    staged = [entry.slot for entry in state.slots if entry.staged is not None]
+    return {slot: draw.choice(VETOES) for slot in staged if draw.random() < 1.0 / crowd.ranks}
+
+
+class Setting:
+    """What the ranks of a crowd share: sites and terms."""
+
+    def __init__(self, setup: Crowd) -> None:
+        self.sites = chain(setup.slots).sites
+        slots = SlotsConfig(max_live=None, embargo_ticks=1)
+        gates = GateConfig(evidence=EvidencePolicy.OBSERVE, first_look=1, look_every=1, min_samples=8)
+        self.terms = terms_for(self.sites, setup.ranks, slots, gates, names=BLUEPRINTS)
+
+
+def live(world: World, setup: Crowd, setting: Setting) -> Life:
+    """The life of one rank, on a `Bus` or over real process groups."""
+    sink = Kept() if world.rank == 0 else NullSink()
+    controller = RandomController(RandomConfig(rate=0.8, max_ticks=2), slots=tuple(setting.sites), seed=setup.seed)
+    replica = Replica(
+        world, chain(setup.slots, setting.sites), setting.terms, ControlConfig(digest_every=2),
+        controller=controller if world.rank == 0 else None, sink=sink, seed=setup.seed,
+    )  # fmt: skip
+    struck, digests = setup.struck(), []
+    for tick in range(1, setup.ticks + (struck is not None) + 1):
+        fault = struck if struck is not None and struck.tick == tick else None
+        replica.tick(fault=fault, vetoes=_vetoes(setup, world.rank, replica.state))
+        digests.append(digest62(replica.state))
+    return Life(tuple(digests), replica.state, tuple(sink.events) if isinstance(sink, Kept) else ())
+
+
+def crowd(setup: Crowd) -> Told:
+    """Lets a crowd live; see the module.
+
+    Raises:
+        ProtocolBroken: ranks did not enter the same collectives.
+    """
+    setting = Setting(setup)
+    ended = Bus(setup.ranks, seed=setup.seed).run(lambda world: live(world, setup, setting))
+    first = [rank for rank in ended if rank.calls[:2] == ["observe", "commit"]]  # those that saw a whole tick
+    sent = {sum(rank.sent[:2]) for rank in first}
+    healthy = {rank.calls.index("observe", 1) if rank.calls.count("observe") > 1 else len(rank.calls) for rank in first}
+    if len(sent) != 1 or len(healthy) != 1:
+        raise ProtocolBroken(f"in their first tick ranks sent {sorted(sent)} bytes in {sorted(healthy)} collectives")
+    return Told(
+        ranks=ended, bytes_per_tick=sent.pop(), collectives=healthy.pop(),
+        ms_per_tick=1e3 * statistics.median(rank.seconds for rank in ended) / setup.ticks,
+    )  # fmt: skip
+
+
+def without_ages(text: str) -> str:
+    """An error text without how long ago a rank was seen: ranks look at different moments."""
+    return ", ".join(part for part in text.split(", ") if not part.split(" s ago")[0].replace(".", "").isdigit())

@@ -1,0 +1,271 @@
+"""Every state of a small world, breadth first: what ranks agree on under all commands, vetoes and faults.
+
+    explore(World(...), depth=3)      # three ranks, two slots
+
+From each settled state (see `esper.drill.invariants`) every situation of one tick is played by real ranks on a `Bus`:
+the shipped cycle, lockstep, encoder, decoder, absorb and reducer, each rank over slots of its own. A state seen before
+is not entered again. Checked at every tick:
+
+    all ranks hold equal states, or all end with one text, which names the rank that a fault struck
+    all ranks entered the same collectives in the same order: two on a healthy tick, three on one that parts
+    stage changes are edges of the table; budgets and looks are never overdrawn; alpha stays in [0, 1]
+    a staged birth is registered or discarded within stage_ticks; every slot without a fossil can be emptied again
+
+The first thing that does not hold ends the exploration; it is told with the way that leads there.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+from esper.drill.bus import Bus, Ended, ProtocolBroken, RankWorld
+from esper.drill.given import Given, PaperGrowth
+from esper.drill.invariants import broken_by, key_of, reached_empty, settled
+from esper.drill.replica import FaultKind, Replica, chain, terms_for
+from esper.drill.situations import BLUEPRINT, Situation, losses, situations, troubles
+from esper.kasmina.config import GateConfig, SlotsConfig
+from esper.leyline.errors import LockstepError
+from esper.leyline.protocols import NullSink
+from esper.tolaria.config import ControlConfig
+from esper.tolaria.heartbeat import LOST
+from esper.tolaria.state import RunState
+
+T = TypeVar("T")
+CHUNK = 64  # situations that one start of the ranks plays
+
+
+@dataclass(kw_only=True, slots=True)
+class Small:
+    """A world small enough.
+
+    Fields:
+        ranks, slots: how many. max_live, max_germinations: budgets, null is unlimited.
+        embargo_ticks, stage_ticks: as in a run.
+    """
+
+    ranks: int = 3
+    slots: int = 2
+    max_live: int | None = None
+    max_germinations: int | None = None
+    embargo_ticks: int = 1
+    stage_ticks: int = 2
+
+
+class Broken(Exception):
+    """Something that must hold does not; the text says what, and the way there."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What an exploration saw: distinct states, ticks played, faults played, by depth the states first seen there."""
+
+    states: int = 0
+    ticks: int = 0
+    faults: int = 0
+    levels: list[int] = field(default_factory=list)
+    closed: bool = False  # no state was left to enter
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    state: RunState
+    parent: "_Node | None"
+    situation: Situation | None
+
+    def way(self) -> str:
+        parts: list[str] = []
+        node: _Node | None = self
+        while node is not None and node.situation is not None:
+            parts.insert(0, str(node.situation))
+            node = node.parent
+        return "; then ".join(parts) or "the beginning"
+
+
+Outcome = tuple[RunState | str, tuple[str, ...]]  # agreed state or error text, collectives entered
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+class Explorer:
+    """Plays situations of one small world."""
+
+    def __init__(self, small: Small) -> None:
+        self.small = small
+        self.grown = [chain(small.slots) for _ in range(small.ranks)]
+        slots = SlotsConfig(
+            max_live=small.max_live, max_germinations=small.max_germinations, embargo_ticks=small.embargo_ticks
+        )
+        gates = GateConfig(
+            looks=1, look_every=1, first_look=1, hold_looks=1, min_samples=2, probe_samples=4, degraded_ticks=1
+        )
+        self.terms = terms_for(
+            self.grown[0].sites, small.ranks, slots, gates, tick_steps=2, names=(BLUEPRINT,), max_skips=1
+        )
+        self.control = ControlConfig(stage_ticks=small.stage_ticks, digest_every=1000)
+        self.emptied: set[int] = set()
+        self.found = Found()
+
+    def explore(self, depth: int, *, with_faults: bool = True, with_losses: bool = False) -> Found:
+        """Enters every state within ``depth`` ticks of the beginning.
+
+        Args:
+            with_faults: play what ends a run, too, from each state. with_losses: and losses of ranks, from each.
+
+        Raises:
+            Broken: see the module.
+        """
+        root = _Node(settled(RunState(slots=self.terms.first_slots()), self.terms), None, None)
+        seen, level = {key_of(root.state)}, [root]
+        self.found = Found(states=1, levels=[1])
+        for _ in range(depth):
+            following: list[_Node] = []
+            plays = ((node, one) for node in level for one in situations(node.state, self.terms))
+            for chunk in _chunks(plays, CHUNK):
+                for node, one, outcomes in self._play(chunk):
+                    after = self._healthy(node, one, outcomes)
+                    key = key_of(after)
+                    if key not in seen:
+                        seen.add(key)
+                        following.append(_Node(after, node, one))
+            if with_faults:
+                self._play_faults(level)
+            if with_losses:
+                self._play_losses(level)
+            level = following
+            self.found.levels.append(len(level))
+            self.found.states = len(seen)
+        self.found.closed = not level
+        return self.found
+
+    # playing ------------------------------------------------------------------------------------------------------
+
+    def _play(self, chunk: Sequence[tuple[_Node, Situation]]) -> Iterator[tuple[_Node, Situation, list[Outcome]]]:
+        ended = self._run(chunk)
+        self.found.ticks += len(chunk)
+        for (node, one), *outcomes in zip(chunk, *(rank.value or [] for rank in ended), strict=True):
+            yield node, one, outcomes
+
+    def _run(self, chunk: Sequence[tuple[_Node, Situation]]) -> list[Ended[list[Outcome]]]:
+        def play(world: RankWorld) -> list[Outcome]:
+            replica = self._replica(world)
+            return [self._tick(world, replica, node.state, one) for node, one in chunk]
+
+        with contextlib.redirect_stderr(io.StringIO()):  # of failures that were asked for
+            try:
+                ended = Bus(self.small.ranks, seed=self.found.ticks).run(play)
+            except ProtocolBroken as error:
+                ways = {node.way() for node, _ in chunk}
+                raise Broken(f"{error}; after one of: {' | '.join(sorted(ways))}") from error
+        for rank in ended:
+            if rank.error is not None:
+                raise rank.error
+        return ended
+
+    def _replica(self, world: RankWorld) -> Replica:
+        grown = self.grown[world.rank]
+        controller = Given() if world.rank == 0 else None
+        return Replica(
+            world, grown, self.terms, self.control, controller=controller, sink=NullSink(),
+            growth=PaperGrowth(grown, world, self.terms),
+        )  # fmt: skip
+
+    def _tick(self, world: RankWorld, replica: Replica, state: RunState, one: Situation) -> Outcome:
+        growth = replica.growth
+        assert isinstance(growth, PaperGrowth)
+        growth.jump(state)
+        replica.state, replica.step = state, state.step
+        if isinstance(replica.controller, Given):
+            replica.controller.commands = one.commands
+        entered = len(world.calls)
+        try:
+            values = {**one.every, **one.values.get(world.rank, {})}
+            result: RunState | str = replica.tick(fault=one.fault, vetoes=one.vetoes.get(world.rank), **values)
+        except LockstepError as error:
+            result = str(error)
+        return result, tuple(world.calls[entered:])
+
+    # judging ------------------------------------------------------------------------------------------------------
+
+    def _broken(self, node: _Node, one: Situation, text: str) -> Broken:
+        return Broken(f"{text}; after {node.way()}; then {one}")
+
+    def _alike(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState | str:
+        result, calls = outcomes[0]
+        for rank, (other, others) in enumerate(outcomes):
+            if others != calls:
+                raise self._broken(node, one, f"rank 0 entered {calls}, rank {rank} {others}")
+            if other != result:
+                raise self._broken(node, one, f"rank 0 has {result}, rank {rank} {other}")
+        parted = isinstance(result, str)
+        if calls != (("observe", "commit", "diagnosis") if parted else ("observe", "commit")):
+            raise self._broken(node, one, f"all ranks entered {calls}, and came to {result}")
+        return result
+
+    def _healthy(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState:
+        result = self._alike(node, one, outcomes)
+        if isinstance(result, str):
+            raise self._broken(node, one, f"a healthy tick ended with: {result}")
+        stage_ticks = self.small.stage_ticks
+        if broken := broken_by(node.state, result, self.terms, stage_ticks):
+            raise self._broken(node, one, "; ".join(broken))
+        after = settled(result, self.terms)
+        if not reached_empty(after, self.terms, stage_ticks, self.emptied):
+            raise self._broken(node, one, "a slot cannot be emptied again")
+        return after
+
+    def _play_faults(self, level: list[_Node]) -> None:
+        plays = ((node, one) for node in level for one in troubles(node.state, self.terms))
+        for chunk in _chunks(plays, CHUNK):
+            for node, one, outcomes in self._play(chunk):
+                self.found.faults += 1
+                result, fault = self._alike(node, one, outcomes), one.fault
+                assert fault is not None
+                if not isinstance(result, str) or f"rank {fault.rank}" not in result:
+                    raise self._broken(node, one, f"not told as what it is: {result}")
+
+    def _play_losses(self, level: list[_Node]) -> None:
+        for node in level:
+            for one in losses(node.state, self.terms):
+                self.found.faults += 1
+                self._lose(node, one)
+
+    def _lose(self, node: _Node, one: Situation) -> None:
+        """A rank goes; the others end at the next collective, all alike, and name it."""
+        fault, calm = one.fault, Situation()
+        assert fault is not None
+
+        def play(world: RankWorld) -> None:
+            replica = self._replica(world)
+            growth = replica.growth
+            assert isinstance(growth, PaperGrowth)
+            growth.jump(node.state)
+            replica.state, replica.step = node.state, node.state.step
+            for situation in (one, calm):
+                replica.tick(fault=situation.fault)
+
+        ended = Bus(self.small.ranks, seed=self.found.faults).run(play)
+        calls = {tuple(rank.calls) for number, rank in enumerate(ended) if number != fault.rank}
+        after = ("observe", "commit", "observe")
+        wanted = {
+            FaultKind.LOST_BEFORE_OBSERVE: after[:1], FaultKind.LOST_BEFORE_COMMIT: after[:2],
+            FaultKind.LOST_AFTER_COMMIT: after,
+        }[fault.kind]  # fmt: skip
+        for number, rank in enumerate(ended):
+            if number == fault.rank:
+                continue
+            text = str(rank.error)
+            told = isinstance(rank.error, LockstepError) and text.startswith(LOST) and f"rank {fault.rank} " in text
+            if not told or calls != {wanted}:
+                raise self._broken(node, one, f"rank {number} entered {rank.calls} and ended with {rank.error!r}")
+
+
+def explore(small: Small, depth: int, *, with_losses: bool = False) -> Found:
+    """Explores one small world; see `Explorer.explore`."""
+    return Explorer(small).explore(depth, with_losses=with_losses)

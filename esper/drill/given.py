@@ -1,0 +1,87 @@
+"""What an exploration puts in the place of a controller and of the model's growth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.kasmina.attach import Grown
+from esper.leyline.commands import Command
+from esper.leyline.observation import Observation
+from esper.tolaria.growth import Growth
+from esper.tolaria.reducer import Prepare
+from esper.tolaria.state import RunState, Terms
+from esper.tolaria.world import World
+
+
+class Given:
+    """A controller that proposes what it was given."""
+
+    name = "given"
+
+    def __init__(self) -> None:
+        self.commands: Sequence[Command] = ()
+
+    def decide(self, observation: Observation) -> list[Command]:
+        """The commands."""
+        return list(self.commands)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take back."""
+
+
+class Leaf(nn.Module):
+    """A seed of one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+
+class _Nobody:
+    def gradient_set(self) -> tuple[str, ...]:
+        return ()
+
+    def release(self, slot: str) -> None:
+        """Nobody owns anything."""
+
+
+class PaperGrowth(Growth):
+    """The shipped `Growth` with seeds of one number, no optimizer and no wrapper, so that it can jump to any state."""
+
+    def __init__(self, grown: Grown, world: World, terms: Terms) -> None:
+        owner: Any = _Nobody()
+        self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
+        self.library = self.compiler = None
+        self.compiled = False
+        self._regions, self.waiting, self.staged, self.vetoes, self.failures = {}, {}, {}, {}, {}
+
+    def _prepare(self, effect: Prepare) -> None:
+        self.staged[effect.slot] = Leaf()
+
+    def plant(self, slot: str, seed: nn.Module) -> None:
+        """Plants it; nobody owns it."""
+        self.grown.slots[slot].plant(seed)
+
+    def follow(self, state: RunState, *, force: bool = False) -> float | None:
+        """Seats every slot; there is no wrapper."""
+        for entry in state.slots:
+            self.seat(self.grown.slots[entry.slot], entry, state.step)
+        return None
+
+    def jump(self, state: RunState) -> None:
+        """Makes the model what ``state`` says, whatever it was, with fresh seeds."""
+        self.vetoes.clear()
+        self.failures.clear()
+        self.staged = {entry.slot: Leaf() for entry in state.slots if entry.staged is not None}
+        for entry in state.slots:
+            holder = self.grown.slots[entry.slot]
+            holder.uproot()
+            if entry.stage.has_seed:
+                holder.plant(Leaf())
+        self.follow(state)

@@ -1,0 +1,139 @@
+"""What must hold of every agreed state and every tick, said anew: nothing here asks the code that is under test.
+
+Two readings of a state make an exploration finite. `settled` moves an agreed state in time to a fixed tick and forgets
+what decides nothing (history, generations, proposal ids, means of the losses); ages beyond every threshold are equal.
+It is itself a state that the shipped functions take. `reached_empty` asks whether the slots can be emptied again.
+"""
+
+from dataclasses import replace
+
+from esper.kasmina.lifecycle import SlotState
+from esper.leyline.commands import Command, wait
+from esper.leyline.evidence import NO_HEALTH, Reading
+from esper.leyline.plain import digest62
+from esper.leyline.stages import EDGES, Op, Stage
+from esper.tolaria.reducer import reduce_tick
+from esper.tolaria.state import RunState, Terms
+from esper.tolaria.views import absorb
+from esper.tolaria.wire import ObserveLayout
+
+TICK = 100  # where settled states stand
+OLD = 4  # ticks; every threshold of a small world is below
+TABLE = {(edge.source, edge.cause.name, edge.target) for edge in EDGES}
+
+
+def _reading(reading: Reading, shift: int) -> Reading:
+    return reading if reading.tick is None else replace(reading, tick=max(TICK - OLD, reading.tick + shift))
+
+
+def _slot(entry: SlotState, ticks: int, steps: int, terms: Terms) -> SlotState:
+    def tick(at: int | None) -> int | None:
+        return None if at is None else max(TICK - OLD, at + ticks)
+
+    oldest = (TICK - OLD) * terms.tick_steps
+    ramp, frozen = entry.ramp, entry.frozen_step
+    if ramp is not None:
+        shift = max(steps, oldest - ramp.last_step)
+        ramp = replace(ramp, first_step=ramp.first_step + shift, last_step=ramp.last_step + shift)
+        frozen = None if frozen is None else frozen + shift
+    since = tick(entry.since_tick if entry.stage is not Stage.EMPTY else 0)
+    assert since is not None
+    return replace(
+        entry, since_tick=since, staged_tick=tick(entry.staged_tick if entry.staged is not None else 0) or 0,
+        staged=None if entry.staged is None else replace(entry.staged, proposal=0), generation=0, proposal=0,
+        history=(), ramp=ramp, frozen_step=frozen, degraded_tick=tick(entry.degraded_tick), health=NO_HEALTH,
+        learn_step=None if entry.learn_step is None else 0, gradient_norm=_reading(entry.gradient_norm, ticks),
+        contribution=_reading(entry.contribution, ticks),
+    )  # fmt: skip
+
+
+def settled(state: RunState, terms: Terms) -> RunState:
+    """The same state, as far as it decides anything, at a fixed tick."""
+    ticks = TICK - state.tick
+    steps = TICK * terms.tick_steps - state.step
+    return RunState(
+        tick=TICK, step=TICK * terms.tick_steps, epoch=1, germinations=state.germinations,
+        slots=tuple(_slot(entry, ticks, steps, terms) for entry in state.slots),
+    )  # fmt: skip
+
+
+def key_of(state: RunState) -> int:
+    """Equal for equal settled states."""
+    return digest62(state)
+
+
+def _budgets(state: RunState, terms: Terms) -> list[str]:
+    config, broken = terms.slots_config, []
+    live = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
+    alive = [entry for entry in state.slots if entry.staged is not None or entry.stage in live]
+    names = [entry.staged.blueprint if entry.staged is not None else entry.blueprint for entry in state.slots]
+    sizes = [
+        next(info.parameters for info in terms.catalogue[entry.slot] if info.name == name)
+        for entry, name in zip(state.slots, names, strict=True)
+        if name is not None
+    ]
+    for what, spent, limit in (
+        ("live seeds", len(alive), config.max_live),
+        ("germinations", state.germinations, config.max_germinations),
+        ("parameters", sum(sizes), config.max_parameters),
+    ):
+        if limit is not None and spent > limit:
+            broken.append(f"{spent} {what}, the budget is {limit}")
+    return broken
+
+
+def _slot_broken(before: SlotState, after: SlotState, state: RunState, terms: Terms, stage_ticks: int) -> list[str]:
+    broken, at = [], before.stage
+    for line in after.history[len(before.history) :]:
+        if line.source is not at or (line.source, line.cause, line.target) not in TABLE:
+            broken.append(f"{at.name}: {line.source.name} -{line.cause}-> {line.target.name} is no edge")
+        at = line.target
+    if at is not after.stage:
+        broken.append(f"is {after.stage.name}, its moves lead to {at.name}")
+    for step in range(state.step, state.step + terms.tick_steps + 1):
+        if not 0.0 <= after.alpha(step) <= 1.0:
+            broken.append(f"alpha {after.alpha(step)} at step {step}")
+    if after.stage not in (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED) and after.alpha(state.step) != 0.0:
+        broken.append(f"alpha {after.alpha(state.step)} in {after.stage.name}")
+    for aim, spent in after.spent.items():
+        most = terms.gates.hold_looks if aim == "G5" else terms.gates.looks
+        asked = after.request is not None and after.request.aim == aim
+        if spent + asked > most:
+            broken.append(f"{spent + asked} looks for {aim} of {most}")
+    if after.staged is not None:
+        if after.stage is not Stage.EMPTY:
+            broken.append(f"a birth is staged in {after.stage.name}")
+        if state.tick - after.staged_tick >= stage_ticks:
+            broken.append(f"staged for {state.tick - after.staged_tick} ticks, stage_ticks is {stage_ticks}")
+    return [f"{after.slot}: {text}" for text in broken]
+
+
+def broken_by(before: RunState, after: RunState, terms: Terms, stage_ticks: int) -> list[str]:
+    """What a tick broke, in words; nothing where all is well."""
+    found = _budgets(after, terms)
+    for old, new in zip(before.slots, after.slots, strict=True):
+        found += _slot_broken(old, new, after, terms, stage_ticks)
+    return found
+
+
+def reached_empty(state: RunState, terms: Terms, stage_ticks: int, known: set[int]) -> bool:
+    """Whether pruning what stands empties every slot without a fossil, within a birth and a cool-down.
+
+    Args:
+        state: a settled one. known: keys of states of which that is known; what is found is added.
+    """
+    names, passed = ObserveLayout([entry.slot for entry in state.slots]).names, []
+    # A birth cannot be pruned in the tick that registers it; then PRUNED, the embargo, RESETTING, EMPTY.
+    for _ in range(5 + terms.slots_config.embargo_ticks):
+        passed.append(key_of(state))
+        free = all(e.staged is None and e.stage in (Stage.EMPTY, Stage.FOSSILIZED) for e in state.slots)
+        if free or passed[-1] in known:
+            known.update(passed)
+            return True
+        commands = {}
+        for entry in state.slots:
+            stands = entry.staged is not None or entry.stage.is_live
+            commands[entry.slot] = Command(slot=entry.slot, op=Op.PRUNE) if stands else wait(entry.slot)
+        taken = absorb(state, dict.fromkeys(names, 0.0), terms, step=state.step + terms.tick_steps, epoch=1)
+        state = settled(reduce_tick(taken, commands, {}, terms, stage_ticks=stage_ticks).state, terms)
+    return False

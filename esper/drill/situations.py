@@ -1,0 +1,130 @@
+"""What may happen in one tick of a small world: commands of the controller, vetoes, measurements, faults.
+
+A *situation* is one choice of all of these. `situations` lists them for an agreed state: every combination of one legal
+command a slot, with one event of the surroundings at a time; and a germination everywhere, legal or not:
+
+    nothing, or evidence that could not be measured
+    a slot's gradient not finite; a seed by a fallback on one rank; a row of skipped steps
+    a veto by each of the ranks, NOT_READY or BUILD_FAILED; two ranks with different ones
+
+`troubles` lists the faults that end a run, for each rank that they can strike.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from esper.drill.replica import Fault, FaultKind
+from esper.kasmina.lifecycle import SlotState
+from esper.leyline.alpha import Curve, Operator
+from esper.leyline.commands import Command, wait
+from esper.leyline.legality import why_refused
+from esper.leyline.observation import Observation
+from esper.leyline.stages import Op, Stage
+from esper.tolaria.state import RunState, Terms
+from esper.tolaria.views import observe
+from esper.tolaria.wire import Veto
+
+BLUEPRINT = "norm"
+STATELESS = (FaultKind.MEASURE, FaultKind.STAGE, FaultKind.TICK, FaultKind.STEP, FaultKind.ALPHA)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One tick to be.
+
+    Fields:
+        commands: one a slot at most. vetoes: by rank, then slot.
+        values: entries of the observe vector by rank; ``every`` goes to all of them.
+        fault: that strikes.
+    """
+
+    commands: tuple[Command, ...] = ()
+    vetoes: Mapping[int, Mapping[str, Veto]] = field(default_factory=dict)
+    every: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    fault: Fault | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{c.op.name} {c.slot}" + (f" to {c.target:g} in {c.ticks}" if c.ticks else "") for c in self.commands]
+        parts += [f"{v.name} {slot} by rank {rank}" for rank, own in self.vetoes.items() for slot, v in own.items()]
+        parts += [f"{name}={value:g}" for name, value in self.every.items() if "probe" not in name]
+        parts += [
+            f"{name}={value:g} on rank {rank}" for rank, own in self.values.items() for name, value in own.items()
+        ]
+        if any(name.endswith("probe_nonfinite") for name in self.every):
+            parts.append("no evidence")
+        return ", ".join(parts + ([f"{self.fault.kind} on rank {self.fault.rank}"] if self.fault else [])) or "nothing"
+
+
+def commands_for(observation: Observation, slot: str) -> list[Command]:
+    """WAIT, and every legal command with ramps of several lengths to several targets."""
+    found = [wait(slot), Command(slot=slot, op=Op.GERMINATE, blueprint=BLUEPRINT, ticks=1)]
+    for ticks, target in itertools.product((0, 2), (0.5, 1.0)):
+        asked = Command(slot=slot, op=Op.SET_ALPHA_TARGET, ticks=ticks, target=target, curve=Curve.LINEAR)
+        found.append(asked)
+    found.append(Command(slot=slot, op=Op.SET_ALPHA_TARGET, ticks=1, operator=Operator.MULTIPLY))
+    found += [Command(slot=slot, op=Op.PRUNE, ticks=ticks) for ticks in (0, 1)]
+    found += [Command(slot=slot, op=op) for op in (Op.ADVANCE, Op.FOSSILIZE)]
+    return [one for one in found if why_refused(observation, one) is None]
+
+
+def _evidence(state: RunState, *, good: bool) -> dict[str, float]:
+    """Each rank's sums of every probe that was asked for: four samples that gain a nat each, or nothing usable."""
+    found: dict[str, float] = {}
+    for entry in state.slots:
+        if entry.request is not None:
+            found |= {f"{entry.slot}__probe_{name}": 4.0 for name in ("count", "sum", "sum_sq", "sum_cube")}
+            found[f"{entry.slot}__probe_nonfinite"] = 0.0 if good else 1.0
+    return found
+
+
+def _events(entry: SlotState, ranks: int) -> Iterator[Situation]:
+    slot = entry.slot
+    if entry.staged is not None:
+        for rank in range(ranks):
+            yield Situation(vetoes={rank: {slot: Veto.NOT_READY}})
+            yield Situation(vetoes={rank: {slot: Veto.BUILD_FAILED}})
+        yield Situation(vetoes={0: {slot: Veto.BUILD_FAILED}, ranks - 1: {slot: Veto.NOT_READY}})
+    if entry.stage.is_live:
+        yield Situation(every={f"{slot}__nonfinite": 1.0})
+        yield Situation(values={ranks - 1: {f"{slot}__degraded": 1.0}})
+
+
+def situations(state: RunState, terms: Terms) -> Iterator[Situation]:
+    """Every tick that may come, but for faults that end the run."""
+    observation = observe(state, terms)
+    good = _evidence(state, good=True)
+    around = [Situation(every=good)]
+    if good:
+        around.append(Situation(every=_evidence(state, good=False)))
+    for entry in state.slots:
+        around += [
+            Situation(vetoes=one.vetoes, every={**good, **one.every}, values=one.values)
+            for one in _events(entry, terms.world_size)
+        ]
+    if any(entry.stage in (Stage.BLENDING, Stage.HOLDING) for entry in state.slots):
+        row = {"skipped": float(terms.max_skips), "skipped_in_row": float(terms.max_skips)}
+        around.append(Situation(every={**good, **row}))
+    absurd = tuple(Command(slot=entry.slot, op=Op.GERMINATE, blueprint=BLUEPRINT) for entry in state.slots)
+    yield Situation(commands=absurd, every=good)
+    for commands in itertools.product(*(commands_for(observation, entry.slot) for entry in state.slots)):
+        asked = tuple(command for command in commands if command.op is not Op.WAIT)
+        for one in around:
+            yield Situation(commands=asked, vetoes=one.vetoes, every=one.every, values=one.values)
+
+
+def troubles(state: RunState, terms: Terms) -> Iterator[Situation]:
+    """Faults that end a run with one error on every rank; those that take a rank away are `losses`."""
+    kinds = list(STATELESS)
+    if any(entry.stage.is_live for entry in state.slots):
+        kinds.append(FaultKind.WEIGHT)
+    for kind, rank in itertools.product(kinds, range(terms.world_size)):
+        yield Situation(fault=Fault(kind, rank, state.tick + 1))
+    yield Situation(fault=Fault(FaultKind.DECIDE, 0, state.tick + 1))
+
+
+def losses(state: RunState, terms: Terms) -> Iterator[Situation]:
+    """Each rank taken away at each point."""
+    for kind, rank in itertools.product([kind for kind in FaultKind if kind.loses], range(terms.world_size)):
+        yield Situation(fault=Fault(kind, rank, state.tick + 1))

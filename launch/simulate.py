@@ -1,0 +1,69 @@
+"""The lockstep protocol on one machine: a crowd of ranks, or every state of a small world. Nothing is trained.
+
+    python launch/simulate.py crowd   [--ranks 64 256 1024] [--slots 12] [--ticks 3] [--fault "forged stage"]
+    python launch/simulate.py explore [--depth 4] [--slots 2] [--ranks 3] [--max-live N] [--losses]
+
+`crowd` prints for each number of ranks the bytes and collectives of a tick, the CPU milliseconds a rank spends on it,
+and how the ranks ended. `explore` prints how many states were entered, and fails with the way to the first that breaks
+an invariant. Both drive the shipped encoder, reducer and error path: see `esper.drill`.
+"""
+
+import argparse
+from collections import Counter
+
+from esper.drill.crowd import Crowd, crowd, without_ages
+from esper.drill.explore import Explorer, Small
+from esper.drill.replica import FaultKind
+
+
+def show_crowd(args: argparse.Namespace) -> None:
+    """One paragraph a size."""
+    fault = None if args.fault is None else FaultKind(args.fault)
+    for ranks in args.ranks:
+        told = crowd(Crowd(ranks=ranks, slots=args.slots, ticks=args.ticks, seed=args.seed, fault=fault))
+        print(
+            f"{ranks} ranks, {args.slots} slots: {told.bytes_per_tick:,} bytes and {told.collectives} collectives a "
+            f"rank and tick, {told.ms_per_tick:.1f} ms of CPU"
+        )
+        ends = Counter(
+            "lost" if rank.lost else without_ages(str(rank.error)) if rank.error is not None
+            else f"came to the end with state {rank.value.digests[-1]:016x}" if rank.value is not None else ""
+            for rank in told.ranks
+        )  # fmt: skip
+        for text, count in ends.most_common():
+            print(f"    {count} ranks: {text}")
+
+
+def show_exploration(args: argparse.Namespace) -> None:
+    """One line a depth."""
+    small = Small(ranks=args.ranks[0] if args.ranks else 3, slots=args.slots, max_live=args.max_live)
+    found = Explorer(small).explore(args.depth, with_losses=args.losses)
+    for depth, count in enumerate(found.levels):
+        print(f"depth {depth}: {count} new states")
+    print(f"{found.states} states, {found.ticks} ticks on {small.ranks} ranks, {found.faults} of them with a fault")
+
+
+def main() -> None:
+    """Simulates or explores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="what", required=True)
+    many = commands.add_parser("crowd")
+    many.add_argument("--ranks", type=int, nargs="+", default=[64, 256, 1024])
+    many.add_argument("--slots", type=int, default=12)
+    many.add_argument("--ticks", type=int, default=3)
+    many.add_argument("--seed", type=int, default=0)
+    many.add_argument("--fault", choices=[kind.value for kind in FaultKind])
+    many.set_defaults(show=show_crowd)
+    few = commands.add_parser("explore")
+    few.add_argument("--ranks", type=int, nargs=1)
+    few.add_argument("--slots", type=int, default=2)
+    few.add_argument("--depth", type=int, default=4)
+    few.add_argument("--max-live", type=int)
+    few.add_argument("--losses", action="store_true", help="take every rank away at every point, too (slow)")
+    few.set_defaults(show=show_exploration)
+    args = parser.parse_args()
+    args.show(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The small world explored: nothing breaks in the shipped code, and what is broken on purpose is found."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from esper.drill import explore as rooms
+from esper.drill.explore import Broken, Explorer, Small
+from esper.tolaria import lockstep, reducer, tick
+from esper.tolaria.reducer import Outcome
+from esper.tolaria.wire import Failure
+
+
+def test_every_state_within_two_ticks_keeps_the_invariants() -> None:
+    found = Explorer(Small()).explore(2)
+    assert found.levels == [1, 5, 18]
+    assert found.states == 24
+    assert found.faults > 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(("small", "depth"), [(Small(), 4), (Small(max_live=1), 5), (Small(slots=1), 9)])
+def test_every_state_within_more_ticks_keeps_the_invariants(small: Small, depth: int) -> None:
+    found = Explorer(small).explore(depth)
+    assert found.states > 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_rank_lost_anywhere_ends_the_others_alike() -> None:
+    found = Explorer(Small(slots=1)).explore(3, with_losses=True)
+    assert found.faults > 60
+
+
+# broken on purpose ----------------------------------------------------------------------------------------------------
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def rank_local_reducer(patch: pytest.MonkeyPatch) -> None:
+    """The reducer reads something that is not agreed: which thread it runs in."""
+    own, first = tick.reduce_tick, []
+
+    def local(*args: Any, **kwargs: Any) -> Outcome:
+        out = own(*args, **kwargs)
+        first.append(threading.get_ident())
+        if threading.get_ident() == first[0]:
+            return out
+        return replace(out, state=replace(out.state, germinations=out.state.germinations + 1))
+
+    patch.setattr(tick, "reduce_tick", local)
+
+
+def deaf_budget(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reducer, "why_refused", lambda observation, command: None)
+
+
+def patient_births(patch: pytest.MonkeyPatch) -> None:
+    own = tick.reduce_tick
+
+    def patient(*args: Any, stage_ticks: int) -> Outcome:
+        return own(*args, stage_ticks=stage_ticks + 1)
+
+    patch.setattr(tick, "reduce_tick", patient)
+
+
+def hasty_failure(patch: pytest.MonkeyPatch) -> None:
+    """A rank that failed raises before the diagnosis that the others enter."""
+    own = lockstep.Lockstep.commit
+
+    def commit(self: Any, state: Any, commands: Any, digests: Any, vetoes: Any, word: Any, text: str = "") -> Any:
+        if word.failure is not Failure.NONE:
+            raise rooms.LockstepError(text)
+        return own(self, state, commands, digests, vetoes, word, text)
+
+    patch.setattr(lockstep.Lockstep, "commit", commit)
+
+
+def deaf_digest(patch: pytest.MonkeyPatch) -> None:
+    """Ranks that have parted go on."""
+    patch.setattr(lockstep.Lockstep, "digests_of", lambda self, *args, **kwargs: dict.fromkeys(self.digests, 0))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "small", "depth", "told"),
+    [
+        (rank_local_reducer, Small(slots=1), 1, "rank 0 has "),
+        (deaf_budget, Small(max_live=1), 1, "2 live seeds, the budget is 1"),
+        (patient_births, Small(slots=1), 3, "staged for 2 ticks, stage_ticks is 2"),
+        (hasty_failure, Small(slots=1), 1, "met in different collectives"),
+        (deaf_digest, Small(slots=1), 1, "forged stage on rank 0"),
+    ],
+)
+def test_what_is_broken_on_purpose_is_found(
+    break_it: Patch, small: Small, depth: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(monkeypatch)
+    with pytest.raises(Broken) as caught:
+        Explorer(small).explore(depth)
+    assert told in str(caught.value)
