@@ -16,11 +16,14 @@ import torch
 from torch import nn
 
 from esper.drill.bus import Lost
+from esper.drill.given import Given
 from esper.kasmina.attach import Grown, attach, attach_described
 from esper.kasmina.blueprints import registry
 from esper.kasmina.config import GateConfig, SlotsConfig
 from esper.kasmina.sites import Site
 from esper.leyline.alpha import Operator
+from esper.leyline.commands import Command
+from esper.leyline.observation import Observation
 from esper.leyline.plain import digest62
 from esper.leyline.protocols import Controller, EventSink
 from esper.leyline.stages import Stage
@@ -232,10 +235,10 @@ class Replica:
                 next(module.parameters()).view(-1)[0] += 1e-3
 
 
-class _Broken:
+class _Broken(Given):
     """A controller that fails."""
 
     name = "broken"
 
-    def decide(self, observation: object) -> list[object]:
+    def decide(self, observation: Observation) -> list[Command]:
         raise RuntimeError("out of ideas")
