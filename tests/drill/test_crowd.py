@@ -8,7 +8,7 @@ from esper.drill.bus import Bus, Lost, ProtocolBroken, RankWorld
 from esper.drill.crowd import Crowd, Setting, Told, crowd, live, without_ages
 from esper.drill.replica import FaultKind
 from esper.leyline.errors import LockstepError
-from esper.leyline.events import StageChanged
+from esper.leyline.events import BirthVetoed, StageChanged
 from esper.tolaria.config import ControlConfig, WorldConfig
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.world import World
@@ -77,13 +77,14 @@ def check_fault(told: Told, setup: Crowd) -> None:
 
 
 def test_lives_with_delays_and_vetoes_are_one_life() -> None:
-    told = crowd(Crowd(ranks=RANKS, slots=SLOTS, ticks=7, seed=2))
+    told = crowd(Crowd(ranks=RANKS, slots=SLOTS, ticks=7, seed=6))
     check_alike(told, RANKS, 7)
     check_bytes(told, RANKS, SLOTS)
     life = told.ranks[0].value
     assert life is not None
     moved = {event.target.name for event in life.events if isinstance(event, StageChanged)}
-    assert "GERMINATED" in moved
+    assert {"GERMINATED", "TRAINING", "PRUNED", "EMPTY"} <= moved
+    assert any(isinstance(event, BirthVetoed) for event in life.events)
 
 
 def test_the_order_in_which_ranks_come_changes_nothing() -> None:
