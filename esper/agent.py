@@ -1,10 +1,11 @@
-"""torchrun that dies with its launcher and is deaf to SIGUSR1: ``python -m esper.agent <torchrun's arguments>``.
+"""torchrun that dies with its launcher and is deaf to stop signals: ``python -m esper.agent <torchrun's arguments>``.
 
-torchrun's own agent ends on SIGUSR1 and leaves its workers behind, and it outlives a launcher that was killed. Both
-are cured before it starts: the signal is ignored (its workers inherit that until they install their handler, so an
-early one cannot kill them either), and the kernel sends SIGTERM when the launcher dies, on which the agent takes its
-workers down. Its report of failed workers, a page around a traceback of its own, becomes one line for each of them,
-and so does the traceback with which it answers a signal.
+torchrun's own agent ends on SIGUSR1 and leaves its workers behind, on SIGTERM it ends workers that may just be saving
+(Slurm and systemd send it to every process of a job at once), and it outlives a launcher that was killed. So both
+signals are ignored here (workers inherit that until they install their handlers, so an early one cannot kill them
+either), and the kernel sends SIGHUP when the launcher dies, on which the agent takes its workers down. Its report of
+failed workers, a page around a traceback of its own, becomes one line for each of them, and so does the traceback with
+which it answers a signal.
 Linux only, like the launcher.
 """
 
@@ -60,6 +61,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(os.environ.pop("ESPER_LAUNCHER_PID")))
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a launcher under nohup ignores it
+    die_with_parent(int(os.environ.pop("ESPER_LAUNCHER_PID")), signal.SIGHUP)
+    for deaf in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(deaf, signal.SIG_IGN)
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's --signals-to-handle
     sys.exit(main())

@@ -5,6 +5,8 @@ esper resume RUN                        go on with a run, from the newest checkp
 esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
 esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
+esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
+esper requeue RUN                       inside a Slurm job: put it back into the queue if its run was stopped
 esper blueprints                        what may grow: every blueprint with its size (--dim CHANNELS --positions PLACES)
 """
 
@@ -23,13 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from esper import launcher
+from esper import doctor, launcher
 from esper.config import Resume, build_config, load_config, write_config
 from esper.exporting import export_run
 from esper.kasmina import blueprints
-from esper.leyline.errors import CheckpointError, EsperError, RunDirError
+from esper.leyline.errors import CheckpointError, EsperError, Preempted, RunDirError
 from esper.leyline.topology import Topology
 from esper.rundir import CONFIG
+from esper.slurm import requeue
 from esper.tolaria.checkpoint import CheckpointStore
 
 CHECKPOINTS = "checkpoints"
@@ -160,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:  # Hydra reads the rest, its --help too
         return launcher.main(arguments[1:])
+    if arguments[:1] == ["doctor"]:
+        return doctor.main(arguments[1:])
     parser = argparse.ArgumentParser(
         "esper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -175,6 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain.add_argument("--to", metavar="FOLDER", type=Path, help="a new folder; RUN/export-STEP")
     plain.add_argument("--partial", action="store_true", help="also seeds with an alpha between 0 and 1, as they are")
     plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
+    commands.add_parser("doctor", help="check whether a run will work here (esper doctor --help)")
+    queue = commands.add_parser("requeue", help="put the Slurm job around this back into the queue", allow_abbrev=False)
+    queue.add_argument("run", metavar="RUN", type=Path, help="run directory")
     listing = commands.add_parser("blueprints", help="print what may grow", allow_abbrev=False)
     listing.add_argument("--dim", metavar="CHANNELS", type=_count, default=64, help="of the slot's features; 64")
     listing.add_argument("--positions", metavar="PLACES", type=_count, default=64, help="H*W or T of a sample; 64")
@@ -196,6 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.command == "blueprints":
             Console(width=WIDE).print(catalogue(given.dim, given.positions))
             return 0
+        if given.command == "requeue":
+            done, line = requeue(given.run.absolute())
+            print(f"esper: {line}", flush=True)
+            return 0 if done else Preempted.exit_code
         if given.command == "compare":
             return _compare(given)
         if given.command == "export":

@@ -11,6 +11,7 @@ stops the sweep, which the same command continues (finished jobs are not run aga
 import contextlib
 import difflib
 import io
+import os
 import re
 import shlex
 import sys
@@ -31,9 +32,11 @@ from esper.config import EsperConfig, build_config
 from esper.leyline.errors import ConfigError, EsperError, Preempted
 from esper.preflight import check_data
 from esper.rundir import CONFIG, STATUS, check_run, held_run, read_status, write_json
-from esper.supervise import Ended, supervise, torchrun_arguments, torchrun_environment
+from esper.slurm import FROM_SLURM, TimeLimit, srun_command, this_job, why
+from esper.supervise import Ended, agent_command, supervise, torchrun_arguments, torchrun_environment
 
 LAUNCHES = ("run", "prepare", "plan")
+_FARTHER_S = 10.0  # the supervisors on the hosts use force first
 _BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
 _HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
 
@@ -104,6 +107,10 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
         config.data.root = plain["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
     if config.distill.run is not None:
         config.distill.run = plain["distill"]["run"] = str(Path(config.distill.run).expanduser().absolute())
+    in_slurm = config.world.rdzv_endpoint == FROM_SLURM
+    job = this_job(config.world) if in_slurm and how == "run" else None
+    if job is not None and len(job.hosts) == 1:
+        job = None  # nobody to start elsewhere
     arguments = torchrun_arguments(config.world, folder / CONFIG)
     environment = torchrun_environment(config.world, config.trainer)
     typed = " ".join([*(f"{key}={value}" for key, value in environment.items()), "torchrun", shlex.join(arguments)])
@@ -119,14 +126,20 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
         status, mark = read_status(folder)
         if status is not None and status["status"] == "done":
             return _outcome(folder, status)
-        if config.world.nnodes > 1:
+        command = agent_command(arguments) if job is None else srun_command(job, folder / CONFIG)
+        if config.world.nnodes > 1 and job is None:
             print(f"esper: waiting for {config.world.nnodes} hosts; type on each of the others:\n{typed}", flush=True)
         ranks = config.world.nnodes * config.world.nproc_per_node
         print(f"esper: starting {ranks} {'rank' if ranks == 1 else 'ranks'} in {folder}", flush=True)
-        ended = supervise(arguments, environment, grace_s=config.world.grace_s, lock=lock)
+        limit = TimeLimit(os.environ["SLURM_JOB_ID"], config.world.grace_s) if in_slurm else lambda: None
+        grace_s = config.world.grace_s + (_FARTHER_S if job else 0.0)
+        ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
             status = _status_of_silent(ended)
+            write_json(folder / STATUS, status)
+        elif status["status"] == "preempted" and ended.stopped is not None:
+            status |= {"reason": why(ended.stopped) if in_slurm else ended.stopped}
             write_json(folder / STATUS, status)
         return _outcome(folder, status)
 
@@ -149,6 +162,7 @@ def _outcome(folder: Path, status: dict[str, Any]) -> Outcome:
         code = {"preempted": Preempted.exit_code, "diverged": 79}.get(kind, EsperError.exit_code)
     step = "" if status.get("step") is None else f" at step {status['step']}"
     message = f": {status['message']}" if status.get("message") else ""
+    message += f" ({status['reason']})" if status.get("reason") else ""
     again = "" if kind == "done" else f"; to go on: esper resume {shlex.quote(str(folder))}"
     if code == ConfigError.exit_code:  # config.yaml is read-only and what is wrong stands in it
         again = "; correct the setting and start again with another run.dir"

@@ -2,8 +2,10 @@
 
 Signals, in the order of insistence:
   1. SIGINT, SIGTERM or SIGUSR1 at the launcher: every worker gets one SIGUSR1 (never its helpers, never the agent) as
-     soon as it can catch it, so that it saves at its next tick. Workers that start later get theirs too.
-  2. a second signal, or ``grace_s`` later: SIGTERM to the agent, which ends its workers.
+     soon as it can catch it, so that it saves at its next tick. Workers that start later get theirs too. On several
+     hosts of a Slurm job srun gets it, and passes it on to a supervisor like this one on each of them.
+  2. a second SIGINT or SIGTERM (schedulers repeat SIGUSR1), or ``grace_s`` later: SIGHUP to the agent, which ends its
+     workers; SIGTERM to srun.
   3. five seconds later: SIGKILL to every process that the run started.
 What is left when the agent has ended, for whatever reason, is given a moment and then killed. The launcher adopts
 orphans (a Linux "subreaper"), so none can escape this.
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,22 +31,48 @@ _KILL_AFTER_S = 5.0
 _POLL_S = 0.2
 
 
-def torchrun_arguments(world: WorldConfig, config_path: Path, module: str = "esper.worker") -> list[str]:
-    """What follows ``torchrun`` on the command line."""
+def torchrun_arguments(
+    world: WorldConfig,
+    config_path: Path,
+    module: str = "esper.worker",
+    *,
+    is_first: bool | None = None,
+    own_name: str | None = None,
+    patience_s: float | None = None,
+) -> list[str]:
+    """What follows ``torchrun`` on the command line.
+
+    Args:
+        world: ranks, hosts and where they meet. config_path: RUN/config.yaml. module: what each rank runs.
+        is_first: whether the rendezvous lies on this host; None lets torchrun find out, which fails with DNS aliases.
+        own_name: by which the other hosts reach this one; None takes its hostname.
+        patience_s: seconds that the hosts wait for each other; None takes torchrun's ten minutes.
+    """
     alone = world.nnodes == 1
+    endpoint = world.rdzv_endpoint
+    if alone and endpoint in (None, "slurm"):
+        endpoint = "localhost:0"
+    conf = [] if is_first is None else [f"is_host={int(is_first)}"]
+    conf += [] if patience_s is None else [f"join_timeout={patience_s:.0f}"]
     return [
         f"--nnodes={world.nnodes}",
         f"--nproc-per-node={world.nproc_per_node}",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={world.rdzv_endpoint or 'localhost:0'}",
+        f"--rdzv-endpoint={endpoint}",
         f"--rdzv-id={world.rdzv_id or uuid.uuid4().hex[:12]}",
         # A host whose own name does not resolve can still talk to itself.
-        *(["--local-addr=localhost"] if alone else []),
+        *(["--local-addr=localhost"] if alone else [f"--local-addr={own_name}"] if own_name else []),
+        *([f"--rdzv-conf={','.join(conf)}"] if conf and not alone else []),
         f"--max-restarts={world.max_restarts}",
         "-m",
         module,
         str(config_path),
     ]
+
+
+def agent_command(arguments: list[str]) -> list[str]:
+    """The command line of our torchrun."""
+    return [sys.executable, "-m", "esper.agent", *arguments]
 
 
 def torchrun_environment(world: WorldConfig, trainer: TrainerConfig) -> dict[str, str]:
@@ -61,7 +89,7 @@ class Ended:
 
     Args:
         returncode: of the agent; it tells little, see RUN/STATUS.json.
-        stopped: name of the first signal that asked it to stop, or None.
+        stopped: name of the first signal that asked it to stop (or what else did), or None.
         forced: it had to be ended before its workers had saved.
     """
 
@@ -98,14 +126,14 @@ def descendants_of(pid: int) -> set[int]:
     return found
 
 
-def catches(pid: int, signum: int) -> bool:
-    """Whether a process has a handler for a signal now."""
+def catches(pid: int, signum: int, mask: str = "SigCgt:") -> bool:
+    """Whether a process has a handler for a signal now (``SigBlk:``: whether it blocks it, to wait for it)."""
     try:
         lines = Path("/proc", str(pid), "status").read_text().splitlines()
     except OSError:
         return False
-    mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
-    return bool(mask >> (signum - 1) & 1)
+    bits = next((int(line.split()[1], 16) for line in lines if line.startswith(mask)), 0)
+    return bool(bits >> (signum - 1) & 1)
 
 
 def _send(pid: int, signum: int) -> None:
@@ -122,6 +150,11 @@ class _Signals:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.names.append(signal.Signals(signum).name)
 
+    @property
+    def insist(self) -> bool:
+        """Whether somebody wants the end now."""
+        return sum(name in ("SIGINT", "SIGTERM") for name in self.names) > 1
+
     def __enter__(self) -> "_Signals":
         self._before = {signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS}
         return self
@@ -131,41 +164,70 @@ class _Signals:
             signal.signal(signum, handler)
 
 
-def supervise(arguments: list[str], environment: Mapping[str, str], *, grace_s: float, lock: int) -> Ended:
-    """Runs torchrun to its end, whatever happens, and leaves no process behind.
+def supervise(
+    command: list[str],
+    environment: Mapping[str, str],
+    *,
+    grace_s: float,
+    lock: int | None = None,
+    stop_due: Callable[[], str | None] = lambda: None,
+    idle_s: float | None = None,
+    remote: bool = False,
+) -> Ended:
+    """Runs a torchrun, or the srun that starts one on every host, to its end, and leaves no process behind.
 
     Args:
-        arguments: of `torchrun_arguments`.
+        command: of `agent_command`, or with ``remote`` an srun.
         environment: variables added to this process's own.
         grace_s: seconds between the first stop signal and force.
-        lock: descriptor of the run's lock; the agent holds it too, so that a run whose launcher was killed stays
+        lock: descriptor of the run's lock; the child holds it too, so that a run whose launcher was killed stays
             locked until its workers are gone.
+        stop_due: asked often; a reason to stop now counts like a signal.
+        idle_s: seconds without a worker after which the agent is ended: it waits for hosts that do not come.
+        remote: the workers are on other hosts.
     """
     others = descendants_of(os.getpid()) | set(children_of(os.getpid(), alive=False))
     adopt_orphans(True)
     try:
         with _Signals() as signals:
-            agent = subprocess.Popen(
-                [sys.executable, "-m", "esper.agent", *arguments],
+            child = subprocess.Popen(
+                command,
                 env={**os.environ, **environment, "ESPER_LAUNCHER_PID": str(os.getpid()), "ESPER_SUPERVISED": "1"},
-                pass_fds=(lock,),
+                pass_fds=() if lock is None else (lock,),
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
             )
             try:
-                forced = _watch(agent, signals, grace_s)
+                forced = _watch(child, signals, grace_s, stop_due, idle_s, remote)
             finally:
-                _clear(agent, others)
-            return Ended(agent.returncode, signals.names[0] if signals.names else None, forced)
+                _clear(child, others)
+            return Ended(child.returncode, signals.names[0] if signals.names else None, forced)
     finally:
         adopt_orphans(False)
 
 
-def _watch(agent: "subprocess.Popen[bytes]", signals: _Signals, grace_s: float) -> bool:
-    """Returns when the agent has ended; whether by force."""
+def _tell(child: "subprocess.Popen[bytes]", told: set[int], remote: bool) -> None:
+    """One SIGUSR1 to each that can hear it now and has not had it."""
+    for pid in {child.pid} if remote else set(children_of(child.pid)):
+        if pid not in told and (catches(pid, signal.SIGUSR1) or (remote and catches(pid, signal.SIGUSR1, "SigBlk:"))):
+            told.add(pid)
+            _send(pid, signal.SIGUSR1)
+
+
+def _watch(
+    child: "subprocess.Popen[bytes]",
+    signals: _Signals,
+    grace_s: float,
+    stop_due: Callable[[], str | None],
+    idle_s: float | None,
+    remote: bool,
+) -> bool:
+    """Returns when the child has ended; whether by force."""
     told: set[int] = set()
-    deadline = kill_at = float("inf")
-    while agent.poll() is None:
+    deadline = kill_at = idle_at = float("inf")
+    while child.poll() is None:
         now = time.monotonic()
+        if not signals.names and (reason := stop_due()):
+            signals.names.append(reason)
         if signals.names and deadline == float("inf"):
             deadline = now + grace_s
             print(
@@ -174,21 +236,24 @@ def _watch(agent: "subprocess.Popen[bytes]", signals: _Signals, grace_s: float) 
                 file=sys.stderr,
                 flush=True,
             )
+        if idle_s is not None:
+            idle_at = float("inf") if children_of(child.pid) else min(idle_at, now + idle_s)
         if signals.names and kill_at == float("inf"):
-            for worker in set(children_of(agent.pid)) - told:
-                if catches(worker, signal.SIGUSR1):
-                    told.add(worker)
-                    _send(worker, signal.SIGUSR1)
-            if len(signals.names) > 1 or now >= deadline:
-                kill_at = now + _KILL_AFTER_S
-                agent.terminate()
+            _tell(child, told, remote)
+        if kill_at == float("inf") and (signals.insist or now >= min(deadline, idle_at)):
+            if now >= idle_at:
+                print(
+                    f"esper: no rank here for {idle_s:g} s: the other hosts did not come", file=sys.stderr, flush=True
+                )
+            kill_at = now + _KILL_AFTER_S
+            child.send_signal(signal.SIGTERM if remote else signal.SIGHUP)
         if now >= kill_at:
-            for pid in descendants_of(agent.pid):
+            for pid in descendants_of(child.pid):
                 _send(pid, signal.SIGKILL)
-            agent.kill()
-            agent.wait()
+            child.kill()
+            child.wait()
         try:
-            agent.wait(_POLL_S)
+            child.wait(_POLL_S)
         except subprocess.TimeoutExpired:
             continue
     return kill_at < float("inf")

@@ -179,13 +179,13 @@ def on_stop_signals(ask: Callable[[], None]) -> None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, handler)
 
 
 def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World) -> RunResult:
     """Everything between joining the ranks and the result."""
-    early: list[int] = []  # a stop asked for during start-up; SIGTERM there ends the process, as ever
+    early: list[int] = []  # a stop asked for during start-up; SIGHUP there ends the process, as ever
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
     began = time.perf_counter()
@@ -341,7 +341,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: torchrun ... -m esper.worker RUN/config.yaml", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    die_with_parent(os.getppid())  # a killed agent must not leave a rank that trains on
+    die_with_parent(os.getppid(), signal.SIGHUP)  # a killed agent must not leave a rank that trains on
     code = run(Path(sys.argv[1]))
     if code:
         sys.exit(code)

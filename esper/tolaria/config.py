@@ -200,7 +200,8 @@ class WorldConfig:
     Fields:
         device: cpu (gloo) or gpu (``cuda:LOCAL_RANK``; NCCL for data, gloo for control).
         nproc_per_node: ranks per host. nnodes: hosts.
-        rdzv_endpoint: ``host:port`` of the first host's rendezvous; needed when nnodes > 1.
+        rdzv_endpoint: ``host:port`` of the first host's rendezvous; needed when nnodes > 1. ``slurm``: inside a Slurm
+            job, whose hosts, time limit and restart count are then asked of Slurm.
         rdzv_id: name that the hosts of one job share; needed when nnodes > 1.
         max_restarts: times that torchrun starts the workers anew after a failure; each resumes from the newest
             checkpoint.
@@ -225,5 +226,5 @@ class WorldConfig:
                 check(name, getattr(self, name) >= 1, "must be >= 1")
             check("max_restarts", self.max_restarts >= 0, "must be >= 0")
             check("grace_s", self.grace_s > 0, "seconds, must be > 0")
-            for name in ("rdzv_endpoint", "rdzv_id"):
+            for name in ("rdzv_endpoint", "rdzv_id") if self.rdzv_endpoint != "slurm" else ():
                 check(name, self.nnodes == 1 or getattr(self, name) is not None, "needed when world.nnodes > 1")

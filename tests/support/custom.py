@@ -1,6 +1,7 @@
-"""What users bring: a controller that fails, and a Hydra callback that sees what a sweep's jobs return."""
+"""What users bring: controllers that fail or wait, and a Hydra callback that sees what a sweep's jobs return."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
+from esper.leyline.stages import Op
 
 
 class Failing:
@@ -25,6 +27,36 @@ class Failing:
         if self.ticks == 3:
             raise ZeroDivisionError("no luck today")
         return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ticks": self.ticks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ticks = state["ticks"]
+
+
+class Waiting:
+    """Grows one seed; at its fourth tick it waits until the file ``go`` exists, and leaves ``go.waits`` meanwhile.
+
+    What it decides does not depend on the waiting, so a run that was held up, and stopped, ends like one that was not.
+    """
+
+    name = "waiting"
+
+    def __init__(self, *, slots: tuple[str, ...], seed: int, go: str) -> None:
+        self.ticks, self.slot, self.go = 0, slots[0], Path(go)
+
+    def decide(self, observation: Observation) -> list[Command]:
+        self.ticks += 1
+        if self.ticks == 4 and not self.go.exists():
+            waits = self.go.with_suffix(".waits")
+            waits.touch()
+            while not self.go.exists():
+                time.sleep(0.05)
+            waits.unlink()
+        if self.ticks == 2:
+            return [Command(slot=self.slot, op=Op.GERMINATE, blueprint="conv_small", ticks=2)]
+        return [Command(slot=self.slot, op=Op.ADVANCE)] if self.ticks in (4, 6) else []
 
     def state_dict(self) -> dict[str, Any]:
         return {"ticks": self.ticks}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from esper.config import RunConfig
 from esper.rundir import CONFIG, held_run
-from esper.supervise import supervise, torchrun_arguments, torchrun_environment
+from esper.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
 from esper.tolaria.config import TrainerConfig, WorldConfig
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     with held_run(run, {"run": {"dir": run.dir, "resume": "auto"}}) as lock:
         arguments = torchrun_arguments(world, folder / CONFIG, "tests.support.stand_in")
         environment = torchrun_environment(world, TrainerConfig())
-        print(supervise(arguments, environment, grace_s=world.grace_s, lock=lock))
+        print(supervise(agent_command(arguments), environment, grace_s=world.grace_s, lock=lock))
 
 
 if __name__ == "__main__":
