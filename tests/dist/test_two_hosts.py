@@ -1,0 +1,69 @@
+"""Two hosts with addresses of their own, one torchrun on each: the cable is cut in mid-run, restored, lost for good."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.commands import environment
+from tests.support.dist import ROOT
+from tests.support.killing import assert_same_run, final, live, prepare_run
+from tests.support.tiny import act, schedule, tiny_plain
+
+TIMEOUT_S = 6.0
+
+
+def settings(steps: int) -> dict[str, Any]:
+    return tiny_plain(
+        "cnn",
+        controller=schedule(act(1, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(3, "r0c0", "ADVANCE")),
+        trainer__steps=steps, control__timeout_s=TIMEOUT_S, control__slow_timeout_s=TIMEOUT_S,
+        control__startup_timeout_s=90.0, checkpoint__every_ticks=1, world__nnodes=2, world__nproc_per_node=1,
+        world__rdzv_endpoint="slurm",
+    )  # fmt: skip
+
+
+def on_two_hosts(run: Path, plan: str) -> dict[str, Any]:
+    apart = ["unshare", "-nmpf", "--mount-proc", "--kill-child"]
+    probe = ["sh", "-c", "mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, *probe], capture_output=True).returncode:
+        pytest.skip("'ip netns add' is not allowed here: it needs root, iproute2 and mounts")
+    line = [*apart, sys.executable, "-m", "tests.support.two_hosts", str(run), plan]
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment(run.parent), capture_output=True, text=True, timeout=560, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert "never" not in found, (found, *(path.read_text() for path in run.parent.glob("*.log")))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("plan", ["restore", "lose"])
+def test_a_cut_cable_ends_both_sides_with_one_named_error(tmp_path: Path, plan: str) -> None:
+    run = prepare_run(tmp_path / "run", settings(300))
+    found = on_two_hosts(run, plan)
+    logs = [(tmp_path / f"host{side}-1.log").read_text() for side in (0, 1)]
+    assert found["codes"][0] == [1, 1], (found, *logs)
+    lost = [re.findall(r"^esper: rank \d: lost contact.*$", log, re.M) for log in logs]
+    assert sum(map(len, lost)) >= 1, logs
+    assert all(len(lines) <= 1 for lines in lost), "one line on a side"
+    assert max(found["seconds"]) < TIMEOUT_S + 90.0 + 60.0, "rank, torchrun, or else its supervisor, has an end"
+    print("seconds from the cut to the end:", found["seconds"])
+    if plan == "lose":
+        status = json.loads((run / "STATUS.json").read_text())
+        assert (status["status"], status["exit_code"]) == ("failed", 76)
+        return
+    again = [(tmp_path / f"host{side}-2.log").read_text() for side in (0, 1)]
+    assert found["codes"][1] == [0, 0], (found, *again)
+    twin = prepare_run(tmp_path / "twin", settings(300))
+    assert live(twin, 2) == [0, 0]
+    assert os.listdir(run / "checkpoints")
+    assert_same_run(final(run), final(twin))
