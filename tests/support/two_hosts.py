@@ -1,8 +1,8 @@
 """Two hosts that share a run directory and a cable: unshare ... python -m tests.support.two_hosts RUN PLAN.
 
-Each is a network namespace with an address of its own and runs `esper.host`, as srun would start it. PLAN is ``restore``
-(the cable is cut at the third tick until both sides have ended, then both are started again) or ``lose`` (it stays cut).
-Prints one JSON line: exit codes of both sides, per attempt, and seconds from the cut to the end of each.
+Each is a network namespace with an address of its own and runs `esper.host`, as srun would start it. PLAN is
+``restore`` (the cable is cut at the third tick until both sides have ended, then both are started again) or ``lose``
+(it stays cut). Prints one JSON line: exit codes of both sides, per attempt, and seconds from the cut to each end.
 
 Under ``unshare -nmpf --mount-proc --kill-child``, so that nothing outlives it.
 """
