@@ -46,7 +46,7 @@ def on_two_hosts(run: Path, plan: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plan", ["restore", "lose"])
+@pytest.mark.parametrize("plan", ["lose"])
 def test_a_cut_cable_ends_both_sides_with_one_named_error(tmp_path: Path, plan: str) -> None:
     run = prepare_run(tmp_path / "run", settings(300))
     found = on_two_hosts(run, plan)
