@@ -28,7 +28,7 @@ import torch
 from esper.leyline.errors import CheckpointError
 from esper.leyline.plain import from_plain, to_plain
 
-FORMAT = 1
+FORMAT = 2
 
 
 def rank_file(rank: int) -> str:
