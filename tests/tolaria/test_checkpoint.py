@@ -167,7 +167,7 @@ DAMAGE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("manifest.json", lambda path: path.write_text("[]"), "not a readable manifest"),
     ("manifest.json", without_a_field, "missing score"),
     ("manifest.json", another_format, "format 99, step 20; need 2, 20"),
-    ("manifest.json", another_step, "format 1, step 30; need 2, 20"),
+    ("manifest.json", another_step, "format 2, step 30; need 2, 20"),
 ]
 
 
