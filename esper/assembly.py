@@ -13,6 +13,7 @@ from esper.kasmina.attach import Grown, attach
 from esper.kasmina.blueprints import registry
 from esper.kasmina.channels import channel_info, channels_path, parse_channels, usable_operators
 from esper.kasmina.compiler import Compiler
+from esper.kasmina.confidence import evaluating
 from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.kasmina.library import Library, LibraryConfig
@@ -52,6 +53,7 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     for slot in config.slots.channels or ():
         parse_slot(slot, known=chosen)
     grown = attach(host, {slot: points[slot] for slot in chosen}, example)
+    _check_output(grown, bundle, example, config)
     for slot, text in (config.slots.channels or {}).items():
         grown.slots[slot].set_channels(parse_channels(text, channels_path(slot)))
     idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
@@ -61,6 +63,40 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
             "freeze them (requires_grad_(False)), or set world.find_unused=true"
         )
     return grown
+
+
+def _check_output(grown: Grown, bundle: Bundle, example: torch.Tensor, config: EsperConfig) -> None:
+    """The host gives a logit for each class of the data (or more: a padded vocabulary).
+
+    Raises:
+        ConfigError: it gives something else; the text has both shapes.
+    """
+    devices = [example.device] if example.is_cuda else []
+    with torch.random.fork_rng(devices), evaluating(grown.model), autocast(config.trainer.precision, example.device):
+        output = grown.model(example)
+    axes = list(example.shape[:1] if bundle.task is Task.CLASSIFICATION else example.shape[:2])
+    shape = list(output.shape) if isinstance(output, torch.Tensor) else None
+    if shape is None or shape[:-1] != axes or shape[-1] < bundle.classes:
+        got = type(output).__name__ if shape is None else shape
+        raise ConfigError(
+            f"host.kind = {config.host.kind!r}: for inputs {list(example.shape)} it returns {got}, expected logits "
+            f"{[*axes, bundle.classes]}, one for each class of data.kind = {config.data.kind!r}; correct the host"
+        )
+
+
+def _check_names(config: EsperConfig, terms: Terms) -> None:
+    """Blueprints that the controller prefers fit some slot; known before the first tick, so said before it.
+
+    Raises:
+        ConfigError: names those that do not, and lists those that fit.
+    """
+    known = {info.name for catalogue in terms.catalogue.values() for info in catalogue}
+    lost = [name for name in getattr(config.controller, "blueprints", None) or () if name not in known]
+    if lost:
+        raise ConfigError(
+            f"controller.blueprints: {', '.join(lost)} fits no slot of this host; it takes {', '.join(sorted(known))}; "
+            "set controller.blueprints to some of these, or to [] for any"
+        )
 
 
 def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
@@ -172,6 +208,7 @@ def assemble(
     """Builds the parts of a run and joins them; the same on every rank, the controller on rank 0 alone."""
     grown = build_grown(config, bundle, world.device)
     terms = build_terms(config, grown, bundle, world.size)
+    _check_names(config, terms)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
     compiler = build_compiler(config, grown, bundle, world) if config.trainer.compile else None
     growth = Growth(

@@ -65,7 +65,7 @@ class Comparer:
         self.failures: dict[tuple[str, int], str] = {}
         self.stopping = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
+        self._lock, self._deriving = threading.Lock(), threading.Lock()
 
     def done(self, folder: Path) -> bool:
         """Whether a run has finished."""
@@ -83,7 +83,8 @@ class Comparer:
         if missing:
             raise EsperError(f"derived from {', '.join(missing)}, which did not finish")
         before = {other: self.folders[other, job.seed] for other in arm.waits_for}
-        config, plain = derive(self.config, job.arm, job.seed, before)
+        with self._deriving:  # counting FLOPs hooks every module of the process, those of other threads too
+            config, plain = derive(self.config, job.arm, job.seed, before)
         folder = run_folder(self.out, plain)
         if not self.done(folder):
             self._execute(job, config, plain, folder)

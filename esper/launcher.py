@@ -91,6 +91,18 @@ def plain_of(composed: DictConfig) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
+def look_here() -> None:
+    """Makes modules of the current folder importable for the checks, as ``python -m`` makes them for the workers."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def _check_folder() -> None:
+    here, ours = Path.cwd() / "esper", Path(__file__).resolve().parent
+    if (here / "__init__.py").is_file() and not here.samefile(ours):
+        raise ConfigError(f"{here}: workers started here would run this esper instead of {ours}; change to another folder")
+
+
 def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outcome:
     """Runs one run to its end (or prepares it, or tells what it would do).
 
@@ -101,6 +113,7 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
     Raises:
         EsperError: the run could not be started.
     """
+    _check_folder()
     folder = Path(config.run.dir).expanduser().absolute()
     config.run.dir = plain["run"]["dir"] = str(folder)
     if getattr(config.data, "root", None) is not None:  # resumed from another folder, it must still be found
@@ -217,6 +230,8 @@ def _in_a_line(text: str) -> str:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             tree = compose("config")
         keys = _dotted(OmegaConf.to_container(tree, resolve=False))
+        if override[1] in keys:  # a mapping that has no such key, or a group's name for a setting
+            return f"esper: config: {override[1]}: cannot take this value; see --cfg job for what stands there"
         near = difflib.get_close_matches(override[1], keys, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}" if near else "see --cfg job for all of them"
         return f"esper: config: {override[1]}: no such setting; {hint}"
@@ -243,6 +258,7 @@ def _gravity(code: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
+    look_here()
     arguments = list(sys.argv[1:] if argv is None else argv)
     outcomes: list[Outcome] = []
     stderr, before = sys.stderr, sys.argv

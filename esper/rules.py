@@ -133,7 +133,7 @@ def pupils_are_slots(host: Any, data: Any, slots: SlotsConfig, distill: DistillC
     known = [slot for slot in host_slots(host, data) if not slots.ids or slot in slots.ids]
     return [
         f"distill.features.{slot} = {name!r}: no slot in use; there are {', '.join(known)}"
-        for slot, name in distill.features.items()
+        for slot, name in (distill.features or {}).items()
         if known and slot not in known
     ]
 

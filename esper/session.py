@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from esper.kasmina.attach import Grown
-from esper.leyline.errors import CheckpointError, LoopError, one_line
+from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
 from esper.leyline.events import Event
 from esper.leyline.protocols import Controller, EventSink
 from esper.session_config import SessionConfig, make_config, restored_config
@@ -229,8 +229,14 @@ class Session(Loop):
 
         Raises:
             CheckpointError: the file is damaged, or does not fit; the text names the key.
+            ConfigError: ``build_host`` is a module, or no function.
         """
         where = str(path)
+        if isinstance(build_host, nn.Module) or not callable(build_host):
+            raise ConfigError(
+                f"build_host = {type(build_host).__name__}: expected a function that builds the host as it was before "
+                "esper.attach; for example lambda: MyModel()"
+            )
         payload = read(Path(path))
         config = restored_config(payload["settings"], where)
         if controller is None and payload["controller"]["config"] is None:

@@ -174,6 +174,8 @@ def make_config(
     """
     ticks = read_section(ControlConfig, control, "control")
     if every is not None:
+        if not isinstance(every, int) or isinstance(every, bool):
+            raise ConfigError(f"session.every = {every!r}: expected a whole number of steps; for example every=50")
         most = ticks.max_steps if control is not None else max(every, ticks.max_steps)
         ticks = dataclasses.replace(ticks, every=every, max_steps=most)
     if slots is None and not has_loss:

@@ -98,11 +98,12 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:
-        text = str(error).strip().splitlines()
-        raise CheckpointError(f"{path}: cannot be loaded ({text[0] if text else type(error).__name__})") from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        lines = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+        text = f"cannot be loaded ({': '.join(lines)}); it is damaged, or no file of session.save"
+        raise CheckpointError(f"{path}: {text}") from error
     if not isinstance(payload, dict) or payload.get("kind") != KIND:
         raise CheckpointError(f"{path}: not a session's checkpoint; it has no kind {KIND!r}")
     digest = payload.pop("sha256", None)

@@ -34,7 +34,7 @@ def build_teacher(config: EsperConfig, bundle: Bundle, device: torch.device) -> 
     elif config.distill.path is not None:
         torch.manual_seed(config.seed)
         module = call_builder(
-            config.distill.path, config.distill.options, bundle.input_shape, bundle.classes, section="distill"
+            config.distill.path, config.distill.options or {}, bundle.input_shape, bundle.classes, section="distill"
         )
         teacher = Teacher(module, config.distill.path)
     if teacher is not None:

@@ -311,9 +311,30 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str | None, pro
         load_config(path)
 
 
-@pytest.mark.parametrize("override", ["slots.planted={r0c0:conv_light}", "slots.channels={r0c0:'1,0,1,0.5'}"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "slots.planted={r0c0:conv_light}",
+        "slots.channels={r0c0:'1,0,1,0.5'}",
+        "distill.features={r0c0:layer1}",
+        "distill.options={depth:20}",
+        "host.options={width:16}",
+        "controller.options={nap:2}",
+    ],
+)
 def test_a_mapping_that_is_empty_by_default_can_be_set_by_an_override(override: str) -> None:
+    section, _, setting = override.partition("=")[0].partition(".")
+    custom = {
+        "host": ["host=custom", "host.path=os.path:join", "host.sites={r0c0:layer1}"],
+        "controller": ["controller=custom", "controller.path=tests.tamiyo.test_registry:Lazy"],
+        "distill": ["distill.path=os.path:join"],
+    }
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        plain = plain_of(compose("config", [override]))
+        plain = plain_of(compose("config", [*custom.get(section, []), override]))
     plain.pop("launch")
-    assert build_config(plain).slots is not None
+    assert getattr(getattr(build_config(plain), section), setting) == plain[section][setting] != {}
+
+
+def test_a_teacher_that_was_asked_for_and_not_named_is_missing() -> None:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"), pytest.raises(ConfigError, match="distill.run"):
+        plain_of(compose("config", ["distill=default"]))

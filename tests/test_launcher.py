@@ -36,6 +36,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 BAD_INPUT = [
     (["foo=1"], 78, "config: foo: no such setting; see --cfg job for all of them"),
+    (["distill=default"], 78, "distill.run = ???: missing; set distill.run=<value>"),
+    (["trainer={epochs:4,batches:2}"], 78, "config: trainer: cannot take this value; see --cfg job"),
     (["trainer.epoch=4"], 78, "config: trainer.epoch: no such setting; did you mean trainer.epochs"),
     (["host=resnet"], 78, "config: host=resnet: no such option; there are cnn, custom, gpt, resnet20"),
     (
@@ -69,6 +71,23 @@ def test_bad_input_gives_one_clear_line_and_leaves_nothing(
     if shown.err.startswith("esper: "):
         assert shown.err.count("\n") == 1
     assert [path.name for path in here.iterdir()] == ["taken"]
+
+
+def test_a_model_in_the_folder_one_stands_in_is_found_as_by_the_workers(here: Path) -> None:
+    (here / "standing_here.py").write_text("from torch import nn\n\n\ndef build(input_shape, classes):\n    return nn\n")
+    words = ["host=custom", "host.path=standing_here:build", "host.sites={r0c0: '0'}", "launch=plan"]
+    ended = subprocess.run([*TRAIN, *words], capture_output=True, text=True, timeout=200)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_another_esper_in_the_folder_is_refused_since_workers_would_run_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "esper").mkdir()
+    (here / "esper" / "__init__.py").touch()
+    assert launcher.main(["launch=plan"]) == 78
+    said = capsys.readouterr().err
+    assert f"{here / 'esper'}: workers started here would run this esper instead of {ROOT / 'esper'}" in said
 
 
 def test_several_problems_are_told_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -459,6 +459,8 @@ def test_settings_are_checked_like_any_config():
         make(step=5)
     with pytest.raises(ConfigError, match=r"gates\.look = 1: no such setting; did you mean gates\.looks"):
         make(gates={"look": 1})
+    with pytest.raises(ConfigError, match=r"session\.every = '4': expected a whole number of steps"):
+        make(every="4")
     with pytest.raises(ConfigError, match="every = -1: optimizer steps, must be >= 1"):
         make(every=-1)
     with pytest.raises(ConfigError, match=r"find_unused = True: does not go with slots\.incubation = shadow"):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import lr_scheduler as schedules
 
 import esper
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, ConfigError
 from esper.session_file import content_digest
 from tests.support.sessions import LIFE_STEPS, SITES, A, B, adamw, host, loss, make, probe, replica, train
 
@@ -101,9 +101,13 @@ def test_damage_is_named(path):
         restore(path.with_name("other.pt"))
     with pytest.raises(CheckpointError, match=r"none\.pt: cannot be read \(No such file"):
         restore(path.with_name("none.pt"))
-    path.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(CheckpointError, match=r"s\.pt: cannot be (read|loaded)"):
-        restore(path)
+    path.with_name("text.pt").write_text("hello")
+    for name, content in (("text.pt", b"hello"), ("s.pt", raw[: len(raw) // 2])):
+        path.with_name(name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{name}: cannot be loaded \(.*; it is damaged, or no file of session"):
+            restore(path.with_name(name))
+    with pytest.raises(ConfigError, match="build_host = Linear: expected a function that builds the host"):
+        restore(path, nn.Linear(2, 2))
     path.write_bytes(raw)
     payload = torch.load(path, weights_only=True)
     payload["model"]["3.weight"].view(-1)[0] += 1.0

@@ -179,6 +179,8 @@ class Grown:
 
 
 def _check_root(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"attach: got {type(model).__name__}, expected a model, an nn.Module")
     if isinstance(model, nn.parallel.DistributedDataParallel) or is_compiled(model):
         raise ConfigError("attach comes before torch.compile and before DistributedDataParallel: pass the bare model")
     if hasattr(model, CONTAINER):

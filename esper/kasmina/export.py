@@ -237,6 +237,8 @@ def export(grown: "Grown", example: Any = None, *, fold: bool = True, partial: b
             host of ours that cannot be traced.
         ExportError: the exported model does not compute the same.
     """
+    if not hasattr(grown, "owner_parameters"):
+        raise ConfigError(f"export: got {type(grown).__name__}, expected what esper.attach returned (session.grown)")
     example = grown.example if example is None else example
     if example is None:
         raise ConfigError("export needs an example of the model's input: grown.export(example)")

@@ -5,7 +5,7 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,11 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def _named(model: nn.Module, sites: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(sites, Mapping) or not sites:
+        raise ConfigError(
+            f"sites = {sites!r}: expected a mapping of slot ids to names of modules, or a pattern of names; for example "
+            '{"r0c0": "layer1"}'
+        )
     known = dict(model.named_modules())
     chosen = {slot: sites[slot] for slot in sort_slots(sites)}
     for slot, name in chosen.items():
@@ -90,7 +95,12 @@ def _matching(model: nn.Module, pattern: str) -> list[str]:
 
 
 def _hint(near: list[str], known: list[str]) -> str:
-    return f"; did you mean {', '.join(near[:5])}" if near else f"; it has {', '.join(known[1:9])}, ..."
+    return f"; did you mean {', '.join(near[:5])}" if near else f"; it has {some_of(known[1:])}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first eight names, and dots where there are more."""
+    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
 
 
 # the dry run -------------------------------------------------------------------------------------------------------

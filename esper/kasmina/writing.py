@@ -236,9 +236,13 @@ def save_exported(exported: Exported, folder: str | os.PathLike[str], about: Map
 
     Raises:
         FileExistsError, OSError: the folder holds something, or cannot be written.
-        ConfigError: neither torch.export nor pickle takes the model.
+        ConfigError: neither torch.export nor pickle takes the model, or it is none of `export`.
         ExportError: what was written computes something else.
     """
+    if not isinstance(exported, Exported):
+        raise ConfigError(
+            f"save_exported: got {type(exported).__name__}, expected what esper.kasmina.export.export(grown) returned"
+        )
     place = Path(folder).absolute()
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise FileExistsError(errno.EEXIST, "exists already; name a new folder", str(folder))

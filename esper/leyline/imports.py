@@ -27,7 +27,8 @@ def import_object(path: str, key: str) -> Any:
     except Exception as error:
         raise ConfigError(
             f"{key} = {path!r}: cannot import {module_name} ({type(error).__name__}: {error}); "
-            "it must be importable on every rank (install it, or put its folder on PYTHONPATH)"
+            "it must be importable on every rank (install it, put its folder on PYTHONPATH, or "
+            "start in its folder)"
         ) from error
     if not hasattr(module, name):
         own = {entry for entry, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}

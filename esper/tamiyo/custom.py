@@ -8,7 +8,7 @@ is built as ``Greedy(slots=("r0c0", ...), seed=1, threshold=0.1)`` and must sati
 """
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from esper.leyline.checks import Checks
@@ -27,18 +27,18 @@ class CustomConfig:
     Fields:
         kind: ``custom``.
         path: ``package.module:Class``, importable on every rank.
-        options: keyword arguments beside ``slots`` and ``seed``.
+        options: keyword arguments beside ``slots`` and ``seed``; null for none.
     """
 
     kind: str = "custom"
     path: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check("kind", self.kind == "custom", "must be 'custom'")
             check("path", is_dotted(self.path), "write package.module:Class")
-            reserved = {"slots", "seed"} & set(self.options)
+            reserved = {"slots", "seed"} & set(self.options or ())
             check("options", not reserved, "slots and seed are given by the run; leave them out")
 
 
@@ -49,15 +49,15 @@ def build_custom(config: CustomConfig, *, slots: tuple[str, ...], seed: int) -> 
     Raises:
         ConfigError: it cannot be imported, does not take the options, or does not satisfy the protocol.
     """
-    maker = import_object(config.path, "controller.path")
+    maker, options = import_object(config.path, "controller.path"), config.options or {}
     try:
-        inspect.signature(maker).bind(slots=slots, seed=seed, **config.options)
+        inspect.signature(maker).bind(slots=slots, seed=seed, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"controller.path = {config.path!r}: must take slots=..., seed=... and "
-            f"controller.options = {config.options!r}; {error}"
+            f"controller.options = {options!r}; {error}"
         ) from None
-    made = maker(slots=slots, seed=seed, **config.options)
+    made = maker(slots=slots, seed=seed, **options)
     missing = [name for name in _MEMBERS if not callable(getattr(made, name, None))]
     missing += [] if isinstance(getattr(made, "name", None), str) else ["name (a string)"]
     if missing:

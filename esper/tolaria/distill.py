@@ -16,7 +16,7 @@ so neither the wrapper, the digests nor the checkpoint hold it, but its identity
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,10 +43,10 @@ class DistillConfig:
         run: run directory whose network teaches, as one of its checkpoints has it.
         step: of that checkpoint; null: the one that validation chose. Name it where the teacher still trains.
         path: or ``package.module:function``, called with ``input_shape`` and ``classes``, which returns the teacher.
-        options: its further keyword arguments.
+        options: its further keyword arguments; null for none.
         weight: of the soft targets, in units of the task's loss.
         temperature: T of both softmaxes.
-        features: slot id -> dotted name of the teacher's module whose output the features there are drawn to.
+        features: slot id -> dotted name of the teacher's module whose output the features there are drawn to; null: none.
         feature_weight: of each such pair.
         until_step: optimizer step at which the teacher is let go; null: never.
     """
@@ -54,22 +54,22 @@ class DistillConfig:
     run: str | None = None
     step: int | None = None
     path: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
     weight: float = 1.0
     temperature: float = 2.0
-    features: dict[str, str] = field(default_factory=dict)
+    features: dict[str, str] | None = None
     feature_weight: float = 1.0
     until_step: int | None = None
 
     def __post_init__(self) -> None:
-        sort_slots(self.features)
+        sort_slots(self.features or ())
         with Checks(self) as check:
             check("run", self.run is None or self.run.strip() != "", "must name a run directory, or be null")
             check("path", self.path is None or is_dotted(self.path), "write package.module:function, or null")
             check("path", self.path is None or self.run is None, "one teacher at a time: distill.run or distill.path")
             check("step", self.step is None or self.run is not None, "goes with distill.run")
             check("step", self.step is None or self.step >= 1, "optimizer steps, must be >= 1")
-            reserved = {"input_shape", "classes"} & set(self.options)
+            reserved = {"input_shape", "classes"} & set(self.options or ())
             check("options", not reserved, "input_shape and classes are given by the data; leave them out")
             check("options", self.path is not None or not self.options, "go with distill.path")
             check("weight", self.weight >= 0, "must be >= 0")
@@ -169,7 +169,7 @@ class Distillation:
 
     def _watch(self, grown: Grown) -> None:
         modules = dict(self.teacher.module.named_modules())
-        for slot, name in self.config.features.items():
+        for slot, name in (self.config.features or {}).items():
             if slot not in grown.sites:
                 raise ConfigError(f"distill.features.{slot}: no slot in use; there are {', '.join(grown.sites)}")
             if name not in modules:
@@ -201,7 +201,7 @@ class Distillation:
             raise ConfigError(f"{who} returns {got}, the host returns {tuple(own.shape)}; they must be of one shape")
         if bool(torch.isnan(logits).any() | torch.isposinf(logits).any()):
             raise ConfigError(f"{who} returns logits that are not finite for the first samples; is it trained?")
-        for slot, name in self.config.features.items():
+        for slot, name in (self.config.features or {}).items():
             if slot not in taught:
                 raise ConfigError(f"distill.features.{slot} = {name!r}: it did not run in the teacher's forward")
             shapes = tuple(seen[slot].shape), tuple(taught[slot].shape)
@@ -236,7 +236,7 @@ class Distillation:
         config, terms = self.config, []
         if config.weight > 0:
             terms.append(config.weight * soft_target_loss(output, self._logits, config.temperature))
-        for slot in config.features:  # each forward gives its own
+        for slot in config.features or ():  # each forward gives its own
             terms.append(config.feature_weight * feature_loss(self._seen.pop(slot), self._taught[slot]))
         return torch.stack([term.to(terms[0].dtype) for term in terms]).sum(0)
 

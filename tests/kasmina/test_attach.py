@@ -82,6 +82,8 @@ def test_sequences_and_vectors_are_told_apart_and_a_tuple_is_several_inputs():
     [
         ({"r0c0": "block.1"}, "slot r0c0: the model has no module 'block.1'; did you mean blocks.1"),
         ({"r0c0": "layer4"}, "slot r0c0: the model has no module 'layer4'; it has stem, norm, drop, blocks, blocks.0"),
+        ({}, "sites = {}: expected a mapping of slot ids to names of modules, or a pattern of names"),
+        (["norm"], "sites = ['norm']: expected a mapping"),
         ({"r0c0": "norm", "r0c1": "norm"}, "two slots name the same module"),
         ({"early": "norm"}, "slot 'early': not a slot id; write r<row>c<col>, for example r0c1"),
         ({"R0C0": "norm"}, "slot 'R0C0': not a slot id"),
@@ -119,6 +121,11 @@ def test_sites_that_do_not_behave_are_named_and_nothing_is_left_behind(module, s
     assert not hasattr(model, CONTAINER)
     assert all(not part._forward_hooks for part in model.modules())
     assert attach(model, {"r0c0": "good"}, VECTORS).sites["r0c0"].dim == 4
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ConfigError, match="attach: got function, expected a model"):
+        attach(lambda x: x, {"r0c0": "norm"}, IMAGES)
 
 
 def test_attach_happens_once():

@@ -10,12 +10,13 @@ Topology and width at each site are read off a forward when the slots are attach
 
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.sites import some_of
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
 from esper.leyline.imports import import_object, is_dotted
@@ -29,13 +30,13 @@ class CustomHostConfig:
     Fields:
         kind: ``custom``.
         path: ``package.module:function``, importable on every rank; called with ``input_shape`` and ``classes``.
-        options: its further keyword arguments.
+        options: its further keyword arguments; null for none.
         sites: slot id -> dotted name of the submodule whose output is the feature there.
     """
 
     kind: str = "custom"
     path: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
     sites: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -44,7 +45,7 @@ class CustomHostConfig:
             check("kind", self.kind == "custom", "must be 'custom'")
             check("path", is_dotted(self.path), "write package.module:function")
             check("sites", bool(self.sites), "name at least one, as {r0c0: module.name}")
-            reserved = {"input_shape", "classes"} & set(self.options)
+            reserved = {"input_shape", "classes"} & set(self.options or ())
             check("options", not reserved, "input_shape and classes are given by the data; leave them out")
 
 
@@ -84,12 +85,12 @@ def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], clas
     Raises:
         ConfigError: it cannot be built (see `call_builder`), or lacks a named site.
     """
-    network = call_builder(config.path, config.options, input_shape, classes, section="host")
+    network = call_builder(config.path, config.options or {}, input_shape, classes, section="host")
     known = dict(network.named_modules())
     for slot, name in config.sites.items():
         if name not in known:
-            some = ", ".join(list(known)[1:9])
-            raise ConfigError(f"host.sites.{slot} = {name!r}: the model has no such module; it has {some}, ...")
+            some = some_of(list(known)[1:])
+            raise ConfigError(f"host.sites.{slot} = {name!r}: the model has no such module; it has {some}")
     # A partial rather than a closure, so that the model can still be pickled and copied.
     network.injection_points = functools.partial(_points, dict(config.sites))  # type: ignore[assignment]
     return network
