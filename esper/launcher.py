@@ -100,7 +100,9 @@ def look_here() -> None:
 def _check_folder() -> None:
     here, ours = Path.cwd() / "esper", Path(__file__).resolve().parent
     if (here / "__init__.py").is_file() and not here.samefile(ours):
-        raise ConfigError(f"{here}: workers started here would run this esper instead of {ours}; change to another folder")
+        raise ConfigError(
+            f"{here}: workers started here would run this esper instead of {ours}; change to another folder"
+        )
 
 
 def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outcome:

@@ -43,5 +43,7 @@ def test_a_host_gives_a_logit_for_each_class_or_more(tmp_path: Path) -> None:
 
 def test_blueprints_that_fit_no_slot_are_refused_before_training(tmp_path: Path) -> None:
     join(tmp_path / "fits", HeuristicConfig(blueprints=["mlp"]), outputs=10)
-    with pytest.raises(ConfigError, match=r"controller\.blueprints: conv_light fits no slot of this host; it takes lora,"):
+    with pytest.raises(
+        ConfigError, match=r"controller\.blueprints: conv_light fits no slot of this host; it takes lora,"
+    ):
         join(tmp_path / "misfit", HeuristicConfig(blueprints=["conv_light", "mlp"]), outputs=10)

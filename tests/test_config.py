@@ -336,5 +336,8 @@ def test_a_mapping_that_is_empty_by_default_can_be_set_by_an_override(override: 
 
 
 def test_a_teacher_that_was_asked_for_and_not_named_is_missing() -> None:
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"), pytest.raises(ConfigError, match="distill.run"):
+    with (
+        initialize_config_dir(str(conf_folder()), version_base="1.3"),
+        pytest.raises(ConfigError, match=r"distill\.run"),
+    ):
         plain_of(compose("config", ["distill=default"]))

@@ -74,7 +74,9 @@ def test_bad_input_gives_one_clear_line_and_leaves_nothing(
 
 
 def test_a_model_in_the_folder_one_stands_in_is_found_as_by_the_workers(here: Path) -> None:
-    (here / "standing_here.py").write_text("from torch import nn\n\n\ndef build(input_shape, classes):\n    return nn\n")
+    (here / "standing_here.py").write_text(
+        "from torch import nn\n\n\ndef build(input_shape, classes):\n    return nn\n"
+    )
     words = ["host=custom", "host.path=standing_here:build", "host.sites={r0c0: '0'}", "launch=plan"]
     ended = subprocess.run([*TRAIN, *words], capture_output=True, text=True, timeout=200)
     assert (ended.returncode, ended.stderr) == (0, "")

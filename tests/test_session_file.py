@@ -104,7 +104,9 @@ def test_damage_is_named(path):
     path.with_name("text.pt").write_text("hello")
     for name, content in (("text.pt", b"hello"), ("s.pt", raw[: len(raw) // 2])):
         path.with_name(name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"{name}: cannot be loaded \(.*; it is damaged, or no file of session"):
+        with pytest.raises(
+            CheckpointError, match=rf"{name}: cannot be loaded \(.*; it is damaged, or no file of session"
+        ):
             restore(path.with_name(name))
     with pytest.raises(ConfigError, match="build_host = Linear: expected a function that builds the host"):
         restore(path, nn.Linear(2, 2))

@@ -64,8 +64,8 @@ def is_compiled(model: nn.Module) -> bool:
 def _named(model: nn.Module, sites: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(sites, Mapping) or not sites:
         raise ConfigError(
-            f"sites = {sites!r}: expected a mapping of slot ids to names of modules, or a pattern of names; for example "
-            '{"r0c0": "layer1"}'
+            f"sites = {sites!r}: expected a mapping of slot ids to names of modules, or a pattern of names; "
+            'for example {"r0c0": "layer1"}'
         )
     known = dict(model.named_modules())
     chosen = {slot: sites[slot] for slot in sort_slots(sites)}

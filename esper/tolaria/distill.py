@@ -46,7 +46,7 @@ class DistillConfig:
         options: its further keyword arguments; null for none.
         weight: of the soft targets, in units of the task's loss.
         temperature: T of both softmaxes.
-        features: slot id -> dotted name of the teacher's module whose output the features there are drawn to; null: none.
+        features: slot id -> dotted name of the teacher's module that the features there are drawn to; null: none.
         feature_weight: of each such pair.
         until_step: optimizer step at which the teacher is let go; null: never.
     """
