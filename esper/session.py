@@ -129,6 +129,15 @@ class Session(Loop):
 
     # looking ------------------------------------------------------------------------------------------------------
 
+    def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
+        """A plain module that computes what the model computes now; see `esper.kasmina.attach.Grown.export`.
+
+        Args:
+            example: one batch of inputs to trace and to check with; None: the one given to `attach` (a restored
+                session has none). fold, partial: as there.
+        """
+        return self.grown.export(example, fold=fold, partial=partial)
+
     def status(self, console: Console | None = None) -> Table:
         """Prints, and returns, a table of the slots: site, stage, blueprint, alpha, parameters, contribution.
 

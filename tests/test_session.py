@@ -79,6 +79,9 @@ def test_a_whole_life_in_a_users_own_loop():
     assert [event.look for event in of(session, ContributionMeasured) if event.slot == A][:2] == [1, 2]
     table = session.status()
     assert table.row_count == 2
+    plain, x = session.export(fold=False), batch(0)[0]
+    assert not any(type(module).__module__.startswith("esper") for module in plain.modules())
+    assert torch.equal(plain(x), session.grown.model.eval()(x))
     session.close()
     session.close()
 
