@@ -285,7 +285,8 @@ def test_ranks_that_disagree_on_what_learns_name_each_other_and_do_not_hang(
     """A stage forged in mid-window: rank 1 gives the reducer nothing for the seed, and goes on without rank 0."""
     ended, _ = launches["forges a stage"]
     assert [end.code for end in ended] == [76, 76]
-    assert "rank 1 was last seen in observe at step 8" in ended[0].text
+    # Whoever gives up first is seen waiting; the other then passes on what the first has said of it.
+    assert re.search("rank 1 (was last seen in observe at step 8|lost contact in observe: rank 0 was)", ended[0].text)
     assert re.search("rank 0 (was last seen in backward at step 7|lost contact in backward: rank 1 was)", ended[1].text)
     assert max(end.seconds for end in ended) < TIMEOUT + PATIENCE_S + 10.0
 
