@@ -90,7 +90,6 @@ def size_plot(plt: Any, runs: Runs) -> Any:
 
 def _spans(run: RunRecord) -> list[tuple[str, int, int, str]]:
     """(slot, first tick, last tick, stage) of every stretch that a colour stands for."""
-    last = max((line.tick for line in run.stages), default=0) + 1
     spans, open_ = [], dict[str, tuple[int, str]]()
     for line in run.stages:
         if line.slot in open_:
@@ -98,7 +97,7 @@ def _spans(run: RunRecord) -> list[tuple[str, int, int, str]]:
             spans.append((line.slot, since, line.tick, stage))
         if line.target in STAGE_COLOURS:
             open_[line.slot] = (line.tick, line.target)
-    return spans + [(slot, since, last, stage) for slot, (since, stage) in open_.items()]
+    return spans + [(slot, since, run.ticks, stage) for slot, (since, stage) in open_.items()]
 
 
 def stage_plot(plt: Any, runs: Runs) -> Any | None:
@@ -116,7 +115,15 @@ def stage_plot(plt: Any, runs: Runs) -> Any | None:
     axes.invert_yaxis()
     axes.set_xlabel("control tick")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in STAGE_COLOURS.values()]
-    axes.legend(handles, [name.lower() for name in STAGE_COLOURS], fontsize=7, ncols=6, loc="lower right")
+    axes.legend(
+        handles,
+        [name.lower() for name in STAGE_COLOURS],
+        fontsize=7,
+        ncols=6,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        frameon=False,
+    )
     return figure
 
 

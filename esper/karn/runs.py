@@ -46,7 +46,7 @@ class RunRecord:
 
     Fields:
         folder: where it lies. curve: validated ticks, in order.
-        flops, samples, steps, parameters: at the end.
+        flops, samples, steps, ticks, parameters: at the end.
         final_loss, final_accuracy: validation at the end.
         best_accuracy: of the checkpoint that validation chose, None if none was scored.
         test_loss, test_accuracy: of that checkpoint, read once.
@@ -58,6 +58,7 @@ class RunRecord:
     flops: int
     samples: int
     steps: int
+    ticks: int
     parameters: int
     final_loss: float
     final_accuracy: float
@@ -148,7 +149,8 @@ def read_run(folder: Path) -> RunRecord:
     )  # fmt: skip
     times = [record["time"] for record in records]
     return RunRecord(
-        folder=str(folder), curve=tuple(curve), flops=result["flops"], samples=result["samples"], steps=result["step"],
+        folder=str(folder), curve=tuple(curve), flops=result["flops"], samples=result["samples"],
+        steps=result["step"], ticks=result["tick"],
         parameters=result["parameters"], final_loss=_reading(result["validation_loss"], path, "validation_loss"),
         final_accuracy=_reading(result["validation_accuracy"], path, "validation_accuracy"),
         test_loss=_reading(result["test_loss"], path, "test_loss"),
