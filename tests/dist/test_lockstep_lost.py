@@ -34,6 +34,7 @@ from tests.support.tiny import act, schedule, tiny_plain
 
 A = "r0c0"
 TIMEOUT, STARTUP = 3.0, 6.0
+SLACK = 30.0  # seconds for starting and training on a loaded machine; whatever hangs, hangs longer
 Break = Callable[[], None]
 
 
@@ -216,11 +217,11 @@ def test_every_rank_that_is_left_names_the_one_that_is_not(
         assert STANDING[name] in end.text
         others = [rank for rank in range(case.ranks) if rank != case.rank]
         assert not any(f"rank {rank} was" in end.text for rank in others), "blames a victim"
-        assert end.seconds < limit + PATIENCE_S + 10.0
+        assert end.seconds < limit + PATIENCE_S + SLACK
     assert (status["status"], status["exit_code"]) == ("failed", 76)
     assert STANDING[name] in status["message"]
     if name.endswith("leaves"):
-        assert survivors[0].seconds < TIMEOUT, "a closed connection is noticed without a timeout"
+        assert "Timed out" not in survivors[0].text, "a closed connection is noticed without a timeout"
 
 
 def test_a_rank_that_never_comes_is_named_without_any_heartbeat(
@@ -228,7 +229,7 @@ def test_a_rank_that_never_comes_is_named_without_any_heartbeat(
 ) -> None:
     ended, status = launches["stops before start-up"]
     assert ended[0].code == 76
-    assert ended[0].seconds < STARTUP + 10.0
+    assert ended[0].seconds < STARTUP + SLACK
     assert status["message"].startswith("lost contact in start-up: rank 1 never arrived (")
 
 
@@ -266,7 +267,7 @@ def test_a_rank_that_raises_is_the_cause_in_everybodys_words(
     assert (ended[1].code, ended[1].text) == (70, "ValueError: this sample is cursed")
     assert ended[0].code == 76
     assert "rank 1 failed at step 5: ValueError: this sample is cursed" in ended[0].text
-    assert ended[0].seconds < TIMEOUT, "no timeout was needed"
+    assert "Timed out" not in ended[0].text, "no timeout was needed"
     assert status["exit_code"] == 76
 
 
@@ -288,7 +289,7 @@ def test_ranks_that_disagree_on_what_learns_name_each_other_and_do_not_hang(
     # Whoever gives up first is seen waiting; the other then passes on what the first has said of it.
     assert re.search("rank 1 (was last seen in observe at step 8|lost contact in observe: rank 0 was)", ended[0].text)
     assert re.search("rank 0 (was last seen in backward at step 7|lost contact in backward: rank 1 was)", ended[1].text)
-    assert max(end.seconds for end in ended) < TIMEOUT + PATIENCE_S + 10.0
+    assert max(end.seconds for end in ended) < TIMEOUT + PATIENCE_S + SLACK
 
 
 def test_another_registry_is_refused_at_the_handshake_by_its_entry(
