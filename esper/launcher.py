@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from esper.config import EsperConfig, build_config
-from esper.leyline.errors import ConfigError, EsperError, Preempted
+from esper.leyline.errors import ConfigError, EsperError, Preempted, RunDirError
 from esper.preflight import check_data
 from esper.rundir import CONFIG, STATUS, check_run, held_run, read_status, write_json
 from esper.slurm import FROM_SLURM, TimeLimit, srun_command, this_job, why
@@ -152,11 +152,26 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
             status = _status_of_silent(ended)
-            write_json(folder / STATUS, status)
+            _write_status(folder, status)
         elif status["status"] == "preempted" and ended.stopped is not None:
             status |= {"reason": why(ended.stopped) if in_slurm else ended.stopped}
-            write_json(folder / STATUS, status)
+            _write_status(folder, status)
         return _outcome(folder, status)
+
+
+def _write_status(folder: Path, status: dict[str, Any]) -> None:
+    """How the run ended, in the launcher's words.
+
+    Raises:
+        RunDirError: it cannot be written, and then most likely the workers could not write either.
+    """
+    try:
+        write_json(folder / STATUS, status)
+    except OSError as error:
+        raise RunDirError(
+            f"{folder / STATUS}: cannot be written ({error.strerror}); how the run ended stands above; see to the "
+            f"disk, then: esper resume {shlex.quote(str(folder))}"
+        ) from None
 
 
 def _status_of_silent(ended: Ended) -> dict[str, Any]:

@@ -44,6 +44,20 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """RUN/result.json.
+
+    Raises:
+        RunDirError: it cannot be written.
+    """
+    try:
+        write_json(path, result)
+    except OSError as error:
+        raise RunDirError(
+            f"{path}: cannot be written ({error.strerror}); all is trained and saved: see to the disk, then resume"
+        ) from error
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 

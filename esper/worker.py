@@ -49,7 +49,7 @@ from esper.nissa.fanout import MultiSink
 from esper.nissa.jsonl import JsonlSink
 from esper.nissa.summary import summary_table
 from esper.nissa.wandb_sink import WandbSink
-from esper.rundir import write_json
+from esper.rundir import write_json, write_result
 from esper.teacher import build_teacher
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
@@ -232,7 +232,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
         if world.rank == 0:
-            write_json(run_dir / "result.json", {**to_plain(result), "data": bundle.record})
+            write_result(run_dir / "result.json", {**to_plain(result), "data": bundle.record})
             _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
     except Exception as error:

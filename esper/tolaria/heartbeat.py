@@ -3,8 +3,12 @@
 A collective that times out says only that somebody is missing. Each rank therefore marks the phase that it enters; the
 others read the marks to name the missing one. Files on the file system that all ranks share need no server that could
 itself be the stopped rank, and reading them never blocks on a peer.
+
+A mark is dated twice: by the wall clock, and by the clock that counts from the host's boot, which no correction of the
+time moves; ranks of one host go by that one.
 """
 
+import functools
 import json
 import os
 import time
@@ -18,7 +22,7 @@ PATIENCE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Fields: rank, optimizer step, tick, phase entered, wall-clock seconds since the epoch, and an error text."""
+    """Fields: rank, optimizer step, tick, phase entered, when (in this reader's `time.time()`), and an error text."""
 
     rank: int
     step: int
@@ -48,9 +52,9 @@ class Heartbeat:
         if not error:  # an error is told from within a phase; how long that has lasted stays known
             self.marked_at = time.monotonic()
         self.phase = phase
-        line = b""
+        line, now = b"", [time.time(), _boot(), time.monotonic()]
         for length in range(min(len(error), 300), -1, -1):  # escapes lengthen a text; a cut record could not be read
-            line = json.dumps([self.step, self.tick, phase, time.time(), error[:length]]).encode()
+            line = json.dumps([self.step, self.tick, phase, now, error[:length]]).encode()
             if len(line) <= SIZE:
                 break
         os.pwrite(self._file, line.ljust(SIZE), 0)
@@ -60,7 +64,9 @@ class Heartbeat:
         marks: list[Mark | None] = []
         for rank in range(self.world_size):
             try:
-                step, tick, phase, at, error = json.loads(self._path(rank).read_bytes())
+                step, tick, phase, (at, boot, since_boot), error = json.loads(self._path(rank).read_bytes())
+                if boot and boot == _boot():
+                    at = time.time() - (time.monotonic() - since_boot)
                 marks.append(Mark(rank, step, tick, phase, at, error))
             except (OSError, ValueError):
                 marks.append(None)
@@ -108,6 +114,15 @@ class Heartbeat:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+@functools.cache
+def _boot() -> str:
+    """Which boot of which host this is; "" where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return ""
 
 
 def _victim(mark: Mark) -> bool:

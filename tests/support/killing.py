@@ -15,39 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch import Tensor
 
 from esper import worker
 from esper.config import write_config
 from esper.nissa.reading import latest, read_events
-from esper.tolaria import checkpoint
 from esper.tolaria.checkpoint import CheckpointStore
-from esper.tolaria.evaluate import Evaluator
-from esper.tolaria.growth import Growth
-from esper.tolaria.heartbeat import Heartbeat
-from esper.tolaria.world import World
 from tests.support.dist import RanksFailed, run_distributed
 from tests.support.noisy import register_noisy
-
-# Where a kill can strike. The first column is where the process then stands, by its own last mark.
-PLACES = {
-    "forward": "forward",  # half of the modules have run
-    "backward": "backward",  # half of the gradients are there
-    "measure": "measure",  # validation is done
-    "before-commit": "commit",  # decided, digests taken, nothing agreed
-    "apply": "apply",  # agreed, nothing done
-    "stage": "stage",  # a seed is built and not staged
-    "rewrap": "rewrap",  # the new wrapper stands
-    "save": "save",  # half of this rank's file is written
-    "hash": "save-commit",  # rank 0: every file is there, without a manifest
-    "rename": "save-commit",  # rank 0: the manifest is there, the folder still temporary
-    "committed": "save-commit",  # rank 0: the folder has its name, older ones are not yet removed
-    "test": "test",  # trained and saved, the test part not yet read
-}
-
-# What a thread does beside training: the process may then stand anywhere, so its own last mark says nothing.
-WRITING = ("save", "hash", "rename", "committed")
+from tests.support.places import PLACES, WRITING, strike_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,69 +39,9 @@ def _now() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _after(owner: Any, name: str, due: Callable[[], bool], before: bool = False) -> None:
-    """Lets the real function run, then kills (or kills before it)."""
-    real = getattr(owner, name)
-
-    def struck(*args: Any, **kwargs: Any) -> Any:
-        if before and due():
-            _now()
-        result = real(*args, **kwargs)
-        if due():
-            _now()
-        return result
-
-    setattr(owner, name, struck)
-
-
 def arm(kill: Kill) -> None:
     """Puts the kill in place, in this process for good."""
-    mark = Heartbeat.mark
-    beat: list[Heartbeat] = []
-
-    def due() -> bool:
-        tick = beat[0].tick + 1 if kill.place in ("forward", "backward") else beat[0].tick
-        here = kill.place in WRITING or beat[0].phase == PLACES[kill.place]
-        return bool(beat) and here and tick >= kill.tick
-
-    def marked(self: Heartbeat, phase: str, error: str = "") -> None:
-        beat[:] = [self]
-        mark(self, phase, error)
-        if kill.place in ("before-commit", "apply", "test") and due():
-            _now()
-
-    Heartbeat.mark = marked  # type: ignore[method-assign]
-
-    def in_forward(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, nn.Linear | nn.Conv2d) and torch.is_grad_enabled():
-            if kill.place == "forward" and due():
-                _now()
-            elif kill.place == "backward" and isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda grad: _now() if due() else None)
-
-    if kill.place in ("forward", "backward"):
-        register_module_forward_hook(in_forward)
-    elif kill.place == "measure":
-        _after(Evaluator, "part_sums", due)
-    elif kill.place == "stage":
-        _after(Growth, "build", due)
-    elif kill.place == "rewrap":
-        _after(World, "wrap", due)
-    elif kill.place == "hash":
-        _after(checkpoint, "_sha256", due)
-    elif kill.place in ("rename", "committed"):
-        _after(Path, "rename", due, before=kill.place == "rename")
-    elif kill.place == "save":
-        write = CheckpointStore.write
-
-        def torn(self: CheckpointStore, step: int, name: str, payload: dict[str, Any]) -> None:
-            write(self, step, name, payload)
-            if due() and name != "state.pt":
-                path = self._temporary(step) / name
-                os.truncate(path, path.stat().st_size // 2)
-                _now()
-
-        CheckpointStore.write = torn  # type: ignore[method-assign]
+    strike_at(kill.place, kill.tick, _now)
 
 
 def _rank(rank: int, run_dir: Path, kill: Kill | None, prepare: Callable[[int], None] | None) -> int:
