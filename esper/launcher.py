@@ -28,12 +28,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from esper.attempt import latest_attempt, taken_over
 from esper.config import EsperConfig, build_config
-from esper.leyline.errors import ConfigError, EsperError, Preempted, RunDirError
+from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted, RunDirError
 from esper.preflight import check_data
 from esper.rundir import CONFIG, STATUS, check_run, held_run, read_status, write_json
 from esper.slurm import FROM_SLURM, TimeLimit, srun_command, this_job, why
-from esper.supervise import Ended, agent_command, supervise, torchrun_arguments, torchrun_environment
+from esper.supervise import Ended, agent_command, rendezvous_of, supervise, torchrun_arguments, torchrun_environment
 
 LAUNCHES = ("run", "prepare", "plan")
 _FARTHER_S = 10.0  # the supervisors on the hosts use force first
@@ -148,7 +149,11 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
         print(f"esper: starting {ranks} {'rank' if ranks == 1 else 'ranks'} in {folder}", flush=True)
         limit = TimeLimit(os.environ["SLURM_JOB_ID"], config.world.grace_s) if in_slurm else lambda: None
         grace_s = config.world.grace_s + (_FARTHER_S if job else 0.0)
+        before, _ = latest_attempt(folder)
         ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
+        launch = rendezvous_of(arguments) if job is None else job.rendezvous
+        if (other := taken_over(folder, before, launch)) is not None:
+            raise LeaseError(f"{folder}: attempt {other} was begun by another launcher; this run is that one's now")
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
             status = _status_of_silent(ended)

@@ -70,6 +70,11 @@ def torchrun_arguments(
     ]
 
 
+def rendezvous_of(arguments: list[str]) -> str:
+    """Name of the rendezvous in `torchrun_arguments`; its ranks see it as TORCHELASTIC_RUN_ID."""
+    return next(word.removeprefix("--rdzv-id=") for word in arguments if word.startswith("--rdzv-id="))
+
+
 def agent_command(arguments: list[str]) -> list[str]:
     """The command line of our torchrun."""
     return [sys.executable, "-m", "esper.agent", *arguments]

@@ -6,16 +6,13 @@
 The same command is a first start, a restart by torchrun and a resume: what there is to go on from lies in RUN.
 """
 
-import json
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from esper.agent import die_with_parent
 from esper.assembly import assemble
+from esper.attempt import Attempt, begin_attempt
 from esper.closing import summarise
 from esper.config import EsperConfig, config_digest, load_config
 from esper.kasmina.blueprints import registry
@@ -36,9 +34,9 @@ from esper.leyline.errors import (
     DataError,
     DivergedError,
     EsperError,
+    LeaseError,
     LockstepError,
     Preempted,
-    RunDirError,
 )
 from esper.leyline.events import Event, Fault, RunEnded
 from esper.leyline.plain import to_plain
@@ -61,38 +59,6 @@ from esper.tolaria.handshake import code_digest, machine_fields, newest_valid_ev
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.watchdog import Watchdog
 from esper.tolaria.world import World
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """This process group's number, from 1, the run's id, and a token that proves that a rank sees RUN."""
-
-    number: int
-    run_id: str
-    token: str
-
-
-def begin_attempt(run_dir: Path, world: World) -> Attempt:
-    """Rank 0 numbers the attempt; every rank reads it back.
-
-    Raises:
-        RunDirError: RUN cannot be written (rank 0), or read (others).
-    """
-    path = run_dir / "attempt.json"
-    if world.rank == 0:
-        before: dict[str, Any] = {"number": 0, "run_id": secrets.token_hex(4)}
-        if path.exists():
-            before = json.loads(path.read_text())
-        try:
-            write_json(path, {**before, "number": before["number"] + 1, "token": secrets.token_hex(8)})
-        except OSError as error:
-            raise RunDirError(f"{path}: cannot be written ({error.strerror}); is RUN writable?") from error
-    world.meet("start-up")
-    try:
-        found = json.loads(path.read_text())
-        return Attempt(found["number"], found["run_id"], found["token"])
-    except (OSError, ValueError, KeyError):
-        return Attempt(1, "", f"rank {world.rank} cannot read {path}")
 
 
 def build_sink(config: EsperConfig, plain: Mapping[str, Any], run_dir: Path, attempt: Attempt, rank: int) -> EventSink:
@@ -165,7 +131,7 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
 
 # Failures that another start from the same files would only repeat. Under our launcher torchrun is not told of them
 # (it would spend its restarts on them); RUN/STATUS.json is.
-FINAL = (ConfigError, DataError, DivergedError)
+FINAL = (ConfigError, DataError, DivergedError, LeaseError)
 
 
 def on_stop_signals(ask: Callable[[], None]) -> None:
@@ -183,8 +149,8 @@ def on_stop_signals(ask: Callable[[], None]) -> None:
         signal.signal(number, handler)
 
 
-def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World) -> RunResult:
-    """Everything between joining the ranks and the result."""
+def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World, attempt: Attempt) -> RunResult:
+    """Everything between the beginning of an attempt and the result."""
     early: list[int] = []  # a stop asked for during start-up; SIGHUP there ends the process, as ever
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
@@ -192,9 +158,10 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     torch.set_num_threads(config.world.threads)
     if config.trainer.deterministic:
         torch.use_deterministic_algorithms(True)
-    attempt = begin_attempt(run_dir, world)
     heartbeat = world.heartbeat = Heartbeat(run_dir / "heartbeat", world.rank, world.size)
-    store = CheckpointStore(run_dir / "checkpoints", attempt=attempt.number, keep=config.checkpoint.keep)
+    store = CheckpointStore(
+        run_dir / "checkpoints", attempt=attempt.number, keep=config.checkpoint.keep, lease=attempt.check
+    )
     if world.rank == 0:
         store.clean()
     registry.load_plugins()
@@ -223,7 +190,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         del teacher  # the engine's alone, so that it can let go of it
         shake_hands(world, fields)
         if world.size > 1 and world.device.type == "cuda":
-            watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, run_dir, heartbeat))
+            watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, attempt, heartbeat))
             if world.rank == 0:
                 print("esper: reading each owner's gradient norm costs one host synchronisation a step", flush=True)
         engine.begin(choose_checkpoint(store, world, sink))
@@ -232,6 +199,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
         if world.rank == 0:
+            attempt.check()
             write_result(run_dir / "result.json", {**to_plain(result), "data": bundle.record})
             _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
@@ -248,13 +216,13 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         sink.close()
 
 
-def _stuck(text: str, run_dir: Path, heartbeat: Heartbeat) -> None:
+def _stuck(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
     """Ends a rank whose main thread waits on a device and cannot raise; from the watchdog's thread."""
     error = LockstepError(f"lost contact: {text}")
     heartbeat.mark("failed", str(error))
     print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
-    if heartbeat.rank == 0 or _speaks_for_run(heartbeat, error):
-        write_json(run_dir / "STATUS.json", {**status_of(error), "step": heartbeat.step})
+    if attempt.holds() and (heartbeat.rank == 0 or _speaks_for_run(heartbeat, error)):
+        write_json(attempt.run_dir / "STATUS.json", {**status_of(error), "step": heartbeat.step})
     os._exit(error.exit_code)
 
 
@@ -283,13 +251,15 @@ def run(config_path: Path) -> int:
     """Runs one rank to its end; returns the process's exit code (0 for a stop that was asked for)."""
     run_dir = config_path.absolute().parent
     world: World | None = None
+    attempt: Attempt | None = None
     rank = int(os.environ.get("RANK", "0"))
     failure: Exception | None = None
     status: dict[str, Any] = {"status": "done", "message": "", "exit_code": 0}
     try:
         config, plain = load_config(config_path)
         world = World(config.world, config.control)
-        result = train(config, plain, run_dir, world)
+        attempt = begin_attempt(run_dir, world)
+        result = train(config, plain, run_dir, world, attempt)
         status |= {"step": result.step, "objective": result.objective}
     except Exception as error:
         if not isinstance(error, EsperError):
@@ -303,7 +273,8 @@ def run(config_path: Path) -> int:
     shared = isinstance(failure, LockstepError | Preempted | DivergedError)  # every rank has the same words
     if status["message"] and (spokesman or not shared):
         print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
-    if spokesman:
+    ours = not isinstance(failure, LeaseError) and (attempt is None or attempt.holds())
+    if spokesman and ours:
         try:
             write_json(run_dir / "STATUS.json", status)
         except OSError as error:

@@ -51,6 +51,10 @@ class RunDirError(EsperError):
     exit_code = 74
 
 
+class LeaseError(RunDirError):
+    """A newer attempt works on the run directory; this one may write nothing more."""
+
+
 class LockstepError(EsperError):
     """Ranks stopped being one network, or a rank is missing; every rank raises the same text."""
 

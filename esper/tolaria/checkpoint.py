@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,11 @@ class CheckpointStore:
 
     Args:
         folder: ``RUN/checkpoints``. attempt: of this process group. keep: newest ones to keep.
+        lease: raises when a newer attempt has begun; asked before anything that bears a checkpoint's name is touched.
     """
 
-    def __init__(self, folder: Path, *, attempt: int, keep: int) -> None:
-        self.folder, self.attempt, self.keep = folder, attempt, keep
+    def __init__(self, folder: Path, *, attempt: int, keep: int, lease: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.attempt, self.keep, self.lease = folder, attempt, keep, lease
 
     def path(self, step: int) -> Path:
         """Folder of the committed checkpoint of a step."""
@@ -97,6 +98,7 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Removes what killed attempts left half-written; rank 0, before anybody writes."""
+        self.lease()
         for entry in self.folder.glob("step-*.tmp") if self.folder.is_dir() else ():
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -114,9 +116,11 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: a rank's file is not there.
+            LeaseError: a newer attempt has begun; nothing was touched.
             OSError: the disk says no; the save stays temporary.
         """
         folder, final = self._temporary(step), self.path(step)
+        self.lease()
         files = {}
         for name in ("state.pt", *(rank_file(rank) for rank in range(world_size))):
             path = folder / name
@@ -129,6 +133,7 @@ class CheckpointStore:
             file.flush()
             os.fsync(file.fileno())
         _fsync(folder)
+        self.lease()  # again, now that hashing is done: what is left takes no time
         if final.exists():  # an older attempt of the same step that a later one found damaged or replayed
             self._remove(step)
         folder.rename(final)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, LeaseError
 from esper.leyline.events import CheckpointSaved, Event, Fault
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.hostcopy import HostCopy
@@ -38,6 +38,7 @@ class _Job(threading.Thread):
         super().__init__(name="esper-saver", daemon=True)
         self._work, self._after = work, after
         self.error, self.ms = "", 0.0
+        self.lease: LeaseError | None = None  # lost: nothing may be saved any more
         self.start()
 
     def run(self) -> None:
@@ -47,6 +48,8 @@ class _Job(threading.Thread):
         began = time.perf_counter()
         try:
             self._work()
+        except LeaseError as error:
+            self.lease = error
         except Exception as error:  # torch.save reports a full disk as RuntimeError
             self.error = f"{type(error).__name__}: {(str(error) or 'no word').splitlines()[0]}"
         self.ms = 1e3 * (time.perf_counter() - began)
@@ -136,6 +139,9 @@ class Saver:
 
         Returns:
             What this rank has to tell: on rank 0 outcomes, on another its own failure.
+
+        Raises:
+            LeaseError: on rank 0, a newer attempt has begun.
         """
         told = self._landed(axes)
         words = [word.save for word in ranks]
@@ -173,6 +179,8 @@ class Saver:
             return []
         self._landing = None
         flight = landing.flight
+        if landing.job.lease is not None:
+            raise landing.job.lease
         if landing.job.error:
             return [self._abandon(flight, [0], landing.job.error, axes)]
         ms = flight.job.ms + landing.job.ms
@@ -185,6 +193,7 @@ class Saver:
         ]  # fmt: skip
 
     def _abandon(self, flight: _Flight, failed: list[int], error: str, axes: dict[str, int]) -> Fault:
+        self.store.lease()  # a newer attempt removes what this one was writing
         self.store.abandon(flight.step)
         text = f"save of step {flight.step} failed on rank {', '.join(map(str, failed))}"
         what = f"{text}: {error or 'see that rank'}; older checkpoints are untouched"

@@ -192,7 +192,7 @@ TABLE: dict[str, Fault] = {
     ),
     "wandb unreachable": Fault(
         phases=("start-up",), after=After.GOES_ON, says="wandb is off for the rest of this run",
-        strikes=on("note", 0), settings={"telemetry__wandb__mode": "online"},
+        strikes=on("note", 0), settings={"telemetry__wandb__mode": "online", "control__startup_timeout_s": 120.0},
         environment={"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
         tests=("tests/nissa/test_wandb.py::test_an_outage_is_one_fault_and_one_line",),
     ),
@@ -212,6 +212,10 @@ TABLE: dict[str, Fault] = {
     ),
     "two launchers on one RUN": Fault(
         phases=("start-up",), code=74, tests=("tests/test_launcher.py::test_a_second_launcher_is_told_who_has_the_run",)
+    ),
+    "an older attempt comes back": Fault(
+        phases=("forward", "commit of a save", "teardown"), code=74,
+        tests=("tests/dist/test_lease.py::test_an_attempt_that_lost_its_lease_ends_and_leaves_everything_as_it_was",),
     ),
     "restart budget used up": Fault(
         phases=("forward",), code=76, says=LOST.format(0, 1), settings=ONE_RESTART, strikes=on("kill", 1, again=True)
