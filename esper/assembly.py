@@ -32,9 +32,11 @@ from esper.tolaria.growth import Growth
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.lockstep import Lockstep
 from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.rollback import Governor
 from esper.tolaria.saver import Saver
 from esper.tolaria.state import Terms
 from esper.tolaria.task import Task
+from esper.tolaria.verdict import chance_level
 from esper.tolaria.world import World
 
 
@@ -193,6 +195,18 @@ def build_library(config: LibraryConfig, run_dir: Path) -> Library | None:
     return Library(config, run_dir / "library" if config.root is None else Path(config.root))
 
 
+def build_governor(
+    config: EsperConfig, bundle: Bundle, terms: Terms, world: World, store: CheckpointStore
+) -> Governor | None:
+    """The governor of one rank; None where nobody judges. Chance is read off the targets of up to 4,096 samples."""
+    if not config.governor.enabled:
+        return None
+    size = len(bundle.train)
+    targets = bundle.train.fetch(torch.arange(0, size, -(-size // 4096)))[1]
+    chance = chance_level(targets.flatten().tolist())
+    return Governor(config.governor, chance=chance, terms=terms, world=world, store=store)
+
+
 def assemble(
     config: EsperConfig,
     *,
@@ -238,4 +252,5 @@ def assemble(
         controller=controller, sink=sink, saver=Saver(store, world), terms=terms,
         lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
         fresh=lambda: build_grown(config, bundle, world.device), distillation=distillation,
+        governor=build_governor(config, bundle, terms, world, store),
     )  # fmt: skip

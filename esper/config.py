@@ -27,7 +27,14 @@ from esper.nissa.config import TelemetryConfig
 from esper.rules import RULES, host_slots
 from esper.strict import Reader, override_text
 from esper.tamiyo.registry import controller_config_class, controller_kinds
-from esper.tolaria.config import CheckpointConfig, ControlConfig, OptimConfig, TrainerConfig, WorldConfig
+from esper.tolaria.config import (
+    CheckpointConfig,
+    ControlConfig,
+    GovernorConfig,
+    OptimConfig,
+    TrainerConfig,
+    WorldConfig,
+)
 from esper.tolaria.data import DATASETS, data_config_class
 from esper.tolaria.distill import DistillConfig
 
@@ -73,7 +80,7 @@ class EsperConfig:
         run: where it lies. host: the network. data: what it learns from. controller: who decides.
         slots, gates: where seeds live, and what they must show. library: where births are kept, and who builds them.
         optim, trainer: how the network learns.
-        control: ticks. checkpoint: saves. distill: who teaches, if anybody.
+        control: ticks. checkpoint: saves. governor: who goes back. distill: who teaches, if anybody.
         world: processes and devices. telemetry: what is told, and where.
     """
 
@@ -89,6 +96,7 @@ class EsperConfig:
     trainer: TrainerConfig
     control: ControlConfig
     checkpoint: CheckpointConfig
+    governor: GovernorConfig
     distill: DistillConfig
     world: WorldConfig
     telemetry: TelemetryConfig
@@ -107,6 +115,7 @@ FIXED_SECTIONS: dict[str, type] = {
     "trainer": TrainerConfig,
     "control": ControlConfig,
     "checkpoint": CheckpointConfig,
+    "governor": GovernorConfig,
     "distill": DistillConfig,
     "world": WorldConfig,
     "telemetry": TelemetryConfig,

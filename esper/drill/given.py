@@ -9,8 +9,8 @@ from torch import nn
 from esper.kasmina.attach import Grown
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
+from esper.tolaria.effects import Prepare
 from esper.tolaria.growth import Growth
-from esper.tolaria.reducer import Prepare
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.world import World
 

@@ -43,7 +43,7 @@ def _slot(entry: SlotState, ticks: int, steps: int, terms: Terms) -> SlotState:
         staged=None if entry.staged is None else replace(entry.staged, proposal=0), generation=0, proposal=0,
         history=(), ramp=ramp, frozen_step=frozen, degraded_tick=tick(entry.degraded_tick), health=NO_HEALTH,
         learn_step=None if entry.learn_step is None else 0, gradient_norm=_reading(entry.gradient_norm, ticks),
-        contribution=_reading(entry.contribution, ticks),
+        contribution=_reading(entry.contribution, ticks), changed_tick=0,
     )  # fmt: skip
 
 

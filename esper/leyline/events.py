@@ -8,27 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from esper.leyline.commands import Command
+from esper.leyline.event import SCHEMA_VERSION as SCHEMA_VERSION
+from esper.leyline.event import Event as Event
 from esper.leyline.evidence import GateResult, GradientHealth, Reading
+from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
 from esper.leyline.stages import Stage
-
-SCHEMA_VERSION = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Base: the axes that every event stands on.
-
-    Fields:
-        step: optimizer steps done. tick: control ticks done. epoch: passes over the training part begun.
-    """
-
-    kind: ClassVar[str] = ""
-    level: ClassVar[str] = "lifecycle"  # "lifecycle" or "full"
-    priority: ClassVar[bool] = False
-
-    step: int
-    tick: int
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +252,8 @@ EVENTS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
         RunStarted, RunEnded, TickDone, CommandJudged, CommandRefused, GateJudged, StageChanged, RampCommitted,
-        ContributionMeasured, Rewrapped, CheckpointSaved, BirthVetoed, LibraryUsed, SlotDegraded, StepSkipped, Fault,
+        ContributionMeasured, Rewrapped, CheckpointSaved, BirthVetoed, LibraryUsed, SlotDegraded, StepSkipped,
+        SnapshotTaken, Panic, RolledBack, BreakerChanged, Fault,
     )
 }  # fmt: skip
 _all_kinds = {cls.kind for cls in (*Event.__subclasses__(), *CommandJudged.__subclasses__())}

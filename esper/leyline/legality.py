@@ -1,10 +1,11 @@
 """What is legal for one slot: one function for every controller and for the reducer that has the last word.
 
-Legality follows from the edge table, dwell, ramps, budgets and embargo. Evidence is not its business: that is what
-gates are for.
+Legality follows from the edge table, dwell, ramps, budgets, embargo and the breaker. Evidence is not its business: that
+is what gates are for.
 """
 
 from esper.leyline.alpha import AlphaMode
+from esper.leyline.breaker import why_no_birth
 from esper.leyline.commands import Command
 from esper.leyline.observation import BlueprintInfo, Budgets, Observation, SlotObservation
 from esper.leyline.stages import Op, Stage, edges_from
@@ -38,6 +39,11 @@ def why_illegal(observation: Observation, view: SlotObservation, op: Op) -> str 
     if op is Op.GERMINATE:
         if not view.catalogue:
             return "no blueprint fits this slot"
+        if view.embargo_left > 0:
+            return f"barred after a rollback, {view.embargo_left} ticks left"
+        halt = why_no_birth(observation.breaker)
+        if halt is not None:
+            return halt
         return spent_budget(observation.budgets)
     if op is Op.PRUNE:
         return None

@@ -6,10 +6,11 @@ Every field is measured, stale or absent; no field is filled with a default beca
 from dataclasses import dataclass
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator
+from esper.leyline.breaker import BreakerView
 from esper.leyline.evidence import GateResult, GradientHealth, Reading
 from esper.leyline.stages import Stage
 
-OBSERVATION_VERSION = 2
+OBSERVATION_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class SlotObservation:
         nonfinite_steps: steps since the last tick whose gradient for this slot was not finite.
         degraded: ranks on which the seed runs by a fallback taken at run time.
         verdict: the gate on the way forward, judged on present evidence; None where no gate leads on.
-        embargo_left: ticks until the slot is empty again.
+        embargo_left: ticks until a seed may germinate here: the slot cools down, or is barred after a rollback.
         catalogue: blueprints that fit this slot.
     """
 
@@ -130,7 +131,7 @@ class Observation:
         validation_loss, validation_accuracy: on the validation part; the standard error is over samples.
         host_gradient_norm, host_health: of the host's reduced gradient since the last tick.
         skipped_steps: optimizer steps skipped since the last tick for a non-finite host gradient.
-        budgets: what may still be spent.
+        budgets: what may still be spent. breaker: whether seeds may be born at all.
         slots: row-major.
     """
 
@@ -146,6 +147,7 @@ class Observation:
     host_health: GradientHealth
     skipped_steps: int
     budgets: Budgets
+    breaker: BreakerView
     slots: tuple[SlotObservation, ...]
     version: int = OBSERVATION_VERSION
 

@@ -29,13 +29,15 @@ class Op(IntEnum):
 class Mechanical(StrEnum):
     """Causes of a stage change that nobody commands.
 
-    QUARANTINE: its gradient was not finite. DEGRADED: it ran by a fallback for too long.
+    QUARANTINE: its gradient was not finite. DEGRADED: it ran by a fallback for too long. ROLLBACK: it was blamed for a
+    panic that the run was rolled back from.
     """
 
     RAMP_END = "RAMP_END"
     COOLDOWN = "COOLDOWN"
     QUARANTINE = "QUARANTINE"
     DEGRADED = "DEGRADED"
+    ROLLBACK = "ROLLBACK"
 
 
 class Gate(IntEnum):
@@ -153,7 +155,7 @@ EDGES: tuple[Edge, ...] = (
     *(
         Edge(stage, cause, Stage.PRUNED)
         for stage in (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
-        for cause in (Op.PRUNE, Mechanical.QUARANTINE, Mechanical.DEGRADED)
+        for cause in (Op.PRUNE, Mechanical.QUARANTINE, Mechanical.DEGRADED, Mechanical.ROLLBACK)
     ),
     Edge(Stage.BLENDING, Op.PRUNE, Stage.BLENDING),
     Edge(Stage.HOLDING, Op.PRUNE, Stage.BLENDING),

@@ -3,8 +3,8 @@
     ━━━━━━━━━━━━━━━╸━━━━━━━━━ 350/600  0:00:12 left 0:00:09  loss 0.412  acc 87.1%  val 0.390 88.2%
     r0c0 BLENDING 0.45 conv_light   r0c1 EMPTY   r1c0 FOSSILIZED 1.00 conv_heavy
 
-Stage changes, refusals, vetoes, skipped steps and faults get a line each, above the bar. Wall-clock time decides only
-how often a plain line is shown.
+Stage changes, refusals, vetoes, skipped steps, panics, rollbacks and faults get a line each, above the bar. Wall-clock
+time decides only how often a plain line is shown.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ from esper.leyline.events import (
     TickDone,
 )
 from esper.leyline.evidence import Reading
+from esper.leyline.governing import BreakerChanged, Panic, RolledBack
 from esper.leyline.stages import Stage
 from esper.nissa.config import ConsoleMode
 
@@ -76,6 +77,19 @@ def _scores(event: TickDone) -> str:
     )
 
 
+def _rollback(event: RolledBack) -> str:
+    blamed = zip(event.blamed, event.blamed_ticks, strict=True)
+    what = [f"{slot} blamed for its change at tick {tick}" for slot, tick in blamed]
+    if event.skipped_steps:
+        what.append(f"samples of steps {event.skipped_from} to {event.skipped_from + event.skipped_steps} left out")
+    slow = "" if event.recovery_ms <= event.budget_ms else f", more than the {event.budget_ms:.0f} it may take"
+    place = {"ram": "memory", "disk": "disk"}[event.source]
+    return (
+        f"back to step {event.to_step} from {place} in {event.recovery_ms:.0f} ms{slow}, replay {event.replay}: "
+        f"{'; '.join(what)}"
+    )
+
+
 def describe(event: Event) -> tuple[str, str] | None:
     """One line for an event that people want to see at once, and its style; None for all others."""
     at = f"step {event.step}"
@@ -92,6 +106,14 @@ def describe(event: Event) -> tuple[str, str] | None:
         return f"{at}  {event.count} steps skipped from step {event.first_step}: gradient not finite{ranks}", "red"
     if isinstance(event, Fault):
         return f"{at}  fault in {event.where}: {event.what}", "bold red"
+    if isinstance(event, Panic):
+        return f"{at}  panic, {event.symptom}: {event.words}", "bold red"
+    if isinstance(event, RolledBack):
+        return f"{at}  {_rollback(event)}", "bold yellow"
+    if isinstance(event, BreakerChanged):
+        left = f", {event.ticks_left} ticks" if event.ticks_left else ""
+        by = " by hand" if event.manual else ""
+        return f"{at}  breaker of growth {event.source.name} -> {event.target.name}{by}{left}: {event.reason}", "yellow"
     if isinstance(event, CheckpointSaved):
         return f"{at}  checkpoint {event.path}", "dim"
     if isinstance(event, RunStarted):

@@ -52,6 +52,10 @@ def read_events(path: str | os.PathLike[str]) -> list[Record]:
     return records
 
 
+# What happened when it happened, whatever became of the steps around it.
+ALWAYS = ("fault", "panic", "rollback", "breaker")
+
+
 def _key(record: Record) -> tuple[Any, ...]:
     payload = record["payload"]
     slot = payload.get("slot") or (payload.get("command") or {}).get("slot")
@@ -59,34 +63,44 @@ def _key(record: Record) -> tuple[Any, ...]:
 
 
 def latest(records: list[Record]) -> list[Record]:
-    """The records of the run as it stands: what a newer attempt did again is taken from it.
+    """The records of the run as it stands: what was done again is taken from where it was done last.
 
-    An attempt begins at the step of its ``run_started`` (without one, at its first record). Beyond that step older
-    attempts count no more. At that very step an older record stays unless the newer attempt wrote one of the same
-    rank, step, tick, kind and slot: the tick that the checkpoint was taken at is not trained again. An attempt that
-    resumed from nothing replaces all before it. Faults happened when they happened and always stay.
+    An attempt begins at the step of its ``run_started`` (without one, at its first record), and so does what follows a
+    ``rollback``, at the step that it went back to. Beyond that step older records count no more. At that very step an
+    older record stays unless a newer attempt has one of the same rank, step, tick, kind and slot: the tick that the
+    checkpoint was taken at is not trained again. An attempt that resumed from nothing replaces all before it. Faults,
+    panics, rollbacks and the breaker's turns happened when they happened and always stay.
     """
-    begins: dict[int, int] = {}
-    fresh: set[int] = set()
-    keys: dict[int, set[tuple[Any, ...]]] = {}
+    parts: list[tuple[int, int]] = []  # of each record: attempt, and rollbacks in it so far
+    rollbacks: dict[int, int] = {}
+    begins: dict[tuple[int, int], int] = {}
+    fresh: set[tuple[int, int]] = set()
+    keys: dict[tuple[int, int], set[tuple[Any, ...]]] = {}
     for record in records:
         attempt = record["attempt"]
-        keys.setdefault(attempt, set()).add(_key(record))
+        part = (attempt, rollbacks.get(attempt, 0))
+        parts.append(part)
+        keys.setdefault(part, set()).add(_key(record))
         if record["kind"] == "run_started":
-            begins[attempt] = record["step"]
+            begins[part] = record["step"]
             if record["payload"]["resumed_from"] is None:
-                fresh.add(attempt)
-    for record in records:
-        begins.setdefault(record["attempt"], record["step"])
+                fresh.add(part)
+        elif record["kind"] == "rollback":
+            rollbacks[attempt] = part[1] + 1
+            begins[attempt, part[1] + 1] = record["payload"]["to_step"]
+    for record, part in zip(records, parts, strict=True):
+        begins.setdefault(part, record["step"])
 
-    def stands(record: Record) -> bool:
-        if record["kind"] == "fault":
+    def stands(record: Record, own: tuple[int, int]) -> bool:
+        if record["kind"] in ALWAYS:
             return True
-        for attempt, begin in begins.items():
-            if attempt <= record["attempt"] or record["step"] < begin:
+        for part, begin in begins.items():
+            if part <= own or record["step"] < begin:
                 continue
-            if record["step"] > begin or attempt in fresh or _key(record) in keys[attempt]:
+            if record["step"] > begin or part in fresh:
+                return False
+            if part[0] > own[0] and _key(record) in keys.get(part, ()):
                 return False
         return True
 
-    return [record for record in records if stands(record)]
+    return [record for record, part in zip(records, parts, strict=True) if stands(record, part)]

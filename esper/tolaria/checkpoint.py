@@ -28,7 +28,7 @@ import torch
 from esper.leyline.errors import CheckpointError
 from esper.leyline.plain import from_plain, to_plain
 
-FORMAT = 2
+FORMAT = 3
 
 
 def rank_file(rank: int) -> str:
@@ -150,6 +150,18 @@ class CheckpointStore:
         stale = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
         path.rename(stale)
         shutil.rmtree(stale, ignore_errors=True)
+
+    def set_aside(self, after: int) -> list[int]:
+        """Takes the name from every checkpoint after step ``after``, so that nobody goes on from it (rank 0).
+
+        They stay as ``aside-<step>``, until the next ones are set aside.
+        """
+        steps = [step for step in self.steps() if step > after]
+        for old in self.folder.glob("aside-*") if steps else ():
+            shutil.rmtree(old, ignore_errors=True)
+        for step in steps:
+            self.path(step).rename(self.folder / f"aside-{step:08d}")
+        return steps
 
     def _retain(self, newest: int) -> None:
         best = self.best()

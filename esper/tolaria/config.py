@@ -1,4 +1,4 @@
-"""Settings of the training engine: optimizer, trainer, lockstep, checkpoints, world."""
+"""Settings of the training engine: optimizer, trainer, lockstep, checkpoints, governor, world."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -191,6 +191,64 @@ class CheckpointConfig:
         with Checks(self) as check:
             check("every_ticks", self.every_ticks >= 0, "ticks, must be >= 0")
             check("keep", self.keep >= 1, "must be >= 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class GovernorConfig:
+    """When a run is judged sick, what it goes back to, and how long growth waits then.
+
+    Fields:
+        enabled: judge at every tick, keep snapshots, roll back.
+        history: losses of healthy ticks that a new one is compared with. min_history: fewer say nothing.
+        deviations: robust standard deviations (1.4826 times the median absolute deviation) above the median, and
+        rise: nats as a share of the chance level, that a loss must *both* exceed to be out of line.
+        patience: ticks out of line in a row that are a panic; what is not finite is one at once.
+        blowup: multiples of the chance level (or of the least loss so far, if that is more) above which a training loss
+        has diverged however it came there.
+        collapse: share of the chance level from which a training loss is collapsed, if its median had been below
+        clearly_better: another share of it.
+        snapshot_ticks: ticks between snapshots in memory; a save takes one too. ring: how many are kept, by each rank.
+        blame_ticks: a change in a slot older than this, in ticks, is not blamed.
+        embargo_ticks: ticks for which no seed germinates in a slot that was blamed.
+        max_replays: rollbacks without a recovery between them, after which the run ends as diverged.
+        recover_ticks: healthy ticks beyond the tick of the panic that are a recovery.
+        cool_ticks: ticks without births after the first panic that growth is blamed for; each further one doubles it.
+        trial_ticks: healthy ticks that one seed must then stand blended before others may be born.
+        max_trips: panics that growth is blamed for, without a success between them, after which births stay forbidden.
+    """
+
+    enabled: bool = True
+    history: int = 16
+    min_history: int = 8
+    deviations: float = 6.0
+    rise: float = 0.1
+    patience: int = 2
+    blowup: float = 3.0
+    collapse: float = 0.95
+    clearly_better: float = 0.8
+    snapshot_ticks: int = 5
+    ring: int = 3
+    blame_ticks: int = 10
+    embargo_ticks: int = 50
+    max_replays: int = 3
+    recover_ticks: int = 10
+    cool_ticks: int = 20
+    trial_ticks: int = 5
+    max_trips: int = 3
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("min_history", self.min_history >= 3, "ticks, must be >= 3")
+            check("history", self.history >= self.min_history, "ticks, must not be below governor.min_history")
+            check("deviations", self.deviations > 0, "must be > 0")
+            check("rise", self.rise > 0, "must be > 0")
+            for name in ("patience", "snapshot_ticks", "blame_ticks", "cool_ticks", "trial_ticks", "max_trips"):
+                check(name, getattr(self, name) >= 1, "must be >= 1")
+            check("blowup", self.blowup > 1, "must be > 1")
+            check("clearly_better", 0 < self.clearly_better < self.collapse, "must be between 0 and governor.collapse")
+            check("ring", self.ring >= 2, "must be >= 2: one that is cleared, and one that is yet to be")
+            for name in ("embargo_ticks", "max_replays", "recover_ticks"):
+                check(name, getattr(self, name) >= 0, "must be >= 0")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -59,6 +59,22 @@ def topology_of(state: RunState) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def result_of(
+    state: RunState, grown: Grown, *, objective: float | None, best: int | None, loss: Reading, accuracy: Reading
+) -> RunResult:
+    """The result of a run that ended in ``state``.
+
+    Args:
+        grown: the network at the end. best: checkpoint that validation chose. loss, accuracy: its test reading.
+    """
+    return RunResult(
+        step=state.step, tick=state.tick, validation_loss=state.validation_loss,
+        validation_accuracy=state.validation_accuracy, best_step=best, test_loss=loss, test_accuracy=accuracy,
+        objective=objective, samples=state.samples, flops=state.flops,
+        parameters=sum(p.numel() for p in grown.model.parameters()), topology=topology_of(state),
+    )  # fmt: skip
+
+
 def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:
     """The network of a checkpoint, beside the one that was trained.
 

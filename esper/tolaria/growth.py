@@ -29,9 +29,9 @@ from esper.kasmina.phases import Phase, learns, phase_of
 from esper.kasmina.regions import Region
 from esper.kasmina.slot import SeedSlot
 from esper.leyline.stages import Stage
+from esper.tolaria.effects import Discard, Effect, Prepare, Register, Uproot
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.parameters import ParameterRegistry
-from esper.tolaria.reducer import Discard, Effect, Prepare, Register, Uproot
 from esper.tolaria.staging import check_forward, check_weights, veto_of
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.wire import Veto

@@ -15,136 +15,32 @@ the model (alpha, phase, what learns) follows from the state.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from esper.kasmina.config import EvidencePolicy, Incubation
+from esper.kasmina.config import Incubation
 from esper.kasmina.gates import judge
-from esper.kasmina.lifecycle import SlotState, Transition, move
-from esper.leyline.alpha import Curve, Operator, Ramp
+from esper.kasmina.lifecycle import SlotState
 from esper.leyline.commands import Command
 from esper.leyline.events import (
     BirthVetoed,
     CommandJudged,
     CommandRefused,
-    Event,
-    GateJudged,
-    RampCommitted,
-    StageChanged,
 )
-from esper.leyline.evidence import GateResult
 from esper.leyline.legality import why_refused
 from esper.leyline.stages import Gate, Mechanical, Op, Stage
+from esper.tolaria.breaker import begun
+from esper.tolaria.changes import Changes
+from esper.tolaria.effects import Outcome, Prepare, Register
 from esper.tolaria.looks import next_look
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import GATE_AHEAD, facts_of, observe, verdict_ahead
 from esper.tolaria.wire import Veto
 
 
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Build the seed beside the model; nothing is registered yet."""
-
-    slot: str
-    command: Command
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    """Plant the staged seed and give it an optimizer group."""
-
-    slot: str
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Let go of the staged seed."""
-
-    slot: str
-
-
-@dataclass(frozen=True, slots=True)
-class Uproot:
-    """Remove the seed from model, optimizer and reducer."""
-
-    slot: str
-
-
-Effect = Prepare | Register | Discard | Uproot
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a tick did. ``state`` is the new agreed state."""
-
-    state: RunState
-    effects: list[Effect] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-
-
-class _Reduction:
+class _Reduction(Changes):
     def __init__(self, state: RunState, terms: Terms, stage_ticks: int) -> None:
-        self.out = Outcome(state)
-        self.terms = terms
+        super().__init__(state, terms)
         self.stage_ticks = stage_ticks
-        self.moved: set[str] = set()
-        self.axes = {"step": state.step, "tick": state.tick, "epoch": state.epoch}
-
-    @property
-    def state(self) -> RunState:
-        return self.out.state
-
-    def put(self, slot: SlotState) -> None:
-        self.out.state = self.state.with_slots({slot.slot: slot})
-
-    def move(self, slot: SlotState, cause: Op | Mechanical, target: Stage, proposal: int = 0) -> SlotState:
-        after, happened = move(
-            slot, cause, target, tick=self.state.tick, proposal=proposal, history=self.terms.slots_config.history
-        )
-        self.put(after)
-        self.moved.add(slot.slot)
-        self._tell(happened)
-        if target is Stage.PRUNED:
-            self.out.effects.append(Uproot(slot.slot))
-        return after
-
-    def _tell(self, happened: Transition) -> None:
-        if happened.source is not happened.target:
-            self.out.events.append(
-                StageChanged(
-                    **self.axes, slot=happened.slot, source=happened.source, target=happened.target,
-                    cause=happened.cause, generation=happened.generation, blueprint=happened.blueprint,
-                    proposal=happened.proposal,
-                )
-            )  # fmt: skip
-
-    def ramp(self, slot: SlotState, *, target: float, ticks: int, curve: Curve, steepness: float, op: Operator) -> None:
-        """Commits a path from the present alpha; it begins with the coming optimizer step."""
-        step = self.state.step
-        start, (now, _) = slot.alpha(step), slot.operators(step)
-        if op.is_gated and slot.stage is Stage.HOLDING:  # from full alpha to full alpha: what it would be there
-            op = Operator.ADD
-        ramp = Ramp(
-            start=start, target=target, first_step=step, last_step=step + ticks * self.terms.tick_steps,
-            curve=curve, steepness=steepness, operator=op,
-            fades_from=now if start > 0.0 and now is not op else None,  # at alpha 0 there is nothing to fade
-        )  # fmt: skip
-        self.put(replace(slot, operator=op, ramp=ramp, request=None))
-        self.out.events.append(
-            RampCommitted(
-                **self.axes, slot=slot.slot, start=start, target=target, first_step=ramp.first_step,
-                last_step=ramp.last_step, curve=curve.name, operator=op.name,
-                fades_from=None if ramp.fades_from is None else ramp.fades_from.name,
-            )
-        )  # fmt: skip
-
-    def blend(self, slot: SlotState) -> None:
-        """Starts the ramp that the birth command chose."""
-        assert slot.curve is not None
-        assert slot.operator is not None
-        self.ramp(
-            slot, target=slot.target, ticks=slot.tempo, curve=slot.curve, steepness=slot.steepness, op=slot.operator
-        )
 
     # 1 ------------------------------------------------------------------------------------------------------------
 
@@ -175,11 +71,6 @@ class _Reduction:
             )  # fmt: skip
             self.move(born, Op.GERMINATE, Stage.GERMINATED, command.proposal)
             self.out.effects.append(Register(slot.slot))
-
-    def discard(self, slot: SlotState) -> None:
-        """A staged seed is let go: nothing has changed, so its germination is not spent either."""
-        self.out.state = replace(self.state, germinations=self.state.germinations - 1)
-        self.out.effects.append(Discard(slot.slot))
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
@@ -227,14 +118,11 @@ class _Reduction:
         self.out.events.append(CommandJudged(**self.axes, command=command, applied=True, reason=command.reason))
         _APPLY[command.op](self, slot, command)
 
-    def judged(self, slot: str, result: GateResult) -> None:
-        enforced = self.terms.gates.evidence == EvidencePolicy.ENFORCE
-        self.out.events.append(GateJudged(**self.axes, slot=slot, enforced=enforced, result=result))
-
     def germinate(self, slot: SlotState, command: Command) -> None:
         staged = replace(command, reason="")
         self.put(replace(slot, staged=staged, staged_tick=self.state.tick, proposal=command.proposal))
-        self.out.state = replace(self.state, germinations=self.state.germinations + 1)
+        governor = replace(self.state.governor, breaker=begun(self.state.governor.breaker, slot.slot))
+        self.out.state = replace(self.state, germinations=self.state.germinations + 1, governor=governor)
         self.out.effects.append(Prepare(slot.slot, staged, slot.generation + 1))
         self.moved.add(slot.slot)
 

@@ -16,6 +16,7 @@ from esper.leyline.plain import from_plain, to_plain
 from esper.tolaria.checkpoint import FORMAT, CheckpointStore, rank_file
 from esper.tolaria.growth import Growth
 from esper.tolaria.ownership import ParameterOwner
+from esper.tolaria.ring import Generation
 from esper.tolaria.state import RunState
 from esper.tolaria.world import World
 
@@ -125,34 +126,44 @@ def plant_record(grown: Grown, growth: Growth, state: RunState, *, own: bool) ->
                 growth.owner.register(entry.slot)
 
 
-def restore(
-    store: CheckpointStore, step: int, grown: Grown, owner: ParameterOwner, growth: Growth, world: World, seed: int
-) -> tuple[RunState, dict[str, Any]]:
-    """Rebuilds a run from a verified checkpoint: topology, weights, moments, random numbers, staged births.
+def read(store: CheckpointStore, step: int, world: World) -> Generation:
+    """Reads a verified checkpoint for this rank; nothing else is touched.
 
-    The model may have grown meanwhile, in whatever way: first of all everything that stands or waits is uprooted, so
-    that what comes out is the same as from a fresh start. Files are read and checked before anything is touched. On
-    another world size a rank without a file of its own draws from a stream keyed by (seed, rank, step).
-
-    Returns:
-        The agreed state, and the whole common payload.
+    Raises:
+        CheckpointError: a key is missing or unknown; the text names it.
     """
     payload, state = read_common(store, step)
-    if [entry.slot for entry in state.slots] != list(grown.slots):
-        have = ", ".join(grown.slots)
-        raise CheckpointError(f"{store.path(step)}: its slots are not this model's ({have})")
     name, own = rank_file(world.rank), None
-    if name in store.manifest(step).files and store.manifest(step).world_size == world.size:
+    manifest = store.manifest(step)
+    if name in manifest.files and manifest.world_size == world.size:
         own = store.load(step, name)
         _keys(own, OWN_KEYS, str(store.path(step) / name))
+    return Generation(state, payload, own, str(store.path(step)), "disk", cleared=True)
+
+
+def put_back(
+    generation: Generation, grown: Grown, owner: ParameterOwner, growth: Growth, world: World, seed: int
+) -> None:
+    """Makes the run what a generation says: topology, weights, moments, random numbers, staged births.
+
+    The model may have grown meanwhile, in whatever way: first of all everything that stands or waits is uprooted, so
+    that what comes out is the same as from a fresh start. On another world size a rank without random numbers of its
+    own draws from a stream keyed by (seed, rank, step). Its tensors are copied from.
+
+    Raises:
+        CheckpointError: it does not fit this model; the text says where it lies.
+    """
+    state, where = generation.state, generation.where
+    if [entry.slot for entry in state.slots] != list(grown.slots):
+        have = ", ".join(grown.slots)
+        raise CheckpointError(f"{where}: its slots are not this model's ({have})")
     growth.clear()
     plant_record(grown, growth, state, own=True)
-    load_model(grown, payload["model"], str(store.path(step) / "state.pt"))
-    owner.load_by_name(payload["optimizer"])
+    load_model(grown, generation.common["model"], where)
+    owner.load_by_name(generation.common["optimizer"])
     owner.set_lr(state.step, {entry.slot: entry.learn_step for entry in state.slots})
     growth.restage(state)
-    if own is not None:
-        set_rng_state(own, world.device)
+    if generation.own is not None:
+        set_rng_state(generation.own, world.device)
     else:
-        torch.manual_seed(seed * 1_000_003 + world.rank * 7919 + step)
-    return state, payload
+        torch.manual_seed(seed * 1_000_003 + world.rank * 7919 + state.step)

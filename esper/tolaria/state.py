@@ -1,7 +1,7 @@
 """What all ranks agree on, and the terms under which it changes. Plain, frozen data; a checkpoint stores it whole."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from esper.kasmina.config import GateConfig, SlotsConfig
 from esper.kasmina.lifecycle import SlotState
@@ -12,6 +12,7 @@ from esper.leyline.observation import BlueprintInfo, Budgets, ChannelInfo
 from esper.leyline.slots import parse_slot
 from esper.leyline.stages import Stage
 from esper.tolaria.account import Costs
+from esper.tolaria.governed import Governed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class RunState:
         host_norm, host_health: mean L2 norm of the host's reduced gradient, and how healthy it was.
         skipped, skipped_in_row: optimizer steps skipped since the last tick; in a row at its end.
         samples: training samples seen. flops: training FLOPs spent, None where nobody keeps an account.
+        governor: what is agreed about the health of the run; as at the beginning where no governor judges.
     """
 
     tick: int = 0
@@ -46,6 +48,7 @@ class RunState:
     skipped_in_row: int = 0
     samples: int = 0
     flops: int | None = None
+    governor: Governed = field(default_factory=Governed)
 
     def slot(self, slot: str) -> SlotState:
         """The record of one slot; KeyError if there is none."""

@@ -21,12 +21,13 @@ from esper.leyline.errors import one_line
 from esper.leyline.observation import Observation
 from esper.leyline.protocols import Controller
 from esper.tolaria.config import ControlConfig
+from esper.tolaria.effects import Outcome
 from esper.tolaria.evaluate import average_running_statistics
 from esper.tolaria.growth import Growth
 from esper.tolaria.lockstep import Lockstep
 from esper.tolaria.narrate import Narrator
 from esper.tolaria.propose import propose
-from esper.tolaria.reducer import Outcome, reduce_tick
+from esper.tolaria.reducer import reduce_tick
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import absorb, observe
 from esper.tolaria.window import Window

@@ -222,7 +222,7 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         nonfinite_steps=slot.nonfinite_steps,
         degraded=slot.degraded,
         verdict=verdict_ahead(state, slot, terms),
-        embargo_left=embargo_left(slot, state.tick, terms),
+        embargo_left=max(embargo_left(slot, state.tick, terms), state.governor.barred.get(slot.slot, 0) - state.tick),
         catalogue=terms.catalogue[slot.slot],
     )
 
@@ -243,5 +243,6 @@ def observe(state: RunState, terms: Terms) -> Observation:
         host_health=state.host_health.aged(state.tick, fresh),
         skipped_steps=state.skipped,
         budgets=terms.budgets(state),
+        breaker=state.governor.breaker.view(state.tick),
         slots=tuple(_observe_slot(state, slot, terms) for slot in state.slots),
     )

@@ -24,8 +24,10 @@ class Window:
         self.skipped_in_row = skipped_in_row
         self.reset()
 
-    def reset(self) -> None:
-        """Begins a new window; a row of skipped steps goes on over a tick."""
+    def reset(self, skipped_in_row: int | None = None) -> None:
+        """Begins a new window; a row of skipped steps goes on over a tick, unless another one is given."""
+        if skipped_in_row is not None:
+            self.skipped_in_row = skipped_in_row
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)  # loss, correct, count, non-finite
         self._norms: dict[str, float] = defaultdict(float)
         self._steps: dict[str, int] = defaultdict(int)

@@ -19,7 +19,7 @@ from benching.harness import Ratio, engine_for, interleave, ratio_of
 from esper.kasmina.library import Library, LibraryConfig
 from esper.leyline.commands import Command
 from esper.leyline.stages import Op
-from esper.tolaria.reducer import Discard, Prepare
+from esper.tolaria.effects import Discard, Prepare
 
 SLOT, SEED, DIM, STEPS = "r0c0", "mlp", 1024, 4
 HOST = [

@@ -167,7 +167,7 @@ RANKS = 2
 def config(device: str) -> EsperConfig:
     return tiny_config(
         "cnn", trainer__steps=26, trainer__max_skips=2, trainer__max_consecutive=7, control__every=2,
-        control__digest_every=2, control__timeout_s=10.0, world__device=device,
+        control__digest_every=2, control__timeout_s=10.0, world__device=device, governor__enabled=False,
     )  # fmt: skip
 
 

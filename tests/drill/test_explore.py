@@ -10,7 +10,7 @@ import pytest
 from esper.drill import explore as rooms
 from esper.drill.explore import Broken, Explorer, Small
 from esper.tolaria import lockstep, reducer, tick
-from esper.tolaria.reducer import Outcome
+from esper.tolaria.effects import Outcome
 from esper.tolaria.wire import Failure
 
 

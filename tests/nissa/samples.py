@@ -1,6 +1,7 @@
 """One event of every class, with values that tell fields apart."""
 
 from esper.leyline.alpha import Curve
+from esper.leyline.breaker import BreakerPhase
 from esper.leyline.commands import Command
 from esper.leyline.events import (
     BirthVetoed,
@@ -22,6 +23,7 @@ from esper.leyline.events import (
     TickDone,
 )
 from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, GradientHealth, Reading, Status, measured
+from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
 from esper.leyline.stages import Gate, Op, Stage
 
 SLOTS = ("r0c0", "r0c1")
@@ -166,5 +168,28 @@ SAMPLES = (
     SlotDegraded(**axes(6), slot="r0c0", blueprint="norm", ranks=1, reason="recompile limit", pruned=False),
     StepSkipped(**axes(6), count=2, ranks=(1,), first_step=55),
     fault(6),
+    SnapshotTaken(**axes(6), bytes=4096, copy_ms=0.25),
+    Panic(**axes(7), symptom="DIVERGENCE", words="training loss 9 against 1", healthy_step=50),
+    RolledBack(
+        **axes(7),
+        to_step=40,
+        to_tick=4,
+        source="ram",
+        replay=2,
+        blamed=("r0c1",),
+        blamed_ticks=(3,),
+        skipped_from=50,
+        skipped_steps=20,
+        recovery_ms=12.5,
+        budget_ms=500.0,
+    ),
+    BreakerChanged(
+        **axes(7),
+        source=BreakerPhase.ALLOWED,
+        target=BreakerPhase.COOLING,
+        ticks_left=20,
+        reason="blamed",
+        manual=False,
+    ),
     RunEnded(**axes(7), status="done", summary={"accuracy": 0.9, "grown": ["r0c0"], "nested": {"a": None}}),
 )

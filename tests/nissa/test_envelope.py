@@ -38,7 +38,7 @@ def test_the_envelope_numbers_and_names():
         (lambda r: r.pop("seq"), r"missing \['seq'\]"),
         (lambda r: r.update(extra=1), r"unknown \['extra'\]"),
         (lambda r: r.update(schema=1), "schema 1"),
-        (lambda r: r.update(kind="party"), "kind 'party'; kinds are checkpoint,"),
+        (lambda r: r.update(kind="party"), "kind 'party'; kinds are breaker, checkpoint,"),
         (lambda r: r.update(payload=[]), "payload must be a mapping, got list"),
         (lambda r: r["payload"].pop("what"), "Fault: missing what"),
         (lambda r: r["payload"].update(step=4), "Fault: unknown step"),

@@ -58,7 +58,7 @@ def test_everything_comes_back_in_order(tmp_path):
     [
         (Level.FULL, [event.kind for event in SAMPLES]),
         (Level.LIFECYCLE, [event.kind for event in SAMPLES if event.level == "lifecycle"]),
-        (Level.OFF, ["refusal", "veto", "degraded", "skipped", "fault"]),
+        (Level.OFF, ["refusal", "veto", "degraded", "skipped", "fault", "panic", "rollback", "breaker"]),
     ],
 )
 def test_levels(tmp_path, level, expected):

@@ -16,7 +16,8 @@ from esper.leyline.events import CommandRefused, Event, StageChanged
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.slots import parse_slot
 from esper.leyline.stages import Op, Stage
-from esper.tolaria.reducer import Outcome, reduce_tick
+from esper.tolaria.effects import Outcome
+from esper.tolaria.reducer import reduce_tick
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import absorb
 from esper.tolaria.wire import ObserveLayout, Veto

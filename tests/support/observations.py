@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator
+from esper.leyline.breaker import BreakerView
 from esper.leyline.commands import Command
 from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, Reading, measured
 from esper.leyline.legality import why_refused
@@ -56,7 +57,7 @@ def observe(*views: SlotObservation, tick: int = 5, **changes: Any) -> Observati
         "tick": tick, "step": 10 * tick, "total_steps": 1000, "remaining": 1 - tick / 100, "train_loss": ABSENT,
         "train_accuracy": ABSENT, "validation_loss": ABSENT, "validation_accuracy": ABSENT, "skipped_steps": 0,
         "host_gradient_norm": ABSENT, "host_health": NO_HEALTH,
-        "budgets": FREE, "slots": views,
+        "budgets": FREE, "breaker": BreakerView(), "slots": views,
     }  # fmt: skip
     return Observation(**(values | changes))
 

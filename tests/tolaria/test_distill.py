@@ -130,9 +130,9 @@ def test_host_and_incubating_seed_learn_from_task_and_teacher(task: str, tmp_pat
     engine.begin(None)
     train_on(engine, 8)
     assert engine.state.slot("r0c0").stage is Stage.TRAINING
-    assert engine.distillation is not None
+    assert engine.losses.distillation is not None
     twin = copy.deepcopy(engine.grown.model)
-    teacher = copy.deepcopy(engine.distillation.teacher.module).eval()
+    teacher = copy.deepcopy(engine.losses.distillation.teacher.module).eval()
     indices = engine.plan.indices(engine.step)
     found = caught_gradients(engine)
 
@@ -196,8 +196,8 @@ def test_at_until_step_nothing_is_left_of_the_teacher(tmp_path: Path) -> None:
     config = tiny_config("cnn", distill=taught(features=PAIRS, until_step=5), trainer__precision="fp64")
     engine = make_engine(config, tmp_path)
     engine.begin(None)
-    assert engine.distillation is not None
-    module = engine.distillation.teacher.module
+    assert engine.losses.distillation is not None
+    module = engine.losses.distillation.teacher.module
     assert isinstance(module, Teaching)
     assert not module.training
     assert module.stem.weight.dtype == dtype_of(Precision.FP64)
@@ -210,7 +210,7 @@ def test_at_until_step_nothing_is_left_of_the_teacher(tmp_path: Path) -> None:
     train_on(engine, 6)
     gc.collect()
     assert [ref() for ref in gone] == [None] * len(gone)
-    assert engine.distillation is None
+    assert engine.losses.distillation is None
     assert not any(name.startswith("teacher") for name in engine.growth.parameters.records())
     engine.growth.parameters.check()
     site = engine.grown.sites["r0c0"].module
@@ -226,7 +226,7 @@ def test_a_resume_finds_the_same_teacher_or_says_which_differs(until: int | None
     whole = make_engine(config(0), tmp_path)
     whole.begin(None)
     train_on(whole)
-    whole._finish_save()
+    whole.saves.finish(whole.state)
     payload = whole.saver.store.load(6, "state.pt")
     assert set(payload["teacher"]) == {"source", "digest"}
     assert not [key for key in payload["model"] if "teach" in key or "stem" in key]
@@ -256,7 +256,7 @@ def trained_run(folder: Path) -> Engine:
     engine = make_engine(config, folder)
     engine.begin(None)
     train_on(engine)
-    engine._finish_save()
+    engine.saves.finish(engine.state)
     write_config(folder / "config.yaml", as_plain(config))
     return engine
 
@@ -283,9 +283,9 @@ def test_a_run_teaches_as_its_checkpoint_has_it(tmp_path: Path) -> None:
         assert again.identity == teacher.identity
     student = make_engine(config, tmp_path / "student")
     student.begin(None)
-    before = bits(student.distillation.teacher.module.state_dict().items())  # type: ignore[union-attr]
+    before = bits(student.losses.distillation.teacher.module.state_dict().items())  # type: ignore[union-attr]
     train_on(student, 4)
-    assert bits(student.distillation.teacher.module.state_dict().items()) == before  # type: ignore[union-attr]
+    assert bits(student.losses.distillation.teacher.module.state_dict().items()) == before  # type: ignore[union-attr]
 
 
 def test_a_run_that_cannot_teach_is_one_clear_error(tmp_path: Path) -> None:
@@ -396,8 +396,8 @@ def test_ranks_with_different_teachers_are_refused_at_the_handshake(tmp_path: Pa
 
 def test_every_rank_s_teacher_is_frozen_in_a_module_tree_of_its_own(tmp_path: Path) -> None:
     engine = make_engine(tiny_config("cnn", distill=taught()), tmp_path)
-    assert engine.distillation is not None
-    module: nn.Module = engine.distillation.teacher.module
+    assert engine.losses.distillation is not None
+    module: nn.Module = engine.losses.distillation.teacher.module
     assert not {id(p) for p in module.parameters()} & {id(p) for p in engine.grown.model.parameters()}
     assert not any(p.requires_grad for p in module.parameters())
 
@@ -419,7 +419,7 @@ def test_under_noisy_labels_a_pupil_of_a_good_teacher_does_better(tmp_path: Path
             labels[hit] = torch.randint(10, (int(hit.sum()),), generator=stream)
         engine.begin(None)
         train_on(engine)
-        engine._finish_save()
+        engine.saves.finish(engine.state)
         assert engine.state.validation_loss.value is not None
         return engine.state.validation_loss.value
 

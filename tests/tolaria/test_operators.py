@@ -16,9 +16,9 @@ from esper.kasmina.lifecycle import SlotState
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.commands import Command
 from esper.leyline.stages import Op, Stage
+from esper.tolaria.effects import Prepare, Register, Uproot
 from esper.tolaria.engine import Engine
 from esper.tolaria.growth import Growth
-from esper.tolaria.reducer import Prepare, Register, Uproot
 from esper.tolaria.state import RunState
 from tests.support.same import bits
 from tests.support.tiny import make_engine, tiny_config

@@ -12,7 +12,7 @@ from esper.leyline.events import (
     StageChanged,
 )
 from esper.leyline.stages import Gate, Stage
-from esper.tolaria.reducer import Discard, Prepare, Register, Uproot
+from esper.tolaria.effects import Discard, Prepare, Register, Uproot
 from esper.tolaria.views import verdict_ahead
 from esper.tolaria.wire import Veto
 from tests.support.agreed import Run, ask, at, germinate, moves, refusals, run_of

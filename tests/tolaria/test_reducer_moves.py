@@ -11,7 +11,7 @@ from esper.leyline.events import (
 )
 from esper.leyline.legality import legal_ops
 from esper.leyline.stages import Gate, Op, Stage
-from esper.tolaria.reducer import Uproot
+from esper.tolaria.effects import Uproot
 from esper.tolaria.views import observe, verdict_ahead
 from tests.support.agreed import ask, at, germinate, moves, refusals, run_of
 

@@ -20,7 +20,8 @@ from esper.leyline.evidence import ABSENT
 from esper.leyline.legality import legal_ops
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import EDGES, Mechanical, Op, Stage
-from esper.tolaria.reducer import Discard, Prepare, Register, Uproot, reduce_tick
+from esper.tolaria.effects import Discard, Prepare, Register, Uproot
+from esper.tolaria.reducer import reduce_tick
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.views import max_looks, observe
 from esper.tolaria.wire import Veto

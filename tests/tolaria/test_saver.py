@@ -186,7 +186,7 @@ def slow_disk(
     release = slow_on(slow_rank, engine, 8, 17)
     try:
         train_on(engine)
-        engine._finish_save()
+        engine.saves.finish(engine.state)
     finally:
         release()
     engine.world.close()

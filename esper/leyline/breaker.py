@@ -1,0 +1,43 @@
+"""The circuit breaker of growth: whether a seed may be born now.
+
+    ALLOWED -- growth is blamed for a panic -> COOLING -- time is over -> TRIAL -- the seed on trial stands -> ALLOWED
+    TRIAL   -- growth is blamed again -------> COOLING, for longer; OPEN after too many, until somebody overrides it
+
+Who moves it, and by what: `esper.tolaria.breaker`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class BreakerPhase(StrEnum):
+    """ALLOWED: births as ever. TRIAL: one seed at a time. COOLING: none for a time. OPEN: none until overridden."""
+
+    ALLOWED = "ALLOWED"
+    TRIAL = "TRIAL"
+    COOLING = "COOLING"
+    OPEN = "OPEN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerView:
+    """What a controller sees of the breaker.
+
+    Fields:
+        phase: see `BreakerPhase`. ticks_left: of COOLING, else 0. on_trial: slot of the seed on trial, or None.
+    """
+
+    phase: BreakerPhase = BreakerPhase.ALLOWED
+    ticks_left: int = 0
+    on_trial: str | None = None
+
+
+def why_no_birth(view: BreakerView) -> str | None:
+    """Why the breaker refuses a germination, in words; None where it does not."""
+    if view.phase is BreakerPhase.COOLING:
+        return f"breaker cooling, {view.ticks_left} ticks left"
+    if view.phase is BreakerPhase.OPEN:
+        return "breaker open: growth was blamed for too many panics; override it to allow births again"
+    if view.phase is BreakerPhase.TRIAL and view.on_trial is not None:
+        return f"breaker on trial: the seed in {view.on_trial} must stand first"
+    return None
