@@ -62,7 +62,7 @@ class SlotState:
         gradient_norm, health, nonfinite_steps, finite, owned: latest agreed health of the seed.
         degraded, degraded_tick: ranks on which the seed runs by a fallback, and since which tick without a break.
         frozen_step: the ramp stands still at this optimizer step while the seed is degraded; None while it moves.
-        changed_tick: tick of the latest stage change or committed ramp.
+        changed_tick: tick of the seed's latest stage change or committed ramp, 0 without a seed.
         proposal: id of the command that last changed this slot.
         history: latest stage changes, bounded.
     """
@@ -211,9 +211,7 @@ def move(
     lines = (*state.history, line)[-history:]
     if target is Stage.PRUNED:
         blank = SlotState(slot=state.slot, generation=state.generation)
-        return replace(
-            blank, stage=target, since_tick=tick, changed_tick=tick, proposal=proposal, history=lines
-        ), happened
+        return replace(blank, stage=target, since_tick=tick, proposal=proposal, history=lines), happened
     changed = target is not edge.source
     if target is Stage.HOLDING and state.ramp is not None and state.ramp.operator.is_gated:
         state = replace(state, operator=Operator.ADD, ramp=replace(state.ramp, operator=Operator.ADD, fades_from=None))
@@ -221,7 +219,7 @@ def move(
         state,
         stage=target,
         since_tick=tick if changed else state.since_tick,
-        changed_tick=tick if changed else state.changed_tick,
+        changed_tick=tick if changed and target.has_seed else state.changed_tick,
         request=None,
         contribution=ABSENT if changed else state.contribution,
         contribution_alpha=0.0 if changed else state.contribution_alpha,

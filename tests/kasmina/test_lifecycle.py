@@ -76,7 +76,7 @@ def test_an_edge_back_to_its_own_stage_keeps_dwell_and_evidence_but_not_the_open
     assert after.proposal == 9  # a change that nobody proposed does not take credit
 
 
-@pytest.mark.parametrize("cause", [Op.PRUNE, Mechanical.QUARANTINE, Mechanical.DEGRADED])
+@pytest.mark.parametrize("cause", [Op.PRUNE, Mechanical.QUARANTINE, Mechanical.DEGRADED, Mechanical.ROLLBACK])
 def test_nothing_of_a_pruned_seed_stays_but_the_count_of_births_and_the_history(cause):
     after, _ = go(FULL, cause, Stage.PRUNED, tick=8, proposal=11)
     line = HistoryLine(tick=8, source=Stage.TRAINING, target=Stage.PRUNED, cause=cause.name, blueprint="lora")
@@ -122,7 +122,7 @@ def test_every_field_of_a_slot_enters_its_digest():
         "contribution_alpha": 0.5, "gate_mean": measured(0.5, tick=1, n=2), "gate_std": measured(0.5, tick=1, n=2),
         "gradient_norm": ABSENT, "health": GradientHealth(nans=1),
         "nonfinite_steps": 1, "finite": False, "owned": False,
-        "degraded": 1, "degraded_tick": 3, "frozen_step": 4,
+        "degraded": 1, "degraded_tick": 3, "frozen_step": 4, "changed_tick": 6,
         "proposal": 8, "history": (line,),
     }  # fmt: skip
     assert set(changes) == set(SlotState.__dataclass_fields__)
