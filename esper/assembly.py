@@ -195,16 +195,19 @@ def build_library(config: LibraryConfig, run_dir: Path) -> Library | None:
     return Library(config, run_dir / "library" if config.root is None else Path(config.root))
 
 
+def chance_of(bundle: Bundle) -> float:
+    """The chance level of a data set, in nats, by the targets of up to 4,096 training samples."""
+    size = len(bundle.train)
+    return chance_level(bundle.train.fetch(torch.arange(0, size, -(-size // 4096)))[1].flatten().tolist())
+
+
 def build_governor(
     config: EsperConfig, bundle: Bundle, terms: Terms, world: World, store: CheckpointStore
 ) -> Governor | None:
-    """The governor of one rank; None where nobody judges. Chance is read off the targets of up to 4,096 samples."""
+    """The governor of one rank; None where nobody judges."""
     if not config.governor.enabled:
         return None
-    size = len(bundle.train)
-    targets = bundle.train.fetch(torch.arange(0, size, -(-size // 4096)))[1]
-    chance = chance_level(targets.flatten().tolist())
-    return Governor(config.governor, chance=chance, terms=terms, world=world, store=store)
+    return Governor(config.governor, chance=chance_of(bundle), terms=terms, world=world, store=store)
 
 
 def assemble(

@@ -155,7 +155,12 @@ class CheckpointStore:
         """Takes the name from every checkpoint after step ``after``, so that nobody goes on from it (rank 0).
 
         They stay as ``aside-<step>``, until the next ones are set aside.
+
+        Raises:
+            LeaseError: a newer attempt has begun; nothing was touched.
+            OSError: the disk says no.
         """
+        self.lease()
         steps = [step for step in self.steps() if step > after]
         for old in self.folder.glob("aside-*") if steps else ():
             shutil.rmtree(old, ignore_errors=True)

@@ -125,7 +125,7 @@ class Engine:
         self.growth.follow(self.state, force=True)
         self.narrator.started(self.state, self.terms, resume_step)
         if self.governor is not None:
-            self.narrator.tell_all(self.governor.begin(self.state, self._collect))
+            self.narrator.tell_all(self.governor.begin(self.state, self.collect))
         self._clock = time.perf_counter()
 
     def _go_on_from(self, generation: Generation) -> None:
@@ -220,7 +220,7 @@ class Engine:
         self.saves.flush_before_commit()
         self.narrator.tell_all(self.saver.settle(agreed.ranks, axes_of(self.state)))
         judged = time.perf_counter()
-        recovery = self._recovery() if health.verdict is Verdict.PANIC else None
+        recovery = self.recovery() if health.verdict is Verdict.PANIC else None
         save = stop if recovery is not None else save and self.saves.room(self.state, last=last)
         wrap_ms = None
         if recovery is None:
@@ -228,14 +228,14 @@ class Engine:
         steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
         self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=decision.digest_ms)
         if recovery is not None:
-            wrap_ms = self._go_back(recovery, judged)
+            wrap_ms = self.go_back(recovery, judged)
         self.window.reset()
         self.world.allow_slow(save or wrap_ms is not None or self.growth.compiled)
         if save:
             beat.mark("save")
-            self.saves.begin(self.state, self._collect, rank=self.world.rank)
+            self.saves.begin(self.state, self.collect, rank=self.world.rank)
         if self.governor is not None and recovery is None:
-            self.narrator.tell_all(self.governor.keep(self.state, self._collect, saved=save))
+            self.narrator.tell_all(self.governor.keep(self.state, self.collect, saved=save))
         self._clock = time.perf_counter()
         if self.state.skipped_in_row >= settings.trainer.max_consecutive:
             raise DivergedError(too_many_skipped(self.state, agreed))
@@ -243,7 +243,7 @@ class Engine:
             self.saves.finish(self.state)
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
-    def _recovery(self) -> Recovery | None:
+    def recovery(self) -> Recovery | None:
         """What to go back to, once every save is settled: none may land beyond it. None: go on."""
         assert self.governor is not None
         self.heartbeat.mark("rollback")
@@ -253,7 +253,7 @@ class Engine:
             self.state, max_consecutive=self.settings.trainer.max_consecutive, from_step=self.losses.teacherless_from
         )
 
-    def _go_back(self, recovery: Recovery, began: float) -> float | None:
+    def go_back(self, recovery: Recovery, began: float) -> float | None:
         """All ranks go back to one generation, and on from it otherwise; returns milliseconds of the wrap."""
         assert self.governor is not None
         present, outcome = self.state, recovery.replay.outcome
@@ -261,8 +261,8 @@ class Engine:
         self.state = outcome.state
         self.growth.perform(outcome.effects)
         wrap_ms = self.growth.follow(self.state, force=True)
-        self.governor.gone_back(recovery)
-        self.narrator.tell_all(rolled_back(present, recovery, began))
+        faults = self.governor.gone_back(recovery)
+        self.narrator.tell_all([*rolled_back(present, recovery, began), *faults])
         self.narrator.failures(self.state, self.growth.failures)
         return wrap_ms
 
@@ -280,7 +280,7 @@ class Engine:
         )
         return {**values, "stop": float(self.stop_asked)}, nonfinite
 
-    def _collect(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def collect(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything of this run: what is equal on all ranks (but for rank 0's controller), and what is not."""
         controller = {} if self.controller is None else self.controller.state_dict()
         digest, run_id = self.settings.config_digest, self.settings.run_id

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.leyline.errors import CheckpointError, DivergedError
-from esper.leyline.events import BreakerChanged, Event, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events import Event, Fault
+from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.config import GovernorConfig
 from esper.tolaria.governor import Replay, judge, replay
@@ -120,12 +121,22 @@ class Governor:
         step = newest_valid_everywhere(self.world, steps, valid)
         return None if step is None else read(self.store, step, self.world)
 
-    def gone_back(self, recovery: Recovery) -> None:
-        """The model is the generation's; what came after it never happened."""
-        step = recovery.generation.state.step
-        self.ring.forget_after(step)
-        if self.world.rank == 0:
-            self.store.set_aside(step)
+    def gone_back(self, recovery: Recovery) -> list[Event]:
+        """The model is the generation's; what came after it never happened.
+
+        Raises:
+            LeaseError: on rank 0, a newer attempt has begun.
+        """
+        state = recovery.generation.state
+        self.ring.forget_after(state.step)
+        if self.world.rank != 0:
+            return []
+        try:
+            self.store.set_aside(state.step)
+        except OSError as error:
+            what = f"checkpoints after step {state.step} cannot be set aside ({error.strerror}); a resume may use one"
+            return [Fault(**axes_of(state), what=what, where=str(self.store.folder))]
+        return []
 
 
 def told(before: RunState, after: RunState) -> list[Event]:

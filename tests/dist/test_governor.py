@@ -15,7 +15,7 @@ import torch
 from esper.config import EsperConfig
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import DivergedError
-from esper.leyline.events import CommandRefused, StageChanged, StepSkipped, TickDone
+from esper.leyline.events import CommandRefused, Event, StageChanged, StepSkipped, TickDone
 from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
 from esper.leyline.stages import Mechanical
 from esper.tolaria.engine import Engine
@@ -61,9 +61,9 @@ def note_recoveries(engine: Engine) -> list[tuple[Any, Recovery]]:
     assert engine.governor is not None
     own = engine.governor.gone_back
 
-    def noted(recovery: Recovery) -> None:
+    def noted(recovery: Recovery) -> list[Event]:
         found.append((present[-1], recovery))
-        own(recovery)
+        return own(recovery)
 
     present: list[Any] = []
     recover = engine.governor.recovery

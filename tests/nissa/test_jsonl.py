@@ -11,6 +11,7 @@ import pytest
 
 from esper.leyline.errors import RunDirError
 from esper.leyline.events import RunEnded
+from esper.leyline.governing import RolledBack
 from esper.leyline.stages import Stage
 from esper.nissa.config import Level
 from esper.nissa.envelope import Envelope, from_record
@@ -267,3 +268,19 @@ def test_an_attempt_without_its_start_begins_at_its_first_record(tmp_path):
     write(path, [refused(3), refused(5)], Level.OFF)
     write(path, [refused(4), refused(5)], Level.OFF, attempt=2)
     assert [(r["attempt"], r["tick"]) for r in latest(read_events(path))] == [(1, 3), (2, 4), (2, 5)]
+
+
+def test_what_came_before_a_rollback_beyond_its_generation_counts_no_more(tmp_path):
+    """The stage that the rollback itself changes at the very step of the generation replaces nothing there."""
+    path = tmp_path / "e.jsonl"
+    back = next(event for event in SAMPLES if isinstance(event, RolledBack))  # at tick 7, to tick 4
+    blended = stage_changed(4, Stage.TRAINING, Stage.BLENDING)
+    sick = [tick_done(tick) for tick in (3, 4, 5, 6, 7)]
+    well = [stage_changed(4, Stage.BLENDING, Stage.PRUNED), *[tick_done(tick) for tick in (5, 6, 7, 8)]]
+    write(path, [run_started(), *sick[:2], blended, *sick[2:], fault(6), back, *well])
+    write(path, [run_started(80, 80), tick_done(9)], attempt=2)
+    kept = [(r["seq"], r["kind"], r["tick"]) for r in latest(read_events(path)) if r["kind"] != "run_started"]
+    assert kept == [
+        (1, "tick", 3), (2, "tick", 4), (3, "stage", 4), (7, "fault", 6), (8, "rollback", 7), (9, "stage", 4),
+        (10, "tick", 5), (11, "tick", 6), (12, "tick", 7), (13, "tick", 8), (1, "tick", 9),
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.evaluate import Evaluator
 from esper.tolaria.growth import Growth
 from esper.tolaria.heartbeat import Heartbeat
+from esper.tolaria.rollback import Governor
 from esper.tolaria.world import World
 
 # The second column is where the process then stands, by its own last mark.
@@ -34,13 +35,15 @@ PLACES = {
     "hash": "save-commit",  # rank 0: every file is there, without a manifest
     "rename": "save-commit",  # rank 0: the manifest is there, the folder still temporary
     "committed": "save-commit",  # rank 0: the folder has its name, older ones are not yet removed
+    "rollback": "rollback",  # a panic is agreed, nothing has been put back
+    "gone-back": "rollback",  # the model is the generation's, what was saved since still bears its name
     "test": "test",  # trained and saved, the test part not yet read
     "close": "test",  # the result is written, the process groups still stand
 }
 
 # What a thread does beside training: the process may then stand anywhere, so its own last mark says nothing.
 WRITING = ("save", "hash", "rename", "committed")
-_MARKED = ("start", "before-commit", "apply", "settle", "test")
+_MARKED = ("start", "before-commit", "apply", "settle", "rollback", "test")
 
 
 def _after(owner: Any, name: str, due: Callable[[], bool], act: Callable[[], None], before: bool = False) -> None:
@@ -93,6 +96,8 @@ def strike_at(place: str, tick: int, act: Callable[[], None]) -> None:
         _after(Growth, "build", due, act)
     elif place == "rewrap":
         _after(World, "wrap", due, act)
+    elif place == "gone-back":
+        _after(Governor, "gone_back", due, act, before=True)
     elif place == "hash":
         _after(checkpoint, "_sha256", due, act)
     elif place in ("rename", "committed"):

@@ -1,0 +1,165 @@
+"""Two questions about the governor: would it have cried wolf, and how fast does it bring a run back?
+
+    python launch/governor.py alarms RUN... [--deviations 6] [--rise 0.1]
+    python launch/governor.py recovery [--layers 16] [--dim 512] [--rounds 5]
+
+`alarms` reads the losses that runs have logged (``telemetry.level=full``) and judges each tick by those before it; in
+runs that went well every suspect tick is a false alarm. `recovery` takes a GPT of that size on one process through
+snapshots and rollbacks, from memory and from disk.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from benching.harness import engine_for
+
+from esper.assembly import chance_of
+from esper.config import read_plain
+from esper.leyline.errors import ConfigError
+from esper.leyline.events import Event
+from esper.leyline.governing import RolledBack
+from esper.nissa.reading import latest, read_events
+from esper.strict import Reader
+from esper.tolaria.config import GovernorConfig
+from esper.tolaria.data import data_config_class, load_data
+from esper.tolaria.engine import Engine
+from esper.tolaria.verdict import Series, Symptom, Verdict, extended, symptom_of
+
+
+def judged(losses: list[float], chance: float, config: GovernorConfig, *, training: bool) -> Counter[str]:
+    """Losses, suspect ones by symptom, and panics of one curve; after a panic the series begins anew."""
+    found, series, strikes = Counter(losses=len(losses)), Series(), 0
+    for loss in losses:
+        symptom = symptom_of(series, loss, chance, config, training=training)
+        if symptom is Symptom.NONE:
+            series, strikes = extended(series, loss, config), 0
+            continue
+        strikes += 1
+        found[f"suspect, {symptom.name}"] += 1
+        if strikes == config.patience:
+            found["panics"] += 1
+            series, strikes = Series(), 0
+    return found
+
+
+def show_alarms(args: argparse.Namespace) -> None:
+    """One line a run that has any, then the sum."""
+    total: Counter[str] = Counter()
+    chances: dict[str, float] = {}
+    for folder in args.runs:
+        plain = read_plain(folder / "config.yaml")["data"]
+        data = repr(plain)
+        if data not in chances:
+            reader = Reader()
+            section = reader.section(data_config_class(plain["kind"]), plain, "data")
+            if reader.problems:
+                raise ConfigError([f"{folder}: {problem}" for problem in reader.problems])
+            chances[data] = chance_of(load_data(section))
+        rule = GovernorConfig(deviations=args.deviations, rise=args.rise)
+        ticks = [r for r in latest(read_events(folder / "events.jsonl")) if r["kind"] == "tick"]
+        found = Counter(runs=1)
+        for name in ("train_loss", "validation_loss"):
+            fresh = [r["payload"][name]["value"] for r in ticks if r["payload"][name]["tick"] == r["tick"]]
+            found += judged(fresh, chances[data], rule, training=name == "train_loss")
+        if set(found) > {"runs", "losses"}:
+            print(f"{folder}: {dict(found)}")
+        total += found
+    print(dict(total))
+
+
+class _Told:
+    """A sink that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _panic(engine: Engine) -> RolledBack:
+    """Takes the engine back once, as after a tick that was judged a panic."""
+    assert engine.governor is not None
+    sick = replace(engine.state.governor, verdict=Verdict.PANIC, healthy_tick=engine.state.tick, replays=0)
+    engine.state = replace(engine.state, governor=sick)
+    began = time.perf_counter()
+    recovery = engine.recovery()
+    assert recovery is not None
+    engine.go_back(recovery, began)
+    assert isinstance(engine.narrator.sink, _Told)
+    return next(e for e in reversed(engine.narrator.sink.events) if isinstance(e, RolledBack))
+
+
+def show_recovery(args: argparse.Namespace) -> None:
+    """Medians of a snapshot's copy and of both kinds of rollback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]), RANK="0", WORLD_SIZE="1")
+    engine = engine_for(
+        [
+            "host=gpt", "data=pysource", "data.max_bytes=200000", f"host.layers={args.layers}", f"host.dim={args.dim}",
+            "host.heads=8", "trainer.batch=2", "controller=none", "world.nproc_per_node=1", "telemetry=off",
+            "trainer.steps=1000", "control.every=1", "gates.probe_samples=64", "data.probe=128", "data.validation=8",
+        ],
+        0, 1,
+    )  # fmt: skip
+    assert engine.governor is not None
+    engine.narrator.sink = _Told()
+    engine.train_step()
+    engine.tick()
+    size = sum(p.numel() for p in engine.grown.model.parameters())
+    copies = []
+    for _ in range(args.rounds + 1):  # the first one allocates
+        taken, ms = engine.governor.ring.take(engine.state, *engine.collect())
+        copies.append(ms)
+    engine.governor.ring.confirm(engine.state.tick + 1)
+    ram = [_panic(engine).recovery_ms for _ in range(args.rounds)]
+    engine.saves.begin(engine.state, engine.collect, rank=0)
+    engine.saves.finish(engine.state)
+    engine.train_step()
+    engine.tick()
+    disk = []
+    for _ in range(args.rounds):
+        engine.governor.ring.forget_after(-1)
+        engine.state = replace(engine.state, tick=engine.state.tick + 2, step=engine.state.step + 2)
+        disk.append(_panic(engine).recovery_ms)
+    print(
+        f"GPT {args.layers} x {args.dim}, {size / 1e6:.1f} M parameters, {taken / 2**20:.0f} MiB a snapshot, 1 rank: "
+        f"copy {statistics.median(copies[1:]):.0f} ms (the first one, which allocates, {copies[0]:.0f}); "
+        f"back from memory {statistics.median(ram):.0f} ms of 500, from disk {statistics.median(disk):.0f} ms of 12000"
+    )
+    engine.world.close()
+
+
+def main() -> None:
+    """Answers one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = parser.add_subparsers(required=True)
+    alarms = what.add_parser("alarms")
+    alarms.add_argument("runs", nargs="+", type=Path)
+    alarms.add_argument("--deviations", type=float, default=GovernorConfig().deviations)
+    alarms.add_argument("--rise", type=float, default=GovernorConfig().rise)
+    alarms.set_defaults(do=show_alarms)
+    recovery = what.add_parser("recovery")
+    recovery.add_argument("--layers", type=int, default=16)
+    recovery.add_argument("--dim", type=int, default=512)
+    recovery.add_argument("--rounds", type=int, default=5)
+    recovery.set_defaults(do=show_recovery)
+    args = parser.parse_args()
+    args.do(args)
+
+
+if __name__ == "__main__":
+    main()

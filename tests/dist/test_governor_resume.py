@@ -1,0 +1,131 @@
+"""Rollbacks and what else befalls a run then: a kill in their midst, a resume with nothing in memory, a stop at the tick.
+
+Whole workers in a run directory, killed with SIGKILL. The training samples of two optimizer steps drive the loss away.
+"""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper import worker
+from esper.nissa.reading import latest, read_events
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.engine import Engine
+from esper.tolaria.heartbeat import Heartbeat
+from tests.support.killing import Kill, assert_same_run, final, live, prepare_run
+from tests.support.sick import PLAIN, spoil_data
+from tests.support.tiny import act, schedule, tiny_plain
+
+STEPS, EVERY, BAD = 56, 2, range(40, 42)
+PANIC, BACK = 22, 18  # ticks: of the panic, and of the generation gone back to
+
+
+def plain_of(**settings: Any) -> dict[str, Any]:
+    """Saved at every second tick, with a snapshot in memory at the same ones; a seed incubates all the while."""
+    wanted = {
+        "host": PLAIN, "trainer__steps": STEPS, "control__every": EVERY, "optim__kind": "sgd", "optim__lr": 0.05,
+        "optim__clip_norm": None, "telemetry__level": "full", "governor__min_history": 4,
+        "governor__snapshot_ticks": 2, "checkpoint__every_ticks": 2, "checkpoint__keep": 40,
+        "controller": schedule(
+            act(6, "r0c0", "GERMINATE", blueprint="norm", ticks=2), act(8, "r0c0", "ADVANCE"),
+            act(25, "r1c0", "GERMINATE", blueprint="norm", ticks=2),
+        ),
+    }  # fmt: skip
+    return tiny_plain("cnn", **{**wanted, **settings})
+
+
+def spoiled(rank: int) -> None:
+    """Each worker's training part is spoiled once its engine stands."""
+    own = worker.assemble
+
+    def assemble(*args: Any, **parts: Any) -> Engine:
+        engine = own(*args, **parts)
+        spoil_data(engine, BAD, 1e3)
+        return engine
+
+    worker.assemble = assemble  # type: ignore[attr-defined]
+
+
+def spoiled_and_stopped(rank: int) -> None:
+    """Besides, the last rank is asked to stop in the step before the panic."""
+    spoiled(rank)
+    mark = Heartbeat.mark
+
+    def marked(self: Heartbeat, phase: str, error: str = "") -> None:
+        mark(self, phase, error)
+        if phase == "step" and self.step == PANIC * EVERY - 1 and rank == 1 and not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    asked: list[bool] = []
+    Heartbeat.mark = marked  # type: ignore[method-assign]
+
+
+def events_of(run_dir: Path, kind: str, attempt: int | None = None) -> list[dict[str, Any]]:
+    records = read_events(run_dir / "events.jsonl")
+    return [r for r in records if r["kind"] == kind and attempt in (None, r["attempt"])]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two ranks with one rollback; nobody changes this folder."""
+    run_dir = prepare_run(tmp_path_factory.mktemp("undisturbed") / "run", plain_of())
+    assert live(run_dir, 2, prepare=spoiled) == [0, 0]
+    (back,) = events_of(run_dir, "rollback")
+    assert (back["tick"], back["payload"]["source"], back["payload"]["to_tick"]) == (PANIC, "ram", BACK)
+    return run_dir
+
+
+def test_a_run_with_a_rollback_reads_as_one_life(undisturbed: Path) -> None:
+    """What a reader takes for the run: every tick once, the healthy one; the panic is told all the same."""
+    records = latest(read_events(undisturbed / "events.jsonl"))
+    ticks = [r for r in records if r["kind"] == "tick"]
+    assert [r["tick"] for r in ticks] == list(range(1, STEPS // EVERY + 1))
+    assert max(r["payload"]["train_loss"]["value"] for r in ticks) < 3.0
+    assert [r["tick"] for r in records if r["kind"] in ("panic", "rollback")] == [PANIC, PANIC]
+    saved = CheckpointStore(undisturbed / "checkpoints", attempt=1, keep=1).steps()
+    assert saved == list(range(STEPS, 0, -2 * EVERY))
+    assert [path.name for path in (undisturbed / "checkpoints").glob("aside-*")] == ["aside-00000040"]
+
+
+@pytest.mark.parametrize("kills", [[Kill("rollback", PANIC, rank=1), Kill("gone-back", BACK, rank=0)]])
+def test_killed_in_a_rollback_it_comes_to_the_same_panic_and_the_same_end(
+    kills: list[Kill], undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = prepare_run(tmp_path / "run", plain_of())
+    for kill in kills:
+        live(run_dir, 2, kill, prepare=spoiled)
+    assert live(run_dir, 2, prepare=spoiled) == [0, 0]
+    assert_same_run(final(run_dir), final(undisturbed))
+    assert [r["tick"] for r in events_of(run_dir, "panic")] == [PANIC] * (len(kills) + 1)
+    assert len(events_of(run_dir, "rollback")) == 1
+
+
+@pytest.mark.slow
+def test_just_resumed_it_goes_back_to_a_checkpoint_that_was_confirmed(undisturbed: Path, tmp_path: Path) -> None:
+    """Its memory holds the resumed state alone, which no healthy tick has confirmed; that one on disk is passed over."""
+    run_dir = prepare_run(tmp_path / "run", plain_of(checkpoint__every_ticks=4))
+    live(run_dir, 2, Kill("gone-back", BACK, rank=None), prepare=spoiled)
+    store = CheckpointStore(run_dir / "checkpoints", attempt=1, keep=1)
+    assert store.steps()[:2] == [40, 32]
+    assert live(run_dir, 2, prepare=spoiled) == [0, 0]
+    (back,) = events_of(run_dir, "rollback")
+    assert (back["attempt"], back["payload"]["source"], back["payload"]["to_step"]) == (2, "disk", 32)
+    assert back["payload"]["recovery_ms"] > 0
+    assert back["payload"]["budget_ms"] == 12_000
+    assert store.steps()[0] == STEPS
+
+
+def test_a_stop_at_the_panic_saves_what_it_went_back_to(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = prepare_run(tmp_path / "run", plain_of())
+    assert live(run_dir, 2, prepare=spoiled_and_stopped) == [0, 0]
+    store = CheckpointStore(run_dir / "checkpoints", attempt=1, keep=1)
+    assert store.steps()[0] == BACK * EVERY
+    governor = store.load(store.steps()[0], "state.pt")["run_state"]["governor"]
+    assert (governor["replays"], len(governor["skips"])) == (1, 1)
+    assert live(run_dir, 2, prepare=spoiled) == [0, 0]
+    assert len(events_of(run_dir, "panic")) == 1, "resumed in the midst of the replay"
+    assert_same_run(final(run_dir), final(undisturbed))
