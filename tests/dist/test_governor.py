@@ -18,14 +18,23 @@ from esper.leyline.errors import DivergedError
 from esper.leyline.events import CommandRefused, Event, StageChanged, StepSkipped, TickDone
 from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
 from esper.leyline.stages import Mechanical
+from esper.tamiyo.heuristic import HeuristicConfig
 from esper.tolaria.engine import Engine
 from esper.tolaria.governor import replay
 from esper.tolaria.rollback import Recovery
 from tests.support.collectives import CollectiveCounter
 from tests.support.dist import run_distributed, use_group
 from tests.support.faults import train_on
+from tests.support.noisy import NoisyConfig, register_noisy
 from tests.support.sick import PLAIN, register_bomb, spoil_data
+from esper.kasmina.hosts import registry
 from tests.support.tiny import act, bits, events, make_engine, replica, schedule, tiny_config
+
+@pytest.fixture(autouse=True)
+def _noisy_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "HOSTS", dict(registry.HOSTS))
+    register_noisy()
+
 
 STEPS, EVERY = 60, 2
 WORLDS = (1, 2)
@@ -43,12 +52,13 @@ def config_of(**settings: Any) -> EsperConfig:
 
 def look(engine: Engine) -> dict[str, Any]:
     """Everything of this rank."""
-    return {**replica(engine), "rng": bits([("cpu", torch.get_rng_state())])}
+    controller = None if engine.controller is None else engine.controller.state_dict()
+    return {**replica(engine), "rng": bits([("cpu", torch.get_rng_state())]), "controller": controller}
 
 
 def shared(found: dict[str, Any]) -> dict[str, Any]:
     """What must be equal on all ranks."""
-    return {key: value for key, value in found.items() if key != "rng"}
+    return {key: value for key, value in found.items() if key not in ("rng", "controller")}
 
 
 def told(engine: Engine, *kinds: type) -> list[Any]:
@@ -79,13 +89,21 @@ def note_recoveries(engine: Engine) -> list[tuple[Any, Recovery]]:
 # a window of samples ------------------------------------------------------------------------------------------------
 
 BAD = range(40, 42)
+GROWER = HeuristicConfig(warmup_ticks=2, life_ticks=3, tempo_ticks=1, blueprints=["conv_light", "norm"], patience=4)
+# What falls ill, with what: a host that training tears apart; one that a NaN gets to though its step is skipped, by its
+# statistics of the batch, and that draws random numbers for its dropout.
+ILL: dict[str, tuple[dict[str, Any], float, str]] = {
+    "plain": ({"governor__blame_ticks": 1}, 1e3, "DIVERGENCE"),
+    "noisy": ({"host": NoisyConfig(), "governor__blame_ticks": 1}, float("nan"), "NONFINITE"),
+}
 
 
-def window_of_samples(rank: int, config: EsperConfig, run_dir: Path) -> dict[str, Any]:
+def window_of_samples(rank: int, config: EsperConfig, run_dir: Path, factor: float) -> dict[str, Any]:
     """The run; then the generation that it went back to, loaded from disk by a process group that knows nothing else,
     replayed in the same way."""
+    register_noisy()
     engine = make_engine(config, run_dir)
-    spoil_data(engine, BAD, 1e3)
+    spoil_data(engine, BAD, factor)
     engine.begin(None)
     recoveries = note_recoveries(engine)
     train_on(engine)
@@ -98,7 +116,7 @@ def window_of_samples(rank: int, config: EsperConfig, run_dir: Path) -> dict[str
     if engine.world.size > 1:
         use_group(1)
     engine = make_engine(config, run_dir, attempt=2)
-    spoil_data(engine, BAD, 1e3)
+    spoil_data(engine, BAD, factor)
     engine.begin(step)
     again = replay(present, engine.state, engine.terms, config.governor).outcome
     engine.state = again.state
@@ -110,17 +128,16 @@ def window_of_samples(rank: int, config: EsperConfig, run_dir: Path) -> dict[str
     return found
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_samples_that_drive_the_loss_away_are_left_out(world: int, tmp_path: Path) -> None:
-    config = config_of(
-        checkpoint__every_ticks=2, checkpoint__keep=40, controller=schedule(
-            act(6, "r0c0", "GERMINATE", blueprint="norm", ticks=2), act(8, "r0c0", "ADVANCE"),
-        ),
-    )  # fmt: skip
-    results = run_distributed(window_of_samples, world, config, tmp_path, groups=2)
+@pytest.mark.parametrize(
+    ("what", "world"), [("plain", 1), ("noisy", 2), pytest.param("noisy", 3, marks=pytest.mark.slow)]
+)
+def test_samples_that_drive_the_loss_away_are_left_out(what: str, world: int, tmp_path: Path) -> None:
+    settings, factor, symptom = ILL[what]
+    config = config_of(checkpoint__every_ticks=2, checkpoint__keep=40, controller=GROWER, **settings)
+    results = run_distributed(window_of_samples, world, config, tmp_path, factor, groups=2)
     found = results[0]
     panic, back = (next(e for e in found["events"] if isinstance(e, kind)) for kind in (Panic, RolledBack))
-    assert panic.symptom in ("DIVERGENCE", "COLLAPSE")
+    assert panic.symptom == symptom
     assert panic.step == back.step
     assert BAD.start < panic.step <= BAD.start + 3 * EVERY
     assert (back.source, back.replay, back.blamed) == ("ram", 1, ())
@@ -128,10 +145,10 @@ def test_samples_that_drive_the_loss_away_are_left_out(world: int, tmp_path: Pat
     assert back.to_step < BAD.start
     assert found["recoveries"] == 1
     assert found["aside"], "a checkpoint of the sick time bears no checkpoint's name"
-    seen = [e.train_loss.value for e in found["events"] if isinstance(e, TickDone)]
+    seen = [(e.train_loss.value, e.validation_loss.value) for e in found["events"] if isinstance(e, TickDone)]
     ticks = (STEPS - back.to_step) // EVERY
-    assert max(seen[:-ticks]) > 3.0
-    assert max(seen[-ticks:]) < 2.0, "training went on below the panic"
+    assert any(train is None or validation is None or train > 3.0 for train, validation in seen[:-ticks])
+    assert all(train < 3.0 and validation < 3.0 for train, validation in seen[-ticks:]), "it went on below the panic"
     for mine in results:
         assert mine["whole"] == mine["fresh"], "from memory as from disk into a fresh process"
         assert shared(mine["whole"]) == shared(found["whole"])
@@ -201,6 +218,7 @@ def test_a_row_of_losses_that_are_not_finite_on_one_rank(tmp_path: Path) -> None
     backs = [e for e in found if isinstance(e, RolledBack)]
     assert {(e.symptom, e.healthy_step) for e in panics} == {("NONFINITE", 30)}
     assert [(e.replay, e.skipped_from) for e in backs] == [(n + 1, 30) for n in range(len(backs))]
+    assert [e.to_step for e in backs] == [28, 24], "the second goes one generation further back"
     assert [e.skipped_steps for e in backs] == [5, 10], "each replay leaves out twice as many"
     assert shared(results[0]["whole"]) == shared(results[1]["whole"])
     assert results[0]["whole"]["state"]["governor"]["replays"] == 0, "it has recovered"

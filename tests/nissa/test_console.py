@@ -58,8 +58,8 @@ def test_every_event_that_people_must_see_has_a_line():
         "step 60  fault in lockstep: rank 1 is gone",
         "step 50  checkpoint checkpoints/step-50",
         "step 70  panic, DIVERGENCE: training loss 9 against 1",
-        "step 70  back to step 40 from memory in 12 ms, replay 2: r0c1 blamed for its change at tick 3; samples of steps "
-        "50 to 70 left out",
+        "step 70  back to step 40 from memory in 12 ms, replay 2: r0c1 blamed for its change at tick 3; "
+        "samples of steps 50 to 70 left out",
         "step 70  breaker of growth ALLOWED -> COOLING, 20 ticks: blame",
         "resumed from step 120",
         "step 70  run done",
