@@ -1,4 +1,4 @@
-"""Snapshots in memory: which one is gone back to, what becomes of the buffers, and that a snapshot stands for itself."""
+"""Snapshots in memory: which one is gone back to, what becomes of the buffers, that a snapshot stands for itself."""
 
 from typing import Any
 
