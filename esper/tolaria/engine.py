@@ -249,9 +249,7 @@ class Engine:
         self.heartbeat.mark("rollback")
         self.world.allow_slow(True)
         self.saves.settle_now(self.state)
-        return self.governor.recovery(
-            self.state, max_consecutive=self.settings.trainer.max_consecutive, from_step=self.losses.teacherless_from
-        )
+        return self.governor.recovery(self.state, from_step=self.losses.teacherless_from)
 
     def go_back(self, recovery: Recovery, began: float) -> float | None:
         """All ranks go back to one generation, and on from it otherwise; returns milliseconds of the wrap."""

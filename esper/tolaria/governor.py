@@ -25,12 +25,13 @@ from esper.tolaria.state import RunState, Terms
 from esper.tolaria.verdict import Series, Symptom, Verdict, ceiling, extended, symptom_of
 
 
-def _quarantined(state: RunState, terms: Terms) -> bool:
-    """The reducer takes out a broken seed at this very tick (see `esper.tolaria.reducer`)."""
+def _quarantined(state: RunState) -> bool:
+    """The reducer takes out a broken seed at this tick, or at the one that a row of skipped steps is about to bring
+    (see `esper.tolaria.reducer`); that costs less than a rollback, since skipped steps have left the weights alone."""
     if any(entry.stage.is_live and entry.nonfinite_steps > 0 for entry in state.slots):
         return True
     reaching = any(entry.stage in (Stage.BLENDING, Stage.HOLDING) for entry in state.slots)
-    return state.skipped_in_row >= terms.max_skips and reaching
+    return state.skipped_in_row > 0 and reaching
 
 
 def unsettled(state: RunState, since: int) -> bool:
@@ -120,7 +121,7 @@ def judge(
         return replace(state, governor=governor)
     strikes = governor.strikes + 1
     sick = at_once if symptom is Symptom.NONFINITE else strikes >= config.patience
-    verdict = Verdict.PANIC if sick and not _quarantined(state, terms) else Verdict.SUSPECT
+    verdict = Verdict.PANIC if sick and not _quarantined(state) else Verdict.SUSPECT
     return replace(state, governor=replace(governor, verdict=verdict, strikes=strikes))
 
 

@@ -78,15 +78,15 @@ class Governor:
         size, ms = self.ring.take(state, *collect())
         return [SnapshotTaken(**axes_of(state), bytes=size, copy_ms=ms)]
 
-    def recovery(self, present: RunState, *, max_consecutive: int, from_step: int) -> Recovery | None:
+    def recovery(self, present: RunState, *, from_step: int) -> Recovery | None:
         """What to do about a panic; the same on every rank.
 
         Args:
             present: the state that panicked. from_step: older generations are no choice.
-            max_consecutive: skipped steps in a row that end the run.
 
         Returns:
-            None: there is nothing to go back to yet, and steps that are skipped do no harm: go on.
+            None: there is nothing to go back to yet, and steps are being skipped, which leaves the weights alone: go
+            on, until ``trainer.max_consecutive`` of them end the run.
 
         Raises:
             DivergedError: there have been too many replays, or there is nothing to go back to.
@@ -100,7 +100,7 @@ class Governor:
         generation = self.ring.newest(sick.replays + 1, from_step=from_step) or self._from_disk(present, from_step)
         if generation is not None:
             return Recovery(generation, replay(present, generation.state, self.terms, self.config))
-        if sick.symptom is Symptom.NONFINITE and present.skipped_in_row < max_consecutive:
+        if sick.symptom is Symptom.NONFINITE and present.skipped_in_row > 0:
             return None
         raise DivergedError(
             f"diverged at step {present.step}: {sick.words}; there is no cleared snapshot to go back to; "

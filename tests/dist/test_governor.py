@@ -24,7 +24,7 @@ from esper.tolaria.governor import replay
 from esper.tolaria.rollback import Recovery
 from tests.support.collectives import CollectiveCounter
 from tests.support.dist import run_distributed, use_group
-from tests.support.faults import train_on
+from tests.support.faults import before, train_on
 from tests.support.noisy import NoisyConfig, register_noisy
 from tests.support.sick import PLAIN, register_bomb, spoil_data
 from esper.kasmina.hosts import registry
@@ -37,7 +37,7 @@ def _noisy_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 STEPS, EVERY = 60, 2
-WORLDS = (1, 2)
+WORLDS = (pytest.param(1, marks=pytest.mark.slow), 2)
 
 
 def config_of(**settings: Any) -> EsperConfig:
@@ -196,6 +196,43 @@ def test_the_newest_change_is_blamed_and_no_other_seed(world: int, tmp_path: Pat
         assert shared(mine["whole"]) == shared(results[0]["whole"])
 
 
+INF = (
+    act(3, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(5, "r0c0", "ADVANCE"), act(7, "r0c0", "ADVANCE"),
+)  # fmt: skip
+
+
+def seed_that_turns_inf(rank: int, config: EsperConfig, run_dir: Path) -> dict[str, Any]:
+    engine = make_engine(config, run_dir)
+    engine.begin(None)
+
+    def break_it() -> None:
+        seed = engine.grown.slots["r0c0"].seed
+        assert seed is not None
+        with torch.no_grad():
+            next(seed.parameters()).fill_(torch.inf)
+
+    before(engine, "train_step", break_it, at_step=31)
+    train_on(engine)
+    engine.world.close()
+    return {"whole": look(engine), "events": events(engine).events}
+
+
+def test_a_blended_seed_that_turns_inf_is_taken_out_and_nothing_is_taken_back(tmp_path: Path) -> None:
+    """The weights stand, since their steps are skipped: the reducer's own answer comes first."""
+    config = config_of(trainer__max_skips=2, controller=schedule(*INF))
+    results = run_distributed(seed_that_turns_inf, 2, config, tmp_path)
+    found = results[0]["events"]
+    gone = [e for e in found if isinstance(e, StageChanged) and e.cause == Mechanical.QUARANTINE.name]
+    assert [(e.slot, e.source.name) for e in gone] == [("r0c0", "BLENDING")]
+    assert sum(e.count for e in found if isinstance(e, StepSkipped)) == 2
+    assert not [e for e in found if isinstance(e, Panic | RolledBack | BreakerChanged)]
+    losses = [e.train_loss.value for e in found if isinstance(e, TickDone)]
+    assert losses[-1] is not None
+    assert losses[-1] < 2.0
+    for mine in results:
+        assert shared(mine["whole"]) == shared(results[0]["whole"])
+
+
 # numbers that are none ----------------------------------------------------------------------------------------------
 
 
@@ -222,6 +259,26 @@ def test_a_row_of_losses_that_are_not_finite_on_one_rank(tmp_path: Path) -> None
     assert [e.skipped_steps for e in backs] == [5, 10], "each replay leaves out twice as many"
     assert shared(results[0]["whole"]) == shared(results[1]["whole"])
     assert results[0]["whole"]["state"]["governor"]["replays"] == 0, "it has recovered"
+
+
+def nothing_but_nan(rank: int, config: EsperConfig, run_dir: Path) -> str:
+    engine = make_engine(config, run_dir)
+    spoil_data(engine, range(2, STEPS), float("nan"))
+    engine.begin(None)
+    with pytest.raises(DivergedError) as caught:
+        train_on(engine)
+    engine.world.close()
+    assert not [e for e in events(engine).events if isinstance(e, RolledBack)]
+    return str(caught.value)
+
+
+def test_with_nothing_to_go_back_to_skipped_steps_end_the_run_as_ever(tmp_path: Path) -> None:
+    """The first tick is sick already: what the run began with was never confirmed."""
+    config = config_of(control__every=4, trainer__max_skips=2, trainer__max_consecutive=7)
+    texts = run_distributed(nothing_but_nan, 2, config, tmp_path)
+    assert texts[0].startswith("diverged: 7 optimizer steps in a row had a non-finite host gradient")
+    assert "the loss was not finite on rank 0, 1" in texts[0]
+    assert texts[0] == texts[1]
 
 
 # a rate that no replay cures ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.engine import Engine
 from esper.tolaria.heartbeat import Heartbeat
 from tests.support.killing import Kill, assert_same_run, final, live, prepare_run
-from tests.support.sick import PLAIN, spoil_data
+from tests.support.sick import PLAIN, register_bomb, spoil_data
 from tests.support.tiny import act, schedule, tiny_plain
 
 STEPS, EVERY, BAD = 56, 2, range(40, 42)
@@ -119,6 +119,7 @@ def test_just_resumed_it_goes_back_to_a_checkpoint_that_was_confirmed(undisturbe
     assert store.steps()[0] == STEPS
 
 
+@pytest.mark.slow
 def test_a_stop_at_the_panic_saves_what_it_went_back_to(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = prepare_run(tmp_path / "run", plain_of())
     assert live(run_dir, 2, prepare=spoiled_and_stopped) == [0, 0]
@@ -129,3 +130,31 @@ def test_a_stop_at_the_panic_saves_what_it_went_back_to(undisturbed: Path, tmp_p
     assert live(run_dir, 2, prepare=spoiled) == [0, 0]
     assert len(events_of(run_dir, "panic")) == 1, "resumed in the midst of the replay"
     assert_same_run(final(run_dir), final(undisturbed))
+
+
+# A seed that breaks at tick 18, its slot barred until tick 24, growth cooling until 20, then on trial until 29.
+BOMB = (
+    act(14, "r0c0", "GERMINATE", blueprint="bomb", ticks=2), act(16, "r0c0", "ADVANCE"), act(18, "r0c0", "ADVANCE"),
+    act(24, "r0c0", "GERMINATE", blueprint="norm", ticks=1), act(26, "r0c0", "ADVANCE"), act(27, "r0c0", "ADVANCE"),
+)  # fmt: skip
+
+
+def with_bomb(rank: int) -> None:
+    register_bomb()
+
+
+def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Path) -> None:
+    settings = {
+        "trainer__steps": 64, "governor__cool_ticks": 4, "governor__trial_ticks": 2, "governor__embargo_ticks": 8,
+        "controller": schedule(*BOMB),
+    }  # fmt: skip
+    runs = [prepare_run(tmp_path / name, plain_of(**settings)) for name in ("whole", "killed")]
+    assert live(runs[0], 2, prepare=with_bomb) == [0, 0]
+    turns = [(r["tick"], r["payload"]["target"]) for r in events_of(runs[0], "breaker")]
+    assert [target for _, target in turns] == ["COOLING", "TRIAL", "ALLOWED"]
+    cooled, tried = turns[1][0], turns[2][0]
+    assert cooled < 23 < tried - 1
+    for kill in (Kill("measure", 23, rank=0), Kill("apply", tried - 1, rank=1)):
+        live(runs[1], 2, kill, prepare=with_bomb)
+    assert live(runs[1], 2, prepare=with_bomb) == [0, 0]
+    assert_same_run(final(runs[1]), final(runs[0]))

@@ -121,6 +121,7 @@ RECOVERY = "tests/dist/test_recovery.py::"
 DEATHS = "tests/dist/test_lockstep_lost.py::test_every_rank_that_is_left_names_the_one_that_is_not"
 PARTING = "tests/dist/test_lockstep_parted.py::test_every_rank_ends_with_the_same_named_outcome"
 TROUBLE = "tests/dist/test_lockstep_trouble.py::"
+GOVERNOR = "tests/dist/test_governor.py::"
 
 TABLE: dict[str, Fault] = {
     "kill -9 of rank 0": Fault(
@@ -216,6 +217,27 @@ TABLE: dict[str, Fault] = {
     "an older attempt comes back": Fault(
         phases=("forward", "commit of a save", "teardown"), code=74,
         tests=("tests/dist/test_lease.py::test_an_attempt_that_lost_its_lease_ends_and_leaves_everything_as_it_was",),
+    ),
+    "NaN loss on one rank": Fault(
+        phases=("forward",), after=After.GOES_ON, same=False,
+        tests=(
+            TROUBLE + "test_a_loss_that_is_not_finite_skips_the_step_on_all_and_blames_no_seed",
+            GOVERNOR + "test_a_row_of_losses_that_are_not_finite_on_one_rank",
+        ),
+    ),
+    "exploding learning rate": Fault(
+        phases=("forward",), code=79, tests=(GOVERNOR + "test_what_no_replay_cures_ends_as_diverged",)
+    ),
+    "samples that drive the loss away": Fault(
+        phases=("forward",), after=After.GOES_ON, same=False,
+        tests=(GOVERNOR + "test_samples_that_drive_the_loss_away_are_left_out",),
+    ),
+    "kill -9 in a rollback": Fault(
+        phases=("forward",), code=76,
+        tests=(
+            "tests/dist/test_governor_resume.py::"
+            "test_killed_in_a_rollback_it_comes_to_the_same_panic_and_the_same_end",
+        ),
     ),
     "restart budget used up": Fault(
         phases=("forward",), code=76, says=LOST.format(0, 1), settings=ONE_RESTART, strikes=on("kill", 1, again=True)
