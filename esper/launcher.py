@@ -58,7 +58,22 @@ class Outcome:
 
 
 class _JobFailed(Exception):
-    """Tells Hydra's sweeper that a job failed; its text has been shown already."""
+    """Tells Hydra's sweeper that a job failed, in words that were shown where it ran, and with which exit code."""
+
+    def __init__(self, line: str, code: int) -> None:
+        super().__init__(line, code)  # both, since it may come back pickled
+        self.line, self.code = line, code
+
+
+class _Words:
+    """Where a job's last words go: stderr as it was before Hydra's own was caught. A job that a launcher plugin sends
+    away is pickled; where it is unpickled they go to that process's own stderr."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self.away, self.stream = stream is None, stream or sys.stderr
+
+    def __reduce__(self) -> tuple[type["_Words"], tuple[()]]:
+        return _Words, ()
 
 
 class _StopSweep(BaseException):
@@ -283,33 +298,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     look_here()
     arguments = list(sys.argv[1:] if argv is None else argv)
     outcomes: list[Outcome] = []
-    stderr, before = sys.stderr, sys.argv
+    words, before = _Words(sys.stderr), sys.argv
 
     def job(composed: DictConfig) -> float | None:
         outcome: list[Outcome] = []
         sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-        with contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stderr(words.stream):
             with outcomes_of_errors(outcome):
                 outcome.append(_job(composed))
             outcomes.append(outcome[0])
             report(outcome[0])
-        if sweep and outcome[0].code == Preempted.exit_code:
+        if sweep and outcome[0].code == Preempted.exit_code and not words.away:
             raise _StopSweep
         if sweep and outcome[0].code != 0:
             with contextlib.suppress(OSError):  # Hydra made it; a job that was refused leaves nothing in it
                 Path(HydraConfig.get().runtime.output_dir).rmdir()
-            raise _JobFailed(outcome[0].line)
+            raise _JobFailed(outcome[0].line, outcome[0].code)
         return outcome[0].objective
 
     app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
-    words = io.StringIO()  # Hydra's own complaints; it would report a failed job of ours a second time, as a traceback
+    caught = io.StringIO()  # Hydra's own complaints; it would report a failed job of ours a second time, as a traceback
     code = 0
     try:
         sys.argv = [before[0], *arguments]
-        with contextlib.redirect_stderr(words):
+        with contextlib.redirect_stderr(caught):
             app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+        if not outcomes and isinstance(end.__context__, _JobFailed):  # it ran elsewhere
+            outcomes.append(Outcome(end.__context__.code, end.__context__.line))
+            report(outcomes[-1])
     except (_StopSweep, _JobFailed):
         pass
     except KeyboardInterrupt:
@@ -319,12 +337,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv = before
     failed = [outcome for outcome in outcomes if outcome.code != 0]
     if not failed:
-        text = words.getvalue().replace(_HYDRA_HINT, "")
+        text = caught.getvalue().replace(_HYDRA_HINT, "")
         if text.strip():
-            print(_in_a_line(text.strip()), file=stderr, flush=True)
+            print(_in_a_line(text.strip()), file=words.stream, flush=True)
         return ConfigError.exit_code if code else 0
     if len(outcomes) > 1:
-        print(f"esper: {len(failed)} of {len(outcomes)} jobs did not finish; their lines stand above", file=stderr)
+        print(
+            f"esper: {len(failed)} of {len(outcomes)} jobs did not finish; their lines stand above", file=words.stream
+        )
     return max((outcome.code for outcome in failed), key=_gravity)
 
 
