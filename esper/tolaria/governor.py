@@ -72,7 +72,8 @@ def _out_of_line(state: RunState, chance: float, config: GovernorConfig) -> tupl
         symptom = symptom_of(series, reading.value, chance, config, training=training)
         if symptom is Symptom.DIVERGENCE:
             most, count = ceiling(series, chance, config, training=training), len(series.losses)
-            return symptom, f"{name} loss {reading.value:.4g}, at most {most:.4g} after the last {count} healthy ticks"
+            ticks = "1 healthy tick" if count == 1 else f"{count} healthy ticks"
+            return symptom, f"{name} loss {reading.value:.4g}, at most {most:.4g} after the last {ticks}"
         if symptom is Symptom.COLLAPSE:
             return symptom, f"training loss {reading.value:.4g}, chance is {chance:.4g}, it had been {series.best:.4g}"
     return Symptom.NONE, ""

@@ -94,8 +94,8 @@ class Governor:
         sick = present.governor
         if sick.replays >= self.config.max_replays:
             raise DivergedError(
-                f"diverged at step {present.step}: {sick.words}; after {sick.replays} replays (governor.max_replays) "
-                "it came to this again; lower optim.lr, or look at the data and the seeds named by the rollbacks"
+                f"{sick.words}; after {sick.replays} replays (governor.max_replays) it came to this again; lower optim.lr, "
+                "or look at the data and the seeds named by the rollbacks"
             )
         generation = self.ring.newest(sick.replays + 1, from_step=from_step) or self._from_disk(present, from_step)
         if generation is not None:
@@ -103,8 +103,7 @@ class Governor:
         if sick.symptom is Symptom.NONFINITE and present.skipped_in_row > 0:
             return None
         raise DivergedError(
-            f"diverged at step {present.step}: {sick.words}; there is no cleared snapshot to go back to; "
-            "lower optim.lr, or resume an earlier checkpoint"
+            f"{sick.words}; there is no cleared snapshot to go back to; lower optim.lr, or resume an earlier checkpoint"
         )
 
     def _from_disk(self, present: RunState, from_step: int) -> Generation | None:

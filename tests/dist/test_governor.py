@@ -129,7 +129,12 @@ def window_of_samples(rank: int, config: EsperConfig, run_dir: Path, factor: flo
 
 
 @pytest.mark.parametrize(
-    ("what", "world"), [("plain", 1), ("noisy", 2), pytest.param("noisy", 3, marks=pytest.mark.slow)]
+    ("what", "world"),
+    [
+        pytest.param("plain", 1, marks=pytest.mark.slow),
+        ("noisy", 2),
+        pytest.param("noisy", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_samples_that_drive_the_loss_away_are_left_out(what: str, world: int, tmp_path: Path) -> None:
     settings, factor, symptom = ILL[what]
@@ -272,6 +277,7 @@ def nothing_but_nan(rank: int, config: EsperConfig, run_dir: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_with_nothing_to_go_back_to_skipped_steps_end_the_run_as_ever(tmp_path: Path) -> None:
     """The first tick is sick already: what the run began with was never confirmed."""
     config = config_of(control__every=4, trainer__max_skips=2, trainer__max_consecutive=7)

@@ -91,16 +91,17 @@ def test_a_run_with_a_rollback_reads_as_one_life(undisturbed: Path) -> None:
     assert [path.name for path in (undisturbed / "checkpoints").glob("aside-*")] == ["aside-00000040"]
 
 
-@pytest.mark.parametrize("kills", [[Kill("rollback", PANIC, rank=1), Kill("gone-back", BACK, rank=0)]])
+@pytest.mark.parametrize(
+    "kill", [pytest.param(Kill("rollback", PANIC, rank=1), marks=pytest.mark.slow), Kill("gone-back", BACK, rank=0)]
+)
 def test_killed_in_a_rollback_it_comes_to_the_same_panic_and_the_same_end(
-    kills: list[Kill], undisturbed: Path, tmp_path: Path
+    kill: Kill, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = prepare_run(tmp_path / "run", plain_of())
-    for kill in kills:
-        live(run_dir, 2, kill, prepare=spoiled)
+    live(run_dir, 2, kill, prepare=spoiled)
     assert live(run_dir, 2, prepare=spoiled) == [0, 0]
     assert_same_run(final(run_dir), final(undisturbed))
-    assert [r["tick"] for r in events_of(run_dir, "panic")] == [PANIC] * (len(kills) + 1)
+    assert [r["tick"] for r in events_of(run_dir, "panic")] == [PANIC] * 2
     assert len(events_of(run_dir, "rollback")) == 1
 
 
@@ -143,6 +144,7 @@ def with_bomb(rank: int) -> None:
     register_bomb()
 
 
+@pytest.mark.slow
 def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Path) -> None:
     settings = {
         "trainer__steps": 64, "governor__cool_ticks": 4, "governor__trial_ticks": 2, "governor__embargo_ticks": 8,
