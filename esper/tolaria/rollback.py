@@ -94,8 +94,8 @@ class Governor:
         sick = present.governor
         if sick.replays >= self.config.max_replays:
             raise DivergedError(
-                f"{sick.words}; after {sick.replays} replays (governor.max_replays) it came to this again; lower optim.lr, "
-                "or look at the data and the seeds named by the rollbacks"
+                f"{sick.words}; after {sick.replays} replays (governor.max_replays) it came to this again; lower "
+                "optim.lr, or look at the data and the seeds named by the rollbacks"
             )
         generation = self.ring.newest(sick.replays + 1, from_step=from_step) or self._from_disk(present, from_step)
         if generation is not None:
