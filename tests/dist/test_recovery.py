@@ -91,12 +91,19 @@ def rubbish(path: Path) -> None:
     path.write_text("{ rubbish")
 
 
+def unreadable(path: Path) -> None:
+    """For everybody, the superuser too: a link to itself."""
+    path.unlink()
+    path.symlink_to(path)
+
+
 DAMAGE: list[tuple[int, str, Callable[[Path], Any]]] = [
     (27, "state.pt", truncate),
     (24, rank_file(1), flip),
     (21, rank_file(1), Path.unlink),
     (18, "manifest.json", rubbish),
     (15, "manifest.json", Path.unlink),
+    (12, "state.pt", unreadable),
 ]
 
 
@@ -124,7 +131,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(undisturbed: P
         assert any(path in fault for fault in faults)
     assert len(faults) == len(DAMAGE)
     resumed = [event["payload"]["resumed_from"] for event in events if event["kind"] == "run_started"]
-    assert resumed == [None, 12]
+    assert resumed == [None, 9]
     assert_same_run(final(run_dir), final(undisturbed))
     for step in store.steps():
         store.verify(step)  # training again put whole ones in their places
