@@ -158,7 +158,7 @@ TABLE: dict[str, Fault] = {
         says=PARTED, after=After.RESTARTS, strikes=on("forged weight", 1), settings=ONE_RESTART, tests=(PARTING,),
     ),
     "forged stage": Fault(
-        phases=("forward", "between observe and commit", "staging"),
+        phases=("forward", "backward"),  # a tick makes the state anew
         says=f"{PARTED}|{LOST.format(0, 1)}", after=After.RESTARTS, strikes=on("forged stage", 1), settings=ONE_RESTART,
         tests=(
             PARTING,
