@@ -42,6 +42,10 @@ from esper.tolaria.world import World
 
 def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
     """Host and empty slots; the host's first weights are a function of the run's seed alone."""
+    if config.trainer.channels_last and len(bundle.input_shape) != 3:
+        raise ConfigError(
+            f"trainer.channels_last = true: is for images (C, H, W), the data has {bundle.input_shape}; set it to false"
+        )
     torch.manual_seed(config.seed)
     host = build_host(config.host, bundle.input_shape, bundle.classes)
     host = host.to(device=device, dtype=dtype_of(config.trainer.precision))

@@ -114,6 +114,8 @@ class TrainerConfig:
         max_skips: skipped steps in a row after which a tick comes at once and the newest blending seed is pruned.
         objective: what the run returns to a sweep and what chooses the best checkpoint.
         deterministic: torch.use_deterministic_algorithms.
+        channels_last: images go to the host in channels-last memory format, in which convolutions and pooling are often
+            faster; the same sums in another order.
         compile: torch.compile, region by region (see `esper.kasmina.compiler`); the final test runs uncompiled.
         compile_backend: of torch.compile.
     """
@@ -128,6 +130,7 @@ class TrainerConfig:
     max_skips: int = 5
     objective: Objective = Objective.VALIDATION_ACCURACY
     deterministic: bool = False
+    channels_last: bool = False
     compile: bool = False
     compile_backend: str = "inductor"
 

@@ -267,8 +267,9 @@ class Engine:
     def _evaluator(self, grown: Grown) -> Evaluator:
         trainer, seed = self.settings.trainer, self.settings.seed
         return Evaluator(
-            grown, self.bundle, self.world, precision=trainer.precision, batch=trainer.eval_batch, seed=seed
-        )
+            grown, self.bundle, self.world, precision=trainer.precision, batch=trainer.eval_batch, seed=seed,
+            channels_last=trainer.channels_last,
+        )  # fmt: skip
 
     def _measure(self) -> Measured:
         tick = self.state.tick + 1

@@ -39,19 +39,30 @@ class Evaluator:
     Args:
         grown: model and slots. bundle: data. world: whose share of the samples to take.
         precision: number format. batch: samples per forward. seed: of the run, for drawing probe samples.
+        channels_last: images go to the model in that memory format.
     """
 
     def __init__(
-        self, grown: Grown, bundle: Bundle, world: World, *, precision: Precision, batch: int, seed: int
+        self,
+        grown: Grown,
+        bundle: Bundle,
+        world: World,
+        *,
+        precision: Precision,
+        batch: int,
+        seed: int,
+        channels_last: bool = False,
     ) -> None:
         self.grown, self.bundle, self.world = grown, bundle, world
         self.precision, self.batch, self.seed = precision, batch, seed
+        self.format = torch.channels_last if channels_last else torch.preserve_format
 
     def to_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs on the device, floats in the run's format."""
-        x = x.to(self.world.device, non_blocking=True)
         if x.is_floating_point():
-            x = x.to(dtype_of(self.precision))
+            x = x.to(self.world.device, dtype_of(self.precision), non_blocking=True, memory_format=self.format)
+        else:
+            x = x.to(self.world.device, non_blocking=True)
         return x, y.to(self.world.device, non_blocking=True)
 
     def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
