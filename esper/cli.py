@@ -142,6 +142,9 @@ def _compare(given: argparse.Namespace) -> int:
     config = load_compare(given.name, given.settings)
     index, of = given.share
     config.seeds = config.seeds[index::of]
+    if not config.seeds:
+        print(f"esper: share {index + 1}/{of} has no seed; there are fewer than {of}", flush=True)
+        return 0
 
     def say(text: str) -> None:
         print(f"esper: {text}", flush=True)
@@ -197,7 +200,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     compare.add_argument("--report", action="store_true", help="run nothing, compare what has finished")
     compare.add_argument("--no-page", action="store_true", help="no HTML page, so no matplotlib")
-    given = parser.parse_args(arguments)
+    given, rest = parser.parse_known_args(arguments)
+    if given.command == "compare" and not any(word.startswith("-") for word in rest):
+        given.settings += rest  # argparse takes a list of words in one place only; people write them after options too
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if given.command == "resume" and (given.at is None) != (given.new is None):
         again.error("--at STEP and --as NEW belong together")
     outcomes: list[launcher.Outcome] = []

@@ -161,3 +161,23 @@ def test_a_sweep_is_composed_once_and_runs_as_an_array(cluster: Cluster) -> None
     assert [f"seed: {seed}\n" in (out / str(seed - 1) / "config.yaml").read_text() for seed in (1, 2)] == [True, True]
     again = cluster.ask(*line, folder=folder, ESPER_PYTHON=sys.executable)
     assert again.splitlines()[-1] == f"esper: every run in {out} is done"
+
+
+def test_a_comparison_is_an_array_over_seeds_and_a_last_job_writes_the_table(cluster: Cluster) -> None:
+    out, folder = cluster.base / "comparison", cluster.base / "compared"
+    folder.mkdir()
+    own = folder / "two.yaml"
+    base = [*SMALL[1:], "telemetry.wandb.mode=disabled", "world=cpu", "world.nproc_per_node=1"]
+    arms = {"none": {"overrides": ["controller=none"]}, "random": {"overrides": ["controller=random", "gates=observe"]}}
+    plan = {"base": base, "seeds": [1, 2], "metric": "accuracy", "subject": "random", "flops_share": 1.0, "arms": arms}
+    own.write_text(json.dumps(plan))
+    words = ("bash", str(ROOT / "slurm" / "compare.sbatch"), "--", "2", str(out), str(own), "seeds=[3,4]")
+    told = cluster.ask(*words, folder=folder, ESPER_PYTHON=sys.executable)
+    runs, last = (line.split()[-1] for line in told.splitlines())
+    for task in "01":
+        ended(cluster, f"{runs}_{task}", "COMPLETED", folder / f"slurm-{runs}_{task}.out")
+    ended(cluster, last, "COMPLETED", folder / f"slurm-{last}.out")
+    assert (out / "compare.html").stat().st_size > 10_000
+    kept = json.loads((out / "compare.json").read_text())
+    assert sorted(kept["runs"]) == ["none/3", "none/4", "random/3", "random/4"]
+    assert not kept["failures"]
