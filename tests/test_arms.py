@@ -35,8 +35,8 @@ def test_every_arm_of_a_shipped_comparison_composes(name, tmp_path):
 def test_an_arm_of_equal_flops_trains_as_many_steps_as_they_buy(tmp_path):
     compare = load_compare("digits_cpu", [])
     run = result(tmp_path / "run", 5 * 10**9, {})
-    for arm in ("none_long", "mid_small", "mid_large"):
-        config, _ = derive(compare, arm, 100, {"heuristic": run})
+    for arm, of in (("none_long", "heuristic"), ("mid_small", "final"), ("mid_large", "final"), ("wide", "final")):
+        config, _ = derive(compare, arm, 100, {of: run})
         spent = config.trainer.steps * config.trainer.batch * flops_per_sample(config)
         assert spent == pytest.approx(5 * 10**9, rel=2e-3)
 

@@ -6,7 +6,7 @@ A number stands over seeds with its 95 % t-interval; arms on the same seeds are 
                  between them (same FLOPs) by more than two standard errors? If not, capacity does not matter here: the
                  experiment is *uninformative*, whatever the other rows say
     equal FLOPs  validation loss when the account stood at the smallest total of all arms but `none`
-    to final     training FLOPs until validation loss first came down to where `final` ended, over what `final` spent
+    to final     training FLOPs until validation loss first came down to the best of `final`, over what `final` spent
 
 Score: test accuracy, or minus test loss (nats), of the checkpoint that validation chose; higher is better.
 """
@@ -129,7 +129,7 @@ def _to_final(runs: Runs, arm: str) -> tuple[float | None, int]:
     ratios = []
     for seed in seeds:
         final = runs["final"][seed]
-        spent = runs[arm][seed].flops_to(final.final_loss)
+        spent = runs[arm][seed].flops_to(final.best_loss)
         ratios.append(math.inf if spent is None else spent / final.flops)
     return statistics.median(ratios), sum(math.isfinite(ratio) for ratio in ratios)
 
