@@ -48,7 +48,7 @@ class SessionConfig:
     steps: int | None = None
     scheduler_per: str = "step"
     clip_norm: float | None = None
-    seed_lr_scale: float = 1.0
+    seed_lr_scale: float = 2.0
     seed_warmup_steps: int = 20
     seed_weight_decay: float = 0.0
     max_skips: int = 5

@@ -124,7 +124,7 @@ BAD = [
     ("slots.ids", ["r7c0"], "slots.ids = ['r7c0']: r7c0 is no slot of this host, which has r0c0, r0c1, r1c0"),
     ("slots.channels", {"r0c0": "1,2"}, "slots.channels = {r0c0: ...}: channel 1 is '2', must be a number in [0, 1]"),
     ("slots.channels", {"r7c0": "1"}, "slots.channels = {r7c0: ...}: r7c0 is no slot in use"),
-    ("slots.incubation", "shade", "expected one of shadow, ste, immediate; for example slots.incubation=shadow"),
+    ("slots.incubation", "shade", "expected one of shadow, ste, immediate; for example slots.incubation=immediate"),
     ("trainer.batch", 1, "trainer.batch = 1: fewer samples than the 2 ranks that share them; set trainer.batch=2"),
     ("gates.probe_samples", 300, "the same ones; set gates.probe_samples=192, or data.probe=600"),
     ("controller.blueprints", ["conv_huge"], "controller.blueprints = 'conv_huge': no blueprint for the slots in use"),
@@ -200,7 +200,7 @@ def test_all_problems_of_all_sections_come_together(default: dict[str, Any]) -> 
             ("host=custom", "host.path=tests.kasmina.test_custom_host:large", "host.sites={r0c0: '0'}"),
             "test_custom_host has no large; it has",
         ),
-        (("world.find_unused=true",), "does not go with slots.incubation = shadow"),
+        (("world.find_unused=true", "slots.incubation=shadow"), "does not go with slots.incubation = shadow"),
         (("world.nnodes=2",), "world.rdzv_endpoint = None: needed when world.nnodes > 1"),
     ],
 )

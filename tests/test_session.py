@@ -471,8 +471,8 @@ def test_settings_are_checked_like_any_config():
     with pytest.raises(
         ConfigError, match=r"slots\.ids = \['r0c0'\]: a session has the slots of its attach \(r0c0, r1c0\)"
     ):
-        make(slots={"ids": [A]})
-    make(slots={"ids": [B, A]})
+        make(slots={"incubation": "shadow", "ids": [A]})
+    make(slots={"incubation": "shadow", "ids": [B, A]})
     with pytest.raises(ConfigError, match=r"controller\.kind = 'clever': unknown; kinds are"):
         make(controller="clever")
     with pytest.raises(ConfigError, match=r"controller = int: expected a kind by name"):

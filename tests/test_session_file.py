@@ -50,7 +50,7 @@ def test_a_restore_goes_on_bit_for_bit_from_any_step(cut, tmp_path):
 
 
 def test_planted_seeds_stand_from_the_first_step_and_come_back(tmp_path):
-    session = make(slots={"max_live": None, "embargo_ticks": 1, "planted": {B: "norm"}})
+    session = make(slots={"incubation": "shadow", "max_live": None, "embargo_ticks": 1, "planted": {B: "norm"}})
     before = replica(session)["parameters"]
     assert any(name.startswith(f"esper_slots.{B}.seed") for name in before)
     assert session.grown.slots[B].level == 1.0

@@ -108,7 +108,7 @@ def make(name: str) -> esper.Session:
     actions = [act(e["tick"], e["slot"], e["op"], **_more(e, names)) for e in LIFE]
     return esper.Session(
         grown, optimizer, controller={"kind": "schedule", "actions": actions}, gates=GATES, every=EVERY,
-        slots={"max_live": None, "embargo_ticks": 1}, **settings(name),
+        slots={"incubation": "shadow", "max_live": None, "embargo_ticks": 1}, **settings(name),
     )  # fmt: skip
 
 

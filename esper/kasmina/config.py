@@ -44,7 +44,7 @@ class SlotsConfig:
     """
 
     ids: list[str] = field(default_factory=list)
-    incubation: Incubation = Incubation.SHADOW
+    incubation: Incubation = Incubation.IMMEDIATE
     embargo_ticks: int = 5
     max_live: int | None = 2
     max_germinations: int | None = None

@@ -50,7 +50,8 @@ class HeuristicConfig:
         plateau_k_se: standard errors that the newer window must be better by, or it is a plateau.
         life_ticks: ticks that a whole life takes; no birth with fewer ticks left.
         blueprints: names in order of preference; a slot passes over those that do not fit it. Empty: all but noop,
-            cheapest first.
+            most parameters first: a fossil keeps its slot for good.
+        spread: among equals, the blueprint least alive elsewhere goes first, so that slots try different things.
         tempo_ticks: length of the ramp up. prune_ticks: length of the ramp down.
         curve: shape of the ramps.
         patience: readings against a blending seed before it is pruned.
@@ -67,7 +68,8 @@ class HeuristicConfig:
     plateau_k_se: float = 1.0
     life_ticks: int = 12
     blueprints: list[str] = field(default_factory=list)
-    tempo_ticks: int = 3
+    spread: bool = False
+    tempo_ticks: int = 1
     prune_ticks: int = 2
     curve: Curve = Curve.COSINE
     patience: int = 2
@@ -116,8 +118,9 @@ class HeuristicController:
         self._config = config
         self._slots = slots
         self._rotation = Rotation(
-            preference=tuple(config.blueprints), half_life=config.penalty_half_life, max_penalty=config.max_penalty
-        )
+            preference=tuple(config.blueprints), half_life=config.penalty_half_life, max_penalty=config.max_penalty,
+            spread=config.spread,
+        )  # fmt: skip
         self._state = HeuristicState(losses=[], loss_tick=None, slots={slot: SlotRecord() for slot in slots})
 
     def state_dict(self) -> dict[str, Any]:

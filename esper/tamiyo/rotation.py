@@ -1,8 +1,8 @@
 """Which blueprint next? Rotation with penalties, from what was seen to happen in each slot.
 
 A failed birth adds 1 to its blueprint's penalty in that slot; a penalty halves every ``half_life`` ticks. Untried
-blueprints come first, then those with the smallest penalty; equals go to the one least alive elsewhere (so that slots
-try different things), then to the preferred or cheapest.
+blueprints come first, then those with the smallest penalty, then (``spread``) the one least alive elsewhere, so that
+slots try different things, then the preferred or largest.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,13 @@ DO_NOTHING = "noop"  # the blueprint for controls; never chosen unless preferred
 
 
 class Rotation(NamedTuple):
-    """Settings: preferred names in order (empty: all, cheapest first), half-life in ticks, highest penalty tried."""
+    """Preferred names in order (empty: all, most parameters first), half-life in ticks, highest penalty tried; whether
+    slots are to try different things."""
 
     preference: tuple[str, ...]
     half_life: float
     max_penalty: float
+    spread: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,7 +133,7 @@ def _by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]) -> 
         fitting = {info.name: info for info in catalogue}
         return [fitting[name] for name in rotation.preference if name in fitting]
     useful = [info for info in catalogue if info.name != DO_NOTHING]
-    return sorted(useful, key=lambda info: (info.parameters, info.flops, info.name))
+    return sorted(useful, key=lambda info: (-info.parameters, -info.flops, info.name))
 
 
 def choose(
@@ -145,7 +147,8 @@ def choose(
         failed = record.tried.get(info.name)
         penalty = 0.0 if failed is None else _decayed(failed, tick, rotation.half_life)
         if penalty <= rotation.max_penalty and spent_budget(observation.budgets, info) is None:
-            ranked.append(((failed is not None, penalty, alive.count(info.name)), info))
+            elsewhere = alive.count(info.name) if rotation.spread else 0
+            ranked.append(((failed is not None, penalty, elsewhere), info))
     if not ranked:
         return None
     (tried, penalty, _), info = min(ranked, key=lambda entry: entry[0])  # min() keeps the first of equals

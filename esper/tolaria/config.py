@@ -75,7 +75,7 @@ class OptimConfig:
     warmup_steps: int = 0
     final_lr_fraction: float = 0.1
     clip_norm: float | None = 1.0
-    seed_lr_scale: float = 1.0
+    seed_lr_scale: float = 2.0
     seed_warmup_steps: int = 20
     seed_weight_decay: float = 0.0
     vanishing_rms: float = 1e-8

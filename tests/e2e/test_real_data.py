@@ -27,7 +27,7 @@ def folder() -> str:
 
 def trained(start: Start, run: Path, *overrides: str, folder: str) -> dict[str, Any]:
     """Trains on two ranks while a seed germinates; returns result.json."""
-    command = start(TRAIN, *overrides, *SHORT, "controller=schedule", ESPER_DATA=folder)
+    command = start(TRAIN, *overrides, *SHORT, "controller=schedule", "slots.incubation=shadow", ESPER_DATA=folder)
     assert command.end() == 0, command.told()
     records = read_events(run / "events.jsonl")
     losses = [record["payload"]["train_loss"]["value"] for record in records if record["kind"] == "tick"]

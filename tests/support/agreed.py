@@ -8,7 +8,7 @@ run.tick(evidence={"r0c0": (64, 6.4, 1.0)})   # sums of a probe that was asked f
 from collections.abc import Mapping
 from typing import Any
 
-from esper.kasmina.config import EvidencePolicy, GateConfig, SlotsConfig
+from esper.kasmina.config import EvidencePolicy, GateConfig, Incubation, SlotsConfig
 from esper.kasmina.lifecycle import SlotState
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command, wait
@@ -41,7 +41,9 @@ def make_terms(slots: int = 2, *, gates: Mapping[str, Any] | None = None, **chan
     places = {slot: (parse_slot(slot).row / 2, float(parse_slot(slot).col)) for slot in ids}
     own = {key: changes.pop(key) for key in list(changes) if key in Terms.__dataclass_fields__}
     base: dict[str, Any] = {
-        "slots_config": SlotsConfig(**{"max_live": None, "embargo_ticks": 2, **changes}),
+        "slots_config": SlotsConfig(
+            **{"incubation": Incubation.SHADOW, "max_live": None, "embargo_ticks": 2, **changes}
+        ),
         "gates": GateConfig(**{"evidence": EvidencePolicy.OBSERVE, "first_look": 1, "look_every": 1, **(gates or {})}),
         "catalogue": dict.fromkeys(ids, CATALOGUE),
         "names": tuple(info.name for info in CATALOGUE),

@@ -272,7 +272,9 @@ def test_channels_last_is_a_memory_format_and_nothing_else():
     last.format = torch.channels_last
     x = torch.randn(4, 3, 5, 5)
     (a, _), (b, _) = plain.to_device(x, x), last.to_device(x, x)
-    assert a.is_contiguous() and b.is_contiguous(memory_format=torch.channels_last) and not b.is_contiguous()
+    assert a.is_contiguous()
+    assert b.is_contiguous(memory_format=torch.channels_last)
+    assert not b.is_contiguous()
     assert torch.equal(a, b)
     for name, value in plain.part_sums(BUNDLE.validation).items():
         assert last.part_sums(BUNDLE.validation)[name] == pytest.approx(value, rel=1e-9)
