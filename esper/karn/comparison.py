@@ -166,7 +166,10 @@ def _above(found: Estimate | None, claim: str, standard_errors: float) -> Verdic
     """Whether a difference exceeds so many standard errors (a negative number allows a loss of as many)."""
     if found is None or found.se is None:
         return Verdict(claim=claim, holds=None, figure="needs runs of both on two seeds or more")
-    in_se = found.value / found.se if found.se > 0 else math.copysign(math.inf, found.value) if found.value else 0.0
+    if found.se > 1e-9 * abs(found.value):
+        in_se = found.value / found.se
+    else:  # every seed differs by the same, up to rounding
+        in_se = math.copysign(math.inf, found.value) if found.value else 0.0
     figure = f"{found.value:+.4f} ± {found.se:.4f} over {found.n} seeds ({in_se:+.1f} SE)"
     return Verdict(claim=claim, holds=in_se > standard_errors, figure=figure)
 

@@ -57,16 +57,25 @@ def verdict_lines(found: Comparison) -> list[tuple[str, str, str]]:
     ]
 
 
+SCORES = (0, 1, 2, 3, 8, 9, 10, 11, 12)
+LOSSES = (0, 4, 5, 6, 7)
+
+
+def _table(found: Comparison, columns: tuple[int, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        table.add_column(HEADS[column], justify="left" if column == 0 else "right", no_wrap=True)
+    for row in found.rows:
+        filled = cells(row)
+        table.add_row(*(filled[column] for column in columns))
+    return table
+
+
 def comparison_table(found: Comparison) -> RenderableType:
     """Table and verdicts; ± is half of a 95 % interval over seeds."""
-    table = Table(
-        title=f"{found.name}: ± half of a 95 % interval over seeds", box=box.SIMPLE_HEAD, title_justify="left"
-    )
-    for head in HEADS:
-        table.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
-    for row in found.rows:
-        table.add_row(*cells(row))
+    tables = [_table(found, columns) for columns in (SCORES, LOSSES)]
+    tables[0].title = f"{found.name}: ± half of a 95 % interval over seeds"
     said = Table(box=None, show_header=False)
     for line in verdict_lines(found):
         said.add_row(*line)
-    return Group(table, said)
+    return Group(*tables, said)
