@@ -143,7 +143,10 @@ def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: Wor
         incubation=config.slots.incubation, autocast=lambda: autocast(config.trainer.precision, world.device),
     )  # fmt: skip
     example = bundle.example().to(world.device)
-    compiler.host(example.to(dtype_of(config.trainer.precision)) if example.is_floating_point() else example)
+    if example.is_floating_point():
+        layout = torch.channels_last if config.trainer.channels_last else torch.preserve_format
+        example = example.to(dtype_of(config.trainer.precision), memory_format=layout)
+    compiler.host(example)
     return compiler
 
 

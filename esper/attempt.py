@@ -20,6 +20,7 @@ from esper.rundir import write_json
 from esper.tolaria.world import World
 
 ATTEMPT = "attempt.json"
+BEFORE = "ESPER_ATTEMPT_BEFORE"  # number of the latest attempt when the launcher started torchrun
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,12 @@ class Attempt:
 
         Raises:
             LeaseError: one has.
-            OSError: RUN cannot be read.
+            OSError: RUN cannot be read, or its attempt is damaged.
         """
-        newest = json.loads((self.run_dir / ATTEMPT).read_text())["number"]
+        try:
+            newest = json.loads((self.run_dir / ATTEMPT).read_text())["number"]
+        except (ValueError, KeyError) as error:
+            raise OSError(f"{self.run_dir / ATTEMPT}: damaged ({error})") from None
         if newest > self.number:
             raise LeaseError(
                 f"{self.run_dir}: attempt {newest} has begun, this is attempt {self.number}: it writes nothing more; "
@@ -68,7 +72,8 @@ def begin_attempt(run_dir: Path, world: World) -> Attempt:
         before: dict[str, Any] = {"number": 0, "run_id": secrets.token_hex(4)}
         if path.exists():
             before = json.loads(path.read_text())
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and before["number"] > 0
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        again = restarted and before["number"] > int(os.environ.get(BEFORE, "0"))  # else no rank of ours came this far
         if not (again and before["launch"] != launch):
             now = {"number": before["number"] + 1, "token": secrets.token_hex(8), "launch": launch}
             try:

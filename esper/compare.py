@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from esper.arms import CompareConfig, derive
 from esper.config import EsperConfig, build_config, config_digest
 from esper.karn.comparison import Comparison, compare
@@ -26,8 +28,10 @@ from esper.karn.runs import RunRecord, read_run
 from esper.leyline.errors import EsperError, Preempted, RunDirError, one_line
 from esper.rundir import CONFIG, held_run, read_status, write_json
 from esper.supervise import torchrun_environment
+from esper.tolaria.config import Device
 
 QUIET = {"console": "off", "level": "full"}
+STOP = signal.SIGUSR1  # workers and launchers take it as often as it comes; a second SIGTERM would end them unsaved
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ class Comparer:
             self._children.add(child)
         try:
             if self.stopping.is_set():  # asked for between the check and the start
-                child.send_signal(signal.SIGTERM)
+                child.send_signal(STOP)
             return child.wait()
         finally:
             with self._lock:
@@ -135,7 +139,7 @@ class Comparer:
         with self._lock:
             for child in self._children:
                 with contextlib.suppress(ProcessLookupError):
-                    child.send_signal(signal.SIGTERM)
+                    child.send_signal(STOP)
 
     def run_all(self, jobs: Sequence[Job], parallel: int) -> None:
         """Runs jobs, so many at a time; a job that fails leaves the others alone."""
@@ -188,8 +192,10 @@ def stopped_by_signals(comparer: Comparer) -> Iterator[None]:
 
 
 def default_parallel(config: EsperConfig) -> int:
-    """Jobs that fit beside each other on this machine's cores."""
-    return max(1, (os.cpu_count() or 1) // (config.world.nproc_per_node * config.world.threads))
+    """Jobs that fit beside each other: on the cores that this process may use, or on this machine's GPUs."""
+    if config.world.device == Device.GPU:
+        return max(1, torch.cuda.device_count() // config.world.nproc_per_node)
+    return max(1, len(os.sched_getaffinity(0)) // (config.world.nproc_per_node * config.world.threads))
 
 
 def run_compare(

@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from esper.attempt import latest_attempt, taken_over
+from esper.attempt import BEFORE, latest_attempt, taken_over
 from esper.config import EsperConfig, build_config
 from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted, RunDirError
 from esper.preflight import check_data
@@ -165,6 +165,7 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
         limit = TimeLimit(os.environ["SLURM_JOB_ID"], config.world.grace_s) if in_slurm else lambda: None
         grace_s = config.world.grace_s + (_FARTHER_S if job else 0.0)
         before, _ = latest_attempt(folder)
+        environment[BEFORE] = str(before)
         ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
         launch = rendezvous_of(arguments) if job is None else job.rendezvous
         if (other := taken_over(folder, before, launch)) is not None:

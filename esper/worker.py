@@ -119,9 +119,12 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
 
     steps = store.steps()
     chosen = newest_valid_everywhere(world, steps, valid)
-    found = torch.tensor([len(steps)], dtype=torch.int64)
+    aside = sorted(path.name for path in store.folder.glob("aside-*"))
+    found = torch.tensor([len(steps) + len(aside)], dtype=torch.int64)
     if chosen is None and int(world.all_reduce(found, dist.ReduceOp.MAX, what="choice of checkpoint")) > 0:
         what = "; ".join(damage.values()) or "another rank cannot read them"
+        if aside and not steps:
+            what = f"a rollback set {aside[-1]} aside and saved nothing after it; renamed to step-... it is one again"
         raise CheckpointError(
             f"{store.folder}: no checkpoint is valid on all ranks ({what}); restore one from a copy, or remove that "
             "folder to train from the beginning"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from esper.drill.bus import Bus, Ended, ProtocolBroken
 from esper.drill.replica import Fault, FaultKind, Replica, chain, terms_for
-from esper.kasmina.config import EvidencePolicy, GateConfig, SlotsConfig
+from esper.kasmina.config import EvidencePolicy, GateConfig, Incubation, SlotsConfig
 from esper.leyline.checks import Checks
 from esper.leyline.events import Event
 from esper.leyline.plain import digest62
@@ -106,7 +106,7 @@ class Setting:
 
     def __init__(self, setup: Crowd) -> None:
         self.sites = chain(setup.slots).sites
-        slots = SlotsConfig(max_live=None, embargo_ticks=1)
+        slots = SlotsConfig(incubation=Incubation.SHADOW, max_live=None, embargo_ticks=1)
         gates = GateConfig(evidence=EvidencePolicy.OBSERVE, first_look=1, look_every=1, min_samples=8)
         self.terms = terms_for(self.sites, setup.ranks, slots, gates, names=BLUEPRINTS)
 

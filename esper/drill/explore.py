@@ -26,7 +26,7 @@ from esper.drill.given import Given, PaperGrowth
 from esper.drill.invariants import broken_by, key_of, reached_empty, settled
 from esper.drill.replica import FaultKind, Replica, chain, terms_for
 from esper.drill.situations import BLUEPRINT, Situation, losses, situations, troubles
-from esper.kasmina.config import GateConfig, SlotsConfig
+from esper.kasmina.config import GateConfig, Incubation, SlotsConfig
 from esper.leyline.errors import LockstepError
 from esper.leyline.protocols import NullSink
 from esper.tolaria.config import ControlConfig
@@ -100,8 +100,9 @@ class Explorer:
         self.small = small
         self.grown = [chain(small.slots) for _ in range(small.ranks)]
         slots = SlotsConfig(
-            max_live=small.max_live, max_germinations=small.max_germinations, embargo_ticks=small.embargo_ticks
-        )
+            incubation=Incubation.SHADOW, max_live=small.max_live, max_germinations=small.max_germinations,
+            embargo_ticks=small.embargo_ticks,
+        )  # fmt: skip
         gates = GateConfig(
             looks=1, look_every=1, first_look=1, hold_looks=1, min_samples=2, probe_samples=4, degraded_ticks=1
         )

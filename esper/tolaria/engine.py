@@ -221,7 +221,8 @@ class Engine:
         self.narrator.tell_all(self.saver.settle(agreed.ranks, axes_of(self.state)))
         judged = time.perf_counter()
         recovery = self.recovery() if health.verdict is Verdict.PANIC else None
-        save = stop if recovery is not None else save and self.saves.room(self.state, last=last)
+        # After a rollback at once: the checkpoints beyond it have lost their names, and there may be no other.
+        save = recovery is not None or (save and self.saves.room(self.state, last=last))
         wrap_ms = None
         if recovery is None:
             self.state, wrap_ms = self.cycle.follow(decision, force=save)

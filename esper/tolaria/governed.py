@@ -23,7 +23,7 @@ class Governed:
         train, validation: losses of healthy ticks.
         strikes: ticks in a row that were not healthy.
         healthy_tick, healthy_step: latest healthy tick, and its optimizer step; what failed came after it.
-        replays: rollbacks since the last recovery. trouble_tick: tick of the panic behind the latest one.
+        replays: rollbacks since the last recovery. trouble_tick: the latest tick of a panic since then.
         skips: windows of samples that were skipped, oldest first.
         barred: per slot, the tick until which no seed germinates there.
         breaker: of growth.

@@ -178,7 +178,7 @@ def replay(present: RunState, target: RunState, terms: Terms, config: GovernorCo
     barred = {**trouble.barred, **{entry.slot: target.tick + config.embargo_ticks for entry in blamed}}
     governor = replace(
         target.governor, verdict=Verdict.HEALTHY, symptom=Symptom.NONE, words="", strikes=0, replays=number,
-        trouble_tick=present.tick, barred=barred, breaker=breaker,
+        trouble_tick=max(present.tick, trouble.trouble_tick), barred=barred, breaker=breaker,
         skips=trouble.skips if skip is None else (*trouble.skips, skip),
     )  # fmt: skip
     # What was spent stays spent, and ids stay unique.

@@ -13,6 +13,7 @@ A thread lives as long as its job, so none is left behind by a run that ends wel
 temporary name, which nobody reads and the next attempt removes.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -193,7 +194,8 @@ class Saver:
         ]  # fmt: skip
 
     def _abandon(self, flight: _Flight, failed: list[int], error: str, axes: dict[str, int]) -> Fault:
-        self.store.lease()  # a newer attempt removes what this one was writing
+        with contextlib.suppress(OSError):  # where RUN cannot be read, nothing there can be removed either
+            self.store.lease()  # a newer attempt removes what this one was writing
         self.store.abandon(flight.step)
         text = f"save of step {flight.step} failed on rank {', '.join(map(str, failed))}"
         what = f"{text}: {error or 'see that rank'}; older checkpoints are untouched"

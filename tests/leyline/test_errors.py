@@ -31,7 +31,7 @@ def test_exit_codes_are_the_documented_ones():
         "EsperError": 70, "ConfigError": 78, "DataError": 74, "CheckpointError": 74, "RunDirError": 74,
         "LockstepError": 76, "DivergedError": 79, "Preempted": 75, "IllegalTransition": 70, "GateError": 70,
         "ExportError": 70,
-        "OwnershipError": 70, "LoopError": 78,
+        "OwnershipError": 70, "LoopError": 78, "LeaseError": 74,
     }  # fmt: skip
     assert all(issubclass(getattr(errors, name), EsperError) for name in codes)
 

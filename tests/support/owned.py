@@ -13,7 +13,9 @@ from esper.tolaria.ownership import ParameterOwner
 
 NAN, INF = math.nan, math.inf
 STEPS = 40
-ADAMW = OptimConfig(kind=OptimizerKind.ADAMW, lr=0.01, weight_decay=0.1, clip_norm=None, seed_warmup_steps=0)
+ADAMW = OptimConfig(
+    kind=OptimizerKind.ADAMW, lr=0.01, weight_decay=0.1, clip_norm=None, seed_lr_scale=1.0, seed_warmup_steps=0
+)
 SGD = replace(ADAMW, kind=OptimizerKind.SGD)
 KINDS = pytest.mark.parametrize("config", [ADAMW, SGD], ids=["adamw", "sgd"])
 SITES = {"r0c0": "layers.0", "r0c1": "layers.1", "r1c0": "layers.2"}
