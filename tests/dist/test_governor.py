@@ -159,6 +159,31 @@ def test_samples_that_drive_the_loss_away_are_left_out(what: str, world: int, tm
         assert shared(mine["whole"]) == shared(found["whole"])
 
 
+def until_gone_back(rank: int, config: EsperConfig, run_dir: Path) -> tuple[list[int], int, list[int]]:
+    """Checkpoints before the tick that rolls back, the step it goes back to, checkpoints once its save has landed."""
+    engine = make_engine(config, run_dir)
+    spoil_data(engine, BAD, 1e3)
+    engine.begin(None)
+    recoveries, before = note_recoveries(engine), []
+    while not recoveries:
+        engine.train_step()
+        if engine.tick_due():
+            before = engine.saver.store.steps()
+            engine.tick()
+    engine.saver.finish({"step": engine.step, "tick": engine.state.tick, "epoch": 1}, 60.0)
+    engine.world.close()
+    return before, recoveries[0][1].generation.state.step, engine.saver.store.steps()
+
+
+def test_a_rollback_never_leaves_a_run_without_a_checkpoint(tmp_path: Path) -> None:
+    config = config_of(checkpoint__every_ticks=10, checkpoint__keep=1, governor__blame_ticks=1)
+    for before, back, after in run_distributed(until_gone_back, 2, config, tmp_path):
+        assert before
+        assert back not in before, "else nothing would be shown"
+        assert after[0] == back
+        assert after[0] < before[0]
+
+
 # a seed -------------------------------------------------------------------------------------------------------------
 
 BOMB = (
