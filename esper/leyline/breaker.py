@@ -37,7 +37,7 @@ def why_no_birth(view: BreakerView) -> str | None:
     if view.phase is BreakerPhase.COOLING:
         return f"breaker cooling, {view.ticks_left} ticks left"
     if view.phase is BreakerPhase.OPEN:
-        return "breaker open: growth was blamed for too many panics; override it to allow births again"
+        return "breaker open: growth was blamed for too many panics; no birth for the rest of this run"
     if view.phase is BreakerPhase.TRIAL and view.on_trial is not None:
         return f"breaker on trial: the seed in {view.on_trial} must stand first"
     return None
