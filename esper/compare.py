@@ -84,6 +84,8 @@ class Comparer:
         """
         arm = self.config.arms[job.arm]
         missing = sorted(other for other in arm.waits_for if (other, job.seed) not in self.folders)
+        if missing and self.stopping.is_set():
+            raise Stopped
         if missing:
             raise EsperError(f"derived from {', '.join(missing)}, which did not finish")
         before = {other: self.folders[other, job.seed] for other in arm.waits_for}
