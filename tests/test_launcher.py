@@ -17,7 +17,7 @@ from esper import cli, launcher
 from esper.config import RunConfig, build_config, load_config
 from esper.leyline.errors import CheckpointError, RunDirError
 from esper.rundir import held_run, read_status, write_json
-from esper.supervise import Ended, catches, descendants_of, torchrun_arguments, torchrun_environment
+from esper.supervise import MALLOC, Ended, catches, descendants_of, torchrun_arguments, torchrun_environment
 from esper.tolaria.config import Device, TrainerConfig, WorldConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -327,6 +327,14 @@ def test_one_host_finds_itself_and_many_use_what_was_configured() -> None:
     assert gpu["OMP_NUM_THREADS"] == "4"
     assert gpu["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert gpu["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_on_a_cpu_freed_memory_is_kept_unless_its_user_says_otherwise(monkeypatch: pytest.MonkeyPatch):
+    for name in MALLOC:
+        monkeypatch.delenv(name, raising=False)
+    assert torchrun_environment(WorldConfig(), TrainerConfig()).items() >= MALLOC.items()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    assert not torchrun_environment(WorldConfig(), TrainerConfig()).keys() & MALLOC.keys()
 
 
 def alive(pid: int) -> bool:

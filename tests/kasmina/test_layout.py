@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from esper.kasmina.attach import attach
 from esper.kasmina.birth import build_seed
 from esper.kasmina.blueprints import registry
+from esper.kasmina.blueprints.parts import group_norm
 from esper.kasmina.slot import Phase
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
@@ -24,9 +25,11 @@ class Copies(TorchDispatchMode):
         super().__init__()
         self.copied: list[str] = []
         self.relaid: list[str] = []
+        self.operators: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operators.append(func._opname)
         if isinstance(result, Tensor) and result.ndim == 4 and min(result.shape[1:]) > 1:
             if func._opname in COPYING:
                 self.copied.append(func._opname)
@@ -70,6 +73,17 @@ def test_a_seed_of_any_blueprint_copies_no_feature_map(blueprint):
     for phase, alpha in ((Phase.BLEND, 0.5), (Phase.BLEND, 0.0), (Phase.STRAIGHT, 0.0)):
         assert step(blueprint, phase, alpha, Operator.ADD) == ([], []), (phase, alpha)
     assert step(blueprint, Phase.BLEND, 0.5, Operator.MULTIPLY) == ([], [])
+
+
+def test_a_norm_without_gradients_runs_one_kernel_and_agrees_with_the_sums_over_a_view():
+    norm = group_norm(8)
+    x = torch.randn(5, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    learning = norm(x)  # no gradient for x, one for the weights: the guarded case
+    with torch.no_grad(), Copies() as seen:
+        measuring = norm(x)
+    assert seen.operators == ["native_group_norm"]
+    assert measuring.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(measuring, learning)
 
 
 def test_the_count_sees_a_copy():

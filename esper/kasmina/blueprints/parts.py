@@ -43,13 +43,14 @@ class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm, safe for a channels-last input that needs no gradient on CPU.
 
     There torch (seen in 2.13) crashes the process in the backward of weight and bias, and a seed's detached input is
-    exactly that case. The same sums are then taken over a view, without a copy to contiguous.
+    exactly that case. The same sums are then taken over a view, without a copy to contiguous; where no gradient is
+    recorded at all, torch's own kernel is safe and four times faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x and result [B, C, H, W], same memory format."""
         channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        if x.requires_grad or not channels_last or x.device.type != "cpu":
+        if x.requires_grad or not torch.is_grad_enabled() or not channels_last or x.device.type != "cpu":
             return super().forward(x)
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         x_BGCHW = wide.unflatten(1, (self.num_groups, -1))

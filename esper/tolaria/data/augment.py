@@ -33,16 +33,16 @@ def crop_flip(x_NCHW: Tensor, ids: Tensor, *, seed: int, epoch: int, pad: int) -
     Returns:
         [N, C, H, W], contiguous.
     """
-    count, _, height, width = x_NCHW.shape
+    _, _, height, width = x_NCHW.shape
     bits = hashed(ids, "crop_flip", seed, epoch)
     places = np.uint64(2 * pad + 1)  # 16 bits scaled to this range: biased by less than one part in 2^16 / places
-    top = torch.from_numpy(((bits & np.uint64(0xFFFF)) * places >> np.uint64(16)).astype(np.int64))
-    left = torch.from_numpy(((bits >> np.uint64(16) & np.uint64(0xFFFF)) * places >> np.uint64(16)).astype(np.int64))
-    mirrored = torch.from_numpy((bits >> np.uint64(63)).astype(bool))
+    tops = (bits & np.uint64(0xFFFF)) * places >> np.uint64(16)
+    lefts = (bits >> np.uint64(16) & np.uint64(0xFFFF)) * places >> np.uint64(16)
+    mirrored = bits >> np.uint64(63) == 1
 
-    across = torch.arange(width).expand(count, width)
-    columns = left[:, None] + torch.where(mirrored[:, None], across.flip(1), across)
-    rows = top[:, None] + torch.arange(height)
-    padded = F.pad(x_NCHW, (pad, pad, pad, pad))
-    cropped_NHWC = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return cropped_NHWC.permute(0, 3, 1, 2).contiguous()
+    padded = F.pad(x_NCHW, (pad, pad, pad, pad)).numpy()
+    cropped = np.empty(x_NCHW.shape, dtype=padded.dtype)  # by slices: five times faster than one gather
+    for place, (top, left, mirror) in enumerate(zip(tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)):
+        crop = padded[place, :, top : top + height, left : left + width]
+        cropped[place] = crop[..., ::-1] if mirror else crop
+    return torch.from_numpy(cropped)
