@@ -21,7 +21,7 @@ from torch import Tensor
 
 from esper.leyline.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 KIND = "esper session"
 KEYS = {
     "format", "kind", "settings", "controller", "topology", "run_state", "step", "epoch", "model", "optimizer",

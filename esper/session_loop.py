@@ -23,11 +23,11 @@ from esper.tolaria.adopt import AdoptedOwner
 from esper.tolaria.batches import BatchEvaluator
 from esper.tolaria.epochs import agreed_batches
 from esper.tolaria.growth import Growth
+from esper.tolaria.guard import StepReport
 from esper.tolaria.incubation import Call, with_shadows
 from esper.tolaria.lastword import LastWord
 from esper.tolaria.measure import measure
 from esper.tolaria.narrate import Narrator
-from esper.tolaria.ownership import StepReport
 from esper.tolaria.state import RunState, Terms
 from esper.tolaria.tick import Cycle, Measured, tick_due
 from esper.tolaria.window import Window

@@ -3,16 +3,16 @@
     RMS of a tensor          sqrt(mean g^2) = ||g|| / sqrt(numel): independent of the tensor's size
     vanishing, exploding     share of the owner's parameters that stand in tensors whose RMS is below or above a
                              threshold: weighted by parameters, so that one bias does not speak for a network
-    NaN, Inf                 elements of the gradient, counted apart
+    NaN, Inf                 tensors whose gradient has a NaN, or else an Inf (or a norm beyond float32), counted apart
 
 Nothing here waits for a device. Every ``every``-th step since the last reading (the first always) adds its shares, on
-the device; a step whose norm was already known to be not finite adds its counts; `take` reads it all, once a tick. T
-tensors, O owners.
+the device; a step that may not be finite adds its counts; `take` reads it all, once a tick. T tensors, O owners.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class OwnerHealth:
 
     Fields:
         vanishing, exploding: sums of the shares, each in [0, 1], over ``health_steps`` sampled steps.
-        nans, infs: gradient elements in all steps.
+        nans, infs: tensors of gradients in all steps.
     """
 
     vanishing: float = 0.0
@@ -88,21 +88,23 @@ class GradientHealth:
     def _reset(self) -> None:
         self._seen = 0
         self._shares: dict[tuple[str, ...], list[Tensor]] = {}  # per set of owners: one [O, 2] a sampled step
-        self._broken: dict[str, list[Tensor]] = {}  # [2]: NaN, Inf
+        self._broken: dict[tuple[tuple[str, int], ...], Tensor] = {}  # per owners and tensors: NaN, Inf, [2, T]
 
-    def step(self, gradients: Mapping[str, Sequence[Tensor]], broken: Collection[str]) -> None:
+    def step(self, gradients: Mapping[str, Sequence[Tensor]], norms: Mapping[str, Tensor]) -> None:
         """Takes the reduced gradients of one optimizer step, before clipping.
 
         Args:
             gradients: per owner, its tensors; an owner without any is not named.
-            broken: owners whose total norm was not finite.
+            norms: L2 norms of these tensors, [T] per owner, for every owner whose gradient may not be finite.
         """
         if self._seen % self.every == 0 and gradients:
             owners = tuple(gradients)
             self._shares.setdefault(owners, []).append(self._share(gradients))
-        for owner in broken:
-            found = [torch.stack([g.isnan().sum(), g.isinf().sum()]) for g in gradients[owner]]
-            self._broken.setdefault(owner, []).append(torch.stack(found).sum(0))
+        if norms:
+            every = torch.cat(list(norms.values()))
+            counts = torch.stack([every.isnan(), every.isinf()]).long()
+            key = tuple((owner, len(found)) for owner, found in norms.items())
+            self._broken[key] = self._broken[key] + counts if key in self._broken else counts
         self._seen += 1
 
     def _share(self, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
@@ -127,14 +129,19 @@ class GradientHealth:
 
     def take(self) -> dict[str, OwnerHealth]:
         """Sums since the last call, and begins anew; waits for the device once for each set of owners and fault."""
-        found = {owner: OwnerHealth() for owners in (*self._shares, self._broken) for owner in owners}
+        seen = [*self._shares, *(tuple(owner for owner, _ in key) for key in self._broken)]
+        found = {owner: OwnerHealth() for owners in seen for owner in owners}
         for owners, shares in self._shares.items():
             for owner, (vanishing, exploding) in zip(owners, torch.stack(shares).sum(0).tolist(), strict=True):
                 found[owner].vanishing += vanishing
                 found[owner].exploding += exploding
                 found[owner].health_steps += len(shares)
-        for owner, counts in self._broken.items():
-            found[owner].nans, found[owner].infs = torch.stack(counts).sum(0).tolist()
+        for key, counts in self._broken.items():
+            every = iter(zip(*counts.tolist(), strict=True))
+            for owner, size in key:
+                for nan, inf in islice(every, size):
+                    found[owner].nans += nan
+                    found[owner].infs += inf
         self._reset()
         return found
 
@@ -143,11 +150,13 @@ class GradientHealth:
         return {
             "seen": self._seen,
             "shares": [[list(owners), torch.stack(shares).cpu()] for owners, shares in self._shares.items()],
-            "broken": {owner: torch.stack(counts).cpu() for owner, counts in self._broken.items()},
+            "broken": [[[list(pair) for pair in key], counts.cpu()] for key, counts in self._broken.items()],
         }
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Takes `state` back; ``device``: where the gradients to come are."""
         self._seen = state["seen"]
         self._shares = {tuple(owners): list(shares.to(device).unbind()) for owners, shares in state["shares"]}
-        self._broken = {owner: list(counts.to(device).unbind()) for owner, counts in state["broken"].items()}
+        self._broken = {
+            tuple((owner, size) for owner, size in key): counts.to(device) for key, counts in state["broken"]
+        }

@@ -116,7 +116,7 @@ class GradientHealth:
     Fields:
         vanishing, exploding: share of the owner's parameters, 0 to 1, in tensors whose gradient RMS is below
             ``optim.vanishing_rms`` or above ``optim.exploding_rms``; mean over the sampled steps.
-        nans, infs: gradient elements that were NaN or infinite, over all steps.
+        nans, infs: tensors whose gradient had a NaN, or else an infinity or a norm beyond its format, over all steps.
     """
 
     vanishing: Reading = ABSENT

@@ -11,7 +11,7 @@ What is logged at a tick:
     train/loss, train/accuracy         mean since the last tick (nats per sample; share)
     validation/loss, validation/accuracy
     lr, host_gradient_norm, parameters, live_seeds, training_flops
-    host_gradient_vanishing, _exploding, _nans, _infs     shares of the host's parameters; elements of its gradient
+    host_gradient_vanishing, _exploding, _nans, _infs     shares of the host's parameters; tensors of its gradient
     time/steps_ms, time/tick_ms, time/digest_ms
     slots/<slot>/stage                 `Stage.code`: 0 EMPTY, 1 GERMINATED, 2 TRAINING, 3 BLENDING, 4 HOLDING, ...
     slots/<slot>/alpha

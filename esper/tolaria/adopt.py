@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from esper.kasmina.attach import HOST, Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError
 from esper.tolaria.config import OptimConfig
-from esper.tolaria.ownership import ParameterOwner, StepReport
+from esper.tolaria.guard import StepReport
+from esper.tolaria.ownership import ParameterOwner
 
 PATIENCE = 4  # steps in a row that an overflow in one slot is put down to the loss scale
 REFUSED = {
@@ -167,7 +168,7 @@ class AdoptedOwner(ParameterOwner):
         return None if self.scaler is None else self.scaler.scale(torch.ones((), device=device))
 
     def step_mean(self, passes: int) -> StepReport:
-        """`step` on gradients that were summed over ``passes`` backward passes of scaled losses: their mean.
+        """`step_now` on gradients that were summed over ``passes`` backward passes of scaled losses: their mean.
 
         Raises:
             LoopError: somebody else changed the optimizer's groups.
@@ -186,7 +187,7 @@ class AdoptedOwner(ParameterOwner):
                         parameter.grad.mul_(factor)
         self._stepping = True
         try:
-            report = self.step()
+            report = self.step_now()
         finally:
             self._stepping = False
         return report if self.scaler is None else self._rescale(report)

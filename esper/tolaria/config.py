@@ -55,6 +55,8 @@ class OptimConfig:
         beta1, beta2, eps: adamw only.
         schedule: shape after warm-up. warmup_steps: linear warm-up of the host.
         final_lr_fraction: share of the peak at the last step, for cosine and linear.
+        fused: one kernel for a whole group, and gradients judged on the device, so that no step waits for it; null: on
+            GPUs alone.
         clip_norm: L2 norm to which each owner's gradient (host, each slot) is clipped by itself; null is off.
         seed_lr_scale: learning rate of seeds as a multiple of the host's at the same step.
         seed_warmup_steps: linear warm-up of a seed from the first step in which it learns.
@@ -71,6 +73,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    fused: bool | None = None
     schedule: Schedule = Schedule.COSINE
     warmup_steps: int = 0
     final_lr_fraction: float = 0.1

@@ -9,13 +9,12 @@ The learning rate is a pure function of the optimizer step, so that it survives 
     host   lr * shape(step),   shape = linear warm-up, then constant, cosine or linear down to final_lr_fraction
     seed   host * seed_lr_scale * min(1, (step - learn_step + 1) / seed_warmup_steps)
 
-Gradients are judged and clipped per owner: what happens in a slot cannot touch the host's update. Reading the norms
-costs one host synchronisation a step.
+Gradients are judged and clipped per owner: what happens in a slot cannot touch the host's update. A fused optimizer
+does it without a wait for the device (see `esper.tolaria.guard`); others cost one a step.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from esper.kasmina.attach import HOST, Grown
 from esper.kasmina.health import GradientHealth
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.config import OptimConfig, OptimizerKind, Schedule
+from esper.tolaria.guard import Judgement, StepReport, report, spared, tensor_norms
 
 
 def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -38,18 +38,14 @@ def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
     return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * down
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One optimizer step: L2 norm per owner before clipping, owners whose gradient was not finite, and whether the
-    step was skipped (the host was among them)."""
-
-    norms: dict[str, float]
-    broken: tuple[str, ...]
-    skipped: bool
+def _in_one(totals: Mapping[str, Tensor]) -> Tensor:
+    """Norms of all owners, float64 [O]."""
+    return torch.stack([total.double() for total in totals.values()])
 
 
 class ParameterOwner:
-    """Owns the optimizer of a grown model. ``optimizer`` is one torch optimizer for all owners.
+    """Owns the optimizer of a grown model. ``optimizer`` is one torch optimizer for all owners; ``late``: it is fused,
+    and steps are judged on the device.
 
     Args:
         grown: the model. config: how it is optimized. total_steps: of the run, for the schedule.
@@ -64,18 +60,21 @@ class ParameterOwner:
         self.health = GradientHealth(
             vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
         )
+        self.late = optimizer is None and self._fused(config)
         self.optimizer = self._build() if optimizer is None else optimizer
         self._groups[HOST] = list(self.optimizer.param_groups)
 
     def _build(self) -> torch.optim.Optimizer:
         config, named = self.config, self.grown.owner_parameters()[HOST]
-        host = self._make_groups(HOST, named)
-        fused = any(p.device.type == "cuda" for _, p in named)
+        host, fused = self._make_groups(HOST, named), self.late or None
         if config.kind is OptimizerKind.SGD:
-            return torch.optim.SGD(host, lr=config.lr, momentum=config.momentum, fused=fused or None)
-        return torch.optim.AdamW(
-            host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused or None
-        )
+            return torch.optim.SGD(host, lr=config.lr, momentum=config.momentum, fused=fused)
+        return torch.optim.AdamW(host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+
+    def _fused(self, config: OptimConfig) -> bool:
+        if config.fused is not None:
+            return config.fused
+        return any(p.device.type == "cuda" for _, p in self.grown.owner_parameters()[HOST])
 
     def _make_groups(self, owner: str, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         decay = self.config.weight_decay if owner == HOST else self.config.seed_weight_decay
@@ -161,36 +160,72 @@ class ParameterOwner:
             group["lr"] = host
         return host
 
-    def step(self) -> StepReport:
+    def step(self) -> StepReport | Judgement:
         """Judges, clips and applies the reduced gradients, then clears them.
 
         A non-finite gradient confined to a slot is dropped and reported; only a non-finite host gradient skips the
         step. Gradients are equal on all ranks after the reduction, so every rank takes the same branch.
         """
+        return self._step_late() if self.late else self.step_now()
+
+    def step_now(self) -> StepReport:
+        """`step` by an optimizer of any kind; waits for the device once."""
+        grads, norms, totals = self._judge()
+        told = report(tuple(totals), _in_one(totals)) if totals else StepReport({}, (), False)
+        self.health.step(grads, {owner: norms[owner] for owner in told.broken})
+        if not told.skipped:
+            for owner in told.broken:
+                for group in self._groups[owner]:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+            self._clip({owner: total for owner, total in totals.items() if owner not in told.broken})
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return told
+
+    def _step_late(self) -> Judgement:
+        """`step` by a fused optimizer, one owner after another, each with its own ``found_inf``."""
+        grads, norms, totals = self._judge()
+        self.health.step(grads, norms)
+        owners = tuple(totals)
+        norms_O = _in_one(totals) if totals else torch.zeros(0, dtype=torch.float64)
+        self._clip(totals)  # what is not finite stays so, and is left out
+        optimizer: Any = self.optimizer
+        try:
+            for owner, found_inf in spared(owners, norms_O).items():
+                optimizer.param_groups, optimizer.found_inf = self._groups[owner], found_inf
+                self._before_first_momentum(owner)
+                optimizer.step()
+        finally:
+            vars(optimizer).pop("found_inf", None)
+            self._in_order()
+        optimizer.zero_grad(set_to_none=True)
+        return Judgement(owners, norms_O)
+
+    def _judge(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], dict[str, Tensor]]:
+        """By owner: gradients, their L2 norms [T], and the L2 norm of all, 0-D, on the device."""
         grads: dict[str, list[Tensor]] = {}
         for owner, groups in self._groups.items():
             found = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if found:
                 grads[owner] = found
-        totals = [torch.nn.utils.get_total_norm(found) for found in grads.values()]
-        values = torch.stack([total.double() for total in totals]).tolist() if totals else []
-        norms = dict(zip(grads, values, strict=True))
-        broken = tuple(owner for owner, norm in norms.items() if not math.isfinite(norm))
-        skipped = HOST in broken
-        self.health.step(grads, broken)
-        if not skipped:
-            for owner in broken:
-                for group in self._groups[owner]:
-                    for parameter in group["params"]:
-                        parameter.grad = None
-            if self.config.clip_norm is not None:
-                for owner, total in zip(grads, totals, strict=True):
-                    if owner not in broken:
-                        own = [p for group in self._groups[owner] for p in group["params"] if p.grad is not None]
-                        torch.nn.utils.clip_grads_with_norm_(own, self.config.clip_norm, total)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepReport({owner: norm for owner, norm in norms.items() if owner not in broken}, broken, skipped)
+        norms = {owner: tensor_norms(found) for owner, found in grads.items()}
+        return grads, norms, {owner: torch.linalg.vector_norm(found) for owner, found in norms.items()}
+
+    def _clip(self, totals: Mapping[str, Tensor]) -> None:
+        if self.config.clip_norm is not None:
+            for owner, total in totals.items():
+                own = [p for group in self._groups[owner] for p in group["params"] if p.grad is not None]
+                torch.nn.utils.clip_grads_with_norm_(own, self.config.clip_norm, total)
+
+    def _before_first_momentum(self, owner: str) -> None:
+        """Gives SGD's momentum the zeros that a first step replaces: fused, torch leaves the memory of a first step
+        that is left out as it found it."""
+        if self.config.kind is OptimizerKind.SGD and self.config.momentum > 0:
+            for group in self._groups[owner]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None and not self.optimizer.state[parameter]:
+                        self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     # saving -------------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def tick_due(
         state: of the latest tick. step: optimizer steps done. window: counted since. control, terms: of the run.
         max_consecutive: skipped steps in a row that end the run.
     """
-    row, since = window.skipped_in_row, step - state.step
+    row, since = window.row, step - state.step
     if step == terms.total_steps or since >= control.max_steps:
         return since > 0
     if row and (row % terms.max_skips == 0 or row >= max_consecutive):

@@ -1,6 +1,7 @@
-"""What a rank counts between two ticks. Sums stay on the device until the tick reads them, once."""
+"""What a rank counts between two ticks. Sums stay on the device until the tick reads them, once; a step that was judged
+on the device is read when the next one has been taken in, or by the tick."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from esper.kasmina.attach import HOST
 from esper.leyline.errors import CheckpointError
-from esper.tolaria.ownership import StepReport
+from esper.tolaria.guard import Judgement, StepReport
+
+NOT_SAVED = {"_device", "_late", "_seen"}
 
 
 class Window:
@@ -21,6 +24,7 @@ class Window:
 
     def __init__(self, device: torch.device, skipped_in_row: int = 0) -> None:
         self._device = device
+        self._late: deque[tuple[Judgement, int]] = deque()
         self.skipped_in_row = skipped_in_row
         self.reset()
 
@@ -28,12 +32,19 @@ class Window:
         """Begins a new window; a row of skipped steps goes on over a tick, unless another one is given."""
         if skipped_in_row is not None:
             self.skipped_in_row = skipped_in_row
+        self._late.clear()
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)  # loss, correct, count, non-finite
         self._norms: dict[str, float] = defaultdict(float)
         self._steps: dict[str, int] = defaultdict(int)
         self._broken: dict[str, int] = defaultdict(int)
         self.skipped = 0
         self.first_skipped = -1
+        self._seen = 0
+
+    @property
+    def row(self) -> int:
+        """Skipped steps in a row, at the newest step since the last tick that is known of; 0 without one."""
+        return self.skipped_in_row if self._seen else 0
 
     def samples(self, loss: Tensor, correct: Tensor, weights: Tensor) -> None:
         """Takes per-sample numbers of one forward, [M] each; those that are not finite are counted, not summed."""
@@ -50,8 +61,21 @@ class Window:
                 ]
             )
 
-    def step(self, report: StepReport, step: int) -> None:
+    def step(self, report: StepReport | Judgement, step: int) -> None:
         """Takes what the owner of the parameters said of optimizer step ``step``."""
+        if isinstance(report, StepReport):
+            self._take(report, step)
+            return
+        self._late.append((report, step))
+        self._read(leave=1)
+
+    def _read(self, leave: int) -> None:
+        while len(self._late) > leave:
+            judgement, step = self._late.popleft()
+            self._take(judgement.read(), step)
+
+    def _take(self, report: StepReport, step: int) -> None:
+        self._seen += 1
         for owner, norm in report.norms.items():
             self._norms[owner] += norm
             self._steps[owner] += 1
@@ -68,6 +92,7 @@ class Window:
 
     def values(self, slots: list[str]) -> tuple[dict[str, float], int]:
         """Entries of the observe vector, and how many of this rank's samples had a loss that was not finite."""
+        self._read(leave=0)
         loss, correct, count, nonfinite = self._sums.tolist()
         found = {
             "train_loss": loss,
@@ -89,7 +114,8 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """Everything counted since the last tick: plain data, and this rank's own sums as a tensor on the CPU."""
-        own = {key: value for key, value in vars(self).items() if key != "_device"}
+        self._read(leave=0)
+        own = {key: value for key, value in vars(self).items() if key not in NOT_SAVED}
         return {
             key: value.cpu().clone() if isinstance(value, Tensor) else dict(value) if isinstance(value, dict) else value
             for key, value in own.items()
@@ -109,7 +135,7 @@ class Window:
         Raises:
             CheckpointError: a field is missing or unknown.
         """
-        own = set(vars(self)) - {"_device"}
+        own = set(vars(self)) - NOT_SAVED
         if own != set(state):
             raise CheckpointError(f"window: {', '.join(sorted(own ^ set(state)))} missing or unknown")
         for key, value in state.items():

@@ -5,6 +5,7 @@ One rank alone is hit (rank 1, unless said otherwise); what follows is agreed. A
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.engine import Engine
 from tests.support.dist import DEVICES, run_distributed
-from tests.support.faults import Commands, Outcome, Script, before, play_all
+from tests.support.faults import Commands, Outcome, Script, before, play, play_all
 from tests.support.tiny import bits, tiny_config
 
 A, B = "r0c0", "r1c0"
@@ -164,10 +165,10 @@ SCRIPTS: dict[str, Script] = {
 RANKS = 2
 
 
-def config(device: str) -> EsperConfig:
+def config(device: str, **settings: Any) -> EsperConfig:
     return tiny_config(
-        "cnn", trainer__steps=26, trainer__max_skips=2, trainer__max_consecutive=7, control__every=2,
-        control__digest_every=2, control__timeout_s=10.0, world__device=device, governor__enabled=False,
+        "cnn", trainer__steps=26, trainer__max_skips=2, trainer__max_consecutive=7, control__digest_every=2,
+        control__timeout_s=10.0, world__device=device, governor__enabled=False, **{"control__every": 2, **settings},
     )  # fmt: skip
 
 
@@ -293,3 +294,54 @@ def test_a_broken_blending_seed_is_pruned_at_a_tick_out_of_turn(outcomes: list[d
     assert quarantined(outcome) == [(10, 19, B, "BLENDING")]
     assert stages(outcome, A)[-1] == (5, "BLENDING"), "the older seed lives on"
     assert host(outcome) != host(outcomes[0]["no seeds"])
+
+
+# judged on the device -----------------------------------------------------------------------------------------------
+
+LATE = ("no seeds", "one bad batch", "bad batches", "training seed, gradient", "blending seed")
+SELDOM = "bad batches, ticks eight steps apart"
+
+
+def play_late(rank: int, run: EsperConfig, run_dir: Path) -> dict[str, Outcome]:
+    found = play_all(run, run_dir, {name: SCRIPTS[name] for name in LATE})
+    seldom = config("cpu", optim__fused=True, control__every=8)
+    return {**found, SELDOM: play(seldom, run_dir / "seldom", SCRIPTS["bad batches"], group=len(LATE))}
+
+
+@pytest.fixture(scope="module")
+def late_outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+    run = config("cpu", optim__fused=True)
+    return run_distributed(play_late, RANKS, run, tmp_path_factory.mktemp("late"), groups=len(LATE) + 1)
+
+
+@pytest.mark.parametrize("name", [*LATE, SELDOM])
+def test_judged_on_the_device_it_ends_alike_on_every_rank(name: str, late_outcomes: list[dict[str, Outcome]]) -> None:
+    mine, other = (found[name] for found in late_outcomes)
+    assert (other.error, other.text, other.step, other.tick) == (mine.error, mine.text, mine.step, mine.tick)
+    assert (other.weights, other.notes) == (mine.weights, mine.notes)
+    for kind in (StageChanged, StepSkipped):
+        assert [str(event) for event in other.of(kind)] == [str(event) for event in mine.of(kind)]
+
+
+def test_judged_on_the_device_what_is_broken_is_left_out_as_ever(late_outcomes: list[dict[str, Outcome]]) -> None:
+    found = late_outcomes[0]
+    once = found["one bad batch"]
+    [skipped] = once.of(StepSkipped)
+    assert (skipped.count, skipped.ranks, skipped.first_step, skipped.tick) == (1, (1,), 15, 8)
+    assert once.notes["weights at 15"] == once.notes["weights at 16"]
+    assert once.notes["weights at 16"] != once.notes["weights at 17"]
+    broken = found["training seed, gradient"]
+    assert quarantined(broken) == [(5, 10, A, "TRAINING")]
+    assert broken.of(StepSkipped) == []
+    assert host(broken) == host(found["no seeds"]) == broken.weights
+    assert quarantined(found["blending seed"])[0][2:] == (B, "BLENDING")
+
+
+def test_judged_on_the_device_a_row_of_skipped_steps_is_seen_one_step_later(
+    late_outcomes: list[dict[str, Outcome]],
+) -> None:
+    """Steps from 15 on are skipped. Two in a row since the last tick bring one at once, when the second is known."""
+    row = late_outcomes[0][SELDOM]
+    assert [(event.step, event.count) for event in row.of(StepSkipped)] == [(16, 1), (18, 2), (20, 2), (22, 2)]
+    assert (row.error, row.step) == ("DivergedError", 22)
+    assert row.text.startswith("diverged: 7 optimizer steps in a row had a non-finite host gradient")

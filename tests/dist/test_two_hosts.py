@@ -1,7 +1,6 @@
 """Two hosts with addresses of their own, one torchrun on each: the cable is cut in mid-run, restored, lost for good."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ def settings(steps: int) -> dict[str, Any]:
         controller=schedule(act(1, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(3, "r0c0", "ADVANCE")),
         trainer__steps=steps, control__timeout_s=TIMEOUT_S, control__slow_timeout_s=TIMEOUT_S,
         control__startup_timeout_s=90.0, checkpoint__every_ticks=1, world__nnodes=2, world__nproc_per_node=1,
-        world__rdzv_endpoint="slurm",
+        world__rdzv_endpoint="slurm", telemetry__level="full",
     )  # fmt: skip
 
 
@@ -44,10 +43,18 @@ def on_two_hosts(run: Path, plan: str) -> dict[str, Any]:
     return found
 
 
+def assert_undisturbed(run: Path, twin: Path) -> None:
+    """What the run came to is what two ranks on one host come to."""
+    prepare_run(twin, settings(300))
+    assert live(twin, 2) == [0, 0]
+    assert_same_run(final(run), final(twin))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plan", ["lose"])
+@pytest.mark.parametrize("plan", ["restore", "lose"])
 def test_a_cut_cable_ends_both_sides_with_one_named_error(tmp_path: Path, plan: str) -> None:
+    """Started again when the cable is back, the run comes to the end of one that was never cut."""
     run = prepare_run(tmp_path / "run", settings(300))
     found = on_two_hosts(run, plan)
     logs = [(tmp_path / f"host{side}-1.log").read_text() for side in (0, 1)]
@@ -63,7 +70,17 @@ def test_a_cut_cable_ends_both_sides_with_one_named_error(tmp_path: Path, plan: 
         return
     again = [(tmp_path / f"host{side}-2.log").read_text() for side in (0, 1)]
     assert found["codes"][1] == [0, 0], (found, *again)
-    twin = prepare_run(tmp_path / "twin", settings(300))
-    assert live(twin, 2) == [0, 0]
-    assert os.listdir(run / "checkpoints")
-    assert_same_run(final(run), final(twin))
+    assert json.loads((run / "attempt.json").read_text())["number"] == 2
+    assert_undisturbed(run, tmp_path / "twin")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cable_that_is_back_within_the_timeout_costs_nothing(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path / "run", settings(300))
+    found = on_two_hosts(run, "blink")
+    logs = [(tmp_path / f"host{side}-1.log").read_text() for side in (0, 1)]
+    assert found["codes"] == [[0, 0]], (found, *logs)
+    assert not any("lost contact" in log for log in logs)
+    assert json.loads((run / "attempt.json").read_text())["number"] == 1
+    assert_undisturbed(run, tmp_path / "twin")

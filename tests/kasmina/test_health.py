@@ -8,6 +8,8 @@ from torch import Tensor
 
 from esper.kasmina import health
 from esper.kasmina.health import GradientHealth, OwnerHealth, norms_batched, norms_one_by_one
+from esper.tolaria.guard import tensor_norms
+from tests.support.reads import counted_reads
 
 
 def meter(**changes) -> GradientHealth:
@@ -41,7 +43,7 @@ def test_batched_norms_take_matrices_views_and_scalars():
 
 def test_shares_count_parameters_and_not_tensors():
     own = meter()
-    own.step({"host": [full(1.0, 60), full(1e-4, 30), full(1e4, 2, 5)], "r0c0": [full(1e-4, 8), full(1.0, 2, 4)]}, [])
+    own.step({"host": [full(1.0, 60), full(1e-4, 30), full(1e4, 2, 5)], "r0c0": [full(1e-4, 8), full(1.0, 2, 4)]}, {})
     assert own.take() == {
         "host": OwnerHealth(pytest.approx(0.3), pytest.approx(0.1), 1, 0, 0), "r0c0": OwnerHealth(0.5, 0.0, 1, 0, 0)
     }  # fmt: skip
@@ -50,39 +52,44 @@ def test_shares_count_parameters_and_not_tensors():
 @pytest.mark.parametrize("factor", [1, 10, 100])
 def test_a_larger_tensor_of_the_same_gradient_is_as_healthy(factor):
     own = meter()
-    own.step({"r0c0": [full(0.5, 4 * factor), full(1e-5, factor)]}, [])
+    own.step({"r0c0": [full(0.5, 4 * factor), full(1e-5, factor)]}, {})
     assert own.take()["r0c0"] == OwnerHealth(pytest.approx(0.2), 0.0, 1, 0, 0)
 
 
-def test_what_is_not_finite_is_counted_by_element_and_kind_and_neither_vanishes_nor_explodes():
+def norms(**tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {owner: tensor_norms(found) for owner, found in tensors.items()}
+
+
+def test_what_is_not_finite_is_counted_by_tensor_and_kind_and_neither_vanishes_nor_explodes():
     own = meter(every=4)
-    bad = torch.ones(10)
-    bad[:3], bad[3] = math.nan, -math.inf
-    own.step({"host": [torch.ones(10)], "r0c0": [torch.ones(10)]}, [])
-    own.step({"host": [torch.ones(10)], "r0c0": [bad, torch.ones(30)]}, ["r0c0"])
-    own.step({"host": [torch.full((2,), math.inf)], "r0c0": [bad]}, ["host", "r0c0"])
+    nan, inf, fine = torch.ones(10), torch.ones(10), torch.ones(30)
+    nan[:3], nan[3], inf[4] = math.nan, -math.inf, -math.inf
+    own.step({"host": [fine], "r0c0": [fine]}, norms(host=[fine], r0c0=[fine]))
+    own.step({"host": [fine], "r0c0": [nan, inf, fine]}, norms(r0c0=[nan, inf, fine]))
+    own.step({"host": [inf, inf], "r0c0": [nan]}, norms(host=[inf, inf], r0c0=[nan]))
+    own.step({"host": [inf, fine], "r0c0": [nan]}, norms(host=[inf, fine], r0c0=[nan]))
     found = own.take()
-    assert (found["r0c0"].nans, found["r0c0"].infs) == (6, 2)
-    assert (found["host"].nans, found["host"].infs) == (0, 2)
-    own.step({"r0c0": [bad, full(1e4, 30)]}, ["r0c0"])
-    assert own.take() == {"r0c0": OwnerHealth(0.0, pytest.approx(0.75), 1, 3, 1)}
+    assert (found["r0c0"].nans, found["r0c0"].infs) == (3, 1)
+    assert (found["host"].nans, found["host"].infs) == (0, 3)
+    own.step({"r0c0": [nan, full(1e4, 30)]}, norms(r0c0=[nan, full(1e4, 30)]))
+    assert own.take() == {"r0c0": OwnerHealth(0.0, pytest.approx(0.75), 1, 1, 0)}
 
 
 def test_the_first_step_after_a_reading_is_sampled_and_then_every_nth():
     own = meter(every=3)
     for steps, sampled in ((1, 1), (3, 1), (4, 2), (7, 3)):
         for step in range(steps):
-            own.step({"host": [full(1e-4 if step % 3 == 0 else 1.0, 6)]}, [])
+            own.step({"host": [full(1e-4 if step % 3 == 0 else 1.0, 6)]}, {})
         assert own.take() == {"host": OwnerHealth(float(sampled), 0.0, sampled, 0, 0)}
     assert own.take() == {}
 
 
 def test_owners_may_come_and_go_between_readings():
     own = meter()
-    own.step({"host": [full(1e-4, 6)]}, [])
-    own.step({"host": [full(1e-4, 6)], "r0c0": [full(1.0, 2)]}, [])
-    own.step({}, [])
-    own.step({"host": [full(1.0, 6)]}, [])
+    own.step({"host": [full(1e-4, 6)]}, {})
+    own.step({"host": [full(1e-4, 6)], "r0c0": [full(1.0, 2)]}, {})
+    own.step({}, {})
+    own.step({"host": [full(1.0, 6)]}, {})
     assert own.take() == {"host": OwnerHealth(2.0, 0.0, 3, 0, 0), "r0c0": OwnerHealth(0.0, 0.0, 1, 0, 0)}
 
 
@@ -93,29 +100,18 @@ def test_both_paths_give_the_same_shares(monkeypatch):
         "r0c0": [torch.randn(20_000), torch.randn(3)],
     }
     batched, plain = meter(), meter()
-    batched.step(gradients, [])
+    batched.step(gradients, {})
     monkeypatch.setattr(health, "norms_batched", norms_one_by_one)
-    plain.step(gradients, [])
+    plain.step(gradients, {})
     assert batched.take() == plain.take()
-
-
-READS = ("tolist", "item", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero")
 
 
 def test_a_step_waits_for_no_device_and_a_reading_waits_once(monkeypatch):
     gradients = {"host": [torch.randn(50), torch.randn(20_000)], "r0c0": [torch.full((4,), math.nan)]}
     own = meter()
-    reads: list[str] = []
-    for name in READS:
-        plain = getattr(Tensor, name)
-
-        def counted(*args, _name=name, _plain=plain, **kwargs):
-            reads.append(_name)
-            return _plain(*args, **kwargs)
-
-        monkeypatch.setattr(Tensor, name, counted)
+    reads = counted_reads(monkeypatch)
     for _ in range(3):
-        own.step(gradients, ["r0c0"])
+        own.step(gradients, norms(r0c0=gradients["r0c0"]))
     assert reads == []
     own.take()
     assert reads == ["tolist", "tolist"], "one for the shares, one for the owner that was broken"
@@ -128,8 +124,8 @@ def test_what_was_taken_goes_on_elsewhere():
     options = {"vanishing_rms": 1e-2, "exploding_rms": 1.0, "every": 2}
     whole, first, second = (GradientHealth(**options) for _ in range(3))
     for index, gradients in enumerate(steps):
-        whole.step(gradients, ["r0c0"])
-        (first if index < 3 else second).step(gradients, ["r0c0"])
+        whole.step(gradients, norms(r0c0=gradients["r0c0"]))
+        (first if index < 3 else second).step(gradients, norms(r0c0=gradients["r0c0"]))
         if index == 2:
             second.load(first.state(), torch.device("cpu"))
     assert second.take() == whole.take()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.attach import Grown, attach
 from esper.tolaria.config import OptimConfig, OptimizerKind
+from esper.tolaria.guard import Judgement, StepReport
 from esper.tolaria.ownership import ParameterOwner
 
 NAN, INF = math.nan, math.inf
@@ -17,7 +18,8 @@ ADAMW = OptimConfig(
     kind=OptimizerKind.ADAMW, lr=0.01, weight_decay=0.1, clip_norm=None, seed_lr_scale=1.0, seed_warmup_steps=0
 )
 SGD = replace(ADAMW, kind=OptimizerKind.SGD)
-KINDS = pytest.mark.parametrize("config", [ADAMW, SGD], ids=["adamw", "sgd"])
+FUSED = [replace(config, fused=True) for config in (ADAMW, SGD)]
+KINDS = pytest.mark.parametrize("config", [ADAMW, SGD, *FUSED], ids=["adamw", "sgd", "fused adamw", "fused sgd"])
 SITES = {"r0c0": "layers.0", "r0c1": "layers.1", "r1c0": "layers.2"}
 
 
@@ -61,6 +63,11 @@ def train(grown: Grown, owner: ParameterOwner, steps: range, learn_steps: dict[s
         give_gradients(grown, step)
         owner.set_lr(step, learn_steps or {})
         owner.step()
+
+
+def told(step: StepReport | Judgement) -> StepReport:
+    """What happened in a step, whenever it is known."""
+    return step if isinstance(step, StepReport) else step.read()
 
 
 def values(grown: Grown) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """Two hosts that share a run directory and a cable: unshare ... python -m tests.support.two_hosts RUN PLAN.
 
-Each is a network namespace with an address of its own and runs `esper.host`, as srun would start it. PLAN is
-``restore`` (the cable is cut at the third tick until both sides have ended, then both are started again) or ``lose``
-(it stays cut). Prints one JSON line: exit codes of both sides, per attempt, and seconds from the cut to each end.
+Each is a network namespace with an address of its own and runs `esper.host`, as srun would start it. The cable is cut
+at the third tick. PLAN is ``blink`` (it is back after two seconds), ``restore`` (it is back when both sides have ended,
+which are then started again) or ``lose`` (it stays cut). Prints one JSON line: exit codes of both sides, per attempt,
+and seconds from the cut to each end.
 
 Under ``unshare -nmpf --mount-proc --kill-child``, so that nothing outlives it.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ADDRESSES = ("10.232.0.1", "10.232.0.2")
 PATIENCE_S = 200.0
+BLINK_S = 2.0
 
 
 def ip(*words: str) -> None:
@@ -85,6 +87,9 @@ def main() -> None:
             return
         time.sleep(0.02)
     plug(1, "down")
+    if plan == "blink":
+        time.sleep(BLINK_S)
+        plug(1, "up")
     codes, seconds = end(started)
     told = {"codes": [codes], "seconds": seconds}
     if plan == "restore":

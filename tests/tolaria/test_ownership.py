@@ -13,6 +13,7 @@ from esper.tolaria.config import OptimConfig, OptimizerKind, Schedule
 from esper.tolaria.ownership import ParameterOwner
 from tests.support.owned import (
     ADAMW,
+    FUSED,
     INF,
     KINDS,
     NAN,
@@ -24,9 +25,11 @@ from tests.support.owned import (
     grown_host,
     moments,
     owners,
+    told,
     train,
     values,
 )
+from tests.support.reads import counted_reads
 
 
 class Plain:
@@ -37,9 +40,10 @@ class Plain:
         made = {name: nn.Parameter(value.clone()) for name, value in named.items()}
         groups = [self.group(name, parameter) for name, parameter in made.items()]
         if config.kind is OptimizerKind.SGD:
-            self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+            self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=config.fused)
         else:
-            self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+            betas = (config.beta1, config.beta2)
+            self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=config.fused)
         self.parameters = made
 
     def group(self, name: str, parameter: nn.Parameter) -> dict:
@@ -226,7 +230,7 @@ def test_each_owner_is_clipped_by_itself_as_torch_clips(clip):
         norms[who] = torch.nn.utils.clip_grad_norm_(stand_ins, clip).item()
         expected |= {name: before[name] - stand_in.grad for name, stand_in in zip(own, stand_ins)}
     owner.set_lr(0, {"r0c0": 0, "r1c0": 0})
-    report = owner.step()
+    report = told(owner.step())
     assert report.norms == pytest.approx(norms, rel=1e-6)
     assert (report.broken, report.skipped) == ((), False)
     for name, value in values(grown).items():
@@ -251,7 +255,7 @@ def test_a_slots_broken_gradient_is_dropped_and_touches_nobody_else(config, pois
         if broken:
             grown.slots["r0c0"].seed.weight.grad[1, 2] = poison
         owner.set_lr(3, {})
-        worlds.append((grown, owner, before, owner.step()))
+        worlds.append((grown, owner, before, told(owner.step())))
     (healthy, healthy_owner, _, healthy_report), (grown, owner, before, report) = worlds
     assert (report.broken, report.skipped) == (("r0c0",), False)
     assert report.norms == {name: norm for name, norm in healthy_report.norms.items() if name != "r0c0"}
@@ -274,7 +278,7 @@ def test_a_broken_host_gradient_skips_the_whole_step(config):
     before, before_moments = values(grown), moments(owner)
     give_gradients(grown, 3)
     grown.model.scale.grad[0] = NAN
-    report = owner.step()
+    report = told(owner.step())
     assert (report.broken, report.skipped) == ((HOST,), True)
     assert set(report.norms) == {"r0c0"}
     assert equal(values(grown), before)
@@ -282,10 +286,99 @@ def test_a_broken_host_gradient_skips_the_whole_step(config):
     assert all(p.grad is None for p in grown.model.parameters())
 
 
-def test_a_step_without_any_gradient_changes_nothing():
+@KINDS
+def test_a_first_step_that_is_left_out_is_as_if_it_had_not_been(config):
+    """A fused kernel that leaves a first step out leaves its memory as it found it."""
+    found = []
+    for broken in (HOST, "r0c0", ""):
+        grown = grown_host()
+        owner = ParameterOwner(grown, config, STEPS)
+        birth(grown, owner, "r0c0")
+        give_gradients(grown, 0)
+        if broken:
+            whose = grown.model.scale if broken == HOST else grown.slots["r0c0"].seed.weight
+            whose.grad[0] = NAN
+            owner.step()
+        train(grown, owner, range(1, 4))
+        found.append((values(grown), moments(owner)))
+    seed = [name for name in found[0][0] if "r0c0" in name]
+    assert len(seed) == 2
+    for (host_values, host_moments), wanted in ((found[0], found[2]), (found[1], found[0])):
+        same = [name for name in wanted[0] if torch.equal(host_values[name], wanted[0][name])]
+        assert same == (list(wanted[0]) if wanted is found[2] else seed)
+        assert all(moment.isfinite().all() for moment in host_moments.values())
+
+
+@pytest.mark.parametrize(("config", "waits"), [(ADAMW, 1), (FUSED[0], 0), (FUSED[1], 0)])
+def test_a_fused_step_waits_for_no_device_and_every_other_once(config, waits, monkeypatch):
     grown = grown_host()
-    owner = ParameterOwner(grown, ADAMW, STEPS)
+    owner = ParameterOwner(grown, replace(config, clip_norm=1.0), STEPS)
+    birth(grown, owner, "r0c0")
+    train(grown, owner, range(2))
+    give_gradients(grown, 2)
+    grown.slots["r0c0"].seed.weight.grad[0] = NAN
+    optimizer = owner.optimizer.step
+    reads = counted_reads(monkeypatch)
+
+    def uncounted() -> None:  # on a CPU an unfused torch optimizer reads its own step counts
+        before = len(reads)
+        optimizer()
+        del reads[before:]
+
+    if not config.fused:
+        monkeypatch.setattr(owner.optimizer, "step", uncounted)
+    step = owner.step()
+    assert len(reads) == waits
+    assert told(step).broken == ("r0c0",)
+    assert len(reads) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", [ADAMW, SGD])
+def test_on_a_gpu_torch_sees_no_wait_in_a_step(config):
+    grown = grown_host()
+    grown.model.to("cuda")
+    owner = ParameterOwner(grown, replace(config, clip_norm=1.0), STEPS)
+    assert owner.late
+    steps = []
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(4):
+            for parameter in grown.model.parameters():
+                parameter.grad = torch.ones_like(parameter) * (NAN if number == 2 else 1.0)
+            owner.set_lr(number, {})
+            steps.append(owner.step())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [told(step).skipped for step in steps] == [False, False, True, False]
+
+
+@KINDS
+def test_norms_are_those_of_torch_to_the_bit(config):
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
+    birth(grown, owner, "r0c0")
+    gradients = give_gradients(grown, 0)
+    seed = [gradient for name, gradient in gradients.items() if "r0c0" in name]
+    host = [grown.model.get_parameter(name).grad for _, name in _as_grouped(owner)]
+    wanted = {HOST: torch.nn.utils.get_total_norm(host).item(), "r0c0": torch.nn.utils.get_total_norm(seed).item()}
+    assert told(owner.step()).norms == wanted
+
+
+def _as_grouped(owner: ParameterOwner) -> list[tuple[str, str]]:
+    """Owner and name of the host's parameters, as they stand in its groups."""
+    names = {id(p): name for name, p in owner.grown.model.named_parameters()}
+    groups = [group for group in owner.optimizer.param_groups if group["owner"] == HOST]
+    return [(HOST, names[id(p)]) for group in groups for p in group["params"]]
+
+
+@KINDS
+def test_a_step_without_any_gradient_changes_nothing(config):
+    grown = grown_host()
+    owner = ParameterOwner(grown, config, STEPS)
     before = values(grown)
-    report = owner.step()
+    report = told(owner.step())
     assert (report.norms, report.broken, report.skipped) == ({}, (), False)
     assert equal(values(grown), before)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from esper.tolaria.ownership import StepReport
+from esper.tolaria.guard import Judgement, StepReport
 from esper.tolaria.window import Window
 from esper.tolaria.wire import ObserveLayout
 
@@ -75,6 +75,41 @@ def test_skipped_steps_in_a_row_go_on_over_a_tick_and_end_with_a_good_step():
     assert (own.skipped, own.skipped_in_row, own.first_skipped) == (1, 5, 9)
     own.step(report({"host": 1.0}), 10)
     assert (own.skipped, own.skipped_in_row, own.first_skipped) == (1, 0, 9)
+
+
+def late(norm: float) -> Judgement:
+    return Judgement(("host",), torch.tensor([norm], dtype=torch.float64))
+
+
+def test_a_step_judged_on_the_device_is_read_after_the_next_one_and_all_by_the_tick():
+    own, read = window(), []
+    judgements = [late(norm) for norm in (1.0, NAN, INF)]
+    for number, judgement in enumerate(judgements):
+        own_read = judgement.read
+        judgement.read = lambda number=number, own_read=own_read: read.append(number) or own_read()
+    for step, judgement in enumerate(judgements):
+        own.step(judgement, step)
+        assert read == list(range(step))
+    assert (own.skipped, own.row) == (1, 1)
+    assert own.values([])[0]["skipped_in_row"] == 2
+    assert read == [0, 1, 2]
+    assert (own.skipped, own.first_skipped, own.row) == (2, 1, 2)
+
+
+def test_a_row_that_the_last_tick_knew_of_is_no_news():
+    """Else every step after it would bring a tick, until the next judgement is read."""
+    own = window()
+    own.step(late(NAN), 4)
+    assert own.row == 0
+    own.values([])
+    own.reset()
+    assert (own.row, own.skipped_in_row) == (0, 1)
+    own.step(late(NAN), 5)
+    assert (own.row, own.skipped_in_row) == (0, 1)
+    own.step(late(1.0), 6)
+    assert (own.row, own.skipped_in_row) == (2, 2)
+    own.step(late(1.0), 7)
+    assert (own.row, own.skipped_in_row) == (0, 0)
 
 
 def test_a_reset_forgets_all_sums():
