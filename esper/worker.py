@@ -195,9 +195,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         if world.size > 1 and world.device.type == "cuda":
             watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, attempt, heartbeat))
             if world.rank == 0 and not engine.owner.late:
-                print(
-                    "esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True
-                )
+                print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)
         engine.begin(choose_checkpoint(store, world, sink))
         world.meet("load")
         on_stop_signals(partial(setattr, engine, "stop_asked", True))
