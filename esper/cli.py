@@ -2,6 +2,7 @@
 
 esper train [overrides]                 the same as launch/train.py: compose, check, start torchrun
 esper resume RUN                        go on with a run, from the newest checkpoint that is valid on all ranks
+esper resume RUN --breaker ALLOWED      the same, and growth that the governor has stopped may go on
 esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
 esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
@@ -26,13 +27,15 @@ from rich.table import Table
 from rich.text import Text
 
 from esper import doctor, launcher
-from esper.config import Resume, build_config, load_config, write_config
+from esper.config import EsperConfig, Resume, build_config, load_config, write_config
 from esper.exporting import export_run
 from esper.kasmina import blueprints
-from esper.leyline.errors import CheckpointError, EsperError, Preempted, RunDirError
+from esper.leyline.breaker import BreakerPhase
+from esper.leyline.errors import CheckpointError, ConfigError, EsperError, Preempted, RunDirError
 from esper.leyline.topology import Topology
-from esper.rundir import CONFIG
+from esper.rundir import CONFIG, held_run, write_order
 from esper.slurm import requeue
+from esper.tolaria.breaker import BreakerOrder
 from esper.tolaria.checkpoint import CheckpointStore
 
 CHECKPOINTS = "checkpoints"
@@ -69,8 +72,24 @@ def branch(run: Path, step: int, new: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def resume(run: Path, at: int | None = None, new: Path | None = None) -> launcher.Outcome:
-    """Goes on with a run; see `branch` for ``at`` and ``new``.
+def give_order(run: Path, config: EsperConfig, phase: BreakerPhase) -> None:
+    """Has the next resume of a run turn the breaker of growth.
+
+    Raises:
+        ConfigError: the run has no governor. CheckpointError: it has no checkpoint yet.
+    """
+    if not config.governor.enabled:
+        raise ConfigError("--breaker: the run has governor.enabled=false, so nothing stops its growth")
+    steps = CheckpointStore(run / CHECKPOINTS, attempt=0, keep=1).steps()
+    if not steps:
+        raise CheckpointError(f"--breaker: {run} has no checkpoint to go on from; esper resume {run} begins anew")
+    write_order(run, BreakerOrder(phase=phase, step=steps[0], why="ordered by esper resume --breaker"))
+
+
+def resume(
+    run: Path, at: int | None = None, new: Path | None = None, breaker: BreakerPhase | None = None
+) -> launcher.Outcome:
+    """Goes on with a run; see `branch` for ``at`` and ``new``, `give_order` for ``breaker``.
 
     Raises:
         EsperError: it cannot be done.
@@ -82,7 +101,12 @@ def resume(run: Path, at: int | None = None, new: Path | None = None) -> launche
         run = new
     _, plain = load_config(run / CONFIG)
     plain["run"]["resume"] = str(Resume.MUST)
-    return launcher.start(build_config(plain), plain)
+    config = build_config(plain)
+    if breaker is None:
+        return launcher.start(config, plain)
+    with held_run(config.run, plain):  # nobody trains while the order is written
+        give_order(run, config, breaker)
+    return launcher.start(config, plain)
 
 
 def catalogue(dim: int, positions: int) -> Table:
@@ -178,6 +202,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     again.add_argument("run", metavar="RUN", type=Path, help="run directory")
     again.add_argument("--at", metavar="STEP", type=int, help="from the checkpoint of this step; needs --as")
     again.add_argument("--as", metavar="NEW", type=Path, dest="new", help="in this new run directory; needs --at")
+    again.add_argument(
+        "--breaker", metavar="PHASE", type=str.upper, choices=[phase.value for phase in BreakerPhase],
+        help="turn the breaker of growth: allowed, trial, cooling, open",
+    )  # fmt: skip
     plain = commands.add_parser("export", help="write a run's network as a plain model", allow_abbrev=False)
     plain.add_argument("run", metavar="RUN", type=Path, help="run directory")
     plain.add_argument("--at", metavar="STEP", type=int, help="checkpoint of this step; the one that validation chose")
@@ -222,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             to = given.to and given.to.absolute()
             print(export_run(given.run.absolute(), given.at, to, fold=not given.no_fold, partial=given.partial))
             return 0
-        outcomes.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute()))
+        breaker = given.breaker and BreakerPhase(given.breaker)
+        outcomes.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute(), breaker))
     launcher.report(outcomes[0])
     return outcomes[0].code
 

@@ -4,6 +4,7 @@
     RUN/environment.json   versions, host, git state and command line of the last start; earlier ones inside
     RUN/lock               held (flock) by the launcher and its torchrun while they live
     RUN/STATUS.json        how the last attempt ended; written by rank 0
+    RUN/breaker.json       a person's latest order to the breaker of growth, obeyed by the resume after it
 
 A refused start leaves everything as it was: folders and files that it made on the way are taken back.
 """
@@ -25,8 +26,11 @@ from typing import Any
 
 from esper.config import Resume, RunConfig, differences, read_plain, same_file, write_config
 from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.plain import from_plain, to_plain
+from esper.tolaria.breaker import BreakerOrder
 
 CONFIG, ENVIRONMENT, LOCK, STATUS = "config.yaml", "environment.json", "lock", "STATUS.json"
+ORDER = "breaker.json"
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
 
 
@@ -42,6 +46,26 @@ def write_json(path: Path, value: Any) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_order(folder: Path, order: BreakerOrder) -> None:
+    """RUN/breaker.json, in the place of an earlier one."""
+    write_json(folder / ORDER, to_plain(order))
+
+
+def read_order(folder: Path) -> BreakerOrder | None:
+    """The latest order; None without one.
+
+    Raises:
+        RunDirError: it cannot be read, or is none.
+    """
+    path = folder / ORDER
+    try:
+        return from_plain(BreakerOrder, json.loads(path.read_text()), ORDER)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path}: no order to the breaker ({error}); remove it, or give the order again") from None
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ from esper.nissa.fanout import MultiSink
 from esper.nissa.jsonl import JsonlSink
 from esper.nissa.summary import summary_table
 from esper.nissa.wandb_sink import WandbSink
-from esper.rundir import write_json, write_result
+from esper.rundir import read_order, write_json, write_result
 from esper.teacher import build_teacher
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
@@ -180,8 +180,10 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             run_id=attempt.run_id, teacher=teacher,
         )  # fmt: skip
         world.meet("start-up")
+        order = read_order(run_dir)
         fields = {
             "run directory": attempt.token,
+            "order to the breaker": str(order),
             "config": str(digest),
             "code": code_digest(),
             "registry": registry.registry_words(world.device, dtype_of(config.trainer.precision)),
@@ -196,7 +198,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, attempt, heartbeat))
             if world.rank == 0 and not engine.owner.late:
                 print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)
-        engine.begin(choose_checkpoint(store, world, sink))
+        engine.begin(choose_checkpoint(store, world, sink), order)
         world.meet("load")
         on_stop_signals(partial(setattr, engine, "stop_asked", True))
         engine.stop_asked = engine.stop_asked or bool(early)

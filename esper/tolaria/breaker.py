@@ -13,6 +13,20 @@ from esper.tolaria.config import GovernorConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerOrder:
+    """Somebody's order to turn the breaker, for a run that is resumed.
+
+    Fields:
+        phase: to turn it to. step: of the newest checkpoint when it was given: a resume from there, or from further
+            back, obeys; what was saved later has obeyed already. why: for the record.
+    """
+
+    phase: BreakerPhase
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerState:
     """The agreed record of the breaker.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from esper.kasmina.attach import Grown
 from esper.leyline.errors import CheckpointError, DivergedError, Preempted
 from esper.leyline.protocols import Controller, EventSink
+from esper.tolaria.breaker import BreakerOrder
 from esper.tolaria.config import CheckpointConfig, ControlConfig, TrainerConfig
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
@@ -105,8 +106,8 @@ class Engine:
         self.saves = Saves(saver, self.narrator, heartbeat, sink, settings.control, settings.trainer.objective)
         self._lr, self._clock = 0.0, time.perf_counter()
 
-    def begin(self, resume_step: int | None) -> None:
-        """Starts from nothing, or from a checkpoint that every rank has verified.
+    def begin(self, resume_step: int | None, order: BreakerOrder | None = None) -> None:
+        """Starts from nothing, or from a checkpoint that every rank has verified, under an order that all have read.
 
         Raises:
             CheckpointError: it does not fit this run.
@@ -125,6 +126,9 @@ class Engine:
         self.growth.follow(self.state, force=True)
         self.narrator.started(self.state, self.terms, resume_step)
         if self.governor is not None:
+            if order is not None and resume_step is not None:
+                before, self.state = self.state, self.governor.obey(self.state, order)
+                self.narrator.tell_all(told(before, self.state))
             self.narrator.tell_all(self.governor.begin(self.state, self.collect))
         self._clock = time.perf_counter()
 

@@ -12,12 +12,13 @@ same panic again, and to the same rollback.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from esper.leyline.errors import CheckpointError, DivergedError
 from esper.leyline.events import Event, Fault
 from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.tolaria.breaker import BreakerOrder, overridden
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.config import GovernorConfig
 from esper.tolaria.governor import Replay, judge, replay
@@ -60,6 +61,13 @@ class Governor:
     def begin(self, state: RunState, collect: Collect) -> list[Event]:
         """The run begins, or goes on, from a state."""
         return self._take(state, collect)
+
+    def obey(self, state: RunState, order: BreakerOrder) -> RunState:
+        """A resumed state with the breaker turned as ordered, unless it has obeyed already."""
+        if state.step > order.step:
+            return state
+        breaker = overridden(state.governor.breaker, order.phase, state.tick, self.config, order.why)
+        return replace(state, governor=replace(state.governor, breaker=breaker))
 
     def judge(self, state: RunState, sums: dict[str, float], since: int) -> RunState:
         """See `esper.tolaria.governor.judge`; a healthy tick clears the snapshots before it."""

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from esper import worker
+from esper.cli import give_order
+from esper.config import EsperConfig, load_config
+from esper.leyline.breaker import BreakerPhase
+from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
 from esper.nissa.reading import latest, read_events
+from esper.rundir import ORDER, read_order
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.engine import Engine
 from esper.tolaria.heartbeat import Heartbeat
@@ -160,3 +165,40 @@ def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Pa
         live(runs[1], 2, kill, prepare=with_bomb)
     assert live(runs[1], 2, prepare=with_bomb) == [0, 0]
     assert_same_run(final(runs[1]), final(runs[0]))
+
+
+def test_an_order_given_between_two_attempts_turns_the_breaker_once_and_on_all_ranks(tmp_path: Path) -> None:
+    """Killed while growth cools, ordered to allow it; killed again before anything is saved, and after."""
+    settings = {
+        "trainer__steps": 64, "governor__cool_ticks": 40, "governor__embargo_ticks": 8, "controller": schedule(*BOMB),
+    }  # fmt: skip
+    run_dir = prepare_run(tmp_path / "run", plain_of(**settings))
+    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+        give_order(run_dir, *ordered(run_dir))
+    live(run_dir, 2, Kill("measure", 23, rank=0), prepare=with_bomb)
+    give_order(run_dir, *ordered(run_dir))
+    from_step = CheckpointStore(run_dir / "checkpoints", attempt=0, keep=1).steps()[0]
+    live(run_dir, 2, Kill("measure", 23, rank=1), prepare=with_bomb)
+    live(run_dir, 2, Kill("measure", 29, rank=0), prepare=with_bomb)
+    assert live(run_dir, 2, prepare=with_bomb) == [0, 0]
+    turns = [
+        (r["attempt"], r["step"], r["payload"]["target"], r["payload"]["manual"]) for r in events_of(run_dir, "breaker")
+    ]
+    assert turns[0][2:] == ("COOLING", False)
+    assert turns[1:] == [(2, from_step, "ALLOWED", True), (3, from_step, "ALLOWED", True)], "not after a later save"
+    births = [r for r in events_of(run_dir, "stage") if r["payload"]["target"] == "GERMINATED" and r["attempt"] > 2]
+    assert births, "40 ticks of cooling would have outlasted the run"
+
+
+def ordered(run_dir: Path) -> tuple[EsperConfig, BreakerPhase]:
+    return load_config(run_dir / "config.yaml")[0], BreakerPhase.ALLOWED
+
+
+def test_an_order_that_is_none_is_named_and_a_run_without_a_governor_takes_none(tmp_path: Path) -> None:
+    run_dir = prepare_run(tmp_path / "run", plain_of(governor__enabled=False))
+    with pytest.raises(ConfigError, match=r"governor.enabled=false"):
+        give_order(run_dir, *ordered(run_dir))
+    assert read_order(run_dir) is None
+    (run_dir / ORDER).write_text('{"phase": "ALLOWED"}')
+    with pytest.raises(RunDirError, match=r"breaker.json: no order to the breaker .*missing step, why"):
+        read_order(run_dir)
