@@ -196,7 +196,8 @@ class Engine:
         control, consecutive = self.settings.control, self.settings.trainer.max_consecutive
         if tick_due(self.state, self.step, self.window, control, self.terms, max_consecutive=consecutive):
             return True
-        return control.every == 0 and self.step % self.plan.steps_per_epoch == 0
+        cursor = self.state.governor.cursor
+        return control.every == 0 and self.plan.epoch_ends(cursor(self.step - 1), cursor(self.step))
 
     def tick(self) -> None:
         """One control tick: two collectives, then the same changes on every rank."""

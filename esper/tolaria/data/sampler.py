@@ -45,6 +45,10 @@ class BatchPlan:
             raise ValueError(f"step = {step}: must be >= 0")
         return divmod(step, self.steps_per_epoch)
 
+    def epoch_ends(self, step: int, following: int) -> bool:
+        """Whether an epoch ends between two steps that are trained one after the other (others may be left out)."""
+        return self.locate(step)[0] != self.locate(following)[0]
+
     def indices(self, step: int) -> Tensor:
         """The global batch of a step: int64 [batch], or fewer at an epoch's end."""
         epoch, place = self.locate(step)
