@@ -50,9 +50,8 @@ def assert_undisturbed(run: Path, twin: Path) -> None:
     assert_same_run(final(run), final(twin))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plan", ["restore", "lose"])
+@pytest.mark.parametrize("plan", [pytest.param("restore", marks=pytest.mark.slow), "lose"])
 def test_a_cut_cable_ends_both_sides_with_one_named_error(tmp_path: Path, plan: str) -> None:
     """Started again when the cable is back, the run comes to the end of one that was never cut."""
     run = prepare_run(tmp_path / "run", settings(300))

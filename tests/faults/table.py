@@ -211,6 +211,10 @@ TABLE: dict[str, Fault] = {
         phases=("forward",), code=76,
         tests=("tests/dist/test_two_hosts.py::test_a_cut_cable_ends_both_sides_with_one_named_error",),
     ),
+    "link back within the timeout": Fault(
+        phases=("forward",), after=After.GOES_ON,
+        tests=("tests/dist/test_two_hosts.py::test_a_cable_that_is_back_within_the_timeout_costs_nothing",),
+    ),
     "two launchers on one RUN": Fault(
         phases=("start-up",), code=74, tests=("tests/test_launcher.py::test_a_second_launcher_is_told_who_has_the_run",)
     ),
