@@ -140,11 +140,14 @@ def test_an_empty_slot_and_a_disabled_one_are_the_host_bit_for_bit(case):
 
 @EVERY
 def test_active_slots_compute_alike_with_and_without_gradients_and_each_seed_tensor_is_reached(case):
-    grown, _ = pair(case)
+    grown, host = pair(case)
     plant(grown, 0.5)
     with_grad = run(grown.model, case.example, False, True)
     without = run(grown.model, case.example, False, False)
-    assert bits(with_grad, without)
+    if bits(run(host, case.example, False, True), run(host, case.example, False, False)):
+        assert bits(with_grad, without)
+    else:  # on some CPUs torch runs an LSTM that needs no gradient by another kernel
+        torch.testing.assert_close(without, with_grad)
     first = with_grad[0] if isinstance(with_grad, tuple) else with_grad
     (first * _normal(*first.shape)).sum().backward()
     for name, parameter in grown.model.named_parameters():
@@ -185,10 +188,22 @@ def test_a_model_moves_in_mid_life(case):
     assert torch.allclose(narrow[0] if isinstance(narrow, tuple) else narrow, one, atol=1e-6)
 
 
+def refused_by_torch(host: nn.Module, example: Any) -> str:
+    """Why the host alone cannot run under autocast here (an LSTM, where the CPU has no bf16); "" where it can."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            run(host, example, False, False)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name != "encoder, padded"])  # torch cannot, without slots
 def test_bf16_autocast_disabled_is_the_host_and_seeds_work(name):
     case = CASES[name]
     grown, host = pair(case)
+    if why := refused_by_torch(host, case.example):
+        pytest.skip(f"torch cannot run this host without slots under autocast on this CPU: {why}")
     plant(grown, 0.5)
     for training, grad in modes():
         with torch.autocast("cpu", torch.bfloat16):
