@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from esper.kasmina import blueprints
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, Preempted, RunDirError
 from esper.leyline.topology import Topology
-from esper.rundir import CONFIG, held_run, write_order
+from esper.rundir import CONFIG
 from esper.slurm import requeue
 from esper.tolaria.breaker import BreakerOrder
 from esper.tolaria.checkpoint import CheckpointStore
@@ -72,24 +73,23 @@ def branch(run: Path, step: int, new: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def give_order(run: Path, config: EsperConfig, phase: BreakerPhase) -> None:
-    """Has the next resume of a run turn the breaker of growth.
+def order_for(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOrder:
+    """An order that has the next resume of a run turn the breaker of growth.
 
     Raises:
         ConfigError: the run has no governor. CheckpointError: it has no checkpoint yet.
     """
     if not config.governor.enabled:
         raise ConfigError("--breaker: the run has governor.enabled=false, so nothing stops its growth")
-    steps = CheckpointStore(run / CHECKPOINTS, attempt=0, keep=1).steps()
-    if not steps:
+    if not CheckpointStore(run / CHECKPOINTS, attempt=0, keep=1).steps():
         raise CheckpointError(f"--breaker: {run} has no checkpoint to go on from; esper resume {run} begins anew")
-    write_order(run, BreakerOrder(phase=phase, step=steps[0], why="ordered by esper resume --breaker"))
+    return BreakerOrder(id=uuid.uuid4().hex, phase=phase, why="ordered by esper resume --breaker")
 
 
 def resume(
     run: Path, at: int | None = None, new: Path | None = None, breaker: BreakerPhase | None = None
 ) -> launcher.Outcome:
-    """Goes on with a run; see `branch` for ``at`` and ``new``, `give_order` for ``breaker``.
+    """Goes on with a run; see `branch` for ``at`` and ``new``, `order_for` for ``breaker``.
 
     Raises:
         EsperError: it cannot be done.
@@ -102,11 +102,8 @@ def resume(
     _, plain = load_config(run / CONFIG)
     plain["run"]["resume"] = str(Resume.MUST)
     config = build_config(plain)
-    if breaker is None:
-        return launcher.start(config, plain)
-    with held_run(config.run, plain):  # nobody trains while the order is written
-        give_order(run, config, breaker)
-    return launcher.start(config, plain)
+    order = None if breaker is None else order_for(run, config, breaker)
+    return launcher.start(config, plain, order=order)
 
 
 def catalogue(dim: int, positions: int) -> Table:

@@ -32,9 +32,10 @@ from esper.attempt import BEFORE, latest_attempt, taken_over
 from esper.config import EsperConfig, build_config
 from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted, RunDirError
 from esper.preflight import check_data
-from esper.rundir import CONFIG, STATUS, check_run, held_run, read_status, write_json
+from esper.rundir import CONFIG, STATUS, check_run, held_run, read_status, write_json, write_order
 from esper.slurm import FROM_SLURM, TimeLimit, srun_command, this_job, why
 from esper.supervise import Ended, agent_command, rendezvous_of, supervise, torchrun_arguments, torchrun_environment
+from esper.tolaria.breaker import BreakerOrder
 
 LAUNCHES = ("run", "prepare", "plan")
 _FARTHER_S = 10.0  # the supervisors on the hosts use force first
@@ -121,12 +122,13 @@ def _check_folder() -> None:
         )
 
 
-def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outcome:
+def start(config: EsperConfig, plain: dict[str, Any], how: str = "run", order: BreakerOrder | None = None) -> Outcome:
     """Runs one run to its end (or prepares it, or tells what it would do).
 
     Args:
         config, plain: the same settings twice.
         how: run, prepare (all but the start) or plan (nothing is written).
+        order: for the run to obey where it goes on; written once nothing else can refuse the start.
 
     Raises:
         EsperError: the run could not be started.
@@ -156,6 +158,8 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
             return Outcome(0, "prepared")
         status, mark = read_status(folder)
         if status is not None and status["status"] == "done":
+            if order is not None:
+                raise ConfigError(f"--breaker: the run in {folder} is done, so nothing of it can grow any more")
             return _outcome(folder, status)
         command = agent_command(arguments) if job is None else srun_command(job, folder / CONFIG)
         if config.world.nnodes > 1 and job is None:
@@ -166,6 +170,8 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run") -> Outco
         grace_s = config.world.grace_s + (_FARTHER_S if job else 0.0)
         before, _ = latest_attempt(folder)
         environment[BEFORE] = str(before)
+        if order is not None:
+            write_order(folder, order)
         ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
         launch = rendezvous_of(arguments) if job is None else job.rendezvous
         if (other := taken_over(folder, before, launch)) is not None:

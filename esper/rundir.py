@@ -57,7 +57,7 @@ def read_order(folder: Path) -> BreakerOrder | None:
     """The latest order; None without one.
 
     Raises:
-        RunDirError: it cannot be read, or is none.
+        ConfigError: it cannot be read, or is none.
     """
     path = folder / ORDER
     try:
@@ -65,7 +65,7 @@ def read_order(folder: Path) -> BreakerOrder | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunDirError(f"{path}: no order to the breaker ({error}); remove it, or give the order again") from None
+        raise ConfigError(f"{path}: no order to the breaker ({error}); remove it, or give the order again") from None
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -17,12 +17,11 @@ class BreakerOrder:
     """Somebody's order to turn the breaker, for a run that is resumed.
 
     Fields:
-        phase: to turn it to. step: of the newest checkpoint when it was given: a resume from there, or from further
-            back, obeys; what was saved later has obeyed already. why: for the record.
+        id: its own; a state that holds it has obeyed. phase: to turn the breaker to. why: for the record.
     """
 
+    id: str
     phase: BreakerPhase
-    step: int
     why: str
 
 
@@ -34,6 +33,7 @@ class BreakerState:
         phase: see `BreakerPhase`. until_tick: end of COOLING. trips: panics blamed on growth since a success.
         on_trial: slot of the seed on trial. stood: healthy ticks that it has been blended.
         why: of the latest transition. manual: somebody made it. turns: transitions so far.
+        obeyed: id of the latest order that was obeyed, "" without one.
     """
 
     phase: BreakerPhase = BreakerPhase.ALLOWED
@@ -44,6 +44,7 @@ class BreakerState:
     why: str = ""
     manual: bool = False
     turns: int = 0
+    obeyed: str = ""
 
     def view(self, tick: int) -> BreakerView:
         """What a controller sees at a tick."""

@@ -28,7 +28,7 @@ import torch
 from esper.leyline.errors import CheckpointError
 from esper.leyline.plain import from_plain, to_plain
 
-FORMAT = 3
+FORMAT = 4
 
 
 def rank_file(rank: int) -> str:

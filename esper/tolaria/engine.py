@@ -29,6 +29,7 @@ from esper.tolaria.distill import Distillation
 from esper.tolaria.evaluate import Evaluator
 from esper.tolaria.final import RunResult, choose_best, read_test, rebuild, result_of
 from esper.tolaria.growth import Growth
+from esper.tolaria.guard import Judgement
 from esper.tolaria.heartbeat import Heartbeat
 from esper.tolaria.lockstep import Lockstep
 from esper.tolaria.losses import StepLoss
@@ -36,7 +37,7 @@ from esper.tolaria.measure import measure
 from esper.tolaria.narrate import Narrator, axes_of
 from esper.tolaria.ownership import ParameterOwner
 from esper.tolaria.ring import Generation
-from esper.tolaria.rollback import Governor, Recovery, rolled_back, told, too_many_skipped
+from esper.tolaria.rollback import Governor, Recovery, rolled_back, told, too_many_skipped, turned
 from esper.tolaria.saver import Saver
 from esper.tolaria.saves import Saves
 from esper.tolaria.snapshot import check_teacher, collect_common, collect_own, plant_record, put_back, read
@@ -126,9 +127,10 @@ class Engine:
         self.growth.follow(self.state, force=True)
         self.narrator.started(self.state, self.terms, resume_step)
         if self.governor is not None:
-            if order is not None and resume_step is not None:
-                before, self.state = self.state, self.governor.obey(self.state, order)
-                self.narrator.tell_all(told(before, self.state))
+            if order is not None:
+                before = self.state.governor.breaker
+                self.state = self.governor.obey(self.state, order, begun=resume_step is not None)
+                self.narrator.tell_all(turned(before, self.state))
             self.narrator.tell_all(self.governor.begin(self.state, self.collect))
         self._clock = time.perf_counter()
 
@@ -176,15 +178,17 @@ class Engine:
                 x, y = self.bundle.train_batch(indices, seed=self.settings.seed, epoch=epoch)
                 x, y = self.evaluator.to_device(x, y)
                 with self.world.collective("forward"):
-                    loss = self._loss(x, y, weights.to(self.world.device), scale)
+                    loss = self._loss(x, y, self.world.put(weights), scale)
                 self.heartbeat.mark("backward")
                 with self.world.collective("backward"):
                     loss.backward()
         self.heartbeat.mark("step")
-        with self.world.collective("step"):  # where the host first waits for a device's reduction
+        with self.world.collective("step"):  # where the host first waits for a device's reduction, here or a step later
             report = self.owner.step()
+            if self.world.slow and isinstance(report, Judgement):
+                report.wait()  # what may take longer is over before the limit is short again
+            self.window.step(report, step)
         self.world.allow_slow(False)
-        self.window.step(report, step)
         self.step += 1
 
     def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
@@ -203,6 +207,8 @@ class Engine:
         """One control tick: two collectives, then the same changes on every rank."""
         began = time.perf_counter()
         beat, settings, before = self.heartbeat, self.settings, self.state
+        with self.world.collective("step"):  # still in that phase: a rank that stands still is waited for here
+            self.window.settle()
         values, word = self.cycle.measure(self.step, before.tick + 1, self._measure)
         epoch = self.plan.locate(before.governor.cursor(self.step - 1))[0] + 1
         self.state, sums = self.cycle.observe(before, values, step=self.step, epoch=epoch)
@@ -243,7 +249,7 @@ class Engine:
         if self.governor is not None and recovery is None:
             self.narrator.tell_all(self.governor.keep(self.state, self.collect, saved=save))
         self._clock = time.perf_counter()
-        if self.state.skipped_in_row >= settings.trainer.max_consecutive:
+        if self.state.judged_row >= settings.trainer.max_consecutive:
             raise DivergedError(too_many_skipped(self.state, agreed))
         if stop and self.step < self.terms.total_steps:
             self.saves.finish(self.state)

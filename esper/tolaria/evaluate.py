@@ -60,10 +60,8 @@ class Evaluator:
     def to_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs on the device, floats in the run's format."""
         if x.is_floating_point():
-            x = x.to(self.world.device, dtype_of(self.precision), non_blocking=True, memory_format=self.format)
-        else:
-            x = x.to(self.world.device, non_blocking=True)
-        return x, y.to(self.world.device, non_blocking=True)
+            return self.world.put(x, dtype_of(self.precision), self.format), self.world.put(y)
+        return self.world.put(x), self.world.put(y)
 
     def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and correctness, float64 [N]."""

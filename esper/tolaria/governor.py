@@ -31,7 +31,7 @@ def _quarantined(state: RunState) -> bool:
     if any(entry.stage.is_live and entry.nonfinite_steps > 0 for entry in state.slots):
         return True
     reaching = any(entry.stage in (Stage.BLENDING, Stage.HOLDING) for entry in state.slots)
-    return state.skipped_in_row > 0 and reaching
+    return state.judged_row > 0 and reaching
 
 
 def unsettled(state: RunState, since: int) -> bool:
@@ -54,9 +54,9 @@ def _nonfinite(state: RunState, sums: Mapping[str, float], terms: Terms) -> tupl
     short, but nothing since its beginning has been seen to be healthy."""
     if sums["validation_nonfinite"] > 0:
         return "the validation loss is not finite", True
-    if state.skipped_in_row > 0:
-        words = f"{state.skipped_in_row} optimizer steps in a row had a non-finite host gradient"
-        return words, state.skipped_in_row >= terms.max_skips
+    if state.judged_row > 0:
+        words = f"{state.judged_row} optimizer steps in a row had a non-finite host gradient"
+        return words, state.judged_row >= terms.max_skips
     return "", False
 
 

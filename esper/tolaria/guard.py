@@ -53,10 +53,14 @@ class Judgement:
         else:
             self._norms_O = norms_O.clone()
 
-    def read(self) -> StepReport:
-        """What happened in that step; waits until the device has come past it."""
+    def wait(self) -> None:
+        """Until the device has come past that step."""
         if self._event is not None:
             self._event.synchronize()
+
+    def read(self) -> StepReport:
+        """What happened in that step; waits for it."""
+        self.wait()
         return report(self._owners, self._norms_O)
 
 

@@ -24,6 +24,7 @@ ADVICE = {
     "run directory": "RUN must be on a file system that all ranks share",
     "config": "start all ranks with the same RUN/config.yaml",
     "code": "install the same version of esper on every host",
+    "order to the breaker": "RUN/breaker.json is not the same for all ranks (yet); give the order again",
     "teacher": "the teacher must be the same on every host, and built alike by every rank",
     "data": "use the same files on every host",
     "registry": "install the same blueprint packages on every host",

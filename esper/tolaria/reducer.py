@@ -78,7 +78,7 @@ class _Reduction(Changes):
         for slot in self.state.slots:
             if slot.stage.is_live and slot.nonfinite_steps > 0 and slot.slot not in self.moved:
                 self.move(slot, Mechanical.QUARANTINE, Stage.PRUNED)
-        if self.state.skipped_in_row >= self.terms.max_skips:
+        if self.state.judged_row >= self.terms.max_skips:
             blending = [s for s in self.state.slots if s.stage in (Stage.BLENDING, Stage.HOLDING)]
             if blending:
                 newest = max(blending, key=lambda s: (s.ramp.first_step if s.ramp else -1, s.slot))

@@ -18,7 +18,7 @@ from typing import Any
 from esper.leyline.errors import CheckpointError, DivergedError
 from esper.leyline.events import Event, Fault
 from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
-from esper.tolaria.breaker import BreakerOrder, overridden
+from esper.tolaria.breaker import BreakerOrder, BreakerState, overridden
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.config import GovernorConfig
 from esper.tolaria.governor import Replay, judge, replay
@@ -62,12 +62,18 @@ class Governor:
         """The run begins, or goes on, from a state."""
         return self._take(state, collect)
 
-    def obey(self, state: RunState, order: BreakerOrder) -> RunState:
-        """A resumed state with the breaker turned as ordered, unless it has obeyed already."""
-        if state.step > order.step:
+    def obey(self, state: RunState, order: BreakerOrder, *, begun: bool) -> RunState:
+        """The state with the breaker turned as ordered, unless it has obeyed that order already.
+
+        Args:
+            begun: the run goes on; one that begins anew takes note of an order from before, and does nothing.
+        """
+        breaker = state.governor.breaker
+        if breaker.obeyed == order.id:
             return state
-        breaker = overridden(state.governor.breaker, order.phase, state.tick, self.config, order.why)
-        return replace(state, governor=replace(state.governor, breaker=breaker))
+        if begun:
+            breaker = overridden(breaker, order.phase, state.tick, self.config, order.why)
+        return replace(state, governor=replace(state.governor, breaker=replace(breaker, obeyed=order.id)))
 
     def judge(self, state: RunState, sums: dict[str, float], since: int) -> RunState:
         """See `esper.tolaria.governor.judge`; a healthy tick clears the snapshots before it."""
@@ -108,7 +114,7 @@ class Governor:
         generation = self.ring.newest(sick.replays + 1, from_step=from_step) or self._from_disk(present, from_step)
         if generation is not None:
             return Recovery(generation, replay(present, generation.state, self.terms, self.config))
-        if sick.symptom is Symptom.NONFINITE and present.skipped_in_row > 0:
+        if sick.symptom is Symptom.NONFINITE and present.judged_row > 0:
             return None
         raise DivergedError(
             f"{sick.words}; there is no cleared snapshot to go back to; lower optim.lr, or resume an earlier checkpoint"
@@ -154,15 +160,20 @@ def told(before: RunState, after: RunState) -> list[Event]:
         events.append(
             Panic(**axes_of(after), symptom=sick.symptom.name, words=sick.words, healthy_step=sick.healthy_step)
         )
-    old, new = before.governor.breaker, sick.breaker
-    if old.turns != new.turns:
-        events.append(
-            BreakerChanged(
-                **axes_of(after), source=old.phase, target=new.phase, ticks_left=new.view(after.tick).ticks_left,
-                reason=new.why, manual=new.manual,
-            )
-        )  # fmt: skip
-    return events
+    return [*events, *turned(before.governor.breaker, after)]
+
+
+def turned(old: BreakerState, after: RunState) -> list[Event]:
+    """A breaker that is not as it was."""
+    new = after.governor.breaker
+    if old.turns == new.turns:
+        return []
+    return [
+        BreakerChanged(
+            **axes_of(after), source=old.phase, target=new.phase, ticks_left=new.view(after.tick).ticks_left,
+            reason=new.why, manual=new.manual,
+        )
+    ]  # fmt: skip
 
 
 def rolled_back(present: RunState, recovery: Recovery, began: float) -> list[Event]:
@@ -189,6 +200,6 @@ def too_many_skipped(state: RunState, agreed: Agreed) -> str:
     ranks = [str(rank) for rank in agreed.nonfinite_ranks]
     who = f"the loss was not finite on rank {', '.join(ranks)}" if ranks else "no rank's own loss was non-finite"
     return (
-        f"diverged: {state.skipped_in_row} optimizer steps in a row had a non-finite host gradient, the last "
+        f"diverged: {state.judged_row} optimizer steps in a row had a non-finite host gradient, the last "
         f"before step {state.step}; {who}; lower optim.lr, or resume an earlier checkpoint"
     )

@@ -28,6 +28,8 @@ class RunState:
         validation_loss, validation_accuracy: latest validation.
         host_norm, host_health: mean L2 norm of the host's reduced gradient, and how healthy it was.
         skipped, skipped_in_row: optimizer steps skipped since the last tick; in a row at its end.
+        judged_row: the row that is judged: that one, or a full one (trainer.max_skips) that has ended just before the
+            tick that it brought, as it can where steps are judged on the device.
         samples: training samples seen. flops: training FLOPs spent, None where nobody keeps an account.
         governor: what is agreed about the health of the run; as at the beginning where no governor judges.
     """
@@ -46,6 +48,7 @@ class RunState:
     host_health: GradientHealth = NO_HEALTH
     skipped: int = 0
     skipped_in_row: int = 0
+    judged_row: int = 0
     samples: int = 0
     flops: int | None = None
     governor: Governed = field(default_factory=Governed)

@@ -107,6 +107,7 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         )
         if sums["validation_nonfinite"] > 0:
             validation_loss = validation_accuracy = ABSENT
+    row, longest = int(sums["skipped_in_row"]), int(sums["longest_row"])
     return replace(
         state,
         tick=tick,
@@ -120,7 +121,8 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         host_norm=_mean(sums["host_norm"], sums["host_norm_steps"], tick),
         host_health=_health(sums, "host_", state.host_health, tick),
         skipped=int(sums["skipped"]),
-        skipped_in_row=int(sums["skipped_in_row"]),
+        skipped_in_row=row,
+        judged_row=max(row, longest) if longest >= terms.max_skips else row,
         samples=state.samples + int(sums["train_samples"]),
         flops=_flops(state, sums, terms),
     )

@@ -39,6 +39,7 @@ class Window:
         self._broken: dict[str, int] = defaultdict(int)
         self.skipped = 0
         self.first_skipped = -1
+        self.longest_row = 0
         self._seen = 0
 
     @property
@@ -69,6 +70,10 @@ class Window:
         self._late.append((report, step))
         self._read(leave=1)
 
+    def settle(self) -> None:
+        """Reads what was judged on the device and is not known yet; waits for the device."""
+        self._read(leave=0)
+
     def _read(self, leave: int) -> None:
         while len(self._late) > leave:
             judgement, step = self._late.popleft()
@@ -85,6 +90,7 @@ class Window:
         if report.skipped:
             self.skipped += 1
             self.skipped_in_row += 1
+            self.longest_row = max(self.longest_row, self.skipped_in_row)
             if self.first_skipped < 0:
                 self.first_skipped = step
         else:
@@ -92,7 +98,7 @@ class Window:
 
     def values(self, slots: list[str]) -> tuple[dict[str, float], int]:
         """Entries of the observe vector, and how many of this rank's samples had a loss that was not finite."""
-        self._read(leave=0)
+        self.settle()
         loss, correct, count, nonfinite = self._sums.tolist()
         found = {
             "train_loss": loss,
@@ -103,6 +109,7 @@ class Window:
             "host_norm_steps": self._steps[HOST],
             "skipped": self.skipped,
             "skipped_in_row": self.skipped_in_row,
+            "longest_row": self.longest_row,
         }
         for slot in slots:
             found[f"{slot}.norm"] = self._norms[slot]
@@ -114,7 +121,7 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """Everything counted since the last tick: plain data, and this rank's own sums as a tensor on the CPU."""
-        self._read(leave=0)
+        self.settle()
         own = {key: value for key, value in vars(self).items() if key not in NOT_SAVED}
         return {
             key: value.cpu().clone() if isinstance(value, Tensor) else dict(value) if isinstance(value, dict) else value

@@ -34,7 +34,9 @@ GLOBAL_ADDITIVE = (
     "validation_nonfinite", "stop", "nonfinite_terms",
 )  # fmt: skip
 HEALTH = ("vanishing", "exploding", "health_steps", "nans", "infs")  # of `esper.kasmina.health.OwnerHealth`
-GLOBAL_REPLICATED = ("host_norm", "host_norm_steps", "skipped", "skipped_in_row", *(f"host_{name}" for name in HEALTH))
+GLOBAL_REPLICATED = (
+    "host_norm", "host_norm_steps", "skipped", "skipped_in_row", "longest_row", *(f"host_{name}" for name in HEALTH),
+)  # fmt: skip
 SLOT_ADDITIVE = (
     "probe_count", "probe_sum", "probe_sum_sq", "probe_sum_cube", "probe_nonfinite", "finite", "owned", "degraded",
     "gate_count", "gate_sum", "gate_sum_sq", "gate_nonfinite",

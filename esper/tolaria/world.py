@@ -171,6 +171,20 @@ class World:
         dist.distributed_c10d._set_pg_timeout(limit, self.control)
         dist.distributed_c10d._set_pg_timeout(2 * limit if self.device.type == "cuda" else limit, self.data)
 
+    def put(
+        self, tensor: Tensor, dtype: torch.dtype | None = None, layout: torch.memory_format = torch.preserve_format
+    ) -> Tensor:
+        """A host's tensor on this rank's device; by way of pinned memory, so that a GPU's host does not wait."""
+        tensor = tensor.to(dtype or tensor.dtype, memory_format=layout)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    @property
+    def slow(self) -> bool:
+        """Whether the longer limit is in force."""
+        return self._slow
+
     @property
     def limit_s(self) -> float:
         """Seconds that a collective of the data or control group may take now."""

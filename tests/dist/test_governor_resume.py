@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from esper import worker
-from esper.cli import give_order
-from esper.config import EsperConfig, load_config
+from esper.cli import order_for
+from esper.config import load_config
 from esper.leyline.breaker import BreakerPhase
-from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
+from esper.leyline.errors import CheckpointError, ConfigError
 from esper.nissa.reading import latest, read_events
-from esper.rundir import ORDER, read_order
+from esper.rundir import ORDER, read_order, write_order
+from esper.tolaria.breaker import BreakerOrder
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.engine import Engine
 from esper.tolaria.heartbeat import Heartbeat
@@ -167,6 +168,17 @@ def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Pa
     assert_same_run(final(runs[1]), final(runs[0]))
 
 
+def ordered(run_dir: Path) -> BreakerOrder:
+    """Gives the order that growth may go on, as `esper resume --breaker allowed` does."""
+    order = order_for(run_dir, load_config(run_dir / "config.yaml")[0], BreakerPhase.ALLOWED)
+    write_order(run_dir, order)
+    return order
+
+
+def turns_of(run_dir: Path) -> list[tuple[int, str, bool]]:
+    return [(r["attempt"], r["payload"]["target"], r["payload"]["manual"]) for r in events_of(run_dir, "breaker")]
+
+
 def test_an_order_given_between_two_attempts_turns_the_breaker_once_and_on_all_ranks(tmp_path: Path) -> None:
     """Killed while growth cools, ordered to allow it; killed again before anything is saved, and after."""
     settings = {
@@ -174,31 +186,48 @@ def test_an_order_given_between_two_attempts_turns_the_breaker_once_and_on_all_r
     }  # fmt: skip
     run_dir = prepare_run(tmp_path / "run", plain_of(**settings))
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
-        give_order(run_dir, *ordered(run_dir))
+        ordered(run_dir)
     live(run_dir, 2, Kill("measure", 23, rank=0), prepare=with_bomb)
-    give_order(run_dir, *ordered(run_dir))
-    from_step = CheckpointStore(run_dir / "checkpoints", attempt=0, keep=1).steps()[0]
+    ordered(run_dir)
     live(run_dir, 2, Kill("measure", 23, rank=1), prepare=with_bomb)
     live(run_dir, 2, Kill("measure", 29, rank=0), prepare=with_bomb)
     assert live(run_dir, 2, prepare=with_bomb) == [0, 0]
-    turns = [
-        (r["attempt"], r["step"], r["payload"]["target"], r["payload"]["manual"]) for r in events_of(run_dir, "breaker")
-    ]
-    assert turns[0][2:] == ("COOLING", False)
-    assert turns[1:] == [(2, from_step, "ALLOWED", True), (3, from_step, "ALLOWED", True)], "not after a later save"
+    allowed = [(attempt, "ALLOWED", True) for attempt in (2, 3)]
+    assert turns_of(run_dir) == [(1, "COOLING", False), *allowed], "not again after a save"
     births = [r for r in events_of(run_dir, "stage") if r["payload"]["target"] == "GERMINATED" and r["attempt"] > 2]
     assert births, "40 ticks of cooling would have outlasted the run"
 
 
-def ordered(run_dir: Path) -> tuple[EsperConfig, BreakerPhase]:
-    return load_config(run_dir / "config.yaml")[0], BreakerPhase.ALLOWED
+def test_an_order_does_not_undo_what_came_after_it_when_the_run_goes_back_to_where_it_was_given(tmp_path: Path) -> None:
+    """Given before the bomb is born: the rollback goes to before the panic, trips the breaker, and saves there."""
+    settings = {"trainer__steps": 64, "governor__cool_ticks": 40, "controller": schedule(*BOMB)}
+    run_dir = prepare_run(tmp_path / "run", plain_of(**settings))
+    live(run_dir, 2, Kill("measure", PANIC - 3, rank=0), prepare=with_bomb)
+    order = ordered(run_dir)
+    given_at = CheckpointStore(run_dir / "checkpoints", attempt=0, keep=1).steps()[0]
+    live(run_dir, 2, Kill("measure", 26, rank=0), prepare=with_bomb)
+    (back,) = events_of(run_dir, "rollback")
+    assert back["payload"]["to_step"] <= given_at, "else this shows nothing"
+    assert live(run_dir, 2, prepare=with_bomb) == [0, 0]
+    assert turns_of(run_dir) == [(2, "ALLOWED", True), (2, "COOLING", False)]
+    store = CheckpointStore(run_dir / "checkpoints", attempt=0, keep=1)
+    breaker = store.load(store.steps()[0], "state.pt")["run_state"]["governor"]["breaker"]
+    assert (breaker["phase"], breaker["trips"], breaker["obeyed"]) == ("COOLING", 1, order.id)
+
+
+def test_a_run_that_begins_anew_takes_note_of_an_old_order_and_does_nothing(tmp_path: Path) -> None:
+    run_dir = prepare_run(tmp_path / "run", plain_of(trainer__steps=8))
+    write_order(run_dir, BreakerOrder(id="old", phase=BreakerPhase.OPEN, why="of another life"))
+    live(run_dir, 2, Kill("measure", 3, rank=0))
+    assert live(run_dir, 2) == [0, 0]
+    assert turns_of(run_dir) == []
 
 
 def test_an_order_that_is_none_is_named_and_a_run_without_a_governor_takes_none(tmp_path: Path) -> None:
     run_dir = prepare_run(tmp_path / "run", plain_of(governor__enabled=False))
     with pytest.raises(ConfigError, match=r"governor.enabled=false"):
-        give_order(run_dir, *ordered(run_dir))
+        ordered(run_dir)
     assert read_order(run_dir) is None
     (run_dir / ORDER).write_text('{"phase": "ALLOWED"}')
-    with pytest.raises(RunDirError, match=r"breaker.json: no order to the breaker .*missing step, why"):
+    with pytest.raises(ConfigError, match=r"breaker.json: no order to the breaker .*missing id, why"):
         read_order(run_dir)

@@ -166,8 +166,8 @@ DAMAGE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("manifest.json", lambda path: path.write_bytes(b"\xff\x00"), "not a readable manifest"),
     ("manifest.json", lambda path: path.write_text("[]"), "not a readable manifest"),
     ("manifest.json", without_a_field, "missing score"),
-    ("manifest.json", another_format, "format 99, step 20; need 3, 20"),
-    ("manifest.json", another_step, "format 3, step 30; need 3, 20"),
+    ("manifest.json", another_format, "format 99, step 20; need 4, 20"),
+    ("manifest.json", another_step, "format 4, step 30; need 4, 20"),
 ]
 
 

@@ -112,6 +112,17 @@ def test_a_row_that_the_last_tick_knew_of_is_no_news():
     assert (own.row, own.skipped_in_row) == (0, 0)
 
 
+def test_a_full_row_that_ends_before_the_tick_that_it_brings_is_told_all_the_same():
+    own = window(skipped_in_row=3)
+    for step, norm in enumerate((NAN, NAN, 1.0)):
+        own.step(late(norm), step)
+    assert own.row == 5, "a tick comes now; that the last step was finite is not known yet"
+    values, _ = own.values([])
+    assert (values["skipped_in_row"], values["longest_row"]) == (0, 5)
+    own.reset()
+    assert own.values([])[0]["longest_row"] == 0
+
+
 def test_a_reset_forgets_all_sums():
     own = window()
     samples(own, [1.0, NAN], [1.0, 0.0], [1.0, 1.0])

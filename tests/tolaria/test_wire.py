@@ -78,7 +78,8 @@ def test_additive_terms_are_summed_and_replicated_ones_come_from_rank_0_alone():
 def test_which_terms_are_replicated():
     layout = ObserveLayout(["r0c0"])
     assert set(layout.replicated) == {
-        "host_norm", "host_norm_steps", "skipped", "skipped_in_row", "r0c0.norm", "r0c0.norm_steps", "r0c0.nonfinite",
+        "host_norm", "host_norm_steps", "skipped", "skipped_in_row", "longest_row",
+        "r0c0.norm", "r0c0.norm_steps", "r0c0.nonfinite",
         *(f"{whose}{name}" for whose in ("host_", "r0c0.") for name in OwnerHealth.__slots__),
     }  # fmt: skip
     assert "r0c0.degraded" in layout.additive
