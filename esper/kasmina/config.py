@@ -79,7 +79,7 @@ class GateConfig:
         k_se: standard errors by which a paired difference must be better at G2, and may be worse at G3, after the
             correction for skewness. 2.7 at 5 looks: 1.9 % of seeds that do not help pass in a life where differences
             are normal (Bonferroni: 5 one-sided looks of 0.38 % each); the rest, up to 5 %, is room for skewness.
-        hold_k_se: the same at G5. 2.92 at 5 looks: 1 % in a life, whatever had passed before.
+        hold_k_se: the same at G5. 3.14 at 10 looks: 1 % in a life, whatever had passed before.
         looks: scheduled looks at G2 in a life; as many at G3, and at partial alphas, where no gate asks.
         look_every: ticks between looks.
         first_look: dwell in ticks before the first look at G2.
@@ -97,11 +97,11 @@ class GateConfig:
 
     evidence: EvidencePolicy = EvidencePolicy.ENFORCE
     k_se: float = 2.7
-    hold_k_se: float = 2.92
+    hold_k_se: float = 3.14
     looks: int = 5
     look_every: int = 2
     first_look: int = 3
-    hold_looks: int = 5
+    hold_looks: int = 10
     min_dwell: int = 1
     min_samples: int = 64
     probe_samples: int = 192
