@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +31,7 @@ from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.strict import Reader
 from esper.tolaria.account import step_flops
-from esper.tolaria.data import load_data
+from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data
 from esper.tolaria.state import planted_slots
 
 _COMPOSING = threading.Lock()  # Hydra's state is one per process, and jobs are derived in threads
@@ -44,7 +45,7 @@ class Arm:
         overrides: Hydra overrides, on top of the shared ones.
         flops: the arm whose training FLOPs it spends, seed by seed; null: the shared number of steps.
         topology: the arm whose final topology it has from the start, seed by seed; null: its own host, empty slots.
-        size: a fixed size between host and final; the headroom verdict asks about these.
+        size: a network of a fixed size; the headroom verdict asks about those that are smaller than `final`.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -81,10 +82,14 @@ class CompareConfig:
             check("seeds", bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "one or more, each once")
             check("subject", self.subject in self.arms, f"must be an arm: {', '.join(self.arms)}")
             check("flops_share", 0 < self.flops_share <= 10, "must be above 0, to 10")
-            for name, arm in self.arms.items():
-                unknown = sorted(arm.waits_for - set(self.arms))
-                check("arms", not unknown, f"{name} waits for {', '.join(unknown)}, which is no arm")
-                check("arms", not self._circle(name), f"{name} waits for itself")
+        problems = []
+        for name, arm in self.arms.items():
+            unknown = sorted(arm.waits_for - set(self.arms))
+            problems += [f"arms.{name}: waits for {other}, which is no arm" for other in unknown]
+            if self._circle(name):
+                problems.append(f"arms.{name}: waits for itself; name an arm in flops or topology that does not")
+        if problems:
+            raise ConfigError(problems)
 
     def _circle(self, name: str) -> bool:
         seen: set[str] = set()
@@ -120,10 +125,16 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
     try:
         tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
         plain = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
-    plain["arms"] = {name: {**_blank_arm(), **(arm or {})} for name, arm in plain.get("arms", {}).items()}
+    arms = plain.get("arms") or {}
+    if not isinstance(arms, dict):
+        raise ConfigError(f"{path}: compare.arms = {arms!r}: must be a mapping of names to arms")
+    odd = {name: arm for name, arm in arms.items() if not isinstance(arm, dict | None)}
+    if odd:
+        raise ConfigError([f"{path}: compare.arms.{name} = {arm!r}: must be a mapping" for name, arm in odd.items()])
+    plain["arms"] = {name: {**_blank_arm(), **(arm or {})} for name, arm in arms.items()}
     reader = Reader()
     config = reader.section(CompareConfig, plain, "compare")
     if reader.problems:
@@ -136,17 +147,42 @@ def _blank_arm() -> dict[str, Any]:
     return {"overrides": [], "flops": None, "topology": None, "size": False}
 
 
-def _result(folder: Path) -> dict[str, Any]:
+def result_of(folder: Path) -> dict[str, Any]:
+    """RUN/result.json of a run that has finished.
+
+    Raises:
+        RunDirError: it cannot be read, or lacks what arms are derived from and data are known by.
+    """
+    path = folder / "result.json"
+    again = f"remove {folder}, and the same command runs it again"
     try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise RunDirError(f"{folder}/result.json: not readable ({error}); another arm is derived from it") from None
+        raise RunDirError(f"{path}: not readable ({error}); {again}") from None
+    lacking = [key for key in ("data", "flops", "topology") if not isinstance(result, dict) or key not in result]
+    if lacking:
+        raise RunDirError(f"{path}: no result of a run, {', '.join(lacking)} missing; {again}")
     return result
 
 
-def flops_per_sample(config: EsperConfig) -> int:
+class DataOnce:
+    """Loads each data set once: arms and seeds share it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Bundle] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, config: DataConfig) -> Bundle:
+        """What `esper.tolaria.data.load_data` returns, and raises."""
+        with self._lock:
+            key = repr(config)
+            if key not in self._loaded:
+                self._loaded[key] = load_data(config)
+            return self._loaded[key]
+
+
+def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
     """Training FLOPs per sample of a network that does not change: the host, and what is planted in it."""
-    bundle = load_data(config.data)
     streams = torch.get_rng_state()
     grown = build_grown(config, bundle, torch.device("cpu"))
     torch.set_rng_state(streams)
@@ -154,13 +190,19 @@ def flops_per_sample(config: EsperConfig) -> int:
     return step_flops(planted_slots(list(grown.slots), config.slots), costs, config.slots)
 
 
+def steps_for(samples: float, plan: BatchPlan) -> int:
+    """Optimizer steps that train nearest to so many samples; at least one. The last batch of an epoch may be short."""
+    epochs, left = divmod(samples, plan.size)
+    return max(1, int(epochs) * plan.steps_per_epoch + min(round(left / plan.batch), plan.steps_per_epoch))
+
+
 def derive(
-    compare: CompareConfig, arm_name: str, seed: int, runs: Mapping[str, Path]
+    compare: CompareConfig, arm_name: str, seed: int, runs: Mapping[str, Path], data: DataOnce
 ) -> tuple[EsperConfig, dict[str, Any]]:
     """The whole config of one run.
 
     Args:
-        runs: finished runs of this seed, by arm: those that the arm waits for.
+        runs: finished runs of this seed, by arm: those that the arm waits for. data: loads what lengths depend on.
 
     Raises:
         ConfigError: the overrides do not compose or do not fit each other.
@@ -169,7 +211,7 @@ def derive(
     arm = compare.arms[arm_name]
     wanted = [*compare.base, *arm.overrides, f"seed={seed}"]
     if arm.topology is not None:
-        grown = _result(runs[arm.topology])["topology"]
+        grown = result_of(runs[arm.topology])["topology"]
         joined = sorted({entry["operator"] for entry in grown.values()} - {"ADD"})
         if joined:
             raise ConfigError(
@@ -189,8 +231,9 @@ def derive(
     plain.pop("launch", None)
     config = build_config(plain)
     if arm.flops is not None:
-        spent = _result(runs[arm.flops])["flops"]
-        steps = max(1, round(spent / (config.trainer.batch * flops_per_sample(config))))
-        plain["trainer"]["steps"] = steps
+        spent = result_of(runs[arm.flops])["flops"]
+        bundle = data(config.data)
+        plan = BatchPlan(len(bundle.train), config.trainer.batch, seed)
+        plain["trainer"]["steps"] = steps_for(spent / flops_per_sample(config, bundle), plan)
         config = build_config(plain)
     return config, plain

@@ -13,7 +13,6 @@ esper blueprints                        what may grow: every blueprint with its 
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -34,7 +33,7 @@ from esper.kasmina import blueprints
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, Preempted, RunDirError
 from esper.leyline.topology import Topology
-from esper.rundir import CONFIG
+from esper.rundir import CONFIG, DATA
 from esper.slurm import requeue
 from esper.tolaria.breaker import BreakerOrder
 from esper.tolaria.checkpoint import CheckpointStore
@@ -64,6 +63,8 @@ def branch(run: Path, step: int, new: Path) -> None:
         (partial / CHECKPOINTS).mkdir(parents=True)
         shutil.copytree(store.path(step), partial / CHECKPOINTS / store.path(step).name)
         write_config(partial / CONFIG, plain)
+        if (run / DATA).exists():
+            shutil.copy(run / DATA, partial / DATA)
         with contextlib.suppress(FileNotFoundError):
             new.rmdir()
         partial.rename(new)
@@ -170,16 +171,16 @@ def _compare(given: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"esper: {text}", flush=True)
 
-    found, runs = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, say=say)
-    Console(width=WIDE).print(comparison_table(found))
-    record = json.loads((out / "compare.json").read_text())
-    if not given.no_page:
+    share = f"{index + 1}/{of}" if of > 1 else None
+    done = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)
+    Console(width=WIDE).print(comparison_table(done.found))
+    if not given.no_page and share is None:
         command = " ".join(["esper compare", given.name, *given.settings])
-        write_page(found, runs, out / "compare.html", command=command, where=record["runs"])
+        write_page(done.found, done.runs, out / "compare.html", command=command, where=done.where)
         say(f"page: {out / 'compare.html'}")
-    for key, text in record["failures"].items():
+    for key, text in done.failures.items():
         print(f"esper: {key} failed: {text}", file=sys.stderr, flush=True)
-    return EsperError.exit_code if record["failures"] else 0
+    return EsperError.exit_code if done.failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("--out", metavar="OUT", type=Path, help="folder for runs and report; compare/NAME")
     compare.add_argument("--jobs", metavar="N", type=_count, help="runs at a time; as many as there are cores for")
     compare.add_argument(
-        "--share", metavar="I/N", type=_share, default=(0, 1), help="take every N-th seed, from the I-th"
+        "--share", metavar="I/N", type=_share, default=(0, 1), help="take every N-th seed, from the I-th; no page"
     )
     compare.add_argument("--report", action="store_true", help="run nothing, compare what has finished")
     compare.add_argument("--no-page", action="store_true", help="no HTML page, so no matplotlib")

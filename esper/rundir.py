@@ -4,6 +4,7 @@
     RUN/environment.json   versions, host, git state and command line of the last start; earlier ones inside
     RUN/lock               held (flock) by the launcher and its torchrun while they live
     RUN/STATUS.json        how the last attempt ended; written by rank 0
+    RUN/data.json          the data that the run trains on: digest, files with hashes; others are refused
     RUN/breaker.json       a person's latest order to the breaker of growth, obeyed by the resume after it
 
 A refused start leaves everything as it was: folders and files that it made on the way are taken back.
@@ -25,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from esper.config import Resume, RunConfig, differences, read_plain, same_file, write_config
-from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.errors import ConfigError, DataError, RunDirError
 from esper.leyline.plain import from_plain, to_plain
 from esper.tolaria.breaker import BreakerOrder
 
 CONFIG, ENVIRONMENT, LOCK, STATUS = "config.yaml", "environment.json", "lock", "STATUS.json"
-ORDER = "breaker.json"
+ORDER, DATA = "breaker.json", "data.json"
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
 
 
@@ -66,6 +67,31 @@ def read_order(folder: Path) -> BreakerOrder | None:
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no order to the breaker ({error}); remove it, or give the order again") from None
+
+
+def same_data(folder: Path, record: dict[str, Any], *, rank: int) -> None:
+    """Refuses other data than those that a run began with; its first attempt records them (rank 0).
+
+    Args:
+        folder: the run directory. record: of the data at hand, equal on all ranks (`esper.tolaria.data.Bundle`).
+
+    Raises:
+        DataError: they differ from RUN/data.json, or that file cannot be read; alike on every rank.
+    """
+    path = folder / DATA
+    try:
+        digest = json.loads(path.read_text())["digest"]
+    except FileNotFoundError:
+        if rank == 0:
+            write_json(path, record)
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); restore it from a copy, or begin a new run") from None
+    if digest != record["digest"]:
+        raise DataError(
+            f"{folder}: this run trains on other data ({record['kind']} of digest {digest}, now {record['digest']}; "
+            f"files: {path}); give those back (data.root, ESPER_DATA), or begin a new run"
+        )
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ from esper.nissa.fanout import MultiSink
 from esper.nissa.jsonl import JsonlSink
 from esper.nissa.summary import summary_table
 from esper.nissa.wandb_sink import WandbSink
-from esper.rundir import read_order, write_json, write_result
+from esper.rundir import read_order, same_data, write_json, write_result
 from esper.teacher import build_teacher
 from esper.tolaria.checkpoint import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
@@ -194,6 +194,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         }
         del teacher  # the engine's alone, so that it can let go of it
         shake_hands(world, fields)
+        same_data(run_dir, bundle.record, rank=world.rank)
         if world.size > 1 and world.device.type == "cuda":
             watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, attempt, heartbeat))
             if world.rank == 0 and not engine.owner.late:
@@ -205,7 +206,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         result = engine.run()
         if world.rank == 0:
             attempt.check()
-            write_result(run_dir / "result.json", {**to_plain(result), "data": bundle.record})
+            write_result(run_dir / "result.json", {**to_plain(result), "data": bundle.record, "code": code_digest()})
             _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
     except Exception as error:

@@ -217,8 +217,9 @@ class Engine:
         health = self.state.governor
         stop = sums["stop"] > 0
         every = settings.checkpoint.every_ticks
-        last = stop or self.step >= self.terms.total_steps
-        save = last or (every > 0 and self.state.tick % every == 0)
+        ended = self.step >= self.terms.total_steps
+        due = ended or (every > 0 and self.state.tick % every == 0)
+        save = due or stop
         full = save or health.replays > 0 or self.state.tick % settings.control.digest_every == 0
         if save:  # the one before must be out of the way; every rank waits for its own share
             self.saver.wait()
@@ -233,7 +234,7 @@ class Engine:
         judged = time.perf_counter()
         recovery = self.recovery() if health.verdict is Verdict.PANIC else None
         # After a rollback at once: the checkpoints beyond it have lost their names, and there may be no other.
-        save = recovery is not None or (save and self.saves.room(self.state, last=last))
+        save = recovery is not None or (save and self.saves.room(self.state, last=stop or ended))
         wrap_ms = None
         if recovery is None:
             self.state, wrap_ms = self.cycle.follow(decision, force=save)
@@ -245,7 +246,8 @@ class Engine:
         self.world.allow_slow(save or wrap_ms is not None or self.growth.compiled)
         if save:
             beat.mark("save")
-            self.saves.begin(self.state, self.collect, rank=self.world.rank)
+            scored = due or recovery is not None  # that it was stopped here must not change what validation chooses
+            self.saves.begin(self.state, self.collect, rank=self.world.rank, scored=scored)
         if self.governor is not None and recovery is None:
             self.narrator.tell_all(self.governor.keep(self.state, self.collect, saved=save))
         self._clock = time.perf_counter()

@@ -37,12 +37,16 @@ class Saves:
         return (state.validation_accuracy if accuracy else state.validation_loss).value
 
     def begin(
-        self, state: RunState, collect: Callable[[], tuple[dict[str, Any], dict[str, Any]]], *, rank: int
+        self, state: RunState, collect: Callable[[], tuple[dict[str, Any], dict[str, Any]]], *, rank: int, scored: bool
     ) -> None:
-        """Begins a save of the state at the end of a tick; its fate is told in a later commit."""
+        """Begins a save of the state at the end of a tick; its fate is told in a later commit.
+
+        ``scored`` is whether validation may choose it for the test: a save that only a stop asked for has no score, so
+        that a run which was stopped chooses among the same checkpoints as one which was not.
+        """
         value, fresh = self.objective(state), state.validation_loss.tick == state.tick
         score = None
-        if value is not None and fresh:
+        if scored and value is not None and fresh:
             score = value if self._by is Objective.VALIDATION_ACCURACY else -value
         common, own = collect()
         self.saver.begin(state.step, state.tick, score, common if rank == 0 else None, own)

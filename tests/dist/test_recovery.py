@@ -175,8 +175,11 @@ def test_a_stop_asked_on_one_rank_is_agreed_saved_and_resumed(
     assert live(run_dir, 2, prepare=functools.partial(stop_at, 16, who, number)) == [0, 0]
     status = status_of(run_dir)
     assert (status["status"], status["step"], status["exit_code"]) == ("preempted", 18, Preempted.exit_code)
-    assert CheckpointStore(run_dir / "checkpoints", attempt=0, keep=1).steps() == [18]
+    store = CheckpointStore(run_dir / "checkpoints", attempt=0, keep=1)
+    assert store.steps() == [18]
+    assert store.manifest(18).score is None  # where a run was stopped does not change what validation chooses from
     assert live(run_dir, 2) == [0, 0]
+    assert json.loads((run_dir / "result.json").read_text())["best_step"] == STEPS
     found, wanted = final(run_dir), final(undisturbed)
     for outcome in (found, wanted):  # saved at other ticks: another config, other re-wraps, another best checkpoint
         for name in ("state.pt/config_digest", "result"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ arms:
   nothing: {overrides: [controller=schedule, 'controller.actions=[NOOP]']}
   shapes: {overrides: [controller=schedule, 'controller.actions=[CONV]']}
   final: {topology: shapes, overrides: [controller=none]}
+  none_long: {flops: shapes, overrides: [controller=none]}
 """
 
 
@@ -97,6 +99,16 @@ def test_an_arm_that_is_derived_has_the_topology_of_the_other(compared):
         assert found[f"final/{seed}"]["parameters"] == found[f"shapes/{seed}"]["parameters"]
 
 
+def test_an_arm_of_equal_flops_spent_what_the_other_did_to_half_a_step(compared):
+    folder, _ = compared
+    found = results(folder)
+    for seed in (1, 2):
+        none, long = found[f"none/{seed}"], found[f"none_long/{seed}"]
+        step = 64 * none["flops"] / none["samples"]
+        assert long["samples"] % 64 != 0  # short batches end its epochs
+        assert abs(long["flops"] - found[f"shapes/{seed}"]["flops"]) <= step / 2
+
+
 def test_again_it_repeats_nothing_and_says_the_same(compared):
     folder, done = compared
     where = json.loads((folder / "out" / "compare.json").read_text())["runs"]
@@ -125,6 +137,20 @@ def test_a_run_reproduces_from_its_recorded_config(compared):
     assert {k: v for k, v in first.items() if k != "data"} == {k: v for k, v in second.items() if k != "data"}
 
 
+def test_a_run_is_not_resumed_on_other_data(compared):
+    folder, _ = compared
+    where = json.loads((folder / "out" / "compare.json").read_text())["runs"]
+    other = folder / "other"
+    other.mkdir()
+    shutil.copy(Path(where["none/1"]) / "config.yaml", other)
+    record = json.loads((Path(where["none/1"]) / "data.json").read_text())
+    (other / "data.json").write_text(json.dumps({**record, "digest": record["digest"] + 1}))
+    done = esper("resume", str(other), cwd=folder)
+    assert done.returncode == 74, done.stdout + done.stderr
+    assert "this run trains on other data" in done.stderr
+    assert not (other / "result.json").exists()
+
+
 def test_a_bad_comparison_is_one_clear_line(tmp_path):
     done = esper("compare", "nothing", cwd=tmp_path)
     assert done.returncode == 78
@@ -134,5 +160,5 @@ def test_a_bad_comparison_is_one_clear_line(tmp_path):
     )
     done = esper("compare", "x.yaml", cwd=tmp_path)
     assert done.returncode == 78
-    assert "a waits for b, which is no arm" in done.stderr
+    assert "arms.a: waits for b, which is no arm" in done.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "x.yaml"]

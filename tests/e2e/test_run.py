@@ -42,8 +42,8 @@ def test_it_ends_well_and_leaves_a_whole_run_directory(grown: Finished) -> None:
     assert grown.err == ""
     names = {path.name for path in grown.run.iterdir()}
     assert names == {
-        "attempt.json", "checkpoints", "config.yaml", "environment.json", "events.jsonl", "heartbeat", "lock",
-        "result.json", "STATUS.json", "wandb",
+        "attempt.json", "checkpoints", "config.yaml", "data.json", "environment.json", "events.jsonl", "heartbeat",
+        "lock", "result.json", "STATUS.json", "wandb",
     }  # fmt: skip
     status = read_json(grown.run / "STATUS.json")
     result = read_json(grown.run / "result.json")
