@@ -4,8 +4,10 @@ A number stands over seeds with its 95 % t-interval; arms on the same seeds are 
 
     headroom     does the final topology, trained from the start, beat the host (same steps) and every fixed size
                  between them (same FLOPs) by more than two standard errors? If not, capacity does not matter here: the
-                 experiment is *uninformative*, whatever the other rows say
-    equal FLOPs  validation loss when the account stood at the smallest total of all arms but `none`
+                 experiment is *uninformative*, whatever the other rows say. A size that is no smaller than what grew
+                 is not asked; without any that is, the question stays open
+    equal FLOPs  validation loss when the account stood at the smallest total of all arms but `none`, on the seeds that
+                 all of them have
     to final     training FLOPs until validation loss first came down to the best of `final`, over what `final` spent
 
 Score: test accuracy, or minus test loss (nats), of the checkpoint that validation chose; higher is better.
@@ -36,6 +38,21 @@ class Metric(StrEnum):
         """Of one run; higher is better."""
         return run.test_accuracy if self is Metric.ACCURACY else -run.test_loss
 
+    @property
+    def unit(self) -> str:
+        """In which differences of scores are told."""
+        return "points" if self is Metric.ACCURACY else "nats"
+
+    @property
+    def scale(self) -> float:
+        """What a score is multiplied by to stand in its unit."""
+        return 100.0 if self is Metric.ACCURACY else 1.0
+
+    @property
+    def places(self) -> int:
+        """Decimals of a number in this unit."""
+        return 2 if self is Metric.ACCURACY else 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -44,10 +61,11 @@ class Row:
     Fields:
         arm, seeds: whose numbers these are.
         score, iqm: test score; its interquartile mean with a bootstrap interval.
-        final_loss, best_loss: validation, nats per sample. test_accuracy, test_loss: of the chosen checkpoint.
-        equal_loss: validation loss at equal FLOPs; None where some seed ended below it.
-        to_final: median over seeds of FLOPs to final's loss over final's FLOPs (inf: most never got there); None
-            without a `final` arm. reached: seeds that got there.
+        final_loss, best_loss: validation, nats per sample. final_accuracy, best_accuracy: validation, share.
+        test_accuracy, test_loss: of the chosen checkpoint.
+        equal_loss: validation loss at equal FLOPs; None without a seed to ask, or where one is missing or ended below.
+        to_final: median over seeds of FLOPs to final's loss over final's FLOPs (inf: half or more never got there);
+            None without a `final` arm. reached: seeds that got there, of the ``asked`` that `final` has too.
         flops, parameters, wall_s: means over seeds.
         against: paired differences of score to each baseline that was run. beats: P(arm > baseline).
     """
@@ -58,13 +76,16 @@ class Row:
     iqm: Estimate
     final_loss: Estimate
     best_loss: Estimate
+    final_accuracy: Estimate
+    best_accuracy: Estimate
     test_accuracy: Estimate
     test_loss: Estimate
     equal_loss: Estimate | None
     to_final: float | None
     reached: int
-    flops: float
-    parameters: float
+    asked: int
+    flops: Estimate
+    parameters: Estimate
     wall_s: float
     against: dict[str, Estimate]
     beats: dict[str, Estimate]
@@ -72,7 +93,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One claim, with the figure that decides it. ``holds`` is None where a run is missing."""
+    """One claim, with the figure that decides it. ``holds`` is None where the runs there are cannot decide it."""
 
     claim: str
     holds: bool | None
@@ -84,8 +105,10 @@ class Comparison:
     """Everything that the table and the page show.
 
     Fields:
-        name, metric: of the experiment. rows: one per arm, in the order given. equal_flops: per seed.
-        informative: there is headroom; None while an arm that decides it is missing. verdicts: claims, in order.
+        name, metric: of the experiment. rows: one per arm, in the order given.
+        equal_flops: per seed that every arm but `none` has.
+        informative: there is headroom; None while that is open. verdicts: claims, in order.
+        notes: what a reader has to know beside them, a line each.
     """
 
     name: str
@@ -94,6 +117,7 @@ class Comparison:
     equal_flops: dict[int, float]
     informative: bool | None
     verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...] = ()
 
     def row(self, arm: str) -> Row | None:
         """The row of an arm, None if it was not run."""
@@ -113,25 +137,21 @@ def difference(runs: Runs, metric: Metric, arm: str, other: str) -> Estimate | N
 
 
 def equal_flops(runs: Runs) -> dict[int, float]:
-    """Per seed, the smallest total of all arms but `none`."""
-    totals: dict[int, list[float]] = {}
-    for arm, by_seed in runs.items():
-        for seed, run in by_seed.items():
-            if arm != "none":
-                totals.setdefault(seed, []).append(run.curve[-1].flops)
-    return {seed: min(values) for seed, values in totals.items()}
+    """Per seed that every arm but `none` has, the smallest of their totals: a missing run must not move the budget."""
+    arms = [arm for arm, by_seed in runs.items() if by_seed and arm != "none"]
+    if not arms:
+        return {}
+    return {seed: min(runs[arm][seed].curve[-1].flops for arm in arms) for seed in _shared(runs, *arms)}
 
 
-def _to_final(runs: Runs, arm: str) -> tuple[float | None, int]:
-    seeds = _shared(runs, arm, "final")
-    if not seeds:
-        return None, 0
+def ratios_to_final(runs: Runs, arm: str) -> list[float]:
+    """FLOPs to final's best validation loss over final's FLOPs, by seed that both have; inf where it never came."""
     ratios = []
-    for seed in seeds:
+    for seed in _shared(runs, arm, "final"):
         final = runs["final"][seed]
         spent = runs[arm][seed].flops_to(final.best_loss)
         ratios.append(math.inf if spent is None else spent / final.flops)
-    return statistics.median(ratios), sum(math.isfinite(ratio) for ratio in ratios)
+    return ratios
 
 
 def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
@@ -141,9 +161,9 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
     own = [by_seed[seed] for seed in seeds]
     scores = np.array([metric.score(run) for run in own])
     at_equal = equal_flops(runs)
-    equal = [by_seed[seed].loss_at(at_equal[seed]) if seed in at_equal else None for seed in seeds]
+    equal = [by_seed[seed].loss_at(flops) if seed in by_seed else None for seed, flops in at_equal.items()]
     measured = [loss for loss in equal if loss is not None]
-    to_final, reached = _to_final(runs, arm)
+    ratios = ratios_to_final(runs, arm)
     others = [other for other in BASELINES if other != arm and other in runs]
     against, beats = {}, {}
     for other in others:
@@ -155,29 +175,55 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
     return Row(
         arm=arm, seeds=seeds, score=mean(list(scores)), iqm=bootstrap(interquartile_mean, scores),
         final_loss=mean([run.final_loss for run in own]), best_loss=mean([run.best_loss for run in own]),
+        final_accuracy=mean([run.final_accuracy for run in own]),
+        best_accuracy=mean([run.best_accuracy for run in own]),
         test_accuracy=mean([run.test_accuracy for run in own]), test_loss=mean([run.test_loss for run in own]),
-        equal_loss=mean(measured) if len(measured) == len(seeds) else None, to_final=to_final, reached=reached,
-        flops=statistics.fmean(run.flops for run in own), parameters=statistics.fmean(run.parameters for run in own),
+        equal_loss=mean(measured) if measured and len(measured) == len(equal) else None,
+        to_final=statistics.median(ratios) if ratios else None, reached=sum(map(math.isfinite, ratios)),
+        asked=len(ratios), flops=mean([run.flops for run in own]), parameters=mean([run.parameters for run in own]),
         wall_s=statistics.fmean(run.wall_s for run in own), against=against, beats=beats,
     )  # fmt: skip
 
 
-def _above(found: Estimate | None, claim: str, standard_errors: float) -> Verdict:
+def _above(found: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Verdict:
     """Whether a difference exceeds so many standard errors (a negative number allows a loss of as many)."""
     if found is None or found.se is None:
         return Verdict(claim=claim, holds=None, figure="needs runs of both on two seeds or more")
+    value = f"{found.value * metric.scale:+.{metric.places}f} {metric.unit}"
     if found.se > 1e-9 * abs(found.value):
         in_se = found.value / found.se
-    else:  # every seed differs by the same, up to rounding
-        in_se = math.copysign(math.inf, found.value) if found.value else 0.0
-    figure = f"{found.value:+.4f} ± {found.se:.4f} over {found.n} seeds ({in_se:+.1f} SE)"
-    return Verdict(claim=claim, holds=in_se > standard_errors, figure=figure)
+        error = f"{found.se * metric.scale:.{metric.places}f}"
+        figure = f"{value}, standard error {error} over {found.n} seeds ({in_se:+.1f} SE)"
+        return Verdict(claim=claim, holds=in_se > standard_errors, figure=figure)
+    if found.value == 0:
+        return Verdict(claim=claim, holds=standard_errors < 0, figure=f"no difference on any of {found.n} seeds")
+    # Coarse scores on few seeds: a spread of zero is chance, so it cannot say how sure the difference is.
+    return Verdict(
+        claim=claim, holds=None, figure=f"all {found.n} seeds differ by the same, {value}: more seeds are needed"
+    )
+
+
+def smaller(runs: Runs, sizes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The fixed sizes to ask about headroom, and a note on each that is no smaller than `final`.
+
+    Parameters are means over the seeds that both have; a size without such a seed stays, and keeps its claim open.
+    """
+    asked, notes = [], []
+    for size in sizes:
+        seeds = _shared(runs, size, "final")
+        own, final = (sum(runs[arm][seed].parameters for seed in seeds) for arm in (size, "final"))
+        if seeds and own >= final:
+            means = f"{own / len(seeds):,.0f} against {final / len(seeds):,.0f} parameters"
+            notes.append(f"{size} is no smaller than final here ({means}): not asked")
+        else:
+            asked.append(size)
+    return asked, notes
 
 
 def headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Verdict]:
-    """Whether capacity matters: `final` against `none`, and against each fixed size at its FLOPs."""
+    """Whether capacity matters: `final` against `none`, and against each smaller size at its FLOPs."""
     return [
-        _above(difference(runs, metric, "final", other), f"final beats {other} by more than 2 SE", 2.0)
+        _above(difference(runs, metric, "final", other), metric, f"final beats {other} by more than 2 SE", 2.0)
         for other in ("none", *sizes)
     ]
 
@@ -185,28 +231,33 @@ def headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Verdict]:
 def claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> list[Verdict]:
     """What a controller has to show: better than nothing and chance, no worse than dumb schedules, and cheaper."""
     found = [
-        _above(difference(runs, metric, arm, other), f"{arm} beats {other} by more than 2 SE", 2.0)
+        _above(difference(runs, metric, arm, other), metric, f"{arm} beats {other} by more than 2 SE", 2.0)
         for other in ("none", "random")
     ]
     found += [
-        _above(difference(runs, metric, arm, other), f"{arm} is not below {other} by more than 1 SE", -1.0)
+        _above(difference(runs, metric, arm, other), metric, f"{arm} is not below {other} by more than 1 SE", -1.0)
         for other in ("schedule", "immediate")
     ]
-    ratio, reached = _to_final(runs, arm)
+    ratios = ratios_to_final(runs, arm)
     claim = f"{arm} reaches final's loss with at most {flops_share:g} of its FLOPs"
-    if ratio is None:
-        found.append(Verdict(claim=claim, holds=None, figure="needs runs of both"))
-    else:
-        share = "never on most seeds" if math.isinf(ratio) else f"median {ratio:.2f}"
-        total = len(_shared(runs, arm, "final"))
-        found.append(
-            Verdict(claim=claim, holds=ratio <= flops_share, figure=f"{share}; reached on {reached} of {total}")
-        )
-    return found
+    if not ratios:
+        return [*found, Verdict(claim=claim, holds=None, figure="needs runs of both")]
+    median, total = statistics.median(ratios), len(ratios)
+    middle = f"median {median:.2f}" if math.isfinite(median) else "not reached on half of the seeds or more"
+    within, ever = sum(ratio <= flops_share for ratio in ratios), sum(map(math.isfinite, ratios))
+    figure = f"{middle}; within {flops_share:g} on {within} of {total} seeds, ever on {ever} of {total}"
+    return [*found, Verdict(claim=claim, holds=median <= flops_share, figure=figure)]
 
 
 def compare(
-    name: str, runs: Runs, metric: Metric, *, sizes: Sequence[str], subject: str, flops_share: float
+    name: str,
+    runs: Runs,
+    metric: Metric,
+    *,
+    sizes: Sequence[str],
+    subject: str,
+    flops_share: float,
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Puts all arms beside each other.
 
@@ -214,13 +265,17 @@ def compare(
         runs: finished runs by arm and seed; arms without a run are left out.
         sizes: arms of fixed size between host and final. subject: the arm that the claims are about.
         flops_share: of `final`'s training FLOPs, within which the subject is to reach its loss.
+        notes: of the caller, a line each, shown before those made here.
     """
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
-    room = headroom(present, metric, sizes)
-    undecided = any(verdict.holds is None for verdict in room)
+    asked, said = smaller(present, sizes)
+    room = headroom(present, metric, asked)
+    undecided = not asked or any(verdict.holds is None for verdict in room)
+    at_equal, every = equal_flops(present), set[int]().union(*present.values())
+    if len(at_equal) < len(every):
+        said.append(f"loss at equal FLOPs is over {len(at_equal)} of {len(every)} seeds: those of every arm but none")
     return Comparison(
-        name=name, metric=metric, rows=tuple(make_row(present, metric, arm) for arm in present),
-        equal_flops=equal_flops(present),
+        name=name, metric=metric, rows=tuple(make_row(present, metric, arm) for arm in present), equal_flops=at_equal,
         informative=None if undecided else all(verdict.holds for verdict in room),
-        verdicts=(*room, *claims(present, metric, subject, flops_share=flops_share)),
+        verdicts=(*room, *claims(present, metric, subject, flops_share=flops_share)), notes=(*notes, *said),
     )  # fmt: skip

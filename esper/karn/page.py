@@ -1,4 +1,4 @@
-"""A comparison as one self-contained HTML file: table, verdicts, three plots. Needs matplotlib (extra ``report``).
+"""A comparison as one self-contained HTML file: tables, verdicts, three plots. Needs matplotlib (extra ``report``).
 
 loss against FLOPs        median over seeds, the range between the quartiles shaded, log FLOPs
 parameters, accuracy      one point per run
@@ -7,6 +7,7 @@ stages                    which slot was where at which tick, for the first seed
 
 import html
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 
 from esper.karn.comparison import Comparison, Runs
 from esper.karn.runs import RunRecord
-from esper.karn.table import HEADS, cells, verdict_lines
-from esper.leyline.errors import ConfigError
+from esper.karn.table import Part, parts, verdict_lines
+from esper.leyline.errors import ConfigError, RunDirError
 
 STAGE_COLOURS = {
     "GERMINATED": "#bbbbbb", "TRAINING": "#e69f00", "BLENDING": "#56b4e9", "HOLDING": "#009e73",
@@ -27,6 +28,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #1b1b1b }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
 th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th { white-space: pre-line; vertical-align: bottom }
+caption { text-align: left; color: #555; padding: 1em 0 .3em }
 th:first-child, td:first-child, .said td { text-align: left }
 .scroll { overflow-x: auto } .no { color: #b00020; font-weight: 600 } .yes { color: #00695c; font-weight: 600 }
 svg { max-width: 100%; height: auto } h2 { margin-top: 2em } figcaption { color: #555 }
@@ -127,12 +130,13 @@ def stage_plot(plt: Any, runs: Runs) -> Any | None:
     return figure
 
 
-def _table(found: Comparison) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in HEADS)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in cells(row)) + "</tr>" for row in found.rows
+def _table(part: Part) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in part.heads)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in part.rows)
+    return (
+        f'<div class="scroll"><table><caption>{html.escape(part.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _verdicts(found: Comparison) -> str:
@@ -140,7 +144,8 @@ def _verdicts(found: Comparison) -> str:
         f'<tr><td class="{word.lower()}">{word}</td><td>{html.escape(claim)}</td><td>{html.escape(figure)}</td></tr>'
         for word, claim, figure in verdict_lines(found)
     )
-    return f'<table class="said">{rows}</table>'
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes)
+    return f'<table class="said">{rows}</table>' + (f'<ul class="notes">{notes}</ul>' if notes else "")
 
 
 def write_page(found: Comparison, runs: Runs, path: Path, *, command: str, where: Mapping[str, str]) -> None:
@@ -150,7 +155,7 @@ def write_page(found: Comparison, runs: Runs, path: Path, *, command: str, where
         runs: what ``found`` was made of. command: that reproduces it. where: run folder by "arm/seed".
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        ConfigError: matplotlib is not installed. RunDirError: the file cannot be written.
     """
     plt = _matplotlib()
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
@@ -168,11 +173,21 @@ def write_page(found: Comparison, runs: Runs, path: Path, *, command: str, where
     text = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(found.name)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(found.name)}</h1>"
-        f"<p><code>{html.escape(command)}</code></p><p>± is half of a 95 % interval over seeds (Student's t). "
-        "Differences are of the test score, paired by seed. The test part was read once per run, on the checkpoint "
-        f"that validation chose.</p>{_table(found)}<h2>What may be said</h2>{_verdicts(found)}{drawn}"
+        f"<p><code>{html.escape(command)}</code></p><p>± is half of a 95 % interval over seeds (Student's t); "
+        "[low, high] is a 95 % bootstrap interval. Differences are of the test score, paired by seed. The test part "
+        f"was read once per run, on the checkpoint that validation chose.</p>{''.join(map(_table, parts(found)))}"
+        f"<h2>What may be said</h2>{_verdicts(found)}{drawn}"
         f"<h2>Runs</h2><ul>{listed}</ul></body></html>"
     )
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise RunDirError(
+            f"{path}: cannot be written ({why}); make room or see to the folder, then give the command with --report"
+        ) from error

@@ -1,7 +1,8 @@
 """A finished run as a table reads it: its curve over training FLOPs, its end, its stages.
 
 Everything comes from the run directory (events.jsonl, result.json); nothing is measured again. Curves hold the ticks at
-which validation was read; where an attempt was repeated, the newest one counts.
+which validation was read; where an attempt was repeated, the newest one counts. A run whose record is damaged or has
+holes is refused: a missing tick may have been the best one.
 """
 
 import json
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper.leyline.errors import RunDirError
-from esper.nissa.reading import latest, read_events
+from esper.leyline.errors import RunDirError, one_line
+from esper.nissa.reading import Record, latest, read_events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,7 @@ class RunRecord:
         folder: where it lies. curve: validated ticks, in order.
         flops, samples, steps, ticks, parameters: at the end.
         final_loss, final_accuracy: validation at the end.
-        best_accuracy: of the checkpoint that validation chose, None if none was scored.
-        test_loss, test_accuracy: of that checkpoint, read once.
+        test_loss, test_accuracy: of the checkpoint that validation chose, read once.
         stages: stage changes, in order. wall_s: from the first event to the last, over all attempts.
     """
 
@@ -104,56 +104,111 @@ class RunRecord:
         return None
 
 
-def _reading(reading: dict[str, Any], where: Path, name: str) -> float:
-    value = reading.get("value")
+def _field(plain: Any, name: str, *kinds: type) -> Any:
+    """A field of plain data; ValueError says what is there instead."""
+    if not isinstance(plain, dict):
+        raise ValueError(f"{plain!r:.60} where an object with {name} was expected")
+    if name not in plain:
+        raise ValueError(f"{name} is missing")
+    value = plain[name]
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(f"{name} is {value!r:.60}")
+    return value
+
+
+def _number(plain: Any, name: str) -> float:
+    value = float(_field(plain, name, int, float))
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}")
+    return value
+
+
+def _reading(result: Any, where: Path, name: str) -> float:
+    value = _field(_field(result, name, dict), "value", int, float, str, type(None))
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise RunDirError(f"{where}: {name} was not measured ({value!r}); this run cannot be compared")
     return float(value)
+
+
+def _point(record: Record) -> Point | None:
+    """The point of a tick, None where validation was not read or FLOPs are not kept."""
+    payload = record["payload"]
+    loss, accuracy = (_field(payload, name, dict) for name in ("validation_loss", "validation_accuracy"))
+    fresh = _field(loss, "tick", int, type(None)) == record["tick"]
+    flops = _field(payload, "flops", int, type(None))
+    if flops is None or not fresh or _field(loss, "value", int, float, type(None)) is None:
+        return None
+    return Point(
+        step=_field(record, "step", int), flops=flops, parameters=_field(payload, "parameters", int),
+        loss=_number(loss, "value"), accuracy=_number(accuracy, "value"),
+    )  # fmt: skip
+
+
+def _stage(record: Record) -> StageLine:
+    payload = record["payload"]
+    return StageLine(
+        tick=_field(record, "tick", int), slot=_field(payload, "slot", str), target=_field(payload, "target", str),
+        blueprint=_field(payload, "blueprint", str, type(None)),
+    )  # fmt: skip
+
+
+def _check_whole(records: list[Record], ticks: list[int], validated: int, result: Any) -> None:
+    """ValueError where ticks are missing: sinks are flushed before every save, so neither kill nor rollback leaves any.
+
+    Args:
+        ticks: that events tell of. validated: last one of the curve. result: what the run ended with.
+    """
+    last = _field(result, "tick", int)
+    missing = sorted(set(range(1, last + 1)) - set(ticks))
+    if missing:
+        faults = [record["payload"] for record in records if record["kind"] == "fault"]
+        said = [_field(fault, "what", str) for fault in faults if _field(fault, "where", str).startswith("telemetry")]
+        why = f"; the run said: {said[-1]}" if said else ""
+        raise ValueError(f"{len(missing)} of {last} ticks are missing, the first is {missing[0]}{why}")
+    ended = _field(_field(result, "validation_loss", dict), "tick", int)
+    if validated != ended:
+        raise ValueError(f"the last validated tick is {validated}, in result.json it is {ended}")
 
 
 def read_run(folder: Path) -> RunRecord:
     """Reads a finished run.
 
     Raises:
-        RunDirError: it is not finished, keeps no account of FLOPs, or told nothing of its ticks (telemetry.level=full).
+        RunDirError: it is not finished, its record is damaged or has holes, it keeps no account of FLOPs, or it told
+            nothing of its ticks (telemetry.level=full).
     """
-    path = folder / "result.json"
+    path, events = folder / "result.json", folder / "events.jsonl"
+    mend = f"remove {folder}, and the same command runs it again"
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise RunDirError(f"{path}: not readable ({error}); a run that has finished holds one") from None
-    records = latest(read_events(folder / "events.jsonl"))
-    curve = []
-    for record in records:
-        if record["kind"] != "tick":
-            continue
-        payload = record["payload"]
-        loss, accuracy = payload["validation_loss"], payload["validation_accuracy"]
-        if loss["value"] is None or loss["tick"] != record["tick"] or payload["flops"] is None:
-            continue
-        curve.append(
-            Point(
-                step=record["step"], flops=payload["flops"], parameters=payload["parameters"], loss=loss["value"],
-                accuracy=accuracy["value"],
-            )
+        raise RunDirError(f"{path}: not readable ({error}); if this run has finished, {mend}") from None
+    try:
+        records = latest(read_events(events))
+    except RunDirError as error:
+        raise RunDirError(f"{error}; or {mend}") from None
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunDirError(f"{events}: damaged: {one_line(error)}; {mend}") from None
+    source = events
+    try:
+        points = {record["tick"]: _point(record) for record in records if record["kind"] == "tick"}
+        curve = {tick: point for tick, point in points.items() if point is not None}
+        stages = tuple(_stage(record) for record in records if record["kind"] == "stage")
+        times = [_number(record, "time") for record in records]
+        source = path
+        if not curve or _field(result, "flops", int, type(None)) is None:
+            raise RunDirError(f"{folder}: no validated ticks with FLOPs in events.jsonl; run with telemetry.level=full")
+        found = RunRecord(
+            folder=str(folder), curve=tuple(curve.values()), flops=_field(result, "flops", int),
+            samples=_field(result, "samples", int), steps=_field(result, "step", int),
+            ticks=_field(result, "tick", int), parameters=_field(result, "parameters", int),
+            final_loss=_reading(result, path, "validation_loss"),
+            final_accuracy=_reading(result, path, "validation_accuracy"),
+            test_loss=_reading(result, path, "test_loss"), test_accuracy=_reading(result, path, "test_accuracy"),
+            stages=stages, wall_s=max(times) - min(times),
         )  # fmt: skip
-    if not curve or result.get("flops") is None:
-        raise RunDirError(f"{folder}: no validated ticks with FLOPs in events.jsonl; run with telemetry.level=full")
-    stages = tuple(
-        StageLine(
-            tick=record["tick"], slot=record["payload"]["slot"], target=record["payload"]["target"],
-            blueprint=record["payload"]["blueprint"],
-        )
-        for record in records
-        if record["kind"] == "stage"
-    )  # fmt: skip
-    times = [record["time"] for record in records]
-    return RunRecord(
-        folder=str(folder), curve=tuple(curve), flops=result["flops"], samples=result["samples"],
-        steps=result["step"], ticks=result["tick"],
-        parameters=result["parameters"], final_loss=_reading(result["validation_loss"], path, "validation_loss"),
-        final_accuracy=_reading(result["validation_accuracy"], path, "validation_accuracy"),
-        test_loss=_reading(result["test_loss"], path, "test_loss"),
-        test_accuracy=_reading(result["test_accuracy"], path, "test_accuracy"), stages=stages,
-        wall_s=max(times) - min(times),
-    )  # fmt: skip
+        source = events
+        _check_whole(records, list(points), list(curve)[-1], result)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RunDirError(f"{source}: damaged: {error}; {mend}") from None
+    return found

@@ -61,7 +61,11 @@ def paired(scores: Sequence[float], others: Sequence[float]) -> Estimate:
 
 
 def interquartile_mean(scores: Array) -> float:
-    """Mean of the scores between the quartiles, fractional weights at the edges; scores of any shape."""
+    """Mean of the scores between the quartiles (25 % trimmed), over scores of any shape.
+
+    Runs that a quartile cuts count by their share inside. rliable (``scipy.stats.trim_mean``) drops whole runs, a
+    quarter rounded down at either end: the same where four divides the number of scores, close to it elsewhere.
+    """
     ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     n = len(ordered)
     edges = np.clip(np.arange(n + 1), n / 4, 3 * n / 4)
@@ -76,9 +80,14 @@ def bootstrap(statistic: Callable[..., float], *groups: Array, draws: int = 2000
         statistic: of as many arrays as there are groups.
         groups: scores [N] or [N, E] each; runs are resampled within every experiment by itself.
         draws: resamples. seed: of the resampling alone.
+
+    Returns:
+        Without an interval where a group is one run: resampled, it is always itself.
     """
     random = np.random.default_rng(seed)
     tables = [np.asarray(group, dtype=np.float64).reshape(len(group), -1) for group in groups]
+    if any(len(table) == 1 for table in tables):
+        return Estimate(value=statistic(*tables), se=None, low=None, high=None, n=len(tables[0]))
     values = []
     for _ in range(draws):
         drawn = [np.take_along_axis(t, random.integers(0, len(t), t.shape), axis=0) for t in tables]

@@ -1,45 +1,122 @@
-"""A comparison on the terminal."""
+"""A comparison in tables: what the terminal and the page show, column by column, and how the terminal shows it.
+
+Three parts, each as wide as a terminal: scores and their differences, validation loss and cost, robust statistics.
+"""
 
 import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from esper.karn.comparison import Comparison, Row
+from esper.karn.comparison import BASELINES, Comparison, Metric, Row
 from esper.karn.stats import Estimate
 
+Column = tuple[str, Callable[[Row], str]]
 
-def number(estimate: Estimate | None, places: int, scale: float = 1.0) -> str:
-    """``value ± half of the 95 % interval``; a dash where there is nothing."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One table: title, column heads (lines parted by a newline), and a row of cells per arm."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def number(estimate: Estimate | None, places: int, scale: float = 1.0, sign: str = "") -> str:
+    """``value ± half of the 95 % interval``; a dash where there is nothing. ``sign="+"`` writes a plus too."""
     if estimate is None:
         return "–"
+    value = f"{estimate.value * scale:{sign},.{places}f}"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value * scale:.{places}f}"
-    return f"{estimate.value * scale:.{places}f} ± {(estimate.high - estimate.low) / 2 * scale:.{places}f}"
+        return value
+    return f"{value} ± {(estimate.high - estimate.low) / 2 * abs(scale):,.{places}f}"
+
+
+def interval(estimate: Estimate | None, places: int, scale: float = 1.0) -> str:
+    """``value [low, high]`` of a bootstrap, whose intervals need not be symmetric; a dash where there is nothing."""
+    if estimate is None:
+        return "–"
+    value = f"{estimate.value * scale:.{places}f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    low, high = sorted((estimate.low * scale, estimate.high * scale))
+    return f"{value} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def ratio(row: Row) -> str:
-    """FLOPs to final's loss over final's FLOPs, and on how many seeds it got there."""
+    """FLOPs to final's loss over final's FLOPs, and on how many of the seeds that `final` has it got there."""
     if row.to_final is None:
         return "–"
-    share = "never" if math.isinf(row.to_final) else f"{row.to_final:.2f}"
-    return f"{share} ({row.reached}/{len(row.seeds)})"
+    share = "–" if math.isinf(row.to_final) else f"{row.to_final:.2f}"
+    return f"{share} ({row.reached}/{row.asked})"
 
 
-HEADS = (
-    "arm", "seeds", "test accuracy %", "test loss", "final loss", "best loss", "loss at equal FLOPs", "FLOPs to final",
-    "GFLOP", "parameters", "− none", "− random", "− schedule",
-)  # fmt: skip
+def _scores(metric: Metric) -> list[Column]:
+    accuracy: list[Column] = [
+        ("validation:\nfinal %", lambda row: number(row.final_accuracy, 2, 100)),
+        ("validation:\nbest %", lambda row: number(row.best_accuracy, 2, 100)),
+    ]
+    test: list[Column] = [
+        ("test\naccuracy %", lambda row: number(row.test_accuracy, 2, 100)),
+        ("test loss", lambda row: number(row.test_loss, 4)),
+    ]
+    unit = metric.unit if metric is Metric.ACCURACY else f"{metric.unit}, + better"
+
+    def minus(other: str) -> Column:
+        return (
+            f"− {other}\n({unit})",
+            lambda row: number(row.against.get(other), metric.places, metric.scale, sign="+"),
+        )
+
+    shown = [*accuracy, *test] if metric is Metric.ACCURACY else test[::-1]
+    return [("seeds", lambda row: str(len(row.seeds))), *shown, *map(minus, BASELINES)]
 
 
-def cells(row: Row) -> list[str]:
-    """One row under `HEADS`. Differences are of the test score, paired by seed."""
+def _losses(found: Comparison) -> list[Column]:
+    at = found.equal_flops.values()
+    places = 1 if min(row.flops.value for row in found.rows) > 10e9 else 4
+    where = f"{statistics.fmean(at) / 1e9:,.{places}f} GFLOP (mean)" if at else "equal FLOPs"
     return [
-        row.arm, str(len(row.seeds)), number(row.test_accuracy, 2, 100), number(row.test_loss, 4),
-        number(row.final_loss, 4), number(row.best_loss, 4), number(row.equal_loss, 4), ratio(row),
-        f"{row.flops / 1e9:,.1f}", f"{row.parameters:,.0f}",
-        *(number(row.against.get(other), 4) for other in ("none", "random", "schedule")),
+        ("final loss", lambda row: number(row.final_loss, 4)),
+        ("best loss", lambda row: number(row.best_loss, 4)),
+        (f"loss at\n{where}", lambda row: number(row.equal_loss, 4)),
+        ("FLOPs to final's loss /\nfinal's (reached on)", ratio),
+        ("GFLOP", lambda row: number(row.flops, places, 1e-9)),
+        ("parameters", lambda row: number(row.parameters, 0)),
+    ]
+
+
+def _robust(metric: Metric) -> list[Column]:
+    name, scale = ("test accuracy %", 100.0) if metric is Metric.ACCURACY else ("test loss", -1.0)
+
+    def above(other: str) -> Column:
+        return f"P(> {other})", lambda row: interval(row.beats.get(other), 2)
+
+    return [(f"IQM of\n{name}", lambda row: interval(row.iqm, metric.places, scale)), *map(above, BASELINES)]
+
+
+def parts(found: Comparison) -> list[Part]:
+    """The tables, each with its columns' units in their heads."""
+    accuracy = found.metric is Metric.ACCURACY
+    unit = "points (of 100) of test accuracy" if accuracy else "nats of test loss"
+    tables = (
+        (f"Validation and test; differences in {unit}, paired by seed, positive is better", _scores(found.metric)),
+        ("Validation loss in nats per sample, and cost; means, but a median for FLOPs to final's loss", _losses(found)),
+        ("Interquartile mean of the test score, and probability of a better one than the baseline's; "
+         "[95 % interval] by bootstrap", _robust(found.metric)),
+    )  # fmt: skip
+    return [
+        Part(
+            title=title, heads=("arm", *(head for head, _ in columns)),
+            rows=tuple((row.arm, *(cell(row) for _, cell in columns)) for row in found.rows),
+        )
+        for title, columns in tables
     ]  # fmt: skip
 
 
@@ -49,7 +126,7 @@ def verdict_lines(found: Comparison) -> list[tuple[str, str, str]]:
     conclusion = {
         True: "informative: capacity matters here",
         False: "UNINFORMATIVE: capacity does not matter here, whatever the rows say",
-        None: "headroom not decided: runs of final, none or a fixed size are missing",
+        None: "headroom not decided: it takes final above none and above a smaller fixed size, on seeds that differ",
     }[found.informative]
     return [
         (word[found.informative], conclusion, ""),
@@ -57,25 +134,21 @@ def verdict_lines(found: Comparison) -> list[tuple[str, str, str]]:
     ]
 
 
-SCORES = (0, 1, 2, 3, 8, 9, 10, 11, 12)
-LOSSES = (0, 4, 5, 6, 7)
-
-
-def _table(found: Comparison, columns: tuple[int, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        table.add_column(HEADS[column], justify="left" if column == 0 else "right", no_wrap=True)
-    for row in found.rows:
-        filled = cells(row)
-        table.add_row(*(filled[column] for column in columns))
+def _table(part: Part) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, head in enumerate(part.heads):
+        table.add_column(Text(head), justify="left" if index == 0 else "right", vertical="bottom", no_wrap=True)
+    for row in part.rows:
+        table.add_row(*map(Text, row))
     return table
 
 
 def comparison_table(found: Comparison) -> RenderableType:
-    """Table and verdicts; ± is half of a 95 % interval over seeds."""
-    tables = [_table(found, columns) for columns in (SCORES, LOSSES)]
-    tables[0].title = f"{found.name}: ± half of a 95 % interval over seeds"
+    """Tables, verdicts and notes; ± is half of a 95 % interval over seeds."""
+    shown: list[RenderableType] = [Text(f"{found.name}: ± half of a 95 % interval over seeds (Student's t)")]
+    for part in parts(found):
+        shown += [Text(f"\n{part.title}"), _table(part)]
     said = Table(box=None, show_header=False)
     for line in verdict_lines(found):
-        said.add_row(*line)
-    return Group(*tables, said)
+        said.add_row(*map(Text, line))  # Text: names and notes may hold brackets, which are markup to rich
+    return Group(*shown, said, *(Text(f"note: {note}") for note in found.notes))

@@ -1,13 +1,18 @@
 """Tables and verdicts on records whose answer is known."""
 
+import io
 import math
+import os
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from esper.karn.comparison import Metric, compare, equal_flops
 from esper.karn.page import write_page
-from esper.karn.table import cells, comparison_table, verdict_lines
+from esper.karn.stats import Estimate
+from esper.karn.table import comparison_table, interval, number, parts, verdict_lines
+from esper.leyline.errors import RunDirError
 from tests.karn.records import record
 
 SEEDS = range(100, 110)
@@ -22,6 +27,7 @@ def arms(**gains: float) -> dict:
             seed: record(
                 [(10, 2.0), (20 * (1 + index), 1.0 - gain)],
                 accuracy=0.5 + gain + shared[i] + random.normal(0, 0.001), test_loss=1 - gain,
+                parameters=60 if arm.startswith("mid") else 100,
             )
             for i, seed in enumerate(SEEDS)
         }
@@ -31,6 +37,42 @@ def arms(**gains: float) -> dict:
 
 def verdicts(found) -> dict:
     return {verdict.claim: verdict.holds for verdict in found.verdicts}
+
+
+def figures(found) -> dict:
+    return {verdict.claim: verdict.figure for verdict in found.verdicts}
+
+
+def scored(*accuracies: float, parameters: int = 100) -> dict:
+    """One run per accuracy, seeds from 1."""
+    return {
+        seed: record([(10, 2.0), (20, 1.0)], accuracy=value, parameters=parameters)
+        for seed, value in enumerate(accuracies, start=1)
+    }
+
+
+def asked(runs: dict, *, sizes=("mid",), subject="heuristic", share=0.75, metric=Metric.ACCURACY, notes=()):
+    return compare("x", runs, metric, sizes=sizes, subject=subject, flops_share=share, notes=notes)
+
+
+def cell(found, arm: str, head: str) -> str:
+    """The cell of an arm under the one head that contains ``head``."""
+    hits = [
+        row[part.heads.index(title)]
+        for part in parts(found)
+        for title in part.heads
+        if head in title
+        for row in part.rows
+        if row[0] == arm
+    ]
+    (hit,) = hits
+    return hit
+
+
+def printed(found, width: int) -> str:
+    text = io.StringIO()
+    Console(file=text, width=width).print(comparison_table(found))
+    return text.getvalue()
 
 
 def test_a_small_effect_is_found_under_noise_that_the_seeds_share():
@@ -81,8 +123,186 @@ def test_flops_are_compared_seed_by_seed():
     assert found.row("mid").reached == 0
     assert found.row("none").equal_loss is None
     assert found.row("final").equal_loss.value == pytest.approx(3.0 - 2.0 * 70 / 90)
-    assert cells(found.row("mid"))[7] == "never (0/1)"
+    assert cell(found, "mid", "to final") == "– (0/1)"
+    assert cell(found, "heuristic", "to final") == "0.40 (1/1)"
     assert verdicts(found)["heuristic reaches final's loss with at most 0.5 of its FLOPs"] is True
+
+
+def test_terminal_and_page_show_every_number_that_was_asked_for():
+    found = asked(arms(none=0.0, random=0.0, schedule=0.01, heuristic=0.01, final=0.01, mid=0.0))
+    row = found.row("heuristic")
+    for head, estimate, places, scale in (
+        ("final %", row.final_accuracy, 2, 100), ("best %", row.best_accuracy, 2, 100),
+        ("test\naccuracy", row.test_accuracy, 2, 100), ("test loss", row.test_loss, 4, 1),
+        ("final loss", row.final_loss, 4, 1), ("best loss", row.best_loss, 4, 1), ("loss at", row.equal_loss, 4, 1),
+        ("parameters", row.parameters, 0, 1),
+    ):  # fmt: skip
+        assert isinstance(estimate, Estimate)
+        assert cell(found, "heuristic", head) == number(estimate, places, scale)
+        assert "±" in cell(found, "heuristic", head)
+    assert row.flops.value == 80
+    assert cell(found, "heuristic", "IQM") == interval(row.iqm, 2, 100)
+    for other in ("none", "random", "schedule"):
+        assert cell(found, "heuristic", f"− {other}\n(points)") == number(row.against[other], 2, 100, sign="+")
+        assert cell(found, "heuristic", f"P(> {other})") == interval(row.beats[other], 2)
+        assert "[" in cell(found, "heuristic", f"P(> {other})")
+    text = printed(found, 130)
+    assert all(value in text for part in parts(found) for line in part.rows for value in line)
+
+
+def test_differences_of_loss_are_nats_and_its_interquartile_mean_a_loss():
+    runs = arms(none=0.0, heuristic=0.25)
+    found = asked(runs, metric=Metric.LOSS)
+    assert cell(found, "heuristic", "− none\n(nats, + better)").startswith("+0.2500")
+    assert cell(found, "heuristic", "IQM of\ntest loss") == "0.7500 [0.7500, 0.7500]"
+    assert not any("validation: " in head for part in parts(found) for head in part.heads)
+
+
+def test_each_table_fits_a_terminal():
+    random = np.random.default_rng(0)
+    names = ("none", "heuristic", "schedule", "immediate", "random", "final", "none_long", "mid_large")
+    runs = {
+        arm: {
+            s: record(
+                [(10**12, 2.5), (int(2e12 * random.uniform(1, 1.2)), 1 + random.uniform())],
+                accuracy=random.uniform(0.5, 0.6), test_loss=random.uniform(1, 2),
+                parameters=int(20000 * random.uniform(1, 1.5)),
+            )
+            for s in SEEDS
+        }
+        for arm in names
+    }  # fmt: skip
+    for metric in Metric:
+        lines = printed(asked(runs, sizes=["mid_large"], metric=metric), 300).splitlines()
+        cut = next(i for i, line in enumerate(lines) if " by more than " in line)
+        assert max(len(line.rstrip()) for line in lines[:cut]) <= 130
+
+
+def test_seeds_that_all_differ_by_the_same_leave_a_claim_open():
+    runs = {"none": scored(0.500, 0.520), "heuristic": scored(0.504, 0.524), "schedule": scored(0.504, 0.524)}
+    runs["random"] = scored(0.504, 0.524)
+    found = asked(runs)
+    assert verdicts(found)["heuristic beats none by more than 2 SE"] is None
+    assert figures(found)["heuristic beats none by more than 2 SE"] == (
+        "all 2 seeds differ by the same, +0.40 points: more seeds are needed"
+    )
+    assert verdicts(found)["heuristic beats random by more than 2 SE"] is False
+    assert verdicts(found)["heuristic is not below schedule by more than 1 SE"] is True
+    assert figures(found)["heuristic is not below schedule by more than 1 SE"] == "no difference on any of 2 seeds"
+    assert "inf" not in printed(found, 200).replace("informative", "")
+
+
+def test_a_figure_is_told_in_the_unit_of_its_metric():
+    runs = {"none": scored(0.50, 0.50), "heuristic": scored(0.51, 0.53)}
+    figure = figures(asked(runs))["heuristic beats none by more than 2 SE"]
+    assert figure == "+2.00 points, standard error 1.00 over 2 seeds (+2.0 SE)"
+
+
+def test_a_size_that_is_no_smaller_than_final_is_not_asked():
+    runs = {
+        "none": scored(0.50, 0.51, 0.52), "final": scored(0.60, 0.62, 0.61, parameters=11_762),
+        "mid_small": scored(0.55, 0.56, 0.57, parameters=8_786),
+        "mid_large": scored(0.65, 0.66, 0.67, parameters=18_130),
+    }  # fmt: skip
+    found = asked(runs, sizes=["mid_small", "mid_large"])
+    assert found.informative is True
+    assert "final beats mid_large by more than 2 SE" not in verdicts(found)
+    note = "mid_large is no smaller than final here (18,130 against 11,762 parameters): not asked"
+    assert found.notes == (note,)
+    alone = asked({arm: runs[arm] for arm in ("none", "final", "mid_large")}, sizes=["mid_large"])
+    assert alone.informative is None
+    assert verdicts(alone)["final beats none by more than 2 SE"] is True
+    assert asked(runs, sizes=[]).informative is None
+    assert asked({**runs, "mid_small": {}}, sizes=["mid_small"]).informative is None  # smaller, but without a run
+
+
+def test_sizes_are_compared_on_the_seeds_that_both_have():
+    runs = {"none": scored(0.50, 0.51), "final": scored(0.6, 0.62, parameters=100), "mid": scored(0.5, 0.5)}
+    runs["mid"] = {1: record([(10, 1.0)], parameters=90), 2: record([(10, 1.0)], parameters=100)}
+    runs["final"][3] = record([(10, 1.0)], parameters=10)
+    assert asked(runs).notes == ("loss at equal FLOPs is over 2 of 3 seeds: those of every arm but none",)
+
+
+def reaching(*spent: int | None) -> dict:
+    """`final` spends 100 to a loss of 1 on each seed, the arm as much as is given, or never gets there."""
+    return {
+        "final": {s: record([(10, 3.0), (100, 1.0)]) for s in range(len(spent))},
+        "heuristic": {
+            s: record([(10, 3.0), (200, 1.5)] if flops is None else [(10, 3.0), (flops, 1.0)])
+            for s, flops in enumerate(spent)
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("spent", "figure", "cell_", "holds"),
+    [
+        ((50, 60, 91, 91, 91, 120, None), "median 0.91; within 0.75 on 2 of 7 seeds, ever on 6 of 7", "0.91 (6/7)",
+         False),
+        ((50, 60, 150), "median 0.60; within 0.75 on 2 of 3 seeds, ever on 3 of 3", "0.60 (3/3)", True),
+        ((50, 60, None, None), "not reached on half of the seeds or more; within 0.75 on 2 of 4 seeds, ever on 2 of 4",
+         "– (2/4)", False),
+    ],
+)  # fmt: skip
+def test_reaching_at_any_cost_is_told_apart_from_reaching_in_time(spent, figure, cell_, holds):
+    runs = reaching(*spent)
+    runs["heuristic"][99] = record([(10, 3.0), (20, 0.1)])  # a seed that final lacks says nothing
+    found = asked(runs)
+    claim = "heuristic reaches final's loss with at most 0.75 of its FLOPs"
+    assert (figures(found)[claim], verdicts(found)[claim]) == (figure, holds)
+    assert cell(found, "heuristic", "to final's loss /\nfinal's (reached on)") == cell_
+
+
+def test_a_missing_seed_does_not_move_the_budget_of_equal_flops():
+    runs = {
+        "none": {1: record([(5, 3.0), (60, 2.0)])},
+        "a": {1: record([(10, 3.0), (40, 1.0)]), 2: record([(10, 3.0), (20, 2.0)])},
+        "b": {1: record([(10, 3.0), (50, 1.0)])},
+    }
+    assert equal_flops(runs) == {1: 40}
+    found = asked(runs)
+    assert found.row("a").equal_loss.value == pytest.approx(1.0)  # seed 1 alone
+    assert found.row("b").equal_loss.value == pytest.approx(1.5)
+    assert found.notes == ("loss at equal FLOPs is over 1 of 2 seeds: those of every arm but none",)
+    assert equal_flops({"a": {1: runs["a"][1]}, "b": {2: runs["b"][1]}}) == {}
+    nothing = asked({"a": {1: runs["a"][1]}, "b": {2: runs["b"][1]}})
+    assert nothing.row("a").equal_loss is None
+    assert cell(nothing, "a", "loss at\nequal FLOPs") == "–"
+
+
+def test_the_head_says_at_how_many_flops_losses_are_equal():
+    runs = {"a": {1: record([(1, 3.0), (2_000_000_000, 1.0)]), 2: record([(1, 3.0), (3_000_000_000, 1.0)])}}
+    assert any("loss at\n2.5000 GFLOP (mean)" in part.heads for part in parts(asked(runs)))
+
+
+def test_notes_of_the_caller_come_first_and_are_shown_as_they_are(tmp_path):
+    pytest.importorskip("matplotlib")
+    note = "3 of 100 runs are missing: <b> [red]final/7[/red]"
+    runs = {"none": scored(0.5, 0.51), "final": scored(0.6, 0.62), "mid": scored(0.5, 0.5)}
+    found = asked(runs, notes=[note])
+    assert found.notes == (note, "mid is no smaller than final here (100 against 100 parameters): not asked")
+    text = printed(found, 130)
+    assert all(line in text for line in found.notes)
+    write_page(found, runs, tmp_path / "x.html", command="x", where={})
+    page = (tmp_path / "x.html").read_text()
+    assert "<li>3 of 100 runs are missing: &lt;b&gt; [red]final/7[/red]</li>" in page
+    assert page.index("What may be said") < page.index("<li>3 of 100")
+
+
+def test_a_page_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    runs = {"none": scored(0.5, 0.51)}
+    found = asked(runs)
+    (tmp_path / "compare.html").mkdir()  # nothing can be renamed onto a folder
+    with pytest.raises(RunDirError, match=r"compare\.html: cannot be written .*--report"):
+        write_page(found, runs, tmp_path / "compare.html", command="x", where={})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["compare.html"]
+    with pytest.raises(RunDirError, match="cannot be written"):
+        write_page(found, runs, tmp_path / "absent" / "compare.html", command="x", where={})
+    names, replace = [], type(tmp_path).replace
+    monkeypatch.setattr(type(tmp_path), "replace", lambda path, to: (names.append(path.name), replace(path, to))[1])
+    write_page(found, runs, tmp_path / "other.html", command="x", where={})
+    assert names == [f".other.html.{os.getpid()}.partial"]
 
 
 def test_the_page_holds_every_number_and_needs_nothing_else(tmp_path):
@@ -94,8 +314,9 @@ def test_the_page_holds_every_number_and_needs_nothing_else(tmp_path):
     path = tmp_path / "compare.html"
     write_page(found, runs, path, command="esper compare demo", where={"none/100": "RUN"})
     text = path.read_text()
-    for row in found.rows:
-        assert all(cell.replace("&", "&amp;") in text for cell in cells(row))
+    for part in parts(found):
+        for value in (*part.heads, *(value for row in part.rows for value in row)):
+            assert value.replace("&", "&amp;").replace(">", "&gt;").replace("'", "&#x27;") in text
     assert text.count("<svg") == 3
     assert "demo &amp; more" in text
     for outside in ("<script", "<link", "http-equiv", 'src="http', "@import"):

@@ -52,6 +52,35 @@ def test_improvement_is_mann_whitneys_u():
     assert improvement(y, x) == pytest.approx(1 - improvement(x, y))
 
 
+def rliable_probability_of_improvement(x, y) -> float:
+    """As rliable.metrics defines it, task by task: Mann-Whitney's U over the number of pairs."""
+    found = [oracle.mannwhitneyu(x[:, e], y[:, e], alternative="greater").statistic for e in range(x.shape[1])]
+    return float(np.mean(found)) / (len(x) * len(y))
+
+
+def test_statistics_and_intervals_are_those_of_rliable_for_unequal_numbers_of_runs():
+    random = np.random.default_rng(5)
+    x, y = random.integers(0, 6, (8, 2)).astype(float), random.integers(0, 5, (12, 2)).astype(float)
+    assert improvement(x, y) == pytest.approx(rliable_probability_of_improvement(x, y))
+    assert interquartile_mean(x) == pytest.approx(oracle.trim_mean(x, 0.25, axis=None))
+    # rliable's StratifiedIndependentBootstrap: every task of either group by itself, then percentiles.
+    draws = [
+        rliable_probability_of_improvement(
+            *(np.stack([random.choice(g[:, e], len(g)) for e in range(2)], 1) for g in (x, y))
+        )
+        for _ in range(500)
+    ]
+    found = bootstrap(improvement, x, y)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=0.04)
+    assert found == bootstrap(improvement, x, y)
+
+
+def test_one_run_has_no_bootstrap_interval():
+    one, more = np.array([1.0]), np.array([0.0, 2.0, 3.0])
+    assert (bootstrap(interquartile_mean, one).low, bootstrap(interquartile_mean, one).value) == (None, 1.0)
+    assert bootstrap(improvement, more, one).high is None
+
+
 def test_bootstrap_interval_agrees_with_scipys_and_is_a_function_of_its_seed():
     scores = np.random.default_rng(4).normal(size=30)
     found = bootstrap(lambda t: float(t.mean()), scores, draws=4000)
