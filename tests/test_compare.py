@@ -36,7 +36,7 @@ def test_arms_are_derived_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 ALONE = """
-base: [host=gpt, trainer=language, data=text, data.root={root}, data.validation=8, data.probe=400, world.nproc_per_node=1]
+base: [host=gpt, trainer=language, data=text, data.root={root}, data.validation=8, data.probe=400]
 seeds: [1, 2]
 metric: loss
 subject: a
