@@ -158,7 +158,7 @@ def _compare(given: argparse.Namespace) -> int:
     from esper.arms import load_compare
     from esper.compare import run_compare
     from esper.karn.page import write_page
-    from esper.karn.table import comparison_table
+    from esper.karn.table import comparison_table, markdown
 
     out = (given.out or Path("compare") / Path(given.name).stem).absolute()
     config = load_compare(given.name, given.settings)
@@ -173,7 +173,10 @@ def _compare(given: argparse.Namespace) -> int:
 
     share = f"{index + 1}/{of}" if of > 1 else None
     done = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)
-    Console(width=WIDE).print(comparison_table(done.found))
+    if given.markdown:
+        print(markdown(done.found))
+    else:
+        Console(width=WIDE).print(comparison_table(done.found))
     if not given.no_page and share is None:
         command = " ".join(["esper compare", given.name, *given.settings])
         write_page(done.found, done.runs, out / "compare.html", command=command, where=done.where)
@@ -225,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--share", metavar="I/N", type=_share, default=(0, 1), help="take every N-th seed, from the I-th; no page"
     )
     compare.add_argument("--report", action="store_true", help="run nothing, compare what has finished")
+    compare.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     compare.add_argument("--no-page", action="store_true", help="no HTML page, so no matplotlib")
     given, rest = parser.parse_known_args(arguments)
     if given.command == "compare" and not any(word.startswith("-") for word in rest):

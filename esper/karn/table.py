@@ -1,11 +1,11 @@
-"""A comparison in tables: what the terminal and the page show, column by column, and how the terminal shows it.
+"""A comparison in tables: what terminal, page and Markdown show, column by column, and how the first and last do.
 
 Three parts, each as wide as a terminal: scores and their differences, validation loss and cost, robust statistics.
 """
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -152,3 +152,16 @@ def comparison_table(found: Comparison) -> RenderableType:
     for line in verdict_lines(found):
         said.add_row(*map(Text, line))  # Text: names and notes may hold brackets, which are markup to rich
     return Group(*shown, said, *(Text(f"note: {note}") for note in found.notes))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def markdown(found: Comparison) -> str:
+    """The same as Markdown, for a results page or an issue."""
+    text = []
+    for part in parts(found):
+        text += [f"{part.title}:", "", _line(part.heads), "|---" * len(part.heads) + "|", *map(_line, part.rows), ""]
+    text += ["| | claim | figure |", "|---|---|---|", *map(_line, verdict_lines(found))]
+    return "\n".join([*text, *(f"\nNote: {note}." for note in found.notes)])

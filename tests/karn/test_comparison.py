@@ -11,7 +11,7 @@ from rich.console import Console
 from esper.karn.comparison import Metric, compare, equal_flops
 from esper.karn.page import write_page
 from esper.karn.stats import Estimate
-from esper.karn.table import comparison_table, interval, number, parts, verdict_lines
+from esper.karn.table import comparison_table, interval, markdown, number, parts, verdict_lines
 from esper.leyline.errors import RunDirError
 from tests.karn.records import record
 
@@ -322,3 +322,18 @@ def test_the_page_holds_every_number_and_needs_nothing_else(tmp_path):
     for outside in ("<script", "<link", "http-equiv", 'src="http', "@import"):
         assert outside not in text
     assert comparison_table(found) is not None
+
+
+def test_markdown_holds_the_same_cells():
+    found = asked(arms(none=0.0, heuristic=0.1, final=0.1, mid=0.0), notes=["one | two"])
+    lines = markdown(found).splitlines()
+    for part in parts(found):
+        head = next(i for i, line in enumerate(lines) if line == f"{part.title}:") + 2
+        table = [
+            [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[head : head + 2 + len(part.rows)]
+        ]
+        assert [" ".join(text.split()) for text in part.heads] == table[0]
+        assert lines[head + 1].count("---") == len(part.heads)
+        assert [list(row) for row in part.rows] == table[2:]
+    assert "| yes | heuristic beats none by more than 2 SE |" in markdown(found)
+    assert lines[-1] == "Note: one | two."
