@@ -193,7 +193,10 @@ def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
 def steps_for(samples: float, plan: BatchPlan) -> int:
     """Optimizer steps that train nearest to so many samples; at least one. The last batch of an epoch may be short."""
     epochs, left = divmod(samples, plan.size)
-    return max(1, int(epochs) * plan.steps_per_epoch + min(round(left / plan.batch), plan.steps_per_epoch))
+    below = int(left // plan.batch)
+    above = min((below + 1) * plan.batch, plan.size)
+    nearer = above - left < left - below * plan.batch
+    return max(1, int(epochs) * plan.steps_per_epoch + below + nearer)
 
 
 def derive(

@@ -169,7 +169,7 @@ def _compare(given: argparse.Namespace) -> int:
         return 0
 
     def say(text: str) -> None:
-        print(f"esper: {text}", flush=True)
+        print(f"esper: {text}", file=sys.stderr if given.markdown else sys.stdout, flush=True)
 
     share = f"{index + 1}/{of}" if of > 1 else None
     done = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)

@@ -316,7 +316,7 @@ def _find(comparer: Comparer, jobs: Sequence[Job]) -> None:
                 comparer.folders[job.arm, job.seed] = folder
                 continue
             status, _ = read_status(folder)
-        except RunDirError as error:
+        except EsperError as error:
             comparer.failures[job.arm, job.seed] = one_line(error)
             continue
         if status is not None and status["status"] != "preempted":

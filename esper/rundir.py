@@ -69,29 +69,33 @@ def read_order(folder: Path) -> BreakerOrder | None:
         raise ConfigError(f"{path}: no order to the breaker ({error}); remove it, or give the order again") from None
 
 
-def same_data(folder: Path, record: dict[str, Any], *, rank: int) -> None:
-    """Refuses other data than those that a run began with; its first attempt records them (rank 0).
+def same_data(folder: Path, record: dict[str, Any], *, trained: bool, write: bool) -> None:
+    """Refuses other data than those that a run has trained on, and records those that it begins with.
 
     Args:
         folder: the run directory. record: of the data at hand, equal on all ranks (`esper.tolaria.data.Bundle`).
+        trained: there are checkpoints. write: this rank records.
 
     Raises:
         DataError: they differ from RUN/data.json, or that file cannot be read; alike on every rank.
+        RunDirError: it cannot be written.
     """
     path = folder / DATA
-    try:
-        digest = json.loads(path.read_text())["digest"]
-    except FileNotFoundError:
-        if rank == 0:
-            write_json(path, record)
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); restore it from a copy, or begin a new run") from None
-    if digest != record["digest"]:
+    kept = None
+    if trained:
+        try:
+            kept = json.loads(path.read_text())["digest"]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); restore it from a copy, or begin a new run") from None
+    if kept is not None and kept != record["digest"]:
         raise DataError(
-            f"{folder}: this run trains on other data ({record['kind']} of digest {digest}, now {record['digest']}; "
+            f"{folder}: this run trains on other data ({record['kind']} of digest {kept}, now {record['digest']}; "
             f"files: {path}); give those back (data.root, ESPER_DATA), or begin a new run"
         )
+    if write and kept is None:
+        _written(path, record, "see to the disk, then start again")
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
@@ -100,12 +104,14 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     Raises:
         RunDirError: it cannot be written.
     """
+    _written(path, result, "all is trained and saved: see to the disk, then resume")
+
+
+def _written(path: Path, value: dict[str, Any], do: str) -> None:
     try:
-        write_json(path, result)
+        write_json(path, value)
     except OSError as error:
-        raise RunDirError(
-            f"{path}: cannot be written ({error.strerror}); all is trained and saved: see to the disk, then resume"
-        ) from error
+        raise RunDirError(f"{path}: cannot be written ({error.strerror}); {do}") from error
 
 
 def _reason(error: OSError) -> str:

@@ -180,12 +180,12 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             run_id=attempt.run_id, teacher=teacher,
         )  # fmt: skip
         world.meet("start-up")
-        order = read_order(run_dir)
+        order, code = read_order(run_dir), code_digest()
         fields = {
             "run directory": attempt.token,
             "order to the breaker": str(order),
             "config": str(digest),
-            "code": code_digest(),
+            "code": code,
             "registry": registry.registry_words(world.device, dtype_of(config.trainer.precision)),
             "data": str(bundle.digest),
             "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
@@ -194,7 +194,10 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         }
         del teacher  # the engine's alone, so that it can let go of it
         shake_hands(world, fields)
-        same_data(run_dir, bundle.record, rank=world.rank)
+        trained = bool(store.steps())
+        if world.rank == 0:
+            attempt.check()
+        same_data(run_dir, bundle.record, trained=trained, write=world.rank == 0)
         if world.size > 1 and world.device.type == "cuda":
             watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, attempt, heartbeat))
             if world.rank == 0 and not engine.owner.late:
@@ -206,7 +209,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         result = engine.run()
         if world.rank == 0:
             attempt.check()
-            write_result(run_dir / "result.json", {**to_plain(result), "data": bundle.record, "code": code_digest()})
+            write_result(run_dir / "result.json", {**to_plain(result), "data": bundle.record, "code": code})
             _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
     except Exception as error:

@@ -126,7 +126,7 @@ def show_recovery(args: argparse.Namespace) -> None:
         copies.append(ms)
     engine.governor.ring.confirm(engine.state.tick + 1)
     ram = [_panic(engine).recovery_ms for _ in range(args.rounds)]
-    engine.saves.begin(engine.state, engine.collect, rank=0)
+    engine.saves.begin(engine.state, engine.collect, rank=0, scored=True)
     engine.saves.finish(engine.state)
     engine.train_step()
     engine.tick()

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from esper.arms import Arm, CompareConfig, DataOnce, derive, flops_per_sample, load_compare, result_of, steps_for
@@ -51,13 +52,14 @@ def test_an_arm_of_equal_flops_trains_as_many_steps_as_they_buy(data, tmp_path):
         assert samples * flops_per_sample(config, bundle) == pytest.approx(5 * 10**9, abs=step / 2)
 
 
-def test_steps_for_samples_count_the_short_batch_that_ends_an_epoch():
-    plan = BatchPlan(10, 4, 0)  # epochs of 4 + 4 + 2
-    trained = [sum(len(plan.indices(step)) for step in range(steps)) for steps in range(8)]
-    assert trained == [0, 4, 8, 10, 14, 18, 20, 24]
-    assert [steps_for(samples, plan) for samples in trained[1:]] == list(range(1, 8))
+@pytest.mark.parametrize(("size", "batch"), [(10, 4), (873, 64), (10, 9), (7, 20), (8, 4)])
+def test_steps_for_samples_count_the_short_batch_that_ends_an_epoch(size, batch):
+    plan = BatchPlan(size, batch, 0)
+    count = 3 * plan.steps_per_epoch
+    trained = [sum(len(plan.indices(step)) for step in range(steps)) for steps in range(count + 1)]
+    assert [steps_for(samples, plan) for samples in trained[1:]] == list(range(1, count + 1))
     assert steps_for(0.1, plan) == 1
-    for samples in range(1, 24):
+    for samples in np.linspace(1, 2.5 * size, 97):
         off = abs(trained[steps_for(samples, plan)] - samples)
         assert off == min(abs(there - samples) for there in trained[1:])
 

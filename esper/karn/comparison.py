@@ -107,7 +107,7 @@ class Comparison:
     Fields:
         name, metric: of the experiment. rows: one per arm, in the order given.
         equal_flops: per seed that every arm but `none` has.
-        informative: there is headroom; None while that is open. verdicts: claims, in order.
+        informative: there is headroom; None while that is open (one NO decides). verdicts: claims, in order.
         notes: what a reader has to know beside them, a line each.
     """
 
@@ -270,12 +270,13 @@ def compare(
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
     asked, said = smaller(present, sizes)
     room = headroom(present, metric, asked)
-    undecided = not asked or any(verdict.holds is None for verdict in room)
+    holds = [verdict.holds for verdict in room]
+    undecided = not asked or None in holds
     at_equal, every = equal_flops(present), set[int]().union(*present.values())
     if len(at_equal) < len(every):
         said.append(f"loss at equal FLOPs is over {len(at_equal)} of {len(every)} seeds: those of every arm but none")
     return Comparison(
         name=name, metric=metric, rows=tuple(make_row(present, metric, arm) for arm in present), equal_flops=at_equal,
-        informative=None if undecided else all(verdict.holds for verdict in room),
+        informative=False if False in holds else None if undecided else True,
         verdicts=(*room, *claims(present, metric, subject, flops_share=flops_share)), notes=(*notes, *said),
     )  # fmt: skip

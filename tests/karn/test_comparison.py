@@ -213,6 +213,7 @@ def test_a_size_that_is_no_smaller_than_final_is_not_asked():
     assert alone.informative is None
     assert verdicts(alone)["final beats none by more than 2 SE"] is True
     assert asked(runs, sizes=[]).informative is None
+    assert asked({**runs, "final": runs["none"]}, sizes=[]).informative is False  # one NO decides
     assert asked({**runs, "mid_small": {}}, sizes=["mid_small"]).informative is None  # smaller, but without a run
 
 
