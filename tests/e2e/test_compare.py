@@ -143,6 +143,7 @@ def test_a_run_is_not_resumed_on_other_data(compared):
     other = folder / "other"
     other.mkdir()
     shutil.copy(Path(where["none/1"]) / "config.yaml", other)
+    shutil.copytree(Path(where["none/1"]) / "checkpoints", other / "checkpoints")
     record = json.loads((Path(where["none/1"]) / "data.json").read_text())
     (other / "data.json").write_text(json.dumps({**record, "digest": record["digest"] + 1}))
     done = esper("resume", str(other), cwd=folder)
