@@ -149,9 +149,10 @@ class Comparer:
                 lock.close()  # the launcher of the run takes the lock itself
                 command = [sys.executable, "-m", "esper.cli", "resume", str(folder)]
             code = self._wait(command, log, {**torchrun_environment(config.world, config.trainer), **gpus})
-        if self.stopping.is_set() and not self.done(folder, config):
+        done, stopped = self.done(folder, config), self.stopping.is_set()
+        if stopped and not done:
             raise Stopped
-        if code or not self.done(folder, config):
+        if not done or (code and not stopped):  # a stop may strike a run that is done, on its way out
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise EsperError(f"{last[0]} (its output: {log})")
 
