@@ -5,13 +5,18 @@
     GERMINATED  ADVANCE as soon as G1 would pass
     TRAINING    ADVANCE on fresh evidence that passes G2; PRUNE once every look is spent without it
     BLENDING    at rest at full alpha: ADVANCE when G3 passes; PRUNE by a ramp after ``patience`` readings against it
-    HOLDING     FOSSILIZE when G5 passes on fresh evidence; PRUNE by a ramp once every look is spent
+    HOLDING     FOSSILIZE when G5 passes on fresh evidence; once every look is spent, PRUNE by a ramp what the last
+                reading speaks against, while a seed that it speaks for stays as it is: *undecided* (``undecided``)
+
+An undecided seed has not earned its place and was not seen to hurt: given up, what it learned is lost. It makes way
+where such seeds hold every place of living seeds and another slot waits for a birth.
 
 Quarantine, ramps and cool-down are mechanical and not decided here. Absent or stale evidence is never read as a number:
 without a fresh reading nothing advances. Births are remembered by what later observations show, not by what was asked:
 a seed that is gone counts as failed whoever ended it, and so does a birth that never came.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,7 +24,7 @@ from typing import Any
 from esper.leyline.alpha import AlphaMode, Curve
 from esper.leyline.checks import Checks
 from esper.leyline.commands import Command
-from esper.leyline.legality import why_refused
+from esper.leyline.legality import why_illegal, why_refused
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.stages import Op, Stage
@@ -34,6 +39,13 @@ class PlateauMetric(StrEnum):
 
     VALIDATION = "validation"
     TRAIN = "train"
+
+
+class Undecided(StrEnum):
+    """What becomes of a seed with no looks left that its last reading speaks for. HOLD: it stays in HOLDING. PRUNE."""
+
+    HOLD = "hold"
+    PRUNE = "prune"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +66,7 @@ class HeuristicConfig:
         spread: among equals, the blueprint least alive elsewhere goes first, so that slots try different things.
         tempo_ticks: length of the ramp up. prune_ticks: length of the ramp down.
         curve: shape of the ramps.
+        undecided: what becomes of a seed that has spent its looks at G5 while its last reading is above zero.
         patience: readings against a blending seed before it is pruned.
         stall_ticks: ticks without progress and without evidence, at rest in GERMINATED or BLENDING, before a prune.
         penalty_half_life: ticks in which the memory of a failure halves; each failure adds 1.
@@ -72,6 +85,7 @@ class HeuristicConfig:
     tempo_ticks: int = 1
     prune_ticks: int = 2
     curve: Curve = Curve.COSINE
+    undecided: Undecided = Undecided.HOLD
     patience: int = 2
     stall_ticks: int = 8
     penalty_half_life: float = 20.0
@@ -144,9 +158,9 @@ class HeuristicController:
         check_preference(self._rotation, observation)
         self._remember(observation)
         commands = {view.slot: self._tend(observation, view) for view in observation.slots}
-        birth = self._birth(observation)
-        if birth is not None:
-            commands[birth.slot] = birth
+        change = self._birth(observation) or self._make_way(observation)
+        if change is not None:
+            commands[change.slot] = change
         return [command for command in commands.values() if command and why_refused(observation, command) is None]
 
     def _remember(self, observation: Observation) -> None:
@@ -165,7 +179,7 @@ class HeuristicController:
         record, evidence = self._state.slots[view.slot], f"contribution {view.contribution}"
         passed = view.verdict is not None and view.verdict.passed
         why = "no verdict" if view.verdict is None else view.verdict.reason
-        spent = record.spent_tick is not None and observation.tick > record.spent_tick
+        spent = self._is_spent(observation, view)
         if view.stage is Stage.GERMINATED:
             if passed:
                 return Command(slot=view.slot, op=Op.ADVANCE, reason="G1 passed")
@@ -181,10 +195,23 @@ class HeuristicController:
         if view.stage is Stage.HOLDING:
             if passed and view.contribution.is_measured:
                 return Command(slot=view.slot, op=Op.FOSSILIZE, reason=f"G5 passed: {evidence}")
-            if spent:
+            if spent and not self._is_undecided(observation, view):
                 ticks = self._config.prune_ticks
                 return self._prune(view, ticks, f"{view.looks} of {view.max_looks} looks spent: {evidence}; {why}")
         return None
+
+    def _is_spent(self, observation: Observation, view: SlotObservation) -> bool:
+        """No looks left, and the evidence of the last one has had its tick."""
+        spent = self._state.slots[view.slot].spent_tick
+        return spent is not None and observation.tick > spent
+
+    def _is_undecided(self, observation: Observation, view: SlotObservation) -> bool:
+        """Held, sound, with no looks left, and its last reading speaks for it."""
+        if self._config.undecided is Undecided.PRUNE or view.stage is not Stage.HOLDING or view.verdict is None:
+            return False
+        sound = all(check.passed for check in view.verdict.checks if check.integrity)
+        held = self._state.slots[view.slot].held
+        return sound and self._is_spent(observation, view) and held is not None and held > 0.0
 
     def _tend_blending(self, view: SlotObservation, record: SlotRecord, passed: bool, why: str) -> Command | None:
         if record.against >= self._config.patience:
@@ -225,6 +252,27 @@ class HeuristicController:
                 self._state.losses = []  # a plateau pays for one birth
                 return command
         return None
+
+    def _make_way(self, observation: Observation) -> Command | None:
+        """PRUNE for the least of the undecided seeds where they hold every live place and another slot waits."""
+        live = observation.budgets.live
+        why = None if live is None or live > 0 else self._why_grow(observation)
+        if why is None:
+            return None
+        living = [view for view in observation.slots if view.stage.is_live or view.staged]
+        if not living or not all(self._is_undecided(observation, view) for view in living):
+            return None
+        freed = dataclasses.replace(observation, budgets=dataclasses.replace(observation.budgets, live=1))
+        records = self._state.slots
+        if not any(
+            why_illegal(freed, view, Op.GERMINATE) is None and choose(self._rotation, records, freed, view) is not None
+            for view in freed.slots
+        ):
+            return None
+        held = {view.slot: records[view.slot].held or 0.0 for view in living}
+        least = min(living, key=lambda view: held[view.slot])
+        reason = f"undecided at a last contribution of {held[least.slot]:.4g}, makes way for a birth: {why}"
+        return self._prune(least, self._config.prune_ticks, reason)
 
     def _why_grow(self, observation: Observation) -> str | None:
         """The reason for a birth now, or None."""

@@ -46,6 +46,7 @@ class SlotRecord:
         proposed: blueprint of the birth asked for and not yet seen.
         tried: every blueprint that was born or asked for here, with its failures.
         spent_tick: since when all looks of this stage are spent; None while some are left.
+        held: the last reading of a look at G5, nats; None before the first of this stay in HOLDING.
         against: readings in a row that speak against a blending seed; against_tick: when the last was measured.
         stalled: ticks at rest in this stage without a passing verdict.
     """
@@ -55,6 +56,7 @@ class SlotRecord:
     proposed: str | None = None
     tried: dict[str, Failures] = field(default_factory=dict)
     spent_tick: int | None = None
+    held: float | None = None
     against: int = 0
     against_tick: int | None = None
     stalled: int = 0
@@ -77,13 +79,8 @@ def _fail(record: SlotRecord, name: str, tick: int, half_life: float) -> None:
 def note(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotation) -> None:
     """Brings a slot's record up to this tick's observation."""
     if view.stage is not record.stage:
-        record.stage, record.spent_tick, record.against, record.against_tick, record.stalled = (
-            view.stage,
-            None,
-            0,
-            None,
-            0,
-        )
+        record.stage, record.spent_tick, record.held = view.stage, None, None
+        record.against, record.against_tick, record.stalled = 0, None, 0
     if view.stage.has_seed:
         record.living, record.proposed = view.blueprint, None
         if view.blueprint is not None:
@@ -97,6 +94,8 @@ def note(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotatio
         record.spent_tick = None
     elif record.spent_tick is None:
         record.spent_tick = tick  # evidence of the last look may still be on its way; the next tick has it
+    if view.stage is Stage.HOLDING and view.looks > 0 and view.contribution.is_measured:
+        record.held = view.contribution.value
     if view.alpha_mode is AlphaMode.HOLD and not view.ending:
         record.stalled = 0 if view.verdict is not None and view.verdict.passed else record.stalled + 1
         _weigh(record, view)

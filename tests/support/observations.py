@@ -91,6 +91,7 @@ class World:
         max_live, germinations, parameters: budgets, None for no limit.
         builds: whether a staged birth of this blueprint is registered, or vetoed.
         enforce: gates ask for evidence; else every one of them passes.
+        hold_k_se: standard errors that G5 asks for.
     """
 
     looks, look_every, first_look, cool = 3, 2, 2, {Stage.PRUNED: 1, Stage.EMBARGOED: 2, Stage.RESETTING: 1}
@@ -100,10 +101,11 @@ class World:
         every: int = 10, losses: Callable[[int], float | None] = lambda tick: 1.0, max_live: int | None = None,
         germinations: int | None = None, parameters: int | None = None, seed: int = 0,
         catalogue: tuple[BlueprintInfo, ...] = CATALOGUE, builds: Callable[[str], bool] = lambda name: True,
-        enforce: bool = True,
+        enforce: bool = True, hold_k_se: float = 2.32,
     ) -> None:  # fmt: skip
         self.slots = {slot: _Slot() for slot in sort_slots(slots)}
         self.worth, self.noise, self.losses, self.builds, self.enforce = worth, noise, losses, builds, enforce
+        self.hold_k_se = hold_k_se
         self.total, self.every, self.tick = total_ticks * every, every, 0
         self.max_live, self.germinations, self.parameters = max_live, germinations, parameters
         self.catalogue, self.rng = catalogue, random.Random(seed)
@@ -189,9 +191,9 @@ class World:
             return verdict(gate, True, integrity=True)
         if not reading.is_measured or reading.value is None or reading.se is None:
             return verdict(gate, False, detail="evidence is absent or stale")
-        worse = -2.32 * reading.se if gate is Gate.G3 else 2.32 * reading.se
+        bars = {Gate.G2: 2.32, Gate.G3: -2.32, Gate.G5: self.hold_k_se}
         fits = gate is Gate.G2 or state.reading_alpha == 1.0
-        return verdict(gate, fits and reading.value > worse, detail=f"contribution {reading}")
+        return verdict(gate, fits and reading.value > bars[gate] * reading.se, detail=f"contribution {reading}")
 
     def observation(self) -> Observation:
         """The present tick as a controller sees it."""

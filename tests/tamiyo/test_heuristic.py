@@ -11,7 +11,7 @@ from esper.leyline.evidence import measured
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Gate, Op, Stage
 from esper.tamiyo import build_controller
-from esper.tamiyo.heuristic import HeuristicConfig, PlateauMetric
+from esper.tamiyo.heuristic import HeuristicConfig, PlateauMetric, Undecided
 from tests.support.observations import World, observe, slot_view, verdict
 
 LIFE = [Stage.EMPTY, Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
@@ -138,13 +138,72 @@ def test_a_seed_that_waits_for_nothing_is_pruned_in_the_end(stage, gate):
     assert [command.op for command in found[3]] == [Op.PRUNE]
 
 
+def strict(worth, **budgets):
+    """A world whose G5 asks for 50 standard errors, 0.05 nats; ``worth`` of seeds by slot."""
+    return World(tuple(worth), worth=lambda slot, name: worth[slot], hold_k_se=50.0, **budgets)
+
+
+def prunes(log):
+    return [command for _, command in log if command.op is Op.PRUNE]
+
+
 def test_a_held_seed_that_never_earns_its_place_is_blended_out():
-    world = World(("r0c0",), worth=lambda slot, name: 0.0 if world.stage(slot) is Stage.HOLDING else 0.1, noise=0.004)
-    log = world.run(build(), 28)
+    log = (world := strict({"r0c0": 0.03})).run(build(undecided=Undecided.PRUNE), 28)
     assert world.history["r0c0"][:7] == [*LIFE[:5], Stage.BLENDING, Stage.PRUNED]
-    prune = next(command for _, command in log if command.op is Op.PRUNE)
-    assert prune.ticks == 2
-    assert "looks spent" in prune.reason
+    assert prunes(log)[0].ticks == 2
+    assert "3 of 3 looks spent" in prunes(log)[0].reason
+
+
+def test_a_held_seed_that_its_last_reading_speaks_for_stays_undecided():
+    log = (world := strict({"r0c0": 0.03})).run(build(), 90)
+    assert prunes(log) == []
+    assert world.history["r0c0"] == LIFE[:5]
+
+
+def holding(tick, **changes):
+    seed = {"stage": Stage.HOLDING, "blueprint": "light", "alpha": 1.0, "alpha_target": 1.0, "dwell": tick, "looks": 3,
+            "max_looks": 3, "verdict": verdict(Gate.G5, False)}  # fmt: skip
+    return observe(slot_view(**(seed | changes)), tick=tick)
+
+
+def test_only_the_last_reading_decides_and_an_absent_or_stale_one_never_counts():
+    def decided(*readings):
+        controller = build()
+        for tick, reading in enumerate(readings, 1):
+            found = controller.decide(holding(tick, contribution=reading))
+        return [command.op for command in found]
+
+    good, bad = (measured(value, tick=1, n=99, se=0.1) for value in (0.01, -0.01))
+    assert decided(bad, good, good.aged(9, 1), good.aged(10, 1)) == []
+    assert decided(good, bad, bad.aged(9, 1)) == [Op.PRUNE]
+    assert decided(good.aged(9, 1), good.aged(9, 1), good.aged(9, 1)) == [Op.PRUNE]
+    nothing = measured(0.0, tick=1, n=99, se=0.0)
+    assert decided(nothing, nothing) == [Op.PRUNE]
+
+
+def test_an_undecided_seed_that_is_no_longer_sound_is_pruned():
+    controller = build()
+    good = measured(0.01, tick=1, n=99, se=0.1)
+    assert [controller.decide(holding(tick, contribution=good)) for tick in (1, 2, 3)] == [[], [], []]
+    broken = verdict(Gate.G5, False, integrity=True, detail="the seed holds Inf or NaN on some rank")
+    assert [command.op for command in controller.decide(holding(4, verdict=broken))] == [Op.PRUNE]
+
+
+def test_undecided_seeds_make_way_only_where_they_hold_every_place_and_a_slot_waits():
+    worth = {"r0c0": 0.03, "r0c1": 0.02, "r1c0": 0.1}
+    log = (world := strict(worth, max_live=2)).run(build(tuple(worth)), 60)
+    assert [command.slot for command in prunes(log)] == ["r0c1"]  # the lesser of the two
+    assert prunes(log)[0].reason.startswith("undecided at a last contribution of 0.0")
+    assert world.stage("r1c0") is Stage.FOSSILIZED
+    assert world.stage("r0c0") is Stage.HOLDING
+
+
+@pytest.mark.parametrize(
+    "budgets", [{}, {"max_live": 3}, {"max_live": 2, "germinations": 2}, {"max_live": 2, "parameters": 1800}]
+)
+def test_undecided_seeds_stay_where_no_birth_waits_for_their_place(budgets):
+    worth = dict.fromkeys(("r0c0", "r0c1", "r1c0"), 0.03)
+    assert prunes(strict(worth, **budgets).run(build(tuple(worth)), 90)) == []
 
 
 def test_a_ramp_a_staged_birth_and_a_prune_under_way_are_left_alone():
