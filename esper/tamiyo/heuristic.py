@@ -206,8 +206,10 @@ class HeuristicController:
         return spent is not None and observation.tick > spent
 
     def _is_undecided(self, observation: Observation, view: SlotObservation) -> bool:
-        """Held, sound, with no looks left, and its last reading speaks for it."""
-        if self._config.undecided is Undecided.PRUNE or view.stage is not Stage.HOLDING or view.verdict is None:
+        """Held, sound, with no looks left, not past G5, and its last reading speaks for it."""
+        if self._config.undecided is Undecided.PRUNE or view.stage is not Stage.HOLDING:
+            return False
+        if view.verdict is None or view.verdict.passed:
             return False
         sound = all(check.passed for check in view.verdict.checks if check.integrity)
         held = self._state.slots[view.slot].held

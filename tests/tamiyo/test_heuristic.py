@@ -1,6 +1,7 @@
 """Whole lives under the rules: growth on evidence, prunes without it, rotation, budgets, and plateaus."""
 
 import copy
+import dataclasses
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Gate, Op, Stage
 from esper.tamiyo import build_controller
 from esper.tamiyo.heuristic import HeuristicConfig, PlateauMetric, Undecided
-from tests.support.observations import World, observe, slot_view, verdict
+from tests.support.observations import FREE, World, observe, slot_view, verdict
 
 LIFE = [Stage.EMPTY, Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
 COOL = [Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING, Stage.EMPTY]
@@ -196,6 +197,21 @@ def test_undecided_seeds_make_way_only_where_they_hold_every_place_and_a_slot_wa
     assert prunes(log)[0].reason.startswith("undecided at a last contribution of 0.0")
     assert world.stage("r1c0") is Stage.FOSSILIZED
     assert world.stage("r0c0") is Stage.HOLDING
+
+
+def test_a_seed_whose_last_look_passes_does_not_make_way():
+    controller, good = build(("r0c0", "r0c1")), measured(0.3, tick=2, n=99, se=0.1)
+    seed = {"stage": Stage.HOLDING, "blueprint": "light", "alpha": 1.0, "alpha_target": 1.0, "dwell": 9, "looks": 3,
+            "max_looks": 3, "contribution": good}  # fmt: skip
+    budgets = dataclasses.replace(FREE, live=0)
+
+    def decided(tick, passes):
+        held = slot_view(**seed, verdict=verdict(Gate.G5, passes))
+        return [c.op for c in controller.decide(observe(held, slot_view("r0c1"), tick=tick, budgets=budgets))]
+
+    assert decided(2, False) == []
+    assert decided(3, True) == [Op.FOSSILIZE]
+    assert decided(4, False) == [Op.PRUNE]  # the one place is its own, and r0c1 waits
 
 
 @pytest.mark.parametrize(
