@@ -244,8 +244,8 @@ def outcomes_of_errors(outcomes: list[Outcome]) -> Iterator[None]:
         yield
     except EsperError as error:
         kind = "config" if isinstance(error, ConfigError) else type(error).__name__.removesuffix("Error").lower()
-        lines = str(error).splitlines()
-        outcomes.append(Outcome(error.exit_code, "\n".join(f"{kind}: {line}" for line in lines)))
+        prefix = "" if type(error) is EsperError else f"{kind}: "  # the printed line begins with esper as it is
+        outcomes.append(Outcome(error.exit_code, "\n".join(prefix + line for line in str(error).splitlines())))
     except OSError as error:
         outcomes.append(Outcome(74, f"{error.filename or 'input/output'}: {error.strerror or error}"))
     except Exception as error:

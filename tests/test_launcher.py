@@ -15,7 +15,7 @@ import pytest
 
 from esper import cli, launcher
 from esper.config import RunConfig, build_config, load_config
-from esper.leyline.errors import CheckpointError, RunDirError
+from esper.leyline.errors import CheckpointError, ConfigError, EsperError, RunDirError
 from esper.rundir import held_run, read_status, write_json
 from esper.supervise import MALLOC, Ended, catches, descendants_of, torchrun_arguments, torchrun_environment
 from esper.tolaria.config import Device, TrainerConfig, WorldConfig
@@ -439,3 +439,11 @@ def test_a_killed_launcher_takes_everything_with_it_and_the_run_stays_locked_unt
             assert time.monotonic() < deadline, "the run is still locked"
             time.sleep(0.02)
     assert not alive(worker)
+
+
+def test_an_error_of_no_kind_of_its_own_has_no_kind_in_front() -> None:
+    for error, line in ((EsperError("nothing to do"), "nothing to do"), (ConfigError("a\nb"), "config: a\nconfig: b")):
+        outcomes: list[launcher.Outcome] = []
+        with launcher.outcomes_of_errors(outcomes):
+            raise error
+        assert (outcomes[0].line, outcomes[0].code) == (line, error.exit_code)
