@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper.kasmina.attach import attach
-    from esper.session import Session
+    from esper.session.session import Session
 
 __all__ = ["Session", "__version__", "attach"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return attach
     if name == "Session":
-        from esper.session import Session
+        from esper.session.session import Session
 
         return Session
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,132 +12,22 @@ esper blueprints                        what may grow: every blueprint with its 
 """
 
 import argparse
-import contextlib
-import os
-import shutil
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from esper import doctor, launcher
-from esper.config import EsperConfig, Resume, build_config, load_config, write_config
-from esper.exporting import export_run
-from esper.kasmina import blueprints
+from esper import doctor
+from esper.kasmina.blueprints.table import catalogue
+from esper.launcher import compose as launcher
+from esper.launcher.resume import resume
+from esper.launcher.slurm import requeue
 from esper.leyline.breaker import BreakerPhase
-from esper.leyline.errors import CheckpointError, ConfigError, EsperError, Preempted, RunDirError
-from esper.leyline.topology import Topology
-from esper.rundir import CONFIG, DATA
-from esper.slurm import requeue
-from esper.tolaria.breaker import BreakerOrder
-from esper.tolaria.checkpoint import CheckpointStore
+from esper.leyline.errors import EsperError, Preempted
+from esper.run.export import export_run
 
-CHECKPOINTS = "checkpoints"
 WIDE = 200  # columns: a table takes what its content needs, and a narrower console would cut numbers short
-
-
-def branch(run: Path, step: int, new: Path) -> None:
-    """Makes the run directory ``new`` from a run's config and one of its checkpoints.
-
-    Raises:
-        CheckpointError: there is none of that step, or it is damaged.
-        RunDirError: ``new`` holds something already, or cannot be written.
-    """
-    _, plain = load_config(run / CONFIG)
-    store = CheckpointStore(run / CHECKPOINTS, attempt=0, keep=1)
-    if step not in store.steps():
-        steps = ", ".join(map(str, sorted(store.steps()))) or "none"
-        raise CheckpointError(f"--at {step}: no checkpoint of that step in {store.folder}; there are {steps}")
-    store.verify(step)
-    if new.exists() and not (new.is_dir() and not any(new.iterdir())):
-        raise RunDirError(f"--as {new}: exists already; name a new folder")
-    plain["run"] |= {"dir": str(new), "resume": str(Resume.AUTO)}
-    partial = new.with_name(f".{new.name}.{os.getpid()}.partial")
-    try:
-        (partial / CHECKPOINTS).mkdir(parents=True)
-        shutil.copytree(store.path(step), partial / CHECKPOINTS / store.path(step).name)
-        write_config(partial / CONFIG, plain)
-        if (run / DATA).exists():
-            shutil.copy(run / DATA, partial / DATA)
-        with contextlib.suppress(FileNotFoundError):
-            new.rmdir()
-        partial.rename(new)
-    except OSError as error:
-        raise RunDirError(f"--as {new}: cannot be written ({error.strerror}); name a writable folder") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def order_for(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOrder:
-    """An order that has the next resume of a run turn the breaker of growth.
-
-    Raises:
-        ConfigError: the run has no governor. CheckpointError: it has no checkpoint yet.
-    """
-    if not config.governor.enabled:
-        raise ConfigError("--breaker: the run has governor.enabled=false, so nothing stops its growth")
-    if not CheckpointStore(run / CHECKPOINTS, attempt=0, keep=1).steps():
-        raise CheckpointError(f"--breaker: {run} has no checkpoint to go on from; esper resume {run} begins anew")
-    return BreakerOrder(id=uuid.uuid4().hex, phase=phase, why="ordered by esper resume --breaker")
-
-
-def resume(
-    run: Path, at: int | None = None, new: Path | None = None, breaker: BreakerPhase | None = None
-) -> launcher.Outcome:
-    """Goes on with a run; see `branch` for ``at`` and ``new``, `order_for` for ``breaker``.
-
-    Raises:
-        EsperError: it cannot be done.
-    """
-    if not (run / CONFIG).is_file():
-        raise RunDirError(f"{run}: no {CONFIG} in it, so it is no run; name a run directory, as in runs/DATE/TIME")
-    if new is not None and at is not None:
-        branch(run, at, new)
-        run = new
-    _, plain = load_config(run / CONFIG)
-    plain["run"]["resume"] = str(Resume.MUST)
-    config = build_config(plain)
-    order = None if breaker is None else order_for(run, config, breaker)
-    return launcher.start(config, plain, order=order)
-
-
-def catalogue(dim: int, positions: int) -> Table:
-    """Every registered blueprint, plugins among them, with what it would add to a slot.
-
-    Args:
-        dim: channels of the slot's features. One that a blueprint cannot serve is said in its row.
-        positions: places that a feature map or a sequence has (H*W, T); a vector has one.
-
-    Raises:
-        ConfigError: a plugin cannot be imported, or its blueprints are refused.
-    """
-    blueprints.load_plugins()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    for title in ("topology", "name", "arguments", "backend"):
-        table.add_column(title, no_wrap=True)
-    for title in ("version", "parameters", "FLOPs"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for topology in Topology:
-        table.add_section()
-        places = 1 if topology is Topology.VECTOR else positions
-        for name in blueprints.names(topology):
-            entry = blueprints.get(topology, name)
-            arguments = " ".join(f"{key}={value}" for key, value in entry.arguments.items())
-            size = entry.info_or_none(dim, places)
-            sizes = (f"{size.parameters:,}", f"{size.flops:,}") if size else (f"not at {dim}", "")
-            backend = entry.backend(device, torch.float32) if entry.backend else None
-            if backend is not None and backend.why:
-                table.caption = f"{name}: {backend.name} on this machine's {device.type}, since {backend.why}"
-            named = Text(backend.name if backend else "")
-            table.add_row(topology.value, name, Text(arguments), named, str(entry.version), *sizes)
-    return table
 
 
 def _count(text: str) -> int:
@@ -155,8 +45,8 @@ def _share(text: str) -> tuple[int, int]:
 
 def _compare(given: argparse.Namespace) -> int:
     """``esper compare``: exit code 0, or 70 where a run failed."""
-    from esper.arms import load_compare
-    from esper.compare import run_compare
+    from esper.compare.arms import load_compare
+    from esper.compare.runner import run_compare
     from esper.karn.page import write_page
     from esper.karn.table import comparison_table, markdown
 
@@ -204,9 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     again.add_argument("--at", metavar="STEP", type=int, help="from the checkpoint of this step; needs --as")
     again.add_argument("--as", metavar="NEW", type=Path, dest="new", help="in this new run directory; needs --at")
     again.add_argument(
-        "--breaker", metavar="PHASE", type=str.upper, choices=[phase.value for phase in BreakerPhase],
+        "--breaker",
+        metavar="PHASE",
+        type=str.upper,
+        choices=[phase.value for phase in BreakerPhase],
         help="turn the breaker of growth: allowed, trial, cooling, open",
-    )  # fmt: skip
+    )
     plain = commands.add_parser("export", help="write a run's network as a plain model", allow_abbrev=False)
     plain.add_argument("run", metavar="RUN", type=Path, help="run directory")
     plain.add_argument("--at", metavar="STEP", type=int, help="checkpoint of this step; the one that validation chose")

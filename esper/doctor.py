@@ -165,9 +165,10 @@ def check_ports() -> Finding:
             socket.create_connection((name, port), timeout=10).close()
         except OSError as error:
             return warning(
-                "ports", f"this host's name {name!r} leads nowhere ({error}); runs on several hosts need it in DNS or "
+                "ports",
+                f"this host's name {name!r} leads nowhere ({error}); runs on several hosts need it in DNS or "
                 "/etc/hosts, or world.rdzv_endpoint by address",
-            )  # fmt: skip
+            )
     return ok("ports", f"loopback and {name!r} reachable")
 
 
@@ -183,9 +184,10 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     size = stat.f_frsize * stat.f_blocks
     if size < LITTLE_SHARED:
         return warning(
-            "shared memory", f"{folder} has {size / 2**20:.0f} MiB; NCCL and data loaders want 1 GiB: docker run "
+            "shared memory",
+            f"{folder} has {size / 2**20:.0f} MiB; NCCL and data loaders want 1 GiB: docker run "
             "--shm-size=8g, or a memory volume in Kubernetes",
-        )  # fmt: skip
+        )
     return ok("shared memory", f"{size / 2**30:.1f} GiB")
 
 
@@ -313,8 +315,15 @@ def check_slurm() -> Finding:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python, check_torch, check_devices, check_backend, check_ports, check_shared_memory, check_wandb, check_slurm,
-)  # fmt: skip
+    check_python,
+    check_torch,
+    check_devices,
+    check_backend,
+    check_ports,
+    check_shared_memory,
+    check_wandb,
+    check_slurm,
+)
 
 
 def findings(run_dir: Path) -> Iterator[Finding]:

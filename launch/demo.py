@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from esper.launcher import main as launch
+from esper.launcher.compose import main as launch
 
 
 def _read(folder: Path) -> dict[str, Any]:

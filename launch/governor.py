@@ -19,17 +19,17 @@ from pathlib import Path
 
 from benching.harness import engine_for
 
-from esper.assembly import chance_of
-from esper.config import read_plain
+from esper.accord.config import GovernorConfig
+from esper.accord.verdict import Series, Symptom, Verdict, extended, symptom_of
+from esper.config.strict import Reader
+from esper.config.tree import read_plain
 from esper.leyline.errors import ConfigError
-from esper.leyline.events import Event
-from esper.leyline.governing import RolledBack
+from esper.leyline.events.governor import RolledBack
+from esper.leyline.events.run import Event
 from esper.nissa.reading import latest, read_events
-from esper.strict import Reader
-from esper.tolaria.config import GovernorConfig
+from esper.run.assembly import chance_of
 from esper.tolaria.data import data_config_class, load_data
-from esper.tolaria.engine import Engine
-from esper.tolaria.verdict import Series, Symptom, Verdict, extended, symptom_of
+from esper.tolaria.training.engine import Engine
 
 
 def judged(losses: list[float], chance: float, config: GovernorConfig, *, training: bool) -> Counter[str]:
@@ -109,12 +109,25 @@ def show_recovery(args: argparse.Namespace) -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]), RANK="0", WORLD_SIZE="1")
     engine = engine_for(
         [
-            "host=gpt", "data=pysource", "data.max_bytes=200000", f"host.layers={args.layers}", f"host.dim={args.dim}",
-            "host.heads=8", "trainer.batch=2", "controller=none", "world.nproc_per_node=1", "telemetry=off",
-            "trainer.steps=1000", "control.every=1", "gates.probe_samples=64", "data.probe=128", "data.validation=8",
+            "host=gpt",
+            "data=pysource",
+            "data.max_bytes=200000",
+            f"host.layers={args.layers}",
+            f"host.dim={args.dim}",
+            "host.heads=8",
+            "trainer.batch=2",
+            "controller=none",
+            "world.nproc_per_node=1",
+            "telemetry=off",
+            "trainer.steps=1000",
+            "control.every=1",
+            "gates.probe_samples=64",
+            "data.probe=128",
+            "data.validation=8",
         ],
-        0, 1,
-    )  # fmt: skip
+        0,
+        1,
+    )
     assert engine.governor is not None
     engine.narrator.sink = _Told()
     engine.train_step()

@@ -30,19 +30,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from esper.assembly import assemble
-from esper.config import build_config, config_digest
-from esper.kasmina.attribution import evaluating
+from esper.config.strict import as_plain
+from esper.config.tree import build_config, config_digest
+from esper.kasmina.attribution.worth import evaluating
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
 from esper.leyline.protocols import NullSink
 from esper.leyline.stages import Op
-from esper.strict import as_plain
-from esper.tolaria.checkpoint import CheckpointStore
+from esper.run.assembly import assemble
+from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data import load_data
-from esper.tolaria.engine import Engine
-from esper.tolaria.heartbeat import Heartbeat
-from esper.tolaria.world import World
+from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.engine import Engine
 
 CONF = Path(__file__).parents[1] / "conf"
 ARMS = ("shadow", "ste", "immediate", "none")
@@ -74,9 +74,13 @@ TASKS = {
     "noisy": Setting((*_DIGITS, "data.label_noise=0.4"), "r0c0", "conv_light", alone=150, learning=600, after=900),
     "text": Setting(
         ("host=gpt", "data=pysource", "trainer=language", "trainer.batch=16", "optim.lr=0.001"),
-        "r1c0", "mlp", alone=200, learning=300, after=500,
+        "r1c0",
+        "mlp",
+        alone=200,
+        learning=300,
+        after=500,
     ),
-}  # fmt: skip
+}
 
 
 class Told:
@@ -103,11 +107,19 @@ class Told:
 def build(setting: Setting, arm: str, seed: int, folder: Path) -> Engine:
     """An engine of one process, told what to do by a `Told` controller."""
     overrides = [
-        *setting.overrides, f"seed={seed}", f"control.every={setting.every}", "optim.schedule=constant",
-        "gates=observe", "gates.first_look=100000", "checkpoint.every_ticks=0", "control.validate_every=100000",
-        "trainer.epochs=100000", f"run.dir={folder}", "controller=none",
+        *setting.overrides,
+        f"seed={seed}",
+        f"control.every={setting.every}",
+        "optim.schedule=constant",
+        "gates=observe",
+        "gates.first_look=100000",
+        "checkpoint.every_ticks=0",
+        "control.validate_every=100000",
+        "trainer.epochs=100000",
+        f"run.dir={folder}",
+        "controller=none",
         f"slots.incubation={'shadow' if arm == 'none' else arm}",
-    ]  # fmt: skip
+    ]
     with initialize_config_dir(str(CONF), version_base=None):
         composed = OmegaConf.to_container(compose("config", overrides), resolve=True)
     assert isinstance(composed, dict)
@@ -117,10 +129,15 @@ def build(setting: Setting, arm: str, seed: int, folder: Path) -> Engine:
     world = World(config.world, config.control)
     heartbeat = world.heartbeat = Heartbeat(folder / "heartbeat", 0, 1)
     engine = assemble(
-        config, world=world, heartbeat=heartbeat, bundle=load_data(config.data),
-        store=CheckpointStore(folder / "checkpoints", attempt=1, keep=1), sink=NullSink(),
-        digest=config_digest(as_plain(config)), run_id="incubation",
-    )  # fmt: skip
+        config,
+        world=world,
+        heartbeat=heartbeat,
+        bundle=load_data(config.data),
+        store=CheckpointStore(folder / "checkpoints", attempt=1, keep=1),
+        sink=NullSink(),
+        digest=config_digest(as_plain(config)),
+        run_id="incubation",
+    )
     engine.controller = Told()
     engine.begin(None)
     return engine

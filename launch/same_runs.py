@@ -36,11 +36,23 @@ COMMON = ("world.nproc_per_node=2", "telemetry.wandb.mode=disabled", "telemetry.
 RUNS = {
     "digits": ("experiment=demo", "seed=3", "trainer.steps=560", "checkpoint.every_ticks=4"),
     "bytes": (
-        "experiment=gpt_small", "seed=2", "host.dim=32", "data.block=32", "data.max_bytes=200000", "data.validation=128",
-        "data.probe=256", "data.test=128", "gates=observe", "gates.probe_samples=64", "controller=schedule",
-        f"controller.actions=[{SCHEDULE}]", "control.every=10", "trainer.steps=130", "checkpoint.every_ticks=4",
+        "experiment=gpt_small",
+        "seed=2",
+        "host.dim=32",
+        "data.block=32",
+        "data.max_bytes=200000",
+        "data.validation=128",
+        "data.probe=256",
+        "data.test=128",
+        "gates=observe",
+        "gates.probe_samples=64",
+        "controller=schedule",
+        f"controller.actions=[{SCHEDULE}]",
+        "control.every=10",
+        "trainer.steps=130",
+        "checkpoint.every_ticks=4",
     ),
-}  # fmt: skip
+}
 LIFE = ("tick", "command", "refusal", "gate", "stage", "ramp", "contribution", "veto", "skipped")
 # Differ between any two runs: when it was, how long it took, which run, which sources.
 MILLISECONDS = ("steps_ms", "tick_ms", "digest_ms", "wrap_ms", "copy_ms", "save_ms", "stall_ms", "wall_s")

@@ -26,10 +26,15 @@ def show_crowd(args: argparse.Namespace) -> None:
             f"rank and tick, {told.ms_per_tick:.1f} ms of CPU"
         )
         ends = Counter(
-            "lost" if rank.lost else without_ages(str(rank.error)) if rank.error is not None
-            else f"came to the end with state {rank.value.digests[-1]:016x}" if rank.value is not None else ""
+            "lost"
+            if rank.lost
+            else without_ages(str(rank.error))
+            if rank.error is not None
+            else f"came to the end with state {rank.value.digests[-1]:016x}"
+            if rank.value is not None
+            else ""
             for rank in told.ranks
-        )  # fmt: skip
+        )
         for text, count in ends.most_common():
             print(f"    {count} ranks: {text}")
 

@@ -21,7 +21,7 @@ bin="$ROOT/.venv/bin"
 if [[ ${#rest[@]} -gt 0 ]]; then
     exec "$PYTHON" -m pytest "${select[@]}" "${rest[@]}"
 fi
-alone=(tests/dist tests/e2e tests/faults tests/slurm tests/nissa/test_wandb.py tests/test_launcher.py)
+alone=(tests/dist tests/e2e tests/faults tests/slurm tests/nissa/test_wandb.py tests/launcher/test_launcher.py)
 code=0 present=()
 "$PYTHON" -m pytest "${select[@]}" -n 2 --dist loadfile "${alone[@]/#/--ignore=}" || code=$?
 for path in "${alone[@]}"; do [[ -e "$path" ]] && present+=("$path"); done

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from esper.launcher import main
+    from esper.launcher.compose import main
 except ModuleNotFoundError as error:
     sys.exit(f"esper: this Python has no {error.name}: source .venv/bin/activate, which bash launch/setup.sh makes")
 

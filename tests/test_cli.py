@@ -12,7 +12,7 @@ from esper.kasmina import blueprints
 from esper.kasmina.blueprints import registry
 from esper.kasmina.blueprints.flex import attention_backend
 from esper.leyline.topology import Topology
-from tests.kasmina.test_blueprints import PLUGIN, install
+from tests.kasmina.blueprints.test_blueprints import PLUGIN, install
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

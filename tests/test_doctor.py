@@ -10,8 +10,7 @@ import pytest
 
 from esper import cli, doctor
 from esper.doctor import Level
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.dist import ROOT
 
 
 def apart(flags: str, script: str, *words: str) -> str:
@@ -124,8 +123,9 @@ def test_slurm_that_is_absent_half_there_or_silent(monkeypatch: pytest.MonkeyPat
     (tmp_path / "sbatch").symlink_to(where)
     found = doctor.check_slurm()
     assert (found.level, found.text) == (
-        Level.FAILURE, "sbatch without srun, scontrol, scancel; put Slurm's commands on the PATH",
-    )  # fmt: skip
+        Level.FAILURE,
+        "sbatch without srun, scontrol, scancel; put Slurm's commands on the PATH",
+    )
     monkeypatch.setenv("PATH", os.defpath)
     conf = tmp_path / "slurm.conf"
     conf.write_text(

@@ -24,10 +24,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from esper.tolaria.heartbeat import Heartbeat, Mark
-from esper.tolaria.world import World
+from esper.tolaria.ranks.heartbeat import Heartbeat, Mark
+from esper.tolaria.ranks.world import World
 
 T = TypeVar("T")
 STACK_BYTES = 1 << 20  # of a rank's thread; a thousand of them must fit
@@ -231,10 +231,6 @@ class RankWorld(World):
 
     def allow_slow(self, slow: bool) -> None:
         """Nothing to do: a collective here has no limit."""
-
-    def wrap(self, model: nn.Module) -> Callable[..., Any]:
-        """The model itself."""
-        return model
 
     def close(self) -> None:
         """Nothing is held."""

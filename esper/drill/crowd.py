@@ -11,18 +11,19 @@ import random
 import statistics
 from dataclasses import dataclass
 
+from esper.accord.config import EvidencePolicy, GateConfig, SlotsConfig
+from esper.accord.effects import Veto
+from esper.accord.state import RunState
 from esper.drill.bus import Bus, Ended, ProtocolBroken
 from esper.drill.replica import Fault, FaultKind, Replica, chain, terms_for
-from esper.kasmina.config import EvidencePolicy, GateConfig, Incubation, SlotsConfig
 from esper.leyline.checks import Checks
-from esper.leyline.events import Event
+from esper.leyline.events.run import Event
 from esper.leyline.plain import digest62
 from esper.leyline.protocols import NullSink
+from esper.leyline.stages import Incubation
 from esper.tamiyo.random import RandomConfig, RandomController
-from esper.tolaria.config import ControlConfig
-from esper.tolaria.state import RunState
-from esper.tolaria.wire import Veto
-from esper.tolaria.world import World
+from esper.tolaria.ranks.config import ControlConfig
+from esper.tolaria.ranks.world import World
 
 BLUEPRINTS = ("lora", "norm")
 VETOES = (Veto.NOT_READY, Veto.BUILD_FAILED, Veto.OUT_OF_MEMORY)
@@ -116,9 +117,14 @@ def live(world: World, setup: Crowd, setting: Setting) -> Life:
     sink = Kept() if world.rank == 0 else NullSink()
     controller = RandomController(RandomConfig(rate=0.8, max_ticks=2), slots=tuple(setting.sites), seed=setup.seed)
     replica = Replica(
-        world, chain(setup.slots, setting.sites), setting.terms, ControlConfig(digest_every=2),
-        controller=controller if world.rank == 0 else None, sink=sink, seed=setup.seed,
-    )  # fmt: skip
+        world,
+        chain(setup.slots, setting.sites),
+        setting.terms,
+        ControlConfig(digest_every=2),
+        controller=controller if world.rank == 0 else None,
+        sink=sink,
+        seed=setup.seed,
+    )
     struck, digests = setup.struck(), []
     for tick in range(1, setup.ticks + (struck is not None) + 1):
         fault = struck if struck is not None and struck.tick == tick else None
@@ -141,9 +147,11 @@ def crowd(setup: Crowd) -> Told:
     if len(sent) != 1 or len(healthy) != 1:
         raise ProtocolBroken(f"in their first tick ranks sent {sorted(sent)} bytes in {sorted(healthy)} collectives")
     return Told(
-        ranks=ended, bytes_per_tick=sent.pop(), collectives=healthy.pop(),
+        ranks=ended,
+        bytes_per_tick=sent.pop(),
+        collectives=healthy.pop(),
         ms_per_tick=1e3 * statistics.median(rank.seconds for rank in ended) / setup.ticks,
-    )  # fmt: skip
+    )
 
 
 def without_ages(text: str) -> str:

@@ -21,17 +21,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
+from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.state import RunState
 from esper.drill.bus import Bus, Ended, ProtocolBroken, RankWorld
 from esper.drill.given import Given, PaperGrowth
 from esper.drill.invariants import broken_by, key_of, reached_empty, settled
 from esper.drill.replica import FaultKind, Replica, chain, terms_for
 from esper.drill.situations import BLUEPRINT, Situation, losses, situations, troubles
-from esper.kasmina.config import GateConfig, Incubation, SlotsConfig
 from esper.leyline.errors import LockstepError
 from esper.leyline.protocols import NullSink
-from esper.tolaria.config import ControlConfig
-from esper.tolaria.heartbeat import LOST
-from esper.tolaria.state import RunState
+from esper.leyline.stages import Incubation
+from esper.tolaria.ranks.config import ControlConfig
+from esper.tolaria.ranks.heartbeat import LOST
 
 T = TypeVar("T")
 CHUNK = 64  # situations that one start of the ranks plays
@@ -100,9 +101,11 @@ class Explorer:
         self.small = small
         self.grown = [chain(small.slots) for _ in range(small.ranks)]
         slots = SlotsConfig(
-            incubation=Incubation.SHADOW, max_live=small.max_live, max_germinations=small.max_germinations,
+            incubation=Incubation.SHADOW,
+            max_live=small.max_live,
+            max_germinations=small.max_germinations,
             embargo_ticks=small.embargo_ticks,
-        )  # fmt: skip
+        )
         gates = GateConfig(
             looks=1, look_every=1, first_look=1, hold_looks=1, min_samples=2, probe_samples=4, degraded_ticks=1
         )
@@ -173,9 +176,14 @@ class Explorer:
         grown = self.grown[world.rank]
         controller = Given() if world.rank == 0 else None
         return Replica(
-            world, grown, self.terms, self.control, controller=controller, sink=NullSink(),
+            world,
+            grown,
+            self.terms,
+            self.control,
+            controller=controller,
+            sink=NullSink(),
             growth=PaperGrowth(grown, world, self.terms),
-        )  # fmt: skip
+        )
 
     def _tick(self, world: RankWorld, replica: Replica, state: RunState, one: Situation) -> Outcome:
         growth = replica.growth
@@ -255,9 +263,10 @@ class Explorer:
         calls = {tuple(rank.calls) for number, rank in enumerate(ended) if number != fault.rank}
         after = ("observe", "commit", "observe")
         wanted = {
-            FaultKind.LOST_BEFORE_OBSERVE: after[:1], FaultKind.LOST_BEFORE_COMMIT: after[:2],
+            FaultKind.LOST_BEFORE_OBSERVE: after[:1],
+            FaultKind.LOST_BEFORE_COMMIT: after[:2],
             FaultKind.LOST_AFTER_COMMIT: after,
-        }[fault.kind]  # fmt: skip
+        }[fault.kind]
         for number, rank in enumerate(ended):
             if number == fault.rank:
                 continue

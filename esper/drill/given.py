@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from esper.kasmina.attach import Grown
+from esper.accord.effects import Prepare
+from esper.accord.state import RunState, Terms
+from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
-from esper.tolaria.effects import Prepare
-from esper.tolaria.growth import Growth
-from esper.tolaria.state import RunState, Terms
-from esper.tolaria.world import World
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.planting import seat
+from esper.tolaria.ranks.world import World
 
 
 class Given:
@@ -71,7 +72,7 @@ class PaperGrowth(Growth):
     def follow(self, state: RunState, *, force: bool = False) -> float | None:
         """Seats every slot; there is no wrapper."""
         for entry in state.slots:
-            self.seat(self.grown.slots[entry.slot], entry, state.step)
+            seat(self.grown.slots[entry.slot], entry, state.step, self.terms.slots_config.incubation)
         return None
 
     def jump(self, state: RunState) -> None:

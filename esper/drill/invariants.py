@@ -7,15 +7,15 @@ It is itself a state that the shipped functions take. `reached_empty` asks wheth
 
 from dataclasses import replace
 
-from esper.kasmina.lifecycle import SlotState
+from esper.accord.absorb import absorb
+from esper.accord.lifecycle import SlotState
+from esper.accord.reducer import reduce_tick
+from esper.accord.state import RunState, Terms
 from esper.leyline.commands import Command, wait
 from esper.leyline.evidence import NO_HEALTH, Reading
 from esper.leyline.plain import digest62
 from esper.leyline.stages import EDGES, Op, Stage
-from esper.tolaria.reducer import reduce_tick
-from esper.tolaria.state import RunState, Terms
-from esper.tolaria.views import absorb
-from esper.tolaria.wire import ObserveLayout
+from esper.tolaria.lockstep.wire import ObserveLayout
 
 TICK = 100  # where settled states stand
 OLD = 4  # ticks; every threshold of a small world is below
@@ -39,12 +39,22 @@ def _slot(entry: SlotState, ticks: int, steps: int, terms: Terms) -> SlotState:
     since = tick(entry.since_tick if entry.stage is not Stage.EMPTY else 0)
     assert since is not None
     return replace(
-        entry, since_tick=since, staged_tick=tick(entry.staged_tick if entry.staged is not None else 0) or 0,
-        staged=None if entry.staged is None else replace(entry.staged, proposal=0), generation=0, proposal=0,
-        history=(), ramp=ramp, frozen_step=frozen, degraded_tick=tick(entry.degraded_tick), health=NO_HEALTH,
-        learn_step=None if entry.learn_step is None else 0, gradient_norm=_reading(entry.gradient_norm, ticks),
-        contribution=_reading(entry.contribution, ticks), changed_tick=0,
-    )  # fmt: skip
+        entry,
+        since_tick=since,
+        staged_tick=tick(entry.staged_tick if entry.staged is not None else 0) or 0,
+        staged=None if entry.staged is None else replace(entry.staged, proposal=0),
+        generation=0,
+        proposal=0,
+        history=(),
+        ramp=ramp,
+        frozen_step=frozen,
+        degraded_tick=tick(entry.degraded_tick),
+        health=NO_HEALTH,
+        learn_step=None if entry.learn_step is None else 0,
+        gradient_norm=_reading(entry.gradient_norm, ticks),
+        contribution=_reading(entry.contribution, ticks),
+        changed_tick=0,
+    )
 
 
 def settled(state: RunState, terms: Terms) -> RunState:
@@ -52,9 +62,12 @@ def settled(state: RunState, terms: Terms) -> RunState:
     ticks = TICK - state.tick
     steps = TICK * terms.tick_steps - state.step
     return RunState(
-        tick=TICK, step=TICK * terms.tick_steps, epoch=1, germinations=state.germinations,
+        tick=TICK,
+        step=TICK * terms.tick_steps,
+        epoch=1,
+        germinations=state.germinations,
         slots=tuple(_slot(entry, ticks, steps, terms) for entry in state.slots),
-    )  # fmt: skip
+    )
 
 
 def key_of(state: RunState) -> int:

@@ -15,27 +15,29 @@ from enum import StrEnum
 import torch
 from torch import nn
 
+from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.effects import Veto
+from esper.accord.state import RunState, Terms
 from esper.drill.bus import Lost
 from esper.drill.given import Given
-from esper.kasmina.attach import Grown, attach, attach_described
-from esper.kasmina.blueprints import registry
-from esper.kasmina.config import GateConfig, SlotsConfig
-from esper.kasmina.sites import Site
+from esper.kasmina.attach import attach, attach_described
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import Site
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
 from esper.leyline.plain import digest62
 from esper.leyline.protocols import Controller, EventSink
 from esper.leyline.stages import Stage
-from esper.tolaria.config import ControlConfig, OptimConfig
-from esper.tolaria.growth import Growth
-from esper.tolaria.lockstep import Lockstep
-from esper.tolaria.narrate import Narrator
-from esper.tolaria.ownership import ParameterOwner
-from esper.tolaria.state import RunState, Terms
-from esper.tolaria.tick import Cycle, Measured
-from esper.tolaria.wire import Veto
-from esper.tolaria.world import World
+from esper.tolaria.growth.config import OptimConfig
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.ownership import ParameterOwner
+from esper.tolaria.growth.terms import build_terms
+from esper.tolaria.lockstep.collectives import Lockstep
+from esper.tolaria.lockstep.narrate import Narrator
+from esper.tolaria.lockstep.tick import Cycle, Measured
+from esper.tolaria.ranks.config import ControlConfig
+from esper.tolaria.ranks.world import World
 
 DIM = 4
 STEPS = 10  # optimizer steps between ticks
@@ -96,20 +98,29 @@ def chain(layers: int, sites: Mapping[str, Site] | None = None) -> Grown:
 
 
 def terms_for(
-    sites: Mapping[str, Site], ranks: int, slots: SlotsConfig, gates: GateConfig, *, tick_steps: int = STEPS,
-    names: tuple[str, ...] | None = None, max_skips: int = 3,
-) -> Terms:  # fmt: skip
+    sites: Mapping[str, Site],
+    ranks: int,
+    slots: SlotsConfig,
+    gates: GateConfig,
+    *,
+    tick_steps: int = STEPS,
+    names: tuple[str, ...] | None = None,
+    max_skips: int = 3,
+) -> Terms:
     """Terms of a drill; ``names`` are the blueprints on offer, all that fit without."""
-    catalogue = {
-        slot: registry.catalogue(site.topology, site.dim, site.positions, names) for slot, site in sites.items()
-    }
-    return Terms(
-        slots_config=slots, gates=gates, catalogue=catalogue,
-        names=tuple(sorted({info.name for infos in catalogue.values() for info in infos})),
-        operators=dict.fromkeys(sites, OPERATORS), channels={},
-        places={slot: (row / max(1, len(sites) - 1), 0.0) for row, slot in enumerate(sites)},
-        total_steps=1_000_000, tick_steps=tick_steps, max_skips=max_skips, world_size=ranks, costs=None,
-    )  # fmt: skip
+    return build_terms(
+        sites,
+        slots,
+        gates,
+        class_logits=False,
+        total_steps=1_000_000,
+        tick_steps=tick_steps,
+        max_skips=max_skips,
+        world_size=ranks,
+        costs=None,
+        names=names,
+        operators=OPERATORS,
+    )
 
 
 class Replica:
@@ -141,9 +152,15 @@ class Replica:
         lockstep = Lockstep(world, list(grown.slots), terms.names, registry=digest62(list(terms.names)))
         assert world.heartbeat is not None
         self.cycle = Cycle(
-            world, world.heartbeat, grown, growth, terms=terms, control=control, lockstep=lockstep,
+            world,
+            world.heartbeat,
+            grown,
+            growth,
+            terms=terms,
+            control=control,
+            lockstep=lockstep,
             narrator=Narrator(sink, grown),
-        )  # fmt: skip
+        )
         self.controller = controller
         self.state = RunState(slots=terms.first_slots())
         self.step = 0
@@ -196,9 +213,13 @@ class Replica:
         draw = random.Random(f"{self.seed}/{self.world.rank}/{self.state.tick}")
         losses = [draw.randint(1, 9) for _ in range(8)]
         found: dict[str, float] = {
-            "train_loss": sum(losses), "train_count": 8, "train_samples": 8, "train_correct": draw.randint(0, 8),
-            "host_norm": draw.randint(1, 9), "host_norm_steps": 1,
-        }  # fmt: skip
+            "train_loss": sum(losses),
+            "train_count": 8,
+            "train_samples": 8,
+            "train_correct": draw.randint(0, 8),
+            "host_norm": draw.randint(1, 9),
+            "host_norm_steps": 1,
+        }
         for entry in self.state.slots:
             slot = entry.slot
             if not entry.stage.has_seed:

@@ -14,16 +14,16 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from esper.accord.effects import Veto
+from esper.accord.lifecycle import SlotState
+from esper.accord.observe import observe
+from esper.accord.state import RunState, Terms
 from esper.drill.replica import Fault, FaultKind
-from esper.kasmina.lifecycle import SlotState
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command, wait
 from esper.leyline.legality import why_refused
 from esper.leyline.observation import Observation
 from esper.leyline.stages import Op, Stage
-from esper.tolaria.state import RunState, Terms
-from esper.tolaria.views import observe
-from esper.tolaria.wire import Veto
 
 BLUEPRINT = "norm"
 STATELESS = (FaultKind.MEASURE, FaultKind.STAGE, FaultKind.TICK, FaultKind.STEP, FaultKind.ALPHA)

@@ -173,16 +173,26 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
             theirs = np.array([metric.score(run) for run in runs[other].values()])
             beats[other] = bootstrap(improvement, scores, theirs)
     return Row(
-        arm=arm, seeds=seeds, score=mean(list(scores)), iqm=bootstrap(interquartile_mean, scores),
-        final_loss=mean([run.final_loss for run in own]), best_loss=mean([run.best_loss for run in own]),
+        arm=arm,
+        seeds=seeds,
+        score=mean(list(scores)),
+        iqm=bootstrap(interquartile_mean, scores),
+        final_loss=mean([run.final_loss for run in own]),
+        best_loss=mean([run.best_loss for run in own]),
         final_accuracy=mean([run.final_accuracy for run in own]),
         best_accuracy=mean([run.best_accuracy for run in own]),
-        test_accuracy=mean([run.test_accuracy for run in own]), test_loss=mean([run.test_loss for run in own]),
+        test_accuracy=mean([run.test_accuracy for run in own]),
+        test_loss=mean([run.test_loss for run in own]),
         equal_loss=mean(measured) if measured and len(measured) == len(equal) else None,
-        to_final=statistics.median(ratios) if ratios else None, reached=sum(map(math.isfinite, ratios)),
-        asked=len(ratios), flops=mean([run.flops for run in own]), parameters=mean([run.parameters for run in own]),
-        wall_s=statistics.fmean(run.wall_s for run in own), against=against, beats=beats,
-    )  # fmt: skip
+        to_final=statistics.median(ratios) if ratios else None,
+        reached=sum(map(math.isfinite, ratios)),
+        asked=len(ratios),
+        flops=mean([run.flops for run in own]),
+        parameters=mean([run.parameters for run in own]),
+        wall_s=statistics.fmean(run.wall_s for run in own),
+        against=against,
+        beats=beats,
+    )
 
 
 def _above(found: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Verdict:
@@ -276,7 +286,11 @@ def compare(
     if len(at_equal) < len(every):
         said.append(f"loss at equal FLOPs is over {len(at_equal)} of {len(every)} seeds: those of every arm but none")
     return Comparison(
-        name=name, metric=metric, rows=tuple(make_row(present, metric, arm) for arm in present), equal_flops=at_equal,
+        name=name,
+        metric=metric,
+        rows=tuple(make_row(present, metric, arm) for arm in present),
+        equal_flops=at_equal,
         informative=False if False in holds else None if undecided else True,
-        verdicts=(*room, *claims(present, metric, subject, flops_share=flops_share)), notes=(*notes, *said),
-    )  # fmt: skip
+        verdicts=(*room, *claims(present, metric, subject, flops_share=flops_share)),
+        notes=(*notes, *said),
+    )

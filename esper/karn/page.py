@@ -7,7 +7,6 @@ stages                    which slot was where at which tick, for the first seed
 
 import html
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,16 @@ from esper.karn.comparison import Comparison, Runs
 from esper.karn.runs import RunRecord
 from esper.karn.table import Part, parts, verdict_lines
 from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.files import write_whole
 
 STAGE_COLOURS = {
-    "GERMINATED": "#bbbbbb", "TRAINING": "#e69f00", "BLENDING": "#56b4e9", "HOLDING": "#009e73",
-    "FOSSILIZED": "#0072b2", "PRUNED": "#d55e00",
-}  # fmt: skip
+    "GERMINATED": "#bbbbbb",
+    "TRAINING": "#e69f00",
+    "BLENDING": "#56b4e9",
+    "HOLDING": "#009e73",
+    "FOSSILIZED": "#0072b2",
+    "PRUNED": "#d55e00",
+}
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #1b1b1b }
@@ -82,9 +86,12 @@ def size_plot(plt: Any, runs: Runs) -> Any:
     figure, axes = plt.subplots(figsize=(9, 3.8))
     for arm, by_seed in runs.items():
         axes.scatter(
-            [run.parameters for run in by_seed.values()], [100 * run.test_accuracy for run in by_seed.values()],
-            s=22, alpha=0.75, label=arm,
-        )  # fmt: skip
+            [run.parameters for run in by_seed.values()],
+            [100 * run.test_accuracy for run in by_seed.values()],
+            s=22,
+            alpha=0.75,
+            label=arm,
+        )
     axes.set(xscale="log", xlabel="parameters at the end", ylabel="test accuracy (%)")
     axes.legend(fontsize=8, ncols=3)
     axes.grid(alpha=0.25)
@@ -179,13 +186,8 @@ def write_page(found: Comparison, runs: Runs, path: Path, *, command: str, where
         f"<h2>What may be said</h2>{_verdicts(found)}{drawn}"
         f"<h2>Runs</h2><ul>{listed}</ul></body></html>"
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, text)
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise RunDirError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.leyline.errors import RunDirError, one_line
+from esper.leyline.files import RunDir
 from esper.nissa.reading import Record, latest, read_events
 
 
@@ -139,17 +140,22 @@ def _point(record: Record) -> Point | None:
     if flops is None or not fresh or _field(loss, "value", int, float, type(None)) is None:
         return None
     return Point(
-        step=_field(record, "step", int), flops=flops, parameters=_field(payload, "parameters", int),
-        loss=_number(loss, "value"), accuracy=_number(accuracy, "value"),
-    )  # fmt: skip
+        step=_field(record, "step", int),
+        flops=flops,
+        parameters=_field(payload, "parameters", int),
+        loss=_number(loss, "value"),
+        accuracy=_number(accuracy, "value"),
+    )
 
 
 def _stage(record: Record) -> StageLine:
     payload = record["payload"]
     return StageLine(
-        tick=_field(record, "tick", int), slot=_field(payload, "slot", str), target=_field(payload, "target", str),
+        tick=_field(record, "tick", int),
+        slot=_field(payload, "slot", str),
+        target=_field(payload, "target", str),
         blueprint=_field(payload, "blueprint", str, type(None)),
-    )  # fmt: skip
+    )
 
 
 def _check_whole(records: list[Record], ticks: list[int], validated: int, result: Any) -> None:
@@ -177,7 +183,7 @@ def read_run(folder: Path) -> RunRecord:
         RunDirError: it is not finished, its record is damaged or has holes, it keeps no account of FLOPs, or it told
             nothing of its ticks (telemetry.level=full).
     """
-    path, events = folder / "result.json", folder / "events.jsonl"
+    path, events = RunDir(folder).result, RunDir(folder).events
     mend = f"remove {folder}, and the same command runs it again"
     try:
         result = json.loads(path.read_text())
@@ -199,14 +205,20 @@ def read_run(folder: Path) -> RunRecord:
         if not curve or _field(result, "flops", int, type(None)) is None:
             raise RunDirError(f"{folder}: no validated ticks with FLOPs in events.jsonl; run with telemetry.level=full")
         found = RunRecord(
-            folder=str(folder), curve=tuple(curve.values()), flops=_field(result, "flops", int),
-            samples=_field(result, "samples", int), steps=_field(result, "step", int),
-            ticks=_field(result, "tick", int), parameters=_field(result, "parameters", int),
+            folder=str(folder),
+            curve=tuple(curve.values()),
+            flops=_field(result, "flops", int),
+            samples=_field(result, "samples", int),
+            steps=_field(result, "step", int),
+            ticks=_field(result, "tick", int),
+            parameters=_field(result, "parameters", int),
             final_loss=_reading(result, path, "validation_loss"),
             final_accuracy=_reading(result, path, "validation_accuracy"),
-            test_loss=_reading(result, path, "test_loss"), test_accuracy=_reading(result, path, "test_accuracy"),
-            stages=stages, wall_s=max(times) - min(times),
-        )  # fmt: skip
+            test_loss=_reading(result, path, "test_loss"),
+            test_accuracy=_reading(result, path, "test_accuracy"),
+            stages=stages,
+            wall_s=max(times) - min(times),
+        )
         source = events
         _check_whole(records, list(points), list(curve)[-1], result)
     except (AttributeError, TypeError, ValueError) as error:

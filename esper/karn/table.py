@@ -108,16 +108,20 @@ def parts(found: Comparison) -> list[Part]:
     tables = (
         (f"Validation and test; differences in {unit}, paired by seed, positive is better", _scores(found.metric)),
         ("Validation loss in nats per sample, and cost; means, but a median for FLOPs to final's loss", _losses(found)),
-        ("Interquartile mean of the test score, and probability of a better one than the baseline's; "
-         "[95 % interval] by bootstrap", _robust(found.metric)),
-    )  # fmt: skip
+        (
+            "Interquartile mean of the test score, and probability of a better one than the baseline's; "
+            "[95 % interval] by bootstrap",
+            _robust(found.metric),
+        ),
+    )
     return [
         Part(
-            title=title, heads=("arm", *(head for head, _ in columns)),
+            title=title,
+            heads=("arm", *(head for head, _ in columns)),
             rows=tuple((row.arm, *(cell(row) for _, cell in columns)) for row in found.rows),
         )
         for title, columns in tables
-    ]  # fmt: skip
+    ]
 
 
 def verdict_lines(found: Comparison) -> list[tuple[str, str, str]]:

@@ -22,16 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from esper.kasmina.attach import CONTAINER, Grown
-from esper.kasmina.beat import Beat
-from esper.kasmina.confidence import evaluating
-from esper.kasmina.config import Incubation
-from esper.kasmina.feature import take, tensors_in
-from esper.kasmina.regions import Backend, Region, choose, compile_failures, reason
-from esper.kasmina.sites import arguments
-from esper.kasmina.slot import SeedSlot
+from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.feature import take, tensors_in
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.regions import Backend, Region, choose, compile_failures, reason
+from esper.kasmina.slots.sites import CONTAINER, arguments
+from esper.kasmina.slots.slot import SeedSlot
+from esper.kasmina.streams import undisturbed
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
+from esper.leyline.stages import Incubation
 
 
 class Compiler:
@@ -258,8 +259,7 @@ class Compiler:
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        devices = sorted({p.device for p in self.grown.model.parameters() if p.is_cuda}, key=str)
-        with torch.random.fork_rng(devices):
+        with undisturbed(self.grown.model):
             yield
 
 

@@ -1,6 +1,6 @@
 """What forwards and backwards cost, in FLOPs per sample: multiply-adds times two of convolutions and matrix products.
 
-Costs are counted once, where they belong, and then only added up by formula (see `esper.tolaria.account`):
+Costs are counted once, where they belong, and then only added up by formula (see `esper.accord.account`):
 
     host     one forward and one backward on a sample; and per slot, when it is first asked for, the backward of the
              activations alone from the output down to that slot: what a shadow forward pays to reach its seed
@@ -13,7 +13,6 @@ be none that the counter knows. Normalisation, activations and pooling are not c
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.kasmina.attach import CONTAINER, Grown
 from esper.kasmina.blueprints import registry
-from esper.kasmina.confidence import evaluating
-from esper.kasmina.feature import put, take, tensors_in
 from esper.kasmina.hosts.resume import resumable
-from esper.kasmina.sites import Site, arguments
+from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.feature import put, take, tensors_in
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import CONTAINER, Site, arguments
+from esper.kasmina.streams import undisturbed
+from esper.leyline.costs import HostCost, SeedCost
 from esper.leyline.topology import Topology
 
 
@@ -34,23 +35,6 @@ def _counted(work: Callable[[], Any]) -> tuple[int, Any]:
     with sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
         result = work()
     return counter.get_total_flops(), result
-
-
-@dataclass(frozen=True, slots=True)
-class SeedCost:
-    """One seed on one sample.
-
-    Fields:
-        forward: one forward.
-        full: backward to input and weights (a blended seed that learns).
-        weights: backward to the weights alone (a seed whose input is detached or frozen).
-        passing: backward to the input alone (a frozen seed in blend).
-    """
-
-    forward: int
-    full: int
-    weights: int
-    passing: int
 
 
 @functools.cache
@@ -77,25 +61,6 @@ def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ..
                 )
             found.append(backward)
     return SeedCost(forward, *found)
-
-
-@dataclass(frozen=True, slots=True)
-class HostCost:
-    """The bare host on one sample.
-
-    Fields:
-        forward, backward: a forward, and the backward to all that it trains.
-        down_to: per slot, the backward of the activations alone, from the output down to it.
-        shared: per slot, the forward up to it, which forwards that differ from there on share; None where the host
-            cannot resume from a slot and shares nothing.
-        order: slots in the order of execution.
-    """
-
-    forward: int
-    backward: int
-    down_to: dict[str, int]
-    shared: dict[str, int] | None
-    order: tuple[str, ...]
 
 
 def _output_sum(output: Any) -> Tensor:
@@ -157,12 +122,11 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
     args, kwargs = arguments(example)
     batch = next(tensors_in((*args, kwargs))).shape[0]
     weights = [p for name, p in grown.model.named_parameters() if p.requires_grad and not name.startswith(CONTAINER)]
-    devices = sorted({p.device for p in weights if p.is_cuda}, key=str)
 
     def buffers() -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in grown.model.named_buffers()}
 
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    with undisturbed(grown.model), torch.enable_grad():
         call = functools.partial(torch.func.functional_call, grown.model, buffers(), args, kwargs)
         with _order(grown) as order:
             forward, output = _counted(call)

@@ -18,7 +18,7 @@ from enum import IntEnum
 
 
 class Operator(IntEnum):
-    """How a seed's delta joins the host's features (see `esper.kasmina.blend`). The number is the wire code."""
+    """How a seed's delta joins the host's features (see `esper.kasmina.slots.blend`). The number is the wire code."""
 
     ADD = 0
     MULTIPLY = 1

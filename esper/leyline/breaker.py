@@ -3,7 +3,7 @@
     ALLOWED -- growth is blamed for a panic -> COOLING -- time is over -> TRIAL -- the seed on trial stands -> ALLOWED
     TRIAL   -- growth is blamed again -------> COOLING, for longer; OPEN after too many, until somebody overrides it
 
-Who moves it, and by what: `esper.tolaria.breaker`.
+Who moves it, and by what: `esper.accord.breaker`.
 """
 
 from dataclasses import dataclass

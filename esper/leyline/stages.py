@@ -190,3 +190,13 @@ if Stage.FOSSILIZED not in {e.target for e in EDGES} or {e.source for e in EDGES
     raise AssertionError("every stage but FOSSILIZED needs an edge that leaves it")
 if {edge.cause for edge in EDGES} != {*Op, *Mechanical} - {Op.WAIT}:
     raise AssertionError("every cause but WAIT needs an edge")
+
+
+class Incubation(StrEnum):
+    """How a TRAINING seed learns. SHADOW: it sees the loss at full alpha in a forward of its own, all else frozen.
+    STE: straight-through, forward exactly the host's, gradient as if added. IMMEDIATE: no incubation, blended from
+    birth."""
+
+    SHADOW = "shadow"
+    STE = "ste"
+    IMMEDIATE = "immediate"

@@ -26,7 +26,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from esper.leyline.events import (
+from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack
+from esper.leyline.events.run import (
     BirthVetoed,
     CheckpointSaved,
     CommandRefused,
@@ -40,7 +41,6 @@ from esper.leyline.events import (
     TickDone,
 )
 from esper.leyline.evidence import Reading
-from esper.leyline.governing import BreakerChanged, Panic, RolledBack
 from esper.leyline.stages import Stage
 from esper.nissa.config import ConsoleMode
 

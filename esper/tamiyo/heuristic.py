@@ -132,9 +132,11 @@ class HeuristicController:
         self._config = config
         self._slots = slots
         self._rotation = Rotation(
-            preference=tuple(config.blueprints), half_life=config.penalty_half_life, max_penalty=config.max_penalty,
+            preference=tuple(config.blueprints),
+            half_life=config.penalty_half_life,
+            max_penalty=config.max_penalty,
             spread=config.spread,
-        )  # fmt: skip
+        )
         self._state = HeuristicState(losses=[], loss_tick=None, slots={slot: SlotRecord() for slot in slots})
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,9 +222,13 @@ class HeuristicController:
             return self._prune(view, self._config.prune_ticks, f"{record.against} readings against it: {why}")
         if view.alpha_target < 1.0:
             return Command(
-                slot=view.slot, op=Op.SET_ALPHA_TARGET, target=1.0, ticks=self._config.tempo_ticks,
-                curve=self._config.curve, reason=f"rests at alpha {view.alpha_target:g}, is judged at 1",
-            )  # fmt: skip
+                slot=view.slot,
+                op=Op.SET_ALPHA_TARGET,
+                target=1.0,
+                ticks=self._config.tempo_ticks,
+                curve=self._config.curve,
+                reason=f"rests at alpha {view.alpha_target:g}, is judged at 1",
+            )
         if passed:
             return Command(slot=view.slot, op=Op.ADVANCE, reason=f"G3 passed: {why}")
         if record.stalled >= self._config.stall_ticks:
@@ -246,9 +252,13 @@ class HeuristicController:
                 continue
             name, tried = chosen
             command = Command(
-                slot=view.slot, op=Op.GERMINATE, blueprint=name, ticks=self._config.tempo_ticks,
-                curve=self._config.curve, reason=f"{why}; {tried}",
-            )  # fmt: skip
+                slot=view.slot,
+                op=Op.GERMINATE,
+                blueprint=name,
+                ticks=self._config.tempo_ticks,
+                curve=self._config.curve,
+                reason=f"{why}; {tried}",
+            )
             if why_refused(observation, command) is None:
                 records[view.slot].proposed = name
                 self._state.losses = []  # a plateau pays for one birth

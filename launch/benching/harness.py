@@ -26,14 +26,14 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esper.assembly import assemble
-from esper.config import build_config
+from esper.config.tree import build_config
 from esper.leyline.protocols import NullSink
-from esper.tolaria.checkpoint import CheckpointStore
+from esper.run.assembly import assemble
+from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data import load_data
-from esper.tolaria.engine import Engine
-from esper.tolaria.heartbeat import Heartbeat
-from esper.tolaria.world import World
+from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.engine import Engine
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 Part = Callable[[int, int, int], "list[Ratio]"]  # (rank, ranks, rounds) -> lines; the same on every rank
@@ -113,9 +113,15 @@ def engine_for(overrides: list[str], rank: int, world_size: int) -> Engine:
     world = World(config.world, config.control)
     world.heartbeat = Heartbeat(folder / "heartbeat", rank, world_size)
     engine = assemble(
-        config, world=world, heartbeat=world.heartbeat, bundle=load_data(config.data),
-        store=CheckpointStore(folder / "checkpoints", attempt=1, keep=1), sink=NullSink(), digest=0, run_id="bench",
-    )  # fmt: skip
+        config,
+        world=world,
+        heartbeat=world.heartbeat,
+        bundle=load_data(config.data),
+        store=CheckpointStore(folder / "checkpoints", attempt=1, keep=1),
+        sink=NullSink(),
+        digest=0,
+        run_id="bench",
+    )
     engine.begin(None)
     return engine
 

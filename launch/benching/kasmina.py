@@ -23,17 +23,18 @@ from benching.harness import (
     ratio_of,
     timed,
 )
-from esper.kasmina.attach import Grown, attach
-from esper.kasmina.attribution import attribute
-from esper.kasmina.birth import birth_key, build_seed
-from esper.kasmina.coalitions import Kind, make_plan
+from esper.kasmina.attach import attach
+from esper.kasmina.attribution.coalitions import Kind, make_plan
+from esper.kasmina.attribution.prefixes import How
+from esper.kasmina.attribution.worth import attribute
+from esper.kasmina.births.build import birth_key, build_seed
 from esper.kasmina.hosts import CNNConfig, GPTConfig, build_host
-from esper.kasmina.prefixes import How
-from esper.kasmina.slot import Phase
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.stages import Stage
-from esper.tolaria.engine import Engine
-from esper.tolaria.task import Task
+from esper.tolaria.data.task import Task
+from esper.tolaria.training.engine import Engine
 
 ALPHA = 0.5
 
@@ -69,9 +70,18 @@ def blend(engine: Engine, slots: Sequence[str], blueprint: str) -> dict[str, nn.
             copies[entry.slot] = copy.deepcopy(seed)
             engine.growth.plant(entry.slot, seed)
             changed[entry.slot] = replace(
-                entry, stage=Stage.BLENDING, generation=1, blueprint=blueprint, operator=Operator.ADD,
-                curve=Curve.LINEAR, target=ALPHA, ramp=ramp, learn_step=0, finite=True, owned=True,
-            )  # fmt: skip
+                entry,
+                stage=Stage.BLENDING,
+                generation=1,
+                blueprint=blueprint,
+                operator=Operator.ADD,
+                curve=Curve.LINEAR,
+                target=ALPHA,
+                ramp=ramp,
+                learn_step=0,
+                finite=True,
+                owned=True,
+            )
     engine.state = engine.state.with_slots(changed)
     engine.growth.follow(engine.state)
     return copies

@@ -16,16 +16,24 @@ from functools import partial
 from pathlib import Path
 
 from benching.harness import Ratio, engine_for, interleave, ratio_of
-from esper.kasmina.library import Library, LibraryConfig
+from esper.accord.effects import Discard, Prepare
+from esper.kasmina.births import Library, LibraryConfig
 from esper.leyline.commands import Command
 from esper.leyline.stages import Op
-from esper.tolaria.effects import Discard, Prepare
 
 SLOT, SEED, DIM, STEPS = "r0c0", "mlp", 1024, 4
 HOST = [
-    "host=gpt", "data=pysource", "host.layers=1", "host.heads=8", f"host.dim={DIM}", "host.block=16", "data.block=16",
-    "trainer.batch=2", "controller=none", "trainer.steps=100000",
-]  # fmt: skip
+    "host=gpt",
+    "data=pysource",
+    "host.layers=1",
+    "host.heads=8",
+    f"host.dim={DIM}",
+    "host.block=16",
+    "data.block=16",
+    "trainer.batch=2",
+    "controller=none",
+    "trainer.steps=100000",
+]
 
 
 def bench_stall(rank: int, world_size: int, rounds: int) -> list[Ratio]:

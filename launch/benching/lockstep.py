@@ -12,15 +12,16 @@ import torch.distributed as dist
 from torch import nn
 
 from benching.harness import Part, Ratio, bare_host, counting, engine_for, interleave, plain_loop, ratio_of, timed
+from esper.accord.absorb import absorb
+from esper.accord.observe import observe
+from esper.accord.reducer import reduce_tick
 from esper.kasmina.attach import attach
-from esper.kasmina.slot import Phase
+from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import wait
 from esper.leyline.stages import Stage
-from esper.tolaria.engine import Engine
-from esper.tolaria.reducer import reduce_tick
-from esper.tolaria.views import absorb, observe
-from esper.tolaria.wire import RankWord
+from esper.tolaria.lockstep.wire import RankWord
+from esper.tolaria.training.engine import Engine
 
 
 def bench_step(rank: int, world_size: int, rounds: int) -> list[Ratio]:
@@ -47,9 +48,16 @@ def live_slots(engine: Engine, count: int) -> None:
     for entry in engine.state.slots[:count]:
         engine.growth.plant(entry.slot, engine.growth.build(entry.slot, "mlp_small", 1))
         changed[entry.slot] = replace(
-            entry, stage=Stage.TRAINING, generation=1, blueprint="mlp_small", operator=Operator.ADD,
-            curve=Curve.COSINE, learn_step=0, finite=True, owned=True,
-        )  # fmt: skip
+            entry,
+            stage=Stage.TRAINING,
+            generation=1,
+            blueprint="mlp_small",
+            operator=Operator.ADD,
+            curve=Curve.COSINE,
+            learn_step=0,
+            finite=True,
+            owned=True,
+        )
     engine.state = engine.state.with_slots(changed)
     engine.growth.follow(engine.state)
 

@@ -27,9 +27,14 @@ def build_host() -> nn.Module:
     """A small CNN; its first weights are the same in every process."""
     torch.manual_seed(5)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
 
 
 def loss_fn(model: nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,10 +56,17 @@ def main() -> None:
         model = build_host()
         grown = esper.attach(model, sites={"r0c0": "1", "r1c0": "3"}, example=x[:2])
         session = esper.Session(
-            grown, torch.optim.AdamW(model.parameters(), lr=1e-2), loss=loss_fn, every=8, seed=7,
-            controller={"kind": "schedule", "actions": ACTIONS}, gates={"evidence": "observe", "probe_samples": 96},
-            slots={"incubation": "shadow"}, sink=folder / "events.jsonl", **held_out,
-        )  # fmt: skip
+            grown,
+            torch.optim.AdamW(model.parameters(), lr=1e-2),
+            loss=loss_fn,
+            every=8,
+            seed=7,
+            controller={"kind": "schedule", "actions": ACTIONS},
+            gates={"evidence": "observe", "probe_samples": 96},
+            slots={"incubation": "shadow"},
+            sink=folder / "events.jsonl",
+            **held_out,
+        )
     rank, world = session.world.rank, session.world.size
     torch.manual_seed(100 + rank)
     for step in range(MIDDLE if files else 0, STEPS):

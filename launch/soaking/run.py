@@ -14,16 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.supervise import descendants_of
-from esper.tolaria.checkpoint import CheckpointStore
+from esper.launcher.supervise import descendants_of
+from esper.tolaria.checkpoint.store import CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[2]
 # A save at every tick: one that a stop asks for comes where there is one anyway.
 SETTINGS = (
-    "experiment=demo", "seed=1", "trainer.steps=300", "control.every=5", "checkpoint.every_ticks=1",
-    "checkpoint.keep=3", "control.timeout_s=10", "control.slow_timeout_s=10", "control.startup_timeout_s=30",
-    "world.max_restarts=50", "telemetry.console=off", "telemetry.wandb.mode=disabled",
-)  # fmt: skip
+    "experiment=demo",
+    "seed=1",
+    "trainer.steps=300",
+    "control.every=5",
+    "checkpoint.every_ticks=1",
+    "checkpoint.keep=3",
+    "control.timeout_s=10",
+    "control.slow_timeout_s=10",
+    "control.startup_timeout_s=30",
+    "world.max_restarts=50",
+    "telemetry.console=off",
+    "telemetry.wandb.mode=disabled",
+)
 # Whom, and what a scheduler, a kernel or a person sends there. The agent is deaf to stop signals, and a launcher or an
 # agent that stands still is a machine that stands still: nobody is there to notice.
 VICTIMS: dict[str, tuple[str, ...]] = {
@@ -84,7 +93,7 @@ class Run:
                 variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             except OSError:  # it ended meanwhile
                 continue
-            if b"esper.agent" in words:
+            if b"esper.launcher.agent" in words:
                 found["agent"] = [pid]
             elif b"esper.worker" in words:
                 rank = next((v[5:].decode() for v in variables if v.startswith(b"RANK=")), "")

@@ -10,11 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.kasmina.attribution import Sums, attribute, readings
-from esper.kasmina.coalitions import make_plan
-from esper.tolaria.config import ControlConfig, WorldConfig
+from esper.kasmina.attribution.worth import Sums, attribute, readings
+from esper.kasmina.attribution.coalitions import make_plan
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.data.sampler import bounds
-from esper.tolaria.world import World
+from esper.tolaria.ranks.world import World
 from tests.support.dist import run_distributed
 from tests.support.playing import batches_for, classify, grown_for
 

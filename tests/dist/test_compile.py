@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from esper.config import EsperConfig
-from esper.leyline.events import CommandRefused, StageChanged
+from esper.config.tree import EsperConfig
+from esper.leyline.events.run import CommandRefused, StageChanged
 from tests.dist.test_equality import same_tensors
 from tests.dist.test_operators import config_of as all_operators
 from tests.support.dist import run_distributed
@@ -27,7 +27,7 @@ def config_of(compile_: bool, **settings: Any) -> EsperConfig:
     return tiny_config(
         "cnn", controller=LIFE, trainer__steps=2 * TICKS, trainer__precision="fp64", trainer__compile=compile_,
         trainer__compile_backend="eager", slots__ids=[A], **settings,
-    )  # fmt: skip
+    )
 
 
 def live(rank: int, config: EsperConfig, run_dir: Path, breaks_at: int) -> dict[str, Any]:

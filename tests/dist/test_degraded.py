@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from esper.leyline.events import CommandRefused, SlotDegraded, StageChanged
+from esper.leyline.events.run import CommandRefused, SlotDegraded, StageChanged
 from tests.support.dist import run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
 
@@ -57,5 +57,5 @@ def test_a_fallback_on_one_rank_is_one_outcome_on_all(tmp_path: Path) -> None:
     for found, reason in ((one, elsewhere), (two, FALLBACK)):
         assert found["told"] == [
             (6, "r0c0", "conv_light", 1, reason, False), (8, "r0c0", "conv_light", 1, reason, True)
-        ]  # fmt: skip
+        ]
         assert found["own"] is None

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from esper.config import EsperConfig
+from esper.config.tree import EsperConfig
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import DivergedError
-from esper.leyline.events import CommandRefused, Event, StageChanged, StepSkipped, TickDone
-from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import CommandRefused, Event, StageChanged, StepSkipped, TickDone
+from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack, SnapshotTaken
 from esper.leyline.stages import Mechanical
 from esper.tamiyo.heuristic import HeuristicConfig
-from esper.tolaria.engine import Engine
-from esper.tolaria.governor import replay
-from esper.tolaria.rollback import Recovery
+from esper.tolaria.training.engine import Engine
+from esper.accord.replay import replay
+from esper.tolaria.training.governor import Recovery
 from tests.support.collectives import CollectiveCounter
 from tests.support.dist import run_distributed, use_group
 from tests.support.faults import before, train_on
@@ -46,7 +46,7 @@ def config_of(**settings: Any) -> EsperConfig:
         "optim__clip_norm": None, "telemetry__level": "full", "governor__min_history": 4,
         "governor__snapshot_ticks": 2, "governor__cool_ticks": 4, "governor__trial_ticks": 2,
         "governor__embargo_ticks": 8,
-    }  # fmt: skip
+    }
     return tiny_config("cnn", **{**wanted, **settings})
 
 
@@ -191,7 +191,7 @@ BOMB = (
     act(15, "r1c0", "GERMINATE", blueprint="norm", ticks=1),
     act(21, "r0c0", "GERMINATE", blueprint="norm", ticks=1), act(22, "r1c0", "ADVANCE"), act(23, "r1c0", "ADVANCE"),
     act(24, "r0c0", "GERMINATE", blueprint="norm", ticks=1), act(26, "r0c0", "ADVANCE"), act(27, "r0c0", "ADVANCE"),
-)  # fmt: skip
+)
 
 
 def seed_that_breaks(rank: int, config: EsperConfig, run_dir: Path) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def test_the_newest_change_is_blamed_and_no_other_seed(world: int, tmp_path: Pat
 
 INF = (
     act(3, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(5, "r0c0", "ADVANCE"), act(7, "r0c0", "ADVANCE"),
-)  # fmt: skip
+)
 
 
 def seed_that_turns_inf(rank: int, config: EsperConfig, run_dir: Path) -> dict[str, Any]:
@@ -345,7 +345,7 @@ GROWTH = (
     act(3, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(5, "r0c0", "ADVANCE"),
     act(7, "r0c0", "ADVANCE"), act(10, "r0c0", "ADVANCE"), act(6, "r1c0", "GERMINATE", blueprint="norm", ticks=1),
     act(12, "r1c0", "PRUNE"),
-)  # fmt: skip
+)
 
 
 def with_and_without(rank: int, config: EsperConfig, run_dir: Path) -> dict[str, Any]:

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from esper import worker
-from esper.cli import order_for
-from esper.config import load_config
+from esper.run import train
+from esper.launcher.resume import order_for
+from esper.config.tree import load_config
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.nissa.reading import latest, read_events
-from esper.rundir import ORDER, read_order, write_order
-from esper.tolaria.breaker import BreakerOrder
-from esper.tolaria.checkpoint import CheckpointStore
-from esper.tolaria.engine import Engine
-from esper.tolaria.heartbeat import Heartbeat
+from esper.run.directory import read_order, write_order
+from esper.accord.breaker import BreakerOrder
+from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.training.engine import Engine
+from esper.tolaria.ranks.heartbeat import Heartbeat
 from tests.support.killing import Kill, assert_same_run, final, live, prepare_run
 from tests.support.sick import PLAIN, register_bomb, spoil_data
 from tests.support.tiny import act, schedule, tiny_plain
@@ -39,20 +39,20 @@ def plain_of(**settings: Any) -> dict[str, Any]:
             act(6, "r0c0", "GERMINATE", blueprint="norm", ticks=2), act(8, "r0c0", "ADVANCE"),
             act(25, "r1c0", "GERMINATE", blueprint="norm", ticks=2),
         ),
-    }  # fmt: skip
+    }
     return tiny_plain("cnn", **{**wanted, **settings})
 
 
 def spoiled(rank: int) -> None:
     """Each worker's training part is spoiled once its engine stands."""
-    own = worker.assemble
+    own = train.assemble
 
     def assemble(*args: Any, **parts: Any) -> Engine:
         engine = own(*args, **parts)
         spoil_data(engine, BAD, 1e3)
         return engine
 
-    worker.assemble = assemble  # type: ignore[attr-defined]
+    train.assemble = assemble  # type: ignore[attr-defined]
 
 
 def spoiled_and_stopped(rank: int) -> None:
@@ -143,7 +143,7 @@ def test_a_stop_at_the_panic_saves_what_it_went_back_to(undisturbed: Path, tmp_p
 BOMB = (
     act(14, "r0c0", "GERMINATE", blueprint="bomb", ticks=2), act(16, "r0c0", "ADVANCE"), act(18, "r0c0", "ADVANCE"),
     act(24, "r0c0", "GERMINATE", blueprint="norm", ticks=1), act(26, "r0c0", "ADVANCE"), act(27, "r0c0", "ADVANCE"),
-)  # fmt: skip
+)
 
 
 def with_bomb(rank: int) -> None:
@@ -155,7 +155,7 @@ def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Pa
     settings = {
         "trainer__steps": 64, "governor__cool_ticks": 4, "governor__trial_ticks": 2, "governor__embargo_ticks": 8,
         "controller": schedule(*BOMB),
-    }  # fmt: skip
+    }
     runs = [prepare_run(tmp_path / name, plain_of(**settings)) for name in ("whole", "killed")]
     assert live(runs[0], 2, prepare=with_bomb) == [0, 0]
     turns = [(r["tick"], r["payload"]["target"]) for r in events_of(runs[0], "breaker")]
@@ -183,7 +183,7 @@ def test_an_order_given_between_two_attempts_turns_the_breaker_once_and_on_all_r
     """Killed while growth cools, ordered to allow it; killed again before anything is saved, and after."""
     settings = {
         "trainer__steps": 64, "governor__cool_ticks": 40, "governor__embargo_ticks": 8, "controller": schedule(*BOMB),
-    }  # fmt: skip
+    }
     run_dir = prepare_run(tmp_path / "run", plain_of(**settings))
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
         ordered(run_dir)
@@ -228,6 +228,6 @@ def test_an_order_that_is_none_is_named_and_a_run_without_a_governor_takes_none(
     with pytest.raises(ConfigError, match=r"governor.enabled=false"):
         ordered(run_dir)
     assert read_order(run_dir) is None
-    (run_dir / ORDER).write_text('{"phase": "ALLOWED"}')
+    (run_dir / "breaker.json").write_text('{"phase": "ALLOWED"}')
     with pytest.raises(ConfigError, match=r"breaker.json: no order to the breaker .*missing id, why"):
         read_order(run_dir)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from esper.attempt import begin_attempt, latest_attempt, taken_over
+from esper.run.attempt import begin_attempt, latest_attempt, taken_over
 from esper.leyline.errors import LeaseError
 from esper.nissa.reading import read_events
-from esper.tolaria.config import ControlConfig, WorldConfig
-from esper.tolaria.world import World
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.ranks.world import World
 from tests.support.killing import live, prepare_run
 from tests.support.places import strike_at
 from tests.support.tiny import tiny_plain

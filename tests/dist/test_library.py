@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.config import EsperConfig
+from esper.config.tree import EsperConfig
 from esper.kasmina.blueprints import blueprint
-from esper.kasmina.library import Birth, LibraryConfig, Order
+from esper.kasmina.births import Birth, LibraryConfig, Order
 from esper.leyline.commands import Command
-from esper.leyline.events import BirthVetoed, Fault, LibraryUsed, StageChanged
+from esper.leyline.events.run import BirthVetoed, Fault, LibraryUsed, StageChanged
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.support.dist import run_distributed, use_group
 from tests.support.faults import Commands, Outcome, before, play, train_on
 from tests.support.tiny import make_engine, replica, tiny_config
@@ -47,7 +47,7 @@ def config(**library: Any) -> EsperConfig:
     return tiny_config(
         "cnn", trainer__steps=20, control__every=2, control__digest_every=1, control__stage_ticks=3,
         control__timeout_s=60.0, **{f"library__{name}": value for name, value in {"wait_s": 30.0, **library}.items()},
-    )  # fmt: skip
+    )
 
 
 def lead(engine: Engine, due: dict[int, list[Command]] | None = None) -> None:

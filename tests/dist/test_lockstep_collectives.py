@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from esper.config import EsperConfig
-from esper.leyline.events import CommandJudged, CommandRefused, Rewrapped, StageChanged
-from esper.tolaria.lockstep import RUN_DIGESTS, SLOT_DIGESTS
-from esper.tolaria.wire import CommitLayout, ObserveLayout
+from esper.config.tree import EsperConfig
+from esper.leyline.events.run import CommandJudged, CommandRefused, Rewrapped, StageChanged
+from esper.tolaria.lockstep.collectives import RUN_DIGESTS, SLOT_DIGESTS
+from esper.tolaria.lockstep.wire import CommitLayout, ObserveLayout
 from tests.support.collectives import CollectiveCounter
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
@@ -137,7 +137,7 @@ def test_two_all_reduces_a_tick_whatever_the_slots_and_commands(
     config = tiny_config(
         task, trainer__steps=22, slots__ids=slots, controller=life, control__digest_every=2,
         checkpoint__every_ticks=7, world__device=device, **host,
-    )  # fmt: skip
+    )
     for found in run_distributed(count_ticks, 2, config, tmp_path, device=device):
         ticks = found["ticks"]
         two = {("allreduce_", found["control"]): 2}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from esper.config import EsperConfig
+from esper.config.tree import EsperConfig
 from esper.leyline.errors import LockstepError
-from esper.leyline.events import CommandRefused, RampCommitted, StageChanged
+from esper.leyline.events.run import CommandRefused, RampCommitted, StageChanged
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
 

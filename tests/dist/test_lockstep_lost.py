@@ -20,15 +20,15 @@ import torch
 from torch import nn
 
 import esper.worker
-from esper.config import write_config
+from esper.config.tree import write_config
 from esper.kasmina.blueprints import blueprint
 from esper.leyline.errors import LockstepError
 from esper.leyline.stages import Stage
 from esper.leyline.topology import Topology
-from esper.tolaria.config import ControlConfig, WorldConfig
-from esper.tolaria.engine import Engine
-from esper.tolaria.heartbeat import PATIENCE_S, Heartbeat
-from esper.tolaria.world import World
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.training.engine import Engine
+from esper.tolaria.ranks.heartbeat import PATIENCE_S, Heartbeat
+from esper.tolaria.ranks.world import World
 from tests.support.dist import Died, run_distributed
 from tests.support.tiny import act, schedule, tiny_plain
 
@@ -189,7 +189,7 @@ def launch(name: str, run_dir: Path) -> tuple[list[Any], dict[str, Any]]:
     plain = tiny_plain(
         "cnn", trainer__steps=40, controller=life, checkpoint__every_ticks=2, control__timeout_s=TIMEOUT,
         control__startup_timeout_s=STARTUP, run__dir=str(run_dir),
-    )  # fmt: skip
+    )
     write_config(run_dir / "config.yaml", plain)
     case = CASES[name]
     ended = run_distributed(work, case.ranks, name, run_dir, may_die=[case.rank] if case.lost else [], timeout=60.0)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from esper.config import EsperConfig
+from esper.config.tree import EsperConfig
 from esper.leyline.alpha import Operator
 from esper.leyline.stages import Stage
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.faults import Outcome, Script, before, play_all
 from tests.support.tiny import act, schedule, tiny_config
@@ -171,7 +171,7 @@ def config(device: str) -> EsperConfig:
         act(1, A, "GERMINATE", blueprint="conv_light", operator="GATE", ticks=6, curve="LINEAR"),
         act(3, A, "ADVANCE"),
         act(5, A, "ADVANCE"),
-    )  # fmt: skip
+    )
     return tiny_config(
         "cnn",
         trainer__steps=22,

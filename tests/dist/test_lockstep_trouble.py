@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.config import EsperConfig
+from esper.config.tree import EsperConfig
 from esper.kasmina.blueprints import blueprint
 from esper.leyline.commands import Command
-from esper.leyline.events import BirthVetoed, Fault, StageChanged, StepSkipped
+from esper.leyline.events.run import BirthVetoed, Fault, StageChanged, StepSkipped
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.faults import Commands, Outcome, Script, before, play, play_all
 from tests.support.tiny import bits, tiny_config
@@ -169,7 +169,7 @@ def config(device: str, **settings: Any) -> EsperConfig:
     return tiny_config(
         "cnn", trainer__steps=26, trainer__max_skips=2, trainer__max_consecutive=7, control__digest_every=2,
         control__timeout_s=10.0, world__device=device, governor__enabled=False, **{"control__every": 2, **settings},
-    )  # fmt: skip
+    )
 
 
 def play_trouble(rank: int, run: EsperConfig, run_dir: Path) -> dict[str, Outcome]:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from esper.config import EsperConfig
-from esper.kasmina.slot import SeedSlot
-from esper.leyline.events import CommandRefused, RampCommitted
+from esper.config.tree import EsperConfig
+from esper.kasmina.slots.slot import SeedSlot
+from esper.leyline.events.run import CommandRefused, RampCommitted
 from esper.leyline.plain import to_plain
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.dist.test_equality import same_numbers, same_tensors
 from tests.support.dist import run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
@@ -45,7 +45,7 @@ LIVES = schedule(
 RAMPS = [
     (4, A, "MULTIPLY", None), (5, B, "GATE", None), (6, C, "CONFIDENCE", None), (8, A, "GATE", "MULTIPLY"),
     (9, B, "ADD", "GATE"), (10, C, "CHANNEL", "CONFIDENCE"), (12, B, "MULTIPLY", "ADD"), (13, C, "CHANNEL", None),
-]  # fmt: skip
+]
 TICKS, EVERY, BATCH = 18, 2, 5
 GATED = {A: range(8, 12), B: range(5, 11)}  # ticks after which the slot has a gate
 
@@ -55,7 +55,7 @@ def config_of() -> EsperConfig:
         "cnn", controller=LIVES, trainer__steps=EVERY * TICKS, trainer__batch=BATCH, trainer__accumulate=2,
         trainer__precision="fp64", control__every=EVERY, control__digest_every=1, optim__kind="adamw",
         checkpoint__every_ticks=1, checkpoint__keep=100, slots__channels={C: "0,0.25,0.5,0.75,1,0,0.5,1"},
-    )  # fmt: skip
+    )
 
 
 class ByHand:

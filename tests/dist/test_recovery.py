@@ -17,9 +17,9 @@ import torch
 from esper.leyline.errors import CheckpointError, Preempted
 from esper.nissa.reading import read_events
 from esper.tamiyo.heuristic import HeuristicConfig
-from esper.tolaria.checkpoint import CheckpointStore, rank_file
+from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import DigitsConfig
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.support.killing import assert_same_run, final, live, prepare_run
 from tests.support.tiny import tiny_plain
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import esper
 from esper.leyline.errors import ConfigError, EsperError, LockstepError
-from esper.leyline.events import ContributionMeasured
+from esper.leyline.events.run import ContributionMeasured
 from tests.support.dist import run_distributed
 from tests.support.sessions import (
     A,
@@ -179,7 +179,7 @@ def idle(rank: int, find_unused: bool) -> str:
     session = esper.Session(
         grown, optimizer, controller=scheduled(born), loss=loss, probe=probe(), gates=GATES, every=2,
         find_unused=find_unused, slots={"incubation": "ste" if find_unused else "shadow"},
-    )  # fmt: skip
+    )
     said = failing(train, session, range(9))
     return said if said != "nothing" else session.state.slot(A).stage.name
 

@@ -25,7 +25,7 @@ def settings(steps: int) -> dict[str, Any]:
         trainer__steps=steps, control__timeout_s=TIMEOUT_S, control__slow_timeout_s=TIMEOUT_S,
         control__startup_timeout_s=90.0, checkpoint__every_ticks=1, world__nnodes=2, world__nproc_per_node=1,
         world__rdzv_endpoint="slurm", telemetry__level="full",
-    )  # fmt: skip
+    )
 
 
 def on_two_hosts(run: Path, plan: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from esper.nissa.reading import read_events
-from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.checkpoint.store import CheckpointStore
 from tests.support.killing import Kill, assert_same_run, final, live, prepare_run
 from tests.support.tiny import act, schedule, tiny_plain
 

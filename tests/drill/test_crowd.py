@@ -8,10 +8,10 @@ from esper.drill.bus import Bus, Lost, ProtocolBroken, RankWorld
 from esper.drill.crowd import Crowd, Setting, Told, crowd, live, without_ages
 from esper.drill.replica import FaultKind
 from esper.leyline.errors import LockstepError
-from esper.leyline.events import BirthVetoed, StageChanged
-from esper.tolaria.config import ControlConfig, WorldConfig
-from esper.tolaria.heartbeat import Heartbeat
-from esper.tolaria.world import World
+from esper.leyline.events.run import BirthVetoed, StageChanged
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.world import World
 from tests.support.dist import run_distributed
 
 RANKS, SLOTS, TICKS = 12, 4, 5
@@ -133,9 +133,11 @@ def test_bytes_and_states_of_a_large_crowd(ranks: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("ranks", "kind"), [(64, kind) for kind in FaultKind] + [
-    (1024, kind) for kind in (FaultKind.STAGE, FaultKind.MEASURE, FaultKind.LOST_BEFORE_COMMIT)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ranks", "kind"),
+    [(64, kind) for kind in FaultKind]
+    + [(1024, kind) for kind in (FaultKind.STAGE, FaultKind.MEASURE, FaultKind.LOST_BEFORE_COMMIT)],
+)
 def test_faults_in_a_large_crowd(ranks: int, kind: FaultKind) -> None:
     setup = Crowd(ranks=ranks, slots=SLOTS, ticks=TICKS, seed=5, fault=kind)
     check_fault(crowd(setup), setup)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from esper.accord import reducer
+from esper.accord.effects import Outcome
 from esper.drill import explore as rooms
 from esper.drill.explore import Broken, Explorer, Small
-from esper.tolaria import lockstep, reducer, tick
-from esper.tolaria.effects import Outcome
-from esper.tolaria.wire import Failure
+from esper.tolaria.lockstep import collectives as lockstep
+from esper.tolaria.lockstep import tick
+from esper.tolaria.lockstep.wire import Failure
 
 
 def test_every_state_within_two_ticks_keeps_the_invariants() -> None:

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from esper.config import write_config
+from esper.config.tree import write_config
 from esper.nissa.reading import read_events
 from tests.e2e.conftest import Finished, Start
 from tests.support.commands import GROWING, NO_WANDB, TRAIN, Command, free_port

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.dist import ROOT
+
 SLOT = [
-    "{tick: 1, slot: r0c0, op: GERMINATE, blueprint: %s, ticks: 1}", "{tick: 3, slot: r0c0, op: ADVANCE}",
-    "{tick: 4, slot: r0c0, op: ADVANCE}", "{tick: 6, slot: r0c0, op: ADVANCE}", "{tick: 7, slot: r0c0, op: FOSSILIZE}",
-]  # fmt: skip
+    "{tick: 1, slot: r0c0, op: GERMINATE, blueprint: %s, ticks: 1}",
+    "{tick: 3, slot: r0c0, op: ADVANCE}",
+    "{tick: 4, slot: r0c0, op: ADVANCE}",
+    "{tick: 6, slot: r0c0, op: ADVANCE}",
+    "{tick: 7, slot: r0c0, op: FOSSILIZE}",
+]
 
 TEXT = """
 base:
@@ -45,9 +49,13 @@ arms:
 def esper(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "esper.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True,
+        [sys.executable, "-m", "esper.cli", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
         timeout=900,  # slack for a loaded machine
-    )  # fmt: skip
+    )
 
 
 pytestmark = pytest.mark.timeout(900)

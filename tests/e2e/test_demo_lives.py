@@ -7,10 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from esper.config import build_config
-from esper.kasmina.config import GateConfig
-from esper.launcher import conf_folder
-from esper.leyline.events import CommandJudged, GateJudged, StageChanged
+from esper.accord.config import GateConfig
+from esper.config.tree import build_config
+from esper.launcher.compose import conf_folder
+from esper.leyline.events.run import CommandJudged, GateJudged, StageChanged
 from esper.leyline.stages import Gate, Op, Stage
 from tests.support.dist import run_distributed, use_group
 from tests.support.tiny import events, make_engine
@@ -66,9 +66,10 @@ def test_the_demo_completes_lives_on_every_seed(tmp_path: Path, whole: bool) -> 
         assert fossils
         for fossil in fossils:
             (verdict,) = [
-                e for e in run
+                e
+                for e in run
                 if isinstance(e, GateJudged) and (e.tick, e.slot, e.result.gate) == (fossil.tick, fossil.slot, Gate.G5)
-            ]  # fmt: skip
+            ]
             assert verdict.enforced
             assert verdict.result.passed
             (worth,) = [check for check in verdict.result.checks if check.name == "contribution"]

@@ -5,11 +5,10 @@ The figures of five seeds at equal FLOPs, all arms beside each other, stand in d
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.dist import ROOT
 
 
 @pytest.fixture(scope="module")

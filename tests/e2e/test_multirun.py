@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from esper.config import load_config
+from esper.config.tree import load_config
 from tests.e2e.conftest import Start
 from tests.support.commands import NO_WANDB, TRAIN
 
@@ -17,10 +17,16 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_the_gravest_code(start
     (groups / "failing.yaml").write_text("kind: custom\npath: tests.support.custom:Failing\noptions: {}\n")
     returned = tmp_path / "returned"
     sweep = start(
-        TRAIN, "-m", *SMALL, "controller=failing,random", "trainer.batch=64,1", "hydra.sweep.dir=sweep",
+        TRAIN,
+        "-m",
+        *SMALL,
+        "controller=failing,random",
+        "trainer.batch=64,1",
+        "hydra.sweep.dir=sweep",
         f"hydra.searchpath=[file://{tmp_path}/conf]",
-        "+hydra.callbacks.kept._target_=tests.support.custom.Objectives", f"+hydra.callbacks.kept.path={returned}",
-    )  # fmt: skip
+        "+hydra.callbacks.kept._target_=tests.support.custom.Objectives",
+        f"+hydra.callbacks.kept.path={returned}",
+    )
     assert sweep.end() == 76, sweep.told()
     assert sweep.err.count("Traceback") == 1, "the place of the controller's own bug, once, on the rank that met it"
     assert "tests/support/custom.py" in sweep.err

@@ -52,8 +52,14 @@ def test_cifar10_below_the_data_folder(start: Start, tmp_path: Path, folder: str
 def test_text_below_the_data_folder(start: Start, tmp_path: Path, folder: str) -> None:
     small = ("data.block=32", "host.block=32", "data.max_bytes=200000", "data.validation=64", "data.probe=384")
     result = trained(
-        start, tmp_path / "run", "host=gpt", "data=text", "trainer=language", *small, ACTIONS.format("mlp_small"),
+        start,
+        tmp_path / "run",
+        "host=gpt",
+        "data=text",
+        "trainer=language",
+        *small,
+        ACTIONS.format("mlp_small"),
         folder=folder,
-    )  # fmt: skip
+    )
     assert result["data"]["kind"] == "text"
     assert 0.0 < result["test_loss"]["value"] < 5.6, "below the entropy of 256 equal bytes"

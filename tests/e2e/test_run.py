@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from esper.config import load_config
-from esper.leyline.events import (
+from esper.config.tree import load_config
+from esper.leyline.events.run import (
     CheckpointSaved,
     CommandRefused,
     Event,
@@ -20,8 +20,8 @@ from esper.leyline.events import (
     TickDone,
 )
 from esper.leyline.stages import EDGES, Gate, Mechanical, Op, Stage
-from esper.tolaria.checkpoint import CheckpointStore
-from esper.tolaria.final import rebuild
+from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.training.result import rebuild
 from tests.e2e.conftest import Finished, Start
 from tests.support.commands import ESPER, GROWING, TRAIN
 from tests.support.tiny import make_engine
@@ -42,9 +42,18 @@ def test_it_ends_well_and_leaves_a_whole_run_directory(grown: Finished) -> None:
     assert grown.err == ""
     names = {path.name for path in grown.run.iterdir()}
     assert names == {
-        "attempt.json", "checkpoints", "config.yaml", "data.json", "environment.json", "events.jsonl", "heartbeat",
-        "lock", "result.json", "STATUS.json", "wandb",
-    }  # fmt: skip
+        "attempt.json",
+        "checkpoints",
+        "config.yaml",
+        "data.json",
+        "environment.json",
+        "events.jsonl",
+        "heartbeat",
+        "lock",
+        "result.json",
+        "STATUS.json",
+        "wandb",
+    }
     status = read_json(grown.run / "STATUS.json")
     result = read_json(grown.run / "result.json")
     objective = result["validation_accuracy"]["value"]

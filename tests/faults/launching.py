@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper.config import write_config
+from esper.config.tree import write_config
 from esper.nissa.reading import read_events
 from esper.tolaria.data import TextConfig
 from tests.support.commands import ESPER, Command, alive, mark, processes_on

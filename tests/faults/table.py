@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from esper.config import read_plain
+from esper.config.tree import read_plain
 from tests.faults.launching import Mounted, Place
 from tests.support.striking import Strike
 
@@ -125,29 +125,46 @@ GOVERNOR = "tests/dist/test_governor.py::"
 
 TABLE: dict[str, Fault] = {
     "kill -9 of rank 0": Fault(
-        phases=ALL, says=LOST.format(1, 0), after=After.RESTARTS, strikes=on("kill", 0), settings=ONE_RESTART,
+        phases=ALL,
+        says=LOST.format(1, 0),
+        after=After.RESTARTS,
+        strikes=on("kill", 0),
+        settings=ONE_RESTART,
         tests=(RESUME + "test_killed_again_and_again_the_run_is_the_one_that_nobody_disturbed", DEATHS),
     ),
     "kill -9 of another rank": Fault(
-        phases=ALL, says=LOST.format(0, 1), after=After.RESTARTS, strikes=on("kill", 1), settings=ONE_RESTART,
+        phases=ALL,
+        says=LOST.format(0, 1),
+        after=After.RESTARTS,
+        strikes=on("kill", 1),
+        settings=ONE_RESTART,
         tests=("tests/e2e/test_kill_resume.py::test_a_killed_worker_is_started_again_by_torchrun",),
     ),
     "kill -9 of the launcher": Fault(
-        phases=ALL, code=-9, strikes=on("kill launcher", 0),
+        phases=ALL,
+        code=-9,
+        strikes=on("kill launcher", 0),
         tests=(
             "tests/e2e/test_kill_resume.py::test_a_killed_launcher_leaves_nobody_behind_and_esper_resume_goes_on",
-            "tests/test_launcher.py::"
+            "tests/launcher/test_launcher.py::"
             "test_a_killed_launcher_takes_everything_with_it_and_the_run_stays_locked_until_then",
         ),
     ),
     "kill -9 of all": Fault(phases=ALL, code=-9, strikes=on("kill all", 0)),
     "SIGSTOP of a rank": Fault(
-        phases=ALL, says=LOST.format(0, 1), after=After.RESTARTS, strikes=on("stop", 1),
-        settings={**ONE_RESTART, "control__startup_timeout_s": 20.0}, tests=(DEATHS,),
+        phases=ALL,
+        says=LOST.format(0, 1),
+        after=After.RESTARTS,
+        strikes=on("stop", 1),
+        settings={**ONE_RESTART, "control__startup_timeout_s": 20.0},
+        tests=(DEATHS,),
     ),
     "a rank 5 s slow": Fault(phases=ALL, after=After.GOES_ON, strikes=on("slow", 1)),
     "Inf in a seed": Fault(
-        phases=("forward",), after=After.GOES_ON, strikes=on("inf seed", 0, 1), same=False,
+        phases=("forward",),
+        after=After.GOES_ON,
+        strikes=on("inf seed", 0, 1),
+        same=False,
         tests=(
             TROUBLE + "test_a_broken_training_seed_leaves_the_host_untouched",
             TROUBLE + "test_a_broken_blending_seed_is_pruned_at_a_tick_out_of_turn",
@@ -155,51 +172,85 @@ TABLE: dict[str, Fault] = {
     ),
     "forged weight": Fault(
         phases=("forward", "backward", "between observe and commit", "staging", "save"),
-        says=PARTED, after=After.RESTARTS, strikes=on("forged weight", 1), settings=ONE_RESTART, tests=(PARTING,),
+        says=PARTED,
+        after=After.RESTARTS,
+        strikes=on("forged weight", 1),
+        settings=ONE_RESTART,
+        tests=(PARTING,),
     ),
     "forged stage": Fault(
         phases=("forward", "backward"),  # a tick makes the state anew
-        says=f"{PARTED}|{LOST.format(0, 1)}", after=After.RESTARTS, strikes=on("forged stage", 1), settings=ONE_RESTART,
+        says=f"{PARTED}|{LOST.format(0, 1)}",
+        after=After.RESTARTS,
+        strikes=on("forged stage", 1),
+        settings=ONE_RESTART,
         tests=(
             PARTING,
-            "tests/dist/test_lockstep_lost.py::"
-            "test_ranks_that_disagree_on_what_learns_name_each_other_and_do_not_hang",
+            "tests/dist/test_lockstep_lost.py::test_ranks_that_disagree_on_what_learns_name_each_other_and_do_not_hang",
         ),
     ),
     "out of memory in one rank at germination": Fault(
-        phases=("staging",), after=After.GOES_ON, strikes=on("no memory", 1), same=False,
+        phases=("staging",),
+        after=After.GOES_ON,
+        strikes=on("no memory", 1),
+        same=False,
         tests=(TROUBLE + "test_a_seed_that_one_rank_cannot_hold_is_discarded_on_all",),
     ),
     "full disk, for a while": Fault(
-        phases=("save", "commit of a save"), after=After.GOES_ON, strikes=filled_until(13), size="2m", silent=True,
+        phases=("save", "commit of a save"),
+        after=After.GOES_ON,
+        strikes=filled_until(13),
+        size="2m",
+        silent=True,
         says=r"cannot write .*No space left on device",
         tests=(RECOVERY + "test_a_save_that_fails_on_one_rank_costs_that_save_alone",),
     ),
     "full disk": Fault(
-        phases=("save", "commit of a save", "teardown"), code=74, strikes=filled_until(None), size="2m", silent=True,
-        says="No space left on device", mend=_make_room,
+        phases=("save", "commit of a save", "teardown"),
+        code=74,
+        strikes=filled_until(None),
+        size="2m",
+        silent=True,
+        says="No space left on device",
+        mend=_make_room,
     ),
     "checkpoint truncated, bit-flipped, deleted, unreadable": Fault(
-        phases=("start-up",), after=After.GOES_ON,
+        phases=("start-up",),
+        after=After.GOES_ON,
         tests=(
             RECOVERY + "test_damaged_checkpoints_are_named_and_the_one_before_is_used",
             RECOVERY + "test_with_no_valid_checkpoint_the_run_refuses_to_begin_anew",
         ),
     ),
     "RUN gone read-only": Fault(
-        phases=("start-up", "forward", "save", "commit of a save", "teardown"), code=74, size="8m", silent=True,
-        strikes=on("freeze", 0, path=lambda place: place.run), says="Read-only file system", mend=_thaw,
-        tests=("tests/test_launcher.py::test_a_read_only_file_system_is_named_and_the_exit_code_says_input_output",),
+        phases=("start-up", "forward", "save", "commit of a save", "teardown"),
+        code=74,
+        size="8m",
+        silent=True,
+        strikes=on("freeze", 0, path=lambda place: place.run),
+        says="Read-only file system",
+        mend=_thaw,
+        tests=(
+            "tests/launcher/test_launcher.py::test_a_read_only_file_system_is_named_and_the_exit_code_says_input_output",
+        ),
     ),
     "wandb unreachable": Fault(
-        phases=("start-up",), after=After.GOES_ON, says="wandb is off for the rest of this run",
-        strikes=on("note", 0), settings={"telemetry__wandb__mode": "online", "control__startup_timeout_s": 120.0},
+        phases=("start-up",),
+        after=After.GOES_ON,
+        says="wandb is off for the rest of this run",
+        strikes=on("note", 0),
+        settings={"telemetry__wandb__mode": "online", "control__startup_timeout_s": 120.0},
         environment={"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
         tests=("tests/nissa/test_wandb.py::test_an_outage_is_one_fault_and_one_line",),
     ),
     "data file vanished": Fault(
-        phases=("forward",), code=74, settings=ONE_RESTART, text=True, mend=put_back,
-        strikes=on("vanish", 1, path=train_file), says=r"text/train\.txt",
+        phases=("forward",),
+        code=74,
+        settings=ONE_RESTART,
+        text=True,
+        mend=put_back,
+        strikes=on("vanish", 1, path=train_file),
+        says=r"text/train\.txt",
     ),
     "clock jumps an hour ahead": Fault(
         phases=("start-up", "forward", "save"), after=After.GOES_ON, strikes=on("clock ahead", 1)
@@ -208,22 +259,29 @@ TABLE: dict[str, Fault] = {
         phases=("start-up", "forward", "save"), after=After.GOES_ON, strikes=on("clock back", 0)
     ),
     "link cut": Fault(
-        phases=("forward",), code=76,
+        phases=("forward",),
+        code=76,
         tests=("tests/dist/test_two_hosts.py::test_a_cut_cable_ends_both_sides_with_one_named_error",),
     ),
     "link back within the timeout": Fault(
-        phases=("forward",), after=After.GOES_ON,
+        phases=("forward",),
+        after=After.GOES_ON,
         tests=("tests/dist/test_two_hosts.py::test_a_cable_that_is_back_within_the_timeout_costs_nothing",),
     ),
     "two launchers on one RUN": Fault(
-        phases=("start-up",), code=74, tests=("tests/test_launcher.py::test_a_second_launcher_is_told_who_has_the_run",)
+        phases=("start-up",),
+        code=74,
+        tests=("tests/launcher/test_launcher.py::test_a_second_launcher_is_told_who_has_the_run",),
     ),
     "an older attempt comes back": Fault(
-        phases=("forward", "commit of a save", "teardown"), code=74,
+        phases=("forward", "commit of a save", "teardown"),
+        code=74,
         tests=("tests/dist/test_lease.py::test_an_attempt_that_lost_its_lease_ends_and_leaves_everything_as_it_was",),
     ),
     "NaN loss on one rank": Fault(
-        phases=("forward",), after=After.GOES_ON, same=False,
+        phases=("forward",),
+        after=After.GOES_ON,
+        same=False,
         tests=(
             TROUBLE + "test_a_loss_that_is_not_finite_skips_the_step_on_all_and_blames_no_seed",
             GOVERNOR + "test_a_row_of_losses_that_are_not_finite_on_one_rank",
@@ -233,17 +291,19 @@ TABLE: dict[str, Fault] = {
         phases=("forward",), code=79, tests=(GOVERNOR + "test_what_no_replay_cures_ends_as_diverged",)
     ),
     "samples that drive the loss away": Fault(
-        phases=("forward",), after=After.GOES_ON, same=False,
+        phases=("forward",),
+        after=After.GOES_ON,
+        same=False,
         tests=(GOVERNOR + "test_samples_that_drive_the_loss_away_are_left_out",),
     ),
     "kill -9 in a rollback": Fault(
-        phases=("forward",), code=76,
+        phases=("forward",),
+        code=76,
         tests=(
-            "tests/dist/test_governor_resume.py::"
-            "test_killed_in_a_rollback_it_comes_to_the_same_panic_and_the_same_end",
+            "tests/dist/test_governor_resume.py::test_killed_in_a_rollback_it_comes_to_the_same_panic_and_the_same_end",
         ),
     ),
     "restart budget used up": Fault(
         phases=("forward",), code=76, says=LOST.format(0, 1), settings=ONE_RESTART, strikes=on("kill", 1, again=True)
     ),
-}  # fmt: skip
+}

@@ -16,7 +16,17 @@ def record(points, *, accuracy: float = 0.5, test_loss: float = 1.0, parameters:
     path = curve(*points)
     lines = tuple(StageLine(tick=t, slot=s, target=g, blueprint="norm") for t, s, g in stages)
     return RunRecord(
-        folder="RUN", curve=path, flops=path[-1].flops, samples=10, steps=len(path), ticks=10, parameters=parameters,
-        final_loss=path[-1].loss, final_accuracy=path[-1].accuracy, test_loss=test_loss, test_accuracy=accuracy,
-        stages=lines, wall_s=1.0,
-    )  # fmt: skip
+        folder="RUN",
+        curve=path,
+        flops=path[-1].flops,
+        samples=10,
+        steps=len(path),
+        ticks=10,
+        parameters=parameters,
+        final_loss=path[-1].loss,
+        final_accuracy=path[-1].accuracy,
+        test_loss=test_loss,
+        test_accuracy=accuracy,
+        stages=lines,
+        wall_s=1.0,
+    )

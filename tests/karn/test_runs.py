@@ -50,10 +50,21 @@ def write_run(folder, *, ticks=(1, 2, 3), result=None, tail=()) -> None:
         payload = {"validation_loss": read, "validation_accuracy": read, "flops": 10 * tick, "parameters": 7}
         records.append(("tick", tick, payload))
     lines = [
-        {"schema": 2, "run_id": "x", "attempt": 1, "rank": 0, "seq": i, "time": 1.0 + i, "kind": kind, "step": tick,
-         "tick": tick, "epoch": 0, "payload": payload}
+        {
+            "schema": 2,
+            "run_id": "x",
+            "attempt": 1,
+            "rank": 0,
+            "seq": i,
+            "time": 1.0 + i,
+            "kind": kind,
+            "step": tick,
+            "tick": tick,
+            "epoch": 0,
+            "payload": payload,
+        }
         for i, (kind, tick, payload) in enumerate([*records, *tail])
-    ]  # fmt: skip
+    ]
     (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

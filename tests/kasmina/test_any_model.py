@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.attach import CONTAINER, Grown, attach
-from esper.kasmina.birth import birth_key, build_seed
-from esper.kasmina.slot import Phase
+from esper.kasmina.attach import attach
+from esper.kasmina.births.build import birth_key, build_seed
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import CONTAINER
+from esper.kasmina.slots.slot import Phase
 from esper.leyline.topology import Topology
 from tests.support.same import bits
 
@@ -55,9 +57,15 @@ class Padded(nn.Module):
 
 def normed() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(4, 4, 3, padding=1),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
-    )  # fmt: skip
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
 
 
 def _padding() -> Tensor:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.attach import CONTAINER, HOST, attach
+from esper.kasmina.attach import attach
+from esper.kasmina.slots.grown import HOST
+from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
 from tests.support.attachable import IMAGES, VECTORS, WHERE, images, seed_for

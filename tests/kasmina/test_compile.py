@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.attach import Grown, attach
-from esper.kasmina.birth import birth_key, build_gate, build_seed
+from esper.kasmina.attach import attach
+from esper.kasmina.births.build import birth_key, build_gate, build_seed
 from esper.kasmina.compiler import Compiler
-from esper.kasmina.config import Incubation
-from esper.kasmina.regions import region_of
-from esper.kasmina.slot import Phase
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.regions import region_of
+from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
-from esper.leyline.events import BirthVetoed, CommandRefused, Fault, StageChanged
+from esper.leyline.events.run import BirthVetoed, CommandRefused, Fault, StageChanged
+from esper.leyline.stages import Incubation
 from esper.leyline.topology import Topology
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.support.same import bits as same_bits
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
 
@@ -292,9 +293,12 @@ def finish(engine: Engine) -> Engine:
 
 def life(task: str, run_dir: Path, compile_: bool, **settings: Any) -> Engine:
     config = tiny_config(
-        task, trainer__steps=2 * TICKS, trainer__compile=compile_, trainer__precision="fp64",
+        task,
+        trainer__steps=2 * TICKS,
+        trainer__compile=compile_,
+        trainer__precision="fp64",
         **{"controller": LIFE, "trainer__compile_backend": "eager", **settings},
-    )  # fmt: skip
+    )
     engine = make_engine(config, run_dir)
     engine.begin(None)
     return engine
@@ -367,9 +371,14 @@ def test_a_compiled_run_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path: Pat
     settings = {"checkpoint__every_ticks": 1, "checkpoint__keep": 100}
     whole = finish(life("cnn", tmp_path, True, **settings))
     config = tiny_config(
-        "cnn", trainer__steps=2 * TICKS, trainer__compile=True, trainer__precision="fp64", controller=LIFE,
-        trainer__compile_backend="eager", **settings,
-    )  # fmt: skip
+        "cnn",
+        trainer__steps=2 * TICKS,
+        trainer__compile=True,
+        trainer__precision="fp64",
+        controller=LIFE,
+        trainer__compile_backend="eager",
+        **settings,
+    )
     for step in (4, 14):  # a staged seed; one in BLENDING and one in its prune ramp
         again = make_engine(config, tmp_path)
         again.begin(step)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.kasmina.attach import attach
-from esper.kasmina.birth import build_seed
+from esper.kasmina.births.build import build_seed
 from esper.kasmina.blueprints import registry
 from esper.kasmina.blueprints.parts import group_norm
-from esper.kasmina.slot import Phase
+from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper.kasmina.blend import MULTIPLY_BOUND
 from esper.kasmina.blueprints import names
-from esper.kasmina.slot import Phase, SeedSlot
+from esper.kasmina.slots.blend import MULTIPLY_BOUND
+from esper.kasmina.slots.slot import Phase, SeedSlot
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
 from tests.support.joined import born, equip, features, joined
@@ -25,10 +25,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 EVERY = [(topology, name) for topology in Topology for name in names(topology)]
 FULL = list(itertools.product(Operator, EVERY, DTYPES))
 SAMPLE = [
-    (operator, pair, DTYPES[(int(operator) + index) % 3])
-    for operator in Operator
-    for index, pair in enumerate(EVERY)
-]  # fmt: skip
+    (operator, pair, DTYPES[(int(operator) + index) % 3]) for operator in Operator for index, pair in enumerate(EVERY)
+]
 
 
 def label(case: tuple[Operator, tuple[Topology, str], torch.dtype]) -> str:
@@ -210,9 +208,13 @@ ALPHA = st.floats(0.0009765625, 1.0, width=32)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    operator=st.sampled_from(Operator), fades_from=st.none() | st.sampled_from(Operator),
-    topology=st.sampled_from(Topology), alpha=ALPHA, fade=st.floats(0.0, 1.0, width=32), size=st.floats(-30.0, 30.0),
-)  # fmt: skip
+    operator=st.sampled_from(Operator),
+    fades_from=st.none() | st.sampled_from(Operator),
+    topology=st.sampled_from(Topology),
+    alpha=ALPHA,
+    fade=st.floats(0.0, 1.0, width=32),
+    size=st.floats(-30.0, 30.0),
+)
 def test_outputs_are_those_of_the_formulas(
     operator: Operator, fades_from: Operator | None, topology: Topology, alpha: float, fade: float, size: float
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from esper.kasmina.attach import attach
-from esper.kasmina.export import export
+from esper.kasmina.export.exporter import export
 from tests.support.exporting import grow_all
 from tests.support.same import bits
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.attach import CONTAINER, Grown, attach
-from esper.kasmina.birth import birth_key, build_seed
-from esper.kasmina.export import export
-from esper.kasmina.slot import Phase
-from esper.kasmina.writing import save_exported
+from esper.kasmina.attach import attach
+from esper.kasmina.births.build import birth_key, build_seed
+from esper.kasmina.export.exporter import export
+from esper.kasmina.export.writing import save_exported
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import CONTAINER
+from esper.kasmina.slots.slot import Phase
 from esper.leyline.topology import Topology
 from tests.support.exporting import without_esper
 from tests.support.same import bits
@@ -37,9 +39,14 @@ def resnet() -> nn.Module:
 
 def vit() -> nn.Module:
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
         num_labels=3,
-    )  # fmt: skip
+    )
     return transformers.ViTForImageClassification(config)
 
 

@@ -14,15 +14,25 @@ UNIT = st.floats(0.0, 1.0)
 
 def ramp(start=0.0, target=1.0, first=10, last=20, curve=Curve.LINEAR, steepness=6.0):
     return Ramp(
-        start=start, target=target, first_step=first, last_step=last, curve=curve, steepness=steepness,
+        start=start,
+        target=target,
+        first_step=first,
+        last_step=last,
+        curve=curve,
+        steepness=steepness,
         operator=Operator.ADD,
-    )  # fmt: skip
+    )
 
 
 RAMPS = st.builds(
     lambda start, target, first, length, curve, steepness: ramp(start, target, first, first + length, curve, steepness),
-    UNIT, UNIT, st.integers(0, 1000), st.integers(0, 300), st.sampled_from(Curve), st.floats(0.01, 50.0),
-)  # fmt: skip
+    UNIT,
+    UNIT,
+    st.integers(0, 1000),
+    st.integers(0, 300),
+    st.sampled_from(Curve),
+    st.floats(0.01, 50.0),
+)
 
 
 @given(RAMPS)
@@ -108,6 +118,15 @@ def test_bad_ramps_are_refused(bad, message):
 
 def test_wire_codes_stay_what_they_are():
     assert {item.name: item.value for item in (*Operator, *Curve, *AlphaMode)} == {
-        "ADD": 0, "MULTIPLY": 1, "GATE": 2, "CONFIDENCE": 3, "CHANNEL": 4,
-        "LINEAR": 0, "COSINE": 1, "SIGMOID": 2, "HOLD": 0, "UP": 1, "DOWN": 2,
-    }  # fmt: skip
+        "ADD": 0,
+        "MULTIPLY": 1,
+        "GATE": 2,
+        "CONFIDENCE": 3,
+        "CHANNEL": 4,
+        "LINEAR": 0,
+        "COSINE": 1,
+        "SIGMOID": 2,
+        "HOLD": 0,
+        "UP": 1,
+        "DOWN": 2,
+    }

@@ -7,7 +7,7 @@ import pytest
 from esper.leyline import errors
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, EsperError
-from esper.leyline.events import EVENTS
+from esper.leyline.events.run import EVENTS
 from esper.leyline.protocols import NullSink
 from esper.leyline.topology import Topology
 
@@ -28,11 +28,21 @@ class Settings:
 def test_exit_codes_are_the_documented_ones():
     codes = {cls.__name__: cls.exit_code for cls in vars(errors).values() if hasattr(cls, "exit_code")}
     assert codes == {
-        "EsperError": 70, "ConfigError": 78, "DataError": 74, "CheckpointError": 74, "RunDirError": 74,
-        "LockstepError": 76, "DivergedError": 79, "Preempted": 75, "IllegalTransition": 70, "GateError": 70,
+        "EsperError": 70,
+        "ConfigError": 78,
+        "DataError": 74,
+        "CheckpointError": 74,
+        "RunDirError": 74,
+        "LockstepError": 76,
+        "DivergedError": 79,
+        "Preempted": 75,
+        "IllegalTransition": 70,
+        "GateError": 70,
         "ExportError": 70,
-        "OwnershipError": 70, "LoopError": 78, "LeaseError": 74,
-    }  # fmt: skip
+        "OwnershipError": 70,
+        "LoopError": 78,
+        "LeaseError": 74,
+    }
     assert all(issubclass(getattr(errors, name), EsperError) for name in codes)
 
 

@@ -17,10 +17,17 @@ from esper.leyline.stages import Gate, Op, Stage
 from tests.support.observations import World, observe, slot_view, verdict
 
 COMMANDS = st.builds(
-    Command, slot=st.sampled_from(["r0c0", "r3c1"]), op=st.sampled_from(Op), blueprint=st.none() | st.text(max_size=5),
-    curve=st.sampled_from(Curve), steepness=st.floats(0.1, 50), ticks=st.integers(0, 10_000), target=st.floats(0, 1),
-    reason=st.text(max_size=20), proposal=st.integers(0, 2**40),
-)  # fmt: skip
+    Command,
+    slot=st.sampled_from(["r0c0", "r3c1"]),
+    op=st.sampled_from(Op),
+    blueprint=st.none() | st.text(max_size=5),
+    curve=st.sampled_from(Curve),
+    steepness=st.floats(0.1, 50),
+    ticks=st.integers(0, 10_000),
+    target=st.floats(0, 1),
+    reason=st.text(max_size=20),
+    proposal=st.integers(0, 2**40),
+)
 
 
 @dataclasses.dataclass(frozen=True)

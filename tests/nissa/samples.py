@@ -3,7 +3,8 @@
 from esper.leyline.alpha import Curve
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.commands import Command
-from esper.leyline.events import (
+from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import (
     BirthVetoed,
     CheckpointSaved,
     CommandJudged,
@@ -23,7 +24,6 @@ from esper.leyline.events import (
     TickDone,
 )
 from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, GradientHealth, Reading, Status, measured
-from esper.leyline.governing import BreakerChanged, Panic, RolledBack, SnapshotTaken
 from esper.leyline.stages import Gate, Op, Stage
 
 SLOTS = ("r0c0", "r0c1")

@@ -5,19 +5,19 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from esper.leyline.errors import RunDirError
-from esper.leyline.events import RunEnded
-from esper.leyline.governing import RolledBack
+from esper.leyline.events.governor import RolledBack
+from esper.leyline.events.run import RunEnded
 from esper.leyline.stages import Stage
 from esper.nissa.config import Level
 from esper.nissa.envelope import Envelope, from_record
 from esper.nissa.jsonl import JsonlSink
 from esper.nissa.reading import latest, read_events
 from tests.nissa.samples import SAMPLES, axes, fault, refused, run_started, stage_changed, tick_done
+from tests.support.dist import ROOT
 
 
 def sink_at(path, level=Level.FULL, attempt=1, **options):
@@ -128,7 +128,7 @@ def test_a_priority_record_survives_a_kill(tmp_path):
         "sink.emit(tick_done(1)); sink.emit(fault(1))\n"
         "wait_for_file(path, 2); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    root = Path(__file__).parents[2]
+    root = ROOT
     done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "E": str(path)}, timeout=60)
     assert done.returncode == -9
     assert kinds(path) == ["tick", "fault"]
@@ -281,6 +281,15 @@ def test_what_came_before_a_rollback_beyond_its_generation_counts_no_more(tmp_pa
     write(path, [run_started(80, 80), tick_done(9)], attempt=2)
     kept = [(r["seq"], r["kind"], r["tick"]) for r in latest(read_events(path)) if r["kind"] != "run_started"]
     assert kept == [
-        (1, "tick", 3), (2, "tick", 4), (3, "stage", 4), (7, "fault", 6), (8, "rollback", 7), (9, "stage", 4),
-        (10, "tick", 5), (11, "tick", 6), (12, "tick", 7), (13, "tick", 8), (1, "tick", 9),
-    ]  # fmt: skip
+        (1, "tick", 3),
+        (2, "tick", 4),
+        (3, "stage", 4),
+        (7, "fault", 6),
+        (8, "rollback", 7),
+        (9, "stage", 4),
+        (10, "tick", 5),
+        (11, "tick", 6),
+        (12, "tick", 7),
+        (13, "tick", 8),
+        (1, "tick", 9),
+    ]

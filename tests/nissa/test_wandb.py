@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,8 @@ from esper.leyline.stages import Stage
 from esper.nissa.config import WandbConfig, WandbMode
 from esper.nissa.wandb_sink import GROWTH_COLUMNS, WandbSink, tick_row
 from tests.nissa.samples import tick_done
+from tests.support.dist import ROOT
 from tests.support.wandb_file import offline_files, read_wandb_file
-
-ROOT = Path(__file__).parents[2]
 
 
 def child(run_dir, scene="plain", first=1, last=30, **more):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from esper.config import read_plain
+from esper.config.tree import read_plain
 from esper.nissa.reading import read_events
 from tests.slurm.conftest import Cluster
 from tests.support.dist import ROOT

@@ -8,19 +8,19 @@ run.tick(evidence={"r0c0": (64, 6.4, 1.0)})   # sums of a probe that was asked f
 from collections.abc import Mapping
 from typing import Any
 
-from esper.kasmina.config import EvidencePolicy, GateConfig, Incubation, SlotsConfig
-from esper.kasmina.lifecycle import SlotState
+from esper.accord.absorb import absorb
+from esper.accord.config import EvidencePolicy, GateConfig, SlotsConfig
+from esper.accord.effects import Outcome, Veto
+from esper.accord.lifecycle import SlotState
+from esper.accord.reducer import reduce_tick
+from esper.accord.state import RunState, Terms
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command, wait
-from esper.leyline.events import CommandRefused, Event, StageChanged
+from esper.leyline.events.run import CommandRefused, Event, StageChanged
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.slots import parse_slot
-from esper.leyline.stages import Op, Stage
-from esper.tolaria.effects import Outcome
-from esper.tolaria.reducer import reduce_tick
-from esper.tolaria.state import RunState, Terms
-from esper.tolaria.views import absorb
-from esper.tolaria.wire import ObserveLayout, Veto
+from esper.leyline.stages import Incubation, Op, Stage
+from esper.tolaria.lockstep.wire import ObserveLayout
 
 CATALOGUE = (
     BlueprintInfo(name="heavy", parameters=900, flops=9000),

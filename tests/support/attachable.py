@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.birth import birth_key, build_seed
+from esper.kasmina.births.build import birth_key, build_seed
 
 
 class Images(nn.Module):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.supervise import descendants_of
+from esper.launcher.supervise import descendants_of
 from tests.support.dist import ROOT
 
 TRAIN = [sys.executable, str(ROOT / "launch" / "train.py")]

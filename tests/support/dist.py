@@ -138,11 +138,18 @@ def _child(
     fn: Callable[..., Any], rank: int, world_size: int, ports: list[int], args: tuple[Any, ...], pipe: Any, folder: Path
 ) -> None:
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", ESPER_TEST_PORTS=" ".join(map(str, ports)), OMP_NUM_THREADS="1",
-        TORCHELASTIC_RUN_ID="test", TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0",
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        ESPER_TEST_PORTS=" ".join(map(str, ports)),
+        OMP_NUM_THREADS="1",
+        TORCHELASTIC_RUN_ID="test",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT="0",
         PYTHONWARNINGS="",
-    )  # fmt: skip
+    )
     use_group(0)
     stderr = os.open(_stderr(folder, rank), os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from esper.kasmina.attach import Grown
-from esper.kasmina.birth import birth_key, build_seed
-from esper.kasmina.slot import Phase
+from esper.kasmina.births.build import birth_key, build_seed
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
 
@@ -49,8 +49,13 @@ def without_esper(script: str, folder: Path) -> str:
     """Runs a script in a process where `import esper` fails; what it printed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", BLOCKED + script], cwd=folder, env=kept | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        [sys.executable, "-I", "-W", "ignore", "-c", BLOCKED + script],
+        cwd=folder,
+        env=kept | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

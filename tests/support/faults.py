@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper.config import EsperConfig
+from esper.config.tree import EsperConfig
 from esper.leyline.commands import Command
-from esper.leyline.events import Event
+from esper.leyline.events.run import Event
 from esper.leyline.observation import Observation
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.support.dist import use_group
 from tests.support.tiny import bits, events, make_engine
 
@@ -75,9 +75,14 @@ def play(config: EsperConfig, run_dir: Path, script: Script, *, group: int = 0) 
         engine.growth.close()
         engine.world.close()
     return Outcome(
-        error, text, engine.step, engine.state.tick, bits(engine.grown.model.named_parameters()),
-        events(engine).events, engine.notes,  # type: ignore[attr-defined]
-    )  # fmt: skip
+        error,
+        text,
+        engine.step,
+        engine.state.tick,
+        bits(engine.grown.model.named_parameters()),
+        events(engine).events,
+        engine.notes,  # type: ignore[attr-defined]
+    )
 
 
 def play_all(config: EsperConfig, run_dir: Path, scripts: Mapping[str, Script]) -> dict[str, Outcome]:

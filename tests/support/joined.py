@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.beat import Beat
-from esper.kasmina.birth import birth_key, build_gate, build_seed, gate_key
-from esper.kasmina.sites import Site
-from esper.kasmina.slot import Phase, SeedSlot
+from esper.kasmina.births.build import birth_key, build_gate, build_seed, gate_key
+from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.sites import Site
+from esper.kasmina.slots.slot import Phase, SeedSlot
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
 

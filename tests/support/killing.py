@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from esper import worker
-from esper.config import write_config
+from esper.config.tree import write_config
 from esper.nissa.reading import latest, read_events
-from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.checkpoint.store import CheckpointStore
 from tests.support.dist import RanksFailed, run_distributed
 from tests.support.noisy import register_noisy
 from tests.support.places import PLACES, WRITING, strike_at
@@ -123,10 +123,15 @@ def final(run_dir: Path) -> dict[str, Any]:
     plain["result"] = json.loads((run_dir / "result.json").read_text())
     events = [event for event in latest(read_events(run_dir / "events.jsonl")) if event["kind"] in TOLD]
     plain["events"] = [
-        [event["kind"], event["step"], event["tick"], event["epoch"],
-         {key: value for key, value in event["payload"].items() if key not in MEASURED}]
+        [
+            event["kind"],
+            event["step"],
+            event["tick"],
+            event["epoch"],
+            {key: value for key, value in event["payload"].items() if key not in MEASURED},
+        ]
         for event in events
-    ]  # fmt: skip
+    ]
     plain["step"] = newest
     return {"tensors": tensors, "plain": plain}
 

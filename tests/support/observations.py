@@ -39,26 +39,63 @@ def verdict(gate: Gate, passed: bool, *, integrity: bool = False, detail: str = 
 def slot_view(slot: str = "r0c0", **changes: Any) -> SlotObservation:
     """An empty slot with the whole catalogue; ``changes`` replace fields."""
     values: dict[str, Any] = {
-        "slot": slot, "row": 0.0, "col": 0.0, "stage": Stage.EMPTY, "staged": False, "dwell": 0, "min_dwell": 1,
-        "generation": 0, "blueprint": None, "operator": None, "operators": tuple(Operator), "channel": None,
-        "gate_mean": ABSENT, "gate_std": ABSENT, "effective_alpha": ABSENT,
-        "curve": None, "alpha": 0.0, "alpha_target": 0.0,
-        "alpha_velocity": 0.0, "ramp_progress": 1.0, "alpha_mode": AlphaMode.HOLD, "ending": False, "parameters": 0,
-        "contribution": ABSENT, "contribution_alpha": 1.0, "looks": 0, "max_looks": 0, "gradient_norm": ABSENT,
-        "gradient_ratio": ABSENT, "health": NO_HEALTH, "degraded": 0,
-        "nonfinite_steps": 0, "verdict": None, "embargo_left": 0, "catalogue": CATALOGUE,
-    }  # fmt: skip
+        "slot": slot,
+        "row": 0.0,
+        "col": 0.0,
+        "stage": Stage.EMPTY,
+        "staged": False,
+        "dwell": 0,
+        "min_dwell": 1,
+        "generation": 0,
+        "blueprint": None,
+        "operator": None,
+        "operators": tuple(Operator),
+        "channel": None,
+        "gate_mean": ABSENT,
+        "gate_std": ABSENT,
+        "effective_alpha": ABSENT,
+        "curve": None,
+        "alpha": 0.0,
+        "alpha_target": 0.0,
+        "alpha_velocity": 0.0,
+        "ramp_progress": 1.0,
+        "alpha_mode": AlphaMode.HOLD,
+        "ending": False,
+        "parameters": 0,
+        "contribution": ABSENT,
+        "contribution_alpha": 1.0,
+        "looks": 0,
+        "max_looks": 0,
+        "gradient_norm": ABSENT,
+        "gradient_ratio": ABSENT,
+        "health": NO_HEALTH,
+        "degraded": 0,
+        "nonfinite_steps": 0,
+        "verdict": None,
+        "embargo_left": 0,
+        "catalogue": CATALOGUE,
+    }
     return SlotObservation(**(values | changes))
 
 
 def observe(*views: SlotObservation, tick: int = 5, **changes: Any) -> Observation:
     """An observation of these slots at step 10 x tick of 1000."""
     values: dict[str, Any] = {
-        "tick": tick, "step": 10 * tick, "total_steps": 1000, "remaining": 1 - tick / 100, "train_loss": ABSENT,
-        "train_accuracy": ABSENT, "validation_loss": ABSENT, "validation_accuracy": ABSENT, "skipped_steps": 0,
-        "host_gradient_norm": ABSENT, "host_health": NO_HEALTH,
-        "budgets": FREE, "breaker": BreakerView(), "slots": views,
-    }  # fmt: skip
+        "tick": tick,
+        "step": 10 * tick,
+        "total_steps": 1000,
+        "remaining": 1 - tick / 100,
+        "train_loss": ABSENT,
+        "train_accuracy": ABSENT,
+        "validation_loss": ABSENT,
+        "validation_accuracy": ABSENT,
+        "skipped_steps": 0,
+        "host_gradient_norm": ABSENT,
+        "host_health": NO_HEALTH,
+        "budgets": FREE,
+        "breaker": BreakerView(),
+        "slots": views,
+    }
     return Observation(**(values | changes))
 
 
@@ -97,12 +134,23 @@ class World:
     looks, look_every, first_look, cool = 3, 2, 2, {Stage.PRUNED: 1, Stage.EMBARGOED: 2, Stage.RESETTING: 1}
 
     def __init__(
-        self, slots: Iterable[str], worth: Callable[[str, str], float], *, noise: float = 0.001, total_ticks: int = 100,
-        every: int = 10, losses: Callable[[int], float | None] = lambda tick: 1.0, max_live: int | None = None,
-        germinations: int | None = None, parameters: int | None = None, seed: int = 0,
-        catalogue: tuple[BlueprintInfo, ...] = CATALOGUE, builds: Callable[[str], bool] = lambda name: True,
-        enforce: bool = True, hold_k_se: float = 2.32,
-    ) -> None:  # fmt: skip
+        self,
+        slots: Iterable[str],
+        worth: Callable[[str, str], float],
+        *,
+        noise: float = 0.001,
+        total_ticks: int = 100,
+        every: int = 10,
+        losses: Callable[[int], float | None] = lambda tick: 1.0,
+        max_live: int | None = None,
+        germinations: int | None = None,
+        parameters: int | None = None,
+        seed: int = 0,
+        catalogue: tuple[BlueprintInfo, ...] = CATALOGUE,
+        builds: Callable[[str], bool] = lambda name: True,
+        enforce: bool = True,
+        hold_k_se: float = 2.32,
+    ) -> None:
         self.slots = {slot: _Slot() for slot in sort_slots(slots)}
         self.worth, self.noise, self.losses, self.builds, self.enforce = worth, noise, losses, builds, enforce
         self.hold_k_se = hold_k_se
@@ -135,9 +183,11 @@ class World:
         first, last = state.ramp
         if not state.stage.is_blended:
             return 0.0
-        return state.target if self.tick >= last else state.start + (state.target - state.start) * (
-            (self.tick - first) / (last - first)
-        )  # fmt: skip
+        return (
+            state.target
+            if self.tick >= last
+            else state.start + (state.target - state.start) * ((self.tick - first) / (last - first))
+        )
 
     def budgets(self) -> Budgets:
         """What is left."""
@@ -200,10 +250,13 @@ class World:
         loss = self.losses(self.tick)
         return observe(
             *(self._view(slot, state) for slot, state in self.slots.items()),
-            tick=self.tick, step=self.tick * self.every, total_steps=self.total, budgets=self.budgets(),
+            tick=self.tick,
+            step=self.tick * self.every,
+            total_steps=self.total,
+            budgets=self.budgets(),
             remaining=1 - self.tick * self.every / self.total,
             validation_loss=ABSENT if loss is None else measured(loss, tick=self.tick, n=100, se=0.05),
-        )  # fmt: skip
+        )
 
     def _view(self, slot: str, state: _Slot) -> SlotObservation:
         first, last = state.ramp
@@ -211,15 +264,27 @@ class World:
         direction = AlphaMode.UP if state.target >= state.start else AlphaMode.DOWN
         looking = state.stage in (Stage.TRAINING, Stage.HOLDING)
         return slot_view(
-            slot, row=float(parse_slot(slot).row), stage=state.stage, staged=state.staged is not None,
-            dwell=self.tick - state.since, generation=state.generation, alpha=self._alpha(state),
-            blueprint=state.seed.blueprint if state.seed else None, alpha_target=state.target,
-            operator=Operator.ADD if state.seed else None, curve=Curve.COSINE if state.seed else None,
+            slot,
+            row=float(parse_slot(slot).row),
+            stage=state.stage,
+            staged=state.staged is not None,
+            dwell=self.tick - state.since,
+            generation=state.generation,
+            alpha=self._alpha(state),
+            blueprint=state.seed.blueprint if state.seed else None,
+            alpha_target=state.target,
+            operator=Operator.ADD if state.seed else None,
+            curve=Curve.COSINE if state.seed else None,
             ramp_progress=(self.tick - first) / (last - first) if moving else 1.0,
-            alpha_mode=direction if moving else AlphaMode.HOLD, ending=state.ending, contribution=state.reading,
-            contribution_alpha=state.reading_alpha, looks=state.looks, max_looks=self.looks if looking else 0,
-            verdict=self._verdict(state), catalogue=self.catalogue,
-        )  # fmt: skip
+            alpha_mode=direction if moving else AlphaMode.HOLD,
+            ending=state.ending,
+            contribution=state.reading,
+            contribution_alpha=state.reading_alpha,
+            looks=state.looks,
+            max_looks=self.looks if looking else 0,
+            verdict=self._verdict(state),
+            catalogue=self.catalogue,
+        )
 
     def apply(self, commands: Iterable[Command]) -> None:
         """Carries out commands in row-major order; a gate's failed verdict refuses, an illegal command asserts."""

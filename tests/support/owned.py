@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.attach import Grown, attach
-from esper.tolaria.config import OptimConfig, OptimizerKind
-from esper.tolaria.guard import Judgement, StepReport
-from esper.tolaria.ownership import ParameterOwner
+from esper.kasmina.attach import attach
+from esper.kasmina.slots.grown import Grown
+from esper.tolaria.growth.config import OptimConfig, OptimizerKind
+from esper.tolaria.growth.guard import Judgement, StepReport
+from esper.tolaria.growth.ownership import ParameterOwner
 
 NAN, INF = math.nan, math.inf
 STEPS = 40

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from esper.tolaria import checkpoint
-from esper.tolaria.checkpoint import CheckpointStore
-from esper.tolaria.evaluate import Evaluator
-from esper.tolaria.growth import Growth
-from esper.tolaria.heartbeat import Heartbeat
-from esper.tolaria.rollback import Governor
-from esper.tolaria.world import World
+from esper.tolaria.checkpoint import store as checkpoint
+from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.evaluate import Evaluator
+from esper.tolaria.training.governor import Governor
 
 # The second column is where the process then stands, by its own last mark.
 PLACES = {

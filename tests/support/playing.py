@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper.kasmina.attach import Grown, attach
+from esper.kasmina.attach import attach
 from esper.kasmina.hosts import CNNConfig, GPTConfig, ResNet20Config, build_host
-from esper.kasmina.slot import Phase
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.slot import Phase
 from tests.support.attachable import Images
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import esper
-from esper.leyline.events import Event, StageChanged
+from esper.leyline.events.run import Event, StageChanged
 from esper.leyline.plain import to_plain
 from tests.support.tiny import act, bits
 
@@ -32,9 +32,19 @@ LIFE = (
     act(9, B, "PRUNE", ticks=0),
 )
 STAGES = [
-    (A, "GERMINATED"), (A, "TRAINING"), (B, "GERMINATED"), (A, "BLENDING"), (B, "TRAINING"), (B, "BLENDING"),
-    (A, "HOLDING"), (A, "FOSSILIZED"), (B, "PRUNED"), (B, "EMBARGOED"), (B, "RESETTING"), (B, "EMPTY"),
-]  # fmt: skip
+    (A, "GERMINATED"),
+    (A, "TRAINING"),
+    (B, "GERMINATED"),
+    (A, "BLENDING"),
+    (B, "TRAINING"),
+    (B, "BLENDING"),
+    (A, "HOLDING"),
+    (A, "FOSSILIZED"),
+    (B, "PRUNED"),
+    (B, "EMBARGOED"),
+    (B, "RESETTING"),
+    (B, "EMPTY"),
+]
 LIFE_STEPS = 14 * EVERY
 GATES = {"evidence": "observe", "probe_samples": 16, "min_samples": 8, "first_look": 1, "look_every": 1}
 

@@ -13,7 +13,7 @@ from esper.kasmina.blueprints.registry import blueprint
 from esper.kasmina.hosts import CustomHostConfig
 from esper.leyline.topology import Topology
 from esper.tolaria.data.parts import Part
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 
 
 class Spoiled(Part):

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
+from esper.launcher.supervise import children_of
 from esper.leyline.stages import Stage
-from esper.supervise import children_of
-from esper.tolaria.engine import Engine
+from esper.tolaria.training.engine import Engine
 from tests.support.places import strike_at
 
 READ_ONLY, REMOUNT, BIND = 1, 32, 4096  # of mount(2)

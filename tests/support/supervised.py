@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from esper.config import RunConfig
-from esper.rundir import CONFIG, held_run
-from esper.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
-from esper.tolaria.config import TrainerConfig, WorldConfig
+from esper.config.tree import RunConfig
+from esper.launcher.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
+from esper.run.directory import CONFIG, held_run
+from esper.tolaria.ranks.config import WorldConfig
+from esper.tolaria.training.config import TrainerConfig
 
 
 def main() -> None:

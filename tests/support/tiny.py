@@ -14,20 +14,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from esper.assembly import assemble
-from esper.config import FIXED_SECTIONS, EsperConfig, RunConfig, build_config, config_digest
+from esper.config.strict import as_plain
+from esper.config.tree import FIXED_SECTIONS, EsperConfig, RunConfig, build_config, config_digest
 from esper.kasmina.hosts import CNNConfig, GPTConfig
-from esper.leyline.events import Event
+from esper.leyline.events.run import Event
 from esper.leyline.plain import to_plain
 from esper.leyline.protocols import Controller
-from esper.strict import as_plain
+from esper.run.assembly import assemble
+from esper.run.teacher import build_teacher
 from esper.tamiyo.none import NoneConfig
-from esper.teacher import build_teacher
-from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data import DigitsConfig, PySourceConfig, load_data
-from esper.tolaria.engine import Engine
-from esper.tolaria.heartbeat import Heartbeat
-from esper.tolaria.world import World
+from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.engine import Engine
 
 E = TypeVar("E", bound=Event)
 
@@ -137,9 +137,16 @@ def make_engine(
     store = CheckpointStore(run_dir / "checkpoints", attempt=attempt, keep=config.checkpoint.keep)
     bundle = load_data(config.data)
     engine = assemble(
-        config, world=world, heartbeat=heartbeat, bundle=bundle, store=store, sink=ListSink(),
-        digest=config_digest(as_plain(config)), run_id="tiny", teacher=build_teacher(config, bundle, world.device),
-    )  # fmt: skip
+        config,
+        world=world,
+        heartbeat=heartbeat,
+        bundle=bundle,
+        store=store,
+        sink=ListSink(),
+        digest=config_digest(as_plain(config)),
+        run_id="tiny",
+        teacher=build_teacher(config, bundle, world.device),
+    )
     if controller is not None and world.rank == 0:
         engine.controller = controller
     world.meet("start-up")

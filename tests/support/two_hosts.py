@@ -1,9 +1,9 @@
 """Two hosts that share a run directory and a cable: unshare ... python -m tests.support.two_hosts RUN PLAN.
 
-Each is a network namespace with an address of its own and runs `esper.host`, as srun would start it. The cable is cut
-at the third tick. PLAN is ``blink`` (it is back after two seconds), ``restore`` (it is back when both sides have ended,
-which are then started again) or ``lose`` (it stays cut). Prints one JSON line: exit codes of both sides, per attempt,
-and seconds from the cut to each end.
+Each is a network namespace with an address of its own and runs `esper.launcher.one_host`, as srun would start it. The
+cable is cut at the third tick. PLAN is ``blink`` (it is back after two seconds), ``restore`` (it is back when both
+sides have ended, which are then started again) or ``lose`` (it stays cut). Prints one JSON line: exit codes of both
+sides, per attempt, and seconds from the cut to each end.
 
 Under ``unshare -nmpf --mount-proc --kill-child``, so that nothing outlives it.
 """
@@ -47,7 +47,7 @@ def start(run: Path, attempt: int) -> list["subprocess.Popen[bytes]"]:
     started = []
     for side, address in enumerate(ADDRESSES):
         name = {"SLURM_NODEID": str(side), "SLURMD_NODENAME": address, "GLOO_SOCKET_IFNAME": "eth0"}
-        words = ["ip", "netns", "exec", f"host{side}", sys.executable, "-m", "esper.host"]
+        words = ["ip", "netns", "exec", f"host{side}", sys.executable, "-m", "esper.launcher.one_host"]
         words += [str(run / "config.yaml"), f"{ADDRESSES[0]}:29777", f"attempt-{attempt}"]
         with (run.parent / f"host{side}-{attempt}.log").open("w") as log:
             started.append(subprocess.Popen(words, env={**os.environ, **name}, stdout=log, stderr=log))

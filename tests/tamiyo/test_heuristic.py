@@ -162,8 +162,16 @@ def test_a_held_seed_that_its_last_reading_speaks_for_stays_undecided():
 
 
 def holding(tick, **changes):
-    seed = {"stage": Stage.HOLDING, "blueprint": "light", "alpha": 1.0, "alpha_target": 1.0, "dwell": tick, "looks": 3,
-            "max_looks": 3, "verdict": verdict(Gate.G5, False)}  # fmt: skip
+    seed = {
+        "stage": Stage.HOLDING,
+        "blueprint": "light",
+        "alpha": 1.0,
+        "alpha_target": 1.0,
+        "dwell": tick,
+        "looks": 3,
+        "max_looks": 3,
+        "verdict": verdict(Gate.G5, False),
+    }
     return observe(slot_view(**(seed | changes)), tick=tick)
 
 
@@ -201,8 +209,16 @@ def test_undecided_seeds_make_way_only_where_they_hold_every_place_and_a_slot_wa
 
 def test_a_seed_whose_last_look_passes_does_not_make_way():
     controller, good = build(("r0c0", "r0c1")), measured(0.3, tick=2, n=99, se=0.1)
-    seed = {"stage": Stage.HOLDING, "blueprint": "light", "alpha": 1.0, "alpha_target": 1.0, "dwell": 9, "looks": 3,
-            "max_looks": 3, "contribution": good}  # fmt: skip
+    seed = {
+        "stage": Stage.HOLDING,
+        "blueprint": "light",
+        "alpha": 1.0,
+        "alpha_target": 1.0,
+        "dwell": 9,
+        "looks": 3,
+        "max_looks": 3,
+        "contribution": good,
+    }
     budgets = dataclasses.replace(FREE, live=0)
 
     def decided(tick, passes):

@@ -26,8 +26,13 @@ def test_a_resumed_controller_is_the_twin_of_one_that_was_never_stopped(cut, eag
     slots = ("r0c0", "r0c1", "r1c0")
 
     def world():
-        return World(slots, worth=lambda slot, name: {"light": -0.1, "medium": 0.004}.get(name, 0.1), noise=0.003,
-                     max_live=2, losses=falling)  # fmt: skip
+        return World(
+            slots,
+            worth=lambda slot, name: {"light": -0.1, "medium": 0.004}.get(name, 0.1),
+            noise=0.003,
+            max_live=2,
+            losses=falling,
+        )
 
     whole, parted = world(), world()
     straight, first = build(slots, eager=eager), build(slots, eager=eager)

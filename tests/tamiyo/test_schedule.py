@@ -33,9 +33,14 @@ def test_a_schedule_written_in_yaml_lives_a_whole_life():
     world = World(("r0c0", "r0c1"), worth=lambda slot, name: 0.1)
     log = world.run(controller, 12)
     assert [(tick, command.slot, command.op.name) for tick, command in log] == [
-        (1, "r0c0", "GERMINATE"), (1, "r0c1", "GERMINATE"), (3, "r0c0", "ADVANCE"), (6, "r0c0", "ADVANCE"),
-        (9, "r0c0", "ADVANCE"), (9, "r0c1", "PRUNE"), (12, "r0c0", "FOSSILIZE"),
-    ]  # fmt: skip
+        (1, "r0c0", "GERMINATE"),
+        (1, "r0c1", "GERMINATE"),
+        (3, "r0c0", "ADVANCE"),
+        (6, "r0c0", "ADVANCE"),
+        (9, "r0c0", "ADVANCE"),
+        (9, "r0c1", "PRUNE"),
+        (12, "r0c0", "FOSSILIZE"),
+    ]
     assert world.stage("r0c0") is Stage.FOSSILIZED
     assert world.history["r0c1"][:3] == [Stage.EMPTY, Stage.GERMINATED, Stage.PRUNED]
     birth = log[0][1]

@@ -72,7 +72,7 @@ class Blueprint:
         return None if self.backend is None else self.backend(device, dtype).name
 
     def build(self, dim: int, backend: str | None = None) -> nn.Module:
-        """The module for ``dim`` channels, on torch's present defaults; see `esper.kasmina.birth` for a seed.
+        """The module for ``dim`` channels, on torch's present defaults; see `esper.kasmina.births.build` for a seed.
 
         Args:
             dim: channels.

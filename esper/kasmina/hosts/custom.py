@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
-from esper.kasmina.sites import some_of
+from esper.kasmina.slots.sites import some_of
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
 from esper.leyline.imports import import_object, is_dotted

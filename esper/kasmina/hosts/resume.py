@@ -15,9 +15,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
-from esper.kasmina.attach import CONTAINER, Grown
 from esper.kasmina.hosts.registry import InjectionPoint
-from esper.kasmina.slot import SeedSlot
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import CONTAINER
+from esper.kasmina.slots.slot import SeedSlot
 from esper.leyline.slots import parse_slot
 
 State: TypeAlias = tuple[Tensor, ...]

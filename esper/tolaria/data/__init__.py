@@ -9,7 +9,22 @@ from esper.tolaria.data.registry import DATASETS, DataConfig, data_config_class,
 from esper.tolaria.data.sampler import BatchPlan, draw, eval_shards, microbatches, shard
 
 __all__ = [
-    "DATASETS", "Augment", "BatchPlan", "Bundle", "Cifar10Config", "DataConfig", "DigitsConfig", "ImagesConfig", "Part",
-    "PySourceConfig", "TextConfig", "data_config_class", "draw", "eval_shards", "load_data", "microbatches", "register",
+    "DATASETS",
+    "Augment",
+    "BatchPlan",
+    "Bundle",
+    "Cifar10Config",
+    "DataConfig",
+    "DigitsConfig",
+    "ImagesConfig",
+    "Part",
+    "PySourceConfig",
+    "TextConfig",
+    "data_config_class",
+    "draw",
+    "eval_shards",
+    "load_data",
+    "microbatches",
+    "register",
     "shard",
-]  # fmt: skip
+]

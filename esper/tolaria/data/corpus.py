@@ -21,7 +21,7 @@ from esper.leyline.errors import DataError
 from esper.tolaria.data.hashing import hashed_order
 from esper.tolaria.data.parts import Bundle, BytePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root, register
-from esper.tolaria.task import Task
+from esper.tolaria.data.task import Task
 
 STRETCH = 32  # neighbouring windows that are dealt together
 VOCABULARY = 256

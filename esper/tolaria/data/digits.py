@@ -13,7 +13,7 @@ from esper.tolaria.data.images import channel_statistics
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, register, split_order
-from esper.tolaria.task import Task
+from esper.tolaria.data.task import Task
 
 
 @dataclass(kw_only=True, slots=True)

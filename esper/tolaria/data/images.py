@@ -21,7 +21,7 @@ from esper.tolaria.data.augment import Augment
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root, register, split_order
-from esper.tolaria.task import Task
+from esper.tolaria.data.task import Task
 
 _FIX = (
     'mkdir -p FOLDER && python -c "import datasets; '
@@ -131,8 +131,9 @@ class _Table:
                         )
                 image, label = schema.field(config.image_column).type, schema.field(config.label_column).type
                 binary = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-                binary = binary and (pa.types.is_binary(image.field("bytes").type) or
-                                     pa.types.is_large_binary(image.field("bytes").type))  # fmt: skip
+                binary = binary and (
+                    pa.types.is_binary(image.field("bytes").type) or pa.types.is_large_binary(image.field("bytes").type)
+                )
                 if not (binary and pa.types.is_integer(label)):
                     raise DataError(f"{path}: it has {names}; expected {layout}; write the file in that layout")
                 table = file.read(columns=[config.image_column, config.label_column])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from esper.leyline.errors import DataError
 from esper.tolaria.data.augment import Augment, crop_flip
-from esper.tolaria.task import Task
+from esper.tolaria.data.task import Task
 
 PART_NAMES = ("train", "validation", "probe", "test")
 
@@ -133,9 +133,15 @@ class Bundle:
     augment: Augment
     crop_pad: int
 
-    def example(self) -> Tensor:
-        """x of two training samples: what a host is traced and measured with."""
-        return self.train.fetch(torch.arange(2))[0]
+    def example(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """x of two training samples: what a host is traced and measured with.
+
+        Args:
+            device: where it is moved to; None: the CPU.
+            dtype: what it is cast to if it is floating-point; None: it stays as the data has it.
+        """
+        x = self.train.fetch(torch.arange(2))[0]
+        return x.to(device, dtype if x.is_floating_point() else None)
 
     def train_batch(self, indices: Tensor, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Training samples, augmented where the config asks; a pure function of its arguments.
@@ -171,7 +177,16 @@ def make_bundle(
         raise DataError(f"data={name}: every part needs at least 2 samples, got {sizes}; change the sizes in data.*")
     digest = digest_parts(parts)
     return Bundle(
-        name=name, task=task, input_shape=input_shape, classes=classes, train=parts["train"],
-        validation=parts["validation"], probe=parts["probe"], test=parts["test"], digest=digest,
-        record={"kind": name, "sizes": sizes, "digest": digest, **record}, augment=augment, crop_pad=crop_pad,
-    )  # fmt: skip
+        name=name,
+        task=task,
+        input_shape=input_shape,
+        classes=classes,
+        train=parts["train"],
+        validation=parts["validation"],
+        probe=parts["probe"],
+        test=parts["test"],
+        digest=digest,
+        record={"kind": name, "sizes": sizes, "digest": digest, **record},
+        augment=augment,
+        crop_pad=crop_pad,
+    )

@@ -1,0 +1,1 @@
+"""What all ranks agree on, and how it may change: pure Python, no tensor, no rank, no file."""

@@ -1,0 +1,116 @@
+"""From agreed sums to agreed state, and from there to what a controller sees. Pure functions, same on all ranks."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from esper.accord.account import probe_flops, step_flops
+from esper.accord.lifecycle import SlotState
+from esper.accord.state import RunState, Terms
+from esper.leyline.evidence import ABSENT, GradientHealth, Reading, measured, paired, spread
+
+
+def _mean(total: float, count: float, tick: int) -> Reading:
+    return measured(total / count, tick=tick, n=int(count)) if count > 0 else ABSENT
+
+
+def _health(sums: Mapping[str, float], prefix: str, before: GradientHealth, tick: int) -> GradientHealth:
+    steps = sums[f"{prefix}health_steps"]
+    vanishing, exploding = (_mean(sums[f"{prefix}{name}"], steps, tick) for name in ("vanishing", "exploding"))
+    return GradientHealth(
+        vanishing=vanishing if steps else before.vanishing,
+        exploding=exploding if steps else before.exploding,
+        nans=int(sums[f"{prefix}nans"]),
+        infs=int(sums[f"{prefix}infs"]),
+    )
+
+
+def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: Terms) -> SlotState:
+    def get(name: str) -> float:
+        return sums[f"{state.slot}.{name}"]
+
+    if not state.stage.has_seed:
+        return state
+    degraded = int(get("degraded"))
+    norm = _mean(get("norm"), get("norm_steps"), tick)
+    gated = int(get("gate_count")) if get("gate_nonfinite") == 0 else 0
+    after = replace(
+        state,
+        finite=get("finite") == terms.world_size,
+        owned=get("owned") == terms.world_size,
+        degraded=degraded,
+        degraded_tick=(state.degraded_tick or tick) if degraded else None,
+        gradient_norm=norm if norm.is_measured else state.gradient_norm,
+        health=_health(sums, f"{state.slot}.", state.health, tick),
+        nonfinite_steps=int(get("nonfinite")),
+        gate_mean=paired(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick, min_samples=2),
+        gate_std=spread(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick),
+    )
+    if state.request is None:
+        return after
+    least = terms.gates.min_samples
+    reading = paired(
+        int(get("probe_count")),
+        get("probe_sum"),
+        get("probe_sum_sq"),
+        total_cube=get("probe_sum_cube"),
+        tick=tick,
+        min_samples=least,
+    )
+    if get("probe_nonfinite") > 0:
+        reading = ABSENT
+    return replace(
+        after,
+        contribution=reading,
+        contribution_alpha=state.request.alpha,
+        spent=state.spent | {state.request.aim: state.request.look},
+        request=None,
+    )
+
+
+def _flops(state: RunState, sums: Mapping[str, float], terms: Terms) -> int | None:
+    """What was spent since the state's tick, on top of what it had spent."""
+    if terms.costs is None:
+        return None
+    probed = {entry.slot: int(sums[f"{entry.slot}.probe_count"]) for entry in state.slots if entry.request is not None}
+    spent = int(sums["train_samples"]) * step_flops(state.slots, terms.costs, terms.slots_config)
+    return (state.flops or 0) + spent + probe_flops(state.slots, terms.costs, probed)
+
+
+def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: int, epoch: int) -> RunState:
+    """The state with one tick's agreed sums taken in. A sum that lacks a term that was not finite is absent evidence.
+
+    Args:
+        state: as of the previous tick. sums: the reduced observe vector by name.
+        terms: of the run. step, epoch: optimizer steps done and epochs begun, equal on all ranks.
+    """
+    tick = state.tick + 1
+    count = sums["train_count"]
+    validated = sums["validation_count"]
+    validation_loss, validation_accuracy = state.validation_loss, state.validation_accuracy
+    if validated > 0:
+        n = int(validated)
+        validation_loss = paired(n, sums["validation_loss"], sums["validation_loss_sq"], tick=tick, min_samples=2)
+        validation_accuracy = paired(
+            n, sums["validation_correct"], sums["validation_correct_sq"], tick=tick, min_samples=2
+        )
+        if sums["validation_nonfinite"] > 0:
+            validation_loss = validation_accuracy = ABSENT
+    row, longest = int(sums["skipped_in_row"]), int(sums["longest_row"])
+    return replace(
+        state,
+        tick=tick,
+        step=step,
+        epoch=epoch,
+        slots=tuple(_absorb_slot(entry, sums, tick, terms) for entry in state.slots),
+        train_loss=_mean(sums["train_loss"], count, tick),
+        train_accuracy=_mean(sums["train_correct"], count, tick),
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        host_norm=_mean(sums["host_norm"], sums["host_norm_steps"], tick),
+        host_health=_health(sums, "host_", state.host_health, tick),
+        skipped=int(sums["skipped"]),
+        skipped_in_row=row,
+        judged_row=max(row, longest) if longest >= terms.max_skips else row,
+        samples=state.samples + int(sums["train_samples"]),
+        flops=_flops(state, sums, terms),
+    )

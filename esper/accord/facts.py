@@ -1,0 +1,53 @@
+"""What a gate may know of a slot, read off the agreed state."""
+
+from esper.accord.gates import GateFacts, judge
+from esper.accord.lifecycle import SlotState
+from esper.accord.state import RunState, Terms
+from esper.leyline.evidence import GateResult
+from esper.leyline.stages import Gate, Stage
+
+GATE_AHEAD: dict[Stage, Gate] = {
+    Stage.GERMINATED: Gate.G1,
+    Stage.TRAINING: Gate.G2,
+    Stage.BLENDING: Gate.G3,
+    Stage.HOLDING: Gate.G5,
+}
+
+
+def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None = None) -> GateFacts:
+    """What a gate may know of a slot."""
+    fresh = terms.gates.fresh_ticks
+    parameters = terms.info(slot.slot, slot.blueprint).parameters if slot.blueprint is not None else 0
+    return GateFacts(
+        stage=slot.stage,
+        dwell=state.tick - slot.since_tick,
+        finite=slot.finite,
+        owned=slot.owned,
+        degraded=slot.degraded,
+        refusal=refusal,
+        gradient_norm=slot.gradient_norm.aged(state.tick, fresh),
+        health=slot.health.aged(state.tick, fresh),
+        nonfinite_steps=slot.nonfinite_steps,
+        trainable=parameters > 0,
+        contribution=slot.contribution.aged(state.tick, fresh),
+        contribution_alpha=slot.contribution_alpha,
+        looks=slot.looks,
+        max_looks=max_looks(slot.stage, terms),
+        alpha=slot.alpha(state.step),
+        ramp_done=slot.ramp_done(state.step),
+    )
+
+
+def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult | None:
+    """The gate on this slot's way forward, judged on present evidence; None where there is none."""
+    gate = GATE_AHEAD.get(slot.stage)
+    if gate is None or slot.ending:
+        return None
+    return judge(gate, facts_of(state, slot, terms), terms.gates)
+
+
+def max_looks(stage: Stage, terms: Terms) -> int:
+    """Scheduled looks a life in a stage, for each aim; 0 where nothing is measured."""
+    if stage in (Stage.TRAINING, Stage.BLENDING):
+        return terms.gates.looks
+    return terms.gates.hold_looks if stage is Stage.HOLDING else 0

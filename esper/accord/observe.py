@@ -1,0 +1,101 @@
+"""What a controller sees of the agreed state. Pure functions, same on all ranks."""
+
+from dataclasses import replace
+
+from esper.accord.facts import max_looks, verdict_ahead
+from esper.accord.lifecycle import SlotState
+from esper.accord.state import RunState, Terms
+from esper.leyline.evidence import ABSENT, Reading, measured
+from esper.leyline.observation import Observation, SlotObservation
+from esper.leyline.stages import Stage
+
+
+def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
+    """Mean gradient norm of the seed over the host's in the same window; absent unless both were measured in it."""
+    own, host = slot.gradient_norm, state.host_norm
+    if own.value is None or own.tick is None or own.tick != host.tick or not host.value:
+        return ABSENT
+    return measured(own.value / host.value, tick=own.tick, n=min(own.n, host.n))
+
+
+def embargo_left(slot: SlotState, tick: int, terms: Terms) -> int:
+    """Ticks until a cooling slot is empty again; 0 when it is not cooling."""
+    rest = {
+        Stage.PRUNED: 1 + terms.slots_config.embargo_ticks + 1,
+        Stage.EMBARGOED: terms.slots_config.embargo_ticks + 1,
+    }
+    rest[Stage.RESETTING] = 1
+    return max(0, rest.get(slot.stage, 0) - (tick - slot.since_tick))
+
+
+def effective_alpha(state: RunState, slot: SlotState) -> Reading:
+    """alpha times the mean of g_eff: how strongly a gated seed is joined on average; absent where none is measured."""
+    mean, alpha = slot.gate_mean, slot.alpha(state.step)
+    if mean.value is None or mean.tick is None:
+        return ABSENT
+    return replace(mean, value=alpha * mean.value, se=None if mean.se is None else alpha * mean.se)
+
+
+def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservation:
+    step, fresh = state.step, terms.gates.fresh_ticks
+    ramp = slot.ramp if slot.stage.is_blended else None
+    alpha = slot.alpha(step)
+    row, col = terms.places[slot.slot]
+    return SlotObservation(
+        slot=slot.slot,
+        row=row,
+        col=col,
+        stage=slot.stage,
+        staged=slot.staged is not None,
+        dwell=state.tick - slot.since_tick,
+        min_dwell=terms.gates.min_dwell,
+        generation=slot.generation,
+        blueprint=slot.blueprint,
+        operator=slot.operators(step)[0] if ramp is not None else slot.operator,
+        operators=terms.operators[slot.slot],
+        channel=terms.channels.get(slot.slot),
+        curve=slot.curve,
+        alpha=alpha,
+        alpha_target=0.0 if ramp is None else ramp.target,
+        alpha_velocity=alpha - slot.alpha(max(0, step - terms.tick_steps)) if ramp is not None else 0.0,
+        ramp_progress=slot.ramp_progress(step),
+        alpha_mode=slot.alpha_mode(step),
+        ending=slot.ending,
+        parameters=0 if slot.blueprint is None else terms.info(slot.slot, slot.blueprint).parameters,
+        contribution=slot.contribution.aged(state.tick, fresh),
+        contribution_alpha=slot.contribution_alpha,
+        looks=slot.looks,
+        max_looks=max_looks(slot.stage, terms),
+        gate_mean=slot.gate_mean,
+        gate_std=slot.gate_std,
+        effective_alpha=effective_alpha(state, slot),
+        gradient_norm=slot.gradient_norm.aged(state.tick, fresh),
+        gradient_ratio=gradient_ratio(state, slot).aged(state.tick, fresh),
+        health=slot.health.aged(state.tick, fresh),
+        nonfinite_steps=slot.nonfinite_steps,
+        degraded=slot.degraded,
+        verdict=verdict_ahead(state, slot, terms),
+        embargo_left=max(embargo_left(slot, state.tick, terms), state.governor.barred.get(slot.slot, 0) - state.tick),
+        catalogue=terms.catalogue[slot.slot],
+    )
+
+
+def observe(state: RunState, terms: Terms) -> Observation:
+    """What every controller sees of this state."""
+    fresh = terms.gates.fresh_ticks
+    return Observation(
+        tick=state.tick,
+        step=state.step,
+        total_steps=terms.total_steps,
+        remaining=max(0.0, 1.0 - state.step / terms.total_steps),
+        train_loss=state.train_loss,
+        train_accuracy=state.train_accuracy,
+        validation_loss=state.validation_loss.aged(state.tick, fresh),
+        validation_accuracy=state.validation_accuracy.aged(state.tick, fresh),
+        host_gradient_norm=state.host_norm,
+        host_health=state.host_health.aged(state.tick, fresh),
+        skipped_steps=state.skipped,
+        budgets=terms.budgets(state),
+        breaker=state.governor.breaker.view(state.tick),
+        slots=tuple(_observe_slot(state, slot, terms) for slot in state.slots),
+    )

@@ -1,0 +1,254 @@
+"""The pure reducer: (state, commands, vetoes) -> (state', effects, events), the same on every rank.
+
+Order within a tick, so that it is one order everywhere:
+
+    1. staged births   registered, kept waiting, or discarded, by the vetoes of this commit
+    2. quarantine      slots whose gradient was not finite; the newest blending seed when the host's steps keep failing;
+                       seeds that run by a fallback stand still, and go if it lasts
+    3. commands        row-major; each is judged (legality, then its gate) before anything of it happens
+    4. auto-advance    slots without a command whose gate ahead passes, where gates.auto_advance says so
+    5. mechanics       ends of prune ramps, cool-down
+    6. looks           evidence to measure for the next tick
+
+A gate's verdict is taken here and nowhere else. Effects are what the owner of the model must do; everything else about
+the model (alpha, phase, what learns) follows from the state.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from esper.accord.breaker import begun
+from esper.accord.changes import Changes
+from esper.accord.effects import Outcome, Prepare, Register, Veto
+from esper.accord.facts import GATE_AHEAD, facts_of, verdict_ahead
+from esper.accord.gates import judge
+from esper.accord.lifecycle import SlotState
+from esper.accord.looks import next_look
+from esper.accord.observe import observe
+from esper.accord.state import RunState, Terms
+from esper.leyline.commands import Command
+from esper.leyline.events.run import BirthVetoed, CommandJudged, CommandRefused
+from esper.leyline.legality import why_refused
+from esper.leyline.stages import Gate, Incubation, Mechanical, Op, Stage
+
+
+class _Reduction(Changes):
+    def __init__(self, state: RunState, terms: Terms, stage_ticks: int) -> None:
+        super().__init__(state, terms)
+        self.stage_ticks = stage_ticks
+
+    # 1 ------------------------------------------------------------------------------------------------------------
+
+    def births(self, vetoes: Mapping[str, tuple[Veto, int]]) -> None:
+        for slot in self.state.slots:
+            command = slot.staged
+            if command is None:
+                continue
+            veto, rank = vetoes.get(slot.slot, (Veto.NONE, -1))
+            waited = self.state.tick - slot.staged_tick
+            if veto is Veto.NOT_READY and waited < self.stage_ticks:
+                continue
+            if veto is not Veto.NONE:
+                self.put(replace(slot, staged=None))
+                self.discard(slot)
+                reason = veto.name + (f" after {waited} ticks" if veto is Veto.NOT_READY else "")
+                self.out.events.append(
+                    BirthVetoed(
+                        **self.axes,
+                        slot=slot.slot,
+                        blueprint=str(command.blueprint),
+                        rank=rank,
+                        reason=reason,
+                        proposal=command.proposal,
+                    )
+                )
+                continue
+            born = replace(
+                slot,
+                staged=None,
+                generation=slot.generation + 1,
+                blueprint=command.blueprint,
+                operator=command.operator,
+                curve=command.curve,
+                steepness=command.steepness,
+                tempo=command.ticks,
+                target=command.target,
+            )
+            self.move(born, Op.GERMINATE, Stage.GERMINATED, command.proposal)
+            self.out.effects.append(Register(slot.slot))
+
+    # 2 ------------------------------------------------------------------------------------------------------------
+
+    def quarantine(self) -> None:
+        for slot in self.state.slots:
+            if slot.stage.is_live and slot.nonfinite_steps > 0 and slot.slot not in self.moved:
+                self.move(slot, Mechanical.QUARANTINE, Stage.PRUNED)
+        if self.state.judged_row >= self.terms.max_skips:
+            blending = [s for s in self.state.slots if s.stage in (Stage.BLENDING, Stage.HOLDING)]
+            if blending:
+                newest = max(blending, key=lambda s: (s.ramp.first_step if s.ramp else -1, s.slot))
+                self.move(newest, Mechanical.QUARANTINE, Stage.PRUNED)
+
+    def degraded(self) -> None:
+        """A seed that runs by a fallback stands still where it is; one that is on its way out goes on."""
+        for slot in self.state.slots:
+            if slot.slot in self.moved or not slot.stage.is_live:
+                continue
+            if slot.degraded_tick is None:
+                self.put(slot.thawed(self.state.step))
+            elif self.state.tick - slot.degraded_tick >= self.terms.gates.degraded_ticks:
+                self.move(slot, Mechanical.DEGRADED, Stage.PRUNED)
+            elif not slot.ending:
+                self.put(slot.frozen(self.state.step))
+
+    # 3 ------------------------------------------------------------------------------------------------------------
+
+    def command(self, command: Command) -> None:
+        if command.op is Op.WAIT:
+            return
+        slot = self.state.slot(command.slot)
+        reason = "the slot changed in this tick" if slot.slot in self.moved else None
+        reason = reason or why_refused(observe(self.state, self.terms), command)
+        gate = {Op.GERMINATE: Gate.G0, Op.FOSSILIZE: Gate.G5}.get(command.op)
+        if command.op is Op.ADVANCE:
+            gate = GATE_AHEAD.get(slot.stage)
+        if gate is not None and (reason is None or gate is Gate.G0):
+            result = judge(gate, facts_of(self.state, slot, self.terms, reason), self.terms.gates)
+            self.judged(slot.slot, result)
+            if reason is None and not result.passed:
+                reason = f"{gate.name}: {result.reason}"
+        if reason is not None:
+            self.out.events.append(CommandRefused(**self.axes, command=command, applied=False, reason=reason))
+            return
+        self.out.events.append(CommandJudged(**self.axes, command=command, applied=True, reason=command.reason))
+        _APPLY[command.op](self, slot, command)
+
+    def germinate(self, slot: SlotState, command: Command) -> None:
+        staged = replace(command, reason="")
+        self.put(replace(slot, staged=staged, staged_tick=self.state.tick, proposal=command.proposal))
+        governor = replace(self.state.governor, breaker=begun(self.state.governor.breaker, slot.slot))
+        self.out.state = replace(self.state, germinations=self.state.germinations + 1, governor=governor)
+        self.out.effects.append(Prepare(slot.slot, staged, slot.generation + 1))
+        self.moved.add(slot.slot)
+
+    def advance(self, slot: SlotState, command: Command) -> None:
+        immediate = self.terms.slots_config.incubation == Incubation.IMMEDIATE
+        target = {
+            Stage.GERMINATED: Stage.BLENDING if immediate else Stage.TRAINING,
+            Stage.TRAINING: Stage.BLENDING,
+            Stage.BLENDING: Stage.HOLDING,
+        }[slot.stage]
+        if slot.learn_step is None:
+            slot = replace(slot, learn_step=self.state.step)
+        after = self.move(slot, Op.ADVANCE, target, command.proposal)
+        if target is Stage.BLENDING:
+            self.blend(after)
+
+    def set_alpha_target(self, slot: SlotState, command: Command) -> None:
+        full = slot.stage is Stage.HOLDING and command.target == 1.0
+        target = Stage.HOLDING if full else Stage.BLENDING
+        after = self.move(slot, Op.SET_ALPHA_TARGET, target, command.proposal)
+        self.ramp(
+            after,
+            target=command.target,
+            ticks=command.ticks,
+            curve=command.curve,
+            steepness=command.steepness,
+            op=command.operator,
+        )
+
+    def prune(self, slot: SlotState, command: Command) -> None:
+        if slot.staged is not None:
+            self.put(replace(slot, staged=None, proposal=command.proposal))
+            self.discard(slot)
+            self.moved.add(slot.slot)
+        elif command.ticks == 0:
+            self.move(slot, Op.PRUNE, Stage.PRUNED, command.proposal)
+        else:
+            after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal).thawed(self.state.step)
+            self.ramp(
+                replace(after, ending=True),
+                target=0.0,
+                ticks=command.ticks,
+                curve=command.curve,
+                steepness=command.steepness,
+                op=after.operators(self.state.step)[0],
+            )
+
+    def fossilize(self, slot: SlotState, command: Command) -> None:
+        # What it was worth when it became part of the network stays on record; no later look replaces it.
+        after = self.move(slot, Op.FOSSILIZE, Stage.FOSSILIZED, command.proposal)
+        self.put(replace(after, contribution=slot.contribution, contribution_alpha=slot.contribution_alpha))
+
+    # 4, 5, 6 ------------------------------------------------------------------------------------------------------
+
+    def auto_advance(self) -> None:
+        for slot in self.state.slots:
+            gate = GATE_AHEAD.get(slot.stage)
+            if slot.slot in self.moved or gate is None or gate.name not in self.terms.gates.auto_advance:
+                continue
+            command = Command(slot=slot.slot, op=Op.ADVANCE, reason=f"{gate.name} advances by itself")
+            verdict = verdict_ahead(self.state, slot, self.terms)
+            if verdict is not None and verdict.passed and why_refused(observe(self.state, self.terms), command) is None:
+                self.command(command)
+
+    def mechanics(self) -> None:
+        rest = {Stage.PRUNED: 1, Stage.EMBARGOED: self.terms.slots_config.embargo_ticks, Stage.RESETTING: 1}
+        onward = {Stage.PRUNED: Stage.EMBARGOED, Stage.EMBARGOED: Stage.RESETTING, Stage.RESETTING: Stage.EMPTY}
+        for slot in self.state.slots:
+            if slot.slot in self.moved:
+                continue
+            if slot.ending and slot.ramp_done(self.state.step):
+                self.move(slot, Mechanical.RAMP_END, Stage.PRUNED)
+                continue
+            while slot.stage in rest and self.state.tick - slot.since_tick >= rest[slot.stage]:
+                slot = self.move(slot, Mechanical.COOLDOWN, onward[slot.stage])  # no embargo: two stages at once
+
+    def looks(self) -> None:
+        for slot in self.state.slots:
+            request = next_look(self.state, slot, self.terms)
+            if request is not None:
+                self.put(replace(slot, request=request))
+
+
+_APPLY = {
+    Op.GERMINATE: _Reduction.germinate,
+    Op.ADVANCE: _Reduction.advance,
+    Op.SET_ALPHA_TARGET: _Reduction.set_alpha_target,
+    Op.PRUNE: _Reduction.prune,
+    Op.FOSSILIZE: _Reduction.fossilize,
+}
+if set(_APPLY) != set(Op) - {Op.WAIT}:
+    raise AssertionError(f"ops without a row: {set(Op) - {Op.WAIT} - set(_APPLY)}")
+
+
+def reduce_tick(
+    state: RunState,
+    commands: Mapping[str, Command],
+    vetoes: Mapping[str, tuple[Veto, int]],
+    terms: Terms,
+    *,
+    stage_ticks: int,
+) -> Outcome:
+    """Applies one commit.
+
+    Args:
+        state: agreed state with this tick's evidence taken in (see `absorb`).
+        commands: one command per slot. vetoes: (code, rank) per vetoed slot.
+        terms: of the run. stage_ticks: ticks that a staged seed may stay not ready.
+
+    Returns:
+        New state, effects in canonical order, events.
+    """
+    reduction = _Reduction(state, terms, stage_ticks)
+    reduction.births(vetoes)
+    reduction.quarantine()
+    reduction.degraded()
+    for slot in state.slots:
+        reduction.command(commands[slot.slot])
+    reduction.auto_advance()
+    reduction.mechanics()
+    reduction.looks()
+    proposals = [command.proposal for command in commands.values()]
+    reduction.out.state = replace(reduction.state, proposals=max([state.proposals, *proposals]))
+    return reduction.out

@@ -1,0 +1,155 @@
+"""What all ranks agree on, and the terms under which it changes. Plain, frozen data; a checkpoint stores it whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from esper.accord.account import Costs
+from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.governed import Governed
+from esper.accord.lifecycle import SlotState
+from esper.leyline.alpha import Curve, Operator, Ramp
+from esper.leyline.errors import ConfigError
+from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading
+from esper.leyline.observation import BlueprintInfo, Budgets, ChannelInfo
+from esper.leyline.slots import parse_slot
+from esper.leyline.stages import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """The agreed record of a run between two ticks.
+
+    Fields:
+        tick, step: ticks and optimizer steps done (a skipped step counts).
+        epoch: passes over the training part begun.
+        germinations: births committed so far. proposals: proposal ids given so far.
+        slots: one record per slot, row-major.
+        train_loss, train_accuracy: means over the steps before the latest tick.
+        validation_loss, validation_accuracy: latest validation.
+        host_norm, host_health: mean L2 norm of the host's reduced gradient, and how healthy it was.
+        skipped, skipped_in_row: optimizer steps skipped since the last tick; in a row at its end.
+        judged_row: the row that is judged: that one, or a full one (trainer.max_skips) that has ended just before the
+            tick that it brought, as it can where steps are judged on the device.
+        samples: training samples seen. flops: training FLOPs spent, None where nobody keeps an account.
+        governor: what is agreed about the health of the run; as at the beginning where no governor judges.
+    """
+
+    tick: int = 0
+    step: int = 0
+    epoch: int = 0
+    germinations: int = 0
+    proposals: int = 0
+    slots: tuple[SlotState, ...] = ()
+    train_loss: Reading = ABSENT
+    train_accuracy: Reading = ABSENT
+    validation_loss: Reading = ABSENT
+    validation_accuracy: Reading = ABSENT
+    host_norm: Reading = ABSENT
+    host_health: GradientHealth = NO_HEALTH
+    skipped: int = 0
+    skipped_in_row: int = 0
+    judged_row: int = 0
+    samples: int = 0
+    flops: int | None = None
+    governor: Governed = field(default_factory=Governed)
+
+    def slot(self, slot: str) -> SlotState:
+        """The record of one slot; KeyError if there is none."""
+        for entry in self.slots:
+            if entry.slot == slot:
+                return entry
+        raise KeyError(slot)
+
+    def with_slots(self, changed: dict[str, SlotState]) -> "RunState":
+        """The same state with some slots replaced."""
+        return replace(self, slots=tuple(changed.get(entry.slot, entry) for entry in self.slots))
+
+
+def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState, ...]:
+    """First records of a run: empty, but for the seeds that are planted from the start, which stand as fossils."""
+    rest = Ramp(
+        start=1.0, target=1.0, first_step=0, last_step=0, curve=Curve.LINEAR, steepness=6.0, operator=Operator.ADD
+    )
+    planted = config.planted or {}
+    return tuple(
+        SlotState(slot=slot)
+        if slot not in planted
+        else SlotState(
+            slot=slot,
+            stage=Stage.FOSSILIZED,
+            generation=1,
+            blueprint=planted[slot],
+            operator=Operator.ADD,
+            curve=Curve.LINEAR,
+            ramp=rest,
+            learn_step=0,
+        )
+        for slot in slots
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What does not change in a run and what the reducer judges by; equal on all ranks by the start handshake.
+
+    Fields:
+        slots_config, gates: thresholds and budgets.
+        catalogue: blueprints that fit each slot, with exact parameters and FLOPs.
+        names: all blueprint names, sorted: the catalogue index on the wire.
+        operators: those that each slot may use. channels: what is known of CHANNEL's vector, where a slot has one.
+        places: normalised (row, col) of each slot, in [0, 1].
+        total_steps: optimizer steps of the run.
+        tick_steps: nominal optimizer steps between ticks; the unit of tempo and speed.
+        max_skips: skipped steps in a row after which the newest blending seed is pruned.
+        world_size: ranks.
+        costs: FLOPs per sample of host and seeds; None keeps no account.
+    """
+
+    slots_config: SlotsConfig
+    gates: GateConfig
+    catalogue: dict[str, tuple[BlueprintInfo, ...]]
+    names: tuple[str, ...]
+    operators: dict[str, tuple[Operator, ...]]
+    channels: dict[str, ChannelInfo]
+    places: dict[str, tuple[float, float]]
+    total_steps: int
+    tick_steps: int
+    max_skips: int
+    world_size: int
+    costs: Costs | None
+
+    def first_slots(self) -> tuple[SlotState, ...]:
+        """The records that a run begins with, row-major; ConfigError where what is planted does not fit."""
+        for slot, blueprint in (self.slots_config.planted or {}).items():
+            parse_slot(slot, known=self.places)
+            self.info(slot, blueprint)
+        return planted_slots(list(self.places), self.slots_config)
+
+    def info(self, slot: str, blueprint: str) -> BlueprintInfo:
+        """Cost of a blueprint in a slot; ConfigError when it does not fit there."""
+        for entry in self.catalogue[slot]:
+            if entry.name == blueprint:
+                return entry
+        names = ", ".join(entry.name for entry in self.catalogue[slot])
+        raise ConfigError(f"blueprint {blueprint!r} does not fit slot {slot}; it takes {names}")
+
+    def budgets(self, state: RunState) -> Budgets:
+        """What may still be spent; a staged seed counts as alive and paid for."""
+        config = self.slots_config
+        costs = []
+        live = 0
+        for entry in state.slots:
+            name = entry.staged.blueprint if entry.staged is not None else entry.blueprint
+            if name is not None and (entry.staged is not None or entry.stage.has_seed):
+                costs.append(self.info(entry.slot, name))
+            live += entry.staged is not None or entry.stage.is_live
+
+        def left(limit: int | None, spent: int) -> int | None:
+            return None if limit is None else max(0, limit - spent)
+
+        return Budgets(
+            live=left(config.max_live, live),
+            germinations=left(config.max_germinations, state.germinations),
+            parameters=left(config.max_parameters, sum(cost.parameters for cost in costs)),
+            flops=left(config.max_flops, sum(cost.flops for cost in costs)),
+        )

@@ -1,0 +1,1 @@
+"""Arms beside each other: which runs a comparison needs, and running them."""

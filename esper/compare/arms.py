@@ -1,0 +1,243 @@
+"""The arms of a comparison: each is a whole config, derived here; nothing in the engine knows which arm it runs.
+
+conf/compare/NAME.yaml holds what all arms share (Hydra overrides), the seeds, and per arm what is its own:
+
+    overrides   of this arm alone
+    flops       an arm: train as many steps as cost what that arm's run with the same seed cost
+    topology    an arm: the network that its run with the same seed ended with, planted from the first step on
+
+So an arm may wait for another one's runs; a circle is an error. Lengths for equal FLOPs come from the same cost table
+as the run's own account (`esper.accord.account`).
+"""
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from esper.accord.account import step_flops
+from esper.accord.state import planted_slots
+from esper.config.strict import Reader
+from esper.config.tree import EsperConfig, build_config
+from esper.karn.comparison import Metric
+from esper.launcher.compose import conf_folder, plain_of
+from esper.leyline.checks import Checks
+from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.files import RunDir
+from esper.run.assembly import build_costs, build_grown
+from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data
+
+_COMPOSING = threading.Lock()  # Hydra's state is one per process, and jobs are derived in threads
+
+
+@dataclass(kw_only=True, slots=True)
+class Arm:
+    """What one arm has of its own.
+
+    Fields:
+        overrides: Hydra overrides, on top of the shared ones.
+        flops: the arm whose training FLOPs it spends, seed by seed; null: the shared number of steps.
+        topology: the arm whose final topology it has from the start, seed by seed; null: its own host, empty slots.
+        size: a network of a fixed size; the headroom verdict asks about those that are smaller than `final`.
+    """
+
+    overrides: list[str] = field(default_factory=list)
+    flops: str | None = None
+    topology: str | None = None
+    size: bool = False
+
+    @property
+    def waits_for(self) -> set[str]:
+        """Arms whose run with the same seed must have ended first."""
+        return {arm for arm in (self.flops, self.topology) if arm is not None}
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    """One comparison.
+
+    Fields:
+        base: Hydra overrides of every arm. seeds: run seeds. metric: of the score.
+        subject: the arm that the claims are about.
+        flops_share: of `final`'s FLOPs, within which the subject is to reach its loss.
+        arms: by name.
+    """
+
+    base: list[str]
+    seeds: list[int]
+    metric: Metric
+    subject: str
+    flops_share: float
+    arms: dict[str, Arm]
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("seeds", bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "one or more, each once")
+            check("subject", self.subject in self.arms, f"must be an arm: {', '.join(self.arms)}")
+            check("flops_share", 0 < self.flops_share <= 10, "must be above 0, to 10")
+        problems = []
+        for name, arm in self.arms.items():
+            unknown = sorted(arm.waits_for - set(self.arms))
+            problems += [f"arms.{name}: waits for {other}, which is no arm" for other in unknown]
+            if self._circle(name):
+                problems.append(f"arms.{name}: waits for itself; name an arm in flops or topology that does not")
+        if problems:
+            raise ConfigError(problems)
+
+    def _circle(self, name: str) -> bool:
+        seen: set[str] = set()
+        ahead = set(self.arms[name].waits_for)
+        while ahead:
+            seen |= ahead
+            ahead = {n for other in ahead & set(self.arms) for n in self.arms[other].waits_for} - seen
+        return name in seen
+
+    def in_order(self) -> list[str]:
+        """Arm names, those that others wait for first, else as written."""
+        done: list[str] = []
+        while len(done) < len(self.arms):
+            done += [n for n, arm in self.arms.items() if n not in done and arm.waits_for <= set(done)][:1]
+        return done
+
+
+def load_compare(name: str, overrides: list[str]) -> CompareConfig:
+    """Reads conf/compare/NAME.yaml.
+
+    Args:
+        name: of a shipped comparison, or the path of a YAML file (ending so) of one's own.
+        overrides: ``key=value`` for its settings, for example ``seeds=[1,2]``.
+
+    Raises:
+        ConfigError: no such comparison, or what is wrong in it, all problems at once.
+    """
+    folder = conf_folder() / "compare"
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        have = ", ".join(sorted(entry.stem for entry in folder.glob("*.yaml")))
+        raise ConfigError(f"compare {name!r}: no such comparison; there are {have}, or name a file of your own, X.yaml")
+    try:
+        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    assert isinstance(plain, dict)
+    arms = plain.get("arms") or {}
+    if not isinstance(arms, dict):
+        raise ConfigError(f"{path}: compare.arms = {arms!r}: must be a mapping of names to arms")
+    odd = {name: arm for name, arm in arms.items() if not isinstance(arm, dict | None)}
+    if odd:
+        raise ConfigError([f"{path}: compare.arms.{name} = {arm!r}: must be a mapping" for name, arm in odd.items()])
+    plain["arms"] = {name: {**_blank_arm(), **(arm or {})} for name, arm in arms.items()}
+    reader = Reader()
+    config = reader.section(CompareConfig, plain, "compare")
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    assert isinstance(config, CompareConfig)
+    return config
+
+
+def _blank_arm() -> dict[str, Any]:
+    return {"overrides": [], "flops": None, "topology": None, "size": False}
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """RUN/result.json of a run that has finished.
+
+    Raises:
+        RunDirError: it cannot be read, or lacks what arms are derived from and data are known by.
+    """
+    path = RunDir(folder).result
+    again = f"remove {folder}, and the same command runs it again"
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path}: not readable ({error}); {again}") from None
+    lacking = [key for key in ("data", "flops", "topology") if not isinstance(result, dict) or key not in result]
+    if lacking:
+        raise RunDirError(f"{path}: no result of a run, {', '.join(lacking)} missing; {again}")
+    return result
+
+
+class DataOnce:
+    """Loads each data set once: arms and seeds share it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Bundle] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, config: DataConfig) -> Bundle:
+        """What `esper.tolaria.data.load_data` returns, and raises."""
+        with self._lock:
+            key = repr(config)
+            if key not in self._loaded:
+                self._loaded[key] = load_data(config)
+            return self._loaded[key]
+
+
+def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
+    """Training FLOPs per sample of a network that does not change: the host, and what is planted in it."""
+    streams = torch.get_rng_state()
+    grown = build_grown(config, bundle, torch.device("cpu"))
+    torch.set_rng_state(streams)
+    costs = build_costs(grown, bundle.example())
+    return step_flops(planted_slots(list(grown.slots), config.slots), costs, config.slots)
+
+
+def steps_for(samples: float, plan: BatchPlan) -> int:
+    """Optimizer steps that train nearest to so many samples; at least one. The last batch of an epoch may be short."""
+    epochs, left = divmod(samples, plan.size)
+    below = int(left // plan.batch)
+    above = min((below + 1) * plan.batch, plan.size)
+    nearer = above - left < left - below * plan.batch
+    return max(1, int(epochs) * plan.steps_per_epoch + below + nearer)
+
+
+def derive(
+    compare: CompareConfig, arm_name: str, seed: int, runs: Mapping[str, Path], data: DataOnce
+) -> tuple[EsperConfig, dict[str, Any]]:
+    """The whole config of one run.
+
+    Args:
+        runs: finished runs of this seed, by arm: those that the arm waits for. data: loads what lengths depend on.
+
+    Raises:
+        ConfigError: the overrides do not compose or do not fit each other.
+        RunDirError: a run that it is derived from cannot be read.
+    """
+    arm = compare.arms[arm_name]
+    wanted = [*compare.base, *arm.overrides, f"seed={seed}"]
+    if arm.topology is not None:
+        grown = result_of(runs[arm.topology])["topology"]
+        joined = sorted({entry["operator"] for entry in grown.values()} - {"ADD"})
+        if joined:
+            raise ConfigError(
+                f"compare: arm {arm_name}: seeds planted from the start are joined by ADD, not {joined[0]}"
+            )
+        planted = {slot: entry["blueprint"] for slot, entry in grown.items()}
+        text = ",".join(f"{slot}:{blueprint}" for slot, blueprint in planted.items())
+        wanted.append(f"slots.planted={{{text}}}")
+    where = f"compare: arm {arm_name}"
+    try:
+        with _COMPOSING, initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            plain = plain_of(compose("config", wanted))
+    except ConfigError:
+        raise
+    except Exception as error:  # Hydra has no common class for what a person may get wrong
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+    plain.pop("launch", None)
+    config = build_config(plain)
+    if arm.flops is not None:
+        spent = result_of(runs[arm.flops])["flops"]
+        bundle = data(config.data)
+        plan = BatchPlan(len(bundle.train), config.trainer.batch, seed)
+        plain["trainer"]["steps"] = steps_for(spent / flops_per_sample(config, bundle), plan)
+        config = build_config(plain)
+    return config, plain

@@ -1,0 +1,56 @@
+"""Where jobs of a comparison run beside each other: cores and GPUs of this machine."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from esper.config.tree import EsperConfig
+from esper.tolaria.ranks.config import Device
+
+
+class Devices:
+    """GPUs of this machine, handed to jobs: each gets those that the fewest others are on.
+
+    Args:
+        names: as CUDA_VISIBLE_DEVICES writes them.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._jobs = dict.fromkeys(names, 0)
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def take(self, count: int) -> Iterator[dict[str, str]]:
+        """The environment of a job on ``count`` of them; empty where there are none to choose from."""
+        with self._lock:
+            chosen = sorted(self._jobs, key=lambda name: self._jobs[name])[:count]
+            for name in chosen:
+                self._jobs[name] += 1
+        try:
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(chosen)} if chosen else {}
+        finally:
+            with self._lock:
+                for name in chosen:
+                    self._jobs[name] -= 1
+
+
+def visible_gpus() -> list[str]:
+    """What this process may use, as CUDA_VISIBLE_DEVICES writes it."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return asked.split(",")[:count] if asked else [str(index) for index in range(count)]
+
+
+def on_gpu(config: EsperConfig) -> bool:
+    """Whether ranks of a run want a GPU each."""
+    return config.world.device == Device.GPU
+
+
+def default_parallel(config: EsperConfig) -> int:
+    """Jobs that fit beside each other: on the cores that this process may use, or on this machine's GPUs."""
+    if on_gpu(config):
+        return max(1, torch.cuda.device_count() // config.world.nproc_per_node)
+    return max(1, len(os.sched_getaffinity(0)) // (config.world.nproc_per_node * config.world.threads))

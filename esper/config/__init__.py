@@ -1,0 +1,1 @@
+"""Every setting of a run in one tree, read strictly and checked whole."""

@@ -1,0 +1,289 @@
+"""Every setting of a run in one tree, checked whole before any process starts.
+
+Each section is a dataclass beside its owner; this file only composes them and knows what no single room can know:
+which settings contradict each other. `host`, `data` and `controller` are chosen by their ``kind``. What travels is
+plain data: the launcher writes it as RUN/config.yaml, every worker reads it back and agrees on `config_digest`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from esper.accord.config import GateConfig, GovernorConfig, SlotsConfig
+from esper.config.rules import RULES, host_slots
+from esper.config.strict import Reader, override_text
+from esper.kasmina.births import LibraryConfig
+from esper.kasmina.hosts import HOSTS, host_config_class
+from esper.leyline.checks import Checks
+from esper.leyline.errors import ConfigError
+from esper.leyline.files import write_whole
+from esper.leyline.plain import digest62
+from esper.leyline.slots import sort_slots
+from esper.nissa.config import TelemetryConfig
+from esper.tamiyo.registry import controller_config_class, controller_kinds
+from esper.tolaria.checkpoint.config import CheckpointConfig
+from esper.tolaria.data import DATASETS, data_config_class
+from esper.tolaria.growth.config import OptimConfig
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.training.config import TrainerConfig
+from esper.tolaria.training.distill import DistillConfig
+
+
+class Resume(StrEnum):
+    """AUTO: go on with the run in the run directory, or begin one. MUST: there must be one. NEVER: there must not."""
+
+    AUTO = "auto"
+    MUST = "must"
+    NEVER = "never"
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Where the run lies and what it is called.
+
+    Fields:
+        dir: the run directory, RUN; in a multirun Hydra gives each job its own.
+        resume: what the launcher does with a run that lies there already. Workers always go on from the newest
+            checkpoint that is valid on all ranks.
+        name: display name; null takes the folder's.
+        group: runs that belong together.
+    """
+
+    dir: str
+    resume: Resume = Resume.AUTO
+    name: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("dir", self.dir.strip() != "", "must name a folder")
+            for name in ("name", "group"):
+                check(name, getattr(self, name) != "", "must not be empty, or null")
+
+
+@dataclass(kw_only=True, slots=True)
+class EsperConfig:
+    """One run.
+
+    Fields:
+        seed: of everything random but the data split.
+        run: where it lies. host: the network. data: what it learns from. controller: who decides.
+        slots, gates: where seeds live, and what they must show. library: where births are kept, and who builds them.
+        optim, trainer: how the network learns.
+        control: ticks. checkpoint: saves. governor: who goes back. distill: who teaches, if anybody.
+        world: processes and devices. telemetry: what is told, and where.
+    """
+
+    seed: int
+    run: RunConfig
+    host: Any
+    data: Any
+    controller: Any
+    slots: SlotsConfig
+    gates: GateConfig
+    library: LibraryConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    control: ControlConfig
+    checkpoint: CheckpointConfig
+    governor: GovernorConfig
+    distill: DistillConfig
+    world: WorldConfig
+    telemetry: TelemetryConfig
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("seed", 0 <= self.seed < 2**31, "must be 0 to 2147483647")
+
+
+FIXED_SECTIONS: dict[str, type] = {
+    "run": RunConfig,
+    "slots": SlotsConfig,
+    "gates": GateConfig,
+    "library": LibraryConfig,
+    "optim": OptimConfig,
+    "trainer": TrainerConfig,
+    "control": ControlConfig,
+    "checkpoint": CheckpointConfig,
+    "governor": GovernorConfig,
+    "distill": DistillConfig,
+    "world": WorldConfig,
+    "telemetry": TelemetryConfig,
+}
+KINDS: dict[str, tuple[Callable[[str], type], Callable[[], list[str]]]] = {
+    "host": (host_config_class, lambda: sorted(HOSTS)),
+    "data": (data_config_class, lambda: sorted(DATASETS)),
+    "controller": (controller_config_class, lambda: sorted(controller_kinds())),
+}
+
+# Settings that do not change what is computed, and so may differ between the attempts of one run.
+OPERATIONAL = (
+    "run",
+    "telemetry",
+    "control.timeout_s",
+    "control.slow_timeout_s",
+    "control.startup_timeout_s",
+    "library.background",
+    "library.wait_s",
+    "library.memory_mib",
+    "world.rdzv_endpoint",
+    "world.rdzv_id",
+    "world.max_restarts",
+    "world.grace_s",
+)
+
+
+def build_config(plain: Any) -> EsperConfig:
+    """The config of plain data.
+
+    Raises:
+        ConfigError: with every problem of the whole tree, one line each: ``section.key = value: problem; fix``.
+    """
+    if not isinstance(plain, dict):
+        raise ConfigError(f"config = {plain!r}: expected a mapping of sections")
+    reader = Reader()
+    sections = ("seed", *KINDS, *FIXED_SECTIONS)
+    reader.problems += [
+        f"{key} = {plain[key]!r}: no such section; sections are {', '.join(sections)}"
+        for key in plain
+        if key not in sections
+    ]
+    reader.problems += [f"{key}: missing; it belongs to conf/config.yaml" for key in sections if key not in plain]
+    parts: dict[str, Any] = {}
+    for name in KINDS:
+        if name in plain:
+            parts[name] = _section_by_kind(reader, name, plain[name])
+    for name, cls in FIXED_SECTIONS.items():
+        if name in plain:
+            section = _readable_slots(reader, parts, plain[name]) if name == "slots" else plain[name]
+            parts[name] = reader.section(cls, section, name)
+    seed = plain.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        reader.problem("seed", seed, "expected a whole number, 0 to 2147483647", "for example seed=1")
+    for needed, rule in RULES:
+        if all(parts.get(name) is not None for name in needed):
+            reader.problems += rule(**{name: parts[name] for name in needed})
+    if reader.problems:
+        raise ConfigError(dict.fromkeys(reader.problems))
+    return EsperConfig(seed=seed, **parts)
+
+
+def cross_check(config: EsperConfig) -> list[str]:
+    """Problems that only several sections together have; empty when there are none."""
+    return [line for needed, rule in RULES for line in rule(**{name: getattr(config, name) for name in needed})]
+
+
+def _section_by_kind(reader: Reader, name: str, plain: Any) -> Any:
+    find, kinds = KINDS[name]
+    kind = plain.get("kind") if isinstance(plain, dict) else None
+    try:
+        cls = find(kind)  # type: ignore[arg-type]  # an unknown one is what the error is about
+    except (ConfigError, TypeError):
+        known = kinds()
+        reader.problem(f"{name}.kind", kind, f"unknown; known are {', '.join(known)}", f"for example {name}={known[0]}")
+        return None
+    return reader.section(cls, plain, name)
+
+
+def _readable_slots(reader: Reader, parts: dict[str, Any], plain: Any) -> Any:
+    """The section ``slots``; ids that are none are noted, with the ids that this host has, and left out."""
+    ids = plain.get("ids") if isinstance(plain, dict) else None
+    if not isinstance(ids, list):
+        return plain
+    try:
+        sort_slots(ids)
+    except ConfigError as error:
+        known = host_slots(parts["host"], parts["data"]) if parts.get("host") and parts.get("data") else ()
+        example = known or ("r0c0",)
+        has = f"this host has {', '.join(known)}" if known else "ids are r<row>c<col>"
+        problem = str(error).partition(";")[0]
+        reader.problem("slots.ids", ids, f"{problem}; {has}", f"for example slots.ids=[{example[0]}]")
+        return {**plain, "ids": []}
+    return plain
+
+
+def _leaves(plain: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted path, without the operational ones."""
+    if path in OPERATIONAL:
+        return {}
+    if not isinstance(plain, dict):
+        # 1 and 1.0 are the same setting
+        return {path: int(plain) if isinstance(plain, float) and plain.is_integer() else plain}
+    found: dict[str, Any] = {} if plain or not path else {path: {}}
+    for key, value in plain.items():
+        found |= _leaves(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def config_digest(plain: dict[str, Any]) -> int:
+    """62-bit digest of all settings that change what is computed; where the run lies is none of them."""
+    return digest62(_leaves(plain))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs, ``key = new: the run has old; set key=old``, except in operational settings."""
+    was, now = _leaves(old), _leaves(new)
+    lines = []
+    for key in dict.fromkeys([*was, *now]):
+        if key not in now:
+            lines.append(f"{key}: missing; the run has {was[key]!r}; set {key}={override_text(was[key])}")
+        elif key not in was:
+            lines.append(f"{key} = {now[key]!r}: the run does not have this setting; leave it out")
+        elif was[key] != now[key]:
+            lines.append(f"{key} = {now[key]!r}: the run has {was[key]!r}; set {key}={override_text(was[key])}")
+    return lines
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Plain data of a config file. Its run directory is the folder that it lies in, so that a run can be moved.
+
+    Raises:
+        ConfigError: the file is absent, unreadable or no config.
+    """
+    path = Path(path)
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; expected the config.yaml of a run directory") from None
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(
+            f"{path}: not a resolved config ({line}); write it anew with launch/train.py, or --cfg job --resolve"
+        ) from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections")
+    plain.pop("launch", None)  # an order to the launcher, which --cfg job shows too
+    if isinstance(plain.get("run"), dict):
+        plain["run"]["dir"] = str(path.absolute().parent)
+    return plain  # type: ignore[return-value]
+
+
+def load_config(path: Path | str) -> tuple[EsperConfig, dict[str, Any]]:
+    """Config and plain data of RUN/config.yaml.
+
+    Raises:
+        ConfigError: see `read_plain` and `build_config`.
+    """
+    plain = read_plain(Path(path))
+    return build_config(plain), plain
+
+
+def write_config(path: Path, plain: dict[str, Any]) -> None:
+    """Writes plain data as YAML, read-only, whole or not at all."""
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(plain)), mode=0o444)
+
+
+def same_file(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether ``old`` can stay where ``new`` would be written: only run.dir and run.resume may differ."""
+
+    def kept(plain: dict[str, Any]) -> dict[str, Any]:
+        run = {key: value for key, value in plain["run"].items() if key not in ("dir", "resume")}
+        return {**plain, "run": run}
+
+    return kept(old) == kept(new)

@@ -1,0 +1,110 @@
+"""How the forwards of a plan share what comes before the first slot in which they differ. Pure.
+
+Coalitions that agree on all slots before one share the forward up to that slot (see `esper.kasmina.hosts.resume`), so
+the work is a tree: a part of the forward per edge, an output per leaf. Leave-one-out of three seeds, in the order of
+execution a, b, c (1: at its alpha, 0: at 0):
+
+    x ──── a ─1─ b ─1─ c ─1─ 111
+           │     │     └─0─ 110          parts: x→a, a→b and b→c once each, then four ends:
+           │     └─0─────── 101                 two from c, one from b, one from a
+           └─0───────────── 011
+
+`parts` lists the edges so that a stack of states is all that running them needs; `account` counts them, for whoever
+counts FLOPs: the host's operations between two slots, and the seeds that join there.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from esper.kasmina.attribution.coalitions import Plan
+
+
+class How(StrEnum):
+    """SHARED: the tree above. STACKED: to the first slot once, then all coalitions along the batch. FULL: apart."""
+
+    SHARED = "shared"
+    STACKED = "stacked"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One edge of the tree.
+
+    Fields:
+        depth: parts above it; its input is what the part at ``depth - 1`` that was run last left.
+        start: slot at which it begins, None at the input. until: slot before which it ends, None at the output.
+        coalitions: those that run through it; they agree on every slot before ``until``.
+    """
+
+    depth: int
+    start: str | None
+    until: str | None
+    coalitions: tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """What one kind of part does: the host from ``start`` to before ``until``; the plan's seeds that join there."""
+
+    start: str | None
+    until: str | None
+    seeds: tuple[str, ...]
+
+
+def parts(plan: Plan, order: Sequence[str] | None) -> tuple[Part, ...]:
+    """The work for one batch: every part after the one that its state comes from.
+
+    Args:
+        plan: coalitions. order: the host's slots in the order of execution; None: it cannot resume, and every
+            coalition is one full forward.
+    """
+    if order is None:
+        return tuple(Part(0, None, None, (coalition,)) for coalition in plan.coalitions)
+    bits = {slot: i for i, (slot, _) in enumerate(plan.levels)}
+    players = [(slot, bits[slot]) for slot in order if slot in bits]
+
+    def grow(depth: int, start: str | None, group: tuple[int, ...], first: int) -> Iterator[Part]:
+        differing = (i for i in range(first, len(players)) if len({mask >> players[i][1] & 1 for mask in group}) > 1)
+        place = next(differing, None)
+        until = None if place is None else players[place][0]
+        yield Part(depth, start, until, group)
+        if place is not None:
+            for value in (0, 1):
+                half = tuple(mask for mask in group if mask >> players[place][1] & 1 == value)
+                yield from grow(depth + 1, until, half, place + 1)
+
+    return tuple(grow(0, None, plan.coalitions, 0))
+
+
+def account(
+    plan: Plan, order: Sequence[str] | None, how: How = How.SHARED, asking: Collection[str] = ()
+) -> Counter[Entry]:
+    """How often each kind of part runs per sample.
+
+    A seed at alpha 0 does not run. FLOPs of an attribution are the sum over entries of count times samples times
+    (the host's FLOPs between the two slots + those of the seeds).
+
+    Args:
+        order: as for `parts`. how: STACKED shares no more than what comes before the plan's first slot.
+        asking: slots whose seed, where it takes part, costs a full forward more, without all such seeds; those that
+            are not in the plan always take part. Nothing can be shared then: ``order`` is None.
+    """
+    counted: Counter[Entry] = Counter()
+    levels = dict(plan.levels)
+    sequence = [slot for slot in order or levels if slot in levels]
+    work = parts(plan, order)
+    if how is How.STACKED and order is not None:
+        work = (Part(0, None, sequence[0], plan.coalitions),)
+        work += tuple(Part(1, sequence[0], None, (coalition,)) for coalition in plan.coalitions)
+    for part in work:
+        first = 0 if part.start is None else sequence.index(part.start)
+        last = len(sequence) if part.until is None else sequence.index(part.until)
+        alphas = plan.alphas(part.coalitions[0])
+        seeds = tuple(slot for slot in sequence[first:last] if alphas[slot] > 0.0)
+        counted[Entry(part.start, part.until, seeds)] += 1
+        if any(slot in seeds or slot not in levels for slot in asking):
+            counted[Entry(None, None, tuple(slot for slot in seeds if slot not in asking))] += 1
+    return counted

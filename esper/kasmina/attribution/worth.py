@@ -1,0 +1,227 @@
+"""What seeds are worth: counterfactuals of a grown model on the same samples, seeds switched by alpha overrides.
+
+The value of a coalition of seeds (see `coalitions`), per sample, is minus the loss in nats, and the share of correct
+answers; so every quantity is positive where the seed helps. What comes out of the model are sums over
+samples: those of all ranks are added, and the result does not depend on the sharding. `readings` then turns summed sums
+into numbers with errors. On hosts that can resume from a slot, coalitions share what comes before the first slot in
+which they differ (see `prefixes`), to the same bits as full forwards; other hosts get full forwards.
+`Sums.work` counts either.
+
+    plan = make_plan(blended(grown))                        equal on all ranks
+    sums = attribute(grown, plan, batches, per_sample)      this rank's share of the samples
+    worth = readings(sums, tick=tick, min_samples=30)       after adding up `sums.vector()` over ranks
+
+Shapes: B samples of a batch, M coalitions, Q quantities, 2 units (loss, accuracy).
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.attribution.coalitions import Kind, Plan, Quantity
+from esper.kasmina.attribution.prefixes import Entry, How, account
+from esper.kasmina.attribution.values import PerSample, values_of
+from esper.kasmina.hosts.resume import resumable
+from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.slot import Phase
+from esper.leyline.errors import ConfigError
+from esper.leyline.evidence import Reading, measured, paired
+from esper.leyline.slots import parse_slot
+
+
+def blended(grown: Grown) -> dict[str, float]:
+    """Committed alpha of every seed that takes part in the host's forward now: the usual ``levels`` of a plan."""
+    return {slot: s.level for slot, s in grown.slots.items() if s.seed is not None and s.phase is Phase.BLEND}
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over one shard's samples, d being a quantity's value for one sample; those of shards are added by ``+``.
+
+    Fields:
+        plan: what was summed.
+        samples, forwards: samples seen; outputs of the model, one per coalition and batch.
+        order: slots in the order of execution where the host resumed from them, None where every forward was full.
+        how: prefixes shared, coalitions stacked, or neither.
+        asking: slots whose seed, where it takes part, needs class logits: a forward more, without them (CONFIDENCE).
+        moments: per quantity, in the plan's order: (sum d, sum d^2) in nats, then in share of correct answers.
+    """
+
+    plan: Plan
+    samples: int
+    forwards: int
+    moments: tuple[tuple[float, float, float, float], ...]
+    order: tuple[str, ...] | None
+    how: How
+    asking: tuple[str, ...]
+
+    def work(self) -> Counter[Entry]:
+        """What ran, for a FLOP account: passes of one sample through each part of the forward, with its seeds."""
+        return Counter(
+            {entry: n * self.samples for entry, n in account(self.plan, self.order, self.how, self.asking).items()}
+        )
+
+    def table(self) -> dict[Quantity, tuple[float, float, float, float]]:
+        """Moments by quantity."""
+        return {quantity: row for (quantity, _), row in zip(self.plan.quantities, self.moments, strict=True)}
+
+    def vector(self) -> list[float]:
+        """Samples, forwards, moments: what travels. Its length, 2 + 4 Q, follows from the plan."""
+        return [float(self.samples), float(self.forwards), *(number for row in self.moments for number in row)]
+
+    def taking(self, vector: Sequence[float]) -> "Sums":
+        """The same sums with an (added up) `vector`'s numbers; ValueError where its length is not the plan's."""
+        if len(vector) != 2 + 4 * len(self.plan.quantities):
+            raise ValueError(f"{len(vector)} numbers do not fit the plan: need {2 + 4 * len(self.plan.quantities)}")
+        rows = [vector[i : i + 4] for i in range(2, len(vector), 4)]
+        moments = tuple((a, b, c, d) for a, b, c, d in rows)
+        return replace(self, samples=round(vector[0]), forwards=round(vector[1]), moments=moments)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        if (self.plan, self.order, self.how, self.asking) != (other.plan, other.order, other.how, other.asking):
+            raise ValueError("sums of different plans cannot be added: seeds, alphas, pairs and key must be equal")
+        return self.taking([a + b for a, b in zip(self.vector(), other.vector(), strict=True)])
+
+
+def differences(plan: Plan, values: Tensor) -> Tensor:
+    """Every quantity per sample, float64 [Q, 2, B].
+
+    Args:
+        values: of the plan's coalitions in its order, [M, 2, B]. A quantity reads only those that it names, so that a
+            value that is not finite stays where it belongs.
+    """
+    row = {coalition: i for i, coalition in enumerate(plan.coalitions)}
+    values = values.double()
+    rows = []
+    for _, terms in plan.quantities:
+        marginals = [term.weight * (values[row[term.within]] - values[row[term.without]]) for term in terms]
+        rows.append(torch.stack(marginals).sum(0) if len(marginals) > 1 else marginals[0])
+    return torch.stack(rows)
+
+
+def _asks(grown: Grown, plan: Plan, slot: str) -> bool:
+    levels = dict(plan.levels)
+    with grown.override({slot: levels[slot]} if slot in levels else {}):
+        return grown.slots[slot].asks_logits
+
+
+def attribute(
+    grown: Grown,
+    plan: Plan,
+    batches: Iterable[tuple[Any, Any]],
+    per_sample: PerSample,
+    *,
+    how: How = How.SHARED,
+    each: Callable[[Tensor], object] | None = None,
+) -> Sums:
+    """Runs every coalition of the plan on every batch, in eval() and without gradient; the model is left as it was.
+
+    All coalitions see the same inputs and the same random numbers, should the model draw any in eval().
+
+    Args:
+        grown: model with seeds in the plan's slots.
+        plan: see `make_plan`; the same on all ranks.
+        batches: this rank's share: pairs of inputs (a tensor, or a tuple of arguments) and target, on the device.
+        per_sample: (model output, target) -> loss [B] in nats, correct [B].
+        how: coalitions meet the batch; SHARED and FULL to the same bits, STACKED to rounding. A host that cannot resume
+            has no prefix to share, and where class logits are asked for (CONFIDENCE) every forward is full.
+        each: takes every batch's quantities per sample, float64 [Q, 2, B], for sums of one's own.
+
+    Raises:
+        ConfigError: the plan names an unknown slot or one without a seed.
+        ValueError: ``per_sample`` returned something else than one number per sample.
+    """
+    for slot, _ in plan.levels:
+        parse_slot(slot, grown.slots)
+        if grown.slots[slot].seed is None:
+            raise ConfigError(f"slot {slot}: holds no seed, so there is nothing to attribute; leave it out")
+    asking = tuple(slot for slot in grown.slots if _asks(grown, plan, slot))
+    how = How.FULL if asking else How(how)  # class logits depend on what comes behind a slot
+    host = None if how is How.FULL else resumable(grown)
+    samples = forwards = 0
+    total = torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
+    with evaluating(grown.model):
+        for inputs, target in batches:
+            args = inputs if isinstance(inputs, tuple) else (inputs,)
+            d = differences(plan, values_of(grown, plan, how, host, args, target, per_sample))
+            if each is not None:
+                each(d)
+            total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)
+            samples += d.shape[2]
+            forwards += len(plan.coalitions)
+    moments = tuple((a, b, c, e) for a, b, c, e in total.tolist())
+    return Sums(plan, samples, forwards, moments, host.slot_order() if host else None, how, asking)
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """One quantity in both units; positive helps.
+
+    Fields:
+        loss: nats per sample. accuracy: share of correct answers. Their errors count samples and drawn orders.
+        loss_order_se, accuracy_order_se: the part of the error that comes from drawing orders alone; 0 where nothing
+            was drawn, None where the reading is absent.
+    """
+
+    loss: Reading
+    accuracy: Reading
+    loss_order_se: float | None
+    accuracy_order_se: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Readings of a plan's quantities: `coalitions` by their slots (row-major), the others by slot."""
+
+    coalitions: dict[tuple[str, ...], Worth]
+    leave_one_out: dict[str, Worth]
+    shapley: dict[str, Worth]
+
+    @property
+    def solo(self) -> dict[str, Worth]:
+        """Each seed alone, against none; empty where the plan asked for no coalitions."""
+        return {seeds[0]: worth for seeds, worth in self.coalitions.items() if len(seeds) == 1}
+
+    @property
+    def together(self) -> Worth:
+        """All seeds against none (all-off); KeyError where the plan asked for no coalitions."""
+        return self.coalitions[max(self.coalitions, key=len, default=())]
+
+
+def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:
+    """Means and standard errors from sums that were added up over all shards; pure.
+
+    The error of a drawn Shapley value is sqrt(e^2 + o^2): e the error over samples, o that over pairs of orders.
+
+    Args:
+        tick: when they were summed. min_samples: below it a reading is absent (`esper.leyline.evidence.paired`).
+    """
+    table = sums.table()
+
+    def worth(quantity: Quantity) -> Worth:
+        found: list[tuple[Reading, float | None]] = []
+        for first in (0, 2):
+            total, squares = table[quantity][first : first + 2]
+            reading = paired(sums.samples, total, squares, tick=tick, min_samples=min_samples)
+            if reading.value is None or reading.se is None:
+                found.append((reading, None))
+                continue
+            order_se = 0.0
+            if quantity.kind is Kind.SHAPLEY and sums.plan.pairs:
+                each = [table[Quantity(Kind.PAIR, quantity.seeds, k)][first] for k in range(sums.plan.pairs)]
+                order_se = statistics.stdev(each) / sums.samples / math.sqrt(sums.plan.pairs)
+            se = math.hypot(reading.se, order_se)
+            found.append((measured(reading.value, tick=tick, n=reading.n, se=se), order_se))
+        (loss, loss_se), (accuracy, accuracy_se) = found
+        return Worth(loss, accuracy, loss_se, accuracy_se)
+
+    of = {kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in Kind if kind is not Kind.PAIR}
+    per_slot = {kind: {seeds[0]: w for seeds, w in rows.items()} for kind, rows in of.items()}
+    return Attribution(of[Kind.COALITION], per_slot[Kind.LEAVE_ONE_OUT], per_slot[Kind.SHAPLEY])

@@ -1,0 +1,245 @@
+"""Births from a library: found in memory or on disk, or built and kept, beside training.
+
+    begin   a tick stages a seed: its order goes to a thread, and training goes on
+    take    the next tick waits for it, up to a bound, and plants it
+
+The thread builds as `esper.kasmina.births.build` does, from the seed's own private generator, and moves nothing of the
+process: no global random stream, no default dtype (where it is not float32, the seed is built by whoever takes it), no
+thread count, no autograd or dispatch mode of another thread. It lives while there is work and ends by itself. One
+build at a time, under a lock. It compiles nothing: torch's compiler takes the global random state at the start of a
+compilation and puts it back at the end, under the feet of dropout in the training thread. What must be compiled is
+compiled at the tick.
+
+A seed that is found is not drawn again; see `revive`.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.births.config import LibraryConfig
+from esper.kasmina.births.key import Birth
+from esper.kasmina.births.memory import Memory
+from esper.kasmina.births.revive import bear, revive, tensors_of
+from esper.kasmina.births.store import DamagedEntry, MissingEntry, SeedStore
+from esper.kasmina.blueprints.registry import get
+from esper.leyline.errors import one_line
+from esper.leyline.topology import Topology
+
+PATIENCE_S = 60.0  # with a constructor that does not end; its thread is a daemon and does not outlive the process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A seed that is wanted.
+
+    Fields:
+        birth: which. device: where it is to live.
+        checks: called with the finished seed in the building thread; they raise where it cannot serve.
+    """
+
+    birth: Birth
+    device: torch.device
+    checks: tuple[Callable[[nn.Module], None], ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """An order under way. ``done`` is set once there is a seed or an error, or once whoever takes it must build."""
+
+    order: Order
+    done: threading.Event = field(default_factory=threading.Event)
+    seed: nn.Module | None = None
+    error: Exception | None = None
+    cancelled: bool = False
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is done within so many seconds."""
+        return self.done.wait(max(0.0, seconds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What a library did in an interval, and holds at its end.
+
+    Fields:
+        births: seeds asked for. memory_hits, disk_hits: found there. built: found nowhere, and built.
+        failed: that could not be had. memory_misses: lookups in memory without a hit. evicted: let go from memory.
+        entries, bytes: in memory now. oldest_ticks: ticks since the one that goes next was used.
+    """
+
+    births: int
+    memory_hits: int
+    memory_misses: int
+    disk_hits: int
+    built: int
+    failed: int
+    evicted: int
+    entries: int
+    bytes: int
+    oldest_ticks: int
+
+
+class Library:
+    """Gives seeds to one rank.
+
+    Args:
+        config: of the library. root: its folder.
+
+    Fields:
+        troubles: entries that could not be written, in words; the births themselves went well.
+    """
+
+    def __init__(self, config: LibraryConfig, root: Path) -> None:
+        self.config, self.store = config, SeedStore(root)
+        self.memory = Memory(config.memory_mib * 2**20)
+        self.troubles: list[str] = []
+        self._queue: deque[Ticket] = deque()
+        self._lock = threading.Lock()  # of queue, thread, memory and figures; never held for long
+        self._building = threading.Lock()  # one birth at a time
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._counts = dict.fromkeys(("births", "disk_hits", "built", "failed"), 0)
+
+    # asking -------------------------------------------------------------------------------------------------------
+
+    def begin(self, order: Order) -> Ticket:
+        """Orders a seed. With ``background`` this returns at once, else when it is there or has failed.
+
+        Raises:
+            ConfigError: no such blueprint.
+        """
+        topology = Topology(order.birth.topology)
+        # Asked here, once: a probe of the device may compile, which is none of the thread's business.
+        get(topology, order.birth.blueprint).backend_for(order.device, order.birth.torch_dtype)
+        ticket = Ticket(order)
+        self._count("births")
+        if not self.config.background:
+            self._serve(ticket)
+            return ticket
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the library is closed")
+            self._queue.append(ticket)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="esper-library", daemon=True)
+                self._thread.start()
+        return ticket
+
+    def take(self, ticket: Ticket) -> nn.Module:
+        """The seed of a ticket that is done.
+
+        Raises:
+            MissingEntry, DamagedEntry: the library's fault. Whatever the constructor or a check raised, else.
+        """
+        if ticket.seed is None and ticket.error is None:
+            self._serve(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.seed is not None
+        return ticket.seed
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody wants it any more; a build under way runs to its end and is thrown away."""
+        ticket.cancelled = True
+
+    def close(self) -> None:
+        """Lets go of what waits and joins the thread; a build under way is waited for, `PATIENCE_S` at most."""
+        with self._lock:
+            self._closed = True
+            self._queue.clear()
+            thread = self._thread
+        if thread is not None:
+            thread.join(PATIENCE_S)
+
+    def figures(self, tick: int) -> Figures:
+        """What was done since the last call; begins a new interval.
+
+        Args:
+            tick: now, for ages.
+        """
+        with self._lock:
+            memory = self.memory
+            memory.tick = tick
+            found = Figures(
+                **self._counts,
+                memory_hits=memory.hits,
+                memory_misses=memory.misses,
+                evicted=memory.evicted,
+                entries=len(memory),
+                bytes=memory.bytes,
+                oldest_ticks=memory.oldest(),
+            )
+            memory.reset()
+            self._counts = dict.fromkeys(self._counts, 0)
+        return found
+
+    # serving ------------------------------------------------------------------------------------------------------
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._counts[what] += 1
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._thread = None
+                    return
+                ticket = self._queue.popleft()
+            if not ticket.cancelled and torch.get_default_dtype() is torch.float32:
+                self._serve(ticket)
+            ticket.done.set()
+
+    def _serve(self, ticket: Ticket) -> None:
+        try:
+            with self._building:
+                seed = self._seed(ticket.order)
+            for check in ticket.order.checks:
+                check(seed)
+            ticket.seed = seed
+        except Exception as error:
+            ticket.error = error
+            self._count("failed")
+        ticket.done.set()
+
+    def _seed(self, order: Order) -> nn.Module:
+        birth = order.birth
+        backend = get(Topology(birth.topology), birth.blueprint).backend_for(order.device, birth.torch_dtype)
+        with self._lock:
+            tensors = self.memory.get(birth.id)
+        if tensors is None:
+            tensors = self.store.load(birth)
+            if tensors is not None:
+                self._count("disk_hits")
+                self._remember(birth, tensors)
+        if tensors is not None:
+            try:
+                return revive(birth, tensors, backend).to(order.device)
+            except (RuntimeError, ValueError) as error:
+                raise DamagedEntry(
+                    f"{self.store.index_path(birth)}: does not fit {birth}: {one_line(error)}"
+                ) from error
+        if self.config.require:
+            raise MissingEntry(
+                f"{self.store.index_path(birth)}: no entry for {birth}; add it, or set library.require=false"
+            )
+        seed = bear(birth, backend)
+        self._count("built")
+        tensors = tensors_of(seed)
+        try:
+            self.store.save(birth, tensors)
+        except OSError as error:  # the seed is whole; that it is not kept is told, and hurts nobody now
+            with self._lock:
+                self.troubles.append(f"seed library {self.store.root}: {birth} is not kept: {one_line(error)}")
+        self._remember(birth, tensors)
+        return seed.to(order.device)
+
+    def _remember(self, birth: Birth, tensors: dict[str, Tensor]) -> None:
+        with self._lock:
+            self.memory.put(birth.id, tensors)

@@ -1,0 +1,277 @@
+"""A grown model as a plain one: what it computes now, in modules of torch and of the model's own authors alone.
+
+    seed at alpha 0 or idle      left out
+    seed in blend                a `torch.fx.GraphModule` around torch modules, a hook on the host's own submodule
+    linear seed at a Linear      folded into that layer (`esper.kasmina.export.folding`)
+    host class of ours           traced whole into a `torch.fx.GraphModule`
+
+All of it is done on a deep copy and then checked: the copy computes what the grown model computes, bit for bit where
+nothing was folded, else to rounding. Keys of the host stay; those of seeds go from ``esper_slots.`` to ``grown.``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from esper.kasmina.export.copying import copy_of, strip_slots
+from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, target_of
+from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, alphas_now, delta_like, joined, refuse
+from esper.kasmina.export.record import Exported, ExportedSlot, Way
+from esper.kasmina.export.same import Inputs, compare, inputs_for, run, same_bits
+from esper.kasmina.export.tracing import as_graph, is_torch, package_of, use_twins
+from esper.kasmina.slots.feature import take
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import CONTAINER
+from esper.kasmina.slots.slot import SeedSlot
+from esper.leyline.alpha import Operator
+from esper.leyline.errors import ConfigError, ExportError
+from esper.leyline.topology import Topology
+
+GROWN = "grown"
+
+
+def _free_name(module: nn.Module) -> str:
+    names = (GROWN, *(f"{GROWN}_{number}" for number in range(2, 10_000)))
+    return next(name for name in names if not hasattr(module, name))
+
+
+def _hold(module: nn.Module, joins: Mapping[str, nn.Module]) -> str:
+    """Registers graphs by slot in a child that hands its input on (a Sequential runs it last); returns its name."""
+    holder, name = nn.Identity(), _free_name(module)
+    for slot, join in joins.items():
+        holder.add_module(slot, join)
+    module.add_module(name, holder)
+    return name
+
+
+def _ours(model: nn.Module) -> list[str]:
+    """Names of the modules of our classes that lie in no other such module."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if package_of(module) == "esper" and not any(_inside(name, other) for other in found):
+            found.append(name)
+    return found
+
+
+def _inside(name: str, other: str) -> bool:
+    """Whether the module of this name lies strictly below the other."""
+    return name != other and (not other or name.startswith(f"{other}."))
+
+
+def _holder(model: nn.Module, slot: str) -> SeedSlot:
+    holder = model.get_submodule(f"{CONTAINER}.{slot}")
+    assert isinstance(holder, SeedSlot)
+    return holder
+
+
+class _Exporter:
+    """One export, step by step; everything here belongs to the copy."""
+
+    def __init__(self, grown: Grown, example: Any, fold: bool) -> None:
+        self.levels, self.sites, self.fold = alphas_now(grown), grown.sites, fold
+        self.example = inputs_for(grown.model, example)
+        self.model = copy_of(grown.model)
+        for slot in self.levels:
+            if (holder := _holder(self.model, slot)).operator in ONLY_FULL:
+                holder.operator, holder.gate = Operator.ADD, None  # what they are at full alpha, bit for bit
+        self.inexact = False
+        self.outputs: dict[str, Any] = {}  # by slot, in the order of execution
+        self.inputs: dict[str, Inputs] = {"": self.example}
+        self.joins: dict[str, nn.Module] = {}
+        self.ways: dict[str, tuple[Way, str | None]] = {}
+
+    def observe(self) -> Any:
+        """The grown model's output on the example; notes what sites return and modules of ours are given."""
+        handles = []
+        for slot, level in self.levels.items():
+            if level > 0.0:
+                site = self.model.get_submodule(self.sites[slot].module)
+                handles.append(site.register_forward_hook(lambda _m, _a, out, slot=slot: self._saw(slot, out)))
+        for name in _ours(self.model):
+            part = self.model.get_submodule(name)
+            if name and not _inside(name, CONTAINER) and name != CONTAINER:
+                note = lambda _m, args, kwargs, name=name: self._given(name, args, kwargs)  # noqa: E731
+                handles.append(part.register_forward_pre_hook(note, with_kwargs=True))
+        # Where all features need a gradient, a GroupNorm of ours and torch's take the same way (see blueprints.parts).
+        learning = {p: p.requires_grad for p in self.model.parameters()}
+        try:
+            for parameter in learning:
+                parameter.requires_grad_(parameter.is_floating_point())
+            with torch.enable_grad():
+                return run(self.model, self.example)
+        finally:
+            for parameter, wanted in learning.items():
+                parameter.requires_grad_(wanted)
+            for handle in handles:
+                handle.remove()
+
+    def _saw(self, slot: str, output: Any) -> None:
+        self.outputs[slot] = output
+
+    def _given(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inputs.setdefault(name, tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
+
+    def seeds(self) -> None:
+        """Each seed that takes part: folded, or a graph that waits in ``joins``."""
+        holders = {slot: _holder(self.model, slot) for slot in self.levels}
+        seeds: dict[str, Any] = {slot: holder.seed for slot, holder in holders.items()}
+        strip_slots(self.model)
+        use_twins(self.model)
+        self.ways = dict.fromkeys(seeds, (Way.LEFT_OUT, None))
+        for slot, output in self.outputs.items():
+            site = self.sites[slot]
+            feature = take(output, site.place).detach()
+            seed = self._plain(slot, seeds[slot], feature)
+            formula, factor_of = JOINS[holders[slot].operator]
+            factor = factor_of(torch.tensor(self.levels[slot], device=holders[slot].alpha.device), holders[slot])
+            if self.fold:
+                if is_zero(seed):
+                    self.inexact = True
+                    continue
+                if formula is add and self._fold(slot, seed, factor):
+                    continue
+                if fold_scale(seed, factor if formula is add else 1.0) is not None:
+                    self.inexact = True
+                    factor = 1.0 if formula is add else factor
+            where = f"site {site.module!r} of slot {slot}"
+            self.joins[slot] = joined(seed, formula, factor, output=output, place=site.place, where=where)
+
+    def _fold(self, slot: str, seed: nn.Module, factor: Factor) -> bool:
+        """Into the Linear that makes the feature, where it can be."""
+        site = self.sites[slot]
+        if site.place is not None or site.topology is Topology.FEATURE_MAP:
+            return False
+        target = target_of(self.model, site.module)
+        linear = None if target is None else affine_map(seed, site.dim)
+        if target is None or linear is None:
+            return False
+        between = [self.sites[other].module for other in self.joins]
+        if any(name == target or (_inside(target, name) and _inside(name, site.module)) for name in between):
+            return False  # another seed is joined to the layer's output first
+        layer: Any = self.model.get_submodule(target)
+        if not fold_into(layer, factor, *linear):
+            return False
+        self.ways[slot], self.inexact = (Way.FOLDED, target), True
+        return True
+
+    def _plain(self, slot: str, seed: nn.Module, feature: Tensor) -> nn.Module:
+        if is_torch(seed):
+            return seed
+        before = delta_like(seed, feature)
+        moved = use_twins(seed)
+        self.inexact |= moved
+        graph = as_graph(seed, (feature,), what=f"the seed in slot {slot}")
+        if not moved and not same_bits(before, delta_like(graph, feature)):
+            raise ConfigError(
+                f"the seed in slot {slot} cannot be exported: traced, {type(seed).__name__} computes something else; "
+                "its forward must depend on its input, its parameters and constants alone"
+            )
+        return graph
+
+    def assemble(self) -> None:
+        """Puts the graphs in their places, and graphs in the place of modules of ours."""
+        roots = _ours(self.model)
+        waiting = dict(self.joins)
+        for root in roots:
+            part = self.model.get_submodule(root)
+            inside = {slot: join for slot, join in waiting.items() if _inside(self.sites[slot].module, root)}
+            if inside:
+                self._record(_hold(part, inside), root, inside)
+            joins = {self.model.get_submodule(self.sites[slot].module): waiting.pop(slot) for slot in inside}
+            if root not in self.inputs:
+                raise ConfigError(f"module {root!r} does not run on the example, so that it cannot be exported")
+            args, kwargs = self.inputs[root]
+            graph = as_graph(part, args, kwargs, what=f"module {root!r}" if root else "the model", joins=joins)
+            if root:
+                parent, _, last = root.rpartition(".")
+                setattr(self.model.get_submodule(parent), last, graph)
+            else:
+                self.model = graph
+        if waiting:
+            self._record(_hold(self.model, waiting), "", waiting)
+            for slot, join in waiting.items():
+                self._hook(self.sites[slot].module, join)
+
+    def _hook(self, module: str, join: nn.Module) -> None:
+        """The graph as a forward hook. A padded batch then stays a plain tensor: hooks see no nested ones."""
+        self.model.get_submodule(module).register_forward_hook(join)
+        parts = module.split(".")
+        for depth in range(len(parts)):
+            above = self.model.get_submodule(".".join(parts[:depth]))
+            if isinstance(above, nn.TransformerEncoder):
+                above.use_nested_tensor = False
+
+    def _record(self, name: str, root: str, joins: Mapping[str, nn.Module]) -> None:
+        for slot in joins:
+            self.ways[slot] = (Way.MODULE, ".".join(part for part in (root, name, slot) if part))
+
+    def key_map(self, before: list[str]) -> dict[str, str | None]:
+        """Where each entry of the grown model's state dict is now."""
+        after = set(self.model.state_dict())
+        keys: dict[str, str | None] = {}
+        for key in before:
+            moved = key
+            if _inside(key, CONTAINER):
+                slot, _, rest = key.removeprefix(f"{CONTAINER}.").partition(".")
+                moved = f"{self.ways[slot][1]}.{rest}" if self.ways[slot][0] is Way.MODULE else ""
+            keys[key] = moved if moved in after else None
+        return keys
+
+
+def export(grown: Grown, example: Any = None, *, fold: bool = True, partial: bool = False) -> Exported:
+    """Makes a plain model that computes what ``grown`` computes now; ``grown`` is left as it is.
+
+    Args:
+        grown: any grown model, at any moment of its life.
+        example: one batch of inputs as for `esper.kasmina.attach.attach`; None: the one given there.
+        fold: make linear seeds and scales part of the weights beside them; False: equal bit for bit.
+        partial: also take seeds with an alpha between 0 and 1, as they are now.
+
+    Raises:
+        ConfigError: a seed on the way (by name, without ``partial``; in a cross-fade or gated, always); a seed or a
+            host of ours that cannot be traced.
+        ExportError: the exported model does not compute the same.
+    """
+    if not hasattr(grown, "owner_parameters"):
+        raise ConfigError(f"export: got {type(grown).__name__}, expected what esper.attach returned (session.grown)")
+    example = grown.example if example is None else example
+    if example is None:
+        raise ConfigError("export needs an example of the model's input: grown.export(example)")
+    levels = alphas_now(grown)
+    refuse(grown, levels, partial)
+    exporter = _Exporter(grown, example, fold)
+    before = exporter.observe()
+    exporter.seeds()
+    exporter.assemble()
+    model = exporter.model.eval()
+    left = [name or "the root" for name, module in model.named_modules() if package_of(module) == "esper"]
+    if left:
+        raise ExportError(f"modules of esper are left: {', '.join(left[:3])}")
+    with torch.enable_grad():
+        after = run(model, exporter.example)
+    compare(before, after, exact=not exporter.inexact)
+    slots = tuple(
+        ExportedSlot(
+            slot=slot,
+            site=grown.sites[slot].module,
+            place=grown.sites[slot].place,
+            seed=type(grown.slots[slot].seed).__name__,
+            alpha=level,
+            operator=grown.slots[slot].operator.name,
+            way=exporter.ways[slot][0],
+            where=exporter.ways[slot][1],
+            parameters=grown.seed_parameters(slot),
+        )
+        for slot, level in levels.items()
+    )
+    return Exported(
+        module=model,
+        slots=slots,
+        keys=exporter.key_map(list(grown.model.state_dict())),
+        example=exporter.example,
+        output=tree_map_only(Tensor, Tensor.detach, after),
+        exact=not exporter.inexact,
+    )

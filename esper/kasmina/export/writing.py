@@ -1,0 +1,249 @@
+"""An exported model on disk, to be used where there is no esper.
+
+    FOLDER/model.safetensors   the state dict; of tensors with several names the first (``tied`` in topology.json)
+    FOLDER/topology.json       format, what grew where, keys, inputs and outputs, files with SHA-256, how to load
+    FOLDER/program.pt2         the whole model by torch.export, for eval(); no class of anybody's is needed to load it
+    FOLDER/module.pt           where torch.export cannot: the pickled module, which needs the packages of its classes
+
+The folder is written beside its place under another name, read back, compared, and renamed: it is whole or not there.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pickletools
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from esper.kasmina.export.record import Exported
+from esper.kasmina.export.same import Inputs, compare, run
+from esper.kasmina.export.tracing import package_of
+from esper.kasmina.slots.feature import tensors_in
+from esper.leyline.errors import ConfigError, ExportError, one_line
+from esper.leyline.files import sync, write_synced
+from esper.leyline.plain import to_plain
+
+FORMAT = 1
+WEIGHTS, TOPOLOGY, PROGRAM, PICKLE = "model.safetensors", "topology.json", "program.pt2", "module.pt"
+_LOAD = {
+    PROGRAM: "torch.export.load('program.pt2').module() computes what the model does in eval() and needs torch alone: "
+    "containers in its output are plain dicts, lists and tuples, and entries of other kinds (caches) are left out",
+    PICKLE: "torch.load('module.pt', weights_only=False); it runs code of the file, so load only what you trust, and "
+    "needs the packages under 'needs'",
+    WEIGHTS: "safetensors.torch.load_file('model.safetensors'); add the names under 'tied' for load_state_dict",
+}
+
+
+def _batch(inputs: Inputs) -> int | None:
+    """Size that the first axis of every tensor has; None without one."""
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _longer(inputs: Inputs) -> Inputs:
+    """The batch with its first sample once more."""
+    longer: Inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x[:1]]), inputs)
+    return longer
+
+
+def plain_output(value: Any) -> Any:
+    """The output in containers of Python's own: mappings and dataclasses as dicts, without entries of other kinds."""
+    if value is None or isinstance(value, Tensor | bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        items = [plain_output(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, Mapping):
+        entries = dict(value)
+    elif dataclasses.is_dataclass(value):
+        entries = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        return None
+    plain = {str(key): plain_output(item) for key, item in entries.items()}
+    return {key: item for key, item in plain.items() if item is not None}
+
+
+def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
+    """Writes program.pt2, and reads it back; returns whether the batch size is free, in words.
+
+    Raises whatever torch.export has against the model.
+    """
+    args, kwargs = exported.example
+    shapes: Any = torch.export.ShapesCollection()
+    batch = _batch(exported.example)
+    free = batch is not None and batch > 1  # torch.export takes a size of 1 for a constant
+    for leaf in tree_leaves((args, kwargs)):
+        if free and isinstance(leaf, Tensor):
+            shapes[leaf] = {0: torch.export.Dim.AUTO}
+    dynamic = shapes if free else None
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.export's own, about the way it works
+        handle = module.register_forward_hook(lambda _module, _args, output: plain_output(output))
+        try:
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
+        finally:
+            handle.remove()
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+        compare(exported.output, run(loaded, exported.example), exact=False)
+        if not free:
+            return str(batch)
+        longer = _longer(exported.example)
+        try:
+            compare(run(module, longer), run(loaded, longer), exact=False)
+        except Exception:  # torch.export has taken the size for a constant
+            return str(batch)
+    return "any"
+
+
+def _strings(path: Path) -> set[str]:
+    """Every string in the pickles of a file of torch.save: names of classes among them."""
+    with zipfile.ZipFile(path) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    return {arg for data in pickles for _, arg, _ in pickletools.genops(data) if isinstance(arg, str)}
+
+
+def _write_pickle(module: nn.Module, exported: Exported, path: Path) -> None:
+    """Writes module.pt, and reads it back.
+
+    Raises:
+        ExportError: it names esper, or computes something else. And whatever pickle has against the model.
+    """
+    torch.save(module, path)
+    ours = sorted(s for s in _strings(path) if s.startswith("esper.") or "from esper" in s or "import esper" in s)
+    if ours:
+        raise ExportError(f"the module still needs {ours[0].splitlines()[0]}")
+    with torch.no_grad():
+        loaded = torch.load(path, weights_only=False)
+        compare(run(module, exported.example), run(loaded, exported.example), exact=True)
+
+
+def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by their first name, and the other names of each."""
+    first: dict[tuple[Any, ...], str] = {}
+    tensors, tied = {}, {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+        if tensor.numel() and place in first:
+            tied[name] = first[place]
+        else:
+            first[place] = name
+            tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensors, tied
+
+
+def _described(value: Any) -> Any:
+    """Inputs in words: dtype and shape of a tensor, the value of what is plain, else the type."""
+    if isinstance(value, Tensor):
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    if isinstance(value, dict):
+        return {str(key): _described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+def _close(folder: Path) -> dict[str, Any]:
+    """Sizes and SHA-256 of the files of a folder; all of it is on the disk afterwards."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        sync(path)
+    return files
+
+
+def _fill(folder: Path, exported: Exported, about: Mapping[str, Any]) -> None:
+    """Writes the files."""
+    module = copy.deepcopy(exported.module).to("cpu").eval()
+    inputs, output = tree_map_only(Tensor, Tensor.cpu, (exported.example, exported.output))
+    here = Exported(
+        module=module, slots=exported.slots, keys=exported.keys, example=inputs, output=output, exact=exported.exact
+    )
+    tensors, tied = _unique(module.state_dict())
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    name, batch, refused = PROGRAM, "any", None
+    try:
+        batch = _write_program(module, here, folder / PROGRAM)
+    except Exception as error:
+        name, refused = PICKLE, one_line(error)
+        (folder / PROGRAM).unlink(missing_ok=True)
+        try:
+            _write_pickle(module, here, folder / PICKLE)
+        except ExportError:
+            raise
+        except Exception as second:
+            raise ConfigError(
+                f"neither torch.export ({refused}) nor pickle ({one_line(second)}) can write this model; "
+                "use the module that export returns"
+            ) from second
+    needs = {package_of(part) for part in module.modules()} if name == PICKLE else set()
+    record = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "load": {WEIGHTS: _LOAD[WEIGHTS], name: _LOAD[name]},
+        "needs": sorted((needs | {"torch"}) - set(sys.stdlib_module_names)),
+        "torch_export_refused": refused,
+        "batch": batch,
+        "inputs": {"args": _described(inputs[0]), "kwargs": _described(inputs[1])},
+        "outputs": [_described(tensor) for tensor in tensors_in(output)],
+        "exact": exported.exact,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "slots": to_plain(list(exported.slots)),
+        "keys": dict(exported.keys),
+        "tied": tied,
+        "about": dict(about),
+        "files": _close(folder),
+    }
+    write_synced(folder / TOPOLOGY, json.dumps(record, indent=1) + "\n")
+
+
+def save_exported(exported: Exported, folder: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Path:
+    """Writes an exported model; see the module's docstring for the files.
+
+    Args:
+        exported: from `esper.kasmina.export.exporter.export`.
+        folder: a new or empty one.
+        about: plain data of the caller's own, for topology.json.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError, OSError: the folder holds something, or cannot be written.
+        ConfigError: neither torch.export nor pickle takes the model, or it is none of `export`.
+        ExportError: what was written computes something else.
+    """
+    if not isinstance(exported, Exported):
+        raise ConfigError(
+            f"save_exported: got {type(exported).__name__}, expected what esper.kasmina.export.export(grown) returned"
+        )
+    place = Path(folder).absolute()
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise FileExistsError(errno.EEXIST, "exists already; name a new folder", str(folder))
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        _fill(partial, exported, about or {})
+        sync(partial)
+        with contextlib.suppress(FileNotFoundError):
+            place.rmdir()
+        partial.rename(place)
+        sync(place.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place

@@ -1,0 +1,58 @@
+"""Where the class logits of CONFIDENCE come from: the network without the seeds that ask for them, in eval().
+
+    with confident(grown, x):
+        output = grown.model(x)
+
+Training, evaluation and probes all go through here, so that a seed is joined by one rule. The extra forward runs only
+while a slot asks for logits. It has no gradient and leaves no trace: flags, statistics and random streams stay.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import undisturbed
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """eval() and no_grad within the block; every module's own training flag comes back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def class_logits(grown: Grown, *args: Any, **kwargs: Any) -> Tensor | None:
+    """The model's output on these inputs without the seeds that ask for class logits; None where none asks."""
+    asking = [slot for slot, holder in grown.slots.items() if holder.asks_logits]
+    if not asking:
+        return None
+    own_args, own_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into its input
+    without = dict.fromkeys(asking, 0.0)
+    with evaluating(grown.model), undisturbed(grown.model), grown.override(without):
+        output: Tensor = grown.model(*own_args, **own_kwargs)
+    return output
+
+
+@contextlib.contextmanager
+def confident(grown: Grown, *args: Any, **kwargs: Any) -> Iterator[None]:
+    """Within the block the slots that ask for class logits have them; nothing happens where none does.
+
+    Args:
+        grown: the model. args, kwargs: the inputs of the forward to come.
+
+    Raises:
+        ConfigError: in that forward, when the model's output is not class logits [B, K >= 2].
+    """
+    with grown.logits(class_logits(grown, *args, **kwargs)):
+        yield

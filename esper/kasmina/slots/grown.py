@@ -1,0 +1,144 @@
+"""The handle to a model with slots: overrides, owners of parameters, the shadow forward. It owns no tensor itself."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.slots.feature import tensors_in
+from esper.kasmina.slots.sites import CONTAINER, Site
+from esper.kasmina.slots.slot import SeedSlot
+from esper.kasmina.streams import undisturbed
+from esper.leyline.slots import sort_slots
+
+HOST = "host"
+
+
+class Slots(nn.ModuleDict):
+    """The container of all slots. Called as a module it hands its input on: an `nn.Sequential` root runs it last."""
+
+    def forward(self, x: Any) -> Any:
+        """Returns ``x``."""
+        return x
+
+
+class Grown:
+    """A host model with slots. ``model`` is the host itself, changed in place; this handle owns no tensor.
+
+    Fields:
+        model: the host, any `nn.Module`.
+        sites: `Site` per slot id, row-major.
+        slots: `SeedSlot` per slot id, row-major.
+        beat: what the slots share.
+        example: the batch of inputs that it was attached with; None for a handle that was made without.
+    """
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], example: Any = None) -> None:
+        self.model, self.example = model, example
+        self.sites = {slot: sites[slot] for slot in sort_slots(sites)}
+        container = model.get_submodule(CONTAINER)
+        self.slots: dict[str, SeedSlot] = {slot: container.get_submodule(slot) for slot in self.sites}  # type: ignore[misc]
+        beats = {id(holder.beat): holder.beat for holder in self.slots.values() if holder.beat is not None}
+        assert len(beats) == 1, "the slots of one model share one beat"
+        (self.beat,) = beats.values()
+
+    @contextlib.contextmanager
+    def override(self, alphas: Mapping[str, float | Tensor]) -> Iterator[None]:
+        """Within the block the named slots use these alphas, whatever their stage; nothing else changes.
+
+        Args:
+            alphas: in [0, 1], for all samples alike; or a tensor with one per sample (see `esper.kasmina.slots.rows`).
+        """
+        before = {slot: self.slots[slot].overridden for slot in alphas}
+        try:
+            for slot, value in alphas.items():
+                self.slots[slot].override(value)
+            yield
+        finally:
+            for slot, value_before in before.items():
+                self.slots[slot].override(value_before)
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within the block the model computes what the host alone would, bit for bit."""
+        with self.override({slot: 0.0 for slot, holder in self.slots.items() if holder.seed is not None}):
+            yield
+
+    @contextlib.contextmanager
+    def logits(self, logits: Tensor | None) -> Iterator[None]:
+        """Within the block CONFIDENCE reads these class logits, [B, K >= 2], one row per sample (None: has none).
+
+        `esper.kasmina.slots.confidence.confident` makes them where a slot asks for them.
+        """
+        before, self.beat.logits = self.beat.logits, logits
+        try:
+            yield
+        finally:
+            self.beat.logits = before
+
+    @contextlib.contextmanager
+    def tallied(self, weights: Tensor) -> Iterator[None]:
+        """Within the block g_eff of GATE and CONFIDENCE goes into the slots' tallies: a forward of training.
+
+        Args:
+            weights: [B], 1 for a sample, 0 for a stand-in that does not count.
+        """
+        before, self.beat.weights = self.beat.weights, weights
+        try:
+            yield
+        finally:
+            self.beat.weights = before
+
+    def owner_parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Named parameters by owner: ``host`` first, then slots with a seed, row-major. Tied tensors appear once."""
+        owners: dict[str, list[tuple[str, nn.Parameter]]] = {HOST: []}
+        owners |= {slot: [] for slot, holder in self.slots.items() if holder.seed is not None}
+        prefixes = {f"{CONTAINER}.{slot}.": slot for slot in self.slots}
+        for name, parameter in self.model.named_parameters():
+            owner = next((slot for prefix, slot in prefixes.items() if name.startswith(prefix)), HOST)
+            owners[owner].append((name, parameter))
+        return owners
+
+    def seed_parameters(self, slot: str) -> int:
+        """Parameters of the seed in ``slot``, trainable or not; 0 without one."""
+        seed = self.slots[slot].seed
+        return 0 if seed is None else sum(parameter.numel() for parameter in seed.parameters())
+
+    def parameters_without_gradient(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Names of trainable parameters that the model's output does not depend on; the model is left as it was.
+
+        Args:
+            args, kwargs: one batch of the model's inputs.
+        """
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with undisturbed(self.model), torch.enable_grad():
+            output = torch.func.functional_call(self.model, buffers, args, kwargs)
+            leaves = [leaf for leaf in tensors_in(output) if leaf.requires_grad]
+            total = sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
+            grads = torch.autograd.grad(total, list(named.values()), allow_unused=True) if leaves else []
+        return [name for name, grad in zip(named, grads) if grad is None] if leaves else list(named)
+
+    def incubate(self, slot: str, /, *args: Any, **kwargs: Any) -> Any:
+        """The shadow forward of a TRAINING seed: the model's output with this seed at alpha 1 and all else frozen.
+
+        The host's and the other seeds' parameters are detached and their buffers cloned, so that a loss on the result
+        reaches this seed alone and leaves no trace in the host. Other TRAINING seeds do not take part. The caller
+        replays the random number stream of the host's own forward.
+
+        Args:
+            slot: the slot whose seed learns.
+            args, kwargs: the model's inputs.
+        """
+        own = f"{CONTAINER}.{slot}."
+        frozen: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(own):
+                frozen[name] = nn.Parameter(parameter.detach(), requires_grad=False)  # a compiler tells types apart
+        for name, buffer in self.model.named_buffers():
+            if not name.startswith(own):
+                frozen[name] = buffer.clone()
+        with self.override({slot: 1.0}):
+            return torch.func.functional_call(self.model, frozen, args, kwargs)

@@ -1,0 +1,85 @@
+"""The beginning and the end of a root forward, for what a slot alone cannot know.
+
+A slot that fires twice in one forward would add its delta twice; outside of a root forward (activation checkpointing
+computes a region again in backward, a user calls a submodule by hand) firing again is right. So two hooks on the root
+mark where a forward begins and ends, and an active slot notes that it fired. The marks are plain booleans that stand
+alike at the beginning of every forward: nothing for a compiler to recompile on.
+
+`nn.TransformerEncoderLayer` has a fused path in eval() that it leaves when any hook is registered in it, with other
+rounding and without support for padding. So while all slots on or in such layers are idle, their hooks are lifted for
+the length of the forward; while one is active, the fused path is off for all layers, in one agreed way to compute.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.sites import is_compiled
+from esper.kasmina.slots.slot import SeedSlot
+
+
+@dataclass(slots=True)
+class _Fused:
+    """A slot whose site is, or lies in, a fused layer."""
+
+    module: nn.Module
+    holder: SeedSlot
+    handle: RemovableHandle
+
+
+@dataclass(slots=True)
+class Pulse:
+    """Marks root forwards; deep copies and pickles with the model that holds it.
+
+    Fields:
+        beat: shared with every slot.
+        fused: slots on or in fused layers. lifted: their hooks are off. fast_path: the setting to go back to.
+    """
+
+    beat: Beat = field(default_factory=Beat)
+    fused: list[_Fused] = field(default_factory=list)
+    lifted: bool = False
+    fast_path: bool | None = None
+
+    def watch(self, model: nn.Module, name: str, holder: SeedSlot) -> None:
+        """Registers the slot's hook on the module of that name."""
+        self.beat.fired[holder.slot] = False
+        module = model.get_submodule(name)
+        handle = module.register_forward_hook(holder.hook)
+        parts = name.split(".")
+        above = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
+        if any(isinstance(parent, nn.TransformerEncoderLayer) for parent in above):
+            self.fused.append(_Fused(module, holder, handle))
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of the root."""
+        self.beat.begin()
+        if not self.fused or torch.compiler.is_compiling():
+            return
+        self._settle()
+        if all(entry.holder.idle for entry in self.fused) and not is_compiled(model):
+            for entry in self.fused:
+                entry.handle.remove()
+            self.lifted = True
+        else:
+            self.fast_path = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+
+    def end(self, *call: Any) -> None:  # as one argument: a compiler then leaves the output's tensors unopened
+        """Forward hook of the root, called also when the forward raised."""
+        self.beat.end()
+        if self.fused and not torch.compiler.is_compiling():
+            self._settle()
+
+    def _settle(self) -> None:
+        if self.lifted:
+            for entry in self.fused:
+                entry.handle = entry.module.register_forward_hook(entry.holder.hook)
+            self.lifted = False
+        if self.fast_path is not None:
+            torch.backends.mha.set_fastpath_enabled(self.fast_path)
+            self.fast_path = None

@@ -1,0 +1,111 @@
+"""What a slot computes once it is decided that it computes: delta, strength, and the join of both to the host.
+
+Eager code takes "alpha is 0" from the ramp, on the host, in `SeedSlot`. What is compiled, by a region or by somebody's
+own torch.compile around the model, takes it from the tensor: `Joint.join`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, blend, choose, door, effective
+from esper.kasmina.slots.gating import Tally, margin
+from esper.kasmina.slots.regions import Region
+from esper.kasmina.slots.rows import Rows
+from esper.leyline.alpha import Operator
+from esper.leyline.errors import ConfigError
+
+
+class Joint(nn.Module):
+    """The computing half of `esper.kasmina.slots.slot.SeedSlot`, which owns the attributes and decides when."""
+
+    slot: str
+    seed: nn.Module | None
+    gate: nn.Module | None
+    beat: Beat | None
+    operator: Operator
+    fades_from: Operator | None
+    alpha: Tensor
+    fade: Tensor
+    channels: Tensor | None
+    tally: Tally
+    region: Region | None
+    degraded: str | None
+    _override: float | Rows | None
+
+    def _by_tensor(self, host: Tensor, x: Tensor, alpha: Tensor, *, straight: bool = False) -> Tensor:
+        """`join`, compiled where there is a region for it; what it needs from outside, and what it leaves behind."""
+        confidence = self._confidence(host)
+        region = self.region if self.degraded is None else None
+        if region is None:
+            joined, gate = self.join(host, x, alpha, confidence, straight)
+        else:
+            if torch.is_grad_enabled() and not host.requires_grad and any(p.requires_grad for p in self.parameters()):
+                # The shadow forward before the seed: with a gradient to x the graph is that of BLENDING.
+                host, x = (host.detach().requires_grad_(),) * 2 if x is host else (host, x)
+            joined, gate = region(host, x, alpha, confidence, straight)
+            if region.failure is not None:
+                self.degraded = f"not compiled any more: {region.failure}"
+        self._tally(gate, confidence, alpha)
+        return joined
+
+    def rehearse(self, feature: Tensor, *, straight: bool = False) -> Tensor:
+        """Calls the region as a forward would, at alpha 1/2; no tally, and class logits of its own."""
+        assert self.region is not None
+        confident = Operator.CONFIDENCE in (self.operator, self.fades_from)
+        g = feature.new_full((len(feature), *[1] * (feature.ndim - 1)), 0.5, dtype=torch.float32)
+        alpha = torch.full_like(self.alpha, 0.5)
+        return self.region(feature, feature, alpha, g if confident else None, straight)[0]
+
+    def join(
+        self, host: Tensor, x: Tensor, alpha: Tensor, confidence: Tensor | None, straight: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output of the slot and g of GATE, with "alpha is 0" read off the tensor: what a region compiles.
+
+        Args:
+            host, x: as in `forward`. alpha: 0-D float32. confidence: g of CONFIDENCE, [B, 1, ...], where it is used.
+            straight: forward exactly host, gradient as if joined at this alpha.
+        """
+        closed = alpha == 0
+        inner, seen = (host.detach(), x.detach()) if straight else (door(host, closed), door(x, closed))
+        gate = self._gate(seen)
+        strength = Strength(alpha, gate, confidence, self.channels)
+        delta = self._delta(seen, host)
+        if straight:
+            return StraightThrough.apply(host, INCREMENTS[self.operator](inner, delta.to(host.dtype), strength)), gate
+        blended = blend(inner, delta, strength, self.operator, self.fades_from, self.fade)
+        return choose(closed, host, blended), gate
+
+    def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
+        """What the operators in use ask for; tallies g_eff where a forward of training is tallied."""
+        gate, confidence = self._gate(x), self._confidence(host, rows)
+        self._tally(gate, confidence, alpha)
+        return Strength(alpha, gate, confidence, self.channels)
+
+    def _gate(self, x: Tensor) -> Tensor | None:
+        if Operator.GATE not in (self.operator, self.fades_from):
+            return None
+        if self.gate is None:
+            raise ConfigError(f"slot {self.slot}: GATE without a gate; give it one (slot.gate = build_gate(...))")
+        return self.gate(x)
+
+    def _confidence(self, host: Tensor, rows: Rows | None = None) -> Tensor | None:
+        if Operator.CHANNEL in (self.operator, self.fades_from) and self.channels is None:
+            raise ConfigError(f"slot {self.slot}: CHANNEL without a vector v; set slots.channels.{self.slot}")
+        if Operator.CONFIDENCE not in (self.operator, self.fades_from):
+            return None
+        g = margin(None if self.beat is None else self.beat.logits, len(rows.alphas if rows else host), self.slot)
+        g = g[rows.chosen.to(g.device)] if rows else g
+        return g.view(-1, *[1] * (host.ndim - 1))
+
+    def _tally(self, gate: Tensor | None, confidence: Tensor | None, alpha: Tensor) -> None:
+        tallied = gate if self.operator is Operator.GATE or confidence is None else confidence
+        if tallied is not None and self._override is None and self.beat is not None and self.beat.weights is not None:
+            self.tally.add(effective(tallied, alpha), self.beat.weights)
+
+    def _delta(self, x: Tensor, host: Tensor) -> Tensor:
+        assert self.seed is not None
+        delta = self.seed(x)
+        if delta.shape != host.shape:
+            raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
+        return delta

@@ -1,0 +1,263 @@
+"""A slot: the place where a seed lives. It computes, and knows nothing of ticks, ranks or telemetry.
+
+What it does in the host's forward follows from its `Phase` (`esper.kasmina.slots.phases`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.blend import HostOnly, blend
+from esper.kasmina.slots.feature import put, take
+from esper.kasmina.slots.gating import Tally
+from esper.kasmina.slots.joint import Joint
+from esper.kasmina.slots.phases import Phase
+from esper.kasmina.slots.regions import Region
+from esper.kasmina.slots.rows import Rows, rows_of
+from esper.kasmina.slots.sites import Site
+from esper.kasmina.streams import undisturbed
+from esper.leyline.alpha import Operator, check_alpha
+from esper.leyline.channels import channels_path
+from esper.leyline.errors import ConfigError
+
+
+class SeedSlot(Joint):
+    """Holds at most one seed and joins its delta to the host's features by the agreed alpha.
+
+    Alpha, the fade and a CHANNEL's vector are float32 buffers: never persistent, never cast by ``.to(dtype)``. The slot
+    stores no device; ``.to()``, ``.double()`` and ``deepcopy`` work mid-life. An empty slot has no state-dict key.
+
+    Args:
+        slot: slot id.
+        site, beat: what flows at the hooked module, and what all slots of the model share; given by `attach`. A slot
+            that is called by hand needs neither.
+
+    Attributes:
+        seed, gate: the module that computes the delta, and that of GATE while it is in use; None without one.
+        operator, fades_from: how the delta is joined, and what is being faded out (see `esper.kasmina.slots.blend`).
+        tally: g_eff of the training samples since it was last read.
+        region: the compiled `join`, None where nothing is compiled.
+        degraded: why the seed runs by a fallback that was taken at run time (a compile that failed), None while it runs
+            as it was built. Set by whoever took the fallback; read at the next tick.
+    """
+
+    alpha: Tensor
+    fade: Tensor
+    channels: Tensor | None
+
+    def __init__(self, slot: str, site: Site | None = None, beat: Beat | None = None) -> None:
+        super().__init__()
+        self.slot, self.site, self.beat = slot, site, beat
+        self._dtypes: dict[torch.dtype | None, torch.dtype] = {}  # of the feature, by the dtype of autocast
+        self.seed: nn.Module | None = None
+        self.gate: nn.Module | None = None
+        self.phase = Phase.OFF
+        self.operator, self.fades_from = Operator.ADD, None  # type: Operator, Operator | None
+        self.tally = Tally()
+        self.region: Region | None = None
+        self.degraded: str | None = None
+        self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.register_buffer("fade", torch.ones((), dtype=torch.float32), persistent=False)
+        self.register_buffer("channels", None, persistent=False)
+        self._level, self._fade_level = 0.0, 1.0
+        self._channels: tuple[float, ...] | None = None
+        self._override: float | Rows | None = None
+
+    @property
+    def level(self) -> float:
+        """The committed alpha as the host-side number that forward selects by."""
+        return self._level
+
+    @property
+    def fade_level(self) -> float:
+        """The committed share of `operator` in a cross-fade, 1 without one."""
+        return self._fade_level
+
+    def set_alpha(self, value: float, fade: float = 1.0) -> None:
+        """Writes the agreed alpha and the share of `operator` in a cross-fade; ValueError when outside [0, 1]."""
+        self._level = check_alpha(value, f"alpha of {self.slot}")
+        self._fade_level = check_alpha(fade, f"fade of {self.slot}")
+        self.alpha.fill_(self._level)
+        self.fade.fill_(self._fade_level)
+
+    def set_channels(self, values: Sequence[float] | None) -> None:
+        """Gives CHANNEL its vector v, one value in [0, 1] per channel of the site; None takes it away.
+
+        Raises:
+            ConfigError: another number of values than the site has channels.
+            ValueError: a value is NaN or outside [0, 1].
+        """
+        assert self.site is not None
+        if values is not None and len(values) != self.site.dim:
+            raise ConfigError(
+                f"{channels_path(self.slot)}: {len(values)} values, the slot has C = {self.site.dim} channels; "
+                "give one per channel"
+            )
+        self._channels = None if values is None else tuple(check_alpha(v, f"v of {self.slot}") for v in values)
+        self._write_channels()
+
+    def _write_channels(self) -> None:
+        self.channels = None
+        if self._channels is not None:
+            assert self.site is not None
+            v = torch.tensor(self._channels, dtype=torch.float32, device=self.alpha.device)
+            self.channels = v.view(-1, *[1] * (self.site.topology.ndim - 1 - self.site.topology.channel_axis))
+
+    @property
+    def overridden(self) -> float | Rows | None:
+        """The alpha (or alphas per sample) of the override in force, None without one."""
+        return self._override
+
+    def override(self, value: float | Tensor | Rows | None) -> None:
+        """For an evaluation: use ``value`` instead of the committed alpha, whatever the phase. None ends it.
+
+        Args:
+            value: in [0, 1], for all samples alike; or a tensor with one per sample (see `esper.kasmina.slots.rows`).
+
+        Raises:
+            ValueError: an alpha is NaN or outside [0, 1]. ConfigError: a tensor of another shape.
+        """
+        if isinstance(value, Tensor):
+            ndim = value.ndim if self.site is None else self.site.topology.ndim
+            value = rows_of(value, ndim, self.slot)
+        elif value is not None and not isinstance(value, Rows):
+            value = check_alpha(value, f"alpha override of {self.slot}")
+        self._override = value
+
+    @property
+    def idle(self) -> bool:
+        """The feature would pass through as it is, and no gradient of the seed is asked for."""
+        if self.seed is None:
+            return True
+        if self._override is None and self.phase is Phase.OFF:
+            return True
+        if torch.is_grad_enabled():
+            return False
+        level = self._level if self._override is None else self._override
+        if isinstance(level, Rows):
+            return not len(level.chosen)
+        return level == 0.0 or (self._override is None and self.phase is Phase.STRAIGHT)
+
+    def plant(self, seed: nn.Module, region: Region | None = None) -> None:
+        """Registers a seed, and the region that was compiled for it; ValueError when the slot is taken."""
+        if self.seed is not None:
+            raise ValueError(f"slot {self.slot} already holds a seed")
+        self.seed, self.region = seed, region
+        if region is not None:
+            region.owner = self
+        self._dtypes.clear()
+        self.set_alpha(0.0)
+
+    def uproot(self) -> None:
+        """Lets go of the seed; nothing of it is left here."""
+        self.seed = self.gate = self.region = None
+        self.phase = Phase.OFF
+        self.operator, self.fades_from, self.tally = Operator.ADD, None, Tally()
+        self.degraded = None
+        self.set_alpha(0.0)
+
+    @property
+    def asks_logits(self) -> bool:
+        """A forward now needs class logits handed in."""
+        if self.seed is None or Operator.CONFIDENCE not in (self.operator, self.fades_from):
+            return False
+        if isinstance(self._override, Rows):
+            return len(self._override.chosen) > 0
+        return self.phase is Phase.BLEND if self._override is None else self._override != 0.0
+
+    def forward(self, host: Tensor, x: Tensor) -> Tensor:
+        """Joins the delta of ``x`` to ``host``.
+
+        Args:
+            host: features at the site (BCHW, BTC or BC).
+            x: what the seed sees, of the same shape.
+        """
+        if self.seed is None:
+            return host
+        if isinstance(self._override, Rows):
+            return self._in_rows(host, x, self._override)
+        if self._override is not None:
+            return self._blended(host, x, self._override, torch.full_like(self.alpha, self._override))
+        if self.phase is Phase.OFF:
+            return host
+        if self.phase is Phase.STRAIGHT:
+            if not torch.is_grad_enabled():
+                return host
+            with undisturbed(x):  # a seed's dropout must not move the host's
+                return self._by_tensor(host, x, torch.ones_like(self.alpha), straight=True)
+        return self._blended(host, x, self._level, self.alpha)
+
+    def _blended(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # a compiler guards every number that is read on the host
+            return self._by_tensor(host, x, alpha)
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if level == 0.0 and not learning:
+            return host
+        if self.region is not None and self.degraded is None:
+            return self._by_tensor(host, x, alpha)
+        if level != 0.0:
+            strength = self._strength(host, x, alpha)
+            return blend(host, self._delta(x, host), strength, self.operator, self.fades_from, self.fade)
+        # What learns stays in the gradient reduction at alpha 0: every rank must see it in every step.
+        strength = self._strength(host, x.detach(), alpha)
+        others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
+        return HostOnly.apply(host, *others)
+
+    def _in_rows(self, host: Tensor, x: Tensor, rows: Rows) -> Tensor:
+        rows.check(host, self.slot)
+        if not len(rows.chosen):
+            return host
+        at = rows.chosen.to(host.device)
+        some_host, some_x = host[at], x[at]
+        strength = self._strength(some_host, some_x, rows.strength(host), rows)
+        joined = blend(some_host, self._delta(some_x, some_host), strength, self.operator, self.fades_from, self.fade)
+        return host.index_copy(0, at, joined)
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook of the site; a bound method, so that a deep copy of the model binds the copied slot.
+
+        Raises:
+            ConfigError: the site fires twice in one forward, or its feature is no longer what it was.
+        """
+        if self.seed is None or (self.phase is Phase.OFF and self._override is None):
+            return None
+        assert self.site is not None
+        feature = take(output, self.site.place)
+        self._check(feature, output)
+        joined = self(feature, feature)
+        return None if joined is feature else put(output, self.site.place, joined)
+
+    def _check(self, feature: Any, output: Any) -> None:
+        assert self.site is not None
+        assert self.beat is not None
+        site, beat = self.site, self.beat
+        where = f"site {site.module!r} of slot {self.slot}"
+        if beat.inside and beat.fired[self.slot]:
+            raise ConfigError(f"{where} fired twice in one forward; a slot needs a module that runs once")
+        beat.fired[self.slot] = beat.inside
+        if not isinstance(feature, Tensor):
+            raise ConfigError(f"{where} returned {type(output).__name__}; need the same kind of output as at attach")
+        if feature.ndim != site.topology.ndim or feature.shape[site.topology.channel_axis] != site.dim:
+            raise ConfigError(
+                f"{where} returned {tuple(feature.shape)}, need {site.topology.value} with C = {site.dim} as at attach"
+            )
+        if torch.compiler.is_compiling():
+            return  # a compiler guards the dtype by itself, and would compile again for every note taken here
+        kind = feature.device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        before = self._dtypes.setdefault(cast, feature.dtype)
+        if before is not feature.dtype:
+            raise ConfigError(f"{where} returned {feature.dtype}, before it was {before}; keep one dtype per run")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SeedSlot":
+        super()._apply(fn, recurse)
+        self._dtypes.clear()
+        if self.alpha.dtype != torch.float32:
+            device = self.alpha.device
+            self.alpha = torch.full((), self._level, dtype=torch.float32, device=device)
+            self.fade = torch.full((), self._fade_level, dtype=torch.float32, device=device)
+            self._write_channels()
+        return self

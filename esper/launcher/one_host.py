@@ -1,0 +1,46 @@
+"""One machine of a run on several; srun starts ``python -m esper.launcher.one_host RUN/config.yaml HOST:PORT NAME``.
+
+Does for the ranks of this host what the launcher does on a single one: starts torchrun, passes the first stop signal on
+to the ranks, and leaves nobody behind. The run's lock and its STATUS.json are the launcher's and rank 0's.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from esper.config.tree import load_config
+from esper.launcher.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
+from esper.leyline.errors import ConfigError, EsperError
+
+
+def main(argv: list[str]) -> int:
+    """Runs this host's ranks to their end; 0 when every one ended in order, a stop included."""
+    if len(argv) != 3:
+        print("usage: python -m esper.launcher.one_host RUN/config.yaml HOST:PORT NAME", file=sys.stderr)
+        return ConfigError.exit_code
+    path = Path(argv[0])
+    try:
+        config, _ = load_config(path)
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    config.world.rdzv_endpoint, config.world.rdzv_id = argv[1], argv[2]
+    first, name = os.environ.get("SLURM_NODEID"), os.environ.get("SLURMD_NODENAME")
+    arguments = torchrun_arguments(
+        config.world,
+        path,
+        is_first=None if first is None else first == "0",
+        own_name=name,
+        patience_s=config.control.startup_timeout_s,
+    )
+    ended = supervise(
+        agent_command(arguments),
+        torchrun_environment(config.world, config.trainer),
+        grace_s=config.world.grace_s,
+        idle_s=config.control.startup_timeout_s,
+    )
+    return 0 if ended.returncode == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

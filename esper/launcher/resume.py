@@ -1,0 +1,80 @@
+"""Goes on with a run, from its newest checkpoint or an older one."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from esper.accord.breaker import BreakerOrder
+from esper.config.tree import EsperConfig, Resume, build_config, load_config, write_config
+from esper.launcher import compose as launcher
+from esper.leyline.breaker import BreakerPhase
+from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
+from esper.leyline.files import RunDir
+from esper.run.directory import existing_run
+from esper.tolaria.checkpoint.store import CheckpointStore
+
+
+def branch(run: Path, step: int, new: Path) -> None:
+    """Makes the run directory ``new`` from a run's config and one of its checkpoints.
+
+    Raises:
+        CheckpointError: there is none of that step, or it is damaged.
+        RunDirError: ``new`` holds something already, or cannot be written.
+    """
+    _, plain = load_config(RunDir(run).config)
+    store = CheckpointStore.of_run(run)
+    if step not in store.steps():
+        steps = ", ".join(map(str, sorted(store.steps()))) or "none"
+        raise CheckpointError(f"--at {step}: no checkpoint of that step in {store.folder}; there are {steps}")
+    store.verify(step)
+    if new.exists() and not (new.is_dir() and not any(new.iterdir())):
+        raise RunDirError(f"--as {new}: exists already; name a new folder")
+    plain["run"] |= {"dir": str(new), "resume": str(Resume.AUTO)}
+    partial = new.with_name(f".{new.name}.{os.getpid()}.partial")
+    try:
+        (RunDir(partial).checkpoints).mkdir(parents=True)
+        shutil.copytree(store.path(step), RunDir(partial).checkpoints / store.path(step).name)
+        write_config(RunDir(partial).config, plain)
+        if (RunDir(run).data).exists():
+            shutil.copy(RunDir(run).data, RunDir(partial).data)
+        with contextlib.suppress(FileNotFoundError):
+            new.rmdir()
+        partial.rename(new)
+    except OSError as error:
+        raise RunDirError(f"--as {new}: cannot be written ({error.strerror}); name a writable folder") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def order_for(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOrder:
+    """An order that has the next resume of a run turn the breaker of growth.
+
+    Raises:
+        ConfigError: the run has no governor. CheckpointError: it has no checkpoint yet.
+    """
+    if not config.governor.enabled:
+        raise ConfigError("--breaker: the run has governor.enabled=false, so nothing stops its growth")
+    if not CheckpointStore.of_run(run).steps():
+        raise CheckpointError(f"--breaker: {run} has no checkpoint to go on from; esper resume {run} begins anew")
+    return BreakerOrder(id=uuid.uuid4().hex, phase=phase, why="ordered by esper resume --breaker")
+
+
+def resume(
+    run: Path, at: int | None = None, new: Path | None = None, breaker: BreakerPhase | None = None
+) -> launcher.Outcome:
+    """Goes on with a run; see `branch` for ``at`` and ``new``, `order_for` for ``breaker``.
+
+    Raises:
+        EsperError: it cannot be done.
+    """
+    existing_run(run)
+    if new is not None and at is not None:
+        branch(run, at, new)
+        run = new
+    _, plain = load_config(RunDir(run).config)
+    plain["run"]["resume"] = str(Resume.MUST)
+    config = build_config(plain)
+    order = None if breaker is None else order_for(run, config, breaker)
+    return launcher.start(config, plain, order=order)

@@ -1,0 +1,184 @@
+"""Starts a run and tells how it ended."""
+
+import contextlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esper.accord.breaker import BreakerOrder
+from esper.config.tree import EsperConfig
+from esper.launcher.preflight import check_data
+from esper.launcher.slurm import FROM_SLURM, TimeLimit, srun_command, this_job, why
+from esper.launcher.supervise import (
+    Ended,
+    agent_command,
+    rendezvous_of,
+    supervise,
+    torchrun_arguments,
+    torchrun_environment,
+)
+from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted, RunDirError
+from esper.leyline.files import RunDir, package_folder, write_json
+from esper.run.attempt import BEFORE, latest_attempt, taken_over
+from esper.run.directory import check_run, held_run, read_status, write_order
+
+_FARTHER_S = 10.0  # the supervisors on the hosts use force first
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        code: exit code, see `esper.leyline.errors`.
+        line: one line for a person.
+        objective: what a sweep optimises; None when the run did not finish.
+    """
+
+    code: int
+    line: str
+    objective: float | None = None
+
+
+def _check_folder() -> None:
+    here, ours = Path.cwd() / "esper", package_folder()
+    if (here / "__init__.py").is_file() and not here.samefile(ours):
+        raise ConfigError(
+            f"{here}: workers started here would run this esper instead of {ours}; change to another folder"
+        )
+
+
+def start(config: EsperConfig, plain: dict[str, Any], how: str = "run", order: BreakerOrder | None = None) -> Outcome:
+    """Runs one run to its end (or prepares it, or tells what it would do).
+
+    Args:
+        config, plain: the same settings twice.
+        how: run, prepare (all but the start) or plan (nothing is written).
+        order: for the run to obey where it goes on; written once nothing else can refuse the start.
+
+    Raises:
+        EsperError: the run could not be started.
+    """
+    _check_folder()
+    folder = Path(config.run.dir).expanduser().absolute()
+    config.run.dir = plain["run"]["dir"] = str(folder)
+    if getattr(config.data, "root", None) is not None:  # resumed from another folder, it must still be found
+        config.data.root = plain["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
+    if config.distill.run is not None:
+        config.distill.run = plain["distill"]["run"] = str(Path(config.distill.run).expanduser().absolute())
+    in_slurm = config.world.rdzv_endpoint == FROM_SLURM
+    job = this_job(config.world) if in_slurm and how == "run" else None
+    if job is not None and len(job.hosts) == 1:
+        job = None  # nobody to start elsewhere
+    arguments = torchrun_arguments(config.world, RunDir(folder).config)
+    environment = torchrun_environment(config.world, config.trainer)
+    typed = " ".join([*(f"{key}={value}" for key, value in environment.items()), "torchrun", shlex.join(arguments)])
+    check_data(config.data)
+    if how == "plan":
+        known = check_run(config.run, plain)
+        print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{typed}")
+        return Outcome(0, "planned")
+    with held_run(config.run, plain) as lock:
+        if how == "prepare":
+            print(f"run directory: {folder}\n{typed}")
+            return Outcome(0, "prepared")
+        status, mark = read_status(folder)
+        if status is not None and status["status"] == "done":
+            if order is not None:
+                raise ConfigError(f"--breaker: the run in {folder} is done, so nothing of it can grow any more")
+            return _outcome(folder, status)
+        command = agent_command(arguments) if job is None else srun_command(job, RunDir(folder).config)
+        if config.world.nnodes > 1 and job is None:
+            print(f"esper: waiting for {config.world.nnodes} hosts; type on each of the others:\n{typed}", flush=True)
+        ranks = config.world.nnodes * config.world.nproc_per_node
+        print(f"esper: starting {ranks} {'rank' if ranks == 1 else 'ranks'} in {folder}", flush=True)
+        limit = TimeLimit(os.environ["SLURM_JOB_ID"], config.world.grace_s) if in_slurm else lambda: None
+        grace_s = config.world.grace_s + (_FARTHER_S if job else 0.0)
+        before, _ = latest_attempt(folder)
+        environment[BEFORE] = str(before)
+        if order is not None:
+            write_order(folder, order)
+        ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
+        launch = rendezvous_of(arguments) if job is None else job.rendezvous
+        if (other := taken_over(folder, before, launch)) is not None:
+            raise LeaseError(f"{folder}: attempt {other} was begun by another launcher; this run is that one's now")
+        status, mark_now = read_status(folder)
+        if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
+            status = _status_of_silent(ended)
+            _write_status(folder, status)
+        elif status["status"] == "preempted" and ended.stopped is not None:
+            status |= {"reason": why(ended.stopped) if in_slurm else ended.stopped}
+            _write_status(folder, status)
+        return _outcome(folder, status)
+
+
+def _write_status(folder: Path, status: dict[str, Any]) -> None:
+    """How the run ended, in the launcher's words.
+
+    Raises:
+        RunDirError: it cannot be written, and then most likely the workers could not write either.
+    """
+    try:
+        write_json(RunDir(folder).status, status)
+    except OSError as error:
+        raise RunDirError(
+            f"{RunDir(folder).status}: cannot be written ({error.strerror}); how the run ended stands above; see to "
+            f"the disk, then: esper resume {shlex.quote(str(folder))}"
+        ) from None
+
+
+def _status_of_silent(ended: Ended) -> dict[str, Any]:
+    """The status of workers that ended without writing one."""
+    common = {"step": None, "objective": None, "written_by": "launcher"}
+    if ended.stopped is not None:
+        text = f"{ended.stopped}: ended before the workers could save; the last checkpoint stands"
+        return {"status": "preempted", "exit_code": Preempted.exit_code, "message": text, **common}
+    text = f"the workers ended without a word (torchrun's exit code was {ended.returncode}); the reason stands above"
+    return {"status": "failed", "exit_code": EsperError.exit_code, "message": text, **common}
+
+
+def _outcome(folder: Path, status: dict[str, Any]) -> Outcome:
+    kind, code, objective = status["status"], status.get("exit_code"), status.get("objective")
+    if kind == "done":
+        code = 0
+    elif not isinstance(code, int) or code == 0:
+        code = {"preempted": Preempted.exit_code, "diverged": 79}.get(kind, EsperError.exit_code)
+    step = "" if status.get("step") is None else f" at step {status['step']}"
+    message = f": {status['message']}" if status.get("message") else ""
+    message += f" ({status['reason']})" if status.get("reason") else ""
+    again = "" if kind == "done" else f"; to go on: esper resume {shlex.quote(str(folder))}"
+    if code == ConfigError.exit_code:  # config.yaml is read-only and what is wrong stands in it
+        again = "; correct the setting and start again with another run.dir"
+    return Outcome(code, f"{kind}{step}{message} (run directory: {folder}){again}", objective)
+
+
+def _say(outcome: Outcome, stream: Any) -> None:
+    for text in outcome.line.splitlines():
+        print(f"esper: {text}", file=stream, flush=True)
+
+
+def report(outcome: Outcome) -> None:
+    """Shows an outcome: on stdout when all is well, else as the last words on stderr."""
+    if outcome.line not in ("planned", "prepared"):
+        _say(outcome, sys.stdout if outcome.code == 0 else sys.stderr)
+
+
+@contextlib.contextmanager
+def outcomes_of_errors(outcomes: list[Outcome]) -> Iterator[None]:
+    """Turns an exception into an outcome; only a bug shows its traceback."""
+    try:
+        yield
+    except EsperError as error:
+        kind = "config" if isinstance(error, ConfigError) else type(error).__name__.removesuffix("Error").lower()
+        prefix = "" if type(error) is EsperError else f"{kind}: "  # the printed line begins with esper as it is
+        outcomes.append(Outcome(error.exit_code, "\n".join(prefix + line for line in str(error).splitlines())))
+    except OSError as error:
+        outcomes.append(Outcome(74, f"{error.filename or 'input/output'}: {error.strerror or error}"))
+    except Exception as error:
+        traceback.print_exc()
+        outcomes.append(Outcome(EsperError.exit_code, f"a bug in esper: {type(error).__name__}: {error}"))

@@ -1,0 +1,287 @@
+"""One torchrun as a child: started, told to stop, ended, and nothing of it left behind.
+
+Signals, in the order of insistence:
+  1. SIGINT, SIGTERM or SIGUSR1 at the launcher: every worker gets one SIGUSR1 (never its helpers, never the agent) as
+     soon as it can catch it, so that it saves at its next tick. Workers that start later get theirs too. On several
+     hosts of a Slurm job srun gets it, and passes it on to a supervisor like this one on each of them.
+  2. a second SIGINT or SIGTERM (schedulers repeat SIGUSR1), or ``grace_s`` later: SIGHUP to the agent, which ends its
+     workers; SIGTERM to srun.
+  3. five seconds later: SIGKILL to every process that the run started.
+What is left when the agent has ended, for whatever reason, is given a moment and then killed. The launcher adopts
+orphans (a Linux "subreaper"), so none can escape this.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from esper.run.parent import adopt_orphans
+from esper.tolaria.ranks.config import Device, WorldConfig
+from esper.tolaria.training.config import TrainerConfig
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_KILL_AFTER_S = 5.0
+_POLL_S = 0.2
+
+
+def torchrun_arguments(
+    world: WorldConfig,
+    config_path: Path,
+    module: str = "esper.worker",
+    *,
+    is_first: bool | None = None,
+    own_name: str | None = None,
+    patience_s: float | None = None,
+) -> list[str]:
+    """What follows ``torchrun`` on the command line.
+
+    Args:
+        world: ranks, hosts and where they meet. config_path: RUN/config.yaml. module: what each rank runs.
+        is_first: whether the rendezvous lies on this host; None lets torchrun find out, which fails with DNS aliases.
+        own_name: by which the other hosts reach this one; None takes its hostname.
+        patience_s: seconds that the hosts wait for each other; None takes torchrun's ten minutes.
+    """
+    alone = world.nnodes == 1
+    endpoint = world.rdzv_endpoint
+    if alone and endpoint in (None, "slurm"):
+        endpoint = "localhost:0"
+    conf = [] if is_first is None else [f"is_host={int(is_first)}"]
+    conf += [] if patience_s is None else [f"join_timeout={patience_s:.0f}"]
+    return [
+        f"--nnodes={world.nnodes}",
+        f"--nproc-per-node={world.nproc_per_node}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={world.rdzv_id or uuid.uuid4().hex[:12]}",
+        # A host whose own name does not resolve can still talk to itself.
+        *(["--local-addr=localhost"] if alone else [f"--local-addr={own_name}"] if own_name else []),
+        *([f"--rdzv-conf={','.join(conf)}"] if conf and not alone else []),
+        f"--max-restarts={world.max_restarts}",
+        "-m",
+        module,
+        str(config_path),
+    ]
+
+
+def rendezvous_of(arguments: list[str]) -> str:
+    """Name of the rendezvous in `torchrun_arguments`; its ranks see it as TORCHELASTIC_RUN_ID."""
+    return next(word.removeprefix("--rdzv-id=") for word in arguments if word.startswith("--rdzv-id="))
+
+
+def agent_command(arguments: list[str]) -> list[str]:
+    """The command line of our torchrun."""
+    return [sys.executable, "-m", "esper.launcher.agent", *arguments]
+
+
+# glibc gives blocks of 128 KiB and more back to the kernel when they are freed, so that every activation of every step
+# is paged in anew; kept, a step of a small CNN takes two thirds of the time. In bytes; 32 MiB is the most it takes.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+
+
+def torchrun_environment(world: WorldConfig, trainer: TrainerConfig) -> dict[str, str]:
+    """Variables that every torchrun of ours needs, beside those that it inherits."""
+    needed = {"OMP_NUM_THREADS": str(world.threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONUNBUFFERED": "1"}
+    if world.device is Device.CPU and not any(name in os.environ for name in MALLOC):
+        needed |= MALLOC
+    if world.device is Device.GPU and trainer.deterministic:
+        needed["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return needed
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a torchrun ended.
+
+    Args:
+        returncode: of the agent; it tells little, see RUN/STATUS.json.
+        stopped: name of the first signal that asked it to stop (or what else did), or None.
+        forced: it had to be ended before its workers had saved.
+    """
+
+    returncode: int
+    stopped: str | None
+    forced: bool
+
+
+def _processes() -> dict[int, tuple[int, bool]]:
+    """Parent of every process, and whether it lives (or is dead and waits for its parent to notice), from /proc."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path("/proc", entry, "stat").read_text()
+            except OSError:  # it ended meanwhile
+                continue
+            state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
+            found[int(entry)] = (int(parent), state != "Z")
+    return found
+
+
+def children_of(pid: int, *, alive: bool = True) -> list[int]:
+    """Children of a process: the living ones, or the dead ones that it has not waited for."""
+    return [child for child, (parent, lives) in _processes().items() if parent == pid and lives == alive]
+
+
+def descendants_of(pid: int) -> set[int]:
+    """Live processes below a process, at any depth."""
+    processes, found, fresh = _processes(), set[int](), {pid}
+    while fresh:
+        fresh = {child for child, (parent, lives) in processes.items() if parent in fresh and lives} - found
+        found |= fresh
+    return found
+
+
+def catches(pid: int, signum: int, mask: str = "SigCgt:") -> bool:
+    """Whether a process has a handler for a signal now (``SigBlk:``: whether it blocks it, to wait for it)."""
+    try:
+        lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    except OSError:
+        return False
+    bits = next((int(line.split()[1], 16) for line in lines if line.startswith(mask)), 0)
+    return bool(bits >> (signum - 1) & 1)
+
+
+def _send(pid: int, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile, which is what was wanted
+        os.kill(pid, signum)
+
+
+class _Signals:
+    """Counts stop signals while it is entered; handlers do nothing else."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.names.append(signal.Signals(signum).name)
+
+    @property
+    def insist(self) -> bool:
+        """Whether somebody wants the end now."""
+        return sum(name in ("SIGINT", "SIGTERM") for name in self.names) > 1
+
+    def __enter__(self) -> "_Signals":
+        self._before = {signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def supervise(
+    command: list[str],
+    environment: Mapping[str, str],
+    *,
+    grace_s: float,
+    lock: int | None = None,
+    stop_due: Callable[[], str | None] = lambda: None,
+    idle_s: float | None = None,
+    remote: bool = False,
+) -> Ended:
+    """Runs a torchrun, or the srun that starts one on every host, to its end, and leaves no process behind.
+
+    Args:
+        command: of `agent_command`, or with ``remote`` an srun.
+        environment: variables added to this process's own.
+        grace_s: seconds between the first stop signal and force.
+        lock: descriptor of the run's lock; the child holds it too, so that a run whose launcher was killed stays
+            locked until its workers are gone.
+        stop_due: asked often; a reason to stop now counts like a signal.
+        idle_s: seconds without a worker after which the agent is ended: it waits for hosts that do not come.
+        remote: the workers are on other hosts.
+    """
+    others = descendants_of(os.getpid()) | set(children_of(os.getpid(), alive=False))
+    adopt_orphans(True)
+    try:
+        with _Signals() as signals:
+            child = subprocess.Popen(
+                command,
+                env={**os.environ, **environment, "ESPER_LAUNCHER_PID": str(os.getpid()), "ESPER_SUPERVISED": "1"},
+                pass_fds=() if lock is None else (lock,),
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
+            )
+            try:
+                forced = _watch(child, signals, grace_s, stop_due, idle_s, remote)
+            finally:
+                _clear(child, others)
+            return Ended(child.returncode, signals.names[0] if signals.names else None, forced)
+    finally:
+        adopt_orphans(False)
+
+
+def _tell(child: "subprocess.Popen[bytes]", told: set[int], remote: bool) -> None:
+    """One SIGUSR1 to each that can hear it now and has not had it."""
+    for pid in {child.pid} if remote else set(children_of(child.pid)):
+        if pid not in told and (catches(pid, signal.SIGUSR1) or (remote and catches(pid, signal.SIGUSR1, "SigBlk:"))):
+            told.add(pid)
+            _send(pid, signal.SIGUSR1)
+
+
+def _watch(
+    child: "subprocess.Popen[bytes]",
+    signals: _Signals,
+    grace_s: float,
+    stop_due: Callable[[], str | None],
+    idle_s: float | None,
+    remote: bool,
+) -> bool:
+    """Returns when the child has ended; whether by force."""
+    told: set[int] = set()
+    deadline = kill_at = idle_at = float("inf")
+    while child.poll() is None:
+        now = time.monotonic()
+        if not signals.names and (reason := stop_due()):
+            signals.names.append(reason)
+        if signals.names and deadline == float("inf"):
+            deadline = now + grace_s
+            print(
+                f"\nesper: {signals.names[0]}: workers save at the next tick and stop (at most {grace_s:g} s; "
+                "a second signal ends them at once)",
+                file=sys.stderr,
+                flush=True,
+            )
+        if idle_s is not None:
+            idle_at = float("inf") if children_of(child.pid) else min(idle_at, now + idle_s)
+        if signals.names and kill_at == float("inf"):
+            _tell(child, told, remote)
+        if kill_at == float("inf") and (signals.insist or now >= min(deadline, idle_at)):
+            if now >= idle_at:
+                print(
+                    f"esper: no rank here for {idle_s:g} s: the other hosts did not come", file=sys.stderr, flush=True
+                )
+            kill_at = now + _KILL_AFTER_S
+            child.send_signal(signal.SIGTERM if remote else signal.SIGHUP)
+        if now >= kill_at:
+            for pid in descendants_of(child.pid):
+                _send(pid, signal.SIGKILL)
+            child.kill()
+            child.wait()
+        try:
+            child.wait(_POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+    return kill_at < float("inf")
+
+
+def _clear(agent: "subprocess.Popen[bytes]", others: set[int]) -> None:
+    """Ends what the run left: a moment's patience (a helper may be writing its last bytes), then SIGKILL."""
+    if agent.poll() is None:  # an error in the watch itself
+        agent.kill()
+        agent.wait()
+    deadline = time.monotonic() + _KILL_AFTER_S
+    while left := descendants_of(os.getpid()) - others:
+        if time.monotonic() >= deadline:
+            for pid in left:
+                _send(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    for pid in set(children_of(os.getpid(), alive=False)) - others:  # adopted, so ours to bury
+        os.waitpid(pid, 0)

@@ -1,0 +1,1 @@
+"""Typed, frozen events: what happened in a run, on explicit axes."""

@@ -1,0 +1,1 @@
+"""One run: its directory, its parts, its ranks from beginning to end."""

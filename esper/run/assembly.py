@@ -1,0 +1,257 @@
+"""Builds a run's parts from its config and joins them: host, slots, optimizer owner, controller, engine.
+
+The same on every rank, but for the controller, which lives on rank 0 alone.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from esper.accord.account import Costs
+from esper.accord.state import Terms
+from esper.accord.verdict import chance_level
+from esper.config.tree import EsperConfig
+from esper.kasmina.attach import attach
+from esper.kasmina.births import Library, LibraryConfig
+from esper.kasmina.blueprints import registry
+from esper.kasmina.compiler import Compiler
+from esper.kasmina.flops import host_cost, seed_cost
+from esper.kasmina.hosts import build_host
+from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import seed_rank, undisturbed
+from esper.leyline.errors import ConfigError
+from esper.leyline.files import RunDir
+from esper.leyline.protocols import EventSink
+from esper.leyline.slots import parse_slot
+from esper.tamiyo import build_controller
+from esper.tolaria.checkpoint.saver import Saver
+from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.data.parts import Bundle
+from esper.tolaria.data.sampler import BatchPlan, eval_shards
+from esper.tolaria.data.task import Task
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.ownership import ParameterOwner
+from esper.tolaria.growth.terms import build_terms, set_channels
+from esper.tolaria.lockstep.collectives import Lockstep
+from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.distill import Distillation, Teacher
+from esper.tolaria.training.engine import Engine, EngineSettings
+from esper.tolaria.training.evaluate import autocast, dtype_of
+from esper.tolaria.training.governor import Governor
+
+
+def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
+    """Host and empty slots; the host's first weights are a function of the run's seed alone."""
+    if config.trainer.channels_last and len(bundle.input_shape) != 3:
+        raise ConfigError(
+            f"trainer.channels_last = true: is for images (C, H, W), the data has {bundle.input_shape}; set it to false"
+        )
+    torch.manual_seed(config.seed)
+    host = build_host(config.host, bundle.input_shape, bundle.classes)
+    host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
+    points = {point.slot: point.module for point in host.injection_points()}  # type: ignore[operator]
+    chosen = config.slots.ids or list(points)
+    for slot in chosen:
+        parse_slot(slot, known=points)
+    example = bundle.example(device, dtype_of(config.trainer.precision))
+    grown = attach(host, {slot: points[slot] for slot in chosen}, example)
+    _check_output(grown, bundle, example, config)
+    set_channels(grown, config.slots)
+    idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
+    if idle:
+        raise ConfigError(
+            f"host.kind = {config.host.kind!r}: no gradient reaches {', '.join(idle[:5])}{', ...' * (len(idle) > 5)}; "
+            "freeze them (requires_grad_(False)), or set world.find_unused=true"
+        )
+    return grown
+
+
+def _check_output(grown: Grown, bundle: Bundle, example: torch.Tensor, config: EsperConfig) -> None:
+    """The host gives a logit for each class of the data (or more: a padded vocabulary).
+
+    Raises:
+        ConfigError: it gives something else; the text has both shapes.
+    """
+    with undisturbed(example), evaluating(grown.model), autocast(config.trainer.precision, example.device):
+        output = grown.model(example)
+    axes = list(example.shape[:1] if bundle.task is Task.CLASSIFICATION else example.shape[:2])
+    shape = list(output.shape) if isinstance(output, torch.Tensor) else None
+    if shape is None or shape[:-1] != axes or shape[-1] < bundle.classes:
+        got = type(output).__name__ if shape is None else shape
+        raise ConfigError(
+            f"host.kind = {config.host.kind!r}: for inputs {list(example.shape)} it returns {got}, expected logits "
+            f"{[*axes, bundle.classes]}, one for each class of data.kind = {config.data.kind!r}; correct the host"
+        )
+
+
+def _check_names(config: EsperConfig, terms: Terms) -> None:
+    """Blueprints that the controller prefers fit some slot; known before the first tick, so said before it.
+
+    Raises:
+        ConfigError: names those that do not, and lists those that fit.
+    """
+    known = {info.name for catalogue in terms.catalogue.values() for info in catalogue}
+    lost = [name for name in getattr(config.controller, "blueprints", None) or () if name not in known]
+    if lost:
+        raise ConfigError(
+            f"controller.blueprints: {', '.join(lost)} fits no slot of this host; it takes {', '.join(sorted(known))}; "
+            "set controller.blueprints to some of these, or to [] for any"
+        )
+
+
+def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
+    """Counts what host and seeds cost on one sample.
+
+    Args:
+        grown: with empty slots. example: inputs of a few samples.
+    """
+    seeds = {
+        slot: {
+            info.name: seed_cost(site.topology, info.name, site.dim, site.shape)
+            for info in registry.catalogue(site.topology, site.dim, site.positions)
+        }
+        for slot, site in grown.sites.items()
+    }
+    return Costs(host=host_cost(grown, example), seeds=seeds)
+
+
+def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[int], set[int]]:
+    """Samples in a forward of this rank, in training and in evaluation: ragged last batches and shares included."""
+    plan = BatchPlan(len(bundle.train), config.trainer.batch, config.seed)
+    steps = (0, plan.steps_per_epoch - 1)
+    pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, config.trainer.accumulate)]
+    parts = [len(bundle.validation), min(config.gates.probe_samples, len(bundle.probe))]
+    shards = [shard for n in parts for shard in eval_shards(n, world.rank, world.size, config.trainer.eval_batch)]
+    return {len(indices) for indices, _ in pieces}, {len(shard) for shard in shards}
+
+
+def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: World) -> Compiler:
+    """The host's regions, compiled; seeds will be as they are staged."""
+    train, evaluation = batch_sizes(config, bundle, world)
+    compiler = Compiler(
+        grown,
+        config.trainer.compile_backend,
+        train_sizes=train,
+        eval_sizes=evaluation,
+        incubation=config.slots.incubation,
+        autocast=lambda: autocast(config.trainer.precision, world.device),
+    )
+    example = bundle.example(world.device, dtype_of(config.trainer.precision))
+    compiler.host(example.to(memory_format=torch.channels_last) if config.trainer.channels_last else example)
+    return compiler
+
+
+def terms_of(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
+    """What does not change in the run."""
+    per_epoch = -(-len(bundle.train) // config.trainer.batch)
+    if 2 * config.gates.probe_samples > len(bundle.probe):
+        raise ConfigError(
+            f"gates.probe_samples = {config.gates.probe_samples}: looks must not all see the same of the "
+            f"{len(bundle.probe)} probe samples; set gates.probe_samples={len(bundle.probe) // 2} or data.probe higher"
+        )
+    if world_size > config.trainer.batch:
+        raise ConfigError(
+            f"trainer.batch = {config.trainer.batch}: fewer samples than ranks ({world_size}); "
+            f"set trainer.batch={world_size} or higher"
+        )
+    weight = next(grown.model.parameters())
+    return build_terms(
+        grown.sites,
+        config.slots,
+        config.gates,
+        class_logits=bundle.task is Task.CLASSIFICATION,
+        total_steps=config.trainer.steps or config.trainer.epochs * per_epoch,
+        tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
+        max_skips=config.trainer.max_skips,
+        world_size=world_size,
+        costs=build_costs(grown, bundle.example(weight.device, weight.dtype)),
+    )
+
+
+def build_library(config: LibraryConfig, run_dir: Path) -> Library | None:
+    """The seed library of one rank, None where births do without."""
+    if not config.enabled:
+        return None
+    return Library(config, RunDir(run_dir).library if config.root is None else Path(config.root))
+
+
+def chance_of(bundle: Bundle) -> float:
+    """The chance level of a data set, in nats, by the targets of up to 4,096 training samples."""
+    size = len(bundle.train)
+    return chance_level(bundle.train.fetch(torch.arange(0, size, -(-size // 4096)))[1].flatten().tolist())
+
+
+def build_governor(
+    config: EsperConfig, bundle: Bundle, terms: Terms, world: World, store: CheckpointStore
+) -> Governor | None:
+    """The governor of one rank; None where nobody judges."""
+    if not config.governor.enabled:
+        return None
+    return Governor(config.governor, chance=chance_of(bundle), terms=terms, world=world, store=store)
+
+
+def assemble(
+    config: EsperConfig,
+    *,
+    world: World,
+    heartbeat: Heartbeat,
+    bundle: Bundle,
+    store: CheckpointStore,
+    sink: EventSink,
+    digest: int,
+    run_id: str,
+    teacher: Teacher | None = None,
+) -> Engine:
+    """Builds the parts of a run and joins them; the same on every rank, the controller on rank 0 alone."""
+    grown = build_grown(config, bundle, world.device)
+    terms = terms_of(config, grown, bundle, world.size)
+    _check_names(config, terms)
+    owner = ParameterOwner(grown, config.optim, terms.total_steps)
+    compiler = build_compiler(config, grown, bundle, world) if config.trainer.compile else None
+    growth = Growth(
+        grown,
+        owner,
+        world,
+        terms,
+        run_seed=config.seed,
+        dtype=dtype_of(config.trainer.precision),
+        library=build_library(config.library, store.folder.parent),
+        compiler=compiler,
+    )
+    controller = None
+    if world.rank == 0:
+        controller = build_controller(config.controller, slots=tuple(grown.slots), seed=config.seed)
+    distillation = None
+    if teacher is not None:
+        growth.parameters.adopt_teacher(teacher.module)
+        context = partial(autocast, config.trainer.precision, world.device)
+        example = bundle.example(world.device, dtype_of(config.trainer.precision))
+        distillation = Distillation(config.distill, teacher, grown, example, context)
+    seed_rank(config.seed, world.rank)
+    return Engine(
+        EngineSettings(
+            seed=config.seed,
+            trainer=config.trainer,
+            control=config.control,
+            checkpoint=config.checkpoint,
+            config_digest=digest,
+            run_id=run_id,
+        ),
+        world=world,
+        heartbeat=heartbeat,
+        grown=grown,
+        owner=owner,
+        growth=growth,
+        bundle=bundle,
+        controller=controller,
+        sink=sink,
+        saver=Saver(store, world),
+        terms=terms,
+        lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
+        fresh=lambda: build_grown(config, bundle, world.device),
+        distillation=distillation,
+        governor=build_governor(config, bundle, terms, world, store),
+    )

@@ -1,0 +1,103 @@
+"""The closing summary of a run, read back from its own event file: what the table says is what was recorded."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from esper.accord.state import RunState
+from esper.kasmina.slots.grown import Grown
+from esper.leyline.events.run import LibraryUsed
+from esper.leyline.evidence import ABSENT, Reading
+from esper.leyline.files import RunDir
+from esper.leyline.plain import from_plain
+from esper.leyline.stages import Stage
+from esper.nissa.reading import latest, read_events
+from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score
+
+
+def _score(record: dict[str, Any]) -> Score:
+    payload = record["payload"]
+    return Score(
+        step=record["step"],
+        parameters=payload["parameters"],
+        loss=from_plain(Reading, payload["validation_loss"]),
+        accuracy=from_plain(Reading, payload["validation_accuracy"]),
+    )
+
+
+def _library(payloads: list[dict[str, Any]]) -> LibraryTotals | None:
+    """Sums over the run's intervals."""
+    if not payloads:
+        return None
+    return LibraryTotals(**{field.name: sum(p[field.name] for p in payloads) for field in fields(LibraryTotals)})
+
+
+def summarise(
+    run_dir: Path, state: RunState, grown: Grown, *, status: str, world_size: int, wall_s: float
+) -> RunSummary:
+    """What a finished run says of itself.
+
+    Args:
+        run_dir: RUN; its events.jsonl holds the tick records (without them "before" and "after" are the end's).
+        state, grown: at the end. status: as in STATUS.json. world_size: ranks. wall_s: seconds of this attempt.
+    """
+    path = RunDir(run_dir).events
+    records = latest(read_events(path)) if path.exists() else []
+    parameters = sum(p.numel() for p in grown.model.parameters())
+    after = Score(
+        step=state.step, parameters=parameters, loss=state.validation_loss, accuracy=state.validation_accuracy
+    )
+    stages = [record for record in records if record["kind"] == "stage"]
+    blended = [record["step"] for record in stages if record["payload"]["target"] == Stage.BLENDING.name]
+    ticks = [record for record in records if record["kind"] == "tick"]
+    first = min(blended, default=state.step)
+    earlier = [record for record in ticks if record["step"] <= first]
+    host = parameters - sum(grown.seed_parameters(slot) for slot in grown.slots)
+    before = Score(step=0, parameters=host, loss=ABSENT, accuracy=ABSENT)
+    if earlier:
+        found = _score(earlier[-1])
+        before = Score(step=found.step, parameters=host, loss=found.loss, accuracy=found.accuracy)
+    reasons = {
+        record["payload"]["command"]["proposal"]: record["payload"]["reason"]
+        for record in records
+        if record["kind"] == "command" and record["payload"]["applied"] and record["payload"]["command"]["proposal"]
+    }
+    living = tuple(
+        GrownSeed(
+            slot=entry.slot,
+            blueprint=str(entry.blueprint),
+            stage=entry.stage,
+            alpha=entry.alpha(state.step),
+            parameters=grown.seed_parameters(entry.slot),
+            contribution=entry.contribution,
+            reason=reasons.get(entry.proposal, ""),
+        )
+        for entry in state.slots
+        if entry.stage.has_seed
+    )
+    gone: dict[tuple[str, str, str], int] = {}
+    for record in stages:
+        payload = record["payload"]
+        if payload["target"] == Stage.PRUNED.name:
+            why = reasons.get(payload["proposal"], "") or payload["cause"].lower().replace("_", " ")
+            key = (payload["slot"], str(payload["blueprint"]), why.split(":")[0])
+            gone[key] = gone.get(key, 0) + 1
+    name = str(run_dir)
+    offline = ["wandb/offline-run-*"] if any(run_dir.glob("wandb/offline-run-*")) else []  # online or disabled: none
+    return RunSummary(
+        status=status,
+        ticks=state.tick,
+        world_size=world_size,
+        wall_s=wall_s,
+        before=before,
+        after=after,
+        grown=living,
+        pruned=tuple(PrunedSeeds(slot=s, blueprint=b, reason=r, count=n) for (s, b, r), n in sorted(gone.items())),
+        library=_library([record["payload"] for record in records if record["kind"] == LibraryUsed.kind]),
+        run_dir=name,
+        next_commands=(
+            NextCommand(command=f"less {name}/events.jsonl", what="every decision, gate and measurement"),
+            *(NextCommand(command=f"wandb sync {name}/{kept}", what="send it to wandb") for kept in offline),
+            NextCommand(command="python launch/train.py --help", what="your own run"),
+        ),
+    )

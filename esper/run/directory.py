@@ -1,0 +1,279 @@
+"""The run directory as the launcher sees it: may it be used, by whom, and with which config.
+
+Its names are those of `esper.leyline.files.RunDir`. A refused start leaves everything as it was: folders and files that
+it made on the way are taken back.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from esper.accord.breaker import BreakerOrder
+from esper.config.tree import Resume, RunConfig, differences, read_plain, same_file, write_config
+from esper.leyline.errors import ConfigError, DataError, RunDirError
+from esper.leyline.files import RunDir, package_folder, write_json
+from esper.leyline.plain import from_plain, to_plain
+
+_PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
+
+
+def existing_run(folder: Path) -> RunDir:
+    """The names of a run that is there.
+
+    Raises:
+        RunDirError: the folder is no run directory.
+    """
+    files = RunDir(folder)
+    if not files.config.is_file():
+        name = files.config.name
+        raise RunDirError(f"{folder}: no {name} in it, so it is no run; name a run directory, as in runs/DATE/TIME")
+    return files
+
+
+def write_order(folder: Path, order: BreakerOrder) -> None:
+    """RUN/breaker.json, in the place of an earlier one."""
+    write_json(RunDir(folder).order, to_plain(order))
+
+
+def read_order(folder: Path) -> BreakerOrder | None:
+    """The latest order; None without one.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
+    path = RunDir(folder).order
+    try:
+        return from_plain(BreakerOrder, json.loads(path.read_text()), path.name)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no order to the breaker ({error}); remove it, or give the order again") from None
+
+
+def same_data(folder: Path, record: dict[str, Any], *, trained: bool, write: bool) -> None:
+    """Refuses other data than those that a run has trained on, and records those that it begins with.
+
+    Args:
+        folder: the run directory. record: of the data at hand, equal on all ranks (`esper.tolaria.data.Bundle`).
+        trained: there are checkpoints. write: this rank records.
+
+    Raises:
+        DataError: they differ from RUN/data.json, or that file cannot be read; alike on every rank.
+        RunDirError: it cannot be written.
+    """
+    path = RunDir(folder).data
+    kept = None
+    if trained:
+        try:
+            kept = json.loads(path.read_text())["digest"]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); restore it from a copy, or begin a new run") from None
+    if kept is not None and kept != record["digest"]:
+        raise DataError(
+            f"{folder}: this run trains on other data ({record['kind']} of digest {kept}, now {record['digest']}; "
+            f"files: {path}); give those back (data.root, ESPER_DATA), or begin a new run"
+        )
+    if write and kept is None:
+        _written(path, record, "see to the disk, then start again")
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """RUN/result.json.
+
+    Raises:
+        RunDirError: it cannot be written.
+    """
+    _written(RunDir(folder).result, result, "all is trained and saved: see to the disk, then resume")
+
+
+def _written(path: Path, value: dict[str, Any], do: str) -> None:
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be written ({error.strerror}); {do}") from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
+    """Whether the run directory holds this very run already.
+
+    Raises:
+        RunDirError: it is no folder, holds something else, or ``run.resume`` forbids its state.
+        ConfigError: it holds a run with other settings; every one is listed.
+    """
+    folder = Path(run.dir)
+    here = f"run.dir = {run.dir!r}"
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        names = []
+    except NotADirectoryError:
+        raise RunDirError(f"{here}: is not a folder; set run.dir=<a folder>") from None
+    except OSError as error:
+        raise RunDirError(f"{here}: cannot be read ({_reason(error)}); set run.dir=<another folder>") from None
+    files = RunDir(folder)
+    if files.config.name not in names:
+        foreign = [name for name in names if name not in (files.lock.name, files.environment.name)]
+        if foreign:
+            raise RunDirError(
+                f"{here}: holds {', '.join(foreign[:3])} but no {files.config.name}, so it is no run; "
+                "set run.dir=<a new folder>"
+            )
+        if run.resume is Resume.MUST:
+            raise RunDirError(f"{here}: no run to resume there; set run.resume=auto to start one")
+        return False
+    if run.resume is Resume.NEVER:
+        raise RunDirError(
+            f"{here}: holds a run already; set run.dir=<a new folder>, or run.resume=auto to go on with it"
+        )
+    changed = differences(read_plain(files.config), plain)
+    if changed:
+        raise ConfigError(
+            [
+                f"{here}: holds a run with other settings; set run.dir=<a new folder>, or set these back:",
+                *(f"  {line}" for line in changed),
+            ]
+        )
+    return True
+
+
+def _lock(folder: Path) -> int:
+    """Descriptor of the held lock."""
+    path = RunDir(folder).lock
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise RunDirError(
+                f"run.dir = {str(folder)!r}: in use by {holder or 'another launcher'}; "
+                "wait for it, stop it with a SIGTERM to its launcher, or set run.dir=<a new folder>"
+            ) from None
+        raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+@contextmanager
+def held_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
+    """Makes the run directory (or takes up the one that is there) and holds it; yields the lock's descriptor.
+
+    Raises:
+        RunDirError, ConfigError: see `check_run`; also when it is locked or cannot be written.
+    """
+    check_run(run, plain)
+    folder, files = Path(run.dir), RunDir(Path(run.dir))
+    made: list[Path] = []
+    descriptor = -1
+    try:
+        for path in reversed([folder, *folder.parents]):
+            if not path.exists():
+                path.mkdir()
+                made.append(path)
+        fresh_lock = not files.lock.exists()
+        descriptor = _lock(folder)
+        if fresh_lock:
+            made.append(files.lock)
+        known = check_run(run, plain)  # again, now that nobody else can change it
+        if not (known and same_file(read_plain(files.config), plain)):
+            write_config(files.config, plain)
+            if not known:
+                made.append(files.config)
+        write_json(files.environment, describe_environment(files.environment))
+    except BaseException as error:
+        for path in reversed(made):
+            try:
+                path.rmdir() if path.is_dir() else path.unlink()
+            except OSError:
+                break
+        if descriptor >= 0:
+            os.close(descriptor)
+        if isinstance(error, OSError):
+            raise RunDirError(
+                f"run.dir = {run.dir!r}: cannot be written ({_reason(error)}: {error.filename}); "
+                "set run.dir=<a writable folder>"
+            ) from None
+        raise
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _git(*arguments: str) -> str | None:
+    folder = package_folder().parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe_environment(earlier: Path) -> dict[str, Any]:
+    """What this start runs in; the starts before it, from the file ``earlier``, under the key ``earlier``."""
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    changed = _git("status", "--porcelain")
+    now = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "packages": versions,
+        "git": {"commit": _git("rev-parse", "HEAD"), "changed": None if changed is None else changed.splitlines()},
+        "command": shlex.join(sys.argv),
+        "folder": os.getcwd(),
+    }
+    try:
+        before = json.loads(earlier.read_text())
+    except (FileNotFoundError, ValueError):
+        before = None
+    history = [] if not isinstance(before, dict) else [*before.pop("earlier", []), before]
+    return {**now, "earlier": history}
+
+
+def read_status(folder: Path) -> tuple[dict[str, Any] | None, tuple[int, int] | None]:
+    """The status that rank 0 wrote last, and a mark that changes whenever it is written anew.
+
+    Raises:
+        RunDirError: the file is there but not readable as a status.
+    """
+    path = RunDir(folder).status
+    try:
+        with path.open() as file:
+            stat = os.fstat(file.fileno())
+            status = json.load(file)
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path}: not readable ({error}); remove it and start the run again") from None
+    if not isinstance(status, dict) or not isinstance(status.get("status"), str):
+        raise RunDirError(f"{path}: holds no status; remove it and start the run again")
+    return status, (stat.st_ino, stat.st_mtime_ns)

@@ -1,0 +1,41 @@
+"""The network of one checkpoint, rebuilt from its run's config and record on the CPU, without a process group."""
+
+import torch
+
+from esper.accord.state import RunState
+from esper.config.tree import EsperConfig
+from esper.kasmina.slots.grown import Grown
+from esper.leyline.errors import CheckpointError
+from esper.run.assembly import build_grown
+from esper.tolaria.checkpoint.snapshot import read_common
+from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.data.parts import Bundle
+from esper.tolaria.growth.planting import rebuild as rebuild_record
+from esper.tolaria.training.evaluate import dtype_of
+
+
+def rebuild(config: EsperConfig, bundle: Bundle, store: CheckpointStore, step: int) -> tuple[Grown, RunState, str]:
+    """The network of a verified checkpoint as it was at that step, on the CPU; its record; the run's id.
+
+    Args:
+        config: of the run. bundle: for the shape of its samples. store, step: where the checkpoint lies.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the run's config.
+    """
+    device = torch.device("cpu")
+    payload, state = read_common(store, step)
+    grown = build_grown(config, bundle, device)
+    if [entry.slot for entry in state.slots] != list(grown.slots):
+        raise CheckpointError(f"{store.path(step)}: its slots are not this model's ({', '.join(grown.slots)})")
+    rebuild_record(
+        grown,
+        state,
+        payload["model"],
+        str(store.path(step) / "state.pt"),
+        run_seed=config.seed,
+        dtype=dtype_of(config.trainer.precision),
+        device=device,
+        incubation=config.slots.incubation,
+    )
+    return grown, state, str(payload["run_id"])

@@ -1,0 +1,65 @@
+"""Finds a run's teacher: the network of another run's checkpoint, or whatever a function of the user's own returns.
+
+Every rank builds it by itself from the same files; the start handshake compares the digests.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from esper.config.tree import EsperConfig, load_config
+from esper.kasmina.hosts.custom import call_builder
+from esper.kasmina.slots.confidence import confident
+from esper.leyline.errors import CheckpointError, ConfigError
+from esper.leyline.files import RunDir
+from esper.run.rebuild import rebuild
+from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.data.parts import Bundle
+from esper.tolaria.training.distill import Teacher
+from esper.tolaria.training.evaluate import dtype_of
+
+
+def build_teacher(config: EsperConfig, bundle: Bundle, device: torch.device) -> Teacher | None:
+    """The teacher that the section ``distill`` names, on the device and in the run's number format; None without one.
+
+    Torch's global random stream may be elsewhere afterwards; whoever assembles a run seeds it anew.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be had; the text names the setting or the file.
+    """
+    teacher = None
+    if config.distill.run is not None:
+        teacher = _of_run(config, bundle)
+    elif config.distill.path is not None:
+        torch.manual_seed(config.seed)
+        module = call_builder(
+            config.distill.path, config.distill.options or {}, bundle.input_shape, bundle.classes, section="distill"
+        )
+        teacher = Teacher(module, config.distill.path)
+    if teacher is not None:
+        teacher.module.to(device=device, dtype=dtype_of(config.trainer.precision))
+    return teacher
+
+
+def _of_run(config: EsperConfig, bundle: Bundle) -> Teacher:
+    run = Path(str(config.distill.run)).expanduser().absolute()
+    theirs, _ = load_config(RunDir(run).config)
+    store = CheckpointStore.of_run(run)
+    step = config.distill.step or store.best()
+    there = ", ".join(map(str, sorted(store.steps()))) or "none"
+    if step not in store.steps():
+        what = "no checkpoint with a validation score" if step is None else f"no checkpoint of step {step}"
+        raise CheckpointError(f"distill.run = {str(run)!r}: {what}; there are {there}; set distill.step to one of them")
+    store.verify(step, ("state.pt",))
+    try:
+        grown, _, _ = rebuild(theirs, bundle, store, step)
+    except (ConfigError, CheckpointError) as error:
+        raise ConfigError(f"distill.run = {str(run)!r}: its network does not fit this run's data; {error}") from error
+
+    def call(x: Tensor) -> Tensor:
+        with confident(grown, x):
+            logits: Tensor = grown.model(x)
+        return logits
+
+    return Teacher(grown.model, f"{run}, step {step}", call)

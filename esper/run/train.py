@@ -1,0 +1,261 @@
+"""One rank of a run, from the beginning of an attempt to its result."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from esper.config.tree import EsperConfig, config_digest
+from esper.kasmina.blueprints import registry
+from esper.leyline.errors import CheckpointError, DivergedError, EsperError, LockstepError, Preempted
+from esper.leyline.events.run import Event, Fault, RunEnded
+from esper.leyline.files import RunDir, write_json
+from esper.leyline.plain import to_plain
+from esper.leyline.protocols import EventSink, NullSink
+from esper.nissa.console import ConsoleSink
+from esper.nissa.envelope import Envelope
+from esper.nissa.fanout import MultiSink
+from esper.nissa.jsonl import JsonlSink
+from esper.nissa.summary import summary_table
+from esper.nissa.wandb_sink import WandbSink
+from esper.run.assembly import assemble
+from esper.run.attempt import Attempt
+from esper.run.closing import summarise
+from esper.run.directory import read_order, same_data, write_result
+from esper.run.teacher import build_teacher
+from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
+from esper.tolaria.data import load_data
+from esper.tolaria.ranks.digest import digest_tensors
+from esper.tolaria.ranks.handshake import code_digest, machine_fields, newest_valid_everywhere, shake_hands
+from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.watchdog import Watchdog
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.engine import Engine
+from esper.tolaria.training.evaluate import dtype_of
+from esper.tolaria.training.result import RunResult
+
+
+def build_sink(config: EsperConfig, plain: Mapping[str, Any], run_dir: Path, attempt: Attempt, rank: int) -> EventSink:
+    """Rank 0 writes events, screen and wandb; another rank has a file for its own faults only."""
+    envelope = Envelope(attempt.run_id, attempt.number, rank)
+    telemetry = config.telemetry
+    if rank != 0:
+        return _FaultsOnly(JsonlSink(RunDir(run_dir).rank_events(rank), envelope, telemetry.level))
+    jsonl = JsonlSink(RunDir(run_dir).events, envelope, telemetry.level)
+    screen = ConsoleSink(telemetry.console)
+    sinks: list[EventSink] = [jsonl, screen]
+    every = MultiSink(sinks)
+    group = telemetry.wandb.group or config.run.group
+    wandb = WandbSink(
+        telemetry.wandb, run_dir=run_dir, run_id=attempt.run_id, group=group, config_dict=plain, on_fault=every.emit
+    )
+    return MultiSink([*sinks, wandb])
+
+
+class _FaultsOnly(NullSink):
+    """A rank that is not 0 tells only what happened to itself."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Fault):
+            self._sink.emit(event)
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> int | None:
+    """The newest checkpoint valid on every rank; what was passed over is reported. None for a run without any.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is valid on all ranks. Beginning anew is the user's to decide.
+    """
+    damage: dict[int, str] = {}
+    whole: set[int] = set()
+
+    def valid(step: int) -> bool:
+        if step in whole or step in damage:
+            return step in whole
+        try:
+            store.verify(step, None if world.rank == 0 else ("state.pt", rank_file(world.rank)))
+            whole.add(step)
+        except CheckpointError as error:
+            damage[step] = str(error)
+            if world.rank == 0:
+                print(f"esper: passed over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
+            sink.emit(Fault(step=step, tick=0, epoch=0, what=f"checkpoint passed over: {error}", where=str(step)))
+        return step in whole
+
+    steps = store.steps()
+    chosen = newest_valid_everywhere(world, steps, valid)
+    aside = sorted(path.name for path in store.folder.glob("aside-*"))
+    found = torch.tensor([len(steps) + len(aside)], dtype=torch.int64)
+    if chosen is None and int(world.all_reduce(found, dist.ReduceOp.MAX, what="choice of checkpoint")) > 0:
+        what = "; ".join(damage.values()) or "another rank cannot read them"
+        if aside and not steps:
+            what = f"a rollback set {aside[-1]} aside and saved nothing after it; renamed to step-... it is one again"
+        raise CheckpointError(
+            f"{store.folder}: no checkpoint is valid on all ranks ({what}); restore one from a copy, or remove that "
+            "folder to train from the beginning"
+        )
+    return chosen
+
+
+def on_stop_signals(ask: Callable[[], None]) -> None:
+    """The first signal sets a flag and nothing else; a second one ends the process at once."""
+    seen = [0]
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        ask()
+        seen[0] += 1
+        if seen[0] > 1 and number != signal.SIGUSR1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, handler)
+
+
+def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World, attempt: Attempt) -> RunResult:
+    """Everything between the beginning of an attempt and the result."""
+    early: list[int] = []  # a stop asked for during start-up; SIGHUP there ends the process, as ever
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
+    began = time.perf_counter()
+    torch.set_num_threads(config.world.threads)
+    if config.trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+    heartbeat = world.heartbeat = Heartbeat(RunDir(run_dir).heartbeat, world.rank, world.size)
+    store = CheckpointStore(
+        RunDir(run_dir).checkpoints, attempt=attempt.number, keep=config.checkpoint.keep, lease=attempt.check
+    )
+    if world.rank == 0:
+        store.clean()
+    registry.load_plugins()
+    bundle = load_data(config.data)
+    digest = config_digest(plain)
+    sink = build_sink(config, plain, run_dir, attempt, world.rank)
+    watchdog: Watchdog | None = None
+    engine: Engine | None = None
+    try:
+        teacher = build_teacher(config, bundle, world.device)
+        engine = assemble(
+            config,
+            world=world,
+            heartbeat=heartbeat,
+            bundle=bundle,
+            store=store,
+            sink=sink,
+            digest=digest,
+            run_id=attempt.run_id,
+            teacher=teacher,
+        )
+        world.meet("start-up")
+        order, code = read_order(run_dir), code_digest()
+        fields = {
+            "run directory": attempt.token,
+            "order to the breaker": str(order),
+            "config": str(digest),
+            "code": code,
+            "registry": registry.registry_words(world.device, dtype_of(config.trainer.precision)),
+            "data": str(bundle.digest),
+            "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
+            "first weights": str(digest_tensors(engine.grown.model.state_dict().items())),
+            **machine_fields(world.device),
+        }
+        del teacher  # the engine's alone, so that it can let go of it
+        shake_hands(world, fields)
+        trained = bool(store.steps())
+        if world.rank == 0:
+            attempt.check()
+        same_data(run_dir, bundle.record, trained=trained, write=world.rank == 0)
+        if world.size > 1 and world.device.type == "cuda":
+            watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, attempt, heartbeat))
+            if world.rank == 0 and not engine.owner.late:
+                print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)
+        engine.begin(choose_checkpoint(store, world, sink), order)
+        world.meet("load")
+        on_stop_signals(partial(setattr, engine, "stop_asked", True))
+        engine.stop_asked = engine.stop_asked or bool(early)
+        result = engine.run()
+        if world.rank == 0:
+            attempt.check()
+            write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code})
+            _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
+        return result
+    except Exception as error:
+        _tell_end(error, sink, heartbeat, world.rank)
+        raise
+    finally:
+        if engine is not None:
+            engine.growth.close()
+        if watchdog is not None:
+            watchdog.close()
+        if engine is not None:
+            engine.saver.close()
+        sink.close()
+
+
+def _stuck(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
+    """Ends a rank whose main thread waits on a device and cannot raise; from the watchdog's thread."""
+    error = LockstepError(f"lost contact: {text}")
+    heartbeat.mark("failed", str(error))
+    print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
+    if attempt.holds() and (heartbeat.rank == 0 or _speaks_for_run(heartbeat, error)):
+        write_json(RunDir(attempt.run_dir).status, {**status_of(error), "step": heartbeat.step})
+    os._exit(error.exit_code)
+
+
+def _tell_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int) -> None:
+    """The last events of a run that did not get to its end. A stop that was asked for is no fault."""
+    axes = {"step": heartbeat.step, "tick": heartbeat.tick, "epoch": 0}
+    status = status_of(error)
+    if status["status"] != "preempted":
+        sink.emit(Fault(**axes, what=status["message"], where=heartbeat.phase))
+    if rank == 0:
+        sink.emit(RunEnded(**axes, status=status["status"], summary={"message": status["message"]}))
+
+
+def _close(engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig) -> None:
+    """The last event and the closing table."""
+    sink.flush()
+    summary = summarise(run_dir, engine.state, engine.grown, status="done", world_size=world.size, wall_s=wall_s)
+    axes = {"step": engine.step, "tick": engine.state.tick, "epoch": engine.state.epoch}
+    sink.emit(RunEnded(**axes, status="done", summary=to_plain(summary)))
+    sink.close()
+    if config.telemetry.console != "off":
+        summary_table(summary)
+
+
+def _speaks_for_run(beat: Heartbeat | None, failure: Exception | None) -> bool:
+    """Whether a rank that is not 0 writes how the run failed: before the first tick, or when rank 0 is gone."""
+    if failure is None or isinstance(failure, Preempted | DivergedError):
+        return False
+    if beat is None or beat.tick == 0:
+        return True
+    marks = beat.read()
+    first = next((m.rank for m in marks if m is not None and (m.phase == "failed" or m.error)), beat.rank)
+    return first == beat.rank
+
+
+def status_of(error: Exception) -> dict[str, Any]:
+    """What STATUS.json says of a run that ended by ``error``, without the step."""
+    kind = "preempted" if isinstance(error, Preempted) else "failed"
+    kind = "diverged" if isinstance(error, DivergedError) else kind
+    code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
+    message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
+    return {"status": kind, "objective": None, "message": message, "exit_code": code}

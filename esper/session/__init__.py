@@ -1,0 +1,1 @@
+"""Growth in a user's own training loop."""

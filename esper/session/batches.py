@@ -1,0 +1,188 @@
+"""A user's own loss on a user's own batches, as evidence: finite, the same on every rank, sharded here.
+
+A `DataLoader` over a map-style dataset is read by sample, in the order of its dataset: its sampler, its workers and
+its shuffling are not used, so that a look is a pure function of its key. Any other sized iterable is read once and
+kept; then whole batches are drawn. Nothing is known of a batch but that the user's loss takes it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from esper.accord.config import GateConfig
+from esper.accord.lifecycle import ProbeRequest
+from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import undisturbed
+from esper.leyline.errors import ConfigError
+from esper.tolaria.data.sampler import bounds, draw
+from esper.tolaria.ranks.digest import digest_tensors
+from esper.tolaria.ranks.world import World
+
+# (stand-in for the model, batch) -> per-sample loss [B], and correctness [B] or None
+Judge = Callable[[Callable[..., Any], Any], tuple[Tensor, Tensor | None]]
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Tensors of a batch with at least one axis, in its own order."""
+    return [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.ndim > 0]
+
+
+def _size(batch: Any) -> int:
+    tensors = tensors_of(batch)
+    return len(tensors[0]) if tensors else 0
+
+
+CPU = torch.device("cpu")
+
+
+class Batches:
+    """Batches by number. A *unit* is a sample of a dataset, or a whole batch of a list.
+
+    Args:
+        source: a `DataLoader`, or any sized iterable of batches. name: what an error calls it.
+        device: of the model; what the source draws there, too, is no business of training.
+
+    Raises:
+        ConfigError: it has no length, it is empty, or a batch holds no tensor.
+    """
+
+    def __init__(self, source: Iterable[Any], name: str, device: torch.device = CPU) -> None:
+        self._device = device
+        self._loader: DataLoader[Any] | None = None
+        indices = _indices(source)
+        if indices is not None:
+            assert isinstance(source, DataLoader)
+            self._loader, self._units = source, indices
+            self.sizes = [1] * len(indices)
+        else:
+            try:
+                len(source)  # type: ignore[arg-type]
+            except TypeError:
+                raise ConfigError(
+                    f"{name} = {type(source).__name__}: it has no length; pass a DataLoader over a map-style dataset "
+                    "or a list of batches"
+                ) from None
+            with undisturbed(self._device):
+                self._units = list(source)
+            self.sizes = [_size(batch) for batch in self._units]
+        if not self.sizes or 0 in self.sizes:
+            raise ConfigError(f"{name}: {'it is empty' if not self.sizes else 'a batch without a tensor of samples'}")
+
+    @property
+    def samples(self) -> int:
+        """Samples in all."""
+        return sum(self.sizes)
+
+    def drawn(self, samples: int, *key: int | str) -> list[int]:
+        """Different units, until ``samples`` are reached; a pure function of the arguments."""
+        chosen, count = [], 0
+        for unit in draw(len(self.sizes), len(self.sizes), *key).tolist():
+            if count >= samples:
+                break
+            chosen.append(unit)
+            count += self.sizes[unit]
+        return chosen
+
+    def share(self, units: Sequence[int], rank: int, world: int) -> Iterator[Any]:
+        """A rank's batches of some units; over ranks every unit comes exactly once."""
+        first, last = bounds(len(units), rank, world)
+        mine = units[first:last]
+        if self._loader is None:
+            yield from (self._units[unit] for unit in mine)
+            return
+        step = self._loader.batch_size or 64
+        for start in range(0, len(mine), step):
+            with undisturbed(self._device):  # a dataset may augment; what it draws is no business of training
+                items = [self._loader.dataset[self._units[unit]] for unit in mine[start : start + step]]
+                batch = self._loader.collate_fn(items)
+            yield batch
+
+    def fingerprint(self) -> str:
+        """In words: sizes, and a digest of the first and the last batch; equal exactly where the source is."""
+        ends = [*self.share([0], 0, 1), *self.share([len(self.sizes) - 1], 0, 1)]
+        named = [(str(i), t.cpu()) for i, t in enumerate(tensor for batch in ends for tensor in tensors_of(batch))]
+        return f"{self.samples} samples, ends {digest_tensors(named):x}"
+
+
+def _indices(source: Any) -> list[int] | None:
+    """Dataset indices of a loader that can be read by sample, sorted; None for anything else."""
+    if not isinstance(source, DataLoader) or isinstance(source.dataset, IterableDataset) or source.batch_size is None:
+        return None
+    sampler = source.sampler
+    if isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler):
+        return list(range(len(source.dataset)))  # type: ignore[arg-type]
+    if hasattr(sampler, "indices"):  # a SubsetRandomSampler: the rest of the dataset is for something else
+        return sorted(int(index) for index in sampler.indices)
+    return None
+
+
+class BatchEvaluator:
+    """Measures a grown model by a user's loss.
+
+    Args:
+        grown: model and slots. world: whose share to take. judge: per-sample loss of a batch. model: what the loss is
+            given. probe: where evidence is drawn from, None: nowhere. validation: held out, None: nothing. seed: run's.
+    """
+
+    def __init__(
+        self,
+        grown: Grown,
+        world: World,
+        judge: Judge | None,
+        model: Callable[..., Any],
+        *,
+        probe: Batches | None,
+        validation: Batches | None,
+        seed: int,
+    ) -> None:
+        self.grown, self.world, self.judge, self.model = grown, world, judge, model
+        self.probe, self.validation, self.seed = probe, validation, seed
+
+    def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
+        assert self.judge is not None
+        own = tree_map_only(Tensor, torch.clone, batch)  # a model may write into its input
+        with undisturbed(self.world.device):
+            loss, correct = self.judge(self.model, own)
+        return loss.double(), torch.zeros_like(loss).double() if correct is None else correct.double()
+
+    def validation_sums(self) -> dict[str, float]:
+        """Sums of loss, correctness, their squares and their count over this rank's share; empty without the part."""
+        part = self.validation
+        if part is None or self.judge is None:
+            return {}
+        total, count = torch.zeros(4, dtype=torch.float64), 0
+        with evaluating(self.grown.model):
+            for batch in part.share(range(len(part.sizes)), self.world.rank, self.world.size):
+                loss, correct = self._losses(batch)
+                total += torch.stack([loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()]).cpu()
+                count += len(loss)
+        names = ("loss", "loss_sq", "correct", "correct_sq")
+        return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
+
+    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
+        """Paired evidence on this rank's share of the batches that the request draws; empty without a probe.
+
+        With d = loss at alpha 0 minus loss at ``request.alpha``, in nats per sample: count, and sum, sum_sq, sum_cube
+        of d. Both losses see the same samples and the same random numbers.
+        """
+        part = self.probe
+        if part is None or self.judge is None:
+            return {}
+        units = part.drawn(gates.probe_samples, "probe", self.seed, slot, request.draw)
+        sums, count = torch.zeros(3, dtype=torch.float64), 0
+        with evaluating(self.grown.model):
+            for batch in part.share(units, self.world.rank, self.world.size):
+                losses = []
+                for alpha in (0.0, request.alpha):
+                    with self.grown.override({slot: alpha}):
+                        losses.append(self._losses(batch)[0])
+                d = losses[0] - losses[1]
+                sums += torch.stack([d.sum(), (d * d).sum(), (d * d * d).sum()]).cpu()
+                count += len(d)
+        return {"count": float(count), **dict(zip(("sum", "sum_sq", "sum_cube"), sums.tolist(), strict=True))}

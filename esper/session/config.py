@@ -1,0 +1,194 @@
+"""What a session is told beside the objects of a user's loop: settings by the config classes of their owners.
+
+Each may be given as such an object or as a mapping of the settings that differ from its defaults.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.state import Terms
+from esper.config.strict import Reader, as_plain
+from esper.kasmina.slots.grown import Grown
+from esper.leyline.checks import Checks
+from esper.leyline.errors import CheckpointError, ConfigError
+from esper.leyline.plain import from_plain
+from esper.leyline.protocols import Controller
+from esper.leyline.slots import sort_slots
+from esper.leyline.stages import Incubation
+from esper.tamiyo import build_controller
+from esper.tamiyo.registry import controller_config_class
+from esper.tolaria.growth.config import OptimConfig
+from esper.tolaria.growth.terms import build_terms, set_channels
+from esper.tolaria.ranks.config import ControlConfig
+
+T = TypeVar("T")
+ENDLESS = 10**12  # optimizer steps of a session without an end in sight: controllers see all of it as remaining
+
+
+@dataclass(kw_only=True, slots=True)
+class SessionConfig:
+    """Settings of a session; its checkpoint stores them whole.
+
+    Fields:
+        seed: of births and of what evidence draws; not of the user's own random numbers.
+        steps: optimizer steps of the run; None: no end in sight.
+        scheduler_per: the scheduler steps once per optimizer ``step``, or once per ``epoch``.
+        clip_norm: L2 norm to which each owner's gradient (host, each slot) is clipped by itself; None is off.
+        seed_lr_scale, seed_warmup_steps, seed_weight_decay: as in `OptimConfig`, against the host's present rate.
+        max_skips, max_consecutive: as in `TrainerConfig`.
+        class_logits: the model's output is class logits [B, K >= 2], so that CONFIDENCE may be used.
+        find_unused: data parallel training looks for parameters without a gradient in every step; not with shadows.
+        slots, gates, control: where seeds live, what they must show, when ticks come.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    scheduler_per: str = "step"
+    clip_norm: float | None = None
+    seed_lr_scale: float = 2.0
+    seed_warmup_steps: int = 20
+    seed_weight_decay: float = 0.0
+    max_skips: int = 5
+    max_consecutive: int = 20
+    class_logits: bool = False
+    find_unused: bool = False
+    slots: SlotsConfig = field(default_factory=SlotsConfig)
+    gates: GateConfig = field(default_factory=GateConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("seed", 0 <= self.seed < 2**31, "must be 0 to 2147483647")
+            check("steps", self.steps is None or self.steps >= 1, "must be >= 1, or None for no end in sight")
+            check("scheduler_per", self.scheduler_per in ("step", "epoch"), "must be 'step' or 'epoch'")
+            check("max_skips", 1 <= self.max_skips <= self.max_consecutive, "must be 1 to max_consecutive")
+            check(
+                "find_unused",
+                not self.find_unused or self.slots.incubation != Incubation.SHADOW,
+                "does not go with slots.incubation = shadow, whose forward DDP does not see; choose ste or immediate, "
+                "or freeze the parameters that get no gradient",
+            )
+        self.optim()
+
+    def optim(self) -> OptimConfig:
+        """What the owner of the parameters reads."""
+        return OptimConfig(
+            clip_norm=self.clip_norm,
+            seed_lr_scale=self.seed_lr_scale,
+            seed_warmup_steps=self.seed_warmup_steps,
+            seed_weight_decay=self.seed_weight_decay,
+        )
+
+
+def read_section(cls: type[T], given: Any, path: str) -> T:
+    """A config object from itself, from None (defaults) or from a mapping of what differs.
+
+    Raises:
+        ConfigError: every problem, one line each.
+    """
+    if isinstance(given, cls):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"{path} = {type(given).__name__}: expected {cls.__name__}, or a mapping of its settings")
+    reader = Reader()
+    defaults = {}
+    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if entry.default is not dataclasses.MISSING:
+            defaults[entry.name] = as_plain(entry.default)
+        elif entry.default_factory is not dataclasses.MISSING:
+            defaults[entry.name] = as_plain(entry.default_factory())
+    made = reader.section(cls, {**defaults, **as_plain(dict(given or {}))}, path)
+    if made is None:
+        raise ConfigError(reader.problems)
+    return made
+
+
+def read_controller(given: Any, slots: tuple[str, ...], seed: int) -> tuple[Controller, dict[str, Any] | None]:
+    """The controller, and its settings as plain data; None for one that was handed in as an object.
+
+    Args:
+        given: kind by name, mapping with ``kind``, config object of a kind, or a `Controller`.
+
+    Raises:
+        ConfigError: it is none of these, or its settings do not fit.
+    """
+    if isinstance(given, Controller):
+        return given, None
+    if isinstance(given, str):
+        given = {"kind": given}
+    if isinstance(given, Mapping):
+        given = read_section(controller_config_class(given.get("kind", "heuristic")), given, "controller")
+    if not dataclasses.is_dataclass(given) or not hasattr(given, "kind"):
+        raise ConfigError(
+            f"controller = {type(given).__name__}: expected a kind by name, a mapping of its settings, or an object "
+            "that has name, decide, state_dict and load_state_dict"
+        )
+    return build_controller(given, slots=slots, seed=seed), as_plain(given)
+
+
+def session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms:
+    """What does not change in a session; sets CHANNEL's vectors on the slots that have one.
+
+    Raises:
+        ConfigError: a setting names a slot or a vector that does not fit the model.
+    """
+    if config.slots.ids and sort_slots(config.slots.ids) != tuple(grown.slots):
+        have = ", ".join(grown.slots)
+        raise ConfigError(
+            f"slots.ids = {config.slots.ids}: a session has the slots of its attach ({have}); leave it out"
+        )
+    set_channels(grown, config.slots)
+    return build_terms(
+        grown.sites,
+        config.slots,
+        config.gates,
+        class_logits=config.class_logits,
+        total_steps=config.steps or ENDLESS,
+        tick_steps=config.control.every or config.control.max_steps,
+        max_skips=config.max_skips,
+        world_size=world_size,
+        costs=None,
+    )
+
+
+def make_config(
+    slots: Any, gates: Any, control: Any, every: int | None, settings: Mapping[str, Any], *, has_loss: bool
+) -> SessionConfig:
+    """The config of a session from what its constructor was given.
+
+    Raises:
+        ConfigError: every problem of a section, one line each.
+    """
+    ticks = read_section(ControlConfig, control, "control")
+    if every is not None:
+        if not isinstance(every, int) or isinstance(every, bool):
+            raise ConfigError(f"session.every = {every!r}: expected a whole number of steps; for example every=50")
+        most = ticks.max_steps if control is not None else max(every, ticks.max_steps)
+        ticks = dataclasses.replace(ticks, every=every, max_steps=most)
+    if slots is None and not has_loss:
+        slots = {"incubation": Incubation.STE}  # a shadow sees the loss; straight-through needs the host's alone
+    sections = {
+        "slots": read_section(SlotsConfig, slots, "slots"),
+        "gates": read_section(GateConfig, gates, "gates"),
+        "control": ticks,
+    }
+    plain = {name: as_plain(section) for name, section in sections.items()}
+    made = read_section(SessionConfig, {**settings, **plain}, "session")
+    for name, section in sections.items():
+        setattr(made, name, section)
+    return made
+
+
+def restored_config(plain: Any, where: str) -> SessionConfig:
+    """The config that a checkpoint stores.
+
+    Raises:
+        CheckpointError: it is not one of this version.
+    """
+    try:
+        return from_plain(SessionConfig, plain, "settings")
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error

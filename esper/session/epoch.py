@@ -1,0 +1,54 @@
+"""One pass over loaders that may be of unequal length on the ranks: all ranks get the same number of batches.
+
+A rank with a batch more than another would wait in a reduction that nobody else enters. Loaders with a length agree on
+the smallest, once. Without one the ranks ask each other before every batch (one all-reduce of 8 bytes), and the first
+that has no more ends the pass for all.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from esper.leyline.errors import ConfigError
+from esper.tolaria.ranks.world import World
+
+
+def agreed_batches(loader: Iterable[Any], world: World) -> Iterator[Any]:
+    """This rank's batches, as many as on every other rank.
+
+    Raises:
+        ConfigError: a loader is empty, or has a length on some ranks only (on every rank); it ends before its own
+            length (on that rank; the others name it when they wait for it in vain).
+    """
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        length = -1
+    pair = world.all_reduce(torch.tensor([length, -length]), dist.ReduceOp.MIN, what="epoch")
+    least, most = int(pair[0]), -int(pair[1])
+    if least < 0 <= most:
+        raise ConfigError("loader: it has a length on some ranks only; use the same kind on every rank")
+    if least == 0:
+        raise ConfigError("loader: it is empty" + (" on some rank" if world.size > 1 else ""))
+    if least < 0:
+        yield from _asked(loader, world)
+        return
+    count = 0
+    for batch in loader:
+        count += 1
+        yield batch
+        if count == least:
+            return
+    raise ConfigError(f"loader: it said {length} batches and ended after {count}")
+
+
+def _asked(loader: Iterable[Any], world: World) -> Iterator[Any]:
+    source, nothing = iter(loader), object()
+    while True:
+        batch = next(source, nothing)
+        more = torch.tensor([batch is not nothing], dtype=torch.int64)
+        if not world.all_reduce(more, dist.ReduceOp.MIN, what="next batch").item():
+            return
+        yield batch

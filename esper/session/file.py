@@ -1,0 +1,125 @@
+"""A session in one file: written whole or not at all, read by plain ``torch.load(path, weights_only=True)``.
+
+format, kind, sha256          of this layout; SHA-256 over everything else, names and types and bits
+settings, controller          the session's config; the controller's settings and state
+topology                      the sites, by slot id
+run_state, step, epoch        the agreed record, and the clocks
+model                         state dict of the grown model; the host's keys are its own
+optimizer                     class, host groups with their options, state by parameter name
+scheduler, scaler             state dicts, None without one
+ranks                         per rank: random number state, what was counted since the last tick
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.leyline.errors import CheckpointError
+from esper.leyline.files import write_whole
+
+FORMAT = 2
+KIND = "esper session"
+KEYS = {
+    "format",
+    "kind",
+    "settings",
+    "controller",
+    "topology",
+    "run_state",
+    "step",
+    "epoch",
+    "model",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "ranks",
+}
+
+
+def plain(value: Any, path: str) -> Any:
+    """The value as what ``weights_only`` loads: dicts, lists, tuples, scalars, tensors.
+
+    Raises:
+        CheckpointError: something else lies in it; the text names where.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item, f"{path}.{key}") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item, f"{path}[{index}]") for index, item in enumerate(value))
+    if isinstance(value, Tensor):
+        return value.detach()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise CheckpointError(
+        f"{path}: a {type(value).__name__} cannot be saved, only numbers, text, tensors and containers"
+    )
+
+
+def content_digest(value: Any) -> str:
+    """SHA-256 over names, types and bits of a tree of plain data and tensors."""
+    hasher = hashlib.sha256()
+
+    def take(item: Any) -> None:
+        if isinstance(item, dict):
+            hasher.update(b"{%d" % len(item))
+            for key in item:
+                hasher.update(repr(key).encode())
+                take(item[key])
+        elif isinstance(item, list | tuple):
+            hasher.update(b"[%d" % len(item))
+            for entry in item:
+                take(entry)
+        elif isinstance(item, Tensor):
+            hasher.update(f"|{item.dtype}{tuple(item.shape)}".encode())
+            hasher.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            hasher.update(f"|{type(item).__name__} {item!r}".encode())
+
+    take(value)
+    return hasher.hexdigest()
+
+
+def write(path: Path, payload: dict[str, Any]) -> None:
+    """Writes the file, whole or not at all; OSError when the disk says no."""
+    content = {**payload, "sha256": content_digest(payload)}
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads and verifies a file of `write`.
+
+    Raises:
+        CheckpointError: it cannot be read, is damaged, of another kind or format, or a key is missing or unknown.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        lines = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+        text = f"cannot be loaded ({': '.join(lines)}); it is damaged, or no file of session.save"
+        raise CheckpointError(f"{path}: {text}") from error
+    if not isinstance(payload, dict) or payload.get("kind") != KIND:
+        raise CheckpointError(f"{path}: not a session's checkpoint; it has no kind {KIND!r}")
+    digest = payload.pop("sha256", None)
+    check(payload, str(path))
+    if digest != content_digest(payload):
+        raise CheckpointError(f"{path}: SHA-256 differs from the one it was saved with; the file is damaged")
+    return payload
+
+
+def check(payload: Mapping[str, Any], where: str) -> None:
+    """Refuses another layout.
+
+    Raises:
+        CheckpointError: another format; a missing or unknown key, by name.
+    """
+    if payload.get("format") != FORMAT:
+        raise CheckpointError(f"{where}: format {payload.get('format')!r}, this version reads {FORMAT}")
+    missing, unknown = sorted(KEYS - set(payload)), sorted(set(payload) - KEYS)
+    if missing or unknown:
+        raise CheckpointError(f"{where}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")

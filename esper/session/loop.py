@@ -1,0 +1,291 @@
+"""The calls of a user's training loop: epoch, loss, accumulate, step, and the tick that comes of them.
+
+Every rank makes the same calls in the same order. What a user could get wrong (a step forgotten, twice a loss, the
+optimizer stepped beside the session) is one `LoopError` that says which call comes first.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.accord.state import RunState, Terms
+from esper.kasmina.slots.grown import HOST, Grown
+from esper.leyline.errors import ConfigError, DivergedError, LoopError, one_line
+from esper.leyline.evidence import ABSENT
+from esper.leyline.protocols import Controller
+from esper.session.batches import BatchEvaluator
+from esper.session.config import SessionConfig
+from esper.session.epoch import agreed_batches
+from esper.session.model import LiveModel, StandIn, UserLoss, carrying, per_sample
+from esper.tolaria.growth.adopt import AdoptedOwner
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.guard import StepReport
+from esper.tolaria.lockstep.measure import measure
+from esper.tolaria.lockstep.narrate import Narrator
+from esper.tolaria.lockstep.tick import Cycle, Measured, tick_due
+from esper.tolaria.lockstep.window import Window
+from esper.tolaria.ranks.lastword import LastWord
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.incubation import Call, with_shadows
+
+
+@dataclass(kw_only=True, slots=True)
+class Parts:
+    """What a session is made of; see `esper.session.parts.assemble`.
+
+    Fields:
+        config, terms: of the run. world, marks: this rank's place. growth, owner: who changes model and optimizer.
+        evaluator, cycle, narrator: what measures, agrees and tells. controller: on rank 0, None elsewhere.
+        controller_plain: its settings, None for one that was handed in as an object. loss: the user's.
+    """
+
+    config: SessionConfig
+    terms: Terms
+    world: World
+    marks: LastWord
+    grown: Grown
+    growth: Growth
+    owner: AdoptedOwner
+    model: LiveModel
+    evaluator: BatchEvaluator
+    cycle: Cycle
+    narrator: Narrator
+    controller: Controller | None
+    controller_plain: dict[str, Any] | None
+    loss: UserLoss | None
+
+
+class Loop:
+    """The loop's calls; `esper.Session` is one that can be made, saved and closed.
+
+    Fields:
+        model: the grown model, one object for life. grown: its slots (`esper.attach`). optimizer: the user's.
+        steps: optimizer steps done; a skipped one counts. epochs: epochs begun. state: the agreed record.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.config, self.terms, self.world, self.marks = parts.config, parts.terms, parts.world, parts.marks
+        self.grown, self.growth, self.owner, self.model = parts.grown, parts.growth, parts.owner, parts.model
+        self.optimizer, self._loss = parts.owner.optimizer, parts.loss
+        self.window = Window(self.world.device)
+        self.state = RunState(slots=self.terms.first_slots())
+        self.steps = self.epochs = 0
+        self._passes, self._awaiting, self._windowed, self._closed, self._graded = 0, False, False, False, False
+        self._clock = time.perf_counter()
+
+    # one step -----------------------------------------------------------------------------------------------------
+
+    def epoch(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches, as many on every rank.
+
+        Loaders with a length agree on the smallest, once. Without one the ranks ask each other before every batch (one
+        all-reduce of 8 bytes), and the first that has no more ends the epoch for all.
+
+        Raises:
+            ConfigError: a loader is empty, ends before its own length, or has a length on some ranks only.
+        """
+        self._open()
+        if self._awaiting or self._windowed:
+            raise LoopError("session.epoch() between session.loss(batch) and session.step(); call session.step() first")
+        self.epochs += 1
+        yield from agreed_batches(loader, self.world)
+        if self._awaiting:
+            raise LoopError("the epoch ended between session.loss(batch) and session.step(); call session.step()")
+        if self.config.scheduler_per == "epoch":
+            self.owner.advance_schedule()
+        if self.config.control.every == 0 and self.steps > self.state.step:
+            self._tick()
+
+    def loss(self, batch: Any) -> Tensor:
+        """The host's mean loss on this rank's batch, 0-D; its backward serves the seeds that incubate, too.
+
+        With a scaler the gradient is scaled, the value is not. Without gradients enabled it only evaluates.
+
+        Raises:
+            LoopError: the last loss has not been stepped. ConfigError: ``loss`` gave no value per sample.
+        """
+        self._open()
+        if self._loss is None:
+            raise LoopError("session.loss(batch) needs loss= at construction: (model, batch) -> one value per sample")
+        if not torch.is_grad_enabled():
+            return self.judge(self.model, batch)[0].mean()
+        if self._awaiting:
+            raise LoopError(
+                "session.loss(batch) was called again before session.step(); call it once per step, or all but the "
+                "last within session.accumulate()"
+            )
+        self.marks.step = self.steps
+        self.marks.mark("forward")
+        try:
+            with self.world.collective("forward"):
+                value, total = self._losses(batch)
+        except Exception as error:
+            self.marks.mark("forward", one_line(error))
+            raise
+        self._passes += 1
+        self._awaiting = not self._windowed
+        found = carrying(value, total, self.owner.scale(self.world.device))
+        if self.world.size > 1:
+            self._name_the_lost(found)
+        return found
+
+    def judge(self, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """The user's loss of a batch, checked: loss [B], and correct [B] or None."""
+        assert self._loss is not None
+        return per_sample(self._loss, model, batch)
+
+    def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward of its own."""
+        means: list[Tensor] = []
+
+        def host() -> Tensor:
+            self.model.passing = True
+            try:
+                loss, correct = self.judge(self.model, batch)
+            finally:
+                self.model.passing = False
+            self._graded = correct is not None
+            ones = torch.ones(len(loss), device=loss.device)
+            self.window.samples(loss, torch.zeros_like(loss) if correct is None else correct, ones)
+            means.append(loss.mean())
+            return means[0]
+
+        def shadow(call: Call) -> Tensor:
+            return self.judge(StandIn(self.grown, call), batch)[0].mean()
+
+        total = with_shadows(host, shadow, self.grown, self.growth.shadowed(self.state), self.world.device)
+        return means[0], total
+
+    def _name_the_lost(self, loss: Tensor) -> None:
+        """A rank that does not come is noticed in the reduction, so in ``loss.backward()``: name it there."""
+
+        def backward(*args: Any, **kwargs: Any) -> None:
+            del loss.backward  # or the tensor would hold a function that holds the tensor
+            self.marks.mark("backward")
+            with self.world.collective("backward"):
+                loss.backward(*args, **kwargs)
+
+        loss.backward = backward  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Within the block gradients add up on this rank only; the last pass of a window goes outside, then `step`.
+
+        The window's gradient is the mean over its passes; do not divide the loss.
+        """
+        self._open()
+        if self._awaiting:
+            raise LoopError(
+                "session.accumulate() after the window's last session.loss(batch); call session.step() first"
+            )
+        self._windowed = True
+        try:
+            with self.growth.no_sync():
+                yield
+        finally:
+            self._windowed = False
+
+    def step(self) -> StepReport:
+        """One optimizer step, judged and clipped per owner; the scheduler's; a tick when one is due.
+
+        Returns:
+            Norms per owner, owners whose gradient was not finite, whether the step was skipped.
+
+        Raises:
+            LoopError: no loss, or no backward, came before. DivergedError: too many steps in a row were skipped.
+            LockstepError: at a tick, ranks parted or one is lost.
+        """
+        self._open()
+        self._check_step()
+        self.marks.step = self.steps
+        self.marks.mark("step")
+        self.owner.set_lr(self.steps, {entry.slot: entry.learn_step for entry in self.state.slots})
+        with self.world.collective("step"):
+            report = self.owner.step_mean(max(1, self._passes))
+        self.world.allow_slow(False)
+        self.window.step(report, self.steps)
+        self.steps += 1
+        self._passes, self._awaiting = 0, False
+        if self.config.scheduler_per == "step":
+            self.owner.advance_schedule()
+        self.growth.set_alphas(self.state, self.steps)
+        consecutive = self.config.max_consecutive
+        if tick_due(self.state, self.steps, self.window, self.config.control, self.terms, max_consecutive=consecutive):
+            self._tick()
+        return report
+
+    def _check_step(self) -> None:
+        if self._windowed:
+            raise LoopError("session.step() within session.accumulate(); it belongs after the block")
+        if self._loss is not None and not self._awaiting:
+            last = "the window's last session.loss(batch) goes outside session.accumulate()"
+            raise LoopError(
+                f"session.step() without session.loss(batch) before it{f'; {last}' if self._passes else ''}"
+            )
+        idle = self.owner.without_gradient()
+        if len(idle) == self._learning():
+            raise LoopError("session.step(): the host has no gradient; call loss.backward() first")
+        if idle and self.world.size > 1 and not self.config.find_unused:  # the others' were not reduced to the end
+            raise ConfigError(
+                f"no gradient reaches {', '.join(idle[:5])}{', ...' * (len(idle) > 5)} of the host; freeze them "
+                "(requires_grad_(False)), or set find_unused=True and slots.incubation to ste or immediate"
+            )
+        first = next(self.grown.model.parameters())
+        if (first.dtype, first.device) != (self.growth.dtype, self.world.device):
+            raise LoopError("the model's dtype or device was changed beside the session; use session.to(...)")
+
+    def _learning(self) -> int:
+        return sum(parameter.requires_grad for _, parameter in self.grown.owner_parameters()[HOST])
+
+    # one tick -----------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        began = time.perf_counter()
+        before, tick = self.state, self.state.tick + 1
+        values, word = self.parts.cycle.measure(self.steps, tick, self._measure)
+        state, _ = self.parts.cycle.observe(before, values, step=self.steps, epoch=max(1, self.epochs))
+        if not self._graded:  # a loss that tells nothing of correctness: absent, never zero
+            state = replace(state, train_accuracy=ABSENT, validation_accuracy=ABSENT)
+        self.state = state
+        full = tick % self.config.control.digest_every == 0
+        decision = self.parts.cycle.commit(state, self.parts.controller, word, full=full)
+        self.parts.narrator.evidence(before, state, decision.agreed, self.window.first_skipped)
+        self.state, wrap_ms = self.parts.cycle.follow(decision, force=False)
+        steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
+        lr = float(self.owner.reference["lr"])
+        self.parts.narrator.tick(self.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=decision.digest_ms)
+        self.window.reset()
+        self.world.allow_slow(wrap_ms is not None)
+        self._clock = time.perf_counter()
+        if self.state.skipped_in_row >= self.config.max_consecutive:
+            raise DivergedError(
+                f"diverged: {self.state.skipped_in_row} optimizer steps in a row had a non-finite host gradient, the "
+                f"last before step {self.steps}; lower the lr, or restore an earlier checkpoint"
+            )
+
+    def _measure(self) -> Measured:
+        tick = self.state.tick + 1
+        validate = tick % self.config.control.validate_every == 0
+        return measure(self.state, self.owner, self.parts.evaluator, self.window, self.config.gates, validate=validate)
+
+    def follow(self, *, force: bool) -> None:
+        """Makes the model what the record says, at the present step; between two steps."""
+        self.growth.follow(self.state, force=force)
+        self.growth.set_alphas(self.state, self.steps)
+
+    # order of calls -----------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        if self._closed:
+            raise LoopError("the session is closed; the grown model is in session.grown.model")
+
+    def _between(self, what: str) -> None:
+        self._open()
+        if self._awaiting or self._passes or self._windowed:
+            raise LoopError(f"{what} between session.loss(batch) and session.step(); it belongs after session.step()")

@@ -1,0 +1,205 @@
+"""What a session's checkpoint holds, and how a session is made what one says: the topology first, then every tensor."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.accord.state import RunState
+from esper.kasmina.attach import attach_described
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import CONTAINER, Site
+from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
+from esper.leyline.errors import CheckpointError
+from esper.leyline.plain import from_plain, to_plain
+from esper.leyline.slots import sort_slots
+from esper.session.file import FORMAT, KIND, check, plain
+from esper.session.loop import Loop
+from esper.session.parts import weights_digest
+from esper.tolaria.growth.planting import load_weights
+from esper.tolaria.lockstep.buffers import average_running_statistics
+from esper.tolaria.ranks.handshake import shake_hands
+
+
+def collect(loop: Loop) -> dict[str, Any]:
+    """The whole state, tensors copied to the CPU. Every rank calls it; a re-wrap point on all of them.
+
+    Raises:
+        LockstepError: the ranks are not one network any more.
+        CheckpointError: scheduler, optimizer or controller hold something that cannot be saved.
+    """
+    parts, grown = loop.parts, loop.grown
+    average_running_statistics(grown.model, loop.world)
+    shake_hands(loop.world, {"weights": str(weights_digest(grown)), "steps": str(loop.steps)})
+    buffer = io.BytesIO()
+    torch.save(_own(loop), buffer)
+    ranks = loop.world.gather_bytes(buffer.getvalue(), what="save")
+    loop.follow(force=True)  # a resumed run wraps here, so this one does, too: the order of sums is then the same
+    owner, controller = loop.owner, parts.controller
+    return {
+        "format": FORMAT,
+        "kind": KIND,
+        "settings": to_plain(parts.config),
+        "controller": {
+            "config": parts.controller_plain,
+            "state": None if controller is None else plain(controller.state_dict(), "controller"),
+        },
+        "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
+        "run_state": to_plain(loop.state),
+        "step": loop.steps,
+        "epoch": loop.epochs,
+        "model": {name: t.detach().to("cpu", copy=True) for name, t in grown.model.state_dict().items()},
+        "optimizer": {
+            "class": f"{type(owner.optimizer).__module__}.{type(owner.optimizer).__qualname__}",
+            "groups": plain(owner.host_groups(), "optimizer"),
+            "state": plain(owner.state_by_name(), "optimizer"),
+        },
+        "scheduler": None if owner.scheduler is None else plain(owner.scheduler.state_dict(), "scheduler"),
+        "scaler": None if owner.scaler is None else plain(owner.scaler.state_dict(), "scaler"),
+        "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
+    }
+
+
+OWN_KEYS = {"rng", "window", "health", "overflows", "tallies"}
+
+
+def _own(loop: Loop) -> dict[str, Any]:
+    """What is this rank's own: `OWN_KEYS`."""
+    return {
+        "rng": rng_state(loop.world.device),
+        "window": loop.window.state(),
+        "health": loop.owner.health.state(),
+        "overflows": dict(loop.owner.overflows),
+        "tallies": {slot: holder.tally.state() for slot, holder in loop.grown.slots.items()},
+    }
+
+
+def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
+    """Makes a session what a payload of `collect` says; whatever had grown meanwhile is uprooted first.
+
+    On another number of ranks a rank takes up what several had counted, or nothing, and one that was not there draws
+    from a stream keyed by (seed, rank, step).
+
+    Raises:
+        CheckpointError: it does not fit this session; nothing was changed then, unless a tensor's shape did not fit.
+    """
+    state = _checked(loop, payload, where)
+    grown, owner, world = loop.grown, loop.owner, loop.world
+    loop.growth.clear()
+    loop.growth.plant_record(state)
+    load_weights(grown, payload["model"], where)
+    owner.load_host_groups(payload["optimizer"]["groups"])
+    owner.load_by_name(payload["optimizer"]["state"])
+    for part, saved in ((owner.scheduler, payload["scheduler"]), (owner.scaler, payload["scaler"])):
+        if part is not None:
+            part.load_state_dict(saved)
+    loop.state, loop.steps, loop.epochs = state, payload["step"], payload["epoch"]
+    controller = loop.parts.controller
+    if controller is not None:
+        controller.load_state_dict(payload["controller"]["state"])
+    ranks = payload["ranks"]
+    counted = ranks[min(world.rank, len(ranks) - 1)]
+    loop.window.load(counted["window"])
+    owner.health.load(counted["health"], world.device)
+    owner.overflows = dict(counted["overflows"])
+    mine = ranks[world.rank :: world.size]
+    for slot, holder in grown.slots.items():
+        holder.tally.load(_added([own["tallies"][slot] for own in mine]))
+    if len(ranks) == world.size:
+        set_rng_state(ranks[world.rank]["rng"], world.device)
+    else:
+        loop.window.take_sums(_added([own["window"]["_sums"] for own in mine]))
+        seed_rank(loop.config.seed, world.rank, loop.steps)
+    loop.growth.restage(state)
+    loop.follow(force=True)
+
+
+def _added(counts: list[Tensor | None]) -> Tensor | None:
+    """What several saved ranks had counted; over the ranks of today it is the whole."""
+    found = [count for count in counts if count is not None]
+    return torch.stack(found).sum(0) if found else None
+
+
+def _checked(loop: Loop, payload: Mapping[str, Any], where: str) -> RunState:
+    check(payload, where)
+    for rank, own in enumerate(payload["ranks"]):
+        if set(own) != OWN_KEYS:
+            missing, unknown = sorted(OWN_KEYS - set(own)), sorted(set(own) - OWN_KEYS)
+            raise CheckpointError(f"{where}: ranks[{rank}]: missing {missing or 'none'}, unknown {unknown or 'none'}")
+    differing = _differences(to_plain(loop.config), payload["settings"], "")
+    if differing:
+        raise CheckpointError(f"{where}: saved under other settings: {'; '.join(differing[:5])}")
+    if list(payload["topology"]) != list(loop.grown.sites):
+        raise CheckpointError(f"{where}: its slots are not this model's ({', '.join(loop.grown.slots)})")
+    host = {name for name in loop.grown.model.state_dict() if not name.startswith(f"{CONTAINER}.")}
+    saved = {name for name in payload["model"] if not name.startswith(f"{CONTAINER}.")}
+    if host != saved:
+        raise CheckpointError(
+            f"{where}: host weights: missing {sorted(host - saved)[:5] or 'none'}, "
+            f"unknown {sorted(saved - host)[:5] or 'none'}"
+        )
+    for name, part in (("scheduler", loop.owner.scheduler), ("scaler", loop.owner.scaler)):
+        if (part is None) != (payload[name] is None):
+            have = (
+                f"has a {name} and the session has none" if part is None else f"has no {name} and the session has one"
+            )
+            raise CheckpointError(f"{where}: it {have}; pass {name}= as it was then")
+    if loop.parts.controller is not None and payload["controller"]["config"] != loop.parts.controller_plain:
+        raise CheckpointError(f"{where}: saved with another controller; pass controller= as it was then")
+    try:
+        return from_plain(RunState, payload["run_state"], "run_state")
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+_OPERATIONAL = (".control.timeout_s", ".control.slow_timeout_s", ".control.startup_timeout_s")
+
+
+def _differences(mine: Any, saved: Any, path: str) -> list[str]:
+    if path in _OPERATIONAL:
+        return []
+    if isinstance(mine, dict) and isinstance(saved, dict):
+        keys = dict.fromkeys([*mine, *saved])
+        return [line for key in keys for line in _differences(mine.get(key), saved.get(key), f"{path}.{key}")]
+    return [] if mine == saved else [f"{path[1:]} was {saved!r}, is {mine!r}"]
+
+
+# from nothing ---------------------------------------------------------------------------------------------------------
+
+
+def rebuild_host(payload: Mapping[str, Any], host: nn.Module, where: str) -> Grown:
+    """Attaches the recorded slots and loads the host's weights; the seeds come with `load`.
+
+    Raises:
+        CheckpointError: the host is not the recorded one.
+    """
+    try:
+        sites = {slot: from_plain(Site, payload["topology"][slot], slot) for slot in sort_slots(payload["topology"])}
+    except ValueError as error:
+        raise CheckpointError(f"{where}: topology: {error}") from error
+    grown = attach_described(host, sites)
+    own = {name: t for name, t in payload["model"].items() if not name.startswith(f"{CONTAINER}.")}
+    load_weights(grown, own, where)
+    return grown
+
+
+def rebuild_optimizer(payload: Mapping[str, Any], host: nn.Module, where: str) -> torch.optim.Optimizer:
+    """The recorded optimizer, where it is one of torch's.
+
+    Raises:
+        CheckpointError: it is somebody else's class, or a recorded parameter is not the host's.
+    """
+    record = payload["optimizer"]
+    module, _, name = record["class"].rpartition(".")
+    if not module.startswith("torch.optim") or not hasattr(torch.optim, name):
+        raise CheckpointError(f"{where}: its optimizer is a {record['class']}; pass optimizer=lambda model: ...")
+    named = dict(host.named_parameters())
+    groups = []
+    for index, group in enumerate(record["groups"]):
+        missing = [name for name in group["names"] if name not in named]
+        if missing:
+            raise CheckpointError(f"{where}: optimizer group {index} holds {missing[0]}, which the host has not")
+        groups.append({**group["options"], "params": [named[name] for name in group["names"]]})
+    return getattr(torch.optim, name)(groups)

@@ -1,0 +1,315 @@
+"""Growth in somebody's own training loop, alone or under torchrun, by the same lockstep code as the trainer's.
+
+session = esper.Session(grown, optimizer, controller="heuristic", loss=loss_fn, probe=val_loader)
+for batch in session.epoch(loader):
+    loss = session.loss(batch)      # reads as the host's loss; its backward serves the seeds that incubate, too
+    loss.backward()
+    session.step()                  # optimizer, scheduler, ramps, and a tick when one is due
+
+session.save(path); session = esper.Session.restore(path, build_host, loss=loss_fn, probe=val_loader)
+"""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from esper.kasmina.export import export
+from esper.kasmina.slots.grown import Grown
+from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
+from esper.leyline.events.run import Event
+from esper.leyline.protocols import Controller, EventSink
+from esper.session.config import SessionConfig, make_config, restored_config
+from esper.session.file import read, write
+from esper.session.loop import Loop
+from esper.session.model import UserLoss
+from esper.session.parts import Recorder, assemble
+from esper.session.record import collect, load, rebuild_host, rebuild_optimizer
+
+
+class Session(Loop):
+    """Growth in a user's own loop.
+
+    Fields beside `Loop`'s:
+        events: the newest ones. sink: takes them all, on rank 0.
+    """
+
+    def __init__(
+        self,
+        grown: Grown,
+        optimizer: torch.optim.Optimizer,
+        *,
+        controller: Any = "heuristic",
+        loss: UserLoss | None = None,
+        probe: Iterable[Any] | None = None,
+        validation: Iterable[Any] | None = None,
+        scheduler: Any = None,
+        scaler: Any = None,
+        sink: EventSink | str | os.PathLike[str] | None = None,
+        every: int | None = None,
+        slots: Any = None,
+        gates: Any = None,
+        control: Any = None,
+        **settings: Any,
+    ) -> None:
+        """Joins the ranks, checks that they hold one model, and takes the optimizer.
+
+        Args:
+            grown: from `esper.attach`, its slots empty; equal weights on all ranks.
+            optimizer: of the host, any class of torch that takes groups; stepped by the session alone.
+            controller: kind by name, a mapping or config object of a kind, or a `Controller`.
+            loss: (model, batch) -> loss [B] in nats, or (loss [B], correct [B] in 0 to 1); it calls the model once.
+            probe: what evidence is drawn from, at least twice ``gates.probe_samples``; report no number on it. A
+                `DataLoader` over a map-style dataset, or a list of batches; the same on every rank, sharded here.
+            validation: held out, measured at ticks; likewise.
+            scheduler: of the optimizer; stepped by the session, once per optimizer step, or per epoch
+                (``scheduler_per="epoch"``). scaler: a `torch.amp.GradScaler`; `loss` applies it, `step` undoes it.
+            sink: takes events on rank 0; a path becomes a file of JSON lines.
+            every: optimizer steps between ticks (``control.every``); 0: one at each epoch's end.
+            slots, gates, control: `SlotsConfig`, `GateConfig`, `ControlConfig`, or mappings of what differs.
+            settings: the other fields of `esper.session.config.SessionConfig`, such as ``steps``, ``seed``.
+
+        Raises:
+            ConfigError: what was handed in cannot work; one line each.
+            LockstepError: the ranks did not meet, or are unequal (weights, settings, machine); the text names them.
+        """
+        config = make_config(slots, gates, control, every, settings, has_loss=loss is not None)
+        self._begin(config, grown, optimizer, controller, loss, probe, validation, scheduler, scaler, sink)
+        if self.world.rank == 0 and (loss is None or probe is None):
+            missing = " and ".join(name for name, given in (("loss", loss), ("probe", probe)) if given is None)
+            text = f"esper: Session without {missing}: evidence gates will refuse everything"
+            print(text, file=sys.stderr, flush=True)
+
+    def _begin(
+        self,
+        config: SessionConfig,
+        grown: Grown,
+        optimizer: torch.optim.Optimizer,
+        controller: Any,
+        loss: UserLoss | None,
+        probe: Iterable[Any] | None,
+        validation: Iterable[Any] | None,
+        scheduler: Any,
+        scaler: Any,
+        sink: EventSink | str | os.PathLike[str] | None,
+    ) -> None:
+        super().__init__(
+            assemble(
+                config,
+                grown,
+                optimizer,
+                controller=controller,
+                loss=loss,
+                probe=probe,
+                validation=validation,
+                scheduler=scheduler,
+                scaler=scaler,
+                sink=sink,
+            )
+        )
+        self.growth.plant_record(self.state)  # seeds that are planted from the start
+        self.follow(force=True)
+        self.parts.narrator.started(self.state, self.terms, None)
+
+    @property
+    def events(self) -> deque[Event]:
+        """The newest events, on every rank."""
+        return self._recorder.events
+
+    @property
+    def sink(self) -> EventSink:
+        """What takes all events; nothing on another rank than 0."""
+        return self._recorder.sink
+
+    @property
+    def _recorder(self) -> Recorder:
+        recorder = self.parts.narrator.sink
+        assert isinstance(recorder, Recorder)
+        return recorder
+
+    # looking ------------------------------------------------------------------------------------------------------
+
+    def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
+        """A plain module that computes what the model computes now; see `esper.kasmina.export.export`.
+
+        Args:
+            example: one batch of inputs to trace and to check with; None: the one given to `attach` (a restored
+                session has none). fold, partial: as there.
+        """
+        return export(self.grown, example, fold=fold, partial=partial).module
+
+    def status(self, console: Console | None = None) -> Table:
+        """Prints, and returns, a table of the slots: site, stage, blueprint, alpha, parameters, contribution.
+
+        Args:
+            console: where to print; None: standard output.
+        """
+        table = Table(title=f"step {self.steps}, tick {self.state.tick}, epoch {self.epochs}")
+        for column in ("slot", "site", "stage", "blueprint", "alpha", "parameters", "contribution"):
+            table.add_column(column, overflow="fold")
+        for entry in self.state.slots:
+            alpha = f"{entry.alpha(self.steps):.3f}" if entry.stage.has_seed else "-"
+            table.add_row(
+                entry.slot,
+                self.grown.sites[entry.slot].module,
+                entry.stage.name,
+                entry.blueprint or "-",
+                alpha,
+                f"{self.grown.seed_parameters(entry.slot):,}",
+                str(entry.contribution),
+            )
+        (console or Console()).print(table)
+        return table
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves or casts the model, its moments and what waits beside it, as ``nn.Module.to``; on every rank alike."""
+        self._between("session.to")
+        self.growth.call = self.grown.model  # the old reducer must be gone first
+        for module in (self.grown.model, *self.growth.staged.values()):
+            module.to(*args, **kwargs)
+        first = next(self.grown.model.parameters())
+        for parameter, entries in self.optimizer.state.items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor) and value.ndim > 0:
+                    entries[key] = value.to(device=parameter.device, dtype=parameter.dtype)
+        self.growth.dtype, self.world.device = first.dtype, first.device
+        self.window.move(first.device)
+        self.follow(force=True)
+        return self
+
+    # saving -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a restore needs, tensors copied to the CPU. Every rank calls it; rank 0's holds the state of
+        the controller.
+
+        Raises:
+            LoopError: in the middle of a step. LockstepError: the ranks are not one network any more.
+        """
+        self._between("session.state_dict()")
+        self.world.allow_slow(True)
+        return collect(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes `state_dict` back, in place: whatever has grown since is gone from model, optimizer and reducer.
+
+        Raises:
+            CheckpointError: it does not fit this session.
+        """
+        self._between("session.load_state_dict()")
+        load(self, state, "state")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `state_dict` to one file, whole or not at all. Every rank calls it; rank 0 writes.
+
+        Raises:
+            CheckpointError: it could not be written, on every rank alike; a file that was there is as it was.
+        """
+        payload, error = self.state_dict(), ""
+        if self.world.rank == 0:
+            try:
+                write(Path(path), payload)
+            except (OSError, RuntimeError) as failure:  # torch.save reports a full disk as RuntimeError
+                error = one_line(failure)
+        (told, *_) = self.world.gather_text(error, what="save")
+        if told:
+            raise CheckpointError(f"{path}: not saved: {told}")
+
+    @classmethod
+    def restore(
+        cls,
+        path: str | os.PathLike[str],
+        build_host: Callable[[], nn.Module],
+        *,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        scaler: Any = None,
+        controller: Controller | None = None,
+        loss: UserLoss | None = None,
+        probe: Iterable[Any] | None = None,
+        validation: Iterable[Any] | None = None,
+        sink: EventSink | str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """A session that goes on where the saved one was: the topology is rebuilt, then every tensor is loaded.
+
+        Settings and slots are the file's. It goes on bit for bit on the same number of ranks; where the user's loader
+        was is the user's to know.
+
+        Args:
+            path: of `save`; every rank reads it. build_host: the host as it was before `esper.attach`, on its device.
+            optimizer: builds the host's; None: the recorded one, where it is one of torch's.
+            scheduler: builds the one of that optimizer. scaler, controller: where the saved session was handed one.
+            loss, probe, validation, sink: as at construction.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit; the text names the key.
+            ConfigError: ``build_host`` is a module, or no function.
+        """
+        where = str(path)
+        if isinstance(build_host, nn.Module) or not callable(build_host):
+            raise ConfigError(
+                f"build_host = {type(build_host).__name__}: expected a function that builds the host as it was before "
+                "esper.attach; for example lambda: MyModel()"
+            )
+        payload = read(Path(path))
+        config = restored_config(payload["settings"], where)
+        if controller is None and payload["controller"]["config"] is None:
+            raise CheckpointError(f"{where}: its controller was an object; pass controller=")
+        grown = rebuild_host(payload, build_host(), where)
+        made = optimizer(grown.model) if optimizer is not None else rebuild_optimizer(payload, grown.model, where)
+        session = cls.__new__(cls)
+        session._begin(
+            config,
+            grown,
+            made,
+            controller or payload["controller"]["config"],
+            loss,
+            probe,
+            validation,
+            None if scheduler is None else scheduler(made),
+            scaler,
+            sink,
+        )
+        try:
+            load(session, payload, where)
+        except Exception as error:
+            session._leave(one_line(error))
+            raise
+        return session
+
+    # ending -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Gives model and optimizer back, leaves the ranks; safe to call twice. A process group of the user's stays."""
+        self._leave("closed its session")
+
+    def _leave(self, why: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.growth.call = self.grown.model
+        self.growth.close()
+        self.model.close()
+        self.owner.close()
+        self._recorder.close()
+        self.marks.leave(why)
+        self.world.close()
+
+    def __enter__(self) -> Self:
+        if self._closed:
+            raise LoopError("the session is closed")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes; the other ranks are told of an error that ends the block."""
+        self._leave("closed its session" if error is None else f"failed: {one_line(error)}")

@@ -1,0 +1,1 @@
+"""Checkpoints: collected, copied, written whole, read back."""

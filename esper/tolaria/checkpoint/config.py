@@ -1,0 +1,31 @@
+"""Settings of checkpoints."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from esper.leyline.checks import Checks
+
+
+class Objective(StrEnum):
+    """What a run returns to a sweep, and what chooses the best checkpoint."""
+
+    VALIDATION_LOSS = "validation_loss"
+    VALIDATION_ACCURACY = "validation_accuracy"
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When to save and what to keep.
+
+    Fields:
+        every_ticks: ticks between saves; 0 saves only at a stop and at the end.
+        keep: newest checkpoints kept; the best one and the newest valid one are kept besides.
+    """
+
+    every_ticks: int = 10
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("every_ticks", self.every_ticks >= 0, "ticks, must be >= 0")
+            check("keep", self.keep >= 1, "must be >= 1")

@@ -1,0 +1,125 @@
+"""What a checkpoint holds, and how a run is rebuilt from it: the topology from the record first, then every tensor.
+
+state.pt      format, config digest, agreed state, model, optimizer by parameter name, controller, wandb run id, and who
+              taught (never the teacher itself)
+rank-N.pt     format, rank, random number state of this rank
+"""
+
+from typing import Any
+
+from esper.accord.state import RunState
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
+from esper.leyline.errors import CheckpointError
+from esper.leyline.plain import from_plain, to_plain
+from esper.tolaria.checkpoint.ring import Generation
+from esper.tolaria.checkpoint.store import FORMAT, CheckpointStore, rank_file
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.ownership import ParameterOwner
+from esper.tolaria.growth.planting import load_weights
+from esper.tolaria.ranks.world import World
+
+COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id", "teacher"}
+OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda"}
+
+
+def collect_common(
+    grown: Grown,
+    owner: ParameterOwner,
+    state: RunState,
+    controller: dict[str, Any],
+    config_digest: int,
+    run_id: str,
+    teacher: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything that is equal on all ranks; plain data and tensors only, the tensors those that live."""
+    return {
+        "format": FORMAT,
+        "config_digest": config_digest,
+        "run_state": to_plain(state),
+        "model": dict(grown.model.state_dict()),
+        "optimizer": owner.state_by_name(copies=False),
+        "controller": controller,
+        "run_id": run_id,
+        "teacher": teacher,
+    }
+
+
+def check_teacher(payload: dict[str, Any], present: dict[str, Any] | None, where: str) -> None:
+    """A run goes on with the teacher that it had.
+
+    Args:
+        payload: common part of a checkpoint. present: identity of this run's teacher. where: the checkpoint lies.
+
+    Raises:
+        CheckpointError: it had another one; the text says which.
+    """
+    before = payload["teacher"]
+    if (before and before["digest"]) != (present and present["digest"]):
+        names = [f"{who['source']} (digest {who['digest']:016x})" if who else "none" for who in (before, present)]
+        raise CheckpointError(f"{where}: its teacher was {names[0]}, now it is {names[1]}; put the former back")
+
+
+def collect_own(world: World) -> dict[str, Any]:
+    """What is this rank's own."""
+    return {"format": FORMAT, "rank": world.rank, **rng_state(world.device)}
+
+
+def _keys(payload: dict[str, Any], wanted: set[str], where: str) -> None:
+    missing, unknown = sorted(wanted - set(payload)), sorted(set(payload) - wanted)
+    if missing or unknown:
+        raise CheckpointError(f"{where}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+
+
+def read_common(store: CheckpointStore, step: int) -> tuple[dict[str, Any], RunState]:
+    """Loads state.pt of a verified checkpoint, strictly; CheckpointError names a missing or unknown key."""
+    where = str(store.path(step) / "state.pt")
+    payload = store.load(step, "state.pt")
+    _keys(payload, COMMON_KEYS, where)
+    try:
+        return payload, from_plain(RunState, payload["run_state"], "run_state")
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def read(store: CheckpointStore, step: int, world: World) -> Generation:
+    """Reads a verified checkpoint for this rank; nothing else is touched.
+
+    Raises:
+        CheckpointError: a key is missing or unknown; the text names it.
+    """
+    payload, state = read_common(store, step)
+    name, own = rank_file(world.rank), None
+    manifest = store.manifest(step)
+    if name in manifest.files and manifest.world_size == world.size:
+        own = store.load(step, name)
+        _keys(own, OWN_KEYS, str(store.path(step) / name))
+    return Generation(state, payload, own, str(store.path(step)), "disk", cleared=True)
+
+
+def put_back(
+    generation: Generation, grown: Grown, owner: ParameterOwner, growth: Growth, world: World, seed: int
+) -> None:
+    """Makes the run what a generation says: topology, weights, moments, random numbers, staged births.
+
+    The model may have grown meanwhile, in whatever way: first of all everything that stands or waits is uprooted, so
+    that what comes out is the same as from a fresh start. On another world size a rank without random numbers of its
+    own draws from a stream keyed by (seed, rank, step). Its tensors are copied from.
+
+    Raises:
+        CheckpointError: it does not fit this model; the text says where it lies.
+    """
+    state, where = generation.state, generation.where
+    if [entry.slot for entry in state.slots] != list(grown.slots):
+        have = ", ".join(grown.slots)
+        raise CheckpointError(f"{where}: its slots are not this model's ({have})")
+    growth.clear()
+    growth.plant_record(state)
+    load_weights(grown, generation.common["model"], where)
+    owner.load_by_name(generation.common["optimizer"])
+    owner.set_lr(state.step, {entry.slot: entry.learn_step for entry in state.slots})
+    growth.restage(state)
+    if generation.own is not None:
+        set_rng_state(generation.own, world.device)
+    else:
+        seed_rank(seed, world.rank, state.step)

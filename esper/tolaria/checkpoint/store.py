@@ -1,0 +1,221 @@
+"""Checkpoints on disk: written by all ranks, committed by one, verified by all.
+
+    step-00000100/            a committed checkpoint
+      state.pt                rank 0: everything that is equal on all ranks
+      rank-00000.pt ...       what is each rank's own (its random number state)
+      manifest.json           step, tick, score, world size, and size and SHA-256 of every file
+    step-00000150.a2.tmp/     being written by attempt 2; never read
+
+A save takes two phases: every rank writes and fsyncs its file into the temporary folder; once all have said that they
+did, rank 0 hashes the files, writes the manifest, fsyncs and renames. Only whole folders ever bear a checkpoint's name,
+and one that goes loses its name first, so a process killed at any moment leaves the others as they were, and whatever
+is amiss in a folder of that name is damage, to be reported. Files load with plain ``torch.load``
+(``weights_only=True``).
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esper.leyline.errors import CheckpointError
+from esper.leyline.files import RunDir, sync, write_synced
+from esper.leyline.plain import from_plain, to_plain
+
+FORMAT = 4
+
+
+def rank_file(rank: int) -> str:
+    """Name of one rank's own file."""
+    return f"rank-{rank:05d}.pt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a committed checkpoint says of itself. ``score``: the objective there, higher is better, None if unknown."""
+
+    format: int
+    step: int
+    tick: int
+    world_size: int
+    score: float | None
+    files: dict[str, FileEntry]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory.
+
+    Args:
+        folder: ``RUN/checkpoints``. attempt: of this process group. keep: newest ones to keep.
+        lease: raises when a newer attempt has begun; asked before anything that bears a checkpoint's name is touched.
+    """
+
+    def __init__(self, folder: Path, *, attempt: int, keep: int, lease: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.attempt, self.keep, self.lease = folder, attempt, keep, lease
+
+    @classmethod
+    def of_run(cls, run: Path) -> "CheckpointStore":
+        """The checkpoints of a run directory, to read: it holds no lease, and keeps none."""
+        return cls(RunDir(run).checkpoints, attempt=0, keep=1)
+
+    def path(self, step: int) -> Path:
+        """Folder of the committed checkpoint of a step."""
+        return self.folder / f"step-{step:08d}"
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.a{self.attempt}.tmp"
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, valid or not, newest first."""
+        found = []
+        for entry in self.folder.glob("step-*") if self.folder.is_dir() else ():
+            digits = entry.name.removeprefix("step-")
+            if digits.isdigit():
+                found.append(int(digits))
+        return sorted(found, reverse=True)
+
+    def clean(self) -> None:
+        """Removes what killed attempts left half-written; rank 0, before anybody writes."""
+        self.lease()
+        for entry in self.folder.glob("step-*.tmp") if self.folder.is_dir() else ():
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def write(self, step: int, name: str, payload: dict[str, Any]) -> None:
+        """Writes and fsyncs one file of a save in progress; OSError when the disk says no."""
+        folder = self._temporary(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_synced(folder / name, lambda file: torch.save(payload, file))
+
+    def commit(self, step: int, *, tick: int, world_size: int, score: float | None) -> int:
+        """Turns a fully written save into a checkpoint (rank 0); returns its bytes. Older ones beyond ``keep`` go.
+
+        Raises:
+            CheckpointError: a rank's file is not there.
+            LeaseError: a newer attempt has begun; nothing was touched.
+            OSError: the disk says no; the save stays temporary.
+        """
+        folder, final = self._temporary(step), self.path(step)
+        self.lease()
+        files = {}
+        for name in ("state.pt", *(rank_file(rank) for rank in range(world_size))):
+            path = folder / name
+            if not path.exists():
+                raise CheckpointError(f"save of step {step}: {path} is not there; is RUN on a shared file system?")
+            files[name] = FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+        manifest = Manifest(format=FORMAT, step=step, tick=tick, world_size=world_size, score=score, files=files)
+        write_synced(folder / "manifest.json", json.dumps(to_plain(manifest), indent=1))
+        sync(folder)
+        self.lease()  # again, now that hashing is done: what is left takes no time
+        if final.exists():  # an older attempt of the same step that a later one found damaged or replayed
+            self._remove(step)
+        folder.rename(final)
+        sync(self.folder)
+        self._retain(step)
+        return sum(entry.bytes for entry in files.values())
+
+    def abandon(self, step: int) -> None:
+        """Removes a save that some rank could not finish."""
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
+
+    def _remove(self, step: int) -> None:
+        path = self.path(step)
+        stale = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
+        path.rename(stale)
+        shutil.rmtree(stale, ignore_errors=True)
+
+    def set_aside(self, after: int) -> list[int]:
+        """Takes the name from every checkpoint after step ``after``, so that nobody goes on from it (rank 0).
+
+        They stay as ``aside-<step>``, until the next ones are set aside.
+
+        Raises:
+            LeaseError: a newer attempt has begun; nothing was touched.
+            OSError: the disk says no.
+        """
+        self.lease()
+        steps = [step for step in self.steps() if step > after]
+        for old in self.folder.glob("aside-*") if steps else ():
+            shutil.rmtree(old, ignore_errors=True)
+        for step in steps:
+            self.path(step).rename(self.folder / f"aside-{step:08d}")
+        return steps
+
+    def _retain(self, newest: int) -> None:
+        best = self.best()
+        for step in self.steps()[self.keep :]:
+            if step not in (best, newest):
+                self._remove(step)
+
+    def manifest(self, step: int) -> Manifest:
+        """Reads a manifest; CheckpointError when it is damaged or of another format."""
+        path = self.path(step) / "manifest.json"
+        try:
+            manifest = from_plain(Manifest, json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: not a readable manifest ({error})") from error
+        if manifest.format != FORMAT or manifest.step != step:
+            raise CheckpointError(f"{path}: format {manifest.format}, step {manifest.step}; need {FORMAT}, {step}")
+        return manifest
+
+    def verify(self, step: int, names: Iterable[str] | None = None) -> Manifest:
+        """Checks size and SHA-256 of a checkpoint's files (all of them, or ``names`` where they are listed).
+
+        Raises:
+            CheckpointError: names the damaged file and what is wrong with it.
+        """
+        manifest = self.manifest(step)
+        for name in manifest.files if names is None else [n for n in names if n in manifest.files]:
+            path, entry = self.path(step) / name, manifest.files[name]
+            try:
+                size = path.stat().st_size
+                if size != entry.bytes:
+                    raise CheckpointError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
+                if _sha256(path) != entry.sha256:
+                    raise CheckpointError(f"{path}: SHA-256 differs from the manifest's; the file is damaged")
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        return manifest
+
+    def load(self, step: int, name: str) -> dict[str, Any]:
+        """Loads one file of a verified checkpoint, tensors on CPU."""
+        path = self.path(step) / name
+        try:
+            payload: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+        return payload
+
+    def ranked(self) -> list[int]:
+        """Steps with a score in a readable manifest, the best first; of equals the later."""
+        scored = []
+        for step in self.steps():
+            try:
+                score = self.manifest(step).score
+            except CheckpointError:
+                continue
+            if score is not None:
+                scored.append((score, step))
+        return [step for _, step in sorted(scored, reverse=True)]
+
+    def best(self) -> int | None:
+        """The first of `ranked`; None without any score."""
+        return next(iter(self.ranked()), None)

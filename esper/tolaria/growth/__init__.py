@@ -1,0 +1,1 @@
+"""How the model follows the agreed state: births, parameters, optimizer, wrapper."""

@@ -1,0 +1,255 @@
+"""An optimizer that somebody else made: its groups are the host's, seeds get groups of their own beside them.
+
+    host   the user's groups as they are; the user's scheduler sees these alone, and so never the growth
+    seed   lr = lr of the widest host group * seed_lr_scale * warm-up; every other option as in that group, but for the
+           weight decay, which is seed_weight_decay on matrices and 0 on vectors
+
+A loss scaler works per owner, too. Gradients are unscaled here; a host gradient that is not finite skips the step and
+lowers the scale, as in torch. One confined to a slot is dropped, and lowers the scale a few times in a row; when that
+does not cure it, it is the seed that is broken: it is reported, and leaves the scale alone.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from esper.kasmina.slots.grown import HOST, Grown
+from esper.leyline.errors import CheckpointError, ConfigError, LoopError
+from esper.tolaria.growth.config import OptimConfig
+from esper.tolaria.growth.guard import StepReport
+from esper.tolaria.growth.ownership import ParameterOwner
+
+PATIENCE = 4  # steps in a row that an overflow in one slot is put down to the loss scale
+REFUSED = {
+    "LBFGS": "it knows one parameter group only and steps by a closure",
+    "SparseAdam": "it takes sparse gradients only",
+    "Muon": "it takes matrices only, and seeds have vectors",
+    "ZeroRedundancyOptimizer": "each rank holds a part of its state only",
+}
+
+
+def check_optimizer(grown: Grown, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer that cannot grow, or that is not this model's.
+
+    Raises:
+        ConfigError: its class; a parameter of the host that learns and stands in no group; one that is not the host's.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer = {type(optimizer).__name__}: expected a torch.optim.Optimizer")
+    for cls in type(optimizer).__mro__:
+        if cls.__name__ in REFUSED:
+            raise ConfigError(
+                f"optimizer = {type(optimizer).__name__}: it cannot grow, {REFUSED[cls.__name__]}; use AdamW or SGD"
+            )
+    named = {id(p): name for name, p in grown.owner_parameters()[HOST]}
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    lost = [name for name, p in grown.owner_parameters()[HOST] if p.requires_grad and id(p) not in owned]
+    if lost:
+        raise ConfigError(
+            f"optimizer: {_some(lost)} of the host stand in no parameter group; add them, or freeze them "
+            "(requires_grad_(False))"
+        )
+    foreign = [
+        f"group {g} parameter {i} {tuple(p.shape)}"
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+        if id(p) not in named
+    ]
+    if foreign:
+        raise ConfigError(f"optimizer: {_some(foreign)} is no parameter of the host; build it from model.parameters()")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class AdoptedOwner(ParameterOwner):
+    """Owns a user's optimizer for the length of a session.
+
+    Args:
+        grown: the model, its slots empty. optimizer: of the host. config: ``seed_*`` and ``clip_norm`` are read.
+        scheduler: of that optimizer, or None. scaler: of the losses, or None.
+
+    Fields:
+        overflows: with a scaler, by slot: steps in a row whose gradient there was not finite.
+
+    Raises:
+        ConfigError: see `check_optimizer`; a scheduler that cannot work, or of another optimizer.
+    """
+
+    def __init__(
+        self, grown: Grown, optimizer: torch.optim.Optimizer, config: OptimConfig, *, scheduler: Any, scaler: Any
+    ) -> None:
+        check_optimizer(grown, optimizer)
+        super().__init__(grown, config, 1, optimizer)
+        self.reference = max(optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))
+        self.scheduler = _checked(scheduler, optimizer)
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.overflows: dict[str, int] = {}
+        self._stepping = False
+        self._guard = optimizer.register_step_pre_hook(self._only_here)
+        for group in self._groups[HOST]:
+            group["owner"] = HOST
+
+    def _only_here(self, *call: Any) -> None:
+        if not self._stepping:
+            raise LoopError("optimizer.step() was called beside the session; call session.step() instead")
+
+    def close(self) -> None:
+        """Gives the optimizer back."""
+        self._guard.remove()
+        for group in self._groups[HOST]:
+            group.pop("owner", None)
+
+    # groups -------------------------------------------------------------------------------------------------------
+
+    def _make_groups(self, owner: str, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        options = {key: self.reference[key] for key in self.optimizer.defaults if key in self.reference}
+        options["lr"] = float(self.reference["lr"])
+        decay = self.config.seed_weight_decay
+        parts = [([(n, p) for n, p in named if p.ndim > 1], decay), ([(n, p) for n, p in named if p.ndim <= 1], 0.0)]
+        groups = []
+        for pairs, wanted in parts:
+            if pairs:
+                params = pairs if "param_names" in self.reference else [p for _, p in pairs]
+                group = {**options, "params": params, "owner": owner}
+                groups.append(group | ({"weight_decay": wanted} if "weight_decay" in options else {}))
+        return groups
+
+    def _set_host_lr(self, step: int) -> float:
+        """The host's is the user's; this only reads it."""
+        return float(self.reference["lr"])
+
+    def _fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
+        """Some optimizers keep rows and columns (Adafactor), so only torch's own step can tell."""
+        return True
+
+    def set_lr(self, step: int, learn_steps: Mapping[str, int | None]) -> float:
+        """The seeds' rates of the step to come, from the host's present one; their other options follow its group, too
+        (a scheduler may cycle momentum). Returns the host's."""
+        shared = [key for key in self.optimizer.defaults if key in self.reference and key not in ("lr", "weight_decay")]
+        for owner, groups in self._groups.items():
+            if owner != HOST:
+                for group in groups:
+                    group.update({key: self.reference[key] for key in shared})
+        return super().set_lr(step, learn_steps)
+
+    def without_gradient(self) -> list[str]:
+        """Names of the host's parameters that learn and that no backward has reached."""
+        return [name for name, p in self.grown.owner_parameters()[HOST] if p.requires_grad and p.grad is None]
+
+    @contextlib.contextmanager
+    def host_only(self) -> Iterator[None]:
+        """Within the block the optimizer shows the host's groups alone."""
+        before = self.optimizer.param_groups
+        self.optimizer.param_groups = self._groups[HOST]
+        try:
+            yield
+        finally:
+            self.optimizer.param_groups = before
+
+    def advance_schedule(self) -> None:
+        """One step of the user's scheduler; a skipped optimizer step counts as one, so torch's warning is not due."""
+        if self.scheduler is not None:
+            with self.host_only(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                self.scheduler.step()
+
+    # stepping -----------------------------------------------------------------------------------------------------
+
+    def scale(self, device: torch.device) -> Tensor | None:
+        """0-D loss scale on the device; None without a scaler."""
+        return None if self.scaler is None else self.scaler.scale(torch.ones((), device=device))
+
+    def step_mean(self, passes: int) -> StepReport:
+        """`step_now` on gradients that were summed over ``passes`` backward passes of scaled losses: their mean.
+
+        Raises:
+            LoopError: somebody else changed the optimizer's groups.
+        """
+        known = [group for groups in self._groups.values() for group in groups]
+        if sorted(map(id, self.optimizer.param_groups)) != sorted(map(id, known)):
+            raise LoopError(
+                "the optimizer's groups were changed beside the session (add_param_group, load_state_dict); use "
+                "session.load_state_dict, or make the session after it"
+            )
+        factor = 1.0 / passes / (1.0 if self.scaler is None else self.scaler.get_scale())
+        if factor != 1.0:
+            for group in known:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(factor)
+        self._stepping = True
+        try:
+            report = self.step_now()
+        finally:
+            self._stepping = False
+        return report if self.scaler is None else self._rescale(report)
+
+    def _rescale(self, report: StepReport) -> StepReport:
+        assert self.scaler is not None
+        slots = [owner for owner in report.broken if owner != HOST]
+        self.overflows = {} if report.skipped else {slot: self.overflows.get(slot, 0) + 1 for slot in slots}
+        at_fault = [slot for slot in self.overflows if self.overflows[slot] > PATIENCE]
+        state = self.scaler.state_dict()
+        if report.skipped or set(self.overflows) - set(at_fault):
+            state |= {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
+        else:
+            state["_growth_tracker"] += 1
+            if state["_growth_tracker"] >= state["growth_interval"]:
+                state |= {"scale": state["scale"] * state["growth_factor"], "_growth_tracker": 0}
+        self.scaler.load_state_dict(state)
+        return replace(report, broken=(HOST, *slots) if report.skipped else tuple(at_fault))
+
+    # saving -------------------------------------------------------------------------------------------------------
+
+    def host_groups(self) -> list[dict[str, Any]]:
+        """The host's groups: their options, and their parameters by name."""
+        names = {id(p): name for name, p in self.grown.owner_parameters()[HOST]}
+        return [
+            {
+                "names": [names[id(p)] for p in group["params"]],
+                "options": {
+                    key: value for key, value in group.items() if key not in ("params", "param_names", "owner")
+                },
+            }
+            for group in self._groups[HOST]
+        ]
+
+    def load_host_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Takes `host_groups` back.
+
+        Raises:
+            CheckpointError: the groups hold other parameters or options than this optimizer's.
+        """
+        mine = self.host_groups()
+        if [group["names"] for group in mine] != [group["names"] for group in groups]:
+            raise CheckpointError(
+                "optimizer: its groups hold other parameters than the saved ones; build it as it was built then"
+            )
+        for index, (group, saved) in enumerate(zip(self._groups[HOST], groups, strict=True)):
+            differing = sorted(set(mine[index]["options"]) ^ set(saved["options"]))
+            if differing:
+                raise CheckpointError(f"optimizer group {index}: option {', '.join(differing)} on one side only")
+            group.update(saved["options"])
+
+
+def _checked(scheduler: Any, optimizer: torch.optim.Optimizer) -> Any:
+    if scheduler is None:
+        return None
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ConfigError(
+            "scheduler = ReduceLROnPlateau: its step needs a metric that the session does not have; use another, or "
+            "leave it out and set the host's lr yourself"
+        )
+    if not callable(getattr(scheduler, "step", None)) or not callable(getattr(scheduler, "state_dict", None)):
+        raise ConfigError(f"scheduler = {type(scheduler).__name__}: expected one of torch.optim.lr_scheduler")
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ConfigError("scheduler: it belongs to another optimizer than the session's")
+    return scheduler

@@ -1,0 +1,273 @@
+"""Makes the model follow the agreed state: staging, planting, uprooting, freezing, alpha, re-wrapping.
+
+A birth takes two ticks. At the first the seed is *staged*: built, probed and counted beside the model, on every rank
+alike, with nothing registered; with a library a thread does it beside training, and `settle` waits for it before the
+second tick's commit. At the second, unless some rank vetoed, it is planted and owned. Whatever else the
+model must be (phase, alpha, what learns) is read off the state by `follow`, so there is no second record to drift.
+
+A parameter is in DDP's reducer exactly while it gets a gradient on every rank at every step. Whenever that set
+changes, the old wrapper is dropped and a new one made without a broadcast.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.accord.effects import Discard, Effect, Prepare, Register, Uproot, Veto
+from esper.accord.lifecycle import SlotState, learns
+from esper.accord.state import RunState, Terms
+from esper.kasmina.births import Birth, Library, Order, Ticket
+from esper.kasmina.births.build import birth_key
+from esper.kasmina.compiler import Compiler
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.regions import Region
+from esper.leyline.stages import Incubation, Stage
+from esper.tolaria.growth import planting
+from esper.tolaria.growth.ownership import ParameterOwner
+from esper.tolaria.growth.parameters import ParameterRegistry
+from esper.tolaria.growth.staging import check_forward, check_weights, veto_of
+from esper.tolaria.growth.wrapper import no_sync, wrap
+from esper.tolaria.ranks.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A birth that the library has under way, and what the training thread checks when it comes."""
+
+    ticket: Ticket
+    check: Callable[[nn.Module], None]
+
+
+class Growth:
+    """Owns the wrapper around the model and the seeds that wait beside it.
+
+    Args:
+        library: gives seeds and builds beside training; None: they are built here, where they are staged.
+
+    Fields:
+        call: the model as training calls it (DDP, or the model itself when alone).
+        parameters: answers for every parameter.
+        staged: seeds that are ready, by slot. waiting: those that are being built.
+        vetoes: this rank's verdict on its staged seeds, to travel in the next commit.
+        failures: in words, why a staged seed failed here.
+        compiler: compiles seeds; None: nothing is compiled. compiled: something was, since the last `perform`; the same
+            on every rank.
+    """
+
+    def __init__(
+        self,
+        grown: Grown,
+        owner: ParameterOwner,
+        world: World,
+        terms: Terms,
+        *,
+        run_seed: int,
+        dtype: torch.dtype,
+        library: Library | None = None,
+        compiler: Compiler | None = None,
+    ) -> None:
+        self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
+        self.run_seed, self.dtype, self.library = run_seed, dtype, library
+        self.compiler, self.compiled = compiler, False
+        self._regions: dict[str, Region] = {}  # of staged seeds
+        self.waiting: dict[str, Waiting] = {}
+        self.staged: dict[str, nn.Module] = {}
+        self.vetoes: dict[str, Veto] = {}
+        self.failures: dict[str, str] = {}
+        self.call: Callable[..., Any] = grown.model
+        self.parameters = ParameterRegistry(grown, owner)
+        self._wrapped: tuple[str, ...] | None = None
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Executes a tick's effects in their order."""
+        self.compiled = False
+        for effect in effects:
+            if isinstance(effect, Prepare):
+                self._prepare(effect)
+            elif isinstance(effect, Register):
+                self.plant(effect.slot, self.staged.pop(effect.slot))
+                self.vetoes.pop(effect.slot, None)
+            elif isinstance(effect, Discard):
+                self._discard(effect.slot)
+            elif isinstance(effect, Uproot):
+                self.owner.release(effect.slot)
+                self.grown.slots[effect.slot].uproot()
+                self._wrapped = None  # the wrapper lists what had been frozen, too; only a new one lets go of the seed
+
+    def clear(self) -> None:
+        """Uproots whatever stands and lets go of whatever waits: the model is as it was before the first birth, but for
+        the host's own weights and moments. `follow` wraps it again."""
+        self.call, self._wrapped = self.grown.model, None  # the reducer, too, holds the seeds' parameters
+        self.perform([Uproot(slot) for slot, holder in self.grown.slots.items() if holder.seed is not None])
+        for slot in {*self.staged, *self.waiting, *self.vetoes}:
+            self._discard(slot)
+        self.failures.clear()
+        self.owner.optimizer.zero_grad(set_to_none=True)
+
+    def plant(self, slot: str, seed: nn.Module) -> None:
+        """Registers a built seed in the model and with the optimizer, frozen until its stage says it learns."""
+        region = self._regions.pop(slot, None)
+        if region is None and self.compiler is not None:  # after a load
+            region = self.compiler.stage(slot, seed)
+        self.grown.slots[slot].plant(seed, region)
+        self.owner.register(slot)
+        self.owner.set_learning(slot, False)
+
+    def plant_record(self, state: RunState) -> None:
+        """Plants a seed of the recorded blueprint in every slot that has one, and a gate where the record wants one."""
+        for entry in state.slots:
+            if entry.stage.has_seed:
+                assert entry.blueprint is not None
+                self.plant(entry.slot, self.build(entry.slot, entry.blueprint, entry.generation))
+                if entry.wants_gate(state.step):
+                    self.grown.slots[entry.slot].gate = self._gate(entry)
+                    self.owner.register(entry.slot)
+
+    def build(self, slot: str, blueprint: str, generation: int) -> nn.Module:
+        """The seed that every rank builds alike; see `planting.build`."""
+        return planting.build(self.grown.sites[slot], slot, blueprint, generation, **self._made)
+
+    def _gate(self, entry: SlotState) -> nn.Module:
+        return planting.gate_for(self.grown.sites[entry.slot], entry, **self._made)
+
+    @property
+    def _made(self) -> dict[str, Any]:
+        return {"run_seed": self.run_seed, "dtype": self.dtype, "device": self.world.device}
+
+    def _prepare(self, effect: Prepare) -> None:
+        """Builds and checks, or has it done; whatever goes wrong becomes this rank's veto, never a missing rank."""
+        slot, blueprint = effect.slot, effect.command.blueprint
+        assert blueprint is not None
+        site, key = self.grown.sites[slot], birth_key(self.run_seed, slot, effect.generation)
+        weights = partial(check_weights, site=site, blueprint=blueprint)
+        runs = partial(check_forward, site=site, blueprint=blueprint, dtype=self.dtype, device=self.world.device)
+        self.compiled |= self.compiler is not None
+
+        def forward(seed: nn.Module) -> None:
+            runs(seed)
+            if self.compiler is not None:
+                self._regions[slot] = self.compiler.stage(slot, seed, effect.command.operator)
+
+        try:
+            if self.library is None:
+                seed = self.build(slot, blueprint, effect.generation)
+                weights(seed)
+                forward(seed)
+                self.staged[slot] = seed
+                return
+            birth = Birth.of(blueprint, dim=site.dim, topology=site.topology, dtype=self.dtype, key=key)
+            order = Order(birth=birth, device=self.world.device, checks=(weights,))
+            self.waiting[slot] = Waiting(self.library.begin(order), forward)
+        except Exception as error:
+            self._refuse(slot, error)
+
+    def _refuse(self, slot: str, error: Exception) -> None:
+        self.vetoes[slot], self.failures[slot] = veto_of(error)
+
+    def settle(self) -> float:
+        """Before a commit: waits for births under way, up to `LibraryConfig.wait_s` for all of them together.
+
+        So a birth takes two ticks, however fast or slow the machine, unless that bound is reached: then this rank says
+        NOT_READY, and all ranks keep the seed staged.
+
+        Returns:
+            Milliseconds waited.
+        """
+        if self.library is None or not self.waiting:
+            return 0.0
+        began = time.monotonic()
+        until = began + self.library.config.wait_s
+        for slot, waiting in list(self.waiting.items()):
+            if not waiting.ticket.wait(until - time.monotonic()):
+                self.vetoes[slot] = Veto.NOT_READY
+                continue
+            del self.waiting[slot]
+            self.vetoes.pop(slot, None)
+            try:
+                seed = self.library.take(waiting.ticket)
+                waiting.check(seed)
+                self.staged[slot] = seed
+            except Exception as error:
+                self._refuse(slot, error)
+        return 1e3 * (time.monotonic() - began)
+
+    def _discard(self, slot: str) -> None:
+        """Lets go of a staged seed, or of one that is still being built."""
+        self.staged.pop(slot, None)
+        self._regions.pop(slot, None)
+        self.vetoes.pop(slot, None)
+        waiting = self.waiting.pop(slot, None)
+        if waiting is not None and self.library is not None:
+            self.library.cancel(waiting.ticket)
+            self.failures[slot] = "it was still being built when it was given up; see library.wait_s"
+
+    def close(self) -> None:
+        """Lets go of births under way; leaves no thread behind."""
+        if self.library is not None:
+            self.library.close()
+
+    def restage(self, state: RunState) -> None:
+        """After a load: builds again what the state says is staged (its weights are a pure function of the record)."""
+        for slot in state.slots:
+            if slot.staged is not None:
+                self._prepare(Prepare(slot.slot, slot.staged, slot.generation + 1))
+
+    # following the state ------------------------------------------------------------------------------------------
+
+    def set_alphas(self, state: RunState, step: int) -> None:
+        """Writes every slot's agreed alpha for optimizer step ``step``."""
+        for entry in state.slots:
+            holder = self.grown.slots[entry.slot]
+            alpha, fade = entry.alpha(step), entry.fade(step)
+            if (alpha, fade) != (holder.level, holder.fade_level):
+                holder.set_alpha(alpha, fade)
+
+    def shadowed(self, state: RunState) -> list[str]:
+        """Slots whose seed learns in a forward of its own, row-major."""
+        if self.terms.slots_config.incubation != Incubation.SHADOW:
+            return []
+        return [s.slot for s in state.slots if s.stage is Stage.TRAINING and self.grown.seed_parameters(s.slot) > 0]
+
+    def follow(self, state: RunState, *, force: bool = False) -> float | None:
+        """Sets phases, operators, gates, freezing and alpha as the state says; re-wraps if the gradient set changed.
+
+        Args:
+            state: the agreed state.
+            force: re-wrap in any case (a save is a re-wrap point, so that a resumed run sums in the same order).
+
+        Returns:
+            Milliseconds of the wrap, None when there was none.
+        """
+        config = self.terms.slots_config
+        for entry in state.slots:
+            holder = self.grown.slots[entry.slot]
+            planting.seat(holder, entry, state.step, config.incubation)
+            if entry.wants_gate(state.step) != (holder.gate is not None):
+                holder.gate = self._gate(entry) if holder.gate is None else None
+                self.owner.register(entry.slot)
+            if entry.stage.has_seed:
+                learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
+                self.owner.set_learning(entry.slot, learning)
+        self.parameters.follow(state, train_fossils=config.train_fossils)
+        if self.compiler is not None:
+            self.compiled |= self.compiler.follow()
+        wanted = self.owner.gradient_set()
+        if wanted == self._wrapped and not force:
+            return None
+        self.parameters.check()
+        began = time.perf_counter()
+        # The old reducer must be gone before a new one hooks the same parameters.
+        self.call = self.grown.model
+        self.call = wrap(self.grown.model, self.world)
+        self._wrapped = wanted
+        return 1e3 * (time.perf_counter() - began)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block gradients accumulate on this rank only."""
+        return no_sync(self.call)

@@ -1,0 +1,79 @@
+"""The judgement of one optimizer step's gradients: an L2 norm per owner, and which of them are not finite.
+
+A host gradient that is not finite skips the step; one confined to a slot is left out. There are two ways to get there:
+
+    at once   the host reads the norms before the optimizer steps: one wait for the device in every step
+    late      a fused optimizer reads ``found_inf`` on the device, one flag per owner, and leaves parameters, moments
+              and step counts alone where it is 1 (as torch.amp.GradScaler has it do); what happened is read one step
+              later, when the device has long passed it, so no step waits
+
+Every rank reads the same numbers after the same step, since gradients are equal after their reduction: a row of skipped
+steps is seen by all of them at once, late by one step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.slots.grown import HOST
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimizer step: L2 norm per owner before clipping, owners whose gradient was not finite, and whether the
+    step was skipped (the host was among them)."""
+
+    norms: dict[str, float]
+    broken: tuple[str, ...]
+    skipped: bool
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each tensor, [T]; the L2 norm of these is bit for bit torch.nn.utils.get_total_norm."""
+    return torch.stack(torch._foreach_norm(list(tensors)))
+
+
+class Judgement:
+    """Norms on their way from the device.
+
+    Args:
+        owners: whose they are. norms_O: their L2 norms, on the device.
+    """
+
+    def __init__(self, owners: Sequence[str], norms_O: Tensor) -> None:
+        self._owners, self._event = tuple(owners), None
+        if norms_O.device.type == "cuda":
+            self._norms_O = torch.empty(norms_O.shape, dtype=norms_O.dtype, pin_memory=True)
+            self._norms_O.copy_(norms_O, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._norms_O = norms_O.clone()
+
+    def wait(self) -> None:
+        """Until the device has come past that step."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def read(self) -> StepReport:
+        """What happened in that step; waits for it."""
+        self.wait()
+        return report(self._owners, self._norms_O)
+
+
+def report(owners: Sequence[str], norms_O: Tensor) -> StepReport:
+    """Reads norms that lie on the host, or waits for the device."""
+    norms = dict(zip(owners, norms_O.tolist(), strict=True))
+    broken = tuple(owner for owner, norm in norms.items() if not math.isfinite(norm))
+    return StepReport({owner: norm for owner, norm in norms.items() if owner not in broken}, broken, HOST in broken)
+
+
+def spared(owners: Sequence[str], norms_O: Tensor) -> dict[str, Tensor]:
+    """``found_inf`` of each owner, 0-D float32 on the device: 1 where its parameters must be left alone."""
+    broken_O = ~norms_O.isfinite()
+    if HOST in owners:
+        broken_O = broken_O | broken_O[owners.index(HOST)]
+    return dict(zip(owners, broken_O.float().unbind(), strict=True))

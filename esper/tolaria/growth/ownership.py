@@ -1,0 +1,282 @@
+"""One owner of parameters: optimizer groups, learning rates, freezing, clipping, zeroing.
+
+The host and every slot are owners. Each has parameter groups of its own (with and without weight decay), in canonical
+order: host first, then slots row-major, never the order of birth. A growth adds groups and leaves old moments alone;
+state is saved by parameter name, since flat indices would hand a seed's moments to another layer.
+
+The learning rate is a pure function of the optimizer step, so that it survives growth and resume:
+
+    host   lr * shape(step),   shape = linear warm-up, then constant, cosine or linear down to final_lr_fraction
+    seed   host * seed_lr_scale * min(1, (step - learn_step + 1) / seed_warmup_steps)
+
+Gradients are judged and clipped per owner: what happens in a slot cannot touch the host's update. A fused optimizer
+does it without a wait for the device (see `esper.tolaria.growth.guard`); others cost one a step.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.slots.grown import HOST, Grown
+from esper.leyline.errors import CheckpointError
+from esper.tolaria.growth.config import OptimConfig, OptimizerKind, Schedule
+from esper.tolaria.growth.guard import Judgement, StepReport, report, spared, tensor_norms
+from esper.tolaria.growth.health import GradientHealth
+
+
+def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Multiple of the peak learning rate at an optimizer step, in [0, 1]."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule is Schedule.CONSTANT:
+        return 1.0
+    u = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    down = 0.5 * (1.0 + math.cos(math.pi * u)) if config.schedule is Schedule.COSINE else 1.0 - u
+    return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * down
+
+
+def _in_one(totals: Mapping[str, Tensor]) -> Tensor:
+    """Norms of all owners, float64 [O]."""
+    return torch.stack([total.double() for total in totals.values()])
+
+
+class ParameterOwner:
+    """Owns the optimizer of a grown model. ``optimizer`` is one torch optimizer for all owners; ``late``: it is fused,
+    and steps are judged on the device.
+
+    Args:
+        grown: the model. config: how it is optimized. total_steps: of the run, for the schedule.
+        optimizer: one that stands already, whose groups are the host's; None builds what the config says.
+    """
+
+    def __init__(
+        self, grown: Grown, config: OptimConfig, total_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        self.grown, self.config, self.total_steps = grown, config, total_steps
+        self._groups: dict[str, list[dict[str, Any]]] = {}
+        self.health = GradientHealth(
+            vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
+        )
+        self.late = optimizer is None and self._fused(config)
+        self.optimizer = self._build() if optimizer is None else optimizer
+        self._groups[HOST] = list(self.optimizer.param_groups)
+
+    def _build(self) -> torch.optim.Optimizer:
+        config, named = self.config, self.grown.owner_parameters()[HOST]
+        host, fused = self._make_groups(HOST, named), self.late or None
+        if config.kind is OptimizerKind.SGD:
+            return torch.optim.SGD(host, lr=config.lr, momentum=config.momentum, fused=fused)
+        return torch.optim.AdamW(host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+
+    def _fused(self, config: OptimConfig) -> bool:
+        if config.fused is not None:
+            return config.fused
+        return any(p.device.type == "cuda" for _, p in self.grown.owner_parameters()[HOST])
+
+    def _make_groups(self, owner: str, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        decay = self.config.weight_decay if owner == HOST else self.config.seed_weight_decay
+        matrices = [p for _, p in named if p.ndim > 1]
+        vectors = [p for _, p in named if p.ndim <= 1]
+        parts = [(matrices, decay), (vectors, 0.0)]
+        return [{"params": ps, "weight_decay": wd, "owner": owner} for ps, wd in parts if ps]
+
+    # membership ---------------------------------------------------------------------------------------------------
+
+    def register(self, slot: str) -> None:
+        """Gives a slot's parameters that stand in no group groups of their own, with moments that start at zero; drops
+        groups whose parameters have left the slot (a gate's), with their moments. All others stay."""
+        named = self.grown.owner_parameters()[slot]
+        here, kept = {id(p) for _, p in named}, []
+        for group in self._groups.get(slot, []):
+            if all(id(p) in here for p in group["params"]):
+                kept.append(group)
+            else:
+                self._forget(group)
+        old = {id(p) for group in kept for p in group["params"]}
+        before = len(self.optimizer.param_groups)
+        for group in self._make_groups(slot, [(name, p) for name, p in named if id(p) not in old]):
+            self.optimizer.add_param_group(group)
+        self._groups[slot] = [*kept, *self.optimizer.param_groups[before:]]
+        self._in_order()
+
+    def _forget(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            self.optimizer.state.pop(parameter, None)
+
+    def release(self, slot: str) -> None:
+        """Forgets a slot's groups and moments; call before the seed is uprooted."""
+        for group in self._groups.pop(slot, []):
+            self._forget(group)
+        self._in_order()
+
+    def _in_order(self) -> None:
+        order = [HOST, *(slot for slot in self.grown.slots if slot in self._groups)]
+        self.optimizer.param_groups = [group for owner in order for group in self._groups[owner]]
+
+    def owned(self, slot: str) -> bool:
+        """Every parameter of the slot's seed stands in exactly one group, which is the slot's."""
+        mine = [id(p) for group in self._groups.get(slot, []) for p in group["params"]]
+        everyone = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
+        wanted = [id(p) for _, p in self.grown.owner_parameters().get(slot, [])]
+        return sorted(mine) == sorted(wanted) and all(everyone.count(key) == 1 for key in wanted)
+
+    def set_learning(self, slot: str, learning: bool) -> None:
+        """Freezes or unfreezes a seed; a frozen one has no gradient and no update."""
+        for _, parameter in self.grown.owner_parameters().get(slot, []):
+            parameter.requires_grad_(learning)
+            if not learning:
+                parameter.grad = None
+
+    def gradient_set(self) -> tuple[str, ...]:
+        """Names of the parameters that get a gradient in every step, in canonical order."""
+        owners = self.grown.owner_parameters().values()
+        return tuple(name for named in owners for name, parameter in named if parameter.requires_grad)
+
+    # stepping -----------------------------------------------------------------------------------------------------
+
+    def set_lr(self, step: int, learn_steps: Mapping[str, int | None]) -> float:
+        """Writes the learning rates of optimizer step ``step``; returns the host's.
+
+        Args:
+            step: index of the step to come.
+            learn_steps: per slot, the first step in which its seed learns; None while it does not.
+        """
+        host = self._set_host_lr(step)
+        for owner, groups in self._groups.items():
+            if owner == HOST:
+                continue
+            since = 0 if learn_steps.get(owner) is None else step - int(learn_steps[owner] or 0)
+            warm = min(1.0, (since + 1) / self.config.seed_warmup_steps) if self.config.seed_warmup_steps else 1.0
+            for group in groups:
+                group["lr"] = host * self.config.seed_lr_scale * warm
+        return host
+
+    def _set_host_lr(self, step: int) -> float:
+        host = self.config.lr * lr_shape(self.config, step, self.total_steps)
+        for group in self._groups[HOST]:
+            group["lr"] = host
+        return host
+
+    def step(self) -> StepReport | Judgement:
+        """Judges, clips and applies the reduced gradients, then clears them.
+
+        A non-finite gradient confined to a slot is dropped and reported; only a non-finite host gradient skips the
+        step. Gradients are equal on all ranks after the reduction, so every rank takes the same branch.
+        """
+        return self._step_late() if self.late else self.step_now()
+
+    def step_now(self) -> StepReport:
+        """`step` by an optimizer of any kind; waits for the device once."""
+        grads, norms, totals = self._judge()
+        told = report(tuple(totals), _in_one(totals)) if totals else StepReport({}, (), False)
+        self.health.step(grads, {owner: norms[owner] for owner in told.broken})
+        if not told.skipped:
+            for owner in told.broken:
+                for group in self._groups[owner]:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+            self._clip({owner: total for owner, total in totals.items() if owner not in told.broken})
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return told
+
+    def _step_late(self) -> Judgement:
+        """`step` by a fused optimizer, one owner after another, each with its own ``found_inf``."""
+        grads, norms, totals = self._judge()
+        self.health.step(grads, norms)
+        owners = tuple(totals)
+        norms_O = _in_one(totals) if totals else torch.zeros(0, dtype=torch.float64)
+        self._clip(totals)  # what is not finite stays so, and is left out
+        optimizer: Any = self.optimizer
+        try:
+            for owner, found_inf in spared(owners, norms_O).items():
+                optimizer.param_groups, optimizer.found_inf = self._groups[owner], found_inf
+                self._before_first_momentum(owner)
+                optimizer.step()
+        finally:
+            vars(optimizer).pop("found_inf", None)
+            self._in_order()
+        optimizer.zero_grad(set_to_none=True)
+        return Judgement(owners, norms_O)
+
+    def _judge(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], dict[str, Tensor]]:
+        """By owner: gradients, their L2 norms [T], and the L2 norm of all, 0-D, on the device."""
+        grads: dict[str, list[Tensor]] = {}
+        for owner, groups in self._groups.items():
+            found = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            if found:
+                grads[owner] = found
+        norms = {owner: tensor_norms(found) for owner, found in grads.items()}
+        return grads, norms, {owner: torch.linalg.vector_norm(found) for owner, found in norms.items()}
+
+    def _clip(self, totals: Mapping[str, Tensor]) -> None:
+        if self.config.clip_norm is not None:
+            for owner, total in totals.items():
+                own = [p for group in self._groups[owner] for p in group["params"] if p.grad is not None]
+                torch.nn.utils.clip_grads_with_norm_(own, self.config.clip_norm, total)
+
+    def _before_first_momentum(self, owner: str) -> None:
+        """Gives SGD's momentum the zeros that a first step replaces: fused, torch leaves the memory of a first step
+        that is left out as it found it."""
+        if self.config.kind is OptimizerKind.SGD and self.config.momentum > 0:
+            for group in self._groups[owner]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None and not self.optimizer.state[parameter]:
+                        self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    # saving -------------------------------------------------------------------------------------------------------
+
+    def state_by_name(self, *, copies: bool = True) -> dict[str, dict[str, Any]]:
+        """Optimizer state per parameter name; an empty dict for one that has not been stepped.
+
+        Args:
+            copies: tensors on the CPU, standing for themselves; else the living ones.
+        """
+        names = {p: name for named in self.grown.owner_parameters().values() for name, p in named}
+        states = {name: self.optimizer.state.get(parameter, {}) for parameter, name in names.items()}
+        return {
+            name: {
+                key: (value.detach().to("cpu", copy=True) if copies else value.detach())
+                if isinstance(value, Tensor)
+                else value
+                for key, value in state.items()
+            }
+            for name, state in states.items()
+        }
+
+    def load_by_name(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes `state_by_name` back.
+
+        Raises:
+            CheckpointError: a parameter is missing or unknown, or a shape differs.
+        """
+        named = {name: p for pairs in self.grown.owner_parameters().values() for name, p in pairs}
+        missing, unknown = sorted(set(named) - set(state)), sorted(set(state) - set(named))
+        if missing or unknown:
+            raise CheckpointError(f"optimizer state: missing {missing or 'none'}, unknown {unknown or 'none'}")
+        for name, entries in state.items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor) and not self._fits(value, named[name]):
+                    shapes = f"{tuple(value.shape)} for a parameter {tuple(named[name].shape)}"
+                    raise CheckpointError(f"optimizer state {key} of {name}: {shapes}")
+        self.optimizer.state.clear()
+        for name, entries in state.items():
+            if entries:
+                device = named[name].device
+                placed = {key: self._placed(key, value, device) for key, value in entries.items()}
+                self.optimizer.state[named[name]] = placed
+
+    def _fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
+        """Whether a state tensor can belong to a parameter."""
+        return value.ndim == 0 or value.shape == parameter.shape
+
+    def _placed(self, key: str, value: Any, device: torch.device) -> Any:
+        """A copy of a state entry where the optimizer wants it."""
+        if not isinstance(value, Tensor):
+            return value
+        # A fused or capturable step counts on the device, every other on the host (as torch's own loading has it).
+        on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
+        return value.clone() if key == "step" and not on_device else value.to(device).clone()

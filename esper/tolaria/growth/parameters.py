@@ -1,0 +1,230 @@
+"""One place that answers for every parameter of a run: whose it is, may it be trained now, and if not, why not.
+
+    owner      kind      trained
+    host       HOST      always, but for what the host's own code has frozen
+    a slot     SEED      by stage: TRAINING, BLENDING and HOLDING, until a prune ramp takes it out; a fossil by config
+    a slot     GATE      with the seed of its slot
+    teacher    TEACHER   never
+
+It keeps no list of its own that could drift: names and owners are read off the model, groups off the optimizer, reasons
+off the agreed record. Only a teacher has to be adopted, and is held weakly. `check` finds what contradicts that, by
+name: a parameter in two optimizer groups or in none, in a group of another owner, one that learns though it may not.
+"""
+
+import gc
+import weakref
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.accord.lifecycle import SlotState, learns
+from esper.accord.state import RunState
+from esper.kasmina.slots.grown import HOST, Grown
+from esper.kasmina.slots.sites import CONTAINER
+from esper.leyline.errors import OwnershipError
+from esper.leyline.stages import Stage
+from esper.tolaria.growth.ownership import ParameterOwner
+
+TEACHER = "teacher"
+
+
+class Kind(StrEnum):
+    """What a parameter belongs to."""
+
+    HOST = "host"
+    SEED = "seed"
+    GATE = "gate"
+    TEACHER = "teacher"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One parameter: its name (a teacher's begins with ``teacher.``), its owner (``host``, a slot id or ``teacher``),
+    its kind, and why an update is refused; empty where it is trained."""
+
+    name: str
+    owner: str
+    kind: Kind
+    refusal: str
+
+
+def why_frozen(entry: SlotState, *, train_fossils: bool) -> str:
+    """Why what stands in a slot is not trained, in words; empty exactly where `learns` says that it is."""
+    if learns(entry.stage, ending=entry.ending, train_fossils=train_fossils):
+        return ""
+    if entry.stage is Stage.FOSSILIZED:
+        return "a fossil, and slots.train_fossils = false"
+    if entry.stage is Stage.GERMINATED:
+        return "GERMINATED: it learns from TRAINING on, once it has passed G1"
+    if entry.ending:
+        return "its prune ramp is running: what is blended out does not learn"
+    return f"{entry.stage.name}: there is no seed"
+
+
+class ParameterRegistry:
+    """Answers for the parameters of one grown model and its teacher.
+
+    Args:
+        grown: host and slots. owner: of the optimizer.
+    """
+
+    def __init__(self, grown: Grown, owner: ParameterOwner) -> None:
+        self.grown, self.owner = grown, owner
+        self._frozen: dict[str, str] = {}
+        self._teacher: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
+        self._guard: Any = None
+
+    # the record ---------------------------------------------------------------------------------------------------
+
+    def follow(self, state: RunState, *, train_fossils: bool) -> None:
+        """Takes the reasons from the agreed state; at every tick, after seeds and gates have come and gone."""
+        self._frozen = {
+            entry.slot: why_frozen(entry, train_fossils=train_fossils) for entry in state.slots if entry.stage.has_seed
+        }
+
+    def reset(self) -> None:
+        """Forgets the reasons and the teacher: as at the beginning. `follow` fills it again."""
+        self._frozen = {}
+        self.release_teacher()
+
+    def records(self) -> dict[str, Record]:
+        """Every parameter by name, host first, then slots row-major, then the teacher."""
+        found = {}
+        for owner, named in self.grown.owner_parameters().items():
+            for name, parameter in named:
+                kind = Kind.HOST
+                if owner != HOST:
+                    kind = Kind.GATE if name.startswith(f"{CONTAINER}.{owner}.gate.") else Kind.SEED
+                found[name] = Record(name, owner, kind, self._refusal(owner, parameter))
+        for name, ref in self._teacher.values():
+            if ref() is not None:
+                found[name] = Record(name, TEACHER, Kind.TEACHER, "the teacher's: it is frozen for good")
+        return found
+
+    def _refusal(self, owner: str, parameter: nn.Parameter) -> str:
+        if owner != HOST and owner not in self._frozen:
+            return "planted since the last tick: its stage is not agreed yet"
+        if owner != HOST:
+            return self._frozen[owner]
+        return "" if parameter.requires_grad else "frozen by the host's own code: requires_grad is False"
+
+    def record(self, which: str | Tensor) -> Record:
+        """The record of a parameter, by name or by the tensor itself.
+
+        Raises:
+            OwnershipError: it is nobody's.
+        """
+        records = self.records()
+        if isinstance(which, str):
+            if which in records:
+                return records[which]
+            raise OwnershipError(f"{which!r} is no parameter of this run; there are {', '.join(list(records)[:8])}")
+        entry = self._teacher.get(id(which))
+        if entry is not None and entry[1]() is which:
+            return records[entry[0]]
+        for named in self.grown.owner_parameters().values():
+            for name, parameter in named:
+                if parameter is which:
+                    return records[name]
+        raise OwnershipError(
+            f"a tensor of shape {tuple(which.shape)} is nobody's: not the host's, a slot's or a teacher's"
+        )
+
+    def why_refused(self, which: str | Tensor) -> str:
+        """Why an update of a parameter is refused now; empty where it is trained. Raises as `record`."""
+        return self.record(which).refusal
+
+    def demand(self, which: str | Tensor) -> None:
+        """Raises OwnershipError, which says which parameter and why, unless it is trained now."""
+        record = self.record(which)
+        if record.refusal:
+            raise OwnershipError(f"{record.name} of {record.owner} may not be trained: {record.refusal}")
+
+    def check(self) -> None:
+        """Compares model, optimizer and record.
+
+        Raises:
+            OwnershipError: every contradiction, by the parameter's name.
+        """
+        self._check_teacher()
+        groups: dict[int, list[str]] = {}
+        strays: dict[int, Tensor] = {}
+        for group in self.owner.optimizer.param_groups:
+            for parameter in group["params"]:
+                groups.setdefault(id(parameter), []).append(str(group.get("owner", "nobody")))
+                strays[id(parameter)] = parameter
+        problems = []
+        for owner, named in self.grown.owner_parameters().items():
+            for name, parameter in named:
+                strays.pop(id(parameter), None)
+                of = groups.get(id(parameter), [])
+                if not of and owner == HOST and not parameter.requires_grad:
+                    continue  # a user's optimizer need not hold what the user has frozen
+                if not of:
+                    problems.append(f"{name} of {owner} stands in no optimizer group")
+                elif len(of) > 1:
+                    problems.append(f"{name} of {owner} stands in {len(of)} optimizer groups, of {' and '.join(of)}")
+                elif of != [owner]:
+                    problems.append(f"{name} of {owner} stands in an optimizer group of {of[0]}")
+                refusal = self._refusal(owner, parameter)
+                if refusal and parameter.requires_grad:
+                    problems.append(f"{name} of {owner} may not be trained ({refusal}), but requires_grad is True")
+        for parameter in strays.values():
+            shape = tuple(parameter.shape)
+            problems.append(f"an optimizer group holds a parameter of shape {shape} that is not in the model")
+        if problems:
+            raise OwnershipError("; ".join(problems))
+
+    # the teacher --------------------------------------------------------------------------------------------------
+
+    def adopt_teacher(self, module: nn.Module) -> None:
+        """Freezes a teacher for good, puts it into eval() and answers for its parameters from now on.
+
+        From here on every optimizer step refuses to run while one of them stands in a group, requires a gradient or
+        has one.
+
+        Raises:
+            OwnershipError: there is a teacher already, or it shares a parameter with the model.
+        """
+        if self._teacher:
+            raise OwnershipError("there is a teacher already: release it first")
+        mine = {id(p): name for named in self.grown.owner_parameters().values() for name, p in named}
+        for name, parameter in module.named_parameters():
+            if id(parameter) in mine:
+                raise OwnershipError(
+                    f"{name} of the teacher is {mine[id(parameter)]} of the model: a teacher must stand by itself"
+                )
+        module.eval().requires_grad_(False)
+        for name, parameter in module.named_parameters():
+            parameter.grad = None
+            self._teacher[id(parameter)] = (f"{TEACHER}.{name}", weakref.ref(parameter))
+        self._guard = self.owner.optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        """Raises OwnershipError where somebody has set about training the teacher."""
+        if not self._teacher:
+            return
+        for group in self.owner.optimizer.param_groups:
+            for parameter in group["params"]:
+                entry = self._teacher.get(id(parameter))
+                if entry is not None and entry[1]() is parameter:
+                    raise OwnershipError(f"{entry[0]} stands in an optimizer group: a teacher is not trained")
+        for name, ref in self._teacher.values():
+            parameter = ref()
+            if parameter is not None and parameter.requires_grad:
+                raise OwnershipError(f"{name} requires a gradient: a teacher is not trained")
+            if parameter is not None and parameter.grad is not None:
+                raise OwnershipError(f"{name} has been given a gradient: a teacher is not trained")
+
+    def release_teacher(self) -> None:
+        """Forgets the teacher; once its holder has let go of it, nothing of it is left. Safe to call without one."""
+        if self._guard is not None:
+            self._guard.remove()
+        self._teacher, self._guard = {}, None
+        gc.collect()  # a model with hooks on itself goes in a cycle

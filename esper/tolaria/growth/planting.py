@@ -1,0 +1,113 @@
+"""From the record of a slot to what stands in it: the seed, its gate, and what the slot computes.
+
+Pure functions of the record and the run's seed, so every rank, a resume, an export and a final test come to the same
+modules.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from esper.accord.lifecycle import SlotState
+from esper.accord.state import RunState
+from esper.kasmina.births.build import birth_key, build_gate, build_seed, gate_key
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.phases import phase_of
+from esper.kasmina.slots.sites import Site
+from esper.kasmina.slots.slot import SeedSlot
+from esper.leyline.errors import CheckpointError
+from esper.leyline.stages import Incubation
+
+
+def build(
+    site: Site,
+    slot: str,
+    blueprint: str,
+    generation: int,
+    *,
+    run_seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """The seed that every rank builds alike: its weights are a function of (run seed, slot, generation).
+
+    Args:
+        site: of the slot.
+        slot: slot id.
+        blueprint: registered name.
+        generation: births in that slot up to this one.
+        run_seed: of the run.
+        dtype: what the seed is cast to.
+        device: where it is moved to.
+    """
+    key = birth_key(run_seed, slot, generation)
+    return build_seed(blueprint, dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
+
+
+def gate_for(site: Site, entry: SlotState, *, run_seed: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The gate that every rank builds alike: a function of (run seed, slot, generation, first step of its ramp)."""
+    assert entry.ramp is not None
+    key = gate_key(run_seed, entry.slot, entry.generation, entry.ramp.first_step)
+    return build_gate(dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
+
+
+def seat(holder: SeedSlot, entry: SlotState, step: int, incubation: Incubation) -> None:
+    """Makes a slot compute what its record says, at optimizer step ``step``."""
+    holder.phase = phase_of(entry.stage, incubation)
+    holder.operator, holder.fades_from = entry.operators(step)
+    holder.set_alpha(entry.alpha(step), entry.fade(step))
+
+
+def load_weights(grown: Grown, weights: Mapping[str, Tensor], where: str) -> None:
+    """Loads weights into a model whose topology stands, totally.
+
+    Raises:
+        CheckpointError: names what does not fit; ``where`` says which file.
+    """
+    try:
+        grown.model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def rebuild(
+    grown: Grown,
+    state: RunState,
+    weights: Mapping[str, Tensor],
+    where: str,
+    *,
+    run_seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    incubation: Incubation,
+) -> None:
+    """Makes a model with empty slots the network of a record, for evaluation: no optimizer knows of its seeds.
+
+    Args:
+        grown: with empty slots.
+        state: the record.
+        weights: of the whole network, seeds and gates included.
+        where: the file that they come from.
+        run_seed: of the run.
+        dtype: of the seeds.
+        device: of the model.
+        incubation: of the run.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    for entry in state.slots:
+        if entry.stage.has_seed:
+            assert entry.blueprint is not None
+            holder, site = grown.slots[entry.slot], grown.sites[entry.slot]
+            holder.plant(
+                build(
+                    site, entry.slot, entry.blueprint, entry.generation, run_seed=run_seed, dtype=dtype, device=device
+                )
+            )
+            if entry.wants_gate(state.step):
+                holder.gate = gate_for(site, entry, run_seed=run_seed, dtype=dtype, device=device)
+    load_weights(grown, weights, where)
+    for entry in state.slots:
+        seat(grown.slots[entry.slot], entry, state.step, incubation)

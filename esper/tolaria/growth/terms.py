@@ -1,0 +1,94 @@
+"""What does not change in a run, and by which the reducer judges: built in one place for trainer, session and drill."""
+
+from collections.abc import Iterable, Mapping
+
+from esper.accord.account import Costs
+from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.state import Terms
+from esper.kasmina.blueprints import registry
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import Site
+from esper.leyline.alpha import Operator
+from esper.leyline.channels import channel_info, channels_path, parse_channels, usable_operators
+from esper.leyline.slots import parse_slot
+
+
+def places_of(slots: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Row and column of each slot, normalised to [0, 1]."""
+    places = {slot: parse_slot(slot) for slot in slots}
+    rows = max(place.row for place in places.values()) or 1
+    cols = max(place.col for place in places.values()) or 1
+    return {slot: (place.row / rows, place.col / cols) for slot, place in places.items()}
+
+
+def parsed_channels(slots: SlotsConfig) -> dict[str, tuple[float, ...]]:
+    """CHANNEL's vectors by slot.
+
+    Raises:
+        ConfigError: a vector that cannot be read.
+    """
+    return {slot: parse_channels(text, channels_path(slot)) for slot, text in (slots.channels or {}).items()}
+
+
+def set_channels(grown: Grown, slots: SlotsConfig) -> None:
+    """Hands each slot the vector of CHANNEL that the settings give it.
+
+    Raises:
+        ConfigError: an unknown slot, or a vector that does not fit the slot's features.
+    """
+    for slot in slots.channels or ():
+        parse_slot(slot, known=grown.slots)
+    for slot, values in parsed_channels(slots).items():
+        grown.slots[slot].set_channels(values)
+
+
+def build_terms(
+    sites: Mapping[str, Site],
+    slots: SlotsConfig,
+    gates: GateConfig,
+    *,
+    class_logits: bool,
+    total_steps: int,
+    tick_steps: int,
+    max_skips: int,
+    world_size: int,
+    costs: Costs | None,
+    names: tuple[str, ...] | None = None,
+    operators: tuple[Operator, ...] | None = None,
+) -> Terms:
+    """The terms of a run on a model with these sites.
+
+    Args:
+        sites: by slot, row-major.
+        slots: budgets, planted seeds, CHANNEL's vectors.
+        gates: thresholds.
+        class_logits: the model's output is logits [B, K >= 2], which CONFIDENCE reads.
+        total_steps: optimizer steps of the run.
+        tick_steps: nominal optimizer steps between ticks.
+        max_skips: skipped steps in a row after which the newest blending seed is pruned.
+        world_size: ranks.
+        costs: FLOPs per sample; None keeps no account.
+        names: blueprints on offer; None: all that are registered.
+        operators: on offer in every slot; None: all that a slot can use.
+    """
+    catalogue = {
+        slot: registry.catalogue(site.topology, site.dim, site.positions, names) for slot, site in sites.items()
+    }
+    offered = {info.name for infos in catalogue.values() for info in infos}
+    usable = {
+        slot: operators or usable_operators(slot, slots.channels or {}, class_logits=class_logits) for slot in sites
+    }
+    return Terms(
+        slots_config=slots,
+        gates=gates,
+        catalogue=catalogue,
+        names=registry.all_names() if names is None else tuple(sorted(offered)),
+        operators=usable,
+        channels={slot: channel_info(values) for slot, values in parsed_channels(slots).items()},
+        places=places_of(sites),
+        total_steps=total_steps,
+        tick_steps=tick_steps,
+        max_skips=max_skips,
+        world_size=world_size,
+        costs=costs,
+    )

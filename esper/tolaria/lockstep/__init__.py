@@ -1,0 +1,1 @@
+"""One tick: the two collectives, and what stands around them."""

@@ -1,0 +1,60 @@
+"""What a rank measures for a tick: its entries of the observe vector."""
+
+from dataclasses import asdict
+from typing import Protocol
+
+import torch
+
+from esper.accord.config import GateConfig
+from esper.accord.lifecycle import ProbeRequest
+from esper.accord.state import RunState
+from esper.kasmina.slots.grown import HOST, Grown
+from esper.tolaria.growth.ownership import ParameterOwner
+from esper.tolaria.lockstep.window import Window
+
+
+class Measures(Protocol):
+    """Forwards that measure: sums over this rank's share of the samples, no collective, nothing changed."""
+
+    grown: Grown
+
+    def validation_sums(self) -> dict[str, float]:
+        """Loss, correctness, their squares and their count on what is held out; empty where nothing is."""
+
+    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
+        """Paired evidence for one look; see `kasmina.attribution.probe.paired_sums`: count, sum, sum_sq, sum_cube."""
+
+
+def measure(
+    state: RunState, owner: ParameterOwner, evaluator: Measures, window: Window, gates: GateConfig, *, validate: bool
+) -> tuple[dict[str, float], int]:
+    """Sums since the last tick, validation where it is due, and the evidence that the last tick asked for.
+
+    Args:
+        state: agreed at the last tick; its requests say what to probe. owner, evaluator, window: this rank's.
+        gates: how many samples a probe draws. validate: whether validation is due.
+
+    Returns:
+        Entries of the observe vector by name, and how many of this rank's samples had a loss that was not finite.
+    """
+    values, nonfinite = window.values([entry.slot for entry in state.slots])
+    for whose, health in owner.health.take().items():
+        prefix = "host_" if whose == HOST else f"{whose}."
+        values |= {f"{prefix}{name}": float(value) for name, value in asdict(health).items()}
+    if validate:
+        values |= {f"validation_{name}": value for name, value in evaluator.validation_sums().items()}
+    for entry in state.slots:
+        holder = evaluator.grown.slots[entry.slot]
+        if holder.seed is not None:
+            finite = all(bool(torch.isfinite(parameter).all()) for parameter in holder.parameters())
+            values[f"{entry.slot}.finite"] = float(finite)
+            values[f"{entry.slot}.owned"] = float(owner.owned(entry.slot))
+            values[f"{entry.slot}.degraded"] = float(evaluator.grown.slots[entry.slot].degraded is not None)
+            count, total, squares = holder.tally.take()
+            values[f"{entry.slot}.gate_count"] = count
+            values[f"{entry.slot}.gate_sum"] = total
+            values[f"{entry.slot}.gate_sum_sq"] = squares
+        if entry.request is not None:
+            sums = evaluator.probe_sums(entry.slot, entry.request, gates)
+            values |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}
+    return values, nonfinite

@@ -1,0 +1,186 @@
+"""What a tick says: agreed changes turned into events. Every rank builds them; only rank 0's sink writes them all."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+
+from esper.accord.lifecycle import SlotState
+from esper.accord.observe import effective_alpha, gradient_ratio
+from esper.accord.state import RunState, Terms
+from esper.kasmina.births import Library
+from esper.kasmina.slots.grown import Grown
+from esper.leyline.commands import Command
+from esper.leyline.events.run import (
+    CommandJudged,
+    ContributionMeasured,
+    Event,
+    Fault,
+    LibraryUsed,
+    Rewrapped,
+    RunStarted,
+    SlotDegraded,
+    SlotLine,
+    StageChanged,
+    StepSkipped,
+    TickDone,
+)
+from esper.leyline.protocols import EventSink
+from esper.leyline.stages import Mechanical
+from esper.tolaria.lockstep.wire import Agreed
+
+
+def axes_of(state: RunState) -> dict[str, int]:
+    """The axes of an event about this state."""
+    return {"step": state.step, "tick": state.tick, "epoch": state.epoch}
+
+
+class Narrator:
+    """Emits the events of a run.
+
+    Args:
+        sink: takes them. grown: for parameter counts.
+    """
+
+    def __init__(self, sink: EventSink, grown: Grown) -> None:
+        self.sink, self.grown = sink, grown
+        self._degraded: dict[str, SlotDegraded] = {}  # told, and not over
+
+    def tell(self, event: Event | None) -> None:
+        """Emits an event, if there is one."""
+        if event is not None:
+            self.sink.emit(event)
+
+    def tell_all(self, events: Iterable[Event]) -> None:
+        """Emits events in their order."""
+        for event in events:
+            self.sink.emit(event)
+
+    def _parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.grown.model.parameters())
+
+    def started(self, state: RunState, terms: Terms, resumed_from: int | None) -> None:
+        """The group began or resumed the run."""
+        self.tell(
+            RunStarted(
+                **axes_of(state),
+                world_size=terms.world_size,
+                resumed_from=resumed_from,
+                parameters=self._parameters(),
+                total_steps=terms.total_steps,
+                slots=tuple(self.grown.slots),
+            )
+        )
+
+    def evidence(self, before: RunState, state: RunState, agreed: Agreed, first_skipped: int) -> None:
+        """Paired evidence that arrived, and steps that were skipped."""
+        for old, new in zip(before.slots, state.slots, strict=True):
+            if old.request is not None:
+                self.tell(
+                    ContributionMeasured(
+                        **axes_of(state),
+                        slot=new.slot,
+                        stage=new.stage,
+                        look=old.request.look,
+                        alpha=new.contribution_alpha,
+                        contribution=new.contribution,
+                    )
+                )
+            self._tell_degraded(state, new)
+            if new.nonfinite_steps:
+                text = (
+                    f"{new.nonfinite_steps} steps had a non-finite gradient in {new.slot} ({new.stage.name}); dropped"
+                )
+                self.tell(Fault(**axes_of(state), what=text, where=new.slot))
+        if state.skipped:
+            ranks = agreed.nonfinite_ranks
+            self.tell(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
+
+    def decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
+        """The reducer's events; on rank 0 with the controller's reasons, which do not travel."""
+        reasons = {command.proposal: command.reason for command in (commands or {}).values() if command.proposal}
+        for event in events:
+            if isinstance(event, CommandJudged) and event.command.proposal in reasons:
+                why = reasons[event.command.proposal]
+                event = replace(event, command=replace(event.command, reason=why))
+                event = replace(event, reason=why) if event.applied else event
+            self.tell(event)
+            if isinstance(event, StageChanged) and event.cause == Mechanical.DEGRADED.name:
+                told = self._degraded.pop(event.slot)
+                self.tell(replace(told, step=event.step, tick=event.tick, epoch=event.epoch, pruned=True))
+
+    def _tell_degraded(self, state: RunState, slot: SlotState) -> None:
+        if slot.degraded_tick is None:
+            self._degraded.pop(slot.slot, None)
+        elif slot.slot not in self._degraded:
+            elsewhere = "a fallback on another rank, whose own event file says why"
+            event = SlotDegraded(
+                **axes_of(state),
+                slot=slot.slot,
+                blueprint=str(slot.blueprint),
+                ranks=slot.degraded,
+                reason=self.grown.slots[slot.slot].degraded or elsewhere,
+                pruned=False,
+            )
+            self._degraded[slot.slot] = event
+            self.tell(event)
+
+    def fault(self, state: RunState, what: str, where: str) -> None:
+        """Something is broken, and the run goes on."""
+        self.tell(Fault(**axes_of(state), what=what, where=where))
+
+    def failures(self, state: RunState, failures: dict[str, str]) -> None:
+        """Why staged seeds failed on this rank; clears the record."""
+        for slot, text in failures.items():
+            self.fault(state, f"seed for {slot} cannot be held here: {text}", slot)
+        failures.clear()
+
+    def library(self, state: RunState, library: Library, *, waited_ms: float) -> None:
+        """What the seed library did since the last tick, and what it could not keep."""
+        figures = library.figures(state.tick)
+        if figures.births or figures.disk_hits or figures.built or figures.evicted or figures.failed or waited_ms:
+            self.tell(LibraryUsed(**axes_of(state), **asdict(figures), waited_ms=waited_ms))
+        while library.troubles:
+            self.fault(state, library.troubles.pop(0), "seed library")
+
+    def rewrapped(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
+        """A new wrapper, if there is one."""
+        if wrap_ms is not None:
+            cause = "save" if saved else "gradient set changed"
+            self.tell(Rewrapped(**axes_of(state), cause=cause, parameters=parameters, wrap_ms=wrap_ms))
+
+    def tick(self, state: RunState, *, lr: float, steps_ms: float, tick_ms: float, digest_ms: float) -> None:
+        """The agreed numbers of the tick."""
+        lines = tuple(
+            SlotLine(
+                slot=entry.slot,
+                stage=entry.stage,
+                alpha=entry.alpha(state.step),
+                blueprint=entry.blueprint,
+                effective_alpha=effective_alpha(state, entry),
+                gate_mean=entry.gate_mean,
+                gate_std=entry.gate_std,
+                contribution=entry.contribution,
+                gradient_norm=entry.gradient_norm,
+                gradient_ratio=gradient_ratio(state, entry),
+                health=entry.health,
+            )
+            for entry in state.slots
+        )
+        self.tell(
+            TickDone(
+                **axes_of(state),
+                train_loss=state.train_loss,
+                train_accuracy=state.train_accuracy,
+                validation_loss=state.validation_loss,
+                validation_accuracy=state.validation_accuracy,
+                lr=lr,
+                host_gradient_norm=state.host_norm,
+                host_health=state.host_health,
+                slots=lines,
+                parameters=self._parameters(),
+                live_seeds=sum(entry.stage.is_live for entry in state.slots),
+                flops=state.flops,
+                steps_ms=steps_ms,
+                tick_ms=tick_ms,
+                digest_ms=digest_ms,
+            )
+        )

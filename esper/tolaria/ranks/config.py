@@ -1,0 +1,84 @@
+"""Settings of the training engine: optimizer, trainer, lockstep, checkpoints, governor, world."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from esper.leyline.checks import Checks
+
+
+class Device(StrEnum):
+    """CPU: gloo. GPU: one CUDA device a rank, NCCL for data, gloo for control."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+@dataclass(kw_only=True, slots=True)
+class ControlConfig:
+    """The control tick and the lockstep protocol.
+
+    Fields:
+        every: optimizer steps between ticks; 0: one at each epoch's end and at least every ``max_steps``.
+        max_steps: no more optimizer steps than this between two ticks.
+        digest_every: ticks between digests of all parameters (live seeds are digested at every tick).
+        validate_every: ticks between validations.
+        stage_ticks: ticks that a staged seed may stay not ready before it is discarded.
+        timeout_s: seconds after which a missing rank is an error, in every process group.
+        slow_timeout_s: the same for what may rightly take longer: the step after a growth, a save, or a save's commit.
+        startup_timeout_s: the same for start-up, load, the last save and the final test.
+    """
+
+    every: int = 50
+    max_steps: int = 200
+    digest_every: int = 4
+    validate_every: int = 1
+    stage_ticks: int = 4
+    timeout_s: float = 60.0
+    slow_timeout_s: float = 300.0
+    startup_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("every", self.every >= 0, "optimizer steps, must be >= 1, or 0 for each epoch's end")
+            check("every", self.every <= self.max_steps, "must not exceed control.max_steps")
+            for name in ("max_steps", "digest_every", "validate_every", "stage_ticks"):
+                check(name, getattr(self, name) >= 1, "must be >= 1")
+            for name in ("timeout_s", "slow_timeout_s", "startup_timeout_s"):
+                check(name, getattr(self, name) >= 1, "seconds, must be >= 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class WorldConfig:
+    """Processes and devices.
+
+    Fields:
+        device: cpu (gloo) or gpu (``cuda:LOCAL_RANK``; NCCL for data, gloo for control).
+        nproc_per_node: ranks per host. nnodes: hosts.
+        rdzv_endpoint: ``host:port`` of the first host's rendezvous; needed when nnodes > 1. ``slurm``: inside a Slurm
+            job, whose hosts, time limit and restart count are then asked of Slurm.
+        rdzv_id: name that the hosts of one job share; needed when nnodes > 1.
+        max_restarts: times that torchrun starts the workers anew after a failure; each resumes from the newest
+            checkpoint.
+        threads: intra-op threads per rank.
+        find_unused: DDP looks for parameters without a gradient in every step.
+        grace_s: seconds that a stopped launcher gives its workers before it ends them.
+    """
+
+    device: Device = Device.CPU
+    nproc_per_node: int = 2
+    nnodes: int = 1
+    rdzv_endpoint: str | None = None
+    rdzv_id: str | None = None
+    max_restarts: int = 0
+    threads: int = 1
+    find_unused: bool = False
+    grace_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            for name in ("nproc_per_node", "nnodes", "threads"):
+                check(name, getattr(self, name) >= 1, "must be >= 1")
+            check("max_restarts", self.max_restarts >= 0, "must be >= 0")
+            check("grace_s", self.grace_s > 0, "seconds, must be > 0")
+            for name in ("rdzv_endpoint", "rdzv_id") if self.rdzv_endpoint != "slurm" else ():
+                check(name, self.nnodes == 1 or getattr(self, name) is not None, "needed when world.nnodes > 1")

@@ -1,0 +1,112 @@
+"""Before anything trains: do all ranks run the same program on the same kind of machine on the same run directory?
+
+Births and sums differ between CPU capabilities, thread counts and torch versions, so unequal ranks are refused. One
+all-reduce(MAX) of pairs (d, -d); only if a field differs, its values are gathered and shown.
+"""
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+
+from esper.leyline.errors import LockstepError
+from esper.leyline.files import package_folder
+from esper.leyline.plain import digest62
+from esper.tolaria.ranks.world import World
+
+WIDEST = 8192  # bytes of a value that travel for a diagnosis
+SHOWN = 96  # characters of a value in an error
+
+# What to do about a field that differs.
+ADVICE = {
+    "run directory": "RUN must be on a file system that all ranks share",
+    "config": "start all ranks with the same RUN/config.yaml",
+    "code": "install the same version of esper on every host",
+    "order to the breaker": "RUN/breaker.json is not the same for all ranks (yet); give the order again",
+    "teacher": "the teacher must be the same on every host, and built alike by every rank",
+    "data": "use the same files on every host",
+    "registry": "install the same blueprint packages on every host",
+    "threads": "set world.threads, or OMP_NUM_THREADS, alike on every host",
+}
+
+
+def code_digest() -> str:
+    """BLAKE2b over the package's own source files."""
+    root = package_folder()
+    hasher = hashlib.blake2b(digest_size=8)
+    for path in sorted(root.rglob("*.py")):
+        hasher.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return hasher.hexdigest()
+
+
+def machine_fields(device: torch.device) -> dict[str, str]:
+    """What sums and births depend on beside the program."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _what_differs(values: list[str]) -> list[str]:
+    """Short values as they are; of long ones, which are lists of words, the words that not every rank has."""
+    if max(map(len, values)) <= SHOWN:
+        return values
+    rows = [value.split() for value in values]
+    common = set.intersection(*map(set, rows))
+    left = [" ".join(word for word in row if word not in common) for row in rows]
+    return [(text if len(text) <= SHOWN else f"{text[:SHOWN]}...") or "nothing besides" for text in left]
+
+
+def shake_hands(world: World, fields: Mapping[str, str]) -> None:
+    """Compares named values over all ranks.
+
+    Args:
+        world: the ranks. fields: name -> value in words, the same names on every rank; a long value is a list of
+            words, of which only those that differ are shown.
+
+    Raises:
+        LockstepError: naming every field that differs, the ranks, and their values; the same text on every rank.
+    """
+    names = sorted(fields)
+    row = []
+    for name in names:
+        digest = digest62(fields[name])
+        row += [digest, -digest]
+    vector = torch.tensor([*row, len(names), -len(names)], dtype=torch.int64)
+    agreed = world.all_reduce(vector, dist.ReduceOp.MAX, what="handshake").tolist()
+    parts = []
+    for index, name in enumerate(names):
+        if agreed[2 * index] != -agreed[2 * index + 1]:
+            values = _what_differs(world.gather_text(fields[name], what="diagnosis", width=WIDEST))
+            shown = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
+            parts.append(f"{name}: {shown}" + (f" ({ADVICE[name]})" if name in ADVICE else ""))
+    if parts:
+        raise LockstepError("ranks are unequal: " + "; ".join(parts))
+
+
+def newest_valid_everywhere(world: World, steps: Sequence[int], valid: Callable[[int], bool]) -> int | None:
+    """The newest step whose checkpoint every rank has verified; None if there is none.
+
+    Each rank verifies newest first and stops at the first good one; if another rank is further back, it goes on from
+    there. Reading may take long, so the ranks meet on the group with the longer limit.
+
+    Args:
+        world: the ranks. steps: that this rank sees, newest first. valid: whether one of them is whole here.
+    """
+    bound = 2**62
+    while True:
+        mine = next((step for step in steps if step <= bound and valid(step)), -1)
+        pair = torch.tensor([mine, -mine], dtype=torch.int64)
+        agreed = world.all_reduce(pair, dist.ReduceOp.MIN, what="choice of checkpoint", on="default").tolist()
+        low, high = agreed[0], -agreed[1]
+        if low < 0:
+            return None
+        if low == high:
+            return int(low)
+        bound = low

@@ -1,0 +1,245 @@
+"""Process groups and the few collectives that Esper itself issues; on one process each is the identity.
+
+    data     the step's gradient reductions (gloo on CPU, NCCL on GPUs) and the average of BatchNorm statistics
+    control  two all-reduces a tick, always gloo on CPU tensors
+    default  start-up, load, the last save and the final test only, with a longer limit
+
+Every group has a timeout. A collective that fails raises `LockstepError` naming the rank that the heartbeat marks say
+is missing, never a bare transport error.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from esper.leyline.errors import ConfigError, LockstepError
+from esper.tolaria.ranks.config import ControlConfig, Device, WorldConfig
+from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
+from esper.tolaria.ranks.lastword import LastWord
+
+
+def _arrived(rank: int) -> str:
+    return f"esper/arrived/{rank}"
+
+
+class World:
+    """This process's place among the ranks.
+
+    Fields:
+        rank, size, local_rank: as torchrun set them.
+        device: where the model lives.
+        heartbeat: marks for naming a missing rank; set once the run directory is known.
+    """
+
+    def __init__(self, config: WorldConfig, control: ControlConfig, *, within: torch.device | None = None) -> None:
+        """Joins the process group that the environment describes (RANK, WORLD_SIZE, ...); alone without one.
+
+        Args:
+            config, control: devices, limits.
+            within: the device of a model that somebody else's program has placed. That program may have a process group
+                already; then only the groups of our own are made, and it is left as it is.
+
+        Raises:
+            ConfigError: a GPU world without enough CUDA devices.
+            LockstepError: the ranks did not meet within control.startup_timeout_s.
+        """
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.heartbeat: Heartbeat | LastWord | None = None
+        self.find_unused = config.find_unused
+        self.device = self._device(config) if within is None else within
+        self._mine = within is None or not dist.is_initialized()
+        if not self._mine:
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.control: dist.ProcessGroup | None = None
+        self.data: dist.ProcessGroup | None = None
+        self._store: dist.Store | None = None
+        self._limits = (control.timeout_s, control.slow_timeout_s)
+        self._slow = False
+        if self.size == 1:
+            return
+        startup = datetime.timedelta(seconds=control.startup_timeout_s)
+        limit = datetime.timedelta(seconds=control.timeout_s)
+        gpu = config.device is Device.GPU
+        with self.collective("start-up"):
+            if not self._mine:
+                self._store = dist.distributed_c10d._get_default_store()
+                self._make_groups(limit, gpu)
+                return
+            self._store, _, _ = next(dist.rendezvous("env://", timeout=startup))
+            self._store.set(_arrived(self.rank), "")
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpu else "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=startup,
+                device_id=self.device if gpu else None,
+            )
+            self._make_groups(limit, gpu)
+
+    def _make_groups(self, limit: datetime.timedelta, gpu: bool) -> None:
+        self.control = dist.new_group(backend="gloo", timeout=limit)
+        # NCCL's own watchdog ends the process without a word; ours (tolaria.watchdog) must come first.
+        self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=2 * limit if gpu else limit)
+
+    @property
+    def store(self) -> dist.Store | None:
+        """The rendezvous store; None when alone."""
+        return self._store
+
+    def _device(self, config: WorldConfig) -> torch.device:
+        if config.device is Device.CPU:
+            return torch.device("cpu")
+        if torch.cuda.device_count() <= self.local_rank:
+            count = torch.cuda.device_count()
+            raise ConfigError(
+                f"world.device = gpu: this host has {count} CUDA devices, local rank {self.local_rank} needs one; "
+                f"set world=cpu or world.nproc_per_node={max(1, count)}"
+            )
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        return device
+
+    @contextlib.contextmanager
+    def collective(self, what: str) -> Iterator[None]:
+        """Turns a transport failure inside the block into a `LockstepError` that names who is missing."""
+        try:
+            yield
+        except (RuntimeError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) as error:
+            if self.size == 1 or isinstance(error, torch.OutOfMemoryError) or not is_transport(error):
+                raise
+            text = self.heartbeat.explain() if self.heartbeat is not None else self._absent()
+            first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+            raise LockstepError(f"{LOST} in {what}: {text} ({first})") from error
+
+    def _absent(self) -> str:
+        """Who has not come to the rendezvous, before there are heartbeats."""
+        if self._store is None:
+            return "the rendezvous store cannot be reached; is the first host up, and its port open?"
+        try:
+            missing = [rank for rank in range(self.size) if not self._store.check([_arrived(rank)])]
+        except (RuntimeError, dist.DistError):
+            return "the rendezvous store does not answer"
+        parts = [f"rank {rank} never arrived" for rank in missing]
+        return "; ".join(parts) or "every rank has arrived: the network between them may be cut"
+
+    def all_reduce(self, vector: Tensor, op: Any, *, what: str, on: str = "control") -> Tensor:
+        """Reduces ``vector`` in place and returns it.
+
+        Args:
+            vector: CPU tensor; on the data group a tensor on `device`.
+            op: ``dist.ReduceOp``. what: phase name for an error.
+            on: the group: ``control``, ``data``, or ``default`` for what may take as long as a start.
+        """
+        if self.size > 1:
+            with self.collective(what):
+                self._reduce(vector, op, on=on, what=what)
+        return vector
+
+    def _reduce(self, vector: Tensor, op: Any, *, on: str, what: str) -> None:
+        """The transport under `all_reduce`. `esper.drill` puts ranks of one process in its place."""
+        group = {"control": self.control, "data": self.data, "default": None}[on]
+        dist.all_reduce(vector, op, group=group)
+
+    def _gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
+        """The transport under `all_gather`."""
+        rows = [torch.empty_like(vector) for _ in range(self.size)]
+        dist.all_gather(rows, vector, group=self.control)
+        return rows
+
+    def allow_slow(self, slow: bool) -> None:
+        """Gives the data and control groups the longer limit, or takes it back; every rank at the same step.
+
+        For what may rightly keep a rank longer than control.timeout_s: writing a save, hashing it, a first step.
+        """
+        if self.size == 1 or slow == self._slow:
+            return
+        self._slow = slow
+        limit = datetime.timedelta(seconds=self.limit_s)
+        # Leading underscore and all, this is torch's way to change a limit later (its own torchtitan uses it).
+        dist.distributed_c10d._set_pg_timeout(limit, self.control)
+        dist.distributed_c10d._set_pg_timeout(2 * limit if self.device.type == "cuda" else limit, self.data)
+
+    def put(
+        self, tensor: Tensor, dtype: torch.dtype | None = None, layout: torch.memory_format = torch.preserve_format
+    ) -> Tensor:
+        """A host's tensor on this rank's device; by way of pinned memory, so that a GPU's host does not wait."""
+        tensor = tensor.to(dtype or tensor.dtype, memory_format=layout)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    @property
+    def slow(self) -> bool:
+        """Whether the longer limit is in force."""
+        return self._slow
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that a collective of the data or control group may take now."""
+        return max(self._limits) if self._slow else self._limits[0]
+
+    def all_gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
+        """Each rank's ``vector`` (CPU, equal shapes), over the control group. Diagnostics and start-up only."""
+        if self.size == 1:
+            return [vector]
+        with self.collective(what):
+            return self._gather(vector, what=what)
+
+    def gather_text(self, text: str, *, what: str, width: int = 320) -> list[str]:
+        """Each rank's text, cut to ``width`` bytes, as fixed-size int8 rows: no pickled objects."""
+        raw = text.encode()[:width].ljust(width, b"\0")
+        rows = self.all_gather(torch.tensor(list(raw), dtype=torch.uint8), what=what)
+        return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows]
+
+    def gather_bytes(self, data: bytes, *, what: str) -> list[bytes]:
+        """Each rank's bytes, of any length, over the control group. For start-up and saves."""
+        lengths = [int(row) for row in self.all_gather(torch.tensor([len(data)]), what=what)]
+        row = torch.zeros(max(lengths), dtype=torch.uint8)
+        row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        rows = self.all_gather(row, what=what)
+        return [bytes(found[:length].numpy()) for found, length in zip(rows, lengths, strict=True)]
+
+    def meet(self, what: str) -> None:
+        """Start-up barrier on the default group, with its longer limit."""
+        self.all_reduce(torch.zeros(1), dist.ReduceOp.SUM, what=what, on="default")
+
+    def close(self) -> None:
+        """Leaves the process groups without waiting for a peer that may be gone."""
+        if self.heartbeat is not None:
+            self.heartbeat.close()
+        if self.size > 1 and dist.is_initialized():
+            with contextlib.suppress(RuntimeError):
+                for group in (None,) if self._mine else (self.data, self.control):
+                    dist.destroy_process_group(group)
+
+
+_TRANSPORT = (
+    "connection",
+    "timed out",
+    "timeout",
+    "gloo",
+    "nccl",
+    "socket",
+    "peer",
+    "broken pipe",
+    "store",
+    "rendezvous",
+    "process group",
+)
+
+
+def is_transport(error: BaseException) -> bool:
+    """Whether an error came out of a collective's transport rather than out of our or the user's code."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _TRANSPORT)

@@ -1,0 +1,1 @@
+"""The trainer's loop: steps, losses, evaluation, governor, result."""

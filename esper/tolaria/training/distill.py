@@ -1,0 +1,248 @@
+"""Knowledge distillation: beside the task's loss, a frozen teacher's word on every sample.
+
+    term_b = weight * T^2 * KL(softmax(t_b / T) || softmax(s_b / T))  +  feature_weight * sum_pairs mean((f_b - g_b)^2)
+
+with logits s of the student and t of the teacher (Hinton, Vinyals, Dean 2015, arXiv:1503.02531: T^2 keeps the size of
+the gradient when T changes) and features f at a slot's site and g at a module of the teacher (Romero et al. 2015,
+arXiv:1412.6550, without a regressor: shapes must fit). A sequence's term is the mean over its positions, as the task's
+loss is. The term adds to the loss of each sample, so whatever holds of that holds of it: N ranks equal one.
+
+Seeds in their shadow forward see the same sum as the host: a seed is to learn what it will be blended in for. What
+judges them does not: validation, probes, gates and the training loss that is told are the task's alone.
+
+The teacher runs once a batch, in eval() and without a graph, before the student's forward; it is no part of the model,
+so neither the wrapper, the digests nor the checkpoint hold it, but its identity, which a resume compares.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.feature import place_of, take
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import undisturbed
+from esper.leyline.checks import Checks
+from esper.leyline.errors import ConfigError
+from esper.leyline.imports import is_dotted
+from esper.leyline.slots import sort_slots
+from esper.tolaria.ranks.digest import digest_tensors
+
+Autocast = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+@dataclass(kw_only=True, slots=True)
+class DistillConfig:
+    """Who teaches, and what its word weighs. Without ``run`` and ``path`` there is no teacher.
+
+    Fields:
+        run: run directory whose network teaches, as one of its checkpoints has it.
+        step: of that checkpoint; null: the one that validation chose. Name it where the teacher still trains.
+        path: or ``package.module:function``, called with ``input_shape`` and ``classes``, which returns the teacher.
+        options: its further keyword arguments; null for none.
+        weight: of the soft targets, in units of the task's loss.
+        temperature: T of both softmaxes.
+        features: slot id -> dotted name of the teacher's module that the features there are drawn to; null: none.
+        feature_weight: of each such pair.
+        until_step: optimizer step at which the teacher is let go; null: never.
+    """
+
+    run: str | None = None
+    step: int | None = None
+    path: str | None = None
+    options: dict[str, Any] | None = None
+    weight: float = 1.0
+    temperature: float = 2.0
+    features: dict[str, str] | None = None
+    feature_weight: float = 1.0
+    until_step: int | None = None
+
+    def __post_init__(self) -> None:
+        sort_slots(self.features or ())
+        with Checks(self) as check:
+            check("run", self.run is None or self.run.strip() != "", "must name a run directory, or be null")
+            check("path", self.path is None or is_dotted(self.path), "write package.module:function, or null")
+            check("path", self.path is None or self.run is None, "one teacher at a time: distill.run or distill.path")
+            check("step", self.step is None or self.run is not None, "goes with distill.run")
+            check("step", self.step is None or self.step >= 1, "optimizer steps, must be >= 1")
+            reserved = {"input_shape", "classes"} & set(self.options or ())
+            check("options", not reserved, "input_shape and classes are given by the data; leave them out")
+            check("options", self.path is not None or not self.options, "go with distill.path")
+            check("weight", self.weight >= 0, "must be >= 0")
+            check("weight", self.weight > 0 or bool(self.features), "must be > 0 where no features are named")
+            check("temperature", self.temperature > 0, "must be > 0")
+            check("feature_weight", self.feature_weight > 0, "must be > 0")
+            check("until_step", self.until_step is None or self.until_step >= 1, "optimizer steps, must be >= 1")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a teacher."""
+        return self.run is not None or self.path is not None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(teacher / T) || softmax(student / T)) of each sample, in nats; pure.
+
+    Its gradient by the student's logits is T * (softmax(student / T) - softmax(teacher / T)). A class that the teacher
+    rules out (a logit of minus infinity) adds nothing.
+
+    Args:
+        student, teacher: logits [B, K] or [B, T, V]. temperature: T.
+
+    Returns:
+        [B]; of a sequence the mean over its positions. In the dtype of the student, but never below float32.
+    """
+    log_q = torch.log_softmax(_wide(student) / temperature, dim=-1)
+    log_p = torch.log_softmax(_wide(teacher).to(log_q.dtype) / temperature, dim=-1)
+    p = log_p.exp()
+    terms = torch.where(p > 0, p * (log_p.nan_to_num(neginf=0.0) - log_q), 0.0)
+    divergence = temperature**2 * terms.sum(-1)
+    return divergence if divergence.ndim == 1 else divergence.mean(1)
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of each sample's features; pure.
+
+    Args:
+        student, teacher: [B, ...], of one shape.
+
+    Returns:
+        [B], never below float32.
+    """
+    return (_wide(student) - _wide(teacher)).square().flatten(1).mean(1)
+
+
+class Teacher:
+    """A network that teaches, on the CPU or where it was built.
+
+    Args:
+        module: what holds its parameters. source: who it is, in words.
+        call: inputs -> logits; None: the module itself.
+    """
+
+    def __init__(self, module: nn.Module, source: str, call: Callable[[Tensor], Any] | None = None) -> None:
+        self.module, self.source = module, source
+        self.call: Callable[[Tensor], Any] = module if call is None else call
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        self.digest = digest_tensors((name, tensor.detach().cpu()) for name, tensor in tensors)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint says of it: source in words, digest of all its tensors as they were read."""
+        return {"source": self.source, "digest": self.digest}
+
+
+class Distillation:
+    """The teacher's term in the loss of a run.
+
+    Args:
+        config: weights and pairs. teacher: on the device, in the run's number format.
+        grown: the student. example: a batch of inputs. autocast: the run's precision.
+
+    Raises:
+        ConfigError: logits or features do not fit, a pair names what is not there, or the teacher is not finite.
+    """
+
+    def __init__(
+        self, config: DistillConfig, teacher: Teacher, grown: Grown, example: Tensor, autocast: Autocast
+    ) -> None:
+        self.config, self.teacher, self._autocast = config, teacher, autocast
+        self._open = False
+        self._logits: Tensor | None = None
+        self._seen: dict[str, Tensor] = {}
+        self._taught: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+        try:
+            self._watch(grown)
+            self._check(grown, example)
+        except ConfigError:
+            self.release()
+            raise
+
+    def _watch(self, grown: Grown) -> None:
+        modules = dict(self.teacher.module.named_modules())
+        for slot, name in (self.config.features or {}).items():
+            if slot not in grown.sites:
+                raise ConfigError(f"distill.features.{slot}: no slot in use; there are {', '.join(grown.sites)}")
+            if name not in modules:
+                some = ", ".join([known for known in modules if known][:12])
+                raise ConfigError(f"distill.features.{slot} = {name!r}: the teacher has no such module; it has {some}")
+            site = grown.sites[slot]
+            # Registered after the slot's own hook, so that what it sees is what flows on, the seed's delta included.
+            student = grown.model.get_submodule(site.module)
+            self._hooks.append(student.register_forward_hook(partial(self._note, self._seen, slot, site.place)))
+            self._hooks.append(modules[name].register_forward_hook(partial(self._note, self._taught, slot, ...)))
+
+    def _note(self, found: dict[str, Tensor], slot: str, place: Any, module: nn.Module, args: Any, output: Any) -> None:
+        if self._open:
+            try:
+                found[slot] = take(output, place_of(output) if place is ... else place)
+            except ValueError as error:
+                raise ConfigError(f"distill.features.{slot}: {error}") from None
+
+    def _check(self, grown: Grown, example: Tensor) -> None:
+        who = f"distill: {self.teacher.source}"
+        with undisturbed(self.teacher.module), evaluating(self.teacher.module), self.lesson(example):
+            logits = self._logits
+            with evaluating(grown.model), self._autocast():
+                own = grown.model(example)
+            seen, taught = dict(self._seen), dict(self._taught)
+        if not isinstance(logits, Tensor) or logits.shape != own.shape:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigError(f"{who} returns {got}, the host returns {tuple(own.shape)}; they must be of one shape")
+        if bool(torch.isnan(logits).any() | torch.isposinf(logits).any()):
+            raise ConfigError(f"{who} returns logits that are not finite for the first samples; is it trained?")
+        for slot, name in (self.config.features or {}).items():
+            if slot not in taught:
+                raise ConfigError(f"distill.features.{slot} = {name!r}: it did not run in the teacher's forward")
+            shapes = tuple(seen[slot].shape), tuple(taught[slot].shape)
+            if shapes[0] != shapes[1]:
+                raise ConfigError(
+                    f"distill.features.{slot} = {name!r}: the teacher's features there are {shapes[1]}, the student's "
+                    f"{shapes[0]}; they must be of one shape, so name another module"
+                )
+
+    @contextlib.contextmanager
+    def lesson(self, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Lets the teacher see a batch; within the block the student's features are noted.
+
+        Args:
+            x: inputs, [B, ...].
+
+        Yields:
+            output -> the term of each sample [B], for the student's latest forward, which gave ``output``.
+        """
+        self._open = True
+        try:
+            with torch.no_grad(), self._autocast():
+                self._logits = self.teacher.call(x)
+            yield self._term
+        finally:
+            self._open, self._logits = False, None
+            self._seen.clear()
+            self._taught.clear()
+
+    def _term(self, output: Tensor) -> Tensor:
+        assert self._logits is not None
+        config, terms = self.config, []
+        if config.weight > 0:
+            terms.append(config.weight * soft_target_loss(output, self._logits, config.temperature))
+        for slot in config.features or ():  # each forward gives its own
+            terms.append(config.feature_weight * feature_loss(self._seen.pop(slot), self._taught[slot]))
+        return torch.stack([term.to(terms[0].dtype) for term in terms]).sum(0)
+
+    def release(self) -> None:
+        """Lets go of the teacher and takes the hooks off the student."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        del self.teacher

@@ -1,0 +1,101 @@
+"""Forwards that measure: validation, test, and the paired probe of a seed. No mutation, no collective, no gradient.
+
+Every function returns sums over this rank's share of the samples; they travel in the observe vector and are added up
+there, so that a mean and its standard error do not depend on how samples were sharded.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from esper.accord.config import GateConfig
+from esper.accord.lifecycle import ProbeRequest
+from esper.kasmina.attribution.probe import paired_sums
+from esper.kasmina.slots.confidence import confident, evaluating
+from esper.kasmina.slots.grown import Grown
+from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.data.sampler import bounds, draw, eval_shards
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.config import Precision
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Number format of the parameters."""
+    return torch.float64 if precision is Precision.FP64 else torch.float32
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """bf16 autocast where asked, else nothing."""
+    if precision is Precision.BF16:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+class Evaluator:
+    """Measures a grown model on the parts of a bundle.
+
+    Args:
+        grown: model and slots. bundle: data. world: whose share of the samples to take.
+        precision: number format. batch: samples per forward. seed: of the run, for drawing probe samples.
+        channels_last: images go to the model in that memory format.
+    """
+
+    def __init__(
+        self,
+        grown: Grown,
+        bundle: Bundle,
+        world: World,
+        *,
+        precision: Precision,
+        batch: int,
+        seed: int,
+        channels_last: bool = False,
+    ) -> None:
+        self.grown, self.bundle, self.world = grown, bundle, world
+        self.precision, self.batch, self.seed = precision, batch, seed
+        self.format = torch.channels_last if channels_last else torch.preserve_format
+
+    def to_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs on the device, floats in the run's format."""
+        if x.is_floating_point():
+            return self.world.put(x, dtype_of(self.precision), self.format), self.world.put(y)
+        return self.world.put(x), self.world.put(y)
+
+    def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and correctness, float64 [N]."""
+        x, y = self.to_device(*part.fetch(indices))
+        with autocast(self.precision, self.world.device), confident(self.grown, x):
+            output = self.grown.model(x)
+        loss, correct = self.bundle.task.per_sample(output, y)
+        return loss.double(), correct.double()
+
+    def part_sums(self, part: Part) -> dict[str, float]:
+        """Sums of loss, correctness and their squares over this rank's share of ``part``."""
+        total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        count = 0
+        with evaluating(self.grown.model):
+            for indices in eval_shards(len(part), self.world.rank, self.world.size, self.batch):
+                loss, correct = self._losses(part, indices)
+                total += torch.stack([loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()])
+                count += len(indices)
+        names = ("loss", "loss_sq", "correct", "correct_sq")
+        return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
+
+    def validation_sums(self) -> dict[str, float]:
+        """`part_sums` of the validation part."""
+        return self.part_sums(self.bundle.validation)
+
+    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
+        """Paired evidence on this rank's share of the samples that the request draws.
+
+        See `paired_sums`: count, sum, sum_sq, sum_cube.
+        The samples are a function of (run seed, slot, draw key); no reported number uses the probe part.
+        """
+        part = self.bundle.probe
+        chosen = draw(len(part), min(gates.probe_samples, len(part)), "probe", self.seed, slot, request.draw)
+        first, last = bounds(len(chosen), self.world.rank, self.world.size)
+        shares = [indices for indices in chosen[first:last].split(self.batch) if len(indices)]
+        batches = (self.to_device(*part.fetch(indices)) for indices in shares)
+        with autocast(self.precision, self.world.device):
+            return paired_sums(self.grown, slot, request.alpha, batches, self.bundle.task.per_sample)

@@ -1,0 +1,43 @@
+"""The loss of a step: the host's, plus one shadow loss per seed that learns in a forward of its own.
+
+Every shadow sees the same samples and the same random numbers as the host's forward; afterwards the stream stands
+where the host's forward left it, so that the host's run is bitwise that without seeds.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import rng_state, set_rng_state
+
+Call = Callable[..., Any]  # stands for the model: takes its inputs, returns its output
+
+
+def with_shadows(
+    host: Callable[[], Tensor],
+    shadow: Callable[[Call], Tensor],
+    grown: Grown,
+    slots: Sequence[str],
+    device: torch.device,
+) -> Tensor:
+    """Sum of the host's loss and of one shadow loss per slot; 0-D, to be called backward on.
+
+    Args:
+        host: the loss of the host's own forward. shadow: the loss where the given call stands for the model.
+        grown: model and slots. slots: whose seed learns in a forward of its own, row-major.
+        device: whose random numbers are replayed, beside the CPU's.
+    """
+    if not slots:
+        return host()
+    before = rng_state(device)
+    total = host()
+    after = rng_state(device)
+    for slot in slots:
+        set_rng_state(before, device)
+        total = total + shadow(partial(grown.incubate, slot))
+    set_rng_state(after, device)
+    return total

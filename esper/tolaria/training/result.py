@@ -1,0 +1,143 @@
+"""How a finished run did. The test part is read once, on the checkpoint that validation chose."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from esper.accord.state import RunState
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import rng_state, set_rng_state
+from esper.leyline.errors import CheckpointError
+from esper.leyline.evidence import Reading, paired
+from esper.tolaria.checkpoint.snapshot import read_common
+from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.planting import rebuild as rebuild_record
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.evaluate import Evaluator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a finished run did.
+
+    Fields:
+        step, tick: where it ended.
+        validation_loss, validation_accuracy: at the end (nats per sample; share correct).
+        best_step: checkpoint that validation chose; None if none was scored.
+        test_loss, test_accuracy: of that checkpoint, read once.
+        objective: the validation metric that a sweep optimises, at the end.
+        samples: training samples seen. flops: training FLOPs spent (`esper.accord.account`).
+        parameters: of the network at the end.
+        topology: the seeds in the network at the end, by slot: blueprint, stage, alpha and how they are joined.
+    """
+
+    step: int
+    tick: int
+    validation_loss: Reading
+    validation_accuracy: Reading
+    best_step: int | None
+    test_loss: Reading
+    test_accuracy: Reading
+    objective: float | None
+    samples: int
+    flops: int | None
+    parameters: int
+    topology: dict[str, dict[str, Any]]
+
+
+def topology_of(state: RunState) -> dict[str, dict[str, Any]]:
+    """What grew, as plain data; seeds that take no part in the network's forward are left out."""
+    return {
+        entry.slot: {
+            "blueprint": entry.blueprint,
+            "stage": entry.stage.name,
+            "alpha": entry.alpha(state.step),
+            "operator": None if entry.operator is None else entry.operator.name,
+        }
+        for entry in state.slots
+        if entry.stage.is_blended and entry.alpha(state.step) > 0
+    }
+
+
+def result_of(
+    state: RunState, grown: Grown, *, objective: float | None, best: int | None, loss: Reading, accuracy: Reading
+) -> RunResult:
+    """The result of a run that ended in ``state``.
+
+    Args:
+        grown: the network at the end. best: checkpoint that validation chose. loss, accuracy: its test reading.
+    """
+    return RunResult(
+        step=state.step,
+        tick=state.tick,
+        validation_loss=state.validation_loss,
+        validation_accuracy=state.validation_accuracy,
+        best_step=best,
+        test_loss=loss,
+        test_accuracy=accuracy,
+        objective=objective,
+        samples=state.samples,
+        flops=state.flops,
+        parameters=sum(p.numel() for p in grown.model.parameters()),
+        topology=topology_of(state),
+    )
+
+
+def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:
+    """The network of a checkpoint, beside the one that was trained.
+
+    Args:
+        store, step: a verified checkpoint. fresh: builds the host with empty slots. growth: knows how seeds are built.
+    """
+    payload, state = read_common(store, step)
+    device = growth.world.device
+    streams = rng_state(device)  # a fresh host is seeded alike on every rank; the ranks' own streams go on as they were
+    grown = fresh()
+    set_rng_state(streams, device)
+    rebuild_record(
+        grown,
+        state,
+        payload["model"],
+        str(store.path(step) / "state.pt"),
+        run_seed=growth.run_seed,
+        dtype=growth.dtype,
+        device=device,
+        incubation=growth.terms.slots_config.incubation,
+    )
+    return grown
+
+
+def choose_best(store: CheckpointStore, world: World, report: Callable[[str, str], None]) -> int | None:
+    """Step that validation chose, as rank 0 reads it; the same answer on every rank.
+
+    Args:
+        report: is told what is wrong with a better checkpoint that was passed over, and where it lies.
+    """
+    best = -1
+    for step in store.ranked() if world.rank == 0 else ():
+        try:
+            store.verify(step, ("state.pt",))
+        except CheckpointError as error:
+            report(f"the test part is not read on a damaged checkpoint: {error}", str(store.path(step)))
+            continue
+        best = step
+        break
+    chosen = torch.tensor([best], dtype=torch.int64)
+    world.all_reduce(chosen, dist.ReduceOp.MAX, what="choice of checkpoint", on="default")
+    return None if int(chosen) < 0 else int(chosen)
+
+
+def read_test(evaluator: Evaluator, world: World, tick: int) -> tuple[Reading, Reading]:
+    """Loss and accuracy on the whole test part, every sample counted once."""
+    sums = evaluator.part_sums(evaluator.bundle.test)
+    vector = torch.tensor(list(sums.values()), dtype=torch.float64)
+    world.all_reduce(vector, dist.ReduceOp.SUM, what="test", on="default")
+    loss, loss_sq, correct, correct_sq, count = vector.tolist()
+    return (
+        paired(int(count), loss, loss_sq, tick=tick, min_samples=2),
+        paired(int(count), correct, correct_sq, tick=tick, min_samples=2),
+    )

@@ -1,0 +1,55 @@
+"""What Slurm's absence is called, and how the hosts of a job find each other; a real cluster is in tests/slurm/."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from esper.launcher import compose as launcher
+from esper.launcher.slurm import Job, read_requeues, requeue, this_job
+from esper.launcher.supervise import torchrun_arguments
+from esper.leyline.errors import ConfigError
+from esper.leyline.files import write_json
+from esper.tolaria.ranks.config import WorldConfig
+
+
+def test_a_rendezvous_is_on_the_first_host_and_new_after_each_requeue() -> None:
+    jobs = [Job(str(number), restarts, ("node7", "node2")) for number in (11, 12) for restarts in range(3)]
+    assert len({job.endpoint for job in jobs}) == len({job.rendezvous for job in jobs}) == len(jobs)
+    for job in jobs:
+        host, port = job.endpoint.split(":")
+        assert host == "node7"
+        assert 20_000 <= int(port) < 32_000
+
+
+def test_each_host_knows_whether_the_rendezvous_is_its_own() -> None:
+    world = WorldConfig(nnodes=2, rdzv_endpoint="node7:20001", rdzv_id="11-0")
+    for first in (True, False):
+        words = torchrun_arguments(world, Path("/r/config.yaml"), is_first=first, own_name="node2", patience_s=90.0)
+        assert f"--rdzv-conf=is_host={int(first)},join_timeout=90" in words
+        assert "--local-addr=node2" in words
+    alone = torchrun_arguments(WorldConfig(rdzv_endpoint="slurm"), Path("/r/config.yaml"))
+    assert {"--rdzv-endpoint=localhost:0", "--local-addr=localhost"} <= set(alone)
+
+
+def test_outside_of_a_job_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"this is no Slurm job; submit it with sbatch slurm/train\.sbatch"):
+        this_job(WorldConfig(rdzv_endpoint="slurm"), {})
+    assert launcher.main([f"run.dir={tmp_path / 'run'}", "world.rdzv_endpoint=slurm", "world.nnodes=2"]) == 78
+    assert capsys.readouterr().err.count("this is no Slurm job") == 1
+    assert not (tmp_path / "run").exists()
+    assert requeue(tmp_path, {}) == (False, "not requeued: this is no Slurm job")
+
+
+@pytest.mark.parametrize("kind", ["done", "failed", "diverged"])
+def test_only_a_stopped_run_is_requeued(tmp_path: Path, kind: str) -> None:
+    write_json(tmp_path / "STATUS.json", {"status": kind, "step": 3})
+    assert requeue(tmp_path, {"SLURM_JOB_ID": "5"}) == (False, f"not requeued: {tmp_path} is {kind}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"step": 3}', '{"step": null, "idle": 0}'])
+def test_a_damaged_count_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "requeues.json"
+    path.write_text(text)
+    with pytest.raises(Exception, match=re.escape(f"{path}: not readable")):
+        read_requeues(path)

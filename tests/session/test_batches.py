@@ -1,0 +1,98 @@
+"""Evidence from a user's batches: the naive computation, shares that add up, looks that are functions of their key."""
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
+
+from esper.accord.lifecycle import ProbeRequest
+from esper.leyline.errors import ConfigError
+from esper.session.batches import Batches
+from tests.support.sessions import A, batch, host, loss, make, probe, train
+
+REQUEST = ProbeRequest(look=1, alpha=0.7, aim="G2", draw="1.TRAINING.0.1")
+
+
+def dataset(size: int = 40) -> TensorDataset:
+    return TensorDataset(*batch(7, size))
+
+
+def samples(batches: Batches, units: Iterable[int], rank: int = 0, world: int = 1) -> list[float]:
+    return [float(x.flatten()[0]) for xs, _ in batches.share(units, rank, world) for x in xs]
+
+
+def test_the_evidence_is_that_of_two_forwards_by_hand():
+    session = make()
+    train(session, range(7))
+    grown, evaluator = session.grown, session.parts.evaluator
+    before = torch.get_rng_state()
+    found = evaluator.probe_sums(A, REQUEST, session.config.gates)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert grown.model.training
+    units = evaluator.probe.drawn(16, "probe", 0, A, REQUEST.draw)
+    assert len(units) == 2
+    grown.model.eval()
+    differences = []
+    with torch.no_grad():
+        for unit in units:
+            one = probe()[unit]
+            with grown.override({A: 0.0}):
+                without = loss(grown.model, one)[0]
+            with grown.override({A: 0.7}):
+                differences.append(without - loss(grown.model, one)[0])
+    d = torch.cat(differences).double()
+    assert found["count"] == 16
+    for power, name in ((1, "sum"), (2, "sum_sq"), (3, "sum_cube")):
+        assert found[name] == pytest.approx(float((d**power).sum()), rel=1e-12)
+    assert d.abs().max() > 0
+
+
+@pytest.mark.parametrize("source", ["loader", "list"])
+def test_shares_of_all_ranks_are_the_whole_once(source: str):
+    whole = dataset()
+    batches = Batches(DataLoader(whole, 8, shuffle=True) if source == "loader" else list(DataLoader(whole, 8)), "probe")
+    units = batches.drawn(24, "key", 1)
+    alone = samples(batches, units)
+    assert len(alone) == 24 == len(set(alone))
+    for world in (2, 3, 5):
+        assert [x for rank in range(world) for x in samples(batches, units, rank, world)] == alone
+    assert units == batches.drawn(24, "key", 1)
+    assert units != batches.drawn(24, "key", 2)
+
+
+def test_a_loader_with_a_sampler_of_a_part_shows_that_part_alone():
+    whole = dataset()
+    part = Batches(DataLoader(whole, 8, sampler=SubsetRandomSampler([3, 5, 8])), "probe")
+    assert samples(part, part.drawn(9, 1)) != []
+    assert sorted(samples(part, [0, 1, 2])) == sorted(float(whole[i][0].flatten()[0]) for i in (3, 5, 8))
+    assert Batches(DataLoader(Subset(whole, range(9)), 4), "probe").samples == 9
+
+
+def test_a_source_is_told_by_its_ends_and_leaves_the_random_stream_alone():
+    before = torch.get_rng_state()
+    one, same = Batches(DataLoader(dataset(), 8, shuffle=True), "probe"), Batches(DataLoader(dataset(), 4), "probe")
+    assert one.fingerprint() == same.fingerprint()
+    assert one.fingerprint() != Batches(DataLoader(dataset(39), 8), "probe").fingerprint()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_drawn_from_is_refused():
+    with pytest.raises(ConfigError, match="probe: it is empty"):
+        Batches([], "probe")
+    with pytest.raises(ConfigError, match="probe: a batch without a tensor"):
+        Batches([{"text": "no tensor"}], "probe")
+    with pytest.raises(ConfigError, match="validation = generator: it has no length"):
+        Batches((b for b in probe()), "validation")
+
+
+def test_validation_is_measured_where_it_is_given():
+    session = make(actions=(), validation=probe()[:3])
+    train(session, range(2))
+    model = session.grown.model.eval()
+    with torch.no_grad():
+        values = torch.cat([loss(model, one)[0] for one in probe()[:3]])
+    reading = session.state.validation_loss
+    assert reading.n == 24
+    assert reading.value == pytest.approx(float(values.mean()), rel=1e-12)
+    assert make(host(), actions=()).state.validation_loss.value is None

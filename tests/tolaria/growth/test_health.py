@@ -1,0 +1,132 @@
+"""Gradient health: shares weighted by parameters, counts of what is not a number, and a reading once a tick."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from esper.tolaria.growth import health
+from esper.tolaria.growth.guard import tensor_norms
+from esper.tolaria.growth.health import GradientHealth, OwnerHealth, norms_batched, norms_one_by_one
+from tests.support.reads import counted_reads
+
+
+def meter(**changes) -> GradientHealth:
+    return GradientHealth(**{"vanishing_rms": 1e-3, "exploding_rms": 1e3, "every": 1, **changes})
+
+
+def full(rms: float, *shape: int) -> Tensor:
+    """A tensor of that root mean square, with both signs."""
+    signs = torch.tensor([1.0, -1.0]).repeat(math.prod(shape))[: math.prod(shape)]
+    return (rms * signs).reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("sizes", [[3], [1, 5, 7], [40_000, 2, 3, 20_000, 1], [40_000, 20_000], [0, 4, 6]])
+def test_norms_are_those_of_each_tensor_batched_or_one_by_one(sizes, dtype):
+    torch.manual_seed(4)
+    tensors = [(torch.randn(size) * 10.0**power).to(dtype) for power, size in enumerate(sizes)]
+    expected = [math.sqrt(math.fsum(x * x for x in tensor.double().tolist())) for tensor in tensors]
+    rel = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float64: 1e-12}[dtype]
+    for norms in (norms_one_by_one(tensors), norms_batched(tensors)):
+        assert norms.dtype is torch.float64
+        assert norms.tolist() == pytest.approx(expected, rel=rel, abs=0.0)
+
+
+def test_batched_norms_take_matrices_views_and_scalars():
+    tensors = [torch.randn(3, 4).t(), torch.randn(5, 2)[::2], torch.randn(()), torch.randn(2, 3, 3, 3)]
+    assert torch.allclose(norms_batched(tensors), norms_one_by_one(tensors), rtol=1e-6)
+    broken = [torch.full((2,), math.nan), torch.full((2,), math.inf), torch.ones(4)]
+    assert [str(x) for x in norms_batched(broken).tolist()] == ["nan", "inf", "2.0"]
+
+
+def test_shares_count_parameters_and_not_tensors():
+    own = meter()
+    own.step({"host": [full(1.0, 60), full(1e-4, 30), full(1e4, 2, 5)], "r0c0": [full(1e-4, 8), full(1.0, 2, 4)]}, {})
+    assert own.take() == {
+        "host": OwnerHealth(pytest.approx(0.3), pytest.approx(0.1), 1, 0, 0),
+        "r0c0": OwnerHealth(0.5, 0.0, 1, 0, 0),
+    }
+
+
+@pytest.mark.parametrize("factor", [1, 10, 100])
+def test_a_larger_tensor_of_the_same_gradient_is_as_healthy(factor):
+    own = meter()
+    own.step({"r0c0": [full(0.5, 4 * factor), full(1e-5, factor)]}, {})
+    assert own.take()["r0c0"] == OwnerHealth(pytest.approx(0.2), 0.0, 1, 0, 0)
+
+
+def norms(**tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {owner: tensor_norms(found) for owner, found in tensors.items()}
+
+
+def test_what_is_not_finite_is_counted_by_tensor_and_kind_and_neither_vanishes_nor_explodes():
+    own = meter(every=4)
+    nan, inf, fine = torch.ones(10), torch.ones(10), torch.ones(30)
+    nan[:3], nan[3], inf[4] = math.nan, -math.inf, -math.inf
+    own.step({"host": [fine], "r0c0": [fine]}, norms(host=[fine], r0c0=[fine]))
+    own.step({"host": [fine], "r0c0": [nan, inf, fine]}, norms(r0c0=[nan, inf, fine]))
+    own.step({"host": [inf, inf], "r0c0": [nan]}, norms(host=[inf, inf], r0c0=[nan]))
+    own.step({"host": [inf, fine], "r0c0": [nan]}, norms(host=[inf, fine], r0c0=[nan]))
+    found = own.take()
+    assert (found["r0c0"].nans, found["r0c0"].infs) == (3, 1)
+    assert (found["host"].nans, found["host"].infs) == (0, 3)
+    own.step({"r0c0": [nan, full(1e4, 30)]}, norms(r0c0=[nan, full(1e4, 30)]))
+    assert own.take() == {"r0c0": OwnerHealth(0.0, pytest.approx(0.75), 1, 1, 0)}
+
+
+def test_the_first_step_after_a_reading_is_sampled_and_then_every_nth():
+    own = meter(every=3)
+    for steps, sampled in ((1, 1), (3, 1), (4, 2), (7, 3)):
+        for step in range(steps):
+            own.step({"host": [full(1e-4 if step % 3 == 0 else 1.0, 6)]}, {})
+        assert own.take() == {"host": OwnerHealth(float(sampled), 0.0, sampled, 0, 0)}
+    assert own.take() == {}
+
+
+def test_owners_may_come_and_go_between_readings():
+    own = meter()
+    own.step({"host": [full(1e-4, 6)]}, {})
+    own.step({"host": [full(1e-4, 6)], "r0c0": [full(1.0, 2)]}, {})
+    own.step({}, {})
+    own.step({"host": [full(1.0, 6)]}, {})
+    assert own.take() == {"host": OwnerHealth(2.0, 0.0, 3, 0, 0), "r0c0": OwnerHealth(0.0, 0.0, 1, 0, 0)}
+
+
+def test_both_paths_give_the_same_shares(monkeypatch):
+    torch.manual_seed(1)
+    gradients = {
+        "host": [torch.randn(50) * 10.0**p for p in range(-6, 6)],
+        "r0c0": [torch.randn(20_000), torch.randn(3)],
+    }
+    batched, plain = meter(), meter()
+    batched.step(gradients, {})
+    monkeypatch.setattr(health, "norms_batched", norms_one_by_one)
+    plain.step(gradients, {})
+    assert batched.take() == plain.take()
+
+
+def test_a_step_waits_for_no_device_and_a_reading_waits_once(monkeypatch):
+    gradients = {"host": [torch.randn(50), torch.randn(20_000)], "r0c0": [torch.full((4,), math.nan)]}
+    own = meter()
+    reads = counted_reads(monkeypatch)
+    for _ in range(3):
+        own.step(gradients, norms(r0c0=gradients["r0c0"]))
+    assert reads == []
+    own.take()
+    assert reads == ["tolist", "tolist"], "one for the shares, one for the owner that was broken"
+
+
+def test_what_was_taken_goes_on_elsewhere():
+    """A window that is saved in its middle."""
+    torch.manual_seed(3)
+    steps = [{"host": [torch.randn(4) * 10.0**-step], "r0c0": [torch.tensor([1.0, torch.nan])]} for step in range(6)]
+    options = {"vanishing_rms": 1e-2, "exploding_rms": 1.0, "every": 2}
+    whole, first, second = (GradientHealth(**options) for _ in range(3))
+    for index, gradients in enumerate(steps):
+        whole.step(gradients, norms(r0c0=gradients["r0c0"]))
+        (first if index < 3 else second).step(gradients, norms(r0c0=gradients["r0c0"]))
+        if index == 2:
+            second.load(first.state(), torch.device("cpu"))
+    assert second.take() == whole.take()

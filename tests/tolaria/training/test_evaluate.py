@@ -1,0 +1,279 @@
+"""Measuring forwards against plain loops over samples; sums over ranks do not depend on how samples were sharded."""
+
+import math
+import statistics
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esper.accord.config import GateConfig
+from esper.accord.lifecycle import ProbeRequest
+from esper.kasmina.attach import attach
+from esper.kasmina.births.build import birth_key, build_seed
+from esper.kasmina.slots.slot import Phase
+from esper.leyline.evidence import paired
+from esper.tolaria.data.parts import ImagePart, make_bundle
+from esper.tolaria.data.sampler import draw
+from esper.tolaria.data.task import Task
+from esper.tolaria.lockstep.buffers import average_running_statistics, running_statistics
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.config import Precision
+from esper.tolaria.training.evaluate import Evaluator, autocast, dtype_of, evaluating
+
+SEED = 11
+GATES = GateConfig(probe_samples=20, min_samples=2)
+REQUEST = ProbeRequest(look=1, alpha=0.75, aim="G2", draw="1.G2.1")
+
+
+class Host(nn.Module):
+    """Everything whose behaviour differs between train() and eval()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def part(n: int, seed: int) -> ImagePart:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (n, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return ImagePart(images, torch.randint(5, (n,), generator=generator), [120.0], [60.0])
+
+
+BUNDLE = make_bundle(
+    name="random",
+    task=Task.CLASSIFICATION,
+    input_shape=(1, 4, 4),
+    classes=5,
+    record={},
+    parts={name: part(n, n) for name, n in (("train", 8), ("validation", 23), ("probe", 29), ("test", 10))},
+)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def grown_host(dtype: torch.dtype = torch.float64):
+    torch.manual_seed(2)
+    model = Host().to(dtype)
+    with torch.no_grad():
+        model.norm.running_mean.uniform_(-1, 1)
+        model.norm.running_var.uniform_(0.5, 2)
+    grown = attach(model, {"r0c0": "conv"}, BUNDLE.example().to(dtype))
+    key = birth_key(1, "r0c0", 1)
+    site = grown.sites["r0c0"]
+    grown.slots["r0c0"].plant(
+        build_seed("conv_light", dim=4, topology=site.topology, key=key, dtype=dtype, device="cpu")
+    )
+    return grown
+
+
+def evaluator(grown, rank: int = 0, size: int = 1, *, batch: int = 4, seed: int = SEED, precision=Precision.FP64):
+    """As rank ``rank`` of ``size`` would measure: its world is asked for its place only."""
+    world = World(WorldConfig(), ControlConfig())
+    world.rank, world.size = rank, size
+    return Evaluator(grown, BUNDLE, world, precision=precision, batch=batch, seed=seed)
+
+
+def losses_one_by_one(grown, samples, indices, alpha: float | None = None) -> list[float]:
+    """Plain cross-entropy, one sample at a time, in eval()."""
+    grown.model.eval()
+    found = []
+    for index in indices:
+        x, y = samples.fetch(torch.tensor([index]))
+        with torch.no_grad(), grown.override({} if alpha is None else {"r0c0": alpha}):
+            found.append(F.cross_entropy(grown.model(x.double()), y).item())
+    grown.model.train()
+    return found
+
+
+def total(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(one[name] for one in parts) for name in parts[0]}
+
+
+def test_part_sums_are_those_of_a_plain_loop():
+    grown = grown_host()
+    losses = losses_one_by_one(grown, BUNDLE.validation, range(23))
+    x, y = BUNDLE.validation.fetch(torch.arange(23))
+    hits = (grown.model.eval()(x.double()).argmax(1) == y).sum().item()
+    sums = evaluator(grown).part_sums(BUNDLE.validation)
+    assert sums == {
+        "loss": pytest.approx(math.fsum(losses), abs=1e-10),
+        "loss_sq": pytest.approx(math.fsum(loss * loss for loss in losses), abs=1e-10),
+        "correct": hits,
+        "correct_sq": hits,
+        "count": 23.0,
+    }
+    assert 0 < hits < 23
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 23, 30])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_sums_over_ranks_do_not_depend_on_the_sharding(size, batch):
+    grown = grown_host()
+    alone = evaluator(grown, batch=23).part_sums(BUNDLE.validation)
+    shares = [evaluator(grown, rank, size, batch=batch).part_sums(BUNDLE.validation) for rank in range(size)]
+    assert total(shares) == pytest.approx(alone, abs=1e-10)
+    counts = [share["count"] for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_rank_without_samples_sends_zeros():
+    sums = evaluator(grown_host(), 29, 30).part_sums(BUNDLE.validation)
+    assert set(sums.values()) == {0.0}
+
+
+def test_probe_sums_are_paired_differences_of_the_loss():
+    grown = grown_host()
+    chosen = draw(29, 20, "probe", SEED, "r0c0", REQUEST.draw).tolist()
+    assert len(set(chosen)) == 20
+    without = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.0)
+    within = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.75)
+    differences = [a - b for a, b in zip(without, within)]
+    assert statistics.pstdev(differences) > 1e-4
+    sums = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    assert sums == {
+        "count": 20,
+        "sum": pytest.approx(math.fsum(differences), abs=1e-10),
+        "sum_sq": pytest.approx(math.fsum(d * d for d in differences), abs=1e-10),
+        "sum_cube": pytest.approx(math.fsum(d**3 for d in differences), abs=1e-10),
+    }
+    reading = paired(20, sums["sum"], sums["sum_sq"], total_cube=sums["sum_cube"], tick=1, min_samples=2)
+    middle, spread = statistics.fmean(differences), statistics.pstdev(differences)
+    skew = statistics.fmean([(d - middle) ** 3 for d in differences]) / spread**3
+    assert reading.skew == pytest.approx(skew, rel=1e-6)
+    assert reading.value == pytest.approx(statistics.fmean(differences), abs=1e-12)
+    assert reading.se == pytest.approx(statistics.stdev(differences) / math.sqrt(20), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 20, 25])
+def test_the_samples_of_a_probe_do_not_depend_on_the_sharding(size):
+    grown = grown_host()
+    alone = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    shares = [evaluator(grown, rank, size, batch=3).probe_sums("r0c0", REQUEST, GATES) for rank in range(size)]
+    assert total(shares) == pytest.approx(alone, abs=1e-10)
+
+
+def test_each_look_and_each_run_draws_samples_of_its_own():
+    grown = grown_host()
+    second = ProbeRequest(look=2, alpha=0.75, aim="G2", draw="1.G2.2")
+    sums = [
+        evaluator(grown).probe_sums("r0c0", REQUEST, GATES),
+        evaluator(grown).probe_sums("r0c0", REQUEST, GATES),
+        evaluator(grown).probe_sums("r0c0", second, GATES),
+        evaluator(grown, seed=SEED + 1).probe_sums("r0c0", REQUEST, GATES),
+    ]
+    assert sums[0] == sums[1]
+    assert len({one["sum"] for one in sums}) == 3
+
+
+def test_a_probe_part_smaller_than_the_look_is_used_whole():
+    assert evaluator(grown_host()).probe_sums("r0c0", REQUEST, GateConfig(probe_samples=256))["count"] == 29
+
+
+def test_a_probe_looks_at_the_asked_alpha_whatever_the_seed_does_in_training():
+    grown = grown_host()
+    expected = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    grown.slots["r0c0"].phase = Phase.BLEND
+    grown.slots["r0c0"].set_alpha(0.25)
+    assert evaluator(grown).probe_sums("r0c0", REQUEST, GATES) == expected
+    assert grown.slots["r0c0"].overridden is None
+    assert grown.slots["r0c0"].level == 0.25
+
+
+def test_a_broken_seed_gives_sums_that_are_not_finite_and_never_a_zero():
+    grown = grown_host()
+    with torch.no_grad():
+        next(grown.slots["r0c0"].seed.parameters()).fill_(math.nan)
+    sums = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    assert sums.pop("count") == 20
+    assert set(sums) == {"sum", "sum_sq", "sum_cube"}
+    assert all(math.isnan(value) for value in sums.values())
+
+
+def test_measuring_leaves_weights_statistics_gradients_flags_and_random_stream_alone():
+    grown = grown_host()
+    grown.model.drop.eval()
+    before = {name: tensor.clone() for name, tensor in grown.model.state_dict().items()}
+    state = torch.get_rng_state()
+    own = evaluator(grown)
+    own.part_sums(BUNDLE.validation)
+    own.probe_sums("r0c0", REQUEST, GATES)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in grown.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in grown.model.parameters())
+    assert grown.model.norm.training
+    assert not grown.model.drop.training
+
+
+def test_evaluating_restores_each_modules_own_flag_also_after_an_error():
+    model = Host()
+    model.norm.eval()
+    model.head.eval()
+    flags = [module.training for module in model.modules()]
+    assert len(set(flags)) == 2
+
+    def broken() -> None:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            assert not torch.is_grad_enabled()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert [module.training for module in model.modules()] == flags
+    assert torch.is_grad_enabled()
+
+
+def test_running_statistics_are_the_hosts_float_buffers():
+    grown = grown_host()
+    norm = grown.model.norm
+    found = running_statistics(grown.model)
+    assert [id(buffer) for buffer in found] == [id(norm.running_mean), id(norm.running_var)]
+    before = [buffer.clone() for buffer in found]
+    average_running_statistics(grown.model, World(WorldConfig(), ControlConfig()))
+    assert all(torch.equal(a, b) for a, b in zip(before, found))
+
+
+@pytest.mark.parametrize(
+    ("precision", "parameters", "compute"),
+    [
+        (Precision.FP32, torch.float32, torch.float32),
+        (Precision.FP64, torch.float64, torch.float64),
+        (Precision.BF16, torch.float32, torch.bfloat16),
+    ],
+)
+def test_number_formats(precision, parameters, compute):
+    assert dtype_of(precision) is parameters
+    x = torch.randn(2, 2, dtype=parameters)
+    with autocast(precision, torch.device("cpu")):
+        assert (x @ x).dtype is compute
+    grown = grown_host(parameters)
+    own = evaluator(grown, precision=precision)
+    assert own.to_device(*BUNDLE.probe.fetch(torch.arange(3)))[0].dtype is parameters
+    assert own.part_sums(BUNDLE.validation)["count"] == 23
+
+
+def test_channels_last_is_a_memory_format_and_nothing_else():
+    grown = grown_host()
+    plain, last = evaluator(grown), evaluator(grown)
+    last.format = torch.channels_last
+    x = torch.randn(4, 3, 5, 5)
+    (a, _), (b, _) = plain.to_device(x, x), last.to_device(x, x)
+    assert a.is_contiguous()
+    assert b.is_contiguous(memory_format=torch.channels_last)
+    assert not b.is_contiguous()
+    assert torch.equal(a, b)
+    for name, value in plain.part_sums(BUNDLE.validation).items():
+        assert last.part_sums(BUNDLE.validation)[name] == pytest.approx(value, rel=1e-9)
