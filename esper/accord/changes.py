@@ -5,10 +5,12 @@ from dataclasses import replace
 from esper.accord.config import EvidencePolicy
 from esper.accord.effects import Discard, Outcome, Uproot
 from esper.accord.lifecycle import SlotState, Transition, move
-from esper.accord.state import RunState, Terms
+from esper.accord.state import RunState, Spent, Terms
 from esper.leyline.alpha import Curve, Operator, Ramp
+from esper.leyline.breaker import BreakerView
 from esper.leyline.events.run import GateJudged, RampCommitted, StageChanged
 from esper.leyline.evidence import GateResult
+from esper.leyline.observation import Budgets
 from esper.leyline.stages import Mechanical, Op, Stage
 
 
@@ -24,14 +26,29 @@ class Changes:
         self.terms = terms
         self.moved: set[str] = set()
         self.axes = {"step": state.step, "tick": state.tick, "epoch": state.epoch}
+        self._spent: Spent | None = None  # by all slots, kept along once somebody has asked
 
     @property
     def state(self) -> RunState:
         """As it is now."""
         return self.out.state
 
+    @property
+    def budgets(self) -> Budgets:
+        """What may still be spent, as it is now."""
+        if self._spent is None:
+            self._spent = sum((self.terms.spent_by(entry) for entry in self.state.slots), Spent(0, 0, 0))
+        return self.terms.budgets(self.state, self._spent)
+
+    @property
+    def breaker(self) -> BreakerView:
+        """Whether seeds may be born, as it is now."""
+        return self.state.governor.breaker.view(self.state.tick)
+
     def put(self, slot: SlotState) -> None:
         """Replaces one slot's record."""
+        if self._spent is not None:
+            self._spent += self.terms.spent_by(slot) - self.terms.spent_by(self.state.slot(slot.slot))
         self.out.state = self.state.with_slots({slot.slot: slot})
 
     def move(self, slot: SlotState, cause: Op | Mechanical, target: Stage, proposal: int = 0) -> SlotState:

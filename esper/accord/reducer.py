@@ -19,16 +19,16 @@ from dataclasses import replace
 
 from esper.accord.breaker import begun
 from esper.accord.changes import Changes
+from esper.accord.conditions import conditions_of
 from esper.accord.effects import Outcome, Prepare, Register, Veto
 from esper.accord.facts import GATE_AHEAD, facts_of, verdict_ahead
 from esper.accord.gates import judge
 from esper.accord.lifecycle import SlotState
 from esper.accord.looks import next_look
-from esper.accord.observe import observe
 from esper.accord.state import RunState, Terms
 from esper.leyline.commands import Command
 from esper.leyline.events.run import BirthVetoed, CommandJudged, CommandRefused
-from esper.leyline.legality import why_refused
+from esper.leyline.legality import refusal
 from esper.leyline.stages import Gate, Incubation, Mechanical, Op, Stage
 
 
@@ -108,7 +108,7 @@ class _Reduction(Changes):
             return
         slot = self.state.slot(command.slot)
         reason = "the slot changed in this tick" if slot.slot in self.moved else None
-        reason = reason or why_refused(observe(self.state, self.terms), command)
+        reason = reason or refusal(self, conditions_of(self.state, slot, self.terms), command)
         gate = {Op.GERMINATE: Gate.G0, Op.FOSSILIZE: Gate.G5}.get(command.op)
         if command.op is Op.ADVANCE:
             gate = GATE_AHEAD.get(slot.stage)
@@ -189,7 +189,9 @@ class _Reduction(Changes):
                 continue
             command = Command(slot=slot.slot, op=Op.ADVANCE, reason=f"{gate.name} advances by itself")
             verdict = verdict_ahead(self.state, slot, self.terms)
-            if verdict is not None and verdict.passed and why_refused(observe(self.state, self.terms), command) is None:
+            if verdict is None or not verdict.passed:
+                continue
+            if refusal(self, conditions_of(self.state, slot, self.terms), command) is None:
                 self.command(command)
 
     def mechanics(self) -> None:

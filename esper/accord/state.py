@@ -88,6 +88,21 @@ def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What slots take of the budgets: live seeds, parameters, forward FLOPs per sample."""
+
+    live: int
+    parameters: int
+    flops: int
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.live + other.live, self.parameters + other.parameters, self.flops + other.flops)
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.live - other.live, self.parameters - other.parameters, self.flops - other.flops)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What does not change in a run and what the reducer judges by; equal on all ranks by the start handshake.
@@ -133,23 +148,32 @@ class Terms:
         names = ", ".join(entry.name for entry in self.catalogue[slot])
         raise ConfigError(f"blueprint {blueprint!r} does not fit slot {slot}; it takes {names}")
 
-    def budgets(self, state: RunState) -> Budgets:
-        """What may still be spent; a staged seed counts as alive and paid for."""
+    def spent_by(self, entry: SlotState) -> Spent:
+        """What one slot takes of the budgets; a staged seed counts as alive and paid for."""
+        live = int(entry.staged is not None or entry.stage.is_live)
+        name = entry.staged.blueprint if entry.staged is not None else entry.blueprint
+        if name is None or not (entry.staged is not None or entry.stage.has_seed):
+            return Spent(live, 0, 0)
+        info = self.info(entry.slot, name)
+        return Spent(live, info.parameters, info.flops)
+
+    def budgets(self, state: RunState, spent: Spent | None = None) -> Budgets:
+        """What may still be spent.
+
+        Args:
+            state: of the run.
+            spent: by all its slots, where the caller has kept count; None: it is added up here.
+        """
         config = self.slots_config
-        costs = []
-        live = 0
-        for entry in state.slots:
-            name = entry.staged.blueprint if entry.staged is not None else entry.blueprint
-            if name is not None and (entry.staged is not None or entry.stage.has_seed):
-                costs.append(self.info(entry.slot, name))
-            live += entry.staged is not None or entry.stage.is_live
+        if spent is None:
+            spent = sum((self.spent_by(entry) for entry in state.slots), Spent(0, 0, 0))
 
         def left(limit: int | None, spent: int) -> int | None:
             return None if limit is None else max(0, limit - spent)
 
         return Budgets(
-            live=left(config.max_live, live),
+            live=left(config.max_live, spent.live),
             germinations=left(config.max_germinations, state.germinations),
-            parameters=left(config.max_parameters, sum(cost.parameters for cost in costs)),
-            flops=left(config.max_flops, sum(cost.flops for cost in costs)),
+            parameters=left(config.max_parameters, spent.parameters),
+            flops=left(config.max_flops, spent.flops),
         )

@@ -35,7 +35,9 @@ from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.terms import build_terms
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.narrate import Narrator
+from esper.tolaria.lockstep.observers import Observer, Turn
 from esper.tolaria.lockstep.tick import Cycle, Measured
+from esper.tolaria.lockstep.window import Window
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
 
@@ -160,7 +162,11 @@ class Replica:
             control=control,
             lockstep=lockstep,
             narrator=Narrator(sink, grown),
+            window=Window(torch.device("cpu")),
+            observers=[_Strike(self)],
         )
+        self.kind: FaultKind | None = None
+        self.vetoes: Mapping[str, Veto] = {}
         self.controller = controller
         self.state = RunState(slots=terms.first_slots())
         self.step = 0
@@ -174,33 +180,34 @@ class Replica:
             fault: strikes if it is this rank's. vetoes: what this rank says of its staged seeds.
             values: entries of the observe vector in the place of what would be measured, ``r0c0__nonfinite=1``.
         """
-        kind = fault.kind if fault is not None and fault.rank == self.world.rank else None
+        kind = self.kind = fault.kind if fault is not None and fault.rank == self.world.rank else None
+        self.vetoes = vetoes or {}
         self.step += self.terms.tick_steps
         for entry in self.state.slots:
             self.grown.slots[entry.slot].set_alpha(entry.alpha(self.step), entry.fade(self.step))
         self._forge(kind)
-        self._lose(kind, FaultKind.LOST_BEFORE_OBSERVE)
-        found = {key.replace("__", "."): value for key, value in values.items()}
-        found, word = self.cycle.measure(self.step, self.state.tick + 1, lambda: self._measure(kind, found))
-        before = self.state
-        state, _ = self.cycle.observe(before, found, step=self.step, epoch=1)
-        self._lose(kind, FaultKind.LOST_BEFORE_COMMIT)
-        for slot, veto in list(self.growth.vetoes.items()):
-            if veto is Veto.NOT_READY:  # ready by now, unless said again
-                del self.growth.vetoes[slot]
-        self.growth.vetoes.update({s: v for s, v in (vetoes or {}).items() if self.state.slot(s).staged is not None})
+        self.lose(FaultKind.LOST_BEFORE_OBSERVE)
+        given = {key.replace("__", "."): value for key, value in values.items()}
         controller = self.controller
         if kind is FaultKind.DECIDE and controller is not None:
             controller = _Broken()
-        full = state.tick % self.control.digest_every == 0
-        decision = self.cycle.commit(state, controller, word, full=full)
-        self.cycle.narrator.evidence(before, state, decision.agreed, first_skipped=self.step)
-        self._lose(kind, FaultKind.LOST_AFTER_COMMIT)
-        self.state, _ = self.cycle.follow(decision, force=False)
+        self.cycle.window.first_skipped = self.step
+        turn = self.cycle.tick(
+            self.state, lambda: self._measure(kind, given), controller, step=self.step, epoch=1, lr=0.0
+        )
+        self.state = turn.state
         return self.state
 
-    def _lose(self, kind: FaultKind | None, here: FaultKind) -> None:
-        if kind is here:
+    def say_vetoes(self, state: RunState) -> None:
+        """Makes this rank's vetoes those of this tick: what was not ready is by now, unless said again."""
+        for slot, veto in list(self.growth.vetoes.items()):
+            if veto is Veto.NOT_READY:
+                del self.growth.vetoes[slot]
+        self.growth.vetoes.update({s: v for s, v in self.vetoes.items() if state.slot(s).staged is not None})
+
+    def lose(self, here: FaultKind) -> None:
+        """Takes this rank away if that is its fault and its place."""
+        if self.kind is here:
             raise Lost
 
     def _measure(self, kind: FaultKind | None, values: Mapping[str, float]) -> Measured:
@@ -263,3 +270,21 @@ class _Broken(Given):
 
     def decide(self, observation: Observation) -> list[Command]:
         raise RuntimeError("out of ideas")
+
+
+class _Strike(Observer):
+    """Strikes a rank between observe and commit, and after the commit; says its vetoes."""
+
+    name = "strike"
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+
+    def after_observe(self, turn: Turn) -> None:
+        """Takes the rank away, or has it say its vetoes."""
+        self.replica.lose(FaultKind.LOST_BEFORE_COMMIT)
+        self.replica.say_vetoes(turn.before)
+
+    def after_commit(self, turn: Turn) -> None:
+        """Takes the rank away."""
+        self.replica.lose(FaultKind.LOST_AFTER_COMMIT)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from esper.accord.effects import Veto
 from esper.accord.lifecycle import SlotState
-from esper.accord.observe import observe
+from esper.accord.observation import observation_of
 from esper.accord.state import RunState, Terms
 from esper.drill.replica import Fault, FaultKind
 from esper.leyline.alpha import Curve, Operator
@@ -93,7 +93,7 @@ def _events(entry: SlotState, ranks: int) -> Iterator[Situation]:
 
 def situations(state: RunState, terms: Terms) -> Iterator[Situation]:
     """Every tick that may come, but for faults that end the run."""
-    observation = observe(state, terms)
+    observation = observation_of(state, terms)
     good = _evidence(state, good=True)
     around = [Situation(every=good)]
     if good:

@@ -1,14 +1,62 @@
 """What is legal for one slot: one function for every controller and for the reducer that has the last word.
 
 Legality follows from the edge table, dwell, ramps, budgets, embargo and the breaker. Evidence is not its business: that
-is what gates are for.
+is what gates are for. So it asks for one slot's conditions and for the run's, and not for an observation: judging the
+commands of S slots costs S. An `Observation` and its slots have what it asks for.
 """
 
-from esper.leyline.alpha import AlphaMode
-from esper.leyline.breaker import why_no_birth
+from typing import Protocol
+
+from esper.leyline.alpha import AlphaMode, Operator
+from esper.leyline.breaker import BreakerView, why_no_birth
 from esper.leyline.commands import Command
-from esper.leyline.observation import BlueprintInfo, Budgets, Observation, SlotObservation
+from esper.leyline.observation import BlueprintInfo, Budgets, Observation
 from esper.leyline.stages import Op, Stage, edges_from
+
+
+class RunConditions(Protocol):
+    """What legality asks of a run."""
+
+    @property
+    def budgets(self) -> Budgets:
+        """What may still be spent."""
+
+    @property
+    def breaker(self) -> BreakerView:
+        """Whether seeds may be born at all."""
+
+
+class SlotConditions(Protocol):
+    """What legality asks of a slot; fields as in `SlotObservation`."""
+
+    @property
+    def stage(self) -> Stage: ...  # noqa: D102
+    @property
+    def staged(self) -> bool: ...  # noqa: D102
+    @property
+    def dwell(self) -> int: ...  # noqa: D102
+    @property
+    def min_dwell(self) -> int: ...  # noqa: D102
+    @property
+    def operator(self) -> Operator | None: ...  # noqa: D102
+    @property
+    def operators(self) -> tuple[Operator, ...]: ...  # noqa: D102
+    @property
+    def alpha(self) -> float: ...  # noqa: D102
+    @property
+    def alpha_target(self) -> float: ...  # noqa: D102
+    @property
+    def ramp_progress(self) -> float: ...  # noqa: D102
+    @property
+    def alpha_mode(self) -> AlphaMode: ...  # noqa: D102
+    @property
+    def ending(self) -> bool: ...  # noqa: D102
+    @property
+    def degraded(self) -> int: ...  # noqa: D102
+    @property
+    def embargo_left(self) -> int: ...  # noqa: D102
+    @property
+    def catalogue(self) -> tuple[BlueprintInfo, ...]: ...  # noqa: D102
 
 
 def spent_budget(budgets: Budgets, info: BlueprintInfo | None = None) -> str | None:
@@ -24,7 +72,7 @@ def spent_budget(budgets: Budgets, info: BlueprintInfo | None = None) -> str | N
     return None
 
 
-def why_illegal(observation: Observation, view: SlotObservation, op: Op) -> str | None:
+def why_illegal(run: RunConditions, view: SlotConditions, op: Op) -> str | None:
     """Returns None when ``op`` is legal for the slot now, else the reason in a few words."""
     if op is Op.WAIT:
         return None
@@ -41,10 +89,10 @@ def why_illegal(observation: Observation, view: SlotObservation, op: Op) -> str 
             return "no blueprint fits this slot"
         if view.embargo_left > 0:
             return f"barred after a rollback, {view.embargo_left} ticks left"
-        halt = why_no_birth(observation.breaker)
+        halt = why_no_birth(run.breaker)
         if halt is not None:
             return halt
-        return spent_budget(observation.budgets)
+        return spent_budget(run.budgets)
     if op is Op.PRUNE:
         return None
     if view.ending:
@@ -60,15 +108,25 @@ def why_illegal(observation: Observation, view: SlotObservation, op: Op) -> str 
     return None
 
 
-def legal_ops(observation: Observation, view: SlotObservation) -> tuple[Op, ...]:
+def legal_ops(run: RunConditions, view: SlotConditions) -> tuple[Op, ...]:
     """Ops that are legal for the slot now, WAIT always among them."""
-    return tuple(op for op in Op if why_illegal(observation, view, op) is None)
+    return tuple(op for op in Op if why_illegal(run, view, op) is None)
 
 
 def why_refused(observation: Observation, command: Command) -> str | None:
-    """Legality of a whole command, its arguments included; None when legal."""
-    view = observation.slot(command.slot)
-    reason = why_illegal(observation, view, command.op)
+    """Legality of a whole command for a controller, which has the observation; None when legal."""
+    return refusal(observation, observation.slot(command.slot), command)
+
+
+def refusal(run: RunConditions, view: SlotConditions, command: Command) -> str | None:
+    """Legality of a whole command, its arguments included; None when legal.
+
+    Args:
+        run: budgets and breaker.
+        view: the slot that the command names.
+        command: as it was proposed.
+    """
+    reason = why_illegal(run, view, command.op)
     if reason is not None:
         return reason
     if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE) and not 0 <= command.ticks <= 10_000:
@@ -92,5 +150,5 @@ def why_refused(observation: Observation, command: Command) -> str | None:
         if info is None:
             names = ", ".join(entry.name for entry in view.catalogue)
             return f"unknown blueprint {command.blueprint!r} for this slot; it takes {names}"
-        return spent_budget(observation.budgets, info)
+        return spent_budget(run.budgets, info)
     return None

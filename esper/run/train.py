@@ -174,9 +174,12 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             "registry": registry.registry_words(world.device, dtype_of(config.trainer.precision)),
             "data": str(bundle.digest),
             "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
+            "observers": " ".join(engine.cycle.observers.names),
             "first weights": str(digest_tensors(engine.grown.model.state_dict().items())),
             **machine_fields(world.device),
         }
+        if world.rank == 0 and config.telemetry.console != "off":
+            print(f"esper: around each tick, in this order: {', '.join(engine.cycle.observers.names)}", flush=True)
         del teacher  # the engine's alone, so that it can let go of it
         shake_hands(world, fields)
         trained = bool(store.steps())

@@ -5,9 +5,8 @@ optimizer stepped beside the session) is one `LoopError` that says which call co
 """
 
 import contextlib
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from torch import Tensor
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.leyline.errors import ConfigError, DivergedError, LoopError, one_line
-from esper.leyline.evidence import ABSENT
 from esper.leyline.protocols import Controller
 from esper.session.batches import BatchEvaluator
 from esper.session.config import SessionConfig
 from esper.session.epoch import agreed_batches
 from esper.session.model import LiveModel, StandIn, UserLoss, carrying, per_sample
-from esper.tolaria.growth.adopt import AdoptedOwner
+from esper.session.recorder import Recorder
+from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.guard import StepReport
 from esper.tolaria.lockstep.measure import measure
@@ -40,6 +39,7 @@ class Parts:
 
     Fields:
         config, terms: of the run. world, marks: this rank's place. growth, owner: who changes model and optimizer.
+        adopted: the user's optimizer. window: what this rank counts. recorder: keeps the newest events.
         evaluator, cycle, narrator: what measures, agrees and tells. controller: on rank 0, None elsewhere.
         controller_plain: its settings, None for one that was handed in as an object. loss: the user's.
     """
@@ -50,47 +50,41 @@ class Parts:
     marks: LastWord
     grown: Grown
     growth: Growth
-    owner: AdoptedOwner
+    adopted: AdoptedOptimizer
     model: LiveModel
     evaluator: BatchEvaluator
     cycle: Cycle
+    window: Window
     narrator: Narrator
+    recorder: Recorder
     controller: Controller | None
     controller_plain: dict[str, Any] | None
     loss: UserLoss | None
 
 
 class Loop:
-    """The loop's calls; `esper.Session` is one that can be made, saved and closed.
+    """The loop's calls, on parts that stand; what they mean is said at `esper.Session`.
 
     Fields:
-        model: the grown model, one object for life. grown: its slots (`esper.attach`). optimizer: the user's.
         steps: optimizer steps done; a skipped one counts. epochs: epochs begun. state: the agreed record.
+        closed: nothing may be called any more.
     """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.config, self.terms, self.world, self.marks = parts.config, parts.terms, parts.world, parts.marks
-        self.grown, self.growth, self.owner, self.model = parts.grown, parts.growth, parts.owner, parts.model
-        self.optimizer, self._loss = parts.owner.optimizer, parts.loss
-        self.window = Window(self.world.device)
+        self.grown, self.growth, self.model, self.window = parts.grown, parts.growth, parts.model, parts.window
+        self.adopted, self.owner, self._loss = parts.adopted, parts.adopted.owner, parts.loss
         self.state = RunState(slots=self.terms.first_slots())
         self.steps = self.epochs = 0
-        self._passes, self._awaiting, self._windowed, self._closed, self._graded = 0, False, False, False, False
-        self._clock = time.perf_counter()
+        self.closed = False
+        self._passes, self._awaiting, self._windowed, self._graded = 0, False, False, False
 
     # one step -----------------------------------------------------------------------------------------------------
 
     def epoch(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The loader's batches, as many on every rank.
-
-        Loaders with a length agree on the smallest, once. Without one the ranks ask each other before every batch (one
-        all-reduce of 8 bytes), and the first that has no more ends the epoch for all.
-
-        Raises:
-            ConfigError: a loader is empty, ends before its own length, or has a length on some ranks only.
-        """
-        self._open()
+        """See `esper.Session.epoch`."""
+        self.check_open()
         if self._awaiting or self._windowed:
             raise LoopError("session.epoch() between session.loss(batch) and session.step(); call session.step() first")
         self.epochs += 1
@@ -98,19 +92,13 @@ class Loop:
         if self._awaiting:
             raise LoopError("the epoch ended between session.loss(batch) and session.step(); call session.step()")
         if self.config.scheduler_per == "epoch":
-            self.owner.advance_schedule()
+            self.adopted.advance_schedule()
         if self.config.control.every == 0 and self.steps > self.state.step:
             self._tick()
 
     def loss(self, batch: Any) -> Tensor:
-        """The host's mean loss on this rank's batch, 0-D; its backward serves the seeds that incubate, too.
-
-        With a scaler the gradient is scaled, the value is not. Without gradients enabled it only evaluates.
-
-        Raises:
-            LoopError: the last loss has not been stepped. ConfigError: ``loss`` gave no value per sample.
-        """
-        self._open()
+        """See `esper.Session.loss`."""
+        self.check_open()
         if self._loss is None:
             raise LoopError("session.loss(batch) needs loss= at construction: (model, batch) -> one value per sample")
         if not torch.is_grad_enabled():
@@ -130,7 +118,7 @@ class Loop:
             raise
         self._passes += 1
         self._awaiting = not self._windowed
-        found = carrying(value, total, self.owner.scale(self.world.device))
+        found = carrying(value, total, self.adopted.scale(self.world.device))
         if self.world.size > 1:
             self._name_the_lost(found)
         return found
@@ -175,11 +163,8 @@ class Loop:
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Within the block gradients add up on this rank only; the last pass of a window goes outside, then `step`.
-
-        The window's gradient is the mean over its passes; do not divide the loss.
-        """
-        self._open()
+        """See `esper.Session.accumulate`."""
+        self.check_open()
         if self._awaiting:
             raise LoopError(
                 "session.accumulate() after the window's last session.loss(batch); call session.step() first"
@@ -192,28 +177,20 @@ class Loop:
             self._windowed = False
 
     def step(self) -> StepReport:
-        """One optimizer step, judged and clipped per owner; the scheduler's; a tick when one is due.
-
-        Returns:
-            Norms per owner, owners whose gradient was not finite, whether the step was skipped.
-
-        Raises:
-            LoopError: no loss, or no backward, came before. DivergedError: too many steps in a row were skipped.
-            LockstepError: at a tick, ranks parted or one is lost.
-        """
-        self._open()
+        """See `esper.Session.step`."""
+        self.check_open()
         self._check_step()
         self.marks.step = self.steps
         self.marks.mark("step")
         self.owner.set_lr(self.steps, {entry.slot: entry.learn_step for entry in self.state.slots})
         with self.world.collective("step"):
-            report = self.owner.step_mean(max(1, self._passes))
+            report = self.adopted.step_mean(max(1, self._passes))
         self.world.allow_slow(False)
         self.window.step(report, self.steps)
         self.steps += 1
         self._passes, self._awaiting = 0, False
         if self.config.scheduler_per == "step":
-            self.owner.advance_schedule()
+            self.adopted.advance_schedule()
         self.growth.set_alphas(self.state, self.steps)
         consecutive = self.config.max_consecutive
         if tick_due(self.state, self.steps, self.window, self.config.control, self.terms, max_consecutive=consecutive):
@@ -228,7 +205,7 @@ class Loop:
             raise LoopError(
                 f"session.step() without session.loss(batch) before it{f'; {last}' if self._passes else ''}"
             )
-        idle = self.owner.without_gradient()
+        idle = self.adopted.without_gradient()
         if len(idle) == self._learning():
             raise LoopError("session.step(): the host has no gradient; call loss.backward() first")
         if idle and self.world.size > 1 and not self.config.find_unused:  # the others' were not reduced to the end
@@ -246,23 +223,16 @@ class Loop:
     # one tick -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        began = time.perf_counter()
-        before, tick = self.state, self.state.tick + 1
-        values, word = self.parts.cycle.measure(self.steps, tick, self._measure)
-        state, _ = self.parts.cycle.observe(before, values, step=self.steps, epoch=max(1, self.epochs))
-        if not self._graded:  # a loss that tells nothing of correctness: absent, never zero
-            state = replace(state, train_accuracy=ABSENT, validation_accuracy=ABSENT)
-        self.state = state
-        full = tick % self.config.control.digest_every == 0
-        decision = self.parts.cycle.commit(state, self.parts.controller, word, full=full)
-        self.parts.narrator.evidence(before, state, decision.agreed, self.window.first_skipped)
-        self.state, wrap_ms = self.parts.cycle.follow(decision, force=False)
-        steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
-        lr = float(self.owner.reference["lr"])
-        self.parts.narrator.tick(self.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=decision.digest_ms)
-        self.window.reset()
-        self.world.allow_slow(wrap_ms is not None)
-        self._clock = time.perf_counter()
+        turn = self.parts.cycle.tick(
+            self.state,
+            self._measure,
+            self.parts.controller,
+            step=self.steps,
+            epoch=max(1, self.epochs),
+            lr=self.adopted.lr,
+            graded=self._graded,
+        )
+        self.state = turn.state
         if self.state.skipped_in_row >= self.config.max_consecutive:
             raise DivergedError(
                 f"diverged: {self.state.skipped_in_row} optimizer steps in a row had a non-finite host gradient, the "
@@ -279,13 +249,28 @@ class Loop:
         self.growth.follow(self.state, force=force)
         self.growth.set_alphas(self.state, self.steps)
 
+    def leave(self, why: str) -> None:
+        """Gives model and optimizer back and leaves the ranks, who are told why; safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        self.growth.call = self.grown.model
+        self.growth.close()
+        self.model.close()
+        self.adopted.close()
+        self.parts.recorder.close()
+        self.marks.leave(why)
+        self.world.close()
+
     # order of calls -----------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        if self._closed:
+    def check_open(self) -> None:
+        """Raises LoopError once the session is closed."""
+        if self.closed:
             raise LoopError("the session is closed; the grown model is in session.grown.model")
 
-    def _between(self, what: str) -> None:
-        self._open()
+    def check_between(self, what: str) -> None:
+        """Raises LoopError between a loss and its step."""
+        self.check_open()
         if self._awaiting or self._passes or self._windowed:
             raise LoopError(f"{what} between session.loss(batch) and session.step(); it belongs after session.step()")

@@ -37,7 +37,7 @@ def collect(loop: Loop) -> dict[str, Any]:
     torch.save(_own(loop), buffer)
     ranks = loop.world.gather_bytes(buffer.getvalue(), what="save")
     loop.follow(force=True)  # a resumed run wraps here, so this one does, too: the order of sums is then the same
-    owner, controller = loop.owner, parts.controller
+    adopted, controller = loop.adopted, parts.controller
     return {
         "format": FORMAT,
         "kind": KIND,
@@ -52,12 +52,12 @@ def collect(loop: Loop) -> dict[str, Any]:
         "epoch": loop.epochs,
         "model": {name: t.detach().to("cpu", copy=True) for name, t in grown.model.state_dict().items()},
         "optimizer": {
-            "class": f"{type(owner.optimizer).__module__}.{type(owner.optimizer).__qualname__}",
-            "groups": plain(owner.host_groups(), "optimizer"),
-            "state": plain(owner.state_by_name(), "optimizer"),
+            "class": f"{type(adopted.optimizer).__module__}.{type(adopted.optimizer).__qualname__}",
+            "groups": plain(adopted.host_groups(), "optimizer"),
+            "state": plain(loop.owner.state_by_name(), "optimizer"),
         },
-        "scheduler": None if owner.scheduler is None else plain(owner.scheduler.state_dict(), "scheduler"),
-        "scaler": None if owner.scaler is None else plain(owner.scaler.state_dict(), "scaler"),
+        "scheduler": None if adopted.scheduler is None else plain(adopted.scheduler.state_dict(), "scheduler"),
+        "scaler": None if adopted.scaler is None else plain(adopted.scaler.state_dict(), "scaler"),
         "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
     }
 
@@ -71,7 +71,7 @@ def _own(loop: Loop) -> dict[str, Any]:
         "rng": rng_state(loop.world.device),
         "window": loop.window.state(),
         "health": loop.owner.health.state(),
-        "overflows": dict(loop.owner.overflows),
+        "overflows": dict(loop.adopted.overflows),
         "tallies": {slot: holder.tally.state() for slot, holder in loop.grown.slots.items()},
     }
 
@@ -86,13 +86,13 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
         CheckpointError: it does not fit this session; nothing was changed then, unless a tensor's shape did not fit.
     """
     state = _checked(loop, payload, where)
-    grown, owner, world = loop.grown, loop.owner, loop.world
+    grown, adopted, owner, world = loop.grown, loop.adopted, loop.owner, loop.world
     loop.growth.clear()
     loop.growth.plant_record(state)
     load_weights(grown, payload["model"], where)
-    owner.load_host_groups(payload["optimizer"]["groups"])
+    adopted.load_host_groups(payload["optimizer"]["groups"])
     owner.load_by_name(payload["optimizer"]["state"])
-    for part, saved in ((owner.scheduler, payload["scheduler"]), (owner.scaler, payload["scaler"])):
+    for part, saved in ((adopted.scheduler, payload["scheduler"]), (adopted.scaler, payload["scaler"])):
         if part is not None:
             part.load_state_dict(saved)
     loop.state, loop.steps, loop.epochs = state, payload["step"], payload["epoch"]
@@ -103,7 +103,7 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     counted = ranks[min(world.rank, len(ranks) - 1)]
     loop.window.load(counted["window"])
     owner.health.load(counted["health"], world.device)
-    owner.overflows = dict(counted["overflows"])
+    adopted.overflows = dict(counted["overflows"])
     mine = ranks[world.rank :: world.size]
     for slot, holder in grown.slots.items():
         holder.tally.load(_added([own["tallies"][slot] for own in mine]))
@@ -140,7 +140,7 @@ def _checked(loop: Loop, payload: Mapping[str, Any], where: str) -> RunState:
             f"{where}: host weights: missing {sorted(host - saved)[:5] or 'none'}, "
             f"unknown {sorted(saved - host)[:5] or 'none'}"
         )
-    for name, part in (("scheduler", loop.owner.scheduler), ("scaler", loop.owner.scaler)):
+    for name, part in (("scheduler", loop.adopted.scheduler), ("scaler", loop.adopted.scaler)):
         if (part is None) != (payload[name] is None):
             have = (
                 f"has a {name} and the session has none" if part is None else f"has no {name} and the session has one"

@@ -9,10 +9,11 @@ for batch in session.epoch(loader):
 session.save(path); session = esper.Session.restore(path, build_host, loss=loss_fn, probe=val_loader)
 """
 
+import contextlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from esper.accord.state import RunState
 from esper.kasmina.export import export
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
@@ -29,17 +31,19 @@ from esper.leyline.events.run import Event
 from esper.leyline.protocols import Controller, EventSink
 from esper.session.config import SessionConfig, make_config, restored_config
 from esper.session.file import read, write
-from esper.session.loop import Loop
-from esper.session.model import UserLoss
-from esper.session.parts import Recorder, assemble
+from esper.session.loop import Loop, Parts
+from esper.session.model import LiveModel, UserLoss
+from esper.session.parts import Given, assemble
 from esper.session.record import collect, load, rebuild_host, rebuild_optimizer
+from esper.tolaria.growth.guard import StepReport
+from esper.tolaria.ranks.world import World
 
 
-class Session(Loop):
+class Session:
     """Growth in a user's own loop.
 
-    Fields beside `Loop`'s:
-        events: the newest ones. sink: takes them all, on rank 0.
+    Every rank makes the same calls in the same order. What could go wrong in a loop (a step forgotten, twice a loss,
+    the optimizer stepped beside the session) is one `LoopError` that says which call comes first.
     """
 
     def __init__(
@@ -82,60 +86,119 @@ class Session(Loop):
             LockstepError: the ranks did not meet, or are unequal (weights, settings, machine); the text names them.
         """
         config = make_config(slots, gates, control, every, settings, has_loss=loss is not None)
-        self._begin(config, grown, optimizer, controller, loss, probe, validation, scheduler, scaler, sink)
+        given = Given(
+            controller=controller,
+            loss=loss,
+            probe=probe,
+            validation=validation,
+            scheduler=scheduler,
+            scaler=scaler,
+            sink=sink,
+        )
+        self._loop = begin(config, grown, optimizer, given)
         if self.world.rank == 0 and (loss is None or probe is None):
-            missing = " and ".join(name for name, given in (("loss", loss), ("probe", probe)) if given is None)
+            missing = " and ".join(name for name, part in (("loss", loss), ("probe", probe)) if part is None)
             text = f"esper: Session without {missing}: evidence gates will refuse everything"
             print(text, file=sys.stderr, flush=True)
 
-    def _begin(
-        self,
-        config: SessionConfig,
-        grown: Grown,
-        optimizer: torch.optim.Optimizer,
-        controller: Any,
-        loss: UserLoss | None,
-        probe: Iterable[Any] | None,
-        validation: Iterable[Any] | None,
-        scheduler: Any,
-        scaler: Any,
-        sink: EventSink | str | os.PathLike[str] | None,
-    ) -> None:
-        super().__init__(
-            assemble(
-                config,
-                grown,
-                optimizer,
-                controller=controller,
-                loss=loss,
-                probe=probe,
-                validation=validation,
-                scheduler=scheduler,
-                scaler=scaler,
-                sink=sink,
-            )
-        )
-        self.growth.plant_record(self.state)  # seeds that are planted from the start
-        self.follow(force=True)
-        self.parts.narrator.started(self.state, self.terms, None)
+    # the loop -----------------------------------------------------------------------------------------------------
+
+    def epoch(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches, as many on every rank.
+
+        Loaders with a length agree on the smallest, once. Without one the ranks ask each other before every batch (one
+        all-reduce of 8 bytes), and the first that has no more ends the epoch for all.
+
+        Raises:
+            ConfigError: a loader is empty, ends before its own length, or has a length on some ranks only.
+        """
+        return self._loop.epoch(loader)
+
+    def loss(self, batch: Any) -> Tensor:
+        """The host's mean loss on this rank's batch, 0-D; its backward serves the seeds that incubate, too.
+
+        With a scaler the gradient is scaled, the value is not. Without gradients enabled it only evaluates.
+
+        Raises:
+            LoopError: the last loss has not been stepped. ConfigError: ``loss`` gave no value per sample.
+        """
+        return self._loop.loss(batch)
+
+    def accumulate(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block gradients add up on this rank only; the last pass of a window goes outside, then `step`.
+
+        The window's gradient is the mean over its passes; do not divide the loss.
+        """
+        return self._loop.accumulate()
+
+    def step(self) -> StepReport:
+        """One optimizer step, judged and clipped per owner; the scheduler's; a tick when one is due.
+
+        Returns:
+            Norms per owner, owners whose gradient was not finite, whether the step was skipped.
+
+        Raises:
+            LoopError: no loss, or no backward, came before. DivergedError: too many steps in a row were skipped.
+            LockstepError: at a tick, ranks parted or one is lost.
+        """
+        return self._loop.step()
+
+    # looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> LiveModel:
+        """The grown model, one object for life; it calls what wraps the model at present."""
+        return self._loop.model
+
+    @property
+    def grown(self) -> Grown:
+        """The model's slots, as `esper.attach` gave them."""
+        return self._loop.grown
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The user's, with groups for the seeds."""
+        return self._loop.adopted.optimizer
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done; a skipped one counts."""
+        return self._loop.steps
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun."""
+        return self._loop.epochs
+
+    @property
+    def state(self) -> RunState:
+        """The record that all ranks agree on."""
+        return self._loop.state
+
+    @property
+    def config(self) -> SessionConfig:
+        """The settings."""
+        return self._loop.config
+
+    @property
+    def world(self) -> World:
+        """This process's place among the ranks."""
+        return self._loop.world
+
+    @property
+    def parts(self) -> Parts:
+        """What the session is made of."""
+        return self._loop.parts
 
     @property
     def events(self) -> deque[Event]:
         """The newest events, on every rank."""
-        return self._recorder.events
+        return self.parts.recorder.events
 
     @property
     def sink(self) -> EventSink:
         """What takes all events; nothing on another rank than 0."""
-        return self._recorder.sink
-
-    @property
-    def _recorder(self) -> Recorder:
-        recorder = self.parts.narrator.sink
-        assert isinstance(recorder, Recorder)
-        return recorder
-
-    # looking ------------------------------------------------------------------------------------------------------
+        return self.parts.recorder.sink
 
     def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
         """A plain module that computes what the model computes now; see `esper.kasmina.export.export`.
@@ -171,18 +234,19 @@ class Session(Loop):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves or casts the model, its moments and what waits beside it, as ``nn.Module.to``; on every rank alike."""
-        self._between("session.to")
-        self.growth.call = self.grown.model  # the old reducer must be gone first
-        for module in (self.grown.model, *self.growth.staged.values()):
+        loop = self._loop
+        loop.check_between("session.to")
+        loop.growth.call = self.grown.model  # the old reducer must be gone first
+        for module in (self.grown.model, *loop.growth.staged.values()):
             module.to(*args, **kwargs)
         first = next(self.grown.model.parameters())
         for parameter, entries in self.optimizer.state.items():
             for key, value in entries.items():
                 if isinstance(value, Tensor) and value.ndim > 0:
                     entries[key] = value.to(device=parameter.device, dtype=parameter.dtype)
-        self.growth.dtype, self.world.device = first.dtype, first.device
-        self.window.move(first.device)
-        self.follow(force=True)
+        loop.growth.dtype, self.world.device = first.dtype, first.device
+        loop.window.move(first.device)
+        loop.follow(force=True)
         return self
 
     # saving -------------------------------------------------------------------------------------------------------
@@ -194,9 +258,9 @@ class Session(Loop):
         Raises:
             LoopError: in the middle of a step. LockstepError: the ranks are not one network any more.
         """
-        self._between("session.state_dict()")
+        self._loop.check_between("session.state_dict()")
         self.world.allow_slow(True)
-        return collect(self)
+        return collect(self._loop)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes `state_dict` back, in place: whatever has grown since is gone from model, optimizer and reducer.
@@ -204,8 +268,8 @@ class Session(Loop):
         Raises:
             CheckpointError: it does not fit this session.
         """
-        self._between("session.load_state_dict()")
-        load(self, state, "state")
+        self._loop.check_between("session.load_state_dict()")
+        load(self._loop, state, "state")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `state_dict` to one file, whole or not at all. Every rank calls it; rank 0 writes.
@@ -265,46 +329,33 @@ class Session(Loop):
             raise CheckpointError(f"{where}: its controller was an object; pass controller=")
         grown = rebuild_host(payload, build_host(), where)
         made = optimizer(grown.model) if optimizer is not None else rebuild_optimizer(payload, grown.model, where)
-        session = cls.__new__(cls)
-        session._begin(
-            config,
-            grown,
-            made,
-            controller or payload["controller"]["config"],
-            loss,
-            probe,
-            validation,
-            None if scheduler is None else scheduler(made),
-            scaler,
-            sink,
+        given = Given(
+            controller=controller or payload["controller"]["config"],
+            loss=loss,
+            probe=probe,
+            validation=validation,
+            scheduler=None if scheduler is None else scheduler(made),
+            scaler=scaler,
+            sink=sink,
         )
+        loop = begin(config, grown, made, given)
         try:
-            load(session, payload, where)
+            load(loop, payload, where)
         except Exception as error:
-            session._leave(one_line(error))
+            loop.leave(one_line(error))
             raise
+        session = cls.__new__(cls)  # a session is what has a loop
+        session._loop = loop
         return session
 
     # ending -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Gives model and optimizer back, leaves the ranks; safe to call twice. A process group of the user's stays."""
-        self._leave("closed its session")
-
-    def _leave(self, why: str) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self.growth.call = self.grown.model
-        self.growth.close()
-        self.model.close()
-        self.owner.close()
-        self._recorder.close()
-        self.marks.leave(why)
-        self.world.close()
+        self._loop.leave("closed its session")
 
     def __enter__(self) -> Self:
-        if self._closed:
+        if self._loop.closed:
             raise LoopError("the session is closed")
         return self
 
@@ -312,4 +363,13 @@ class Session(Loop):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes; the other ranks are told of an error that ends the block."""
-        self._leave("closed its session" if error is None else f"failed: {one_line(error)}")
+        self._loop.leave("closed its session" if error is None else f"failed: {one_line(error)}")
+
+
+def begin(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Loop:
+    """Joins the ranks, builds the parts, and makes the model what the first record says."""
+    loop = Loop(assemble(config, grown, optimizer, given))
+    loop.growth.plant_record(loop.state)  # seeds that are planted from the start
+    loop.follow(force=True)
+    loop.parts.narrator.started(loop.state, loop.terms, None)
+    return loop

@@ -13,7 +13,7 @@ from torch import nn
 
 from benching.harness import Part, Ratio, bare_host, counting, engine_for, interleave, plain_loop, ratio_of, timed
 from esper.accord.absorb import absorb
-from esper.accord.observe import observe
+from esper.accord.observation import observe
 from esper.accord.reducer import reduce_tick
 from esper.kasmina.attach import attach
 from esper.kasmina.slots.slot import Phase

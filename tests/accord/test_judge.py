@@ -10,7 +10,7 @@ from esper.accord.config import GovernorConfig
 from esper.accord.effects import Discard, Uproot
 from esper.accord.governed import Governed, Skip
 from esper.accord.judge import judge
-from esper.accord.observe import observe
+from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
 from esper.accord.replay import replay, suspects
 from esper.accord.state import RunState
@@ -201,7 +201,7 @@ def test_the_blamed_seed_is_undone_wherever_the_generation_has_it(stage: int, ef
     moved = [e for e in found.outcome.events if isinstance(e, StageChanged)]
     assert [e.cause for e in moved] == ([Mechanical.ROLLBACK.name] if effect is Uproot else [])
     assert after.governor.barred == {"r0c0": target.tick + CONFIG.embargo_ticks}
-    view = observe(after, run.terms).slot("r0c0")
+    view = observation_of(after, run.terms).slot("r0c0")
     assert view.embargo_left == CONFIG.embargo_ticks
     assert after.governor.breaker.phase is BreakerPhase.COOLING
     if effect is Discard:

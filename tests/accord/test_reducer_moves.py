@@ -6,7 +6,7 @@ from esper.accord.config import EvidencePolicy
 from esper.accord.effects import Uproot
 from esper.accord.facts import verdict_ahead
 from esper.accord.lifecycle import ProbeRequest
-from esper.accord.observe import observe
+from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve
 from esper.leyline.events.run import GateJudged, RampCommitted
 from esper.leyline.legality import legal_ops
@@ -223,7 +223,7 @@ def test_looks_come_on_schedule_and_then_only_prune_is_left():
     run.tick(ask("r0c0", "ADVANCE"), evidence={"r0c0": GOOD})
     assert "stale" in refusals(run)[0]
     assert refusals(run)[0].endswith("4 of 4 looks spent, only PRUNE is left")
-    seen = observe(run.state, run.terms)
+    seen = observation_of(run.state, run.terms)
     assert legal_ops(seen, seen.slot("r0c0")) == (Op.WAIT, Op.ADVANCE, Op.PRUNE)  # and ADVANCE has its gate
     run.tick(ask("r0c0", "PRUNE"))
     assert run.slot().stage is Stage.PRUNED

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.accord.observe import observe
+from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
 from esper.leyline.events.run import RampCommitted
@@ -122,7 +122,7 @@ def test_a_gate_lives_from_the_first_step_of_its_ramp_to_full_alpha() -> None:
     run.tick(ask("r0c0", "ADVANCE"))
     slot = run.slot()
     assert (slot.stage, slot.operator, slot.ramp.operator, slot.ramp.fades_from) == (Stage.HOLDING, ADD, ADD, None)
-    assert observe(run.state, run.terms).slot("r0c0").operator is ADD
+    assert observation_of(run.state, run.terms).slot("r0c0").operator is ADD
 
 
 @pytest.mark.parametrize("operator", Operator)
@@ -192,7 +192,7 @@ def test_gate_statistics_are_the_agreed_sums_and_effective_alpha_is_alpha_times_
     g = [0.25, 0.5, 0.75, 1.0]
     sums = {"gate_count": 4, "gate_sum": sum(g), "gate_sum_sq": sum(x * x for x in g)}
     run.tick(**{f"r0c0__{key}": value for key, value in sums.items()})
-    view = observe(run.state, run.terms).slot("r0c0")
+    view = observation_of(run.state, run.terms).slot("r0c0")
     assert (view.gate_mean.value, view.gate_mean.n, view.gate_mean.tick) == (0.625, 4, run.state.tick)
     deviation = math.sqrt(sum((x - 0.625) ** 2 for x in g) / 3)
     assert view.gate_std.value == pytest.approx(deviation)
@@ -200,9 +200,10 @@ def test_gate_statistics_are_the_agreed_sums_and_effective_alpha_is_alpha_times_
     assert view.effective_alpha.value == pytest.approx(0.5 * 0.625)
     assert view.effective_alpha.se == pytest.approx(0.5 * deviation / 2)
     run.tick(**{f"r0c0__{key}": value for key, value in sums.items()}, r0c0__gate_nonfinite=1)
-    assert observe(run.state, run.terms).slot("r0c0").gate_mean.value is None, "a sum that lacks a term is no evidence"
+    mean = observation_of(run.state, run.terms).slot("r0c0").gate_mean
+    assert mean.value is None, "a sum that lacks a term is no evidence"
     run.tick()
-    assert observe(run.state, run.terms).slot("r0c0").effective_alpha.value is None
+    assert observation_of(run.state, run.terms).slot("r0c0").effective_alpha.value is None
 
 
 # the edges of alpha -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from esper.accord.config import EvidencePolicy
 from esper.accord.effects import Discard, Prepare, Register, Uproot, Veto
 from esper.accord.facts import max_looks
 from esper.accord.lifecycle import SlotState
-from esper.accord.observe import observe
+from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
 from esper.accord.state import RunState, Terms
 from esper.leyline.alpha import AlphaMode, Curve
@@ -83,7 +83,7 @@ class Life:
 
     def go_forward(self) -> None:
         """Empty slots germinate and seeds advance wherever they may; those at full alpha do anything legal."""
-        seen = observe(self.run.state, self.terms)
+        seen = observation_of(self.run.state, self.terms)
         legal = [(view.slot, op) for view in seen.slots for op in FORWARD if op in legal_ops(seen, view)]
         held = [view for view in seen.slots if view.stage is Stage.HOLDING]
         legal += [(view.slot, self.rng.choice(legal_ops(seen, view))) for view in held]
@@ -91,7 +91,7 @@ class Life:
 
     def do_anything_legal(self) -> None:
         """Any legal op in every slot."""
-        seen = observe(self.run.state, self.terms)
+        seen = observation_of(self.run.state, self.terms)
         ops = [(view.slot, self.rng.choice(legal_ops(seen, view))) for view in seen.slots]
         self.step([sensible(self.rng, slot, op) for slot, op in ops], evidence=self.rng.choice(ANSWERS))
 

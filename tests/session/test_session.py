@@ -196,7 +196,7 @@ def test_any_optimizer_with_groups_grows_and_is_restored_exactly(name, tmp_path)
     for one in (session, again):
         train(one, range(11, LIFE_STEPS))
     assert replica(again) == replica(session)
-    assert [name for name, _ in session.owner.state_by_name().items() if f"{CONTAINER}.{B}" in name] == []
+    assert [name for name, _ in session._loop.owner.state_by_name().items() if f"{CONTAINER}.{B}" in name] == []
 
 
 def test_groups_of_the_users_own_stay_as_they_are():

@@ -139,13 +139,13 @@ def of(session: esper.Session, kind: type[Event]) -> list[Any]:
 
 
 def moments(session: esper.Session) -> dict[str, Tensor]:
-    named = session.owner.state_by_name()
+    named = session._loop.owner.state_by_name()
     return {f"{name}.{k}": v for name, entry in named.items() for k, v in entry.items() if isinstance(v, Tensor)}
 
 
 def replica(session: esper.Session) -> dict[str, Any]:
     """Everything that must be equal: parameters, buffers, moments, groups, phases, scheduler, the agreed state."""
-    model, owner = session.grown.model, session.owner
+    model, owner = session.grown.model, session._loop.adopted
     options = [{k: v for k, v in group.items() if k != "params"} for group in owner.optimizer.param_groups]
     return {
         "steps": session.steps,

@@ -1,24 +1,37 @@
 """When a run saves, and what it says of it; the copying and writing is `esper.tolaria.checkpoint.saver`'s."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from esper.accord.state import RunState
+from esper.accord.verdict import Verdict
 from esper.leyline.protocols import EventSink
 from esper.tolaria.checkpoint.config import Objective
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.lockstep.narrate import Narrator, axes_of
+from esper.tolaria.lockstep.observers import Observer, Turn
 from esper.tolaria.lockstep.wire import SaveWord
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.heartbeat import Heartbeat
 
 
-class Saves:
+class Saves(Observer):
     """The saves of one run.
 
     Args:
-        saver: writes them. narrator, heartbeat, sink: tell of them. control: limits. objective: what scores them.
+        saver: writes them.
+        narrator: tells of them.
+        heartbeat: where this rank is.
+        sink: what is flushed before a save is committed.
+        control: limits.
+        objective: what scores a save.
+        every_ticks: ticks between saves; 0: at the end alone.
+        total_steps: optimizer steps of the run.
+        collect: copies everything of the run in a state.
     """
+
+    name = "saves"
 
     def __init__(
         self,
@@ -28,18 +41,48 @@ class Saves:
         sink: EventSink,
         control: ControlConfig,
         objective: Objective,
+        *,
+        every_ticks: int,
+        total_steps: int,
+        collect: Callable[[RunState], tuple[dict[str, Any], dict[str, Any]]],
     ) -> None:
         self.saver, self.narrator, self.heartbeat, self.sink = saver, narrator, heartbeat, sink
         self._by, self._patience = objective, control.startup_timeout_s / 2
+        self._every, self._total, self._collect = every_ticks, total_steps, collect
+        self._due = self._last = False
+
+    def before_commit(self, turn: Turn) -> None:
+        """Whether a save follows this tick: by count, at the end, or because a stop was asked for."""
+        stop, ended = turn.sums["stop"] > 0, turn.state.step >= self._total
+        self._due = ended or (self._every > 0 and turn.state.tick % self._every == 0)
+        self._last = stop or ended
+        turn.save = self._due or stop
+        if turn.save:  # the one before must be out of the way; every rank waits for its own share
+            self.saver.wait()
+            turn.full = True
+        turn.word = replace(turn.word, save=self.saver.word)
+
+    def after_commit(self, turn: Turn) -> None:
+        """The fate of the save in flight, and whether another can begin."""
+        self.heartbeat.mark("save-commit")
+        self.flush_before_commit()
+        self.narrator.tell_all(self.saver.settle(turn.agreed.agreed.ranks, axes_of(turn.state)))
+        if turn.state.governor.verdict is not Verdict.PANIC:  # else the governor settles them all
+            turn.save = turn.save and self.room(turn.state, last=self._last)
+
+    def after_follow(self, turn: Turn) -> None:
+        """Begins the save."""
+        if turn.save:
+            self.heartbeat.mark("save")
+            scored = self._due or turn.instead is not None  # a stop here must not change what validation chooses
+            self.begin(turn.state, scored=scored)
 
     def objective(self, state: RunState) -> float | None:
         """The validation metric that a sweep optimises."""
         accuracy = self._by is Objective.VALIDATION_ACCURACY
         return (state.validation_accuracy if accuracy else state.validation_loss).value
 
-    def begin(
-        self, state: RunState, collect: Callable[[], tuple[dict[str, Any], dict[str, Any]]], *, rank: int, scored: bool
-    ) -> None:
+    def begin(self, state: RunState, *, scored: bool) -> None:
         """Begins a save of the state at the end of a tick; its fate is told in a later commit.
 
         ``scored`` is whether validation may choose it for the test: a save that only a stop asked for has no score, so
@@ -49,8 +92,8 @@ class Saves:
         score = None
         if scored and value is not None and fresh:
             score = value if self._by is Objective.VALIDATION_ACCURACY else -value
-        common, own = collect()
-        self.saver.begin(state.step, state.tick, score, common if rank == 0 else None, own)
+        common, own = self._collect(state)
+        self.saver.begin(state.step, state.tick, score, common if self.saver.world.rank == 0 else None, own)
 
     def room(self, state: RunState, *, last: bool) -> bool:
         """Whether a save can begin: where the one before is still being written, all ranks have that from one commit.

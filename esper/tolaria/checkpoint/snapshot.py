@@ -20,6 +20,7 @@ from esper.tolaria.growth.planting import load_weights
 from esper.tolaria.ranks.world import World
 
 COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id", "teacher"}
+OPTIONAL_KEYS = {"observers"}  # there exactly where an observer remembers something
 OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda"}
 
 
@@ -31,9 +32,15 @@ def collect_common(
     config_digest: int,
     run_id: str,
     teacher: dict[str, Any] | None,
+    observers: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Everything that is equal on all ranks; plain data and tensors only, the tensors those that live."""
+    """Everything that is equal on all ranks; plain data and tensors only, the tensors those that live.
+
+    ``observers``: what those hold that remember something; without any there is no such key.
+    """
+    remembered = {"observers": observers} if observers else {}
     return {
+        **remembered,
         "format": FORMAT,
         "config_digest": config_digest,
         "run_state": to_plain(state),
@@ -75,7 +82,7 @@ def read_common(store: CheckpointStore, step: int) -> tuple[dict[str, Any], RunS
     """Loads state.pt of a verified checkpoint, strictly; CheckpointError names a missing or unknown key."""
     where = str(store.path(step) / "state.pt")
     payload = store.load(step, "state.pt")
-    _keys(payload, COMMON_KEYS, where)
+    _keys(payload, COMMON_KEYS | (OPTIONAL_KEYS & set(payload)), where)
     try:
         return payload, from_plain(RunState, payload["run_state"], "run_state")
     except ValueError as error:

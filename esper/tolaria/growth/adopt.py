@@ -11,12 +11,12 @@ does not cure it, it is the seed that is broken: it is reported, and leaves the 
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from esper.kasmina.slots.grown import HOST, Grown
@@ -24,6 +24,7 @@ from esper.leyline.errors import CheckpointError, ConfigError, LoopError
 from esper.tolaria.growth.config import OptimConfig
 from esper.tolaria.growth.guard import StepReport
 from esper.tolaria.growth.ownership import ParameterOwner
+from esper.tolaria.growth.policy import Following
 
 PATIENCE = 4  # steps in a row that an overflow in one slot is put down to the loss scale
 REFUSED = {
@@ -69,14 +70,18 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-class AdoptedOwner(ParameterOwner):
-    """Owns a user's optimizer for the length of a session.
+class AdoptedOptimizer:
+    """A user's optimizer for the length of a session, with its scheduler and its loss scaler.
 
     Args:
-        grown: the model, its slots empty. optimizer: of the host. config: ``seed_*`` and ``clip_norm`` are read.
-        scheduler: of that optimizer, or None. scaler: of the losses, or None.
+        grown: the model, its slots empty.
+        optimizer: of the host.
+        config: ``seed_*`` and ``clip_norm`` are read.
+        scheduler: of that optimizer, or None.
+        scaler: of the losses, or None.
 
     Fields:
+        owner: of all parameters, the seeds' among them.
         overflows: with a scaler, by slot: steps in a row whose gradient there was not finite.
 
     Raises:
@@ -87,58 +92,31 @@ class AdoptedOwner(ParameterOwner):
         self, grown: Grown, optimizer: torch.optim.Optimizer, config: OptimConfig, *, scheduler: Any, scaler: Any
     ) -> None:
         check_optimizer(grown, optimizer)
-        super().__init__(grown, config, 1, optimizer)
-        self.reference = max(optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))
+        self.grown, self.optimizer = grown, optimizer
+        self._policy = Following(optimizer, config.seed_weight_decay)
+        self.owner = ParameterOwner(grown, config, 1, adopted=(optimizer, self._policy))
         self.scheduler = _checked(scheduler, optimizer)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.overflows: dict[str, int] = {}
         self._stepping = False
         self._guard = optimizer.register_step_pre_hook(self._only_here)
-        for group in self._groups[HOST]:
+        for group in self.owner.host_groups:
             group["owner"] = HOST
 
     def _only_here(self, *call: Any) -> None:
         if not self._stepping:
             raise LoopError("optimizer.step() was called beside the session; call session.step() instead")
 
+    @property
+    def lr(self) -> float:
+        """The host's present rate: that of its widest group."""
+        return float(self._policy.reference["lr"])
+
     def close(self) -> None:
         """Gives the optimizer back."""
         self._guard.remove()
-        for group in self._groups[HOST]:
+        for group in self.owner.host_groups:
             group.pop("owner", None)
-
-    # groups -------------------------------------------------------------------------------------------------------
-
-    def _make_groups(self, owner: str, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        options = {key: self.reference[key] for key in self.optimizer.defaults if key in self.reference}
-        options["lr"] = float(self.reference["lr"])
-        decay = self.config.seed_weight_decay
-        parts = [([(n, p) for n, p in named if p.ndim > 1], decay), ([(n, p) for n, p in named if p.ndim <= 1], 0.0)]
-        groups = []
-        for pairs, wanted in parts:
-            if pairs:
-                params = pairs if "param_names" in self.reference else [p for _, p in pairs]
-                group = {**options, "params": params, "owner": owner}
-                groups.append(group | ({"weight_decay": wanted} if "weight_decay" in options else {}))
-        return groups
-
-    def _set_host_lr(self, step: int) -> float:
-        """The host's is the user's; this only reads it."""
-        return float(self.reference["lr"])
-
-    def _fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
-        """Some optimizers keep rows and columns (Adafactor), so only torch's own step can tell."""
-        return True
-
-    def set_lr(self, step: int, learn_steps: Mapping[str, int | None]) -> float:
-        """The seeds' rates of the step to come, from the host's present one; their other options follow its group, too
-        (a scheduler may cycle momentum). Returns the host's."""
-        shared = [key for key in self.optimizer.defaults if key in self.reference and key not in ("lr", "weight_decay")]
-        for owner, groups in self._groups.items():
-            if owner != HOST:
-                for group in groups:
-                    group.update({key: self.reference[key] for key in shared})
-        return super().set_lr(step, learn_steps)
 
     def without_gradient(self) -> list[str]:
         """Names of the host's parameters that learn and that no backward has reached."""
@@ -148,7 +126,7 @@ class AdoptedOwner(ParameterOwner):
     def host_only(self) -> Iterator[None]:
         """Within the block the optimizer shows the host's groups alone."""
         before = self.optimizer.param_groups
-        self.optimizer.param_groups = self._groups[HOST]
+        self.optimizer.param_groups = self.owner.host_groups
         try:
             yield
         finally:
@@ -168,12 +146,12 @@ class AdoptedOwner(ParameterOwner):
         return None if self.scaler is None else self.scaler.scale(torch.ones((), device=device))
 
     def step_mean(self, passes: int) -> StepReport:
-        """`step_now` on gradients that were summed over ``passes`` backward passes of scaled losses: their mean.
+        """`ParameterOwner.step_now` on the mean of gradients that ``passes`` backward passes of scaled losses added up.
 
         Raises:
             LoopError: somebody else changed the optimizer's groups.
         """
-        known = [group for groups in self._groups.values() for group in groups]
+        known = self.owner.all_groups
         if sorted(map(id, self.optimizer.param_groups)) != sorted(map(id, known)):
             raise LoopError(
                 "the optimizer's groups were changed beside the session (add_param_group, load_state_dict); use "
@@ -187,7 +165,7 @@ class AdoptedOwner(ParameterOwner):
                         parameter.grad.mul_(factor)
         self._stepping = True
         try:
-            report = self.step_now()
+            report = self.owner.step_now()
         finally:
             self._stepping = False
         return report if self.scaler is None else self._rescale(report)
@@ -219,7 +197,7 @@ class AdoptedOwner(ParameterOwner):
                     key: value for key, value in group.items() if key not in ("params", "param_names", "owner")
                 },
             }
-            for group in self._groups[HOST]
+            for group in self.owner.host_groups
         ]
 
     def load_host_groups(self, groups: list[dict[str, Any]]) -> None:
@@ -233,7 +211,7 @@ class AdoptedOwner(ParameterOwner):
             raise CheckpointError(
                 "optimizer: its groups hold other parameters than the saved ones; build it as it was built then"
             )
-        for index, (group, saved) in enumerate(zip(self._groups[HOST], groups, strict=True)):
+        for index, (group, saved) in enumerate(zip(self.owner.host_groups, groups, strict=True)):
             differing = sorted(set(mine[index]["options"]) ^ set(saved["options"]))
             if differing:
                 raise CheckpointError(f"optimizer group {index}: option {', '.join(differing)} on one side only")

@@ -13,29 +13,18 @@ Gradients are judged and clipped per owner: what happens in a slot cannot touch 
 does it without a wait for the device (see `esper.tolaria.growth.guard`); others cost one a step.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.leyline.errors import CheckpointError
-from esper.tolaria.growth.config import OptimConfig, OptimizerKind, Schedule
+from esper.tolaria.growth.config import OptimConfig, OptimizerKind
 from esper.tolaria.growth.guard import Judgement, StepReport, report, spared, tensor_norms
 from esper.tolaria.growth.health import GradientHealth
-
-
-def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Multiple of the peak learning rate at an optimizer step, in [0, 1]."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule is Schedule.CONSTANT:
-        return 1.0
-    u = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
-    down = 0.5 * (1.0 + math.cos(math.pi * u)) if config.schedule is Schedule.COSINE else 1.0 - u
-    return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * down
+from esper.tolaria.growth.policy import Group, GroupPolicy, Scheduled
 
 
 def _in_one(totals: Mapping[str, Tensor]) -> Tensor:
@@ -44,29 +33,42 @@ def _in_one(totals: Mapping[str, Tensor]) -> Tensor:
 
 
 class ParameterOwner:
-    """Owns the optimizer of a grown model. ``optimizer`` is one torch optimizer for all owners; ``late``: it is fused,
-    and steps are judged on the device.
+    """Owns the optimizer of a grown model.
 
     Args:
-        grown: the model. config: how it is optimized. total_steps: of the run, for the schedule.
-        optimizer: one that stands already, whose groups are the host's; None builds what the config says.
+        grown: the model.
+        config: how it is optimized.
+        total_steps: of the run, for the schedule.
+        adopted: an optimizer that stands already, whose groups are the host's, and the policy of its groups; None
+            builds what the config says.
+
+    Fields:
+        optimizer: one torch optimizer for all owners.
+        late: it is fused, and steps are judged on the device.
+        health: gradient health by owner.
     """
 
     def __init__(
-        self, grown: Grown, config: OptimConfig, total_steps: int, optimizer: torch.optim.Optimizer | None = None
+        self,
+        grown: Grown,
+        config: OptimConfig,
+        total_steps: int,
+        *,
+        adopted: tuple[torch.optim.Optimizer, GroupPolicy] | None = None,
     ) -> None:
-        self.grown, self.config, self.total_steps = grown, config, total_steps
-        self._groups: dict[str, list[dict[str, Any]]] = {}
+        self.grown, self.config = grown, config
+        self._groups: dict[str, list[Group]] = {}
         self.health = GradientHealth(
             vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
         )
-        self.late = optimizer is None and self._fused(config)
-        self.optimizer = self._build() if optimizer is None else optimizer
+        self.late = adopted is None and self._fused(config)
+        self._policy: GroupPolicy = Scheduled(config, total_steps) if adopted is None else adopted[1]
+        self.optimizer = self._build() if adopted is None else adopted[0]
         self._groups[HOST] = list(self.optimizer.param_groups)
 
     def _build(self) -> torch.optim.Optimizer:
         config, named = self.config, self.grown.owner_parameters()[HOST]
-        host, fused = self._make_groups(HOST, named), self.late or None
+        host, fused = self._policy.groups_for(HOST, named), self.late or None
         if config.kind is OptimizerKind.SGD:
             return torch.optim.SGD(host, lr=config.lr, momentum=config.momentum, fused=fused)
         return torch.optim.AdamW(host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
@@ -76,12 +78,15 @@ class ParameterOwner:
             return config.fused
         return any(p.device.type == "cuda" for _, p in self.grown.owner_parameters()[HOST])
 
-    def _make_groups(self, owner: str, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        decay = self.config.weight_decay if owner == HOST else self.config.seed_weight_decay
-        matrices = [p for _, p in named if p.ndim > 1]
-        vectors = [p for _, p in named if p.ndim <= 1]
-        parts = [(matrices, decay), (vectors, 0.0)]
-        return [{"params": ps, "weight_decay": wd, "owner": owner} for ps, wd in parts if ps]
+    @property
+    def host_groups(self) -> list[Group]:
+        """The host's parameter groups."""
+        return self._groups[HOST]
+
+    @property
+    def all_groups(self) -> list[Group]:
+        """The parameter groups of all owners, in canonical order."""
+        return [group for groups in self._groups.values() for group in groups]
 
     # membership ---------------------------------------------------------------------------------------------------
 
@@ -97,7 +102,7 @@ class ParameterOwner:
                 self._forget(group)
         old = {id(p) for group in kept for p in group["params"]}
         before = len(self.optimizer.param_groups)
-        for group in self._make_groups(slot, [(name, p) for name, p in named if id(p) not in old]):
+        for group in self._policy.groups_for(slot, [(name, p) for name, p in named if id(p) not in old]):
             self.optimizer.add_param_group(group)
         self._groups[slot] = [*kept, *self.optimizer.param_groups[before:]]
         self._in_order()
@@ -144,20 +149,15 @@ class ParameterOwner:
             step: index of the step to come.
             learn_steps: per slot, the first step in which its seed learns; None while it does not.
         """
-        host = self._set_host_lr(step)
+        host = self._policy.host_lr(step, self._groups[HOST])
         for owner, groups in self._groups.items():
             if owner == HOST:
                 continue
+            self._policy.follow_host(groups)
             since = 0 if learn_steps.get(owner) is None else step - int(learn_steps[owner] or 0)
             warm = min(1.0, (since + 1) / self.config.seed_warmup_steps) if self.config.seed_warmup_steps else 1.0
             for group in groups:
                 group["lr"] = host * self.config.seed_lr_scale * warm
-        return host
-
-    def _set_host_lr(self, step: int) -> float:
-        host = self.config.lr * lr_shape(self.config, step, self.total_steps)
-        for group in self._groups[HOST]:
-            group["lr"] = host
         return host
 
     def step(self) -> StepReport | Judgement:
@@ -259,7 +259,7 @@ class ParameterOwner:
             raise CheckpointError(f"optimizer state: missing {missing or 'none'}, unknown {unknown or 'none'}")
         for name, entries in state.items():
             for key, value in entries.items():
-                if isinstance(value, Tensor) and not self._fits(value, named[name]):
+                if isinstance(value, Tensor) and not self._policy.state_fits(value, named[name]):
                     shapes = f"{tuple(value.shape)} for a parameter {tuple(named[name].shape)}"
                     raise CheckpointError(f"optimizer state {key} of {name}: {shapes}")
         self.optimizer.state.clear()
@@ -268,10 +268,6 @@ class ParameterOwner:
                 device = named[name].device
                 placed = {key: self._placed(key, value, device) for key, value in entries.items()}
                 self.optimizer.state[named[name]] = placed
-
-    def _fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
-        """Whether a state tensor can belong to a parameter."""
-        return value.ndim == 0 or value.shape == parameter.shape
 
     def _placed(self, key: str, value: Any, device: torch.device) -> Any:
         """A copy of a state entry where the optimizer wants it."""

@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
+from esper.accord.breaker import BreakerState
 from esper.accord.lifecycle import SlotState
-from esper.accord.observe import effective_alpha, gradient_ratio
+from esper.accord.observation import effective_alpha, gradient_ratio
 from esper.accord.state import RunState, Terms
+from esper.accord.verdict import Verdict
 from esper.kasmina.births import Library
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
+from esper.leyline.events.governor import BreakerChanged, Panic
 from esper.leyline.events.run import (
     CommandJudged,
     ContributionMeasured,
@@ -31,6 +34,34 @@ from esper.tolaria.lockstep.wire import Agreed
 def axes_of(state: RunState) -> dict[str, int]:
     """The axes of an event about this state."""
     return {"step": state.step, "tick": state.tick, "epoch": state.epoch}
+
+
+def trouble_events(before: RunState, after: RunState) -> list[Event]:
+    """A panic, and a breaker that turned, between two states; on the axes of the second."""
+    events: list[Event] = []
+    sick = after.governor
+    if sick.verdict is Verdict.PANIC:
+        events.append(
+            Panic(**axes_of(after), symptom=sick.symptom.name, words=sick.words, healthy_step=sick.healthy_step)
+        )
+    return [*events, *breaker_events(before.governor.breaker, after)]
+
+
+def breaker_events(old: BreakerState, after: RunState) -> list[Event]:
+    """A breaker that is not as it was."""
+    new = after.governor.breaker
+    if old.turns == new.turns:
+        return []
+    return [
+        BreakerChanged(
+            **axes_of(after),
+            source=old.phase,
+            target=new.phase,
+            ticks_left=new.view(after.tick).ticks_left,
+            reason=new.why,
+            manual=new.manual,
+        )
+    ]
 
 
 class Narrator:
@@ -93,6 +124,10 @@ class Narrator:
         if state.skipped:
             ranks = agreed.nonfinite_ranks
             self.tell(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
+
+    def trouble(self, before: RunState, after: RunState) -> None:
+        """A panic, and a breaker that turned."""
+        self.tell_all(trouble_events(before, after))
 
     def decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
         """The reducer's events; on rank 0 with the controller's reasons, which do not travel."""

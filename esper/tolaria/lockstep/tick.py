@@ -5,33 +5,35 @@
     commit    rank 0 decides; commands, digests and vetoes in ONE all-reduce; then the pure reducer
     follow    effects, phases, learning, alpha, wrapper: the model is made what the state says
 
-Between two of these the owner of the loop does what is its own: the trainer settles its saves between commit and
-follow. Every step leads from the agreed state, so that all ranks take the same branches.
+`Cycle.tick` is the whole sequence; what else must happen around it (saves, a governor) are observers at four points,
+see `esper.tolaria.lockstep.observers`. Every step leads from the agreed state, so all ranks take the same branches.
 """
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from esper.accord.absorb import absorb
-from esper.accord.effects import Outcome
-from esper.accord.observe import observe
+from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command, wait
 from esper.leyline.errors import one_line
+from esper.leyline.evidence import ABSENT
 from esper.leyline.observation import Observation
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.lockstep.buffers import average_running_statistics
 from esper.tolaria.lockstep.collectives import Lockstep
+from esper.tolaria.lockstep.decision import Decision
 from esper.tolaria.lockstep.narrate import Narrator
+from esper.tolaria.lockstep.observers import Observer, Observers, Turn
 from esper.tolaria.lockstep.propose import propose
 from esper.tolaria.lockstep.window import Window
-from esper.tolaria.lockstep.wire import Agreed, Failure, RankWord
+from esper.tolaria.lockstep.wire import Failure, RankWord
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
 
@@ -46,16 +48,6 @@ class Marks(Protocol):
 
     def mark(self, phase: str, error: str = "") -> None:
         """Notes that this rank enters ``phase``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One commit: what all ranks agreed, what it leads to, rank 0's commands, milliseconds of the digests."""
-
-    agreed: Agreed
-    outcome: Outcome
-    commands: Mapping[str, Command] | None
-    digest_ms: float
 
 
 def tick_due(
@@ -79,8 +71,16 @@ class Cycle:
     """Takes one network from tick to tick. Holds the parts, and no agreed state.
 
     Args:
-        world, marks: this rank's place. grown, growth: the model and who changes it.
-        terms, control, lockstep: of the run. narrator: tells what happened.
+        world: this rank's place.
+        marks: where this rank is.
+        grown: the model.
+        growth: changes it.
+        terms: of the run.
+        control: ticks and limits.
+        lockstep: the two collectives.
+        narrator: tells what happened.
+        window: what this rank counts between two ticks.
+        observers: what stands around a tick, in order.
     """
 
     def __init__(
@@ -94,51 +94,105 @@ class Cycle:
         control: ControlConfig,
         lockstep: Lockstep,
         narrator: Narrator,
+        window: Window,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.world, self.marks, self.grown, self.growth = world, marks, grown, growth
         self.terms, self.control, self.lockstep, self.narrator = terms, control, lockstep, narrator
+        self.window, self.observers = window, Observers(observers)
         self._failure_text, self._waited_ms = "", 0.0
+        self.restart_clock()
 
-    def measure(self, step: int, tick: int, own: Callable[[], Measured]) -> tuple[dict[str, float], RankWord]:
-        """This rank's entries of the observe vector, and its word.
+    def restart_clock(self) -> None:
+        """The time of steps counts from now on."""
+        self._clock = time.perf_counter()
+
+    def tick(
+        self,
+        before: RunState,
+        measure: Callable[[], Measured],
+        controller: Controller | None,
+        *,
+        step: int,
+        epoch: int,
+        lr: float,
+        graded: bool = True,
+    ) -> Turn:
+        """One tick; the same sequence for the trainer, a session and a drill.
 
         Args:
-            step, tick: optimizer steps done, and the tick that begins. own: measures.
+            before: the agreed state of the tick before.
+            measure: this rank's sums, and samples whose loss was not finite.
+            controller: on rank 0, None elsewhere.
+            step: optimizer steps done.
+            epoch: passes over the data begun.
+            lr: the host's learning rate, for the record.
+            graded: the loss tells whether a sample was right; else accuracies are absent, never zero.
+
+        Returns:
+            The tick, with the new agreed state.
+
+        Raises:
+            LockstepError: ranks parted, one failed, or one is lost.
         """
+        began = time.perf_counter()
+        values, word = self._measure(step, before.tick + 1, measure)
+        turn = self._observe(before, values, word, step=step, epoch=epoch, graded=graded)
+        self.observers.call("after_observe", turn)
+        turn.full |= turn.state.tick % self.control.digest_every == 0
+        self.observers.call("before_commit", turn)
+        turn.decision = self._commit(turn, controller)
+        self.narrator.evidence(before, turn.state, turn.decision.agreed, self.window.first_skipped)
+        self.narrator.trouble(before, turn.state)
+        self.observers.call("after_commit", turn)
+        if turn.instead is None:
+            turn.state, turn.wrap_ms = self._follow(turn)
+        steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
+        self.narrator.tick(turn.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=turn.decision.digest_ms)
+        if turn.instead is not None:
+            turn.state, turn.wrap_ms = turn.instead()
+        self.window.reset()
+        self.world.allow_slow(turn.save or turn.wrap_ms is not None or self.growth.compiled)
+        self.observers.call("after_follow", turn)
+        self.restart_clock()
+        return turn
+
+    def _measure(self, step: int, tick: int, measure: Callable[[], Measured]) -> tuple[dict[str, float], RankWord]:
+        """This rank's entries of the observe vector, and its word; never raises."""
         self.marks.step, self.marks.tick = step, tick
         self.marks.mark("buffers")
         average_running_statistics(self.grown.model, self.world)
         self.marks.mark("measure")
         try:
-            values, nonfinite = own()
+            values, nonfinite = measure()
             return values, RankWord(nonfinite_losses=nonfinite)
         except Exception as error:
             traceback.print_exc()  # the others get a line; whoever wrote the code needs the place
             self._failure_text = one_line(error)
             return {}, RankWord(failure=Failure.MEASURE)
 
-    def observe(
-        self, before: RunState, values: Mapping[str, float], *, step: int, epoch: int
-    ) -> tuple[RunState, dict[str, float]]:
+    def _observe(
+        self, before: RunState, values: Mapping[str, float], word: RankWord, *, step: int, epoch: int, graded: bool
+    ) -> Turn:
         """The first collective: the state with the agreed sums taken in, and those sums."""
         self.marks.mark("observe")
         sums = self.lockstep.observe(values)
-        return absorb(before, sums, self.terms, step=step, epoch=epoch), sums
+        state = absorb(before, sums, self.terms, step=step, epoch=epoch)
+        if not graded:
+            state = replace(state, train_accuracy=ABSENT, validation_accuracy=ABSENT)
+        return Turn(before, state, sums, word)
 
-    def commit(self, state: RunState, controller: Controller | None, word: RankWord, *, full: bool) -> Decision:
+    def _commit(self, turn: Turn, controller: Controller | None) -> Decision:
         """The second collective, and the reducer.
-
-        Args:
-            state: of `observe`. controller: on rank 0, None elsewhere. word: this rank's.
-            full: digest all parameters and buffers, not live seeds alone.
 
         Raises:
             LockstepError: ranks parted, or one of them failed.
         """
         self.marks.mark("decide")
-        commands, word = self._decide(controller, state, observe(state, self.terms), word)
+        state = turn.state
+        commands, word = self._decide(controller, state, observation_of(state, self.terms), turn.word)
         began = time.perf_counter()
-        digests = self.lockstep.digests_of(state, self.grown, parameters=full)
+        digests = self.lockstep.digests_of(state, self.grown, parameters=turn.full)
         digest_ms = 1e3 * (time.perf_counter() - began)
         self.marks.mark("births")
         self._waited_ms += self.growth.settle()
@@ -148,20 +202,14 @@ class Cycle:
         outcome = reduce_tick(state, agreed.commands, agreed.vetoes, self.terms, stage_ticks=self.control.stage_ticks)
         return Decision(agreed, outcome, commands, digest_ms)
 
-    def follow(self, decision: Decision, *, force: bool) -> tuple[RunState, float | None]:
-        """Makes the model what the new state says, and tells of it.
-
-        Args:
-            decision: of `commit`. force: wrap anew in any case (a save is a re-wrap point).
-
-        Returns:
-            The new agreed state; milliseconds of the wrap, None when there was none.
-        """
+    def _follow(self, turn: Turn) -> tuple[RunState, float | None]:
+        """Makes the model what the new state says, and tells of it; returns that state and milliseconds of the wrap."""
         self.marks.mark("stage")
+        decision = turn.agreed
         state = decision.outcome.state
         self.growth.perform(decision.outcome.effects)
         self.marks.mark("rewrap")
-        wrap_ms = self.growth.follow(state, force=force)
+        wrap_ms = self.growth.follow(state, force=turn.save)
         self.narrator.decisions(decision.outcome.events, decision.commands)
         self.narrator.failures(state, self.growth.failures)
         if self.growth.library is not None:
@@ -171,7 +219,7 @@ class Cycle:
             for where, why in self.growth.compiler.degraded().items():
                 self.narrator.fault(state, f"{where} runs without its compiled graph from here on: {why}", where)
         count = len(self.growth.owner.gradient_set())
-        self.narrator.rewrapped(state, wrap_ms, parameters=count, saved=force)
+        self.narrator.rewrapped(state, wrap_ms, parameters=count, saved=turn.save)
         return state, wrap_ms
 
     def _decide(

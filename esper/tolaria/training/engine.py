@@ -10,9 +10,8 @@ seed; every rank takes the same branches. One process runs the same code without
 """
 
 import contextlib
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from esper.accord.breaker import BreakerOrder
 from esper.accord.state import RunState, Terms
-from esper.accord.verdict import Verdict
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, DivergedError, Preempted
 from esper.leyline.protocols import Controller, EventSink
@@ -36,7 +34,8 @@ from esper.tolaria.growth.guard import Judgement
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.measure import measure
-from esper.tolaria.lockstep.narrate import Narrator, axes_of
+from esper.tolaria.lockstep.narrate import Narrator, breaker_events
+from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.lockstep.tick import Cycle, Measured, tick_due
 from esper.tolaria.lockstep.window import Window
 from esper.tolaria.ranks.config import ControlConfig
@@ -45,7 +44,7 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
-from esper.tolaria.training.governor import Governor, Recovery, rolled_back, told, too_many_skipped, turned
+from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery, rolled_back, too_many_skipped
 from esper.tolaria.training.losses import StepLoss
 from esper.tolaria.training.result import RunResult, choose_best, read_test, rebuild, result_of
 
@@ -88,6 +87,7 @@ class Engine:
         fresh: Callable[[], Grown],
         distillation: Distillation | None,
         governor: Governor | None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.settings, self.world, self.heartbeat = settings, world, heartbeat
         self.grown, self.owner, self.growth, self.bundle = grown, owner, growth, bundle
@@ -98,6 +98,21 @@ class Engine:
         self.plan = BatchPlan(len(bundle.train), settings.trainer.batch, settings.seed)
         self.evaluator = self._evaluator(grown)
         self.narrator = Narrator(sink, grown)
+        self.state = RunState(slots=terms.first_slots())
+        self.step, self.stop_asked = 0, False
+        self.window = Window(world.device)
+        self.losses = StepLoss(grown, growth, self.window, self.evaluator, bundle.task, distillation)
+        self.saves = Saves(
+            saver,
+            self.narrator,
+            heartbeat,
+            sink,
+            settings.control,
+            settings.trainer.objective,
+            every_ticks=settings.checkpoint.every_ticks,
+            total_steps=terms.total_steps,
+            collect=self.collect,
+        )
         self.cycle = Cycle(
             world,
             heartbeat,
@@ -107,13 +122,25 @@ class Engine:
             control=settings.control,
             lockstep=lockstep,
             narrator=self.narrator,
+            window=self.window,
+            observers=[self.saves, *self._governing(), *observers],
         )
-        self.state = RunState(slots=terms.first_slots())
-        self.step, self.stop_asked = 0, False
-        self.window = Window(world.device)
-        self.losses = StepLoss(grown, growth, self.window, self.evaluator, bundle.task, distillation)
-        self.saves = Saves(saver, self.narrator, heartbeat, sink, settings.control, settings.trainer.objective)
-        self._lr, self._clock = 0.0, time.perf_counter()
+        self._lr = 0.0
+
+    def _governing(self) -> list[Observer]:
+        if self.governor is None:
+            return []
+        return [
+            GovernorObserver(
+                self.governor,
+                settle_saves=self.saves.settle_now,
+                narrator=self.narrator,
+                marks=self.heartbeat,
+                collect=self.collect,
+                go_back=self.go_back,
+                from_step=lambda: self.losses.teacherless_from,
+            )
+        ]
 
     def begin(self, resume_step: int | None, order: BreakerOrder | None = None) -> None:
         """Starts from nothing, or from a checkpoint that every rank has verified, under an order that all have read.
@@ -138,15 +165,16 @@ class Engine:
             if order is not None:
                 before = self.state.governor.breaker
                 self.state = self.governor.obey(self.state, order, begun=resume_step is not None)
-                self.narrator.tell_all(turned(before, self.state))
+                self.narrator.tell_all(breaker_events(before, self.state))
             self.narrator.tell_all(self.governor.begin(self.state, self.collect))
-        self._clock = time.perf_counter()
+        self.cycle.restart_clock()
 
     def _go_on_from(self, generation: Generation) -> None:
         """Makes this run what a generation says, but for the wrapper."""
         put_back(generation, self.grown, self.owner, self.growth, self.world, self.settings.seed)
         if self.controller is not None:
             self.controller.load_state_dict(generation.common["controller"])
+        self.cycle.observers.load_state_dict(generation.common.get("observers", {}), generation.where)
         self.state = generation.state
         self.step = self.heartbeat.step = self.state.step
         self.heartbeat.tick = self.state.tick
@@ -212,71 +240,27 @@ class Engine:
         return control.every == 0 and self.plan.epoch_ends(cursor(self.step - 1), cursor(self.step))
 
     def tick(self) -> None:
-        """One control tick: two collectives, then the same changes on every rank."""
-        began = time.perf_counter()
-        beat, settings, before = self.heartbeat, self.settings, self.state
+        """One control tick: two collectives, then the same changes on every rank.
+
+        Raises:
+            DivergedError: too many steps in a row were skipped. Preempted: a stop was agreed; a checkpoint is written.
+            LockstepError: ranks parted, or one is lost.
+        """
         with self.world.collective("step"):  # still in that phase: a rank that stands still is waited for here
             self.window.settle()
-        values, word = self.cycle.measure(self.step, before.tick + 1, self._measure)
-        epoch = self.plan.locate(before.governor.cursor(self.step - 1))[0] + 1
-        self.state, sums = self.cycle.observe(before, values, step=self.step, epoch=epoch)
-        if self.governor is not None:
-            self.state = self.governor.judge(self.state, sums, before.step)
-        health = self.state.governor
-        stop = sums["stop"] > 0
-        every = settings.checkpoint.every_ticks
-        ended = self.step >= self.terms.total_steps
-        due = ended or (every > 0 and self.state.tick % every == 0)
-        save = due or stop
-        full = save or health.replays > 0 or self.state.tick % settings.control.digest_every == 0
-        if save:  # the one before must be out of the way; every rank waits for its own share
-            self.saver.wait()
-        word = replace(word, save=self.saver.word)
-        decision = self.cycle.commit(self.state, self.controller, word, full=full)
-        agreed = decision.agreed
-        self.narrator.evidence(before, self.state, agreed, self.window.first_skipped)
-        self.narrator.tell_all(told(before, self.state))
-        beat.mark("save-commit")
-        self.saves.flush_before_commit()
-        self.narrator.tell_all(self.saver.settle(agreed.ranks, axes_of(self.state)))
-        judged = time.perf_counter()
-        recovery = self.recovery() if health.verdict is Verdict.PANIC else None
-        # After a rollback at once: the checkpoints beyond it have lost their names, and there may be no other.
-        save = recovery is not None or (save and self.saves.room(self.state, last=stop or ended))
-        wrap_ms = None
-        if recovery is None:
-            self.state, wrap_ms = self.cycle.follow(decision, force=save)
-        steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
-        self.narrator.tick(self.state, lr=self._lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=decision.digest_ms)
-        if recovery is not None:
-            wrap_ms = self.go_back(recovery, judged)
-        self.window.reset()
-        self.world.allow_slow(save or wrap_ms is not None or self.growth.compiled)
-        if save:
-            beat.mark("save")
-            scored = due or recovery is not None  # that it was stopped here must not change what validation chooses
-            self.saves.begin(self.state, self.collect, rank=self.world.rank, scored=scored)
-        if self.governor is not None and recovery is None:
-            self.narrator.tell_all(self.governor.keep(self.state, self.collect, saved=save))
-        self._clock = time.perf_counter()
-        if self.state.judged_row >= settings.trainer.max_consecutive:
-            raise DivergedError(too_many_skipped(self.state, agreed))
-        if stop and self.step < self.terms.total_steps:
+        epoch = self.plan.locate(self.state.governor.cursor(self.step - 1))[0] + 1
+        turn = self.cycle.tick(self.state, self._measure, self.controller, step=self.step, epoch=epoch, lr=self._lr)
+        self.state = turn.state
+        if self.state.judged_row >= self.settings.trainer.max_consecutive:
+            raise DivergedError(too_many_skipped(self.state, turn.agreed.agreed))
+        if turn.sums["stop"] > 0 and self.step < self.terms.total_steps:
             self.saves.finish(self.state)
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
-    def recovery(self) -> Recovery | None:
-        """What to go back to, once every save is settled: none may land beyond it. None: go on."""
+    def go_back(self, present: RunState, recovery: Recovery, began: float) -> tuple[RunState, float | None]:
+        """All ranks go back to one generation, and on from it otherwise; the state, and milliseconds of the wrap."""
         assert self.governor is not None
-        self.heartbeat.mark("rollback")
-        self.world.allow_slow(True)
-        self.saves.settle_now(self.state)
-        return self.governor.recovery(self.state, from_step=self.losses.teacherless_from)
-
-    def go_back(self, recovery: Recovery, began: float) -> float | None:
-        """All ranks go back to one generation, and on from it otherwise; returns milliseconds of the wrap."""
-        assert self.governor is not None
-        present, outcome = self.state, recovery.replay.outcome
+        outcome = recovery.replay.outcome
         self._go_on_from(recovery.generation)
         self.state = outcome.state
         self.growth.perform(outcome.effects)
@@ -284,7 +268,7 @@ class Engine:
         faults = self.governor.gone_back(recovery)
         self.narrator.tell_all([*rolled_back(present, recovery, began), *faults])
         self.narrator.failures(self.state, self.growth.failures)
-        return wrap_ms
+        return self.state, wrap_ms
 
     def _evaluator(self, grown: Grown) -> Evaluator:
         trainer, seed = self.settings.trainer, self.settings.seed
@@ -306,11 +290,12 @@ class Engine:
         )
         return {**values, "stop": float(self.stop_asked)}, nonfinite
 
-    def collect(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Everything of this run: what is equal on all ranks (but for rank 0's controller), and what is not."""
+    def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything of this run in a state: what is equal on all ranks (but rank 0's controller), and what is not."""
         controller = {} if self.controller is None else self.controller.state_dict()
         digest, run_id = self.settings.config_digest, self.settings.run_id
-        common = collect_common(self.grown, self.owner, self.state, controller, digest, run_id, self._teacher)
+        observers = self.cycle.observers.state_dict()
+        common = collect_common(self.grown, self.owner, state, controller, digest, run_id, self._teacher, observers)
         return common, collect_own(self.world)
 
     def finish(self) -> RunResult:

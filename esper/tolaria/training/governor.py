@@ -11,23 +11,26 @@ same panic again, and to the same rollback.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from esper.accord.breaker import BreakerOrder, BreakerState, overridden
+from esper.accord.breaker import BreakerOrder, overridden
 from esper.accord.config import GovernorConfig
 from esper.accord.judge import judge
 from esper.accord.replay import Replay, replay
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.errors import CheckpointError, DivergedError
-from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.governor import RolledBack, SnapshotTaken
 from esper.leyline.events.run import Event, Fault
 from esper.tolaria.checkpoint.ring import Generation, Ring
 from esper.tolaria.checkpoint.snapshot import read
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
-from esper.tolaria.lockstep.narrate import axes_of
+from esper.tolaria.lockstep.narrate import Narrator, axes_of, trouble_events
+from esper.tolaria.lockstep.observers import Observer, Turn
+from esper.tolaria.lockstep.tick import Marks
 from esper.tolaria.lockstep.wire import Agreed
 from esper.tolaria.ranks.handshake import newest_valid_everywhere
 from esper.tolaria.ranks.world import World
@@ -35,7 +38,7 @@ from esper.tolaria.ranks.world import World
 BUDGET_MS = {"ram": 500.0, "disk": 12_000.0}
 
 # What a rank copies of itself: what is equal on all ranks, and its own.
-Collect = Callable[[], tuple[dict[str, Any], dict[str, Any]]]
+Collect = Callable[[RunState], tuple[dict[str, Any], dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Governor:
             breaker = overridden(breaker, order.phase, state.tick, self.config, order.why)
         return replace(state, governor=replace(state.governor, breaker=replace(breaker, obeyed=order.id)))
 
-    def judge(self, state: RunState, sums: dict[str, float], since: int) -> RunState:
+    def judge(self, state: RunState, sums: Mapping[str, float], since: int) -> RunState:
         """See `esper.accord.judge.judge`; a healthy tick clears the snapshots before it."""
         state = judge(state, sums, self.terms, self.config, chance=self.chance, since=since)
         if state.governor.verdict is Verdict.HEALTHY:
@@ -90,7 +93,7 @@ class Governor:
         return self._take(state, collect) if due and not state.governor.strikes else []
 
     def _take(self, state: RunState, collect: Collect) -> list[Event]:
-        size, ms = self.ring.take(state, *collect())
+        size, ms = self.ring.take(state, *collect(state))
         return [SnapshotTaken(**axes_of(state), bytes=size, copy_ms=ms)]
 
     def recovery(self, present: RunState, *, from_step: int) -> Recovery | None:
@@ -153,34 +156,6 @@ class Governor:
         return []
 
 
-def told(before: RunState, after: RunState) -> list[Event]:
-    """A panic, and a breaker that turned, between two states; on the axes of the second."""
-    events: list[Event] = []
-    sick = after.governor
-    if sick.verdict is Verdict.PANIC:
-        events.append(
-            Panic(**axes_of(after), symptom=sick.symptom.name, words=sick.words, healthy_step=sick.healthy_step)
-        )
-    return [*events, *turned(before.governor.breaker, after)]
-
-
-def turned(old: BreakerState, after: RunState) -> list[Event]:
-    """A breaker that is not as it was."""
-    new = after.governor.breaker
-    if old.turns == new.turns:
-        return []
-    return [
-        BreakerChanged(
-            **axes_of(after),
-            source=old.phase,
-            target=new.phase,
-            ticks_left=new.view(after.tick).ticks_left,
-            reason=new.why,
-            manual=new.manual,
-        )
-    ]
-
-
 def rolled_back(present: RunState, recovery: Recovery, began: float) -> list[Event]:
     """What is told of a rollback that is done.
 
@@ -201,7 +176,7 @@ def rolled_back(present: RunState, recovery: Recovery, began: float) -> list[Eve
         recovery_ms=1e3 * (time.perf_counter() - began),
         budget_ms=BUDGET_MS[generation.source],
     )
-    return [back, *how.outcome.events, *told(present, how.outcome.state)]
+    return [back, *how.outcome.events, *trouble_events(present, how.outcome.state)]
 
 
 def too_many_skipped(state: RunState, agreed: Agreed) -> str:
@@ -212,3 +187,57 @@ def too_many_skipped(state: RunState, agreed: Agreed) -> str:
         f"diverged: {state.judged_row} optimizer steps in a row had a non-finite host gradient, the last "
         f"before step {state.step}; {who}; lower optim.lr, or resume an earlier checkpoint"
     )
+
+
+class GovernorObserver(Observer):
+    """Judges each tick, takes all ranks back after a panic, and takes snapshots.
+
+    Args:
+        governor: of this rank.
+        settle_saves: settles every save on all ranks together: none may land beyond a generation gone back to.
+        narrator: tells.
+        marks: where this rank is.
+        collect: copies everything of the run in a state.
+        go_back: makes the run what a recovery says, from a state and a clock at the verdict.
+        from_step: optimizer step from which generations are a choice.
+    """
+
+    name, governs = "governor", True
+
+    def __init__(
+        self,
+        governor: Governor,
+        *,
+        settle_saves: Callable[[RunState], None],
+        narrator: Narrator,
+        marks: Marks,
+        collect: Collect,
+        go_back: Callable[[RunState, Recovery, float], tuple[RunState, float | None]],
+        from_step: Callable[[], int],
+    ) -> None:
+        self.governor, self.settle_saves, self.narrator, self.marks = governor, settle_saves, narrator, marks
+        self.collect, self.go_back, self.from_step = collect, go_back, from_step
+
+    def after_observe(self, turn: Turn) -> None:
+        """The state with this tick's verdict; while a replay is on trial everything is digested."""
+        turn.state = self.governor.judge(turn.state, turn.sums, turn.before.step)
+        turn.full |= turn.state.governor.replays > 0
+
+    def after_commit(self, turn: Turn) -> None:
+        """After a panic the tick does not follow its decision but goes back, where there is something to go back to."""
+        if turn.state.governor.verdict is not Verdict.PANIC:
+            return
+        judged = time.perf_counter()
+        self.marks.mark("rollback")
+        self.governor.world.allow_slow(True)
+        self.settle_saves(turn.state)
+        recovery = self.governor.recovery(turn.state, from_step=self.from_step())
+        if recovery is not None:
+            # The checkpoints beyond it have lost their names, and there may be no other: save at once.
+            turn.save = True
+            turn.instead = partial(self.go_back, turn.state, recovery, judged)
+
+    def after_follow(self, turn: Turn) -> None:
+        """A snapshot where one is due; the generation gone back to is one itself."""
+        if turn.instead is None:
+            self.narrator.tell_all(self.governor.keep(turn.state, self.collect, saved=turn.save))

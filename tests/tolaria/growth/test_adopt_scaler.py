@@ -32,7 +32,7 @@ def test_a_power_of_two_changes_no_bit_and_the_loss_reads_as_it_is():
     plain, scaled = make(), make(scaler=scaler())
     losses = train(plain, range(16)), train(scaled, range(16))
     assert losses[0] == losses[1]
-    assert scaled.owner.scaler.get_scale() == 1024.0 * 2**3
+    assert scaled._loop.adopted.scaler.get_scale() == 1024.0 * 2**3
     assert bits(scaled.grown.model.named_parameters()) == bits(plain.grown.model.named_parameters())
     assert scaled.state == plain.state
 
@@ -104,7 +104,7 @@ def test_the_scaler_is_saved_and_demanded(tmp_path):
     again = esper.Session.restore(tmp_path / "s.pt", host, loss=loss, probe=probe(), scaler=scaler())
     for one in (session, again):
         train(one, range(13, 22))
-    assert again.owner.scaler.state_dict() == session.owner.scaler.state_dict()
+    assert again._loop.adopted.scaler.state_dict() == session._loop.adopted.scaler.state_dict()
     assert replica(again) == replica(session)
 
 
@@ -119,13 +119,13 @@ def test_overflows_in_a_row_are_counted_over_a_save(tmp_path):
 
     broken(session, range(26, 29))
     session.save(tmp_path / "s.pt")
-    assert session.owner.overflows == {A: 3}
+    assert session._loop.adopted.overflows == {A: 3}
     again = esper.Session.restore(tmp_path / "s.pt", host, loss=loss, probe=probe(), scaler=scaler())
-    assert again.owner.overflows == {A: 3}
+    assert again._loop.adopted.overflows == {A: 3}
     for one in (session, again):
         broken(one, range(29, 32))
         assert one.state.slot(A).stage is Stage.PRUNED
-    assert again.owner.scaler.state_dict() == session.owner.scaler.state_dict()
+    assert again._loop.adopted.scaler.state_dict() == session._loop.adopted.scaler.state_dict()
     assert replica(again) == replica(session)
 
 

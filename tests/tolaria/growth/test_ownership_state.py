@@ -11,7 +11,8 @@ from esper.kasmina.slots.grown import HOST
 from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.growth.config import Schedule
-from esper.tolaria.growth.ownership import ParameterOwner, lr_shape
+from esper.tolaria.growth.ownership import ParameterOwner
+from esper.tolaria.growth.policy import lr_shape
 from tests.support.owned import (
     ADAMW,
     KINDS,

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from esper.accord.absorb import absorb
+from esper.accord.conditions import embargo_left
 from esper.accord.config import EvidencePolicy
 from esper.accord.facts import facts_of, max_looks, verdict_ahead
 from esper.accord.lifecycle import ProbeRequest
-from esper.accord.observe import embargo_left, observe
+from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Status, measured
 from esper.leyline.observation import Budgets
@@ -102,8 +103,8 @@ def test_validation_is_mean_and_standard_error_and_stays_until_the_next_one():
     assert state.validation_accuracy.se == pytest.approx(statistics.stdev(correct) / 2, rel=1e-12)
     later = absorbed(absorbed(state, terms), terms)
     assert later.validation_loss == state.validation_loss
-    assert observe(state, terms).validation_loss.status is Status.MEASURED
-    assert observe(later, terms).validation_loss.status is Status.STALE
+    assert observation_of(state, terms).validation_loss.status is Status.MEASURED
+    assert observation_of(later, terms).validation_loss.status is Status.STALE
 
 
 def test_a_validation_that_was_not_finite_is_absent():
@@ -132,7 +133,7 @@ def test_a_gradient_norm_is_a_mean_over_steps_and_an_old_one_ages():
     later = absorbed(absorbed(state, terms), terms)
     assert later.slot("r0c0").gradient_norm == measured(0.75, tick=6, n=4)
     assert later.slot("r0c0").nonfinite_steps == 0
-    assert observe(later, terms).slot("r0c0").gradient_norm.status is Status.STALE
+    assert observation_of(later, terms).slot("r0c0").gradient_norm.status is Status.STALE
     assert facts_of(later, later.slot("r0c0"), terms).gradient_norm.status is Status.STALE
 
 
@@ -144,7 +145,7 @@ def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_ar
     values |= {f"host_{name}": value for name, value in host.items()}
     values |= {"r0c0__norm": 3.0, "r0c0__norm_steps": 4.0, "host_norm": 12.0, "host_norm_steps": 8.0}
     state = absorbed(seeded(Run(terms)), terms, **values)
-    seen = observe(state, terms)
+    seen = observation_of(state, terms)
     view = seen.slot("r0c0")
     assert view.health == GradientHealth(
         vanishing=measured(0.375, tick=6, n=4), exploding=measured(0.0625, tick=6, n=4), nans=7, infs=2
@@ -157,10 +158,10 @@ def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_ar
     assert (seen.host_health.nans, seen.host_health.infs) == (0, 1)
     assert facts_of(state, state.slot("r0c0"), terms).health == view.health
     later = absorbed(absorbed(state, terms), terms)
-    aged = observe(later, terms).slot("r0c0")
+    aged = observation_of(later, terms).slot("r0c0")
     assert (aged.health.vanishing.status, aged.health.nans) == (Status.STALE, 0)
     assert aged.gradient_ratio is ABSENT, "the host's norm was not measured in that window"
-    assert observe(seeded(Run(terms)), terms).slot("r0c0").health == NO_HEALTH
+    assert observation_of(seeded(Run(terms)), terms).slot("r0c0").health == NO_HEALTH
 
 
 def test_a_fallback_is_counted_in_ranks_and_remembered_from_its_first_tick():
@@ -169,7 +170,7 @@ def test_a_fallback_is_counted_in_ranks_and_remembered_from_its_first_tick():
     for ranks in (0.0, 1.0, 2.0, 0.0, 1.0):
         state = absorbed(state, terms, r0c0__degraded=ranks)
         seen.append((state.slot("r0c0").degraded, state.slot("r0c0").degraded_tick))
-        assert observe(state, terms).slot("r0c0").degraded == facts_of(state, state.slot("r0c0"), terms).degraded
+        assert observation_of(state, terms).slot("r0c0").degraded == facts_of(state, state.slot("r0c0"), terms).degraded
     assert seen == [(0, None), (1, 7), (2, 7), (0, None), (1, 10)]
 
 
@@ -239,7 +240,7 @@ def test_an_empty_slot_takes_nothing_in():
 
 def test_every_field_of_a_slot_in_mid_ramp():
     terms = make_terms()
-    view = observe(seeded(Run(terms)), terms).slot("r0c0")
+    view = observation_of(seeded(Run(terms)), terms).slot("r0c0")
     assert (view.stage, view.staged, view.dwell, view.min_dwell, view.generation) == (Stage.BLENDING, False, 2, 1, 2)
     assert (view.blueprint, view.operator, view.curve, view.parameters) == ("light", Operator.ADD, Curve.LINEAR, 10)
     assert view.alpha == pytest.approx(0.4)  # half-way from 0.2 to 0.6
@@ -250,12 +251,12 @@ def test_every_field_of_a_slot_in_mid_ramp():
     assert (view.looks, view.max_looks, view.embargo_left) == (0, terms.gates.looks, 0)
     assert (view.row, view.col, view.catalogue) == (0.0, 0.0, CATALOGUE)
     assert view.verdict.gate is Gate.G3
-    assert observe(seeded(Run(terms)), terms).slot("r0c1").col == 1.0
+    assert observation_of(seeded(Run(terms)), terms).slot("r0c1").col == 1.0
 
 
 def test_every_field_of_an_empty_slot():
     terms = make_terms()
-    view = observe(seeded(Run(terms)), terms).slot("r0c1")
+    view = observation_of(seeded(Run(terms)), terms).slot("r0c1")
     assert (view.stage, view.staged, view.dwell, view.generation) == (Stage.EMPTY, False, 5, 0)
     assert (view.blueprint, view.operator, view.curve, view.parameters) == (None, None, None, 0)
     assert (view.alpha, view.alpha_target, view.alpha_velocity, view.ramp_progress) == (0.0, 0.0, 0.0, 0.0)
@@ -266,7 +267,7 @@ def test_every_field_of_an_empty_slot():
 def test_globals_of_the_observation():
     terms = make_terms(total_steps=160)
     state = replace(seeded(Run(terms)), skipped=3, train_loss=measured(1.5, tick=5, n=9))
-    seen = observe(state, terms)
+    seen = observation_of(state, terms)
     assert (seen.tick, seen.step, seen.total_steps, seen.remaining, seen.skipped_steps) == (5, 40, 160, 0.75, 3)
     assert seen.train_loss == measured(1.5, tick=5, n=9)
     assert [slot.slot for slot in seen.slots] == ["r0c0", "r0c1"]
@@ -276,7 +277,7 @@ def test_evidence_is_seen_with_its_age():
     terms = make_terms(gates={"fresh_ticks": 2})
     for tick, status in ((5, Status.MEASURED), (3, Status.MEASURED), (2, Status.STALE)):
         state = seeded(Run(terms), contribution=measured(0.5, tick=tick, n=64, se=0.1))
-        assert observe(state, terms).slot("r0c0").contribution.status is status
+        assert observation_of(state, terms).slot("r0c0").contribution.status is status
         assert facts_of(state, state.slot("r0c0"), terms).contribution.status is status
 
 
@@ -324,7 +325,7 @@ def test_embargo_left_counts_down_to_the_tick_at_which_the_slot_is_empty(embargo
     announced = []
     while run.slot().stage is not Stage.EMPTY:
         announced.append(embargo_left(run.slot(), run.state.tick, run.terms))
-        assert observe(run.state, run.terms).slot("r0c0").embargo_left == announced[-1]
+        assert observation_of(run.state, run.terms).slot("r0c0").embargo_left == announced[-1]
         run.tick()
     assert announced == list(range(embargo + 2, 0, -1))
     assert embargo_left(run.slot(), run.state.tick, run.terms) == 0

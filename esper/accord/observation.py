@@ -1,13 +1,13 @@
 """What a controller sees of the agreed state. Pure functions, same on all ranks."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
+from esper.accord.conditions import conditions_of
 from esper.accord.facts import max_looks, verdict_ahead
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.evidence import ABSENT, Reading, measured
 from esper.leyline.observation import Observation, SlotObservation
-from esper.leyline.stages import Stage
 
 
 def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
@@ -16,16 +16,6 @@ def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
     if own.value is None or own.tick is None or own.tick != host.tick or not host.value:
         return ABSENT
     return measured(own.value / host.value, tick=own.tick, n=min(own.n, host.n))
-
-
-def embargo_left(slot: SlotState, tick: int, terms: Terms) -> int:
-    """Ticks until a cooling slot is empty again; 0 when it is not cooling."""
-    rest = {
-        Stage.PRUNED: 1 + terms.slots_config.embargo_ticks + 1,
-        Stage.EMBARGOED: terms.slots_config.embargo_ticks + 1,
-    }
-    rest[Stage.RESETTING] = 1
-    return max(0, rest.get(slot.stage, 0) - (tick - slot.since_tick))
 
 
 def effective_alpha(state: RunState, slot: SlotState) -> Reading:
@@ -38,29 +28,19 @@ def effective_alpha(state: RunState, slot: SlotState) -> Reading:
 
 def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservation:
     step, fresh = state.step, terms.gates.fresh_ticks
+    conditions = conditions_of(state, slot, terms)
     ramp = slot.ramp if slot.stage.is_blended else None
-    alpha = slot.alpha(step)
     row, col = terms.places[slot.slot]
     return SlotObservation(
+        **{entry.name: getattr(conditions, entry.name) for entry in fields(conditions)},
         slot=slot.slot,
         row=row,
         col=col,
-        stage=slot.stage,
-        staged=slot.staged is not None,
-        dwell=state.tick - slot.since_tick,
-        min_dwell=terms.gates.min_dwell,
         generation=slot.generation,
         blueprint=slot.blueprint,
-        operator=slot.operators(step)[0] if ramp is not None else slot.operator,
-        operators=terms.operators[slot.slot],
         channel=terms.channels.get(slot.slot),
         curve=slot.curve,
-        alpha=alpha,
-        alpha_target=0.0 if ramp is None else ramp.target,
-        alpha_velocity=alpha - slot.alpha(max(0, step - terms.tick_steps)) if ramp is not None else 0.0,
-        ramp_progress=slot.ramp_progress(step),
-        alpha_mode=slot.alpha_mode(step),
-        ending=slot.ending,
+        alpha_velocity=conditions.alpha - slot.alpha(max(0, step - terms.tick_steps)) if ramp is not None else 0.0,
         parameters=0 if slot.blueprint is None else terms.info(slot.slot, slot.blueprint).parameters,
         contribution=slot.contribution.aged(state.tick, fresh),
         contribution_alpha=slot.contribution_alpha,
@@ -73,14 +53,11 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         gradient_ratio=gradient_ratio(state, slot).aged(state.tick, fresh),
         health=slot.health.aged(state.tick, fresh),
         nonfinite_steps=slot.nonfinite_steps,
-        degraded=slot.degraded,
         verdict=verdict_ahead(state, slot, terms),
-        embargo_left=max(embargo_left(slot, state.tick, terms), state.governor.barred.get(slot.slot, 0) - state.tick),
-        catalogue=terms.catalogue[slot.slot],
     )
 
 
-def observe(state: RunState, terms: Terms) -> Observation:
+def observation_of(state: RunState, terms: Terms) -> Observation:
     """What every controller sees of this state."""
     fresh = terms.gates.fresh_ticks
     return Observation(

@@ -1,0 +1,125 @@
+"""What differs between an optimizer that is built here and one that a user made: rates, and what new groups hold.
+
+    Scheduled   host: lr * shape(step); new groups: with and without weight decay
+    Following   host: as its owner sets it; new groups: every option as in the host's widest group, but for weight decay
+
+`esper.tolaria.growth.ownership` does the rest for both: membership, freezing, judging, clipping, saving.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.slots.grown import HOST
+from esper.tolaria.growth.config import OptimConfig, Schedule
+
+Named = list[tuple[str, nn.Parameter]]
+Group = dict[str, Any]
+
+
+def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Multiple of the peak learning rate at an optimizer step, in [0, 1]."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule is Schedule.CONSTANT:
+        return 1.0
+    u = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    down = 0.5 * (1.0 + math.cos(math.pi * u)) if config.schedule is Schedule.COSINE else 1.0 - u
+    return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * down
+
+
+class GroupPolicy(Protocol):
+    """Rates and groups of one optimizer."""
+
+    def groups_for(self, owner: str, named: Named) -> list[Group]:
+        """New parameter groups for an owner's parameters."""
+
+    def host_lr(self, step: int, host: Iterable[Group]) -> float:
+        """The host's rate of an optimizer step, written into its groups where it is ours to write."""
+
+    def follow_host(self, groups: Iterable[Group]) -> None:
+        """Makes a seed's groups hold what else follows the host's, before the rates of a step are written."""
+
+    def state_fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
+        """Whether a saved state tensor can belong to a parameter."""
+
+
+class Scheduled:
+    """The policy of an optimizer that is built from a config.
+
+    Args:
+        config: of the run.
+        total_steps: of the run, for the schedule.
+    """
+
+    def __init__(self, config: OptimConfig, total_steps: int) -> None:
+        self.config, self.total_steps = config, total_steps
+
+    def groups_for(self, owner: str, named: Named) -> list[Group]:
+        """Matrices with weight decay, vectors without."""
+        decay = self.config.weight_decay if owner == HOST else self.config.seed_weight_decay
+        matrices = [p for _, p in named if p.ndim > 1]
+        vectors = [p for _, p in named if p.ndim <= 1]
+        parts = [(matrices, decay), (vectors, 0.0)]
+        return [{"params": ps, "weight_decay": wd, "owner": owner} for ps, wd in parts if ps]
+
+    def host_lr(self, step: int, host: Iterable[Group]) -> float:
+        """``lr * shape(step)``, in every group of the host."""
+        lr = self.config.lr * lr_shape(self.config, step, self.total_steps)
+        for group in host:
+            group["lr"] = lr
+        return lr
+
+    def follow_host(self, groups: Iterable[Group]) -> None:
+        """Nothing: all options are set at birth."""
+
+    def state_fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
+        """A number, or of the parameter's shape."""
+        return value.ndim == 0 or value.shape == parameter.shape
+
+
+class Following:
+    """The policy of an optimizer that somebody else made.
+
+    Args:
+        optimizer: of the host alone.
+        seed_weight_decay: of seeds' matrices.
+
+    Fields:
+        reference: the host's group with most parameters; seeds follow it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, seed_weight_decay: float) -> None:
+        self.decay, self.options = seed_weight_decay, tuple(optimizer.defaults)
+        self.reference = max(optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))
+
+    def groups_for(self, owner: str, named: Named) -> list[Group]:
+        """Every option as in the reference group, but for the weight decay: 0 on vectors."""
+        options = {key: self.reference[key] for key in self.options if key in self.reference}
+        options["lr"] = float(self.reference["lr"])
+        matrices = [(name, p) for name, p in named if p.ndim > 1]
+        vectors = [(name, p) for name, p in named if p.ndim <= 1]
+        groups = []
+        for pairs, decay in ((matrices, self.decay), (vectors, 0.0)):
+            if pairs:
+                params = pairs if "param_names" in self.reference else [p for _, p in pairs]
+                group = {**options, "params": params, "owner": owner}
+                groups.append(group | ({"weight_decay": decay} if "weight_decay" in options else {}))
+        return groups
+
+    def host_lr(self, step: int, host: Iterable[Group]) -> float:
+        """The reference group's present rate; it is the user's to set."""
+        return float(self.reference["lr"])
+
+    def follow_host(self, groups: Iterable[Group]) -> None:
+        """Options other than rate and decay are the reference group's now (a scheduler may cycle momentum)."""
+        shared = [key for key in self.options if key in self.reference and key not in ("lr", "weight_decay")]
+        for group in groups:
+            group.update({key: self.reference[key] for key in shared})
+
+    def state_fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
+        """Always: some optimizers keep rows and columns (Adafactor), so only torch's own step can tell."""
+        return True
