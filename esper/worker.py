@@ -16,25 +16,14 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from esper.config.tree import load_config
-from esper.leyline.errors import (
-    ConfigError,
-    DataError,
-    DivergedError,
-    EsperError,
-    LeaseError,
-    LockstepError,
-    Preempted,
-)
+from esper.leyline.errors import ConfigError, EsperError
 from esper.leyline.files import RunDir, write_json
 from esper.run.attempt import Attempt, begin_attempt
+from esper.run.ending import code_for_torchrun, ending_of, is_witness, status_of
 from esper.run.parent import die_with_parent
-from esper.run.train import _speaks_for_run, status_of, train
+from esper.run.train import train
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
-
-# Failures that another start from the same files would only repeat. Under our launcher torchrun is not told of them
-# (it would spend its restarts on them); RUN/STATUS.json is.
-FINAL = (ConfigError, DataError, DivergedError, LeaseError)
 
 
 def run(config_path: Path) -> int:
@@ -56,24 +45,21 @@ def run(config_path: Path) -> int:
             traceback.print_exc()
         step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
         failure, status = error, {**status_of(error), "step": step}
+    ending = ending_of(failure)
     beat = world.heartbeat if world is not None and isinstance(world.heartbeat, Heartbeat) else None
-    if beat is not None and failure is not None and not isinstance(failure, Preempted):
+    if beat is not None and ending.marked:
         beat.mark("failed", status["message"])
-    spokesman = rank == 0 or _speaks_for_run(beat, failure)
-    shared = isinstance(failure, LockstepError | Preempted | DivergedError)  # every rank has the same words
-    if status["message"] and (spokesman or not shared):
+    witness = is_witness(rank, beat, ending)
+    if status["message"] and (witness or not ending.shared):
         print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
-    ours = not isinstance(failure, LeaseError) and (attempt is None or attempt.holds())
-    if spokesman and ours:
+    if witness and ending.writes and (attempt is None or attempt.holds()):
         try:
             write_json(RunDir(run_dir).status, status)
         except OSError as error:
             print(f"esper: {RunDir(run_dir).status}: cannot be written ({error.strerror})", file=sys.stderr)
     if world is not None:
         world.close()
-    if isinstance(failure, Preempted) or (isinstance(failure, FINAL) and "ESPER_SUPERVISED" in os.environ):
-        return 0
-    return int(status["exit_code"])
+    return code_for_torchrun(ending, int(status["exit_code"]))
 
 
 @record

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from esper.config.tree import EsperConfig, config_digest
 from esper.kasmina.blueprints import registry
-from esper.leyline.errors import CheckpointError, DivergedError, EsperError, LockstepError, Preempted
+from esper.leyline.errors import CheckpointError, LockstepError
 from esper.leyline.events.run import Event, Fault, RunEnded
 from esper.leyline.files import RunDir, write_json
 from esper.leyline.plain import to_plain
@@ -31,6 +31,7 @@ from esper.run.assembly import assemble
 from esper.run.attempt import Attempt
 from esper.run.closing import summarise
 from esper.run.directory import read_order, same_data, write_result
+from esper.run.ending import ending_of, is_witness, status_of
 from esper.run.teacher import build_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
@@ -218,7 +219,7 @@ def _stuck(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
     error = LockstepError(f"lost contact: {text}")
     heartbeat.mark("failed", str(error))
     print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
-    if attempt.holds() and (heartbeat.rank == 0 or _speaks_for_run(heartbeat, error)):
+    if attempt.holds() and is_witness(heartbeat.rank, heartbeat, ending_of(error)):
         write_json(RunDir(attempt.run_dir).status, {**status_of(error), "step": heartbeat.step})
     os._exit(error.exit_code)
 
@@ -242,23 +243,3 @@ def _close(engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s:
     sink.close()
     if config.telemetry.console != "off":
         summary_table(summary)
-
-
-def _speaks_for_run(beat: Heartbeat | None, failure: Exception | None) -> bool:
-    """Whether a rank that is not 0 writes how the run failed: before the first tick, or when rank 0 is gone."""
-    if failure is None or isinstance(failure, Preempted | DivergedError):
-        return False
-    if beat is None or beat.tick == 0:
-        return True
-    marks = beat.read()
-    first = next((m.rank for m in marks if m is not None and (m.phase == "failed" or m.error)), beat.rank)
-    return first == beat.rank
-
-
-def status_of(error: Exception) -> dict[str, Any]:
-    """What STATUS.json says of a run that ended by ``error``, without the step."""
-    kind = "preempted" if isinstance(error, Preempted) else "failed"
-    kind = "diverged" if isinstance(error, DivergedError) else kind
-    code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
-    message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
-    return {"status": kind, "objective": None, "message": message, "exit_code": code}

@@ -1,0 +1,49 @@
+"""Who tells how a run ended: each row of the table against what it means for a rank."""
+
+import pytest
+
+from esper.leyline import errors
+from esper.run.ending import DONE, SUPERVISED, code_for_torchrun, ending_of, is_witness, status_of
+from esper.tolaria.ranks.heartbeat import Heartbeat
+
+# failure, status, printed by every rank, written, torchrun's code alone, torchrun's code under our launcher
+ROWS = [
+    (errors.Preempted("stopped"), "preempted", False, True, 0, 0),
+    (errors.DivergedError("nan"), "diverged", False, True, 79, 0),
+    (errors.LeaseError("newer"), "failed", True, False, 74, 0),
+    (errors.RunDirError("full"), "failed", True, True, 74, 74),
+    (errors.ConfigError("optim.lr"), "failed", True, True, 78, 0),
+    (errors.DataError("absent"), "failed", True, True, 74, 0),
+    (errors.CheckpointError("damaged"), "failed", True, True, 74, 74),
+    (errors.LockstepError("parted"), "failed", False, True, 76, 76),
+    (ZeroDivisionError("division by zero"), "failed", True, True, 70, 70),
+]
+
+
+@pytest.mark.parametrize(("failure", "status", "everybody", "written", "alone", "supervised"), ROWS)
+def test_each_failure_has_its_row(failure, status, everybody, written, alone, supervised, monkeypatch):
+    row, told = ending_of(failure), status_of(failure)
+    assert (row.status, not row.shared, row.writes, told["status"]) == (status, everybody, written, status)
+    monkeypatch.delenv(SUPERVISED, raising=False)
+    assert code_for_torchrun(row, told["exit_code"]) == alone
+    monkeypatch.setenv(SUPERVISED, "1")
+    assert code_for_torchrun(row, told["exit_code"]) == supervised
+
+
+def test_a_bug_is_told_with_its_type():
+    assert status_of(ValueError("no such axis"))["message"] == "ValueError: no such axis"
+
+
+def test_the_witness_is_rank_0_or_the_first_that_failed(tmp_path):
+    beats = [Heartbeat(tmp_path, rank, 3) for rank in range(3)]
+    broken = ending_of(errors.LockstepError("parted"))
+    assert [is_witness(rank, None, broken) for rank in range(3)] == [True] * 3, "before there are heartbeats"
+    assert [is_witness(rank, beats[rank], broken) for rank in range(3)] == [True] * 3, "before the first tick"
+    for beat in beats:
+        beat.tick = 4
+        beat.mark("forward")
+    beats[2].mark("failed", "out of memory")
+    assert [is_witness(rank, beats[rank], broken) for rank in range(3)] == [True, False, True]
+    assert [is_witness(rank, beats[rank], DONE) for rank in range(3)] == [True, False, False]
+    for beat in beats:
+        beat.close()
