@@ -19,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 
 from esper import doctor
-from esper.kasmina.blueprints.table import catalogue
+from esper.kasmina.blueprints.table import blueprint_table
 from esper.launcher import compose as launcher
 from esper.launcher.resume import resume
 from esper.launcher.slurm import requeue
+from esper.launcher.start import LaunchResult, results_of_errors, show_result
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import EsperError, Preempted
 from esper.run.export import export_run
@@ -130,10 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if given.command == "resume" and (given.at is None) != (given.new is None):
         again.error("--at STEP and --as NEW belong together")
-    outcomes: list[launcher.Outcome] = []
-    with launcher.outcomes_of_errors(outcomes):
+    results: list[LaunchResult] = []
+    with results_of_errors(results):
         if given.command == "blueprints":
-            Console(width=WIDE).print(catalogue(given.dim, given.positions))
+            Console(width=WIDE).print(blueprint_table(given.dim, given.positions))
             return 0
         if given.command == "requeue":
             done, line = requeue(given.run.absolute())
@@ -146,9 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(export_run(given.run.absolute(), given.at, to, fold=not given.no_fold, partial=given.partial))
             return 0
         breaker = given.breaker and BreakerPhase(given.breaker)
-        outcomes.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute(), breaker))
-    launcher.report(outcomes[0])
-    return outcomes[0].code
+        results.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute(), breaker))
+    show_result(results[0])
+    return results[0].code
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ LITTLE_SPACE = 1 << 30  # bytes in the run directory
 SKEW_S = 2.0  # seconds that the clocks of host and file server may differ
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """OK; WARNING: a run can work; FAILURE: it will not."""
 
     OK = "ok"
@@ -48,7 +48,7 @@ class Finding:
         level: how bad. what: the subject. text: what was found, and after a semicolon what to do.
     """
 
-    level: Level
+    level: Severity
     what: str
     text: str
 
@@ -58,17 +58,17 @@ class Finding:
 
 def ok(what: str, text: str) -> Finding:
     """Nothing to do."""
-    return Finding(Level.OK, what, text)
+    return Finding(Severity.OK, what, text)
 
 
 def warning(what: str, text: str) -> Finding:
     """Worth knowing."""
-    return Finding(Level.WARNING, what, text)
+    return Finding(Severity.WARNING, what, text)
 
 
 def failure(what: str, text: str) -> Finding:
     """A run will not work."""
-    return Finding(Level.FAILURE, what, text)
+    return Finding(Severity.FAILURE, what, text)
 
 
 def _child(*words: str, **variables: str) -> tuple[int, str]:
@@ -340,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     worst = 0
     for found in findings(parser.parse_args(argv).run_dir.expanduser().absolute()):
         print(found, flush=True)
-        worst = max(worst, int(found.level is Level.FAILURE))
+        worst = max(worst, int(found.level is Severity.FAILURE))
     return worst
 
 

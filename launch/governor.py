@@ -20,7 +20,7 @@ from pathlib import Path
 from benching.harness import engine_for
 
 from esper.accord.config import GovernorConfig
-from esper.accord.verdict import Series, Symptom, Verdict, extended, symptom_of
+from esper.accord.verdict import Series, Symptom, Verdict, append_loss, symptom_of
 from esper.config.strict import Reader
 from esper.config.tree import read_plain
 from esper.leyline.errors import ConfigError
@@ -38,7 +38,7 @@ def judged(losses: list[float], chance: float, config: GovernorConfig, *, traini
     for loss in losses:
         symptom = symptom_of(series, loss, chance, config, training=training)
         if symptom is Symptom.NONE:
-            series, strikes = extended(series, loss, config), 0
+            series, strikes = append_loss(series, loss, config), 0
             continue
         strikes += 1
         found[f"suspect, {symptom.name}"] += 1

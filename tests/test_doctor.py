@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esper import cli, doctor
-from esper.doctor import Level
+from esper.doctor import Severity
 from tests.support.dist import ROOT
 
 
@@ -58,10 +58,10 @@ def test_this_machine_can_run_and_the_command_says_so(
 
 def test_gloo_reduces_and_an_interface_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor.check_backend()
-    assert (found.level, found.text) == (Level.OK, "two gloo processes reduced")
+    assert (found.level, found.text) == (Severity.OK, "two gloo processes reduced")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none0")
     found = doctor.check_backend()
-    assert found.level is Level.FAILURE
+    assert found.level is Severity.FAILURE
     assert "GLOO_SOCKET_IFNAME=none0 must name an interface that is up" in found.text
 
 
@@ -107,7 +107,7 @@ def test_wandb_writes_offline_and_credentials_are_looked_for(monkeypatch: pytest
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     found = doctor.check_wandb()
-    assert found.level is Level.WARNING, found
+    assert found.level is Severity.WARNING, found
     assert "writes offline runs; no credentials for telemetry=online: wandb login" in found.text
 
 
@@ -115,7 +115,7 @@ def test_slurm_that_is_absent_half_there_or_silent(monkeypatch: pytest.MonkeyPat
     where = shutil.which("sbatch")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.check_slurm().level is Level.OK
+    assert doctor.check_slurm().level is Severity.OK
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert doctor.check_slurm().text == "job 7 without sbatch; put Slurm's commands on the PATH"
     if where is None:
@@ -123,7 +123,7 @@ def test_slurm_that_is_absent_half_there_or_silent(monkeypatch: pytest.MonkeyPat
     (tmp_path / "sbatch").symlink_to(where)
     found = doctor.check_slurm()
     assert (found.level, found.text) == (
-        Level.FAILURE,
+        Severity.FAILURE,
         "sbatch without srun, scontrol, scancel; put Slurm's commands on the PATH",
     )
     monkeypatch.setenv("PATH", os.defpath)
@@ -133,5 +133,5 @@ def test_slurm_that_is_absent_half_there_or_silent(monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setenv("SLURM_CONF", str(conf))
     found = doctor.check_slurm()
-    assert found.level is Level.WARNING
+    assert found.level is Severity.WARNING
     assert found.text.startswith("the controller does not answer (")

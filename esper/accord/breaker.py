@@ -57,12 +57,12 @@ def _turned(state: BreakerState, phase: BreakerPhase, why: str, *, manual: bool 
     return replace(cleared, until_tick=0)
 
 
-def begun(state: BreakerState, slot: str) -> BreakerState:
+def after_birth(state: BreakerState, slot: str) -> BreakerState:
     """A germination was committed in ``slot``; on trial it is the one that is watched."""
     return replace(state, on_trial=slot, stood=0) if state.phase is BreakerPhase.TRIAL else state
 
 
-def passed(
+def after_tick(
     state: BreakerState,
     tick: int,
     config: GovernorConfig,
@@ -91,7 +91,7 @@ def passed(
     return replace(_turned(state, BreakerPhase.ALLOWED, why), trips=0)
 
 
-def tripped(state: BreakerState, tick: int, config: GovernorConfig, why: str) -> BreakerState:
+def after_blame(state: BreakerState, tick: int, config: GovernorConfig, why: str) -> BreakerState:
     """Growth is blamed for a panic; ``tick`` is the one that the run goes on from."""
     if state.phase is BreakerPhase.OPEN:
         return state
@@ -102,7 +102,7 @@ def tripped(state: BreakerState, tick: int, config: GovernorConfig, why: str) ->
     return replace(_turned(state, BreakerPhase.COOLING, why), trips=trips, until_tick=until)
 
 
-def overridden(state: BreakerState, phase: BreakerPhase, tick: int, config: GovernorConfig, why: str) -> BreakerState:
+def after_order(state: BreakerState, phase: BreakerPhase, tick: int, config: GovernorConfig, why: str) -> BreakerState:
     """Somebody's order, committed at ``tick``; ALLOWED forgets the trips."""
     after = _turned(state, phase, why, manual=True)
     if phase is BreakerPhase.ALLOWED:

@@ -1,6 +1,6 @@
 """What a gate may know of a slot, read off the agreed state."""
 
-from esper.accord.gates import GateFacts, judge
+from esper.accord.gates import GateFacts, judge_gate
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.evidence import GateResult
@@ -43,7 +43,7 @@ def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult 
     gate = GATE_AHEAD.get(slot.stage)
     if gate is None or slot.ending:
         return None
-    return judge(gate, facts_of(state, slot, terms), terms.gates)
+    return judge_gate(gate, facts_of(state, slot, terms), terms.gates)
 
 
 def max_looks(stage: Stage, terms: Terms) -> int:

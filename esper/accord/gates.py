@@ -181,7 +181,7 @@ if set(_RULES) != set(Gate) - {Gate.G4}:
     raise AssertionError(f"gates without a rule: {set(Gate) - {Gate.G4} - set(_RULES)}")
 
 
-def judge(gate: Gate | int | str, facts: GateFacts, config: GateConfig) -> GateResult:
+def judge_gate(gate: Gate | int | str, facts: GateFacts, config: GateConfig) -> GateResult:
     """Returns the verdict of a gate.
 
     Raises:

@@ -13,10 +13,10 @@ twice as many samples are skipped besides, and the generation gone back to is on
 from collections.abc import Mapping
 from dataclasses import replace
 
-from esper.accord.breaker import passed
+from esper.accord.breaker import after_tick
 from esper.accord.config import GovernorConfig
 from esper.accord.state import RunState, Terms
-from esper.accord.verdict import Series, Symptom, Verdict, ceiling, extended, symptom_of
+from esper.accord.verdict import Series, Symptom, Verdict, append_loss, ceiling, symptom_of
 from esper.leyline.alpha import AlphaMode
 from esper.leyline.stages import Stage
 
@@ -76,10 +76,10 @@ def _out_of_line(state: RunState, chance: float, config: GovernorConfig) -> tupl
 
 
 def _taken_in(series: Series, value: float | None, fresh: bool, config: GovernorConfig) -> Series:
-    return series if value is None or not fresh else extended(series, value, config)
+    return series if value is None or not fresh else append_loss(series, value, config)
 
 
-def judge(
+def judge_tick(
     state: RunState, sums: Mapping[str, float], terms: Terms, config: GovernorConfig, *, chance: float, since: int
 ) -> RunState:
     """The state with this tick's verdict.
@@ -102,7 +102,7 @@ def judge(
         symptom=symptom,
         words=words,
         barred={slot: tick for slot, tick in governor.barred.items() if tick > state.tick},
-        breaker=passed(
+        breaker=after_tick(
             governor.breaker,
             state.tick,
             config,

@@ -17,12 +17,12 @@ the model (alpha, phase, what learns) follows from the state.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from esper.accord.breaker import begun
+from esper.accord.breaker import after_birth
 from esper.accord.changes import Changes
 from esper.accord.conditions import conditions_of
 from esper.accord.effects import Outcome, Prepare, Register, Veto
 from esper.accord.facts import GATE_AHEAD, facts_of, verdict_ahead
-from esper.accord.gates import judge
+from esper.accord.gates import judge_gate
 from esper.accord.lifecycle import SlotState
 from esper.accord.looks import next_look
 from esper.accord.state import RunState, Terms
@@ -113,7 +113,7 @@ class _Reduction(Changes):
         if command.op is Op.ADVANCE:
             gate = GATE_AHEAD.get(slot.stage)
         if gate is not None and (reason is None or gate is Gate.G0):
-            result = judge(gate, facts_of(self.state, slot, self.terms, reason), self.terms.gates)
+            result = judge_gate(gate, facts_of(self.state, slot, self.terms, reason), self.terms.gates)
             self.judged(slot.slot, result)
             if reason is None and not result.passed:
                 reason = f"{gate.name}: {result.reason}"
@@ -126,7 +126,7 @@ class _Reduction(Changes):
     def germinate(self, slot: SlotState, command: Command) -> None:
         staged = replace(command, reason="")
         self.put(replace(slot, staged=staged, staged_tick=self.state.tick, proposal=command.proposal))
-        governor = replace(self.state.governor, breaker=begun(self.state.governor.breaker, slot.slot))
+        governor = replace(self.state.governor, breaker=after_birth(self.state.governor.breaker, slot.slot))
         self.out.state = replace(self.state, germinations=self.state.germinations + 1, governor=governor)
         self.out.effects.append(Prepare(slot.slot, staged, slot.generation + 1))
         self.moved.add(slot.slot)

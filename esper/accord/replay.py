@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from esper.accord.breaker import tripped
+from esper.accord.breaker import after_blame
 from esper.accord.changes import Changes
 from esper.accord.config import GovernorConfig
 from esper.accord.effects import Outcome
@@ -58,7 +58,7 @@ def replay(present: RunState, target: RunState, terms: Terms, config: GovernorCo
     breaker = trouble.breaker
     if blamed:
         names = ", ".join(f"{entry.slot} ({entry.blueprint})" for entry in blamed)
-        breaker = tripped(breaker, target.tick, config, f"{trouble.symptom.name} blamed on {names}")
+        breaker = after_blame(breaker, target.tick, config, f"{trouble.symptom.name} blamed on {names}")
     barred = {**trouble.barred, **{entry.slot: target.tick + config.embargo_ticks for entry in blamed}}
     governor = replace(
         target.governor,

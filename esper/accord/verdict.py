@@ -100,7 +100,7 @@ def symptom_of(series: Series, loss: float, chance: float, config: GovernorConfi
     return Symptom.COLLAPSE if training and collapsed(series, loss, chance, config) else Symptom.NONE
 
 
-def extended(series: Series, loss: float, config: GovernorConfig) -> Series:
+def append_loss(series: Series, loss: float, config: GovernorConfig) -> Series:
     """The series with the loss of one more healthy tick."""
     losses = (*series.losses, loss)[-config.history :]
     least = loss if series.least is None else min(series.least, loss)

@@ -148,7 +148,7 @@ def _blank_arm() -> dict[str, Any]:
     return {"overrides": [], "flops": None, "topology": None, "size": False}
 
 
-def result_of(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
     """RUN/result.json of a run that has finished.
 
     Raises:
@@ -215,7 +215,7 @@ def derive(
     arm = compare.arms[arm_name]
     wanted = [*compare.base, *arm.overrides, f"seed={seed}"]
     if arm.topology is not None:
-        grown = result_of(runs[arm.topology])["topology"]
+        grown = read_result(runs[arm.topology])["topology"]
         joined = sorted({entry["operator"] for entry in grown.values()} - {"ADD"})
         if joined:
             raise ConfigError(
@@ -235,7 +235,7 @@ def derive(
     plain.pop("launch", None)
     config = build_config(plain)
     if arm.flops is not None:
-        spent = result_of(runs[arm.flops])["flops"]
+        spent = read_result(runs[arm.flops])["flops"]
         bundle = data(config.data)
         plan = BatchPlan(len(bundle.train), config.trainer.batch, seed)
         plain["trainer"]["steps"] = steps_for(spent / flops_per_sample(config, bundle), plan)

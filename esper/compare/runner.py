@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper.compare.arms import CompareConfig, DataOnce, derive, result_of
+from esper.compare.arms import CompareConfig, DataOnce, derive, read_result
 from esper.compare.devices import Devices, default_parallel, on_gpu, visible_gpus
 from esper.config.tree import EsperConfig, build_config, config_digest
 from esper.karn.comparison import Comparison, compare
@@ -36,7 +36,7 @@ STOP = signal.SIGUSR1  # workers and launchers take it as often as it comes; a s
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ArmJob:
     """One run of one arm."""
 
     arm: str
@@ -44,7 +44,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ComparisonReport:
     """What a command came to.
 
     Fields:
@@ -62,9 +62,9 @@ class Stopped(Exception):
     """A job was not begun because the command is being stopped."""
 
 
-def jobs_of(config: CompareConfig) -> list[Job]:
+def jobs_of(config: CompareConfig) -> list[ArmJob]:
     """Every run of a comparison: seed by seed, arms that others wait for first."""
-    return [Job(arm, seed) for seed in config.seeds for arm in config.in_order()]
+    return [ArmJob(arm, seed) for seed in config.seeds for arm in config.in_order()]
 
 
 def run_folder(out: Path, plain: dict[str, Any]) -> Path:
@@ -99,7 +99,7 @@ class Comparer:
         status, _ = read_status(folder)
         if status is None or status["status"] != "done":
             return False
-        digest, now = result_of(folder)["data"]["digest"], self.data(config.data).digest
+        digest, now = read_result(folder)["data"]["digest"], self.data(config.data).digest
         if digest != now:
             raise RunDirError(
                 f"{folder}: finished on other data (digest {digest}, now {now}); give those back (data.root, "
@@ -107,7 +107,7 @@ class Comparer:
             )
         return True
 
-    def run(self, job: Job) -> Path:
+    def run(self, job: ArmJob) -> Path:
         """Runs a job to its end, or takes it from where it lies.
 
         Raises:
@@ -131,7 +131,7 @@ class Comparer:
         self.folders[job.arm, job.seed] = folder
         return folder
 
-    def _execute(self, job: Job, config: EsperConfig, plain: dict[str, Any], folder: Path) -> None:
+    def _execute(self, job: ArmJob, config: EsperConfig, plain: dict[str, Any], folder: Path) -> None:
         if self.stopping.is_set():
             raise Stopped
         plain["run"] |= {"dir": str(folder), "resume": "auto", "name": f"{job.arm}-{job.seed}", "group": "compare"}
@@ -184,16 +184,16 @@ class Comparer:
                 with contextlib.suppress(ProcessLookupError):
                     child.send_signal(STOP)
 
-    def run_all(self, jobs: Sequence[Job], parallel: int) -> None:
+    def run_all(self, jobs: Sequence[ArmJob], parallel: int) -> None:
         """Runs jobs, so many at a time; a job that fails leaves the others alone."""
-        futures: dict[Job, Future[None]] = {}
+        futures: dict[ArmJob, Future[None]] = {}
         total, began = len(jobs), time.monotonic()
         finished = 0
 
-        def work(job: Job) -> None:
+        def work(job: ArmJob) -> None:
             nonlocal finished
             for other in self.config.arms[job.arm].waits_for:  # submitted before this one, so it runs or has ended
-                ahead = futures.get(Job(other, job.seed))
+                ahead = futures.get(ArmJob(other, job.seed))
                 if ahead is not None:
                     ahead.exception()
             try:
@@ -233,7 +233,7 @@ class Comparer:
             shown = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
             notes.append(f"{len(missing)} of {len(jobs)} runs are missing, rows stand on the others: {shown}")
         notes += [f"{key} failed: {text}" for key, text in self.failed().items()]
-        codes = {result_of(Path(run.folder)).get("code") for by_seed in runs.values() for run in by_seed.values()}
+        codes = {read_result(Path(run.folder)).get("code") for by_seed in runs.values() for run in by_seed.values()}
         if len(codes) > 1:
             notes.append(
                 f"runs of {len(codes)} versions of esper's code stand beside each other; remove {self.out / 'runs'} to "
@@ -267,7 +267,7 @@ def run_compare(
     report_only: bool,
     share: str | None = None,
     say: Any,
-) -> Outcome:
+) -> ComparisonReport:
     """Runs what is missing and puts everything side by side.
 
     Args:
@@ -309,10 +309,10 @@ def run_compare(
     if share is None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "compare.json", {"name": name, "runs": where, "failures": comparer.failed()})
-    return Outcome(found=found, runs=runs, where=where, failures=comparer.failed())
+    return ComparisonReport(found=found, runs=runs, where=where, failures=comparer.failed())
 
 
-def _find(comparer: Comparer, jobs: Sequence[Job]) -> None:
+def _find(comparer: Comparer, jobs: Sequence[ArmJob]) -> None:
     """Takes up the runs that have finished, without starting any; one that has failed is noted."""
     for job in jobs:
         arm = comparer.config.arms[job.arm]

@@ -55,7 +55,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Ended(Generic[T]):
+class RankEnd(Generic[T]):
     """How a rank ended.
 
     Fields:
@@ -87,17 +87,17 @@ class Bus:
         self._back = threading.Semaphore(0)
         self._calls: list[Call | None] = [None] * size
         self._rows: Tensor | None = None
-        self._ended: list[Ended[Any]] = []
+        self._ended: list[RankEnd[Any]] = []
         self._over: set[int] = set()
         self._cut = False
 
-    def run(self, fn: Callable[["RankWorld"], T]) -> list[Ended[T]]:
+    def run(self, fn: Callable[["RankWorld"], T]) -> list[RankEnd[T]]:
         """``fn(world)`` on every rank, once; how each ended, in rank order.
 
         Raises:
             ProtocolBroken: see the module.
         """
-        self._ended = [Ended() for _ in range(self.size)]
+        self._ended = [RankEnd() for _ in range(self.size)]
         before = threading.stack_size(STACK_BYTES)
         try:
             threads = [threading.Thread(target=self._rank, args=(rank, fn), daemon=True) for rank in range(self.size)]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from esper.accord.config import EvidencePolicy, GateConfig, SlotsConfig
 from esper.accord.effects import Veto
 from esper.accord.state import RunState
-from esper.drill.bus import Bus, Ended, ProtocolBroken
-from esper.drill.replica import Fault, FaultKind, Replica, chain, terms_for
+from esper.drill.bus import Bus, ProtocolBroken, RankEnd
+from esper.drill.replica import FaultKind, InjectedFault, Replica, chain, terms_for
 from esper.leyline.checks import Checks
 from esper.leyline.events.run import Event
 from esper.leyline.plain import digest62
@@ -51,12 +51,12 @@ class Crowd:
             check("slots", self.slots >= 1, "must be >= 1")
             check("ticks", self.ticks >= (1 if self.fault is None else 2), "must be >= 1, and >= 2 with a fault")
 
-    def struck(self) -> Fault | None:
+    def struck(self) -> InjectedFault | None:
         """The fault with its rank and tick."""
         if self.fault is None:
             return None
         rank = 0 if self.fault is FaultKind.DECIDE else random.Random(f"{self.seed}/struck").randrange(self.ranks)
-        return Fault(self.fault, rank, self.ticks)
+        return InjectedFault(self.fault, rank, self.ticks)
 
 
 class Kept(NullSink):
@@ -89,7 +89,7 @@ class Told:
         ms_per_tick: median over ranks of the CPU milliseconds a tick, model and seeds included.
     """
 
-    ranks: list[Ended[Life]]
+    ranks: list[RankEnd[Life]]
     bytes_per_tick: int
     collectives: int
     ms_per_tick: float

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.state import RunState
-from esper.drill.bus import Bus, Ended, ProtocolBroken, RankWorld
+from esper.drill.bus import Bus, ProtocolBroken, RankEnd, RankWorld
 from esper.drill.given import Given, PaperGrowth
 from esper.drill.invariants import broken_by, key_of, reached_empty, settled
 from esper.drill.replica import FaultKind, Replica, chain, terms_for
@@ -156,7 +156,7 @@ class Explorer:
         for (node, one), *outcomes in zip(chunk, *(rank.value or [] for rank in ended), strict=True):
             yield node, one, outcomes
 
-    def _run(self, chunk: Sequence[tuple[_Node, Situation]]) -> list[Ended[list[Outcome]]]:
+    def _run(self, chunk: Sequence[tuple[_Node, Situation]]) -> list[RankEnd[list[Outcome]]]:
         def play(world: RankWorld) -> list[Outcome]:
             replica = self._replica(world)
             return [self._tick(world, replica, node.state, one) for node, one in chunk]

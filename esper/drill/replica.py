@@ -68,7 +68,7 @@ class FaultKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class InjectedFault:
     """One fault: what, on which rank, at which tick."""
 
     kind: FaultKind
@@ -76,7 +76,7 @@ class Fault:
     tick: int
 
 
-class Chain(nn.Module):
+class ChainHost(nn.Module):
     """A host with a site behind each of its layers; features BC."""
 
     def __init__(self, layers: int) -> None:
@@ -93,7 +93,7 @@ class Chain(nn.Module):
 def chain(layers: int, sites: Mapping[str, Site] | None = None) -> Grown:
     """The host with empty slots r0c0, r1c0, ...; given sites of an earlier one, without a dry run."""
     torch.manual_seed(0)
-    host = Chain(layers)
+    host = ChainHost(layers)
     if sites is not None:
         return attach_described(host, sites)
     return attach(host, {f"r{row}c0": f"layers.{row}" for row in range(layers)}, torch.ones(2, DIM))
@@ -172,7 +172,7 @@ class Replica:
         self.step = 0
 
     def tick(
-        self, *, fault: Fault | None = None, vetoes: Mapping[str, Veto] | None = None, **values: float
+        self, *, fault: InjectedFault | None = None, vetoes: Mapping[str, Veto] | None = None, **values: float
     ) -> RunState:
         """One tick, as the engine takes it.
 

@@ -18,7 +18,7 @@ from esper.accord.effects import Veto
 from esper.accord.lifecycle import SlotState
 from esper.accord.observation import observation_of
 from esper.accord.state import RunState, Terms
-from esper.drill.replica import Fault, FaultKind
+from esper.drill.replica import FaultKind, InjectedFault
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command, wait
 from esper.leyline.legality import why_refused
@@ -43,7 +43,7 @@ class Situation:
     vetoes: Mapping[int, Mapping[str, Veto]] = field(default_factory=dict)
     every: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    fault: Fault | None = None
+    fault: InjectedFault | None = None
 
     def __str__(self) -> str:
         parts = [f"{c.op.name} {c.slot}" + (f" to {c.target:g} in {c.ticks}" if c.ticks else "") for c in self.commands]
@@ -120,11 +120,11 @@ def troubles(state: RunState, terms: Terms) -> Iterator[Situation]:
     if any(entry.stage.is_live for entry in state.slots):
         kinds.append(FaultKind.WEIGHT)
     for kind, rank in itertools.product(kinds, range(terms.world_size)):
-        yield Situation(fault=Fault(kind, rank, state.tick + 1))
-    yield Situation(fault=Fault(FaultKind.DECIDE, 0, state.tick + 1))
+        yield Situation(fault=InjectedFault(kind, rank, state.tick + 1))
+    yield Situation(fault=InjectedFault(FaultKind.DECIDE, 0, state.tick + 1))
 
 
 def losses(state: RunState, terms: Terms) -> Iterator[Situation]:
     """Each rank taken away at each point."""
     for kind, rank in itertools.product([kind for kind in FaultKind if kind.loses], range(terms.world_size)):
-        yield Situation(fault=Fault(kind, rank, state.tick + 1))
+        yield Situation(fault=InjectedFault(kind, rank, state.tick + 1))

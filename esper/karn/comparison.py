@@ -22,7 +22,7 @@ from enum import StrEnum
 import numpy as np
 
 from esper.karn.runs import RunRecord
-from esper.karn.stats import Estimate, bootstrap, improvement, interquartile_mean, mean, paired
+from esper.karn.stats import Estimate, bootstrap, improvement, interquartile_mean, mean, paired_difference
 
 Runs = Mapping[str, Mapping[int, RunRecord]]  # arm -> seed -> run
 BASELINES = ("none", "random", "schedule")
@@ -92,7 +92,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Claim:
     """One claim, with the figure that decides it. ``holds`` is None where the runs there are cannot decide it."""
 
     claim: str
@@ -116,7 +116,7 @@ class Comparison:
     rows: tuple[Row, ...]
     equal_flops: dict[int, float]
     informative: bool | None
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Claim, ...]
     notes: tuple[str, ...] = ()
 
     def row(self, arm: str) -> Row | None:
@@ -133,7 +133,7 @@ def difference(runs: Runs, metric: Metric, arm: str, other: str) -> Estimate | N
     seeds = _shared(runs, arm, other)
     if not seeds:
         return None
-    return paired([metric.score(runs[arm][s]) for s in seeds], [metric.score(runs[other][s]) for s in seeds])
+    return paired_difference([metric.score(runs[arm][s]) for s in seeds], [metric.score(runs[other][s]) for s in seeds])
 
 
 def equal_flops(runs: Runs) -> dict[int, float]:
@@ -195,20 +195,20 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
     )
 
 
-def _above(found: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Verdict:
+def _above(found: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Claim:
     """Whether a difference exceeds so many standard errors (a negative number allows a loss of as many)."""
     if found is None or found.se is None:
-        return Verdict(claim=claim, holds=None, figure="needs runs of both on two seeds or more")
+        return Claim(claim=claim, holds=None, figure="needs runs of both on two seeds or more")
     value = f"{found.value * metric.scale:+.{metric.places}f} {metric.unit}"
     if found.se > 1e-9 * abs(found.value):
         in_se = found.value / found.se
         error = f"{found.se * metric.scale:.{metric.places}f}"
         figure = f"{value}, standard error {error} over {found.n} seeds ({in_se:+.1f} SE)"
-        return Verdict(claim=claim, holds=in_se > standard_errors, figure=figure)
+        return Claim(claim=claim, holds=in_se > standard_errors, figure=figure)
     if found.value == 0:
-        return Verdict(claim=claim, holds=standard_errors < 0, figure=f"no difference on any of {found.n} seeds")
+        return Claim(claim=claim, holds=standard_errors < 0, figure=f"no difference on any of {found.n} seeds")
     # Coarse scores on few seeds: a spread of zero is chance, so it cannot say how sure the difference is.
-    return Verdict(
+    return Claim(
         claim=claim, holds=None, figure=f"all {found.n} seeds differ by the same, {value}: more seeds are needed"
     )
 
@@ -230,7 +230,7 @@ def smaller(runs: Runs, sizes: Sequence[str]) -> tuple[list[str], list[str]]:
     return asked, notes
 
 
-def headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Verdict]:
+def headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Claim]:
     """Whether capacity matters: `final` against `none`, and against each smaller size at its FLOPs."""
     return [
         _above(difference(runs, metric, "final", other), metric, f"final beats {other} by more than 2 SE", 2.0)
@@ -238,7 +238,7 @@ def headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Verdict]:
     ]
 
 
-def claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> list[Verdict]:
+def claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> list[Claim]:
     """What a controller has to show: better than nothing and chance, no worse than dumb schedules, and cheaper."""
     found = [
         _above(difference(runs, metric, arm, other), metric, f"{arm} beats {other} by more than 2 SE", 2.0)
@@ -251,12 +251,12 @@ def claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> list[
     ratios = ratios_to_final(runs, arm)
     claim = f"{arm} reaches final's loss with at most {flops_share:g} of its FLOPs"
     if not ratios:
-        return [*found, Verdict(claim=claim, holds=None, figure="needs runs of both")]
+        return [*found, Claim(claim=claim, holds=None, figure="needs runs of both")]
     median, total = statistics.median(ratios), len(ratios)
     middle = f"median {median:.2f}" if math.isfinite(median) else "not reached on half of the seeds or more"
     within, ever = sum(ratio <= flops_share for ratio in ratios), sum(map(math.isfinite, ratios))
     figure = f"{middle}; within {flops_share:g} on {within} of {total} seeds, ever on {ever} of {total}"
-    return [*found, Verdict(claim=claim, holds=median <= flops_share, figure=figure)]
+    return [*found, Claim(claim=claim, holds=median <= flops_share, figure=figure)]
 
 
 def compare(

@@ -15,7 +15,7 @@ import numpy as np
 
 from esper.karn.comparison import Comparison, Runs
 from esper.karn.runs import RunRecord
-from esper.karn.table import Part, parts, verdict_lines
+from esper.karn.table import TablePart, table_parts, verdict_lines
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.files import write_whole
 
@@ -137,7 +137,7 @@ def stage_plot(plt: Any, runs: Runs) -> Any | None:
     return figure
 
 
-def _table(part: Part) -> str:
+def _table(part: TablePart) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in part.heads)
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in part.rows)
     return (
@@ -182,7 +182,7 @@ def write_page(found: Comparison, runs: Runs, path: Path, *, command: str, where
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(found.name)}</h1>"
         f"<p><code>{html.escape(command)}</code></p><p>± is half of a 95 % interval over seeds (Student's t); "
         "[low, high] is a 95 % bootstrap interval. Differences are of the test score, paired by seed. The test part "
-        f"was read once per run, on the checkpoint that validation chose.</p>{''.join(map(_table, parts(found)))}"
+        f"was read once per run, on the checkpoint that validation chose.</p>{''.join(map(_table, table_parts(found)))}"
         f"<h2>What may be said</h2>{_verdicts(found)}{drawn}"
         f"<h2>Runs</h2><ul>{listed}</ul></body></html>"
     )

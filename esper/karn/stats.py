@@ -52,7 +52,7 @@ def mean(scores: Sequence[float]) -> Estimate:
     return Estimate(value=centre, se=se, low=centre - half, high=centre + half, n=n)
 
 
-def paired(scores: Sequence[float], others: Sequence[float]) -> Estimate:
+def paired_difference(scores: Sequence[float], others: Sequence[float]) -> Estimate:
     """Mean of the differences seed by seed; ValueError where the seeds are not as many."""
     a, b = _finite(scores), _finite(others)
     if len(a) != len(b):

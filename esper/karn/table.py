@@ -20,7 +20,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class TablePart:
     """One table: title, column heads (lines parted by a newline), and a row of cells per arm."""
 
     title: str
@@ -101,7 +101,7 @@ def _robust(metric: Metric) -> list[Column]:
     return [(f"IQM of\n{name}", lambda row: interval(row.iqm, metric.places, scale)), *map(above, BASELINES)]
 
 
-def parts(found: Comparison) -> list[Part]:
+def table_parts(found: Comparison) -> list[TablePart]:
     """The tables, each with its columns' units in their heads."""
     accuracy = found.metric is Metric.ACCURACY
     unit = "points (of 100) of test accuracy" if accuracy else "nats of test loss"
@@ -115,7 +115,7 @@ def parts(found: Comparison) -> list[Part]:
         ),
     )
     return [
-        Part(
+        TablePart(
             title=title,
             heads=("arm", *(head for head, _ in columns)),
             rows=tuple((row.arm, *(cell(row) for _, cell in columns)) for row in found.rows),
@@ -138,7 +138,7 @@ def verdict_lines(found: Comparison) -> list[tuple[str, str, str]]:
     ]
 
 
-def _table(part: Part) -> Table:
+def _table(part: TablePart) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(part.heads):
         table.add_column(Text(head), justify="left" if index == 0 else "right", vertical="bottom", no_wrap=True)
@@ -150,7 +150,7 @@ def _table(part: Part) -> Table:
 def comparison_table(found: Comparison) -> RenderableType:
     """Tables, verdicts and notes; ± is half of a 95 % interval over seeds."""
     shown: list[RenderableType] = [Text(f"{found.name}: ± half of a 95 % interval over seeds (Student's t)")]
-    for part in parts(found):
+    for part in table_parts(found):
         shown += [Text(f"\n{part.title}"), _table(part)]
     said = Table(box=None, show_header=False)
     for line in verdict_lines(found):
@@ -165,7 +165,7 @@ def _line(cells: Sequence[str]) -> str:
 def markdown(found: Comparison) -> str:
     """The same as Markdown, for a results page or an issue."""
     text = []
-    for part in parts(found):
+    for part in table_parts(found):
         text += [f"{part.title}:", "", _line(part.heads), "|---" * len(part.heads) + "|", *map(_line, part.rows), ""]
     text += ["| | claim | figure |", "|---|---|---|", *map(_line, verdict_lines(found))]
     return "\n".join([*text, *(f"\nNote: {note}." for note in found.notes)])

@@ -26,7 +26,7 @@ from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.feature import take, tensors_in
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.regions import Backend, Region, choose, compile_failures, reason
+from esper.kasmina.slots.regions import Backend, Region, choose_regions, compile_failures, reason
 from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.streams import undisturbed
@@ -83,7 +83,7 @@ class Compiler:
         order = self._watch(example)
         fired = [name for name in order if not name.startswith(CONTAINER)]
         below = {name for name, module in self.grown.model.named_modules() if name.startswith(CONTAINER)}
-        chosen = choose(self.grown.model, sites, set(fired) - below)
+        chosen = choose_regions(self.grown.model, sites, set(fired) - below)
         first = min(order.index(f"{name}>") for name in sites)
         behind = [name for name in chosen if order.index(name) > first]
         for name, module in chosen.items():

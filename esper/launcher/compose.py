@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from esper.config.tree import build_config
-from esper.launcher.start import Outcome, outcomes_of_errors, report, start
+from esper.launcher.start import LaunchResult, results_of_errors, show_result, start
 from esper.leyline.errors import ConfigError, EsperError, Preempted
 from esper.leyline.files import package_folder
 
@@ -91,7 +91,7 @@ def look_here() -> None:
         sys.path.append(os.getcwd())
 
 
-def _job(composed: DictConfig) -> Outcome:
+def _job(composed: DictConfig) -> LaunchResult:
     """One Hydra job."""
     plain = plain_of(composed)
     how = plain.pop("launch", None)
@@ -142,17 +142,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     look_here()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    outcomes: list[Outcome] = []
+    outcomes: list[LaunchResult] = []
     words, before = _Words(sys.stderr), sys.argv
 
     def job(composed: DictConfig) -> float | None:
-        outcome: list[Outcome] = []
+        outcome: list[LaunchResult] = []
         sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         with contextlib.redirect_stderr(words.stream):
-            with outcomes_of_errors(outcome):
+            with results_of_errors(outcome):
                 outcome.append(_job(composed))
             outcomes.append(outcome[0])
-            report(outcome[0])
+            show_result(outcome[0])
         if sweep and outcome[0].code == Preempted.exit_code and not words.away:
             raise _StopSweep
         if sweep and outcome[0].code != 0:
@@ -171,13 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
         if not outcomes and isinstance(end.__context__, _JobFailed):  # it ran elsewhere
-            outcomes.append(Outcome(end.__context__.code, end.__context__.line))
-            report(outcomes[-1])
+            outcomes.append(LaunchResult(end.__context__.code, end.__context__.line))
+            show_result(outcomes[-1])
     except (_StopSweep, _JobFailed):
         pass
     except KeyboardInterrupt:
-        outcomes.append(Outcome(Preempted.exit_code, "interrupted before a run had started"))
-        report(outcomes[-1])
+        outcomes.append(LaunchResult(Preempted.exit_code, "interrupted before a run had started"))
+        show_result(outcomes[-1])
     finally:
         sys.argv = before
     failed = [outcome for outcome in outcomes if outcome.code != 0]

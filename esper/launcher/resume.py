@@ -8,7 +8,7 @@ from pathlib import Path
 
 from esper.accord.breaker import BreakerOrder
 from esper.config.tree import EsperConfig, Resume, build_config, load_config, write_config
-from esper.launcher import compose as launcher
+from esper.launcher.start import LaunchResult, start
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
 from esper.leyline.files import RunDir
@@ -63,7 +63,7 @@ def order_for(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOrd
 
 def resume(
     run: Path, at: int | None = None, new: Path | None = None, breaker: BreakerPhase | None = None
-) -> launcher.Outcome:
+) -> LaunchResult:
     """Goes on with a run; see `branch` for ``at`` and ``new``, `order_for` for ``breaker``.
 
     Raises:
@@ -77,4 +77,4 @@ def resume(
     plain["run"]["resume"] = str(Resume.MUST)
     config = build_config(plain)
     order = None if breaker is None else order_for(run, config, breaker)
-    return launcher.start(config, plain, order=order)
+    return start(config, plain, order=order)

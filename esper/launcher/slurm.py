@@ -47,7 +47,7 @@ def _ask(*words: str) -> str:
     return done.stdout
 
 
-def describe(job: str) -> dict[str, str]:
+def show_job(job: str) -> dict[str, str]:
     """What ``scontrol show job`` says, field by field (JobState, EndTime, Requeue, ...).
 
     Raises:
@@ -57,7 +57,7 @@ def describe(job: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SlurmJob:
     """The allocation that this process runs in.
 
     Args:
@@ -81,7 +81,7 @@ class Job:
         return f"{self.number}-{self.restarts}"
 
 
-def this_job(world: WorldConfig, environ: Mapping[str, str] = os.environ) -> Job:
+def this_job(world: WorldConfig, environ: Mapping[str, str] = os.environ) -> SlurmJob:
     """The job around this process.
 
     Raises:
@@ -100,10 +100,10 @@ def this_job(world: WorldConfig, environ: Mapping[str, str] = os.environ) -> Job
             f"world.nnodes = {world.nnodes}: job {number} has {len(hosts)} hosts ({nodes}); set "
             f"world.nnodes={len(hosts)}, or submit with --nodes={world.nnodes}"
         )
-    return Job(number, int(environ.get("SLURM_RESTART_COUNT", "0")), hosts)
+    return SlurmJob(number, int(environ.get("SLURM_RESTART_COUNT", "0")), hosts)
 
 
-def srun_command(job: Job, config_path: Path) -> list[str]:
+def srun_command(job: SlurmJob, config_path: Path) -> list[str]:
     """Starts `esper.launcher.one_host` once on every host of the job; ends the others when one fails."""
     if shutil.which("srun") is None:
         raise EsperError("srun: not found; Slurm's commands must be on the PATH of the job")
@@ -144,7 +144,7 @@ class TimeLimit:
         if now < self._ask_at:
             return None
         try:
-            text = describe(self._job).get("EndTime", "")
+            text = show_job(self._job).get("EndTime", "")
             left = time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S")) - time.time()
         except (EsperError, ValueError):  # slurmctld is away, or there is no limit ("Unknown")
             self._ask_at = now + 60.0
@@ -161,7 +161,7 @@ def why(stopped: str, environ: Mapping[str, str] = os.environ) -> str:
     if f"job {number}" in stopped:
         return stopped
     try:
-        said = describe(number)
+        said = show_job(number)
     except EsperError:  # the run is saved; a slurmctld that is away changes nothing
         return f"{stopped}, job {number}"
     if said.get("JobState") == "RUNNING":
@@ -195,7 +195,7 @@ def requeue(run_dir: Path, environ: Mapping[str, str] = os.environ) -> tuple[boo
     status, _ = read_status(run_dir)
     if status is None or status["status"] != "preempted":
         return False, f"not requeued: {run_dir} is {'no run' if status is None else status['status']}"
-    said = describe(number)
+    said = show_job(number)
     if said.get("JobState") != "RUNNING":  # CANCELLED, TIMEOUT; or PREEMPTED, which Slurm requeues itself
         return False, f"not requeued: job {number} {_ending(said)}"
     if said.get("Requeue") != "1":

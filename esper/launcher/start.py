@@ -31,7 +31,7 @@ _FARTHER_S = 10.0  # the supervisors on the hosts use force first
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LaunchResult:
     """How a run ended.
 
     Args:
@@ -53,7 +53,9 @@ def _check_folder() -> None:
         )
 
 
-def start(config: EsperConfig, plain: dict[str, Any], how: str = "run", order: BreakerOrder | None = None) -> Outcome:
+def start(
+    config: EsperConfig, plain: dict[str, Any], how: str = "run", order: BreakerOrder | None = None
+) -> LaunchResult:
     """Runs one run to its end (or prepares it, or tells what it would do).
 
     Args:
@@ -82,11 +84,11 @@ def start(config: EsperConfig, plain: dict[str, Any], how: str = "run", order: B
     if how == "plan":
         known = check_run(config.run, plain)
         print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{typed}")
-        return Outcome(0, "planned")
+        return LaunchResult(0, "planned")
     with held_run(config.run, plain) as lock:
         if how == "prepare":
             print(f"run directory: {folder}\n{typed}")
-            return Outcome(0, "prepared")
+            return LaunchResult(0, "prepared")
         status, mark = read_status(folder)
         if status is not None and status["status"] == "done":
             if order is not None:
@@ -142,7 +144,7 @@ def _status_of_silent(ended: Ended) -> dict[str, Any]:
     return {"status": "failed", "exit_code": EsperError.exit_code, "message": text, **common}
 
 
-def _outcome(folder: Path, status: dict[str, Any]) -> Outcome:
+def _outcome(folder: Path, status: dict[str, Any]) -> LaunchResult:
     kind, code, objective = status["status"], status.get("exit_code"), status.get("objective")
     if kind == "done":
         code = 0
@@ -154,31 +156,31 @@ def _outcome(folder: Path, status: dict[str, Any]) -> Outcome:
     again = "" if kind == "done" else f"; to go on: esper resume {shlex.quote(str(folder))}"
     if code == ConfigError.exit_code:  # config.yaml is read-only and what is wrong stands in it
         again = "; correct the setting and start again with another run.dir"
-    return Outcome(code, f"{kind}{step}{message} (run directory: {folder}){again}", objective)
+    return LaunchResult(code, f"{kind}{step}{message} (run directory: {folder}){again}", objective)
 
 
-def _say(outcome: Outcome, stream: Any) -> None:
+def _say(outcome: LaunchResult, stream: Any) -> None:
     for text in outcome.line.splitlines():
         print(f"esper: {text}", file=stream, flush=True)
 
 
-def report(outcome: Outcome) -> None:
+def show_result(outcome: LaunchResult) -> None:
     """Shows an outcome: on stdout when all is well, else as the last words on stderr."""
     if outcome.line not in ("planned", "prepared"):
         _say(outcome, sys.stdout if outcome.code == 0 else sys.stderr)
 
 
 @contextlib.contextmanager
-def outcomes_of_errors(outcomes: list[Outcome]) -> Iterator[None]:
+def results_of_errors(outcomes: list[LaunchResult]) -> Iterator[None]:
     """Turns an exception into an outcome; only a bug shows its traceback."""
     try:
         yield
     except EsperError as error:
         kind = "config" if isinstance(error, ConfigError) else type(error).__name__.removesuffix("Error").lower()
         prefix = "" if type(error) is EsperError else f"{kind}: "  # the printed line begins with esper as it is
-        outcomes.append(Outcome(error.exit_code, "\n".join(prefix + line for line in str(error).splitlines())))
+        outcomes.append(LaunchResult(error.exit_code, "\n".join(prefix + line for line in str(error).splitlines())))
     except OSError as error:
-        outcomes.append(Outcome(74, f"{error.filename or 'input/output'}: {error.strerror or error}"))
+        outcomes.append(LaunchResult(74, f"{error.filename or 'input/output'}: {error.strerror or error}"))
     except Exception as error:
         traceback.print_exc()
-        outcomes.append(Outcome(EsperError.exit_code, f"a bug in esper: {type(error).__name__}: {error}"))
+        outcomes.append(LaunchResult(EsperError.exit_code, f"a bug in esper: {type(error).__name__}: {error}"))

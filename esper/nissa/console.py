@@ -90,7 +90,7 @@ def _rollback(event: RolledBack) -> str:
     )
 
 
-def describe(event: Event) -> tuple[str, str] | None:
+def describe_event(event: Event) -> tuple[str, str] | None:
     """One line for an event that people want to see at once, and its style; None for all others."""
     at = f"step {event.step}"
     if isinstance(event, StageChanged):
@@ -200,7 +200,7 @@ class ConsoleSink:
             if time.monotonic() - self._shown_at >= self._every_s:
                 self._plain_tick()
             return
-        line = describe(event)
+        line = describe_event(event)
         if line is not None:
             if isinstance(event, RunEnded):
                 self._plain_tick()

@@ -14,12 +14,12 @@ from esper.kasmina.export.record import Way
 from esper.kasmina.export.writing import save_exported
 from esper.leyline.errors import CheckpointError
 from esper.run.directory import existing_run
-from esper.run.rebuild import rebuild
+from esper.run.rebuild import rebuild_run
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data import load_data
 
 
-def choose(store: CheckpointStore, at: int | None) -> int:
+def choose_step(store: CheckpointStore, at: int | None) -> int:
     """Step to export: ``at``, or the one that validation chose; a damaged one is passed over with a line on stderr.
 
     Raises:
@@ -59,8 +59,8 @@ def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partia
     config = build_config(plain)
     registry.load_plugins()
     store = CheckpointStore.of_run(run)
-    step = choose(store, at)
-    grown, state, run_id = rebuild(config, load_data(config.data), store, step)
+    step = choose_step(store, at)
+    grown, state, run_id = rebuild_run(config, load_data(config.data), store, step)
     exported = export(grown, fold=fold, partial=partial)
     seeds = {
         entry.slot: {"blueprint": entry.blueprint, "stage": entry.stage.name, "generation": entry.generation}

@@ -10,11 +10,11 @@ from esper.run.assembly import build_grown
 from esper.tolaria.checkpoint.snapshot import read_common
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.growth.planting import rebuild as rebuild_record
+from esper.tolaria.growth.planting import rebuild_network as rebuild_record
 from esper.tolaria.training.evaluate import dtype_of
 
 
-def rebuild(config: EsperConfig, bundle: Bundle, store: CheckpointStore, step: int) -> tuple[Grown, RunState, str]:
+def rebuild_run(config: EsperConfig, bundle: Bundle, store: CheckpointStore, step: int) -> tuple[Grown, RunState, str]:
     """The network of a verified checkpoint as it was at that step, on the CPU; its record; the run's id.
 
     Args:

@@ -13,7 +13,7 @@ from esper.kasmina.hosts.custom import call_builder
 from esper.kasmina.slots.confidence import confident
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.leyline.files import RunDir
-from esper.run.rebuild import rebuild
+from esper.run.rebuild import rebuild_run
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.training.distill import Teacher
@@ -53,7 +53,7 @@ def _of_run(config: EsperConfig, bundle: Bundle) -> Teacher:
         raise CheckpointError(f"distill.run = {str(run)!r}: {what}; there are {there}; set distill.step to one of them")
     store.verify(step, ("state.pt",))
     try:
-        grown, _, _ = rebuild(theirs, bundle, store, step)
+        grown, _, _ = rebuild_run(theirs, bundle, store, step)
     except (ConfigError, CheckpointError) as error:
         raise ConfigError(f"distill.run = {str(run)!r}: its network does not fit this run's data; {error}") from error
 

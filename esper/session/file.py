@@ -83,14 +83,14 @@ def content_digest(value: Any) -> str:
     return hasher.hexdigest()
 
 
-def write(path: Path, payload: dict[str, Any]) -> None:
+def write_session_file(path: Path, payload: dict[str, Any]) -> None:
     """Writes the file, whole or not at all; OSError when the disk says no."""
     content = {**payload, "sha256": content_digest(payload)}
     write_whole(path, lambda file: torch.save(content, file))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Reads and verifies a file of `write`.
+def read_session_file(path: Path) -> dict[str, Any]:
+    """Reads and verifies a file of `write_session_file`.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, of another kind or format, or a key is missing or unknown.

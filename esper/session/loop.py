@@ -35,7 +35,7 @@ from esper.tolaria.training.incubation import Call, with_shadows
 
 @dataclass(kw_only=True, slots=True)
 class Parts:
-    """What a session is made of; see `esper.session.parts.assemble`.
+    """What a session is made of; see `esper.session.parts.assemble_session`.
 
     Fields:
         config, terms: of the run. world, marks: this rank's place. growth, owner: who changes model and optimizer.

@@ -44,7 +44,7 @@ class Given:
     sink: EventSink | str | os.PathLike[str] | None
 
 
-def assemble(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Parts:
+def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Parts:
     """Joins the ranks and builds the parts; see `esper.Session` for arguments and errors."""
     registry.load_plugins()
     if given.loss is None and config.slots.incubation == Incubation.SHADOW:

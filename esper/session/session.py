@@ -30,10 +30,10 @@ from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_li
 from esper.leyline.events.run import Event
 from esper.leyline.protocols import Controller, EventSink
 from esper.session.config import SessionConfig, make_config, restored_config
-from esper.session.file import read, write
+from esper.session.file import read_session_file, write_session_file
 from esper.session.loop import Loop, Parts
 from esper.session.model import LiveModel, UserLoss
-from esper.session.parts import Given, assemble
+from esper.session.parts import Given, assemble_session
 from esper.session.record import collect, load, rebuild_host, rebuild_optimizer
 from esper.tolaria.growth.guard import StepReport
 from esper.tolaria.ranks.world import World
@@ -280,7 +280,7 @@ class Session:
         payload, error = self.state_dict(), ""
         if self.world.rank == 0:
             try:
-                write(Path(path), payload)
+                write_session_file(Path(path), payload)
             except (OSError, RuntimeError) as failure:  # torch.save reports a full disk as RuntimeError
                 error = one_line(failure)
         (told, *_) = self.world.gather_text(error, what="save")
@@ -323,7 +323,7 @@ class Session:
                 f"build_host = {type(build_host).__name__}: expected a function that builds the host as it was before "
                 "esper.attach; for example lambda: MyModel()"
             )
-        payload = read(Path(path))
+        payload = read_session_file(Path(path))
         config = restored_config(payload["settings"], where)
         if controller is None and payload["controller"]["config"] is None:
             raise CheckpointError(f"{where}: its controller was an object; pass controller=")
@@ -368,7 +368,7 @@ class Session:
 
 def begin(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Loop:
     """Joins the ranks, builds the parts, and makes the model what the first record says."""
-    loop = Loop(assemble(config, grown, optimizer, given))
+    loop = Loop(assemble_session(config, grown, optimizer, given))
     loop.growth.plant_record(loop.state)  # seeds that are planted from the start
     loop.follow(force=True)
     loop.parts.narrator.started(loop.state, loop.terms, None)

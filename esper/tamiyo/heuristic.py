@@ -31,7 +31,7 @@ from esper.leyline.stages import Op, Stage
 from esper.tamiyo.common import check_observation
 from esper.tamiyo.plateau import trend
 from esper.tamiyo.registry import register
-from esper.tamiyo.rotation import Rotation, SlotRecord, check_preference, choose, failures, note
+from esper.tamiyo.rotation import Rotation, SlotRecord, check_preference, choose_blueprint, failures, note
 
 
 class PlateauMetric(StrEnum):
@@ -247,7 +247,7 @@ class HeuristicController:
         empty = [view for view in observation.slots if view.stage is Stage.EMPTY and not view.staged]
         order = sorted(empty, key=lambda view: failures(records[view.slot], observation.tick, self._rotation))
         for view in order:  # sorted() is stable: equals stay row-major
-            chosen = choose(self._rotation, records, observation, view)
+            chosen = choose_blueprint(self._rotation, records, observation, view)
             if chosen is None:
                 continue
             name, tried = chosen
@@ -277,7 +277,8 @@ class HeuristicController:
         freed = dataclasses.replace(observation, budgets=dataclasses.replace(observation.budgets, live=1))
         records = self._state.slots
         if not any(
-            why_illegal(freed, view, Op.GERMINATE) is None and choose(self._rotation, records, freed, view) is not None
+            why_illegal(freed, view, Op.GERMINATE) is None
+            and choose_blueprint(self._rotation, records, freed, view) is not None
             for view in freed.slots
         ):
             return None

@@ -135,7 +135,7 @@ def _by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]) -> 
     return sorted(useful, key=lambda info: (-info.parameters, -info.flops, info.name))
 
 
-def choose(
+def choose_blueprint(
     rotation: Rotation, records: Mapping[str, SlotRecord], observation: Observation, view: SlotObservation
 ) -> tuple[str, str] | None:
     """Name of the blueprint to try next in a slot and why, or None when none is affordable and due."""

@@ -24,7 +24,7 @@ from benching.harness import (
     timed,
 )
 from esper.kasmina.attach import attach
-from esper.kasmina.attribution.coalitions import Kind, make_plan
+from esper.kasmina.attribution.coalitions import QuantityKind, make_plan
 from esper.kasmina.attribution.prefixes import How
 from esper.kasmina.attribution.worth import attribute
 from esper.kasmina.births.build import birth_key, build_seed
@@ -154,7 +154,7 @@ def leave_one_out_naive(grown: Grown, slots: Sequence[str], x: Tensor, y: Tensor
 def leave_one_out(name: str, grown: Grown, x: Tensor, y: Tensor, task: Task, limit: float, rounds: int) -> list[Ratio]:
     """`attribute` against `leave_one_out_naive` on one batch: with shared prefixes, and with coalitions stacked."""
     slots = [slot for slot, holder in grown.slots.items() if holder.seed is not None]
-    plan = make_plan(dict.fromkeys(slots, ALPHA), ask=(Kind.LEAVE_ONE_OUT,))
+    plan = make_plan(dict.fromkeys(slots, ALPHA), ask=(QuantityKind.LEAVE_ONE_OUT,))
     naive = leave_one_out_naive(grown, slots, x, y, task)
 
     def shared() -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esper.accord.config import EvidencePolicy, GateConfig
-from esper.accord.gates import GateFacts, judge, standard_errors_above_zero
+from esper.accord.gates import GateFacts, judge_gate, standard_errors_above_zero
 from esper.leyline.errors import GateError
 from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading, Status, measured, paired
 from esper.leyline.stages import Gate, Stage
@@ -66,7 +66,7 @@ def facts(gate: Gate, **changes) -> GateFacts:
 
 
 def failed(gate: Gate, config: GateConfig = ENFORCE, **changes) -> list[str]:
-    result = judge(gate, facts(gate, **changes), config)
+    result = judge_gate(gate, facts(gate, **changes), config)
     names = [check.name for check in result.checks if not check.passed]
     assert result.passed == (not names) or config is OBSERVE
     assert all(name in result.reason for name in names)
@@ -75,7 +75,7 @@ def failed(gate: Gate, config: GateConfig = ENFORCE, **changes) -> list[str]:
 
 @pytest.mark.parametrize("gate", list(SOURCE))
 def test_a_gate_asks_its_questions_and_passes_on_good_facts(gate):
-    result = judge(gate, facts(gate), ENFORCE)
+    result = judge_gate(gate, facts(gate), ENFORCE)
     assert (result.gate, result.passed, result.score, result.reason) == (gate, True, 1.0, "passed")
     assert [check.name for check in result.checks if check.integrity] == INTEGRITY[gate]
     assert [check.name for check in result.checks if not check.integrity] == EVIDENCE[gate]
@@ -102,24 +102,24 @@ def test_a_gate_takes_one_stage_only(gate, stage):
     ],
 )
 def test_integrity_binds_under_every_policy(gate, changes, name, config):
-    result = judge(gate, facts(gate, **changes), config)
+    result = judge_gate(gate, facts(gate, **changes), config)
     assert not result.passed
     assert [check.name for check in result.checks if not check.passed] == [name]
     assert result.score == pytest.approx(1 - 1 / len(result.checks))
 
 
 def test_g0_says_which_budget_is_spent():
-    assert "budget of FLOPs" in judge(Gate.G0, facts(Gate.G0, refusal="budget of FLOPs: 9 left"), ENFORCE).reason
+    assert "budget of FLOPs" in judge_gate(Gate.G0, facts(Gate.G0, refusal="budget of FLOPs: 9 left"), ENFORCE).reason
 
 
 def test_neither_size_nor_scale_of_the_gradient_nor_a_drifting_host_changes_a_verdict():
     """A hundred times the parameters, or ten times the gradient in each: the norm grows, what was measured does not."""
     for gate in (Gate.G2, Gate.G3, Gate.G5):
         for contribution in (GOOD, measured(0.1, tick=5, n=256, se=0.09, skew=0.0)):
-            base = judge(gate, facts(gate, contribution=contribution), ENFORCE)
+            base = judge_gate(gate, facts(gate, contribution=contribution), ENFORCE)
             for factor in (100**0.5, 10.0, 100.0, 1e6):
                 norm = measured(0.5 * factor, tick=5, n=10)
-                scaled = judge(gate, facts(gate, contribution=contribution, gradient_norm=norm), ENFORCE)
+                scaled = judge_gate(gate, facts(gate, contribution=contribution, gradient_norm=norm), ENFORCE)
                 assert [(c.name, c.passed) for c in scaled.checks] == [(c.name, c.passed) for c in base.checks]
 
 
@@ -150,7 +150,7 @@ REFUSED = [
 @pytest.mark.parametrize(("gate", "changes", "names"), REFUSED)
 def test_absent_stale_or_bad_evidence_refuses_and_is_only_told_under_observe(gate, changes, names):
     assert failed(gate, **changes) == names
-    told = judge(gate, facts(gate, **changes), OBSERVE)
+    told = judge_gate(gate, facts(gate, **changes), OBSERVE)
     assert told.passed
     assert [check.name for check in told.checks if not check.passed] == names
     assert told.score < 1.0
@@ -189,8 +189,8 @@ def test_thresholds_are_config():
         contribution=measured(1e-9, tick=5, n=64, se=1.0, skew=0.0),
         health=replace(WELL, vanishing=measured(1.0, tick=5, n=1)),
     )
-    assert judge(Gate.G2, weak, loose).passed
-    assert {c.name for c in judge(Gate.G2, weak, ENFORCE).checks if not c.passed} == {
+    assert judge_gate(Gate.G2, weak, loose).passed
+    assert {c.name for c in judge_gate(Gate.G2, weak, ENFORCE).checks if not c.passed} == {
         "dwell",
         "gradient",
         "contribution",
@@ -223,18 +223,18 @@ def test_a_seed_without_parameters_needs_no_gradient_and_nothing_else_of_its_siz
 @pytest.mark.parametrize("unknown", ["G6", "g2", 6, -1, "G2 "])
 def test_an_unknown_gate_raises_and_names_those_there_are(unknown):
     with pytest.raises(GateError, match=r"unknown gate .*; gates are G0, G1, G2, G3, G5"):
-        judge(unknown, facts(Gate.G2), ENFORCE)
+        judge_gate(unknown, facts(Gate.G2), ENFORCE)
 
 
 @pytest.mark.parametrize("retired", [4, "G4", Gate.G4])
 def test_g4_is_retired(retired):
     with pytest.raises(GateError, match="gate G4 is retired"):
-        judge(retired, facts(Gate.G2), ENFORCE)
+        judge_gate(retired, facts(Gate.G2), ENFORCE)
 
 
 def test_a_gate_is_the_same_by_number_name_and_member():
-    assert judge(2, facts(Gate.G2), ENFORCE) == judge("G2", facts(Gate.G2), ENFORCE)
-    assert judge(2, facts(Gate.G2), ENFORCE) == judge(Gate.G2, facts(Gate.G2), ENFORCE)
+    assert judge_gate(2, facts(Gate.G2), ENFORCE) == judge_gate("G2", facts(Gate.G2), ENFORCE)
+    assert judge_gate(2, facts(Gate.G2), ENFORCE) == judge_gate(Gate.G2, facts(Gate.G2), ENFORCE)
 
 
 def sample(rng, *, skew: float, n: int = 192) -> list[float]:
@@ -282,14 +282,16 @@ def test_a_seed_that_helps_by_a_third_of_a_deviation_is_seen_at_most_looks():
         passed = 0
         for _ in range(200):
             reading = reading_of([v + 1 / 3 for v in sample(rng, skew=skew)])
-            passed += judge(Gate.G2, facts(Gate.G2, contribution=reading), ENFORCE).passed
+            passed += judge_gate(Gate.G2, facts(Gate.G2, contribution=reading), ENFORCE).passed
         assert passed > 170
 
 
 def test_looks_that_are_spent_are_said_and_leave_only_prune():
     gone = {"looks": 5, "max_looks": 5, "contribution": STALE}
     for gate in (Gate.G2, Gate.G3, Gate.G5):
-        result = judge(gate, facts(gate, **gone), ENFORCE)
+        result = judge_gate(gate, facts(gate, **gone), ENFORCE)
         assert not result.passed
         assert "5 of 5 looks spent, only PRUNE is left" in result.reason
-        assert judge(gate, facts(gate, looks=5, max_looks=5), ENFORCE).passed, "the last look's evidence still counts"
+        assert judge_gate(gate, facts(gate, looks=5, max_looks=5), ENFORCE).passed, (
+            "the last look's evidence still counts"
+        )

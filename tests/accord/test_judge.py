@@ -9,7 +9,7 @@ from esper.accord.absorb import absorb
 from esper.accord.config import GovernorConfig
 from esper.accord.effects import Discard, Uproot
 from esper.accord.governed import Governed, Skip
-from esper.accord.judge import judge
+from esper.accord.judge import judge_tick
 from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
 from esper.accord.replay import replay, suspects
@@ -33,7 +33,7 @@ def tick(run: Run, *commands: Command, loss: float = 1.0, validation: float | No
         sums |= {"validation_loss": 20 * validation, "validation_loss_sq": 20 * validation**2, "validation_count": 20.0}
     since, every = run.state.step, run.sums({}, **sums)
     absorbed = absorb(run.state, every, run.terms, step=since + run.terms.tick_steps, epoch=1)
-    judged = judge(absorbed, every, run.terms, CONFIG, chance=CHANCE, since=since)
+    judged = judge_tick(absorbed, every, run.terms, CONFIG, chance=CHANCE, since=since)
     asked = {entry.slot: wait(entry.slot) for entry in judged.slots} | {c.slot: c for c in commands}
     run.out = reduce_tick(judged, asked, {}, run.terms, stage_ticks=run.stage_ticks)
     run.state = run.out.state

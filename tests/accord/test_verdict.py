@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from esper.accord.config import GovernorConfig
-from esper.accord.verdict import Series, Symptom, chance_level, deviation, extended, limit, symptom_of
+from esper.accord.verdict import Series, Symptom, append_loss, chance_level, deviation, limit, symptom_of
 
 CONFIG = GovernorConfig()
 LOSSES = st.lists(st.floats(1e-3, 10.0), min_size=CONFIG.min_history, max_size=CONFIG.history)
@@ -21,7 +21,7 @@ ORDER = [Symptom.NONE, Symptom.COLLAPSE, Symptom.DIVERGENCE]
 def series(losses: list[float]) -> Series:
     found = Series()
     for loss in losses:
-        found = extended(found, loss, CONFIG)
+        found = append_loss(found, loss, CONFIG)
     return found
 
 
@@ -97,7 +97,7 @@ def test_a_climb_that_widens_its_own_limit_is_a_blow_up() -> None:
     for loss in numpy.geomspace(2.3, 80.0, 40):
         jumps.append(symptom_of(climbing, float(loss), CHANCE, CONFIG, training=False))
         found.append(symptom_of(climbing, float(loss), CHANCE, CONFIG, training=True))
-        climbing = extended(climbing, float(loss), CONFIG)
+        climbing = append_loss(climbing, float(loss), CONFIG)
     assert set(jumps) == {Symptom.NONE}
     assert found[-1] is Symptom.DIVERGENCE
 
@@ -127,7 +127,7 @@ def test_a_slow_return_to_chance_is_a_collapse_however_wide_its_limit_has_grown(
         loss = min(CHANCE, 0.9 + 0.1 * k)
         symptom = symptom_of(rising, loss, CHANCE, CONFIG, training=True)
         found.append(symptom)
-        rising = extended(rising, loss, CONFIG)
+        rising = append_loss(rising, loss, CONFIG)
     assert found[-1] is Symptom.COLLAPSE
     assert Symptom.DIVERGENCE not in found
     assert symptom_of(series([CHANCE] * 16), CHANCE, CHANCE, CONFIG, training=True) is Symptom.NONE
@@ -137,7 +137,7 @@ def test_the_best_is_the_lowest_median_and_never_forgotten() -> None:
     losses = [*numpy.linspace(2.0, 0.5, 20), *numpy.linspace(0.5, 1.5, 40)]
     found, medians = Series(), []
     for index, loss in enumerate(losses):
-        found = extended(found, float(loss), CONFIG)
+        found = append_loss(found, float(loss), CONFIG)
         window = [float(x) for x in losses[max(0, index + 1 - CONFIG.history) : index + 1]]
         if len(window) >= CONFIG.min_history:
             medians.append(statistics.median(window))

@@ -14,7 +14,7 @@ from esper.compare.arms import (
     derive,
     flops_per_sample,
     load_compare,
-    result_of,
+    read_result,
     steps_for,
 )
 from esper.karn.comparison import Metric
@@ -123,4 +123,4 @@ def test_a_file_that_is_no_comparison_is_named(text, said, tmp_path):
 def test_a_damaged_result_says_what_to_do(text, tmp_path):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(RunDirError, match=r"result\.json.*; remove .*, and the same command runs it again"):
-        result_of(tmp_path)
+        read_result(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 import esper.compare.runner
 from esper.compare.arms import derive, load_compare
 from esper.compare.devices import Devices
-from esper.compare.runner import Comparer, Job, jobs_of, run_compare, run_folder
+from esper.compare.runner import ArmJob, Comparer, jobs_of, run_compare, run_folder
 from esper.leyline.errors import DataError, EsperError, RunDirError
 
 
@@ -30,7 +30,7 @@ def test_arms_are_derived_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(esper.compare.runner, "derive", derive)
     comparer = Comparer(load_compare("digits_cpu", []), tmp_path, lambda text: None)
-    comparer.run_all([Job("none", 0), Job("heuristic", 0)], 2)
+    comparer.run_all([ArmJob("none", 0), ArmJob("heuristic", 0)], 2)
     assert not overlaps
     assert list(comparer.failures.values()) == ["far enough"] * 2
 
@@ -63,7 +63,7 @@ def alone(tmp_path: Path) -> Path:
     return path
 
 
-def pretend(comparer: Comparer, job: Job, **result: object) -> Path:
+def pretend(comparer: Comparer, job: ArmJob, **result: object) -> Path:
     """A folder that says that the run of a job has finished on the data at hand."""
     config, plain = derive(comparer.config, job.arm, job.seed, {}, comparer.data)
     folder = run_folder(comparer.out, plain)
@@ -76,12 +76,12 @@ def pretend(comparer: Comparer, job: Job, **result: object) -> Path:
 
 def test_a_run_on_other_data_is_not_taken_for_this_one(alone: Path, tmp_path: Path) -> None:
     comparer = Comparer(load_compare(str(alone), []), tmp_path / "out", lambda text: None)
-    folder = pretend(comparer, Job("a", 1))
-    assert comparer.run(Job("a", 1)) == folder
+    folder = pretend(comparer, ArmJob("a", 1))
+    assert comparer.run(ArmJob("a", 1)) == folder
     letters(tmp_path / "letters", "dcba ")
     later = Comparer(comparer.config, comparer.out, lambda text: None)
     with pytest.raises(RunDirError, match="finished on other data"):
-        later.run(Job("a", 1))
+        later.run(ArmJob("a", 1))
 
 
 def test_without_data_nothing_is_begun(alone: Path, tmp_path: Path) -> None:
@@ -95,13 +95,13 @@ def test_two_arms_of_one_config_are_one_run(alone: Path, tmp_path: Path, monkeyp
     comparer = Comparer(load_compare(str(alone), []), tmp_path / "out", lambda text: None)
     began = []
 
-    def execute(self: Comparer, job: Job, config: object, plain: dict[str, object], folder: Path) -> None:
+    def execute(self: Comparer, job: ArmJob, config: object, plain: dict[str, object], folder: Path) -> None:
         began.append(job)
         time.sleep(0.3)
         pretend(comparer, job)
 
     monkeypatch.setattr(Comparer, "_execute", execute)
-    comparer.run_all([Job("a", 1), Job("b", 1)], 2)
+    comparer.run_all([ArmJob("a", 1), ArmJob("b", 1)], 2)
     assert not comparer.failures
     assert len(began) == 1
     assert comparer.folders["a", 1] == comparer.folders["b", 1]
@@ -109,7 +109,7 @@ def test_two_arms_of_one_config_are_one_run(alone: Path, tmp_path: Path, monkeyp
 
 def test_what_a_report_lacks_is_said(alone: Path, tmp_path: Path) -> None:
     comparer = Comparer(load_compare(str(alone), []), tmp_path / "out", lambda text: None)
-    folder = pretend(comparer, Job("a", 1))
+    folder = pretend(comparer, ArmJob("a", 1))
     (folder / "STATUS.json").write_text(json.dumps({"status": "diverged", "message": "no finite loss"}))
     esper.compare.runner._find(comparer, jobs_of(comparer.config))
     assert comparer.failures["a", 1].startswith("diverged: no finite loss")

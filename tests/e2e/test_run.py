@@ -21,7 +21,7 @@ from esper.leyline.events.run import (
 )
 from esper.leyline.stages import EDGES, Gate, Mechanical, Op, Stage
 from esper.tolaria.checkpoint.store import CheckpointStore
-from esper.tolaria.training.result import rebuild
+from esper.tolaria.training.result import rebuild_checkpoint
 from tests.e2e.conftest import Finished, Start
 from tests.support.commands import ESPER, GROWING, TRAIN
 from tests.support.tiny import make_engine
@@ -156,7 +156,7 @@ def test_the_test_part_is_read_on_the_best_checkpoint(
     config, _ = load_config(grown.run / "config.yaml")
     engine = make_engine(config, tmp_path)
     store = CheckpointStore(grown.run / "checkpoints", attempt=0, keep=99)
-    network = rebuild(store, result["best_step"], engine.fresh, engine.growth).model.eval()
+    network = rebuild_checkpoint(store, result["best_step"], engine.fresh, engine.growth).model.eval()
     test = engine.bundle.test
     x, y = test.fetch(torch.arange(len(test)))
     with torch.no_grad():

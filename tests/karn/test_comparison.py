@@ -10,7 +10,7 @@ from rich.console import Console
 from esper.karn.comparison import Metric, compare, equal_flops
 from esper.karn.page import write_page
 from esper.karn.stats import Estimate
-from esper.karn.table import comparison_table, interval, markdown, number, parts, verdict_lines
+from esper.karn.table import comparison_table, interval, markdown, number, table_parts, verdict_lines
 from esper.leyline.errors import RunDirError
 from tests.karn.records import record
 
@@ -59,7 +59,7 @@ def cell(found, arm: str, head: str) -> str:
     """The cell of an arm under the one head that contains ``head``."""
     hits = [
         row[part.heads.index(title)]
-        for part in parts(found)
+        for part in table_parts(found)
         for title in part.heads
         if head in title
         for row in part.rows
@@ -151,7 +151,7 @@ def test_terminal_and_page_show_every_number_that_was_asked_for():
         assert cell(found, "heuristic", f"P(> {other})") == interval(row.beats[other], 2)
         assert "[" in cell(found, "heuristic", f"P(> {other})")
     text = printed(found, 130)
-    assert all(value in text for part in parts(found) for line in part.rows for value in line)
+    assert all(value in text for part in table_parts(found) for line in part.rows for value in line)
 
 
 def test_differences_of_loss_are_nats_and_its_interquartile_mean_a_loss():
@@ -159,7 +159,7 @@ def test_differences_of_loss_are_nats_and_its_interquartile_mean_a_loss():
     found = asked(runs, metric=Metric.LOSS)
     assert cell(found, "heuristic", "− none\n(nats, + better)").startswith("+0.2500")
     assert cell(found, "heuristic", "IQM of\ntest loss") == "0.7500 [0.7500, 0.7500]"
-    assert not any("validation: " in head for part in parts(found) for head in part.heads)
+    assert not any("validation: " in head for part in table_parts(found) for head in part.heads)
 
 
 def test_each_table_fits_a_terminal():
@@ -287,7 +287,7 @@ def test_a_missing_seed_does_not_move_the_budget_of_equal_flops():
 
 def test_the_head_says_at_how_many_flops_losses_are_equal():
     runs = {"a": {1: record([(1, 3.0), (2_000_000_000, 1.0)]), 2: record([(1, 3.0), (3_000_000_000, 1.0)])}}
-    assert any("loss at\n2.5000 GFLOP (mean)" in part.heads for part in parts(asked(runs)))
+    assert any("loss at\n2.5000 GFLOP (mean)" in part.heads for part in table_parts(asked(runs)))
 
 
 def test_notes_of_the_caller_come_first_and_are_shown_as_they_are(tmp_path):
@@ -329,7 +329,7 @@ def test_the_page_holds_every_number_and_needs_nothing_else(tmp_path):
     path = tmp_path / "compare.html"
     write_page(found, runs, path, command="esper compare demo", where={"none/100": "RUN"})
     text = path.read_text()
-    for part in parts(found):
+    for part in table_parts(found):
         for value in (*part.heads, *(value for row in part.rows for value in row)):
             assert value.replace("&", "&amp;").replace(">", "&gt;").replace("'", "&#x27;") in text
     assert text.count("<svg") == 3
@@ -342,7 +342,7 @@ def test_the_page_holds_every_number_and_needs_nothing_else(tmp_path):
 def test_markdown_holds_the_same_cells():
     found = asked(arms(none=0.0, heuristic=0.1, final=0.1, mid=0.0), notes=["one | two"])
     lines = markdown(found).splitlines()
-    for part in parts(found):
+    for part in table_parts(found):
         head = next(i for i, line in enumerate(lines) if line == f"{part.title}:") + 2
         table = [
             [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[head : head + 2 + len(part.rows)]

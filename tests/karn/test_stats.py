@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as oracle
 
-from esper.karn.stats import bootstrap, improvement, interquartile_mean, mean, paired
+from esper.karn.stats import bootstrap, improvement, interquartile_mean, mean, paired_difference
 
 
 def test_the_interval_is_that_of_the_published_table():
@@ -28,12 +28,12 @@ def test_a_paired_difference_sees_what_seeds_share():
     random = np.random.default_rng(2)
     shared = random.normal(0, 10, 10)
     a, b = shared + 1 + random.normal(0, 0.1, 10), shared + random.normal(0, 0.1, 10)
-    found = paired(list(a), list(b))
+    found = paired_difference(list(a), list(b))
     assert found.low is not None
     assert found.low > 0.8
     assert mean(list(a)).se > 20 * found.se
     with pytest.raises(ValueError, match="same seeds"):
-        paired([1.0], [1.0, 2.0])
+        paired_difference([1.0], [1.0, 2.0])
 
 
 @pytest.mark.parametrize("n", [4, 5, 8, 10, 11])

@@ -447,7 +447,7 @@ def test_a_killed_launcher_takes_everything_with_it_and_the_run_stays_locked_unt
 
 def test_an_error_of_no_kind_of_its_own_has_no_kind_in_front() -> None:
     for error, line in ((EsperError("nothing to do"), "nothing to do"), (ConfigError("a\nb"), "config: a\nconfig: b")):
-        outcomes: list[start.Outcome] = []
-        with start.outcomes_of_errors(outcomes):
+        outcomes: list[start.LaunchResult] = []
+        with start.results_of_errors(outcomes):
             raise error
         assert (outcomes[0].line, outcomes[0].code) == (line, error.exit_code)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esper.launcher import compose as launcher
-from esper.launcher.slurm import Job, read_requeues, requeue, this_job
+from esper.launcher.slurm import SlurmJob, read_requeues, requeue, this_job
 from esper.launcher.supervise import torchrun_arguments
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import write_json
@@ -14,7 +14,7 @@ from esper.tolaria.ranks.config import WorldConfig
 
 
 def test_a_rendezvous_is_on_the_first_host_and_new_after_each_requeue() -> None:
-    jobs = [Job(str(number), restarts, ("node7", "node2")) for number in (11, 12) for restarts in range(3)]
+    jobs = [SlurmJob(str(number), restarts, ("node7", "node2")) for number in (11, 12) for restarts in range(3)]
     assert len({job.endpoint for job in jobs}) == len({job.rendezvous for job in jobs}) == len(jobs)
     for job in jobs:
         host, port = job.endpoint.split(":")

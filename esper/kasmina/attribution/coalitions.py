@@ -28,7 +28,7 @@ from esper.leyline.slots import sort_slots
 EXACT_SEEDS = 4  # 2**4 forwards a batch
 
 
-class Kind(StrEnum):
+class QuantityKind(StrEnum):
     """What a quantity asks; see the table above. PAIR is the Shapley estimate of one order and its reverse."""
 
     COALITION = "coalition"
@@ -37,13 +37,13 @@ class Kind(StrEnum):
     PAIR = "pair"
 
 
-ASKED = (Kind.COALITION, Kind.LEAVE_ONE_OUT, Kind.SHAPLEY)
+ASKED = (QuantityKind.COALITION, QuantityKind.LEAVE_ONE_OUT, QuantityKind.SHAPLEY)
 
 
 class Quantity(NamedTuple):
     """One number per sample and unit: ``seeds`` is the coalition, or the one seed asked about."""
 
-    kind: Kind
+    kind: QuantityKind
     seeds: tuple[str, ...]
     pair: int | None = None
 
@@ -106,7 +106,7 @@ def _groups(seeds: int, exact: bool) -> list[int]:
 
 
 def make_plan(
-    levels: Mapping[str, float], *, pairs: int = 0, key: Sequence[int] = (0,), ask: Collection[Kind] = ASKED
+    levels: Mapping[str, float], *, pairs: int = 0, key: Sequence[int] = (0,), ask: Collection[QuantityKind] = ASKED
 ) -> Plan:
     """Plans coalitions, leave-one-out and Shapley values of some seeds.
 
@@ -129,23 +129,23 @@ def make_plan(
         raise ConfigError("attribution of no seeds: name at least one slot that holds a seed")
     if not ask or not set(ask) <= set(ASKED):
         raise ConfigError(f"ask = {sorted(ask)}: name one or more of {', '.join(ASKED)}")
-    shapley = Kind.SHAPLEY in ask
+    shapley = QuantityKind.SHAPLEY in ask
     if shapley and pairs == 0 and n > EXACT_SEEDS:
         raise ConfigError(f"pairs = 0: exact Shapley values go to {EXACT_SEEDS} seeds, got {n}; give pairs >= 2")
     if pairs < 0 or pairs == 1:
         raise ConfigError(f"pairs = {pairs}: need 0 (exact), or at least 2 for a standard error")
     wanted: dict[Quantity, tuple[Term, ...]] = {}
-    for group in _groups(n, exact=shapley and pairs == 0) if Kind.COALITION in ask else []:
+    for group in _groups(n, exact=shapley and pairs == 0) if QuantityKind.COALITION in ask else []:
         members = tuple(slot for i, slot in enumerate(slots) if group >> i & 1)
-        wanted[Quantity(Kind.COALITION, members)] = (Term(1.0, group, 0),)
-    for i, slot in enumerate(slots if Kind.LEAVE_ONE_OUT in ask else ()):
-        wanted[Quantity(Kind.LEAVE_ONE_OUT, (slot,))] = (Term(1.0, everyone, everyone & ~(1 << i)),)
+        wanted[Quantity(QuantityKind.COALITION, members)] = (Term(1.0, group, 0),)
+    for i, slot in enumerate(slots if QuantityKind.LEAVE_ONE_OUT in ask else ()):
+        wanted[Quantity(QuantityKind.LEAVE_ONE_OUT, (slot,))] = (Term(1.0, everyone, everyone & ~(1 << i)),)
     orders = _orders(n, pairs, key)
     for i, slot in enumerate(slots if shapley else ()):
         twice = [(_joining(order, i, 0.5), _joining(order[::-1], i, 0.5)) for order in orders]
         for k, two in enumerate(twice):
-            wanted[Quantity(Kind.PAIR, (slot,), k)] = two
+            wanted[Quantity(QuantityKind.PAIR, (slot,), k)] = two
         drawn = tuple(term._replace(weight=term.weight / pairs) for two in twice for term in two)
-        wanted[Quantity(Kind.SHAPLEY, (slot,))] = drawn or _exact(n, i)
+        wanted[Quantity(QuantityKind.SHAPLEY, (slot,))] = drawn or _exact(n, i)
     needed = {mask for terms in wanted.values() for _, within, without in terms for mask in (within, without)}
     return Plan(chosen, pairs, tuple(key), tuple(sorted(needed)), tuple(wanted.items()))

@@ -9,8 +9,8 @@ execution a, b, c (1: at its alpha, 0: at 0):
            │     └─0─────── 101                 two from c, one from b, one from a
            └─0───────────── 011
 
-`parts` lists the edges so that a stack of states is all that running them needs; `account` counts them, for whoever
-counts FLOPs: the host's operations between two slots, and the seeds that join there.
+`forward_parts` lists the edges so that a stack of states is all that running them needs; `account` counts them, for
+whoever counts FLOPs: the host's operations between two slots, and the seeds that join there.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ class How(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ForwardPart:
     """One edge of the tree.
 
     Fields:
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     seeds: tuple[str, ...]
 
 
-def parts(plan: Plan, order: Sequence[str] | None) -> tuple[Part, ...]:
+def forward_parts(plan: Plan, order: Sequence[str] | None) -> tuple[ForwardPart, ...]:
     """The work for one batch: every part after the one that its state comes from.
 
     Args:
@@ -62,15 +62,15 @@ def parts(plan: Plan, order: Sequence[str] | None) -> tuple[Part, ...]:
             coalition is one full forward.
     """
     if order is None:
-        return tuple(Part(0, None, None, (coalition,)) for coalition in plan.coalitions)
+        return tuple(ForwardPart(0, None, None, (coalition,)) for coalition in plan.coalitions)
     bits = {slot: i for i, (slot, _) in enumerate(plan.levels)}
     players = [(slot, bits[slot]) for slot in order if slot in bits]
 
-    def grow(depth: int, start: str | None, group: tuple[int, ...], first: int) -> Iterator[Part]:
+    def grow(depth: int, start: str | None, group: tuple[int, ...], first: int) -> Iterator[ForwardPart]:
         differing = (i for i in range(first, len(players)) if len({mask >> players[i][1] & 1 for mask in group}) > 1)
         place = next(differing, None)
         until = None if place is None else players[place][0]
-        yield Part(depth, start, until, group)
+        yield ForwardPart(depth, start, until, group)
         if place is not None:
             for value in (0, 1):
                 half = tuple(mask for mask in group if mask >> players[place][1] & 1 == value)
@@ -88,17 +88,17 @@ def account(
     (the host's FLOPs between the two slots + those of the seeds).
 
     Args:
-        order: as for `parts`. how: STACKED shares no more than what comes before the plan's first slot.
+        order: as for `forward_parts`. how: STACKED shares no more than what comes before the plan's first slot.
         asking: slots whose seed, where it takes part, costs a full forward more, without all such seeds; those that
             are not in the plan always take part. Nothing can be shared then: ``order`` is None.
     """
     counted: Counter[Entry] = Counter()
     levels = dict(plan.levels)
     sequence = [slot for slot in order or levels if slot in levels]
-    work = parts(plan, order)
+    work = forward_parts(plan, order)
     if how is How.STACKED and order is not None:
-        work = (Part(0, None, sequence[0], plan.coalitions),)
-        work += tuple(Part(1, sequence[0], None, (coalition,)) for coalition in plan.coalitions)
+        work = (ForwardPart(0, None, sequence[0], plan.coalitions),)
+        work += tuple(ForwardPart(1, sequence[0], None, (coalition,)) for coalition in plan.coalitions)
     for part in work:
         first = 0 if part.start is None else sequence.index(part.start)
         last = len(sequence) if part.until is None else sequence.index(part.until)

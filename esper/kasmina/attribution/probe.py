@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.kasmina.attribution.coalitions import Kind, Quantity, make_plan
+from esper.kasmina.attribution.coalitions import Quantity, QuantityKind, make_plan
 from esper.kasmina.attribution.worth import PerSample, attribute
 from esper.kasmina.slots.grown import Grown
 
@@ -26,7 +26,7 @@ def paired_sums(
         count, and sum, sum_sq, sum_cube of d over this rank's share of the samples.
     """
     plan, cubes = make_plan({slot: alpha}), torch.zeros((), dtype=torch.float64)
-    row = [quantity for quantity, _ in plan.quantities].index(Quantity(Kind.LEAVE_ONE_OUT, (slot,)))
+    row = [quantity for quantity, _ in plan.quantities].index(Quantity(QuantityKind.LEAVE_ONE_OUT, (slot,)))
 
     def cube(d_Q2B: Tensor) -> None:
         nonlocal cubes

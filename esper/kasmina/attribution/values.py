@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from esper.kasmina.attribution.coalitions import Plan
-from esper.kasmina.attribution.prefixes import How, parts
+from esper.kasmina.attribution.prefixes import How, forward_parts
 from esper.kasmina.hosts.resume import Resumable, State
 from esper.kasmina.slots.confidence import confident
 from esper.kasmina.slots.grown import Grown
@@ -57,7 +57,7 @@ def _apart(
     values: dict[int, Tensor] = {}
     with undisturbed(grown.model):
         begin = read_streams(devices)
-        for part in parts(plan, host.slot_order() if host else None):
+        for part in forward_parts(plan, host.slot_order() if host else None):
             del states[part.depth :]
             state, streams = states[-1] if states else ((), begin)
             set_streams(devices, streams)

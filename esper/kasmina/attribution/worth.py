@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.kasmina.attribution.coalitions import Kind, Plan, Quantity
+from esper.kasmina.attribution.coalitions import Plan, Quantity, QuantityKind
 from esper.kasmina.attribution.prefixes import Entry, How, account
 from esper.kasmina.attribution.values import PerSample, values_of
 from esper.kasmina.hosts.resume import resumable
@@ -214,14 +214,16 @@ def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:
                 found.append((reading, None))
                 continue
             order_se = 0.0
-            if quantity.kind is Kind.SHAPLEY and sums.plan.pairs:
-                each = [table[Quantity(Kind.PAIR, quantity.seeds, k)][first] for k in range(sums.plan.pairs)]
+            if quantity.kind is QuantityKind.SHAPLEY and sums.plan.pairs:
+                each = [table[Quantity(QuantityKind.PAIR, quantity.seeds, k)][first] for k in range(sums.plan.pairs)]
                 order_se = statistics.stdev(each) / sums.samples / math.sqrt(sums.plan.pairs)
             se = math.hypot(reading.se, order_se)
             found.append((measured(reading.value, tick=tick, n=reading.n, se=se), order_se))
         (loss, loss_se), (accuracy, accuracy_se) = found
         return Worth(loss, accuracy, loss_se, accuracy_se)
 
-    of = {kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in Kind if kind is not Kind.PAIR}
+    of = {
+        kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in QuantityKind if kind is not QuantityKind.PAIR
+    }
     per_slot = {kind: {seeds[0]: w for seeds, w in rows.items()} for kind, rows in of.items()}
-    return Attribution(of[Kind.COALITION], per_slot[Kind.LEAVE_ONE_OUT], per_slot[Kind.SHAPLEY])
+    return Attribution(of[QuantityKind.COALITION], per_slot[QuantityKind.LEAVE_ONE_OUT], per_slot[QuantityKind.SHAPLEY])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from esper.kasmina.births.config import LibraryConfig
 from esper.kasmina.births.key import Birth
 from esper.kasmina.births.memory import Memory
-from esper.kasmina.births.revive import bear, revive, tensors_of
+from esper.kasmina.births.revive import bear, revive, tensors_in_birth
 from esper.kasmina.births.store import DamagedEntry, MissingEntry, SeedStore
 from esper.kasmina.blueprints.registry import get
 from esper.leyline.errors import one_line
@@ -231,7 +231,7 @@ class Library:
             )
         seed = bear(birth, backend)
         self._count("built")
-        tensors = tensors_of(seed)
+        tensors = tensors_in_birth(seed)
         try:
             self.store.save(birth, tensors)
         except OSError as error:  # the seed is whole; that it is not kept is told, and hurts nobody now

@@ -30,7 +30,7 @@ def bear(birth: Birth, backend: str | None, device: str = "cpu") -> nn.Module:
     )
 
 
-def tensors_of(seed: nn.Module) -> dict[str, Tensor]:
+def tensors_in_birth(seed: nn.Module) -> dict[str, Tensor]:
     """Copies of what its state dict holds: contiguous, sharing no memory, on CPU.
 
     Raises:

@@ -9,7 +9,7 @@ from esper.kasmina import blueprints
 from esper.leyline.topology import Topology
 
 
-def catalogue(dim: int, positions: int) -> Table:
+def blueprint_table(dim: int, positions: int) -> Table:
     """Every registered blueprint, plugins among them, with what it would add to a slot.
 
     Args:

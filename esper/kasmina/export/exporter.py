@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.export.copying import copy_of, strip_slots
 from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, target_of
-from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, alphas_now, delta_like, joined, refuse
+from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, alphas_now, delta_like, join_graph, refuse
 from esper.kasmina.export.record import Exported, ExportedSlot, Way
-from esper.kasmina.export.same import Inputs, compare, inputs_for, run, same_bits
+from esper.kasmina.export.same import Inputs, check_same, inputs_for, run_plain, same_bits
 from esper.kasmina.export.tracing import as_graph, is_torch, package_of, use_twins
 from esper.kasmina.slots.feature import take
 from esper.kasmina.slots.grown import Grown
@@ -101,7 +101,7 @@ class _Exporter:
             for parameter in learning:
                 parameter.requires_grad_(parameter.is_floating_point())
             with torch.enable_grad():
-                return run(self.model, self.example)
+                return run_plain(self.model, self.example)
         finally:
             for parameter, wanted in learning.items():
                 parameter.requires_grad_(wanted)
@@ -137,7 +137,7 @@ class _Exporter:
                     self.inexact = True
                     factor = 1.0 if formula is add else factor
             where = f"site {site.module!r} of slot {slot}"
-            self.joins[slot] = joined(seed, formula, factor, output=output, place=site.place, where=where)
+            self.joins[slot] = join_graph(seed, formula, factor, output=output, place=site.place, where=where)
 
     def _fold(self, slot: str, seed: nn.Module, factor: Factor) -> bool:
         """Into the Linear that makes the feature, where it can be."""
@@ -251,8 +251,8 @@ def export(grown: Grown, example: Any = None, *, fold: bool = True, partial: boo
     if left:
         raise ExportError(f"modules of esper are left: {', '.join(left[:3])}")
     with torch.enable_grad():
-        after = run(model, exporter.example)
-    compare(before, after, exact=not exporter.inexact)
+        after = run_plain(model, exporter.example)
+    check_same(before, after, exact=not exporter.inexact)
     slots = tuple(
         ExportedSlot(
             slot=slot,

@@ -128,7 +128,7 @@ class _Joined(nn.Module):
         return joined if put is None else put(output, place, joined)
 
 
-def joined(
+def join_graph(
     seed: nn.Module, formula: Formula, factor: Factor, *, output: Any, place: Place, where: str
 ) -> fx.GraphModule:
     """The join as a graph with the seed as its child ``seed``.

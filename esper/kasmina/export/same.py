@@ -46,7 +46,7 @@ def _plain_math(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def run(model: nn.Module, example: Inputs) -> Any:
+def run_plain(model: nn.Module, example: Inputs) -> Any:
     """The model's output on a copy of the example, in the present grad mode."""
     args, kwargs = copy.deepcopy(example)
     with _plain_math(model):
@@ -61,7 +61,7 @@ def same_bits(x: Tensor, y: Tensor) -> bool:
     return torch.equal(one, two)
 
 
-def compare(before: Any, after: Any, *, exact: bool) -> None:
+def check_same(before: Any, after: Any, *, exact: bool) -> None:
     """Compares the outputs of two models.
 
     Raises:

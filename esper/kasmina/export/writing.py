@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from esper.kasmina.export.record import Exported
-from esper.kasmina.export.same import Inputs, compare, run
+from esper.kasmina.export.same import Inputs, check_same, run_plain
 from esper.kasmina.export.tracing import package_of
 from esper.kasmina.slots.feature import tensors_in
 from esper.leyline.errors import ConfigError, ExportError, one_line
@@ -99,12 +99,12 @@ def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
             handle.remove()
         torch.export.save(program, path)
         loaded = torch.export.load(path).module()
-        compare(exported.output, run(loaded, exported.example), exact=False)
+        check_same(exported.output, run_plain(loaded, exported.example), exact=False)
         if not free:
             return str(batch)
         longer = _longer(exported.example)
         try:
-            compare(run(module, longer), run(loaded, longer), exact=False)
+            check_same(run_plain(module, longer), run_plain(loaded, longer), exact=False)
         except Exception:  # torch.export has taken the size for a constant
             return str(batch)
     return "any"
@@ -129,7 +129,7 @@ def _write_pickle(module: nn.Module, exported: Exported, path: Path) -> None:
         raise ExportError(f"the module still needs {ours[0].splitlines()[0]}")
     with torch.no_grad():
         loaded = torch.load(path, weights_only=False)
-        compare(run(module, exported.example), run(loaded, exported.example), exact=True)
+        check_same(run_plain(module, exported.example), run_plain(loaded, exported.example), exact=True)
 
 
 def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

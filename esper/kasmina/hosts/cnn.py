@@ -44,7 +44,7 @@ class CNNConfig:
             )
 
 
-class Stage(nn.Module):
+class ConvStage(nn.Module):
     """conv3x3, GroupNorm, ReLU at one resolution."""
 
     def __init__(self, channels: int, width: int, norm_groups: int) -> None:
@@ -80,7 +80,7 @@ class CNN(Chain):
         super().__init__()
         inputs = [channels, *config.widths[:-1]]
         self.stages = nn.ModuleList(
-            Stage(before, width, config.norm_groups) for before, width in zip(inputs, config.widths)
+            ConvStage(before, width, config.norm_groups) for before, width in zip(inputs, config.widths)
         )
         self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in config.widths[1:])
         self.head = nn.Linear(config.widths[-1], classes)

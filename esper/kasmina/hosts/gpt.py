@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
-from esper.kasmina.hosts.resume import State, joined, places
+from esper.kasmina.hosts.resume import State, join_slots, places
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import parse_slot
@@ -172,7 +172,7 @@ class GPT(nn.Module):
         """See `hosts.resume`. ConfigError on an unknown slot, ValueError on an ``until`` that is not later."""
         places(self.slot_order(), slot, until)
         row, site = _place(slot)
-        feature_BTC = joined(self, f"blocks.{row}{SITES[site]}", state[0])
+        feature_BTC = join_slots(self, f"blocks.{row}{SITES[site]}", state[0])
         if site == "block":
             return self._run(feature_BTC, row + 1, until)
         x_BTC, block = state[1] + feature_BTC, self._block(row)
@@ -181,7 +181,7 @@ class GPT(nn.Module):
             if until == _slot(row, "mlp"):
                 return block.down.forward(block.widened(x_BTC)), x_BTC
             x_BTC = x_BTC + block.down(block.widened(x_BTC))
-        return (x_BTC,) if here else self._run(joined(self, f"blocks.{row}", x_BTC), row + 1, until)
+        return (x_BTC,) if here else self._run(join_slots(self, f"blocks.{row}", x_BTC), row + 1, until)
 
     def _block(self, row: int) -> Block:
         block = self.blocks[row]

@@ -41,7 +41,7 @@ class Resumable(Protocol):
         """The rest of the forward, the slot's seed first: the output, or with ``until`` the state at a later slot."""
 
 
-def joined(host: nn.Module, module: str, feature: Tensor) -> Tensor:
+def join_slots(host: nn.Module, module: str, feature: Tensor) -> Tensor:
     """What the slots on ``module`` make of its output; ``feature`` itself where there are none."""
     if hasattr(host, CONTAINER):
         for holder in host.get_submodule(CONTAINER).children():
@@ -126,7 +126,7 @@ class Chain(nn.Module):
         links = self._links()
         first, last = places(self.slot_order(), slot, until)
         (x,) = state
-        x = joined(self, links[first], x)
+        x = join_slots(self, links[first], x)
         for link in links[first + 1 : last]:
             x = self.get_submodule(link)(x)
         return self._tail(x) if last is None else (self.get_submodule(links[last]).forward(x),)

@@ -14,7 +14,7 @@ hands the upstream gradient to h alone (`HostOnly`), and the seed reads a detach
 infinite weight would still send NaN to the host.
 
 Eager code takes "a is 0" from the ramp, on the host. What is compiled takes it from the tensor, so that one graph
-serves a whole ramp: `choose` in the place of `HostOnly`, and a `door` where host and seed's input go in. Where they are
+serves a whole ramp: `select` in the place of `HostOnly`, and a `door` where host and seed's input go in. Where they are
 shut their gradient is -0.0, which added to another changes no bit of it (0.0 would turn -0.0 into 0.0).
 
 At a = 1 g_eff is exactly 1, so that GATE and CONFIDENCE are ADD, bit for bit, and the gate can leave without a jump. It
@@ -161,7 +161,7 @@ def door(t: Tensor, closed: Tensor) -> Tensor:
     return -torch.where(closed, -t.detach(), -t)
 
 
-def choose(closed: Tensor, host: Tensor, blended: Tensor) -> Tensor:
+def select(closed: Tensor, host: Tensor, blended: Tensor) -> Tensor:
     """``host`` where closed, else ``blended``, bit for bit; the gradient goes to the one chosen, -0.0 to the other.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.slots.beat import Beat
-from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, blend, choose, door, effective
+from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, blend, door, effective, select
 from esper.kasmina.slots.gating import Tally, margin
 from esper.kasmina.slots.regions import Region
 from esper.kasmina.slots.rows import Rows
@@ -74,7 +74,7 @@ class Joint(nn.Module):
         if straight:
             return StraightThrough.apply(host, INCREMENTS[self.operator](inner, delta.to(host.dtype), strength)), gate
         blended = blend(inner, delta, strength, self.operator, self.fades_from, self.fade)
-        return choose(closed, host, blended), gate
+        return select(closed, host, blended), gate
 
     def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
         """What the operators in use ask for; tallies g_eff where a forward of training is tallied."""

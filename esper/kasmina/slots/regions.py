@@ -211,7 +211,7 @@ def strip(model: nn.Module) -> nn.Module:
     return model
 
 
-def choose(model: nn.Module, sites: Collection[str], fired: Collection[str]) -> dict[str, nn.Module]:
+def choose_regions(model: nn.Module, sites: Collection[str], fired: Collection[str]) -> dict[str, nn.Module]:
     """The largest submodules that can be compiled whole: they ran, and have no site strictly inside.
 
     A leaf of torch.nn is left alone, being one kernel already; so is the root, which holds the slots.

@@ -34,7 +34,7 @@ class Generation:
 
 
 @dataclass(slots=True)
-class _Held:
+class _Copies:
     generation: Generation
     buffers: HostCopy = field(default_factory=HostCopy)
 
@@ -48,7 +48,7 @@ class Ring:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._held: list[_Held] = []  # oldest first
+        self._held: list[_Copies] = []  # oldest first
         self._free: list[HostCopy] = []
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class Ring:
         buffers = self._free.pop() if self._free else HostCopy()
         twins = buffers.take({"common": common, "own": own})
         generation = Generation(state, twins["common"], twins["own"], f"snapshot of step {state.step}", "ram")
-        self._held.append(_Held(generation, buffers))
+        self._held.append(_Copies(generation, buffers))
         size = sum(leaf.nbytes for leaf in tree_iter(twins) if isinstance(leaf, Tensor))
         return size, 1e3 * (time.perf_counter() - began)
 

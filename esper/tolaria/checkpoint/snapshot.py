@@ -89,7 +89,7 @@ def read_common(store: CheckpointStore, step: int) -> tuple[dict[str, Any], RunS
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def read(store: CheckpointStore, step: int, world: World) -> Generation:
+def read_generation(store: CheckpointStore, step: int, world: World) -> Generation:
     """Reads a verified checkpoint for this rank; nothing else is touched.
 
     Raises:

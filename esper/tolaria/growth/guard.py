@@ -61,10 +61,10 @@ class Judgement:
     def read(self) -> StepReport:
         """What happened in that step; waits for it."""
         self.wait()
-        return report(self._owners, self._norms_O)
+        return read_report(self._owners, self._norms_O)
 
 
-def report(owners: Sequence[str], norms_O: Tensor) -> StepReport:
+def read_report(owners: Sequence[str], norms_O: Tensor) -> StepReport:
     """Reads norms that lie on the host, or waits for the device."""
     norms = dict(zip(owners, norms_O.tolist(), strict=True))
     broken = tuple(owner for owner, norm in norms.items() if not math.isfinite(norm))

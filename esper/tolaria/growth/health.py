@@ -73,7 +73,7 @@ class OwnerHealth:
     infs: int = 0
 
 
-class GradientHealth:
+class GradientMeter:
     """Takes gradients step by step and hands out sums once a tick.
 
     Args:

@@ -22,8 +22,8 @@ from torch import Tensor
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.growth.config import OptimConfig, OptimizerKind
-from esper.tolaria.growth.guard import Judgement, StepReport, report, spared, tensor_norms
-from esper.tolaria.growth.health import GradientHealth
+from esper.tolaria.growth.guard import Judgement, StepReport, read_report, spared, tensor_norms
+from esper.tolaria.growth.health import GradientMeter
 from esper.tolaria.growth.policy import Group, GroupPolicy, Scheduled
 
 
@@ -58,7 +58,7 @@ class ParameterOwner:
     ) -> None:
         self.grown, self.config = grown, config
         self._groups: dict[str, list[Group]] = {}
-        self.health = GradientHealth(
+        self.health = GradientMeter(
             vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
         )
         self.late = adopted is None and self._fused(config)
@@ -171,7 +171,7 @@ class ParameterOwner:
     def step_now(self) -> StepReport:
         """`step` by an optimizer of any kind; waits for the device once."""
         grads, norms, totals = self._judge()
-        told = report(tuple(totals), _in_one(totals)) if totals else StepReport({}, (), False)
+        told = read_report(tuple(totals), _in_one(totals)) if totals else StepReport({}, (), False)
         self.health.step(grads, {owner: norms[owner] for owner in told.broken})
         if not told.skipped:
             for owner in told.broken:

@@ -31,7 +31,7 @@ from esper.tolaria.growth.ownership import ParameterOwner
 TEACHER = "teacher"
 
 
-class Kind(StrEnum):
+class ParameterKind(StrEnum):
     """What a parameter belongs to."""
 
     HOST = "host"
@@ -47,7 +47,7 @@ class Record:
 
     name: str
     owner: str
-    kind: Kind
+    kind: ParameterKind
     refusal: str
 
 
@@ -95,13 +95,13 @@ class ParameterRegistry:
         found = {}
         for owner, named in self.grown.owner_parameters().items():
             for name, parameter in named:
-                kind = Kind.HOST
+                kind = ParameterKind.HOST
                 if owner != HOST:
-                    kind = Kind.GATE if name.startswith(f"{CONTAINER}.{owner}.gate.") else Kind.SEED
+                    kind = ParameterKind.GATE if name.startswith(f"{CONTAINER}.{owner}.gate.") else ParameterKind.SEED
                 found[name] = Record(name, owner, kind, self._refusal(owner, parameter))
         for name, ref in self._teacher.values():
             if ref() is not None:
-                found[name] = Record(name, TEACHER, Kind.TEACHER, "the teacher's: it is frozen for good")
+                found[name] = Record(name, TEACHER, ParameterKind.TEACHER, "the teacher's: it is frozen for good")
         return found
 
     def _refusal(self, owner: str, parameter: nn.Parameter) -> str:

@@ -71,7 +71,7 @@ def load_weights(grown: Grown, weights: Mapping[str, Tensor], where: str) -> Non
         raise CheckpointError(f"{where}: {' '.join(str(error).split())}") from error
 
 
-def rebuild(
+def rebuild_network(
     grown: Grown,
     state: RunState,
     weights: Mapping[str, Tensor],

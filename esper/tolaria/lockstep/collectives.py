@@ -33,7 +33,7 @@ def _usual(values: Sequence[int]) -> tuple[int, bool]:
     return (values[0] if tie else counts[0][0]), tie
 
 
-def parted(names: Sequence[str], rows: Sequence[Sequence[int]], differing: Sequence[str]) -> str:
+def describe_parting(names: Sequence[str], rows: Sequence[Sequence[int]], differing: Sequence[str]) -> str:
     """Names tick, step, fields and ranks: those outside the most common value, or that differ from rank 0 in a tie."""
     columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
     parts = []
@@ -120,5 +120,5 @@ class Lockstep:
         if agreed.differing:
             own = torch.tensor([digests[name] for name in self.digests], dtype=torch.int64)
             rows = [row.tolist() for row in self.world.all_gather(own, what="diagnosis")]
-            raise LockstepError(parted(self.digests, rows, agreed.differing))
+            raise LockstepError(describe_parting(self.digests, rows, agreed.differing))
         return agreed

@@ -26,7 +26,7 @@ from esper.tolaria.checkpoint.config import CheckpointConfig
 from esper.tolaria.checkpoint.ring import Generation
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.saves import Saves
-from esper.tolaria.checkpoint.snapshot import check_teacher, collect_common, collect_own, put_back, read
+from esper.tolaria.checkpoint.snapshot import check_teacher, collect_common, collect_own, put_back, read_generation
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.growth.growth import Growth
@@ -44,9 +44,9 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
-from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery, rolled_back, too_many_skipped
+from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery, rollback_events, too_many_skipped
 from esper.tolaria.training.losses import StepLoss
-from esper.tolaria.training.result import RunResult, choose_best, read_test, rebuild, result_of
+from esper.tolaria.training.result import RunResult, choose_best, read_test, rebuild_checkpoint, result_of
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,7 +150,7 @@ class Engine:
         """
         if resume_step is not None:
             self.heartbeat.mark("load")
-            generation = read(self.saver.store, resume_step, self.world)
+            generation = read_generation(self.saver.store, resume_step, self.world)
             check_teacher(generation.common, self._teacher, generation.where)
             if generation.common["config_digest"] != self.settings.config_digest:
                 raise CheckpointError(
@@ -266,7 +266,7 @@ class Engine:
         self.growth.perform(outcome.effects)
         wrap_ms = self.growth.follow(self.state, force=True)
         faults = self.governor.gone_back(recovery)
-        self.narrator.tell_all([*rolled_back(present, recovery, began), *faults])
+        self.narrator.tell_all([*rollback_events(present, recovery, began), *faults])
         self.narrator.failures(self.state, self.growth.failures)
         return self.state, wrap_ms
 
@@ -304,7 +304,7 @@ class Engine:
         self.heartbeat.mark("test")
         store = self.saver.store
         best = choose_best(store, self.world, partial(self.narrator.fault, self.state))
-        grown = self.grown if best is None else rebuild(store, best, self.fresh, self.growth)
+        grown = self.grown if best is None else rebuild_checkpoint(store, best, self.fresh, self.growth)
         test_loss, test_accuracy = read_test(self._evaluator(grown), self.world, self.state.tick)
         objective = self.saves.objective(self.state)
         return result_of(self.state, self.grown, objective=objective, best=best, loss=test_loss, accuracy=test_accuracy)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from esper.accord.breaker import BreakerOrder, overridden
+from esper.accord.breaker import BreakerOrder, after_order
 from esper.accord.config import GovernorConfig
-from esper.accord.judge import judge
+from esper.accord.judge import judge_tick
 from esper.accord.replay import Replay, replay
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Symptom, Verdict
@@ -26,7 +26,7 @@ from esper.leyline.errors import CheckpointError, DivergedError
 from esper.leyline.events.governor import RolledBack, SnapshotTaken
 from esper.leyline.events.run import Event, Fault
 from esper.tolaria.checkpoint.ring import Generation, Ring
-from esper.tolaria.checkpoint.snapshot import read
+from esper.tolaria.checkpoint.snapshot import read_generation
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.lockstep.narrate import Narrator, axes_of, trouble_events
 from esper.tolaria.lockstep.observers import Observer, Turn
@@ -76,12 +76,12 @@ class Governor:
         if breaker.obeyed == order.id:
             return state
         if begun:
-            breaker = overridden(breaker, order.phase, state.tick, self.config, order.why)
+            breaker = after_order(breaker, order.phase, state.tick, self.config, order.why)
         return replace(state, governor=replace(state.governor, breaker=replace(breaker, obeyed=order.id)))
 
     def judge(self, state: RunState, sums: Mapping[str, float], since: int) -> RunState:
-        """See `esper.accord.judge.judge`; a healthy tick clears the snapshots before it."""
-        state = judge(state, sums, self.terms, self.config, chance=self.chance, since=since)
+        """See `esper.accord.judge.judge_tick`; a healthy tick clears the snapshots before it."""
+        state = judge_tick(state, sums, self.terms, self.config, chance=self.chance, since=since)
         if state.governor.verdict is Verdict.HEALTHY:
             self.ring.confirm(state.tick)
         return state
@@ -136,7 +136,7 @@ class Governor:
 
         steps = [step for step in self.store.steps() if from_step <= step < present.step]
         step = newest_valid_everywhere(self.world, steps, valid)
-        return None if step is None else read(self.store, step, self.world)
+        return None if step is None else read_generation(self.store, step, self.world)
 
     def gone_back(self, recovery: Recovery) -> list[Event]:
         """The model is the generation's; what came after it never happened.
@@ -156,7 +156,7 @@ class Governor:
         return []
 
 
-def rolled_back(present: RunState, recovery: Recovery, began: float) -> list[Event]:
+def rollback_events(present: RunState, recovery: Recovery, began: float) -> list[Event]:
     """What is told of a rollback that is done.
 
     Args:

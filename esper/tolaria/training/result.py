@@ -15,7 +15,7 @@ from esper.leyline.evidence import Reading, paired
 from esper.tolaria.checkpoint.snapshot import read_common
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.growth.growth import Growth
-from esper.tolaria.growth.planting import rebuild as rebuild_record
+from esper.tolaria.growth.planting import rebuild_network as rebuild_record
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.evaluate import Evaluator
 
@@ -87,7 +87,7 @@ def result_of(
     )
 
 
-def rebuild(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:
+def rebuild_checkpoint(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:
     """The network of a checkpoint, beside the one that was trained.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper.kasmina.attribution.coalitions import Kind, Plan, Quantity, make_plan
+from esper.kasmina.attribution.coalitions import Plan, Quantity, QuantityKind, make_plan
 from esper.kasmina.attribution.prefixes import How
 from esper.kasmina.attribution.worth import Attribution, Sums, differences, readings
 from esper.leyline.errors import ConfigError
@@ -108,8 +108,8 @@ def test_the_error_of_a_drawn_value_counts_samples_and_orders():
     plan = make_plan(slots(4), pairs=5)
     worth = play(plan, game).shapley["r2c0"]
     d = dict(zip((q for q, _ in plan.quantities), differences(plan, game[list(plan.coalitions)])[:, 0]))
-    over_samples = d[Quantity(Kind.SHAPLEY, ("r2c0",))].std().item() / math.sqrt(SAMPLES)
-    means = [d[Quantity(Kind.PAIR, ("r2c0",), k)].mean().item() for k in range(5)]
+    over_samples = d[Quantity(QuantityKind.SHAPLEY, ("r2c0",))].std().item() / math.sqrt(SAMPLES)
+    means = [d[Quantity(QuantityKind.PAIR, ("r2c0",), k)].mean().item() for k in range(5)]
     assert worth.loss.value == pytest.approx(statistics.fmean(means), abs=1e-12)
     assert worth.loss_order_se == pytest.approx(statistics.stdev(means) / math.sqrt(5), rel=1e-9)
     assert worth.loss.se == pytest.approx(math.hypot(over_samples, worth.loss_order_se), rel=1e-9)
@@ -126,7 +126,7 @@ def test_orders_are_a_function_of_the_key_alone():
 
 def test_orders_are_uniform():
     plan = make_plan(slots(3), pairs=3000, key=(8,))
-    firsts = [terms[0].without == 0 for quantity, terms in plan.quantities if quantity.kind is Kind.PAIR]
+    firsts = [terms[0].without == 0 for quantity, terms in plan.quantities if quantity.kind is QuantityKind.PAIR]
     per_seed = [sum(firsts[i * 3000 : (i + 1) * 3000]) for i in range(3)]
     assert sum(per_seed) == 3000
     assert all(abs(count - 1000) < 4 * math.sqrt(3000 * 2 / 9) for count in per_seed)

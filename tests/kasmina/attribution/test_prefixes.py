@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from esper.kasmina.attribution.coalitions import Kind, Plan, make_plan
-from esper.kasmina.attribution.prefixes import Entry, Part, account, parts
+from esper.kasmina.attribution.coalitions import Plan, Quantity, QuantityKind, make_plan
+from esper.kasmina.attribution.prefixes import Entry, ForwardPart, account, forward_parts
 
-LEAVE = (Kind.LEAVE_ONE_OUT,)
+LEAVE = (QuantityKind.LEAVE_ONE_OUT,)
 
 
 def levels(n: int) -> dict[str, float]:
@@ -47,10 +47,10 @@ def test_all_coalitions_make_a_full_binary_tree_in_the_order_of_execution(n):
     assert list(counts.values()) == [2**i for i in range(n + 1)]
 
 
-def walked(plan: Plan, order: list[str], work: tuple[Part, ...]) -> dict[int, list[Part]]:
-    """The parts that each coalition's output went through, by running the stack as `parts` says."""
-    stack: list[Part] = []
-    found: dict[int, list[Part]] = {}
+def walked(plan: Plan, order: list[str], work: tuple[ForwardPart, ...]) -> dict[int, list[ForwardPart]]:
+    """The parts that each coalition's output went through, by running the stack as `forward_parts` says."""
+    stack: list[ForwardPart] = []
+    found: dict[int, list[ForwardPart]] = {}
     for part in work:
         del stack[part.depth :]
         assert part.start == (stack[-1].until if stack else None)
@@ -68,10 +68,10 @@ def test_every_coalition_reaches_one_output_and_what_can_be_shared_is_run_once(s
     stream = random.Random(seed)
     n = stream.randint(1, 6)
     pairs = stream.choice([0, 2, 3]) if n <= 4 else 2
-    plan = make_plan(levels(n), pairs=pairs, key=(seed,), ask=LEAVE if stream.random() < 0.3 else tuple(Kind)[:3])
+    plan = make_plan(levels(n), pairs=pairs, key=(seed,), ask=LEAVE if stream.random() < 0.3 else tuple(Quantity)[:3])
     order = [*levels(n), "r7c0", "r8c1"]  # the host has slots that are not asked about
     stream.shuffle(order)
-    work = parts(plan, order)
+    work = forward_parts(plan, order)
     found = walked(plan, order, work)
     assert sorted(found) == list(plan.coalitions)
     players = [slot for slot in order if slot in levels(n)]
@@ -94,7 +94,7 @@ def test_every_coalition_reaches_one_output_and_what_can_be_shared_is_run_once(s
 
 def test_a_host_that_cannot_resume_runs_every_coalition_whole():
     plan = make_plan(levels(3))
-    assert parts(plan, None) == tuple(Part(0, None, None, (mask,)) for mask in range(8))
+    assert forward_parts(plan, None) == tuple(ForwardPart(0, None, None, (mask,)) for mask in range(8))
     assert account(plan, None).total() == 8
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.kasmina.attribution.coalitions import Kind, Plan, make_plan
+from esper.kasmina.attribution.coalitions import Plan, QuantityKind, make_plan
 from esper.kasmina.attribution.prefixes import How
 from esper.kasmina.attribution.worth import attribute, blended, readings
 from esper.kasmina.compiler import Compiler
@@ -26,7 +26,7 @@ SEEDS = {
     "resnet20": {"r0c0": 0.5, "r1c0": 1.0, "r2c0": 1.0},
     "gpt": {"r0c1": 1.0, "r0c2": 0.25, "r1c0": 0.5, "r2c1": 1.0, "r2c0": 1.0},
 }
-ONLY = (Kind.LEAVE_ONE_OUT,)
+ONLY = (QuantityKind.LEAVE_ONE_OUT,)
 
 
 def grow(kind: str) -> Grown:
@@ -165,7 +165,7 @@ def test_only_what_was_asked_is_run_and_read():
     few = readings(sums, tick=1, min_samples=2)
     assert few.leave_one_out == every.leave_one_out
     assert (few.shapley, few.solo, few.coalitions) == ({}, {}, {})
-    ask = (Kind.COALITION,)
+    ask = (QuantityKind.COALITION,)
     alone = readings(attribute(grown, make_plan(SEEDS["resnet20"], ask=ask), batches, classify), tick=1, min_samples=2)
     assert (alone.solo, alone.together) == (every.solo, every.together)
     assert not math.isclose(every.solo["r0c0"].loss.value, every.leave_one_out["r0c0"].loss.value, abs_tol=1e-6)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esper.kasmina.attach import attach
 from esper.kasmina.compiler import Compiler, sized
 from esper.kasmina.hosts import CNNConfig, GPTConfig, build_host
-from esper.kasmina.slots.regions import Region, choose, compile_failures, region_of, strip
+from esper.kasmina.slots.regions import Region, choose_regions, compile_failures, region_of, strip
 from esper.leyline.errors import ConfigError
 
 
@@ -128,15 +128,15 @@ def test_copies_casts_and_keys(twin):
 def test_regions_are_the_largest_parts_without_a_site_inside():
     cnn = build_host(CNNConfig(widths=[4, 8]), (1, 8, 8), 10)
     names = {name for name, _ in cnn.named_modules()}
-    assert list(choose(cnn, {"stages.0", "pools.0"}, names)) == ["stages.0", "stages.1"]
+    assert list(choose_regions(cnn, {"stages.0", "pools.0"}, names)) == ["stages.0", "stages.1"]
     gpt = build_host(GPTConfig(layers=2, heads=2, dim=16, block=16), (16,), 64)
     names = {name for name, _ in gpt.named_modules()}
-    assert list(choose(gpt, {"blocks.0", "blocks.1"}, names)) == ["blocks.0", "blocks.1"]
-    assert list(choose(gpt, {"blocks.0.project"}, names)) == ["blocks.1"], "its parts are single kernels"
+    assert list(choose_regions(gpt, {"blocks.0", "blocks.1"}, names)) == ["blocks.0", "blocks.1"]
+    assert list(choose_regions(gpt, {"blocks.0.project"}, names)) == ["blocks.1"], "its parts are single kernels"
     nested = nn.Sequential(nn.Sequential(Block(4), Block(4)), nn.Sequential(Block(4)))
     names = {name for name, _ in nested.named_modules()}
-    assert list(choose(nested, {"0.0"}, names)) == ["0.0", "0.1", "1"]
-    assert list(choose(nested, {"0.0"}, names - {"1"})) == ["0.0", "0.1", "1.0"], "1 itself is never called"
+    assert list(choose_regions(nested, {"0.0"}, names)) == ["0.0", "0.1", "1"]
+    assert list(choose_regions(nested, {"0.0"}, names - {"1"})) == ["0.0", "0.1", "1.0"], "1 itself is never called"
 
 
 def test_a_rehearsal_leaves_no_trace_and_makes_every_graph_of_a_run():

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from esper.tolaria.growth import health
 from esper.tolaria.growth.guard import tensor_norms
-from esper.tolaria.growth.health import GradientHealth, OwnerHealth, norms_batched, norms_one_by_one
+from esper.tolaria.growth.health import GradientMeter, OwnerHealth, norms_batched, norms_one_by_one
 from tests.support.reads import counted_reads
 
 
-def meter(**changes) -> GradientHealth:
-    return GradientHealth(**{"vanishing_rms": 1e-3, "exploding_rms": 1e3, "every": 1, **changes})
+def meter(**changes) -> GradientMeter:
+    return GradientMeter(**{"vanishing_rms": 1e-3, "exploding_rms": 1e3, "every": 1, **changes})
 
 
 def full(rms: float, *shape: int) -> Tensor:
@@ -123,7 +123,7 @@ def test_what_was_taken_goes_on_elsewhere():
     torch.manual_seed(3)
     steps = [{"host": [torch.randn(4) * 10.0**-step], "r0c0": [torch.tensor([1.0, torch.nan])]} for step in range(6)]
     options = {"vanishing_rms": 1e-2, "exploding_rms": 1.0, "every": 2}
-    whole, first, second = (GradientHealth(**options) for _ in range(3))
+    whole, first, second = (GradientMeter(**options) for _ in range(3))
     for index, gradients in enumerate(steps):
         whole.step(gradients, norms(r0c0=gradients["r0c0"]))
         (first if index < 3 else second).step(gradients, norms(r0c0=gradients["r0c0"]))

@@ -16,7 +16,7 @@ from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.errors import OwnershipError
 from esper.leyline.stages import Stage
 from esper.tolaria.growth.ownership import ParameterOwner
-from esper.tolaria.growth.parameters import Kind, ParameterRegistry, why_frozen
+from esper.tolaria.growth.parameters import ParameterKind, ParameterRegistry, why_frozen
 from esper.tolaria.training.engine import Engine
 from tests.support.owned import ADAMW, STEPS, birth, give_gradients, grown_host
 from tests.support.tiny import act, make_engine, schedule, tiny_config
@@ -49,8 +49,8 @@ def test_every_parameter_has_one_record_and_one_group() -> None:
     names = [name for name, _ in found.grown.model.named_parameters()]
     assert sorted(records) == sorted(names)
     assert {record.owner for record in records.values()} == {"host", "r0c0", "r1c0"}
-    assert records["scale"].kind is Kind.HOST
-    assert records[f"{SEED}weight"].kind is Kind.SEED
+    assert records["scale"].kind is ParameterKind.HOST
+    assert records[f"{SEED}weight"].kind is ParameterKind.SEED
     assert not [record for record in records.values() if record.refusal]
     for name, parameter in found.grown.model.named_parameters():
         assert found.record(parameter).name == name
@@ -159,7 +159,7 @@ def test_a_teacher_is_frozen_answered_for_and_released() -> None:
     assert not teacher.training
     assert not teacher[1].training
     record = found.record(teacher[2].weight)
-    assert (record.name, record.owner, record.kind) == ("teacher.2.weight", "teacher", Kind.TEACHER)
+    assert (record.name, record.owner, record.kind) == ("teacher.2.weight", "teacher", ParameterKind.TEACHER)
     with pytest.raises(OwnershipError, match=r"teacher.2.weight of teacher may not be trained: .* frozen for good"):
         found.demand("teacher.2.weight")
     found.check()

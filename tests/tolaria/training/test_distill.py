@@ -26,7 +26,7 @@ from esper.tolaria.training.config import Precision
 from esper.tolaria.training.distill import DistillConfig, feature_loss, soft_target_loss
 from esper.tolaria.training.engine import Engine
 from esper.tolaria.training.evaluate import dtype_of
-from esper.tolaria.training.result import rebuild
+from esper.tolaria.training.result import rebuild_checkpoint
 from tests.support.dist import run_distributed
 from tests.support.faults import train_on
 from tests.support.killing import live, prepare_run
@@ -273,7 +273,7 @@ def test_a_run_teaches_as_its_checkpoint_has_it(tmp_path: Path) -> None:
         at = step or store.best()
         assert at is not None
         assert teacher.source == f"{tmp_path / 'teacher'}, step {at}"
-        network = rebuild(store, at, engine.fresh, engine.growth)
+        network = rebuild_checkpoint(store, at, engine.fresh, engine.growth)
         network.model.eval()
         teacher.module.eval()
         with torch.no_grad():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.tolaria.training.result import rebuild
+from esper.tolaria.training.result import rebuild_checkpoint
 from tests.support.tiny import act, make_engine, schedule, tiny_config
 
 STEPS, SAVES = 120, (40, 80, 120)
@@ -54,7 +54,7 @@ def test_a_run_that_ends_badly_is_tested_where_it_was_best(tmp_path: Path) -> No
 
     test = engine.bundle.test
     x, y = test.fetch(torch.arange(len(test)))
-    network = rebuild(engine.saver.store, best, engine.fresh, engine.growth)
+    network = rebuild_checkpoint(engine.saver.store, best, engine.fresh, engine.growth)
     assert network.slots["r0c0"].seed is not None, "the seed of that checkpoint, which is gone by now"
     assert not engine.state.slot("r0c0").stage.has_seed
     assert result.test_accuracy.n == len(test)
