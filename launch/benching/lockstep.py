@@ -13,13 +13,14 @@ from torch import nn
 
 from benching.harness import Part, Ratio, bare_host, counting, engine_for, interleave, plain_loop, ratio_of, timed
 from esper.accord.absorb import absorb
-from esper.accord.observation import observe
+from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
 from esper.kasmina.attach import attach
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import wait
 from esper.leyline.stages import Stage
+from esper.tolaria.growth.wrapper import wrap as wrap_in_ddp
 from esper.tolaria.lockstep.wire import RankWord
 from esper.tolaria.training.engine import Engine
 
@@ -73,7 +74,7 @@ def bench_tick(rank: int, world_size: int, rounds: int) -> list[Ratio]:
     def tick() -> None:
         sums = engine.lockstep.observe(values)
         state = absorb(engine.state, sums, engine.terms, step=0, epoch=0)
-        observe(state, engine.terms)
+        observation_of(state, engine.terms)
         digests = engine.lockstep.digests_of(state, engine.grown, parameters=False)
         agreed = engine.lockstep.commit(state, commands if rank == 0 else None, digests, {}, RankWord())
         reduce_tick(state, agreed.commands, agreed.vetoes, engine.terms, stage_ticks=4)
@@ -152,7 +153,7 @@ def bench_growth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
         return wrapped, stall
 
     def esper_wrap(model: nn.Module) -> Callable[..., Any]:
-        return world.wrap(model)
+        return wrap_in_ddp(model, world)
 
     def plain_wrap(model: nn.Module) -> Callable[..., Any]:
         return nn.parallel.DistributedDataParallel(model)

@@ -15,6 +15,7 @@ import torch
 from esper.config.tree import EsperConfig
 from esper.leyline.errors import LockstepError
 from esper.leyline.events.run import CommandRefused, RampCommitted, StageChanged
+from esper.tolaria.growth import growth
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
 
@@ -145,7 +146,7 @@ def live_without_rewrap(rank: int, config: EsperConfig, run_dir: Path) -> dict[s
     engine = make_engine(config, run_dir)
     engine.begin(None)
     kept = engine.growth.call
-    engine.growth.world.wrap = lambda model: kept  # what a DDP-silent bug does: the new seed is never reduced
+    growth.wrap = lambda model, world: kept  # what a DDP-silent bug does: the new seed is never reduced
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     try:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+import esper.run.train
 import esper.worker
 from esper.config.tree import write_config
 from esper.kasmina.blueprints import blueprint
@@ -101,13 +102,13 @@ def before_start() -> None:
 
 
 def while_building() -> None:
-    own = esper.worker.assemble
+    own = esper.run.train.assemble
 
     def assemble(*args: Any, **kwargs: Any) -> Engine:
         stand_still()
         return own(*args, **kwargs)
 
-    esper.worker.assemble = assemble
+    esper.run.train.assemble = assemble
 
 
 def miscount(engine: Engine) -> None:

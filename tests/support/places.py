@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from esper.tolaria.checkpoint import store as checkpoint
 from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.growth import growth
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
@@ -95,7 +96,7 @@ def strike_at(place: str, tick: int, act: Callable[[], None]) -> None:
     elif place == "stage":
         _after(Growth, "build", due, act)
     elif place == "rewrap":
-        _after(World, "wrap", due, act)
+        _after(growth, "wrap", due, act)
     elif place == "gone-back":
         _after(Governor, "gone_back", due, act, before=True)
     elif place == "hash":

@@ -222,8 +222,7 @@ def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:
         (loss, loss_se), (accuracy, accuracy_se) = found
         return Worth(loss, accuracy, loss_se, accuracy_se)
 
-    of = {
-        kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in QuantityKind if kind is not QuantityKind.PAIR
-    }
+    asked = [kind for kind in QuantityKind if kind is not QuantityKind.PAIR]
+    of = {kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in asked}
     per_slot = {kind: {seeds[0]: w for seeds, w in rows.items()} for kind, rows in of.items()}
     return Attribution(of[QuantityKind.COALITION], per_slot[QuantityKind.LEAVE_ONE_OUT], per_slot[QuantityKind.SHAPLEY])
