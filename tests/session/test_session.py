@@ -512,11 +512,11 @@ def test_a_controller_of_ones_own_and_a_file_of_events(tmp_path):
 
 
 @pytest.mark.filterwarnings("default")  # as a user runs it
-def test_the_script_in_the_readme_runs_as_it_stands_and_grows(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = text.split("## In your own loop")[1].split("```python\n")[1].split("```")[0]
+def test_the_script_in_the_docs_runs_as_it_stands_and_grows(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "session.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    world: dict[str, Any] = {"__name__": "readme"}
+    world: dict[str, Any] = {"__name__": "docs"}
     exec(code, world)
     printed = capsys.readouterr().out
     first, last = (float(printed.split(f"epoch {epoch}: loss ")[1].split()[0]) for epoch in (0, 11))
@@ -525,3 +525,14 @@ def test_the_script_in_the_readme_runs_as_it_stands_and_grows(tmp_path, monkeypa
     worth = [line for line in printed.splitlines() if line.endswith(" nats")]
     assert [line.split(":")[0] for line in worth] == ["r0c0", "r1c0"]
     assert (tmp_path / "grown.pt").exists()
+
+
+@pytest.mark.filterwarnings("default")  # as a user runs it
+def test_the_short_script_in_the_readme_runs_as_it_stands_and_grows(capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("## Your own loop")[1].split("```python\n")[1].split("```")[0]
+    world: dict[str, Any] = {"__name__": "readme"}
+    exec(code, world)
+    world["session"].close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "r0c0" in line]
+    assert "conv" in line, line  # a seed of a feature map has germinated there

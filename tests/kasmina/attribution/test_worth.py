@@ -267,9 +267,9 @@ def test_a_mean_loss_is_refused():
         measure(grown, batches_for("BCHW"), per_sample=lambda o, t: (F.cross_entropy(o, t), t.double()))
 
 
-def test_the_example_in_the_readme_runs_as_it_stands(capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = text.split("## What a seed is worth")[1].split("```python\n")[1].split("```")[0]
+def test_the_example_in_the_docs_runs_as_it_stands(capsys):
+    text = (ROOT / "docs" / "attribution.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
     grown, batches = grown_for("BCHW", CASES[0][1]), batches_for("BCHW", (20, 12))
     world: dict[str, Any] = {"grown": grown, "batches": batches}
     exec(code, world)

@@ -231,9 +231,9 @@ def test_one_sample_is_a_batch_of_one_for_good(tmp_path):
     assert record_of(save_exported(export(grown), tmp_path / "out"))["batch"] == "1"
 
 
-def test_the_example_in_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = text.split("## Export\n")[1].split("```python\n")[1].split("```")[0]
+def test_the_example_in_the_docs_runs_as_it_stands(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
     grown, _ = pair(CASES["sequential with BatchNorm and dropout"])
     world: dict[str, Any] = {"grown": grow_all(grown)}
     monkeypatch.chdir(tmp_path)
