@@ -19,7 +19,7 @@ from esper.accord import gates
 from esper.accord.config import EvidencePolicy
 from esper.leyline.stages import Stage
 from esper.tolaria.data.sampler import draw
-from tests.support.agreed import Run, ask, at, make_terms
+from tests.support.agreed_states import Run, ask, at, make_terms
 
 Draws = Callable[[np.random.Generator, int], np.ndarray]
 

@@ -20,7 +20,7 @@ from esper.leyline.commands import Command, wait
 from esper.leyline.events.run import StageChanged
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import Mechanical, Stage
-from tests.support.agreed import Run, ask, at, germinate, run_of
+from tests.support.agreed_states import Run, ask, at, germinate, run_of
 
 CONFIG = GovernorConfig(min_history=4, history=8, cool_ticks=5, embargo_ticks=9, recover_ticks=3)
 CHANCE = 2.3

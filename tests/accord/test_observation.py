@@ -17,7 +17,7 @@ from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Status, me
 from esper.leyline.observation import Budgets
 from esper.leyline.stages import Gate, Stage
 from esper.tolaria.lockstep.wire import ObserveLayout
-from tests.support.agreed import CATALOGUE, Run, ask, germinate, make_terms
+from tests.support.agreed_states import CATALOGUE, Run, ask, germinate, make_terms
 
 RAMP = Ramp(
     start=0.2, target=0.6, first_step=20, last_step=60, curve=Curve.LINEAR, steepness=6.0, operator=Operator.ADD

@@ -8,7 +8,7 @@ from esper.leyline.alpha import Curve
 from esper.leyline.commands import Command
 from esper.leyline.events.run import BirthVetoed, CommandJudged, CommandRefused, GateJudged, StageChanged
 from esper.leyline.stages import Gate, Stage
-from tests.support.agreed import Run, ask, at, germinate, moves, refusals, run_of
+from tests.support.agreed_states import Run, ask, at, germinate, moves, refusals, run_of
 
 # staged births ----------------------------------------------------------------------------------------------------
 

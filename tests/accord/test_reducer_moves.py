@@ -11,7 +11,7 @@ from esper.leyline.alpha import AlphaMode, Curve
 from esper.leyline.events.run import GateJudged, RampCommitted
 from esper.leyline.legality import legal_ops
 from esper.leyline.stages import Gate, Incubation, Op, Stage
-from tests.support.agreed import ask, at, germinate, moves, refusals, run_of
+from tests.support.agreed_states import ask, at, germinate, moves, refusals, run_of
 
 GOOD, BAD, NONE = (100, 50.0, 26.0), (100, -50.0, 26.0), (0, 0.0, 0.0)
 

@@ -14,7 +14,7 @@ from esper.leyline.commands import Command
 from esper.leyline.events.run import RampCommitted
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.stages import Stage
-from tests.support.agreed import Run, ask, at, germinate, moves, refusals, run_of
+from tests.support.agreed_states import Run, ask, at, germinate, moves, refusals, run_of
 
 ADD, MULTIPLY, GATE, CONFIDENCE, CHANNEL = Operator
 

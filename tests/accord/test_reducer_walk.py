@@ -25,7 +25,7 @@ from esper.leyline.evidence import ABSENT
 from esper.leyline.legality import legal_ops
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import EDGES, Incubation, Mechanical, Op, Stage
-from tests.support.agreed import CATALOGUE, Run, make_terms
+from tests.support.agreed_states import CATALOGUE, Run, make_terms
 
 WALKED: Counter[tuple[Stage, str, Stage]] = Counter()
 TABLE = {(edge.source, edge.cause.name, edge.target) for edge in EDGES}

@@ -25,8 +25,14 @@ TICKS = 11
 
 def config_of(compile_: bool, **settings: Any) -> EsperConfig:
     return tiny_config(
-        "cnn", controller=LIFE, trainer__steps=2 * TICKS, trainer__precision="fp64", trainer__compile=compile_,
-        trainer__compile_backend="eager", slots__ids=[A], **settings,
+        "cnn",
+        controller=LIFE,
+        trainer__steps=2 * TICKS,
+        trainer__precision="fp64",
+        trainer__compile=compile_,
+        trainer__compile_backend="eager",
+        slots__ids=[A],
+        **settings,
     )
 
 

@@ -56,6 +56,7 @@ def test_a_fallback_on_one_rank_is_one_outcome_on_all(tmp_path: Path) -> None:
     elsewhere = "a fallback on another rank, whose own event file says why"
     for found, reason in ((one, elsewhere), (two, FALLBACK)):
         assert found["told"] == [
-            (6, "r0c0", "conv_light", 1, reason, False), (8, "r0c0", "conv_light", 1, reason, True)
+            (6, "r0c0", "conv_light", 1, reason, False),
+            (8, "r0c0", "conv_light", 1, reason, True),
         ]
         assert found["own"] is None

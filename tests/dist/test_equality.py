@@ -52,7 +52,9 @@ def config_of(task: str, optimizer: str) -> EsperConfig:
         gates__min_contribution=0.0,
         gates__looks=8,
         gates__hold_looks=8,
-        controller=HeuristicConfig(warmup_ticks=1, life_ticks=4, tempo_ticks=2, blueprints=BLUEPRINTS[task], spread=True),
+        controller=HeuristicConfig(
+            warmup_ticks=1, life_ticks=4, tempo_ticks=2, blueprints=BLUEPRINTS[task], spread=True
+        ),
     )
 
 

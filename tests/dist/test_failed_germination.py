@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from esper.config.tree import EsperConfig
+from esper.kasmina.births import Birth, Library, LibraryConfig, Order
 from esper.kasmina.births.build import birth_key
 from esper.kasmina.blueprints import blueprint
-from esper.kasmina.births import Birth, Library, LibraryConfig, Order
 from esper.leyline.commands import Command
 from esper.leyline.events.run import BirthVetoed, CommandRefused, Fault, StageChanged
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import run_distributed
-from tests.support.faults import Commands, Outcome, play
+from tests.support.small_runs import Commands, Outcome, play
 from tests.support.tiny import replica, tiny_config
 
 A, B = "r0c0", "r1c0"
@@ -96,8 +96,14 @@ class Brittle(nn.Module):
 def config(**settings: Any) -> EsperConfig:
     modes = len({**BUILDS, **ENTRIES})
     return tiny_config(
-        "cnn", trainer__steps=FIRST + APART * modes + 5, control__every=1, control__digest_every=1,
-        control__stage_ticks=2, control__validate_every=99, control__timeout_s=60.0, **settings,
+        "cnn",
+        trainer__steps=FIRST + APART * modes + 5,
+        control__every=1,
+        control__digest_every=1,
+        control__stage_ticks=2,
+        control__validate_every=99,
+        control__timeout_s=60.0,
+        **settings,
     )
 
 

@@ -12,23 +12,24 @@ from typing import Any
 import pytest
 import torch
 
+from esper.accord.replay import replay
 from esper.config.tree import EsperConfig
+from esper.kasmina.hosts import registry
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import DivergedError
-from esper.leyline.events.run import CommandRefused, Event, StageChanged, StepSkipped, TickDone
 from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import CommandRefused, Event, StageChanged, StepSkipped, TickDone
 from esper.leyline.stages import Mechanical
 from esper.tamiyo.heuristic import HeuristicConfig
 from esper.tolaria.training.engine import Engine
-from esper.accord.replay import replay
 from esper.tolaria.training.governor import Recovery
-from tests.support.collectives import CollectiveCounter
+from tests.support.collective_counter import CollectiveCounter
 from tests.support.dist import run_distributed, use_group
-from tests.support.faults import before, train_on
-from tests.support.noisy import NoisyConfig, register_noisy
-from tests.support.sick import PLAIN, register_bomb, spoil_data
-from esper.kasmina.hosts import registry
+from tests.support.diverging_runs import PLAIN, register_bomb, spoil_data
+from tests.support.noisy_host import NoisyConfig, register_noisy
+from tests.support.small_runs import before, train_on
 from tests.support.tiny import act, bits, events, make_engine, replica, schedule, tiny_config
+
 
 @pytest.fixture(autouse=True)
 def _noisy_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +43,17 @@ WORLDS = (pytest.param(1, marks=pytest.mark.slow), 2)
 
 def config_of(**settings: Any) -> EsperConfig:
     wanted = {
-        "host": PLAIN, "trainer__steps": STEPS, "control__every": EVERY, "optim__kind": "sgd", "optim__lr": 0.05,
-        "optim__clip_norm": None, "telemetry__level": "full", "governor__min_history": 4,
-        "governor__snapshot_ticks": 2, "governor__cool_ticks": 4, "governor__trial_ticks": 2,
+        "host": PLAIN,
+        "trainer__steps": STEPS,
+        "control__every": EVERY,
+        "optim__kind": "sgd",
+        "optim__lr": 0.05,
+        "optim__clip_norm": None,
+        "telemetry__level": "full",
+        "governor__min_history": 4,
+        "governor__snapshot_ticks": 2,
+        "governor__cool_ticks": 4,
+        "governor__trial_ticks": 2,
         "governor__embargo_ticks": 8,
     }
     return tiny_config("cnn", **{**wanted, **settings})
@@ -164,33 +173,39 @@ def until_gone_back(rank: int, config: EsperConfig, run_dir: Path) -> tuple[list
     engine = make_engine(config, run_dir)
     spoil_data(engine, BAD, 1e3)
     engine.begin(None)
-    recoveries, before = note_recoveries(engine), []
+    recoveries, earlier = note_recoveries(engine), []
     while not recoveries:
         engine.train_step()
         if engine.tick_due():
-            before = engine.saver.store.steps()
+            earlier = engine.saver.store.steps()
             engine.tick()
     engine.saver.finish({"step": engine.step, "tick": engine.state.tick, "epoch": 1}, 60.0)
     engine.world.close()
-    return before, recoveries[0][1].generation.state.step, engine.saver.store.steps()
+    return earlier, recoveries[0][1].generation.state.step, engine.saver.store.steps()
 
 
 def test_a_rollback_never_leaves_a_run_without_a_checkpoint(tmp_path: Path) -> None:
     config = config_of(checkpoint__every_ticks=10, checkpoint__keep=1, governor__blame_ticks=1)
-    for before, back, after in run_distributed(until_gone_back, 2, config, tmp_path):
-        assert before
-        assert back not in before, "else nothing would be shown"
+    for earlier, back, after in run_distributed(until_gone_back, 2, config, tmp_path):
+        assert earlier
+        assert back not in earlier, "else nothing would be shown"
         assert after[0] == back
-        assert after[0] < before[0]
+        assert after[0] < earlier[0]
 
 
 # a seed -------------------------------------------------------------------------------------------------------------
 
 BOMB = (
-    act(14, "r0c0", "GERMINATE", blueprint="bomb", ticks=2), act(16, "r0c0", "ADVANCE"), act(18, "r0c0", "ADVANCE"),
+    act(14, "r0c0", "GERMINATE", blueprint="bomb", ticks=2),
+    act(16, "r0c0", "ADVANCE"),
+    act(18, "r0c0", "ADVANCE"),
     act(15, "r1c0", "GERMINATE", blueprint="norm", ticks=1),
-    act(21, "r0c0", "GERMINATE", blueprint="norm", ticks=1), act(22, "r1c0", "ADVANCE"), act(23, "r1c0", "ADVANCE"),
-    act(24, "r0c0", "GERMINATE", blueprint="norm", ticks=1), act(26, "r0c0", "ADVANCE"), act(27, "r0c0", "ADVANCE"),
+    act(21, "r0c0", "GERMINATE", blueprint="norm", ticks=1),
+    act(22, "r1c0", "ADVANCE"),
+    act(23, "r1c0", "ADVANCE"),
+    act(24, "r0c0", "GERMINATE", blueprint="norm", ticks=1),
+    act(26, "r0c0", "ADVANCE"),
+    act(27, "r0c0", "ADVANCE"),
 )
 
 
@@ -227,7 +242,9 @@ def test_the_newest_change_is_blamed_and_no_other_seed(world: int, tmp_path: Pat
 
 
 INF = (
-    act(3, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(5, "r0c0", "ADVANCE"), act(7, "r0c0", "ADVANCE"),
+    act(3, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2),
+    act(5, "r0c0", "ADVANCE"),
+    act(7, "r0c0", "ADVANCE"),
 )
 
 
@@ -342,8 +359,11 @@ def test_what_no_replay_cures_ends_as_diverged(world: int, tmp_path: Path) -> No
 # health -------------------------------------------------------------------------------------------------------------
 
 GROWTH = (
-    act(3, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(5, "r0c0", "ADVANCE"),
-    act(7, "r0c0", "ADVANCE"), act(10, "r0c0", "ADVANCE"), act(6, "r1c0", "GERMINATE", blueprint="norm", ticks=1),
+    act(3, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2),
+    act(5, "r0c0", "ADVANCE"),
+    act(7, "r0c0", "ADVANCE"),
+    act(10, "r0c0", "ADVANCE"),
+    act(6, "r1c0", "GERMINATE", blueprint="norm", ticks=1),
     act(12, "r1c0", "PRUNE"),
 )
 

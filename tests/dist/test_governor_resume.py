@@ -1,4 +1,4 @@
-"""Rollbacks and what else befalls a run then: a kill in their midst, a resume with nothing in memory, a stop at the tick.
+"""Rollbacks, and what else can happen then: a kill in their midst, a resume with nothing in memory, a stop at the tick.
 
 Whole workers in a run directory, killed with SIGKILL. The training samples of two optimizer steps drive the loss away.
 """
@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from esper.run import train
-from esper.launcher.resume import order_for
+from esper.accord.breaker import BreakerOrder
 from esper.config.tree import load_config
+from esper.launcher.resume import order_for
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.nissa.reading import latest, read_events
+from esper.run import train
 from esper.run.directory import read_order, write_order
-from esper.accord.breaker import BreakerOrder
 from esper.tolaria.checkpoint.store import CheckpointStore
-from esper.tolaria.training.engine import Engine
 from esper.tolaria.ranks.heartbeat import Heartbeat
-from tests.support.killing import Kill, assert_same_run, final, live, prepare_run
-from tests.support.sick import PLAIN, register_bomb, spoil_data
+from esper.tolaria.training.engine import Engine
+from tests.support.diverging_runs import PLAIN, register_bomb, spoil_data
+from tests.support.killed_runs import Kill, assert_same_run, final, live, prepare_run
 from tests.support.tiny import act, schedule, tiny_plain
 
 STEPS, EVERY, BAD = 56, 2, range(40, 42)
@@ -32,11 +32,20 @@ PANIC, BACK = 22, 18  # ticks: of the panic, and of the generation gone back to
 def plain_of(**settings: Any) -> dict[str, Any]:
     """Saved at every second tick, with a snapshot in memory at the same ones; a seed incubates all the while."""
     wanted = {
-        "host": PLAIN, "trainer__steps": STEPS, "control__every": EVERY, "optim__kind": "sgd", "optim__lr": 0.05,
-        "optim__clip_norm": None, "telemetry__level": "full", "governor__min_history": 4,
-        "governor__snapshot_ticks": 2, "checkpoint__every_ticks": 2, "checkpoint__keep": 40,
+        "host": PLAIN,
+        "trainer__steps": STEPS,
+        "control__every": EVERY,
+        "optim__kind": "sgd",
+        "optim__lr": 0.05,
+        "optim__clip_norm": None,
+        "telemetry__level": "full",
+        "governor__min_history": 4,
+        "governor__snapshot_ticks": 2,
+        "checkpoint__every_ticks": 2,
+        "checkpoint__keep": 40,
         "controller": schedule(
-            act(6, "r0c0", "GERMINATE", blueprint="norm", ticks=2), act(8, "r0c0", "ADVANCE"),
+            act(6, "r0c0", "GERMINATE", blueprint="norm", ticks=2),
+            act(8, "r0c0", "ADVANCE"),
             act(25, "r1c0", "GERMINATE", blueprint="norm", ticks=2),
         ),
     }
@@ -113,7 +122,7 @@ def test_killed_in_a_rollback_it_comes_to_the_same_panic_and_the_same_end(
 
 @pytest.mark.slow
 def test_just_resumed_it_goes_back_to_a_checkpoint_that_was_confirmed(undisturbed: Path, tmp_path: Path) -> None:
-    """Its memory holds the resumed state alone, which no healthy tick has confirmed; that one on disk is passed over."""
+    """Its memory holds the resumed state alone, which no healthy tick has confirmed; the one on disk is passed over."""
     run_dir = prepare_run(tmp_path / "run", plain_of(checkpoint__every_ticks=4))
     live(run_dir, 2, Kill("gone-back", BACK, rank=None), prepare=spoiled)
     store = CheckpointStore(run_dir / "checkpoints", attempt=1, keep=1)
@@ -141,8 +150,12 @@ def test_a_stop_at_the_panic_saves_what_it_went_back_to(undisturbed: Path, tmp_p
 
 # A seed that breaks at tick 18, its slot barred until tick 24, growth cooling until 20, then on trial until 29.
 BOMB = (
-    act(14, "r0c0", "GERMINATE", blueprint="bomb", ticks=2), act(16, "r0c0", "ADVANCE"), act(18, "r0c0", "ADVANCE"),
-    act(24, "r0c0", "GERMINATE", blueprint="norm", ticks=1), act(26, "r0c0", "ADVANCE"), act(27, "r0c0", "ADVANCE"),
+    act(14, "r0c0", "GERMINATE", blueprint="bomb", ticks=2),
+    act(16, "r0c0", "ADVANCE"),
+    act(18, "r0c0", "ADVANCE"),
+    act(24, "r0c0", "GERMINATE", blueprint="norm", ticks=1),
+    act(26, "r0c0", "ADVANCE"),
+    act(27, "r0c0", "ADVANCE"),
 )
 
 
@@ -153,7 +166,10 @@ def with_bomb(rank: int) -> None:
 @pytest.mark.slow
 def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Path) -> None:
     settings = {
-        "trainer__steps": 64, "governor__cool_ticks": 4, "governor__trial_ticks": 2, "governor__embargo_ticks": 8,
+        "trainer__steps": 64,
+        "governor__cool_ticks": 4,
+        "governor__trial_ticks": 2,
+        "governor__embargo_ticks": 8,
         "controller": schedule(*BOMB),
     }
     runs = [prepare_run(tmp_path / name, plain_of(**settings)) for name in ("whole", "killed")]
@@ -182,7 +198,10 @@ def turns_of(run_dir: Path) -> list[tuple[int, str, bool]]:
 def test_an_order_given_between_two_attempts_turns_the_breaker_once_and_on_all_ranks(tmp_path: Path) -> None:
     """Killed while growth cools, ordered to allow it; killed again before anything is saved, and after."""
     settings = {
-        "trainer__steps": 64, "governor__cool_ticks": 40, "governor__embargo_ticks": 8, "controller": schedule(*BOMB),
+        "trainer__steps": 64,
+        "governor__cool_ticks": 40,
+        "governor__embargo_ticks": 8,
+        "controller": schedule(*BOMB),
     }
     run_dir = prepare_run(tmp_path / "run", plain_of(**settings))
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):

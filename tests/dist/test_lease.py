@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from esper.run.attempt import begin_attempt, latest_attempt, taken_over
 from esper.leyline.errors import LeaseError
 from esper.nissa.reading import read_events
+from esper.run.attempt import begin_attempt, latest_attempt, taken_over
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
-from tests.support.killing import live, prepare_run
-from tests.support.places import strike_at
+from tests.support.fault_places import strike_at
+from tests.support.killed_runs import live, prepare_run
 from tests.support.tiny import tiny_plain
 
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from esper.config.tree import EsperConfig
-from esper.kasmina.blueprints import blueprint
 from esper.kasmina.births import Birth, LibraryConfig, Order
+from esper.kasmina.blueprints import blueprint
 from esper.leyline.commands import Command
 from esper.leyline.events.run import BirthVetoed, Fault, LibraryUsed, StageChanged
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import run_distributed, use_group
-from tests.support.faults import Commands, Outcome, before, play, train_on
+from tests.support.small_runs import Commands, Outcome, before, play, train_on
 from tests.support.tiny import make_engine, replica, tiny_config
 
 A, B = "r0c0", "r1c0"
@@ -45,8 +45,13 @@ class Vast(nn.Module):
 
 def config(**library: Any) -> EsperConfig:
     return tiny_config(
-        "cnn", trainer__steps=20, control__every=2, control__digest_every=1, control__stage_ticks=3,
-        control__timeout_s=60.0, **{f"library__{name}": value for name, value in {"wait_s": 30.0, **library}.items()},
+        "cnn",
+        trainer__steps=20,
+        control__every=2,
+        control__digest_every=1,
+        control__stage_ticks=3,
+        control__timeout_s=60.0,
+        **{f"library__{name}": value for name, value in {"wait_s": 30.0, **library}.items()},
     )
 
 

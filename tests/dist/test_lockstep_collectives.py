@@ -12,7 +12,7 @@ from esper.config.tree import EsperConfig
 from esper.leyline.events.run import CommandJudged, CommandRefused, Rewrapped, StageChanged
 from esper.tolaria.lockstep.collectives import RUN_DIGESTS, SLOT_DIGESTS
 from esper.tolaria.lockstep.wire import CommitLayout, ObserveLayout
-from tests.support.collectives import CollectiveCounter
+from tests.support.collective_counter import CollectiveCounter
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
 
@@ -135,8 +135,14 @@ def test_two_all_reduces_a_tick_whatever_the_slots_and_commands(
     )
     host = {"host__layers": 12, "host__dim": 8, "host__block": 16} if task == "gpt" else {}
     config = tiny_config(
-        task, trainer__steps=22, slots__ids=slots, controller=life, control__digest_every=2,
-        checkpoint__every_ticks=7, world__device=device, **host,
+        task,
+        trainer__steps=22,
+        slots__ids=slots,
+        controller=life,
+        control__digest_every=2,
+        checkpoint__every_ticks=7,
+        world__device=device,
+        **host,
     )
     for found in run_distributed(count_ticks, 2, config, tmp_path, device=device):
         ticks = found["ticks"]
@@ -149,8 +155,8 @@ def test_two_all_reduces_a_tick_whatever_the_slots_and_commands(
         births = [tick for tick in ticks if tick["births"]]
         assert [tick["births"] for tick in births] == [len(used)]
         assert not births[0]["rewrapped"], "a seed that does not learn yet changes nothing in the reducer"
-        # Growth (3), the frozen seed of a prune by ramp (8) and its end (9: the wrapper lists frozen tensors, too), saves
-        # (7, 11): DDP built anew without a collective.
+        # Growth (3), the frozen seed of a prune by ramp (8) and its end (9: the wrapper lists frozen tensors, too),
+        # saves (7, 11): DDP built anew without a collective.
         assert [at for at, tick in enumerate(ticks, start=1) if tick["rewrapped"]] == [3, 7, 8, 9, 11]
         assert any(tick["probed"] for tick in ticks)
         # Steps keep to the data group: the gradient's reductions, and DDP's two broadcasts of its bucket order after

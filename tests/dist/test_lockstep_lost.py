@@ -27,9 +27,9 @@ from esper.leyline.errors import LockstepError
 from esper.leyline.stages import Stage
 from esper.leyline.topology import Topology
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
-from esper.tolaria.training.engine import Engine
 from esper.tolaria.ranks.heartbeat import PATIENCE_S, Heartbeat
 from esper.tolaria.ranks.world import World
+from esper.tolaria.training.engine import Engine
 from tests.support.dist import Died, run_distributed
 from tests.support.tiny import act, schedule, tiny_plain
 
@@ -188,8 +188,13 @@ def launch(name: str, run_dir: Path) -> tuple[list[Any], dict[str, Any]]:
     run_dir.mkdir()
     life = schedule(act(1, A, "GERMINATE", blueprint="norm", ticks=2), act(3, A, "ADVANCE"))
     plain = tiny_plain(
-        "cnn", trainer__steps=40, controller=life, checkpoint__every_ticks=2, control__timeout_s=TIMEOUT,
-        control__startup_timeout_s=STARTUP, run__dir=str(run_dir),
+        "cnn",
+        trainer__steps=40,
+        controller=life,
+        checkpoint__every_ticks=2,
+        control__timeout_s=TIMEOUT,
+        control__startup_timeout_s=STARTUP,
+        run__dir=str(run_dir),
     )
     write_config(run_dir / "config.yaml", plain)
     case = CASES[name]

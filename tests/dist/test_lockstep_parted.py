@@ -16,7 +16,7 @@ from esper.leyline.alpha import Operator
 from esper.leyline.stages import Stage
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import DEVICES, run_distributed
-from tests.support.faults import Outcome, Script, before, play_all
+from tests.support.small_runs import Outcome, Script, before, play_all
 from tests.support.tiny import act, schedule, tiny_config
 
 A = "r0c0"

@@ -19,7 +19,7 @@ from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import DEVICES, run_distributed
-from tests.support.faults import Commands, Outcome, Script, before, play, play_all
+from tests.support.small_runs import Commands, Outcome, Script, before, play, play_all
 from tests.support.tiny import bits, tiny_config
 
 A, B = "r0c0", "r1c0"
@@ -167,8 +167,15 @@ RANKS = 2
 
 def config(device: str, **settings: Any) -> EsperConfig:
     return tiny_config(
-        "cnn", trainer__steps=26, trainer__max_skips=2, trainer__max_consecutive=7, control__digest_every=2,
-        control__timeout_s=10.0, world__device=device, governor__enabled=False, **{"control__every": 2, **settings},
+        "cnn",
+        trainer__steps=26,
+        trainer__max_skips=2,
+        trainer__max_consecutive=7,
+        control__digest_every=2,
+        control__timeout_s=10.0,
+        world__device=device,
+        governor__enabled=False,
+        **{"control__every": 2, **settings},
     )
 
 

@@ -1,4 +1,4 @@
-"""Lives under every operator on several ranks: one network after every tick, the same as on one rank, resumed to the bit.
+"""Lives under every operator on several ranks: one network after every tick, that of one rank, resumed to the bit.
 
 Three slots at once: MULTIPLY that becomes GATE mid-life, GATE that becomes ADD and then MULTIPLY, CONFIDENCE that
 becomes CHANNEL; a TRAINING seed beside them, whose shadow forwards must not be counted. Batches are ragged over
@@ -43,8 +43,14 @@ LIVES = schedule(
     act(16, B, "FOSSILIZE"),
 )
 RAMPS = [
-    (4, A, "MULTIPLY", None), (5, B, "GATE", None), (6, C, "CONFIDENCE", None), (8, A, "GATE", "MULTIPLY"),
-    (9, B, "ADD", "GATE"), (10, C, "CHANNEL", "CONFIDENCE"), (12, B, "MULTIPLY", "ADD"), (13, C, "CHANNEL", None),
+    (4, A, "MULTIPLY", None),
+    (5, B, "GATE", None),
+    (6, C, "CONFIDENCE", None),
+    (8, A, "GATE", "MULTIPLY"),
+    (9, B, "ADD", "GATE"),
+    (10, C, "CHANNEL", "CONFIDENCE"),
+    (12, B, "MULTIPLY", "ADD"),
+    (13, C, "CHANNEL", None),
 ]
 TICKS, EVERY, BATCH = 18, 2, 5
 GATED = {A: range(8, 12), B: range(5, 11)}  # ticks after which the slot has a gate
@@ -52,9 +58,18 @@ GATED = {A: range(8, 12), B: range(5, 11)}  # ticks after which the slot has a g
 
 def config_of() -> EsperConfig:
     return tiny_config(
-        "cnn", controller=LIVES, trainer__steps=EVERY * TICKS, trainer__batch=BATCH, trainer__accumulate=2,
-        trainer__precision="fp64", control__every=EVERY, control__digest_every=1, optim__kind="adamw",
-        checkpoint__every_ticks=1, checkpoint__keep=100, slots__channels={C: "0,0.25,0.5,0.75,1,0,0.5,1"},
+        "cnn",
+        controller=LIVES,
+        trainer__steps=EVERY * TICKS,
+        trainer__batch=BATCH,
+        trainer__accumulate=2,
+        trainer__precision="fp64",
+        control__every=EVERY,
+        control__digest_every=1,
+        optim__kind="adamw",
+        checkpoint__every_ticks=1,
+        checkpoint__keep=100,
+        slots__channels={C: "0,0.25,0.5,0.75,1,0,0.5,1"},
     )
 
 

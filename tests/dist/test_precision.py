@@ -10,7 +10,7 @@ from esper import worker
 from esper.leyline.events.run import StageChanged, TickDone
 from esper.tolaria.training.evaluate import autocast
 from tests.support.dist import DEVICES, run_distributed
-from tests.support.killing import assert_same_run, final, prepare_run
+from tests.support.killed_runs import assert_same_run, final, prepare_run
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config, tiny_plain
 
 BLUEPRINT = {"cnn": "conv_small", "gpt": "mlp_small"}
@@ -58,8 +58,14 @@ def test_bf16_stays_in_lockstep_and_learns(task: str, device: str, tmp_path: Pat
     arms = {}
     for precision in ("bf16", "fp32"):
         settings = {
-            "task": task, "trainer__precision": precision, "trainer__steps": 96, "control__every": 8,
-            "trainer__batch": 32, "controller": growth(task), "optim__lr": 0.03, "world__device": device,
+            "task": task,
+            "trainer__precision": precision,
+            "trainer__steps": 96,
+            "control__every": 8,
+            "trainer__batch": 32,
+            "controller": growth(task),
+            "optim__lr": 0.03,
+            "world__device": device,
         }
         ranks = run_distributed(live, 2, settings, tmp_path / precision, device=device)
         for one, other in zip(ranks[0]["replicas"], ranks[1]["replicas"], strict=True):
@@ -85,8 +91,13 @@ def test_deterministic_mode_trains_and_repeats_itself(task: str, tmp_path: Path)
     outcomes = []
     for name in ("first", "second"):
         plain = tiny_plain(
-            task, trainer__deterministic=True, trainer__precision="bf16", trainer__steps=36, control__every=3,
-            controller=growth(task), telemetry__level="full",
+            task,
+            trainer__deterministic=True,
+            trainer__precision="bf16",
+            trainer__steps=36,
+            control__every=3,
+            controller=growth(task),
+            telemetry__level="full",
         )
         run_dir = prepare_run(tmp_path / name, plain)
         assert run_distributed(work, 2, run_dir) == [(0, True), (0, True)]

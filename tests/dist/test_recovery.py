@@ -20,7 +20,7 @@ from esper.tamiyo.heuristic import HeuristicConfig
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import DigitsConfig
 from esper.tolaria.training.engine import Engine
-from tests.support.killing import assert_same_run, final, live, prepare_run
+from tests.support.killed_runs import assert_same_run, final, live, prepare_run
 from tests.support.tiny import tiny_plain
 
 STEPS, EVERY = 36, 3  # saved at every tick: steps 3, 6, ... 36

@@ -14,9 +14,9 @@ from esper.kasmina.hosts import registry
 from esper.nissa.reading import latest, read_events
 from esper.tamiyo.heuristic import HeuristicConfig
 from esper.tolaria.data import DigitsConfig, PySourceConfig
-from tests.support.killing import Kill, assert_same_run, final, live, prepare_run
-from tests.support.places import PLACES
-from tests.support.noisy import NoisyConfig, register_noisy
+from tests.support.fault_places import PLACES
+from tests.support.killed_runs import Kill, assert_same_run, final, live, prepare_run
+from tests.support.noisy_host import NoisyConfig, register_noisy
 from tests.support.tiny import tiny_plain
 
 # One kind of run per world size: between them both hosts, dropout, statistics of the batch, both optimizers.

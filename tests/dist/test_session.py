@@ -14,11 +14,11 @@ from esper.leyline.errors import ConfigError, EsperError, LockstepError
 from esper.leyline.events.run import ContributionMeasured
 from tests.support.dist import run_distributed
 from tests.support.sessions import (
-    A,
     EVERY,
     GATES,
     LIFE_STEPS,
     STAGES,
+    A,
     batch,
     host,
     loss,
@@ -177,8 +177,15 @@ def idle(rank: int, find_unused: bool) -> str:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     born = act(1, A, "GERMINATE", blueprint="norm"), act(3, A, "ADVANCE")  # it learns in the last steps
     session = esper.Session(
-        grown, optimizer, controller=scheduled(born), loss=loss, probe=probe(), gates=GATES, every=2,
-        find_unused=find_unused, slots={"incubation": "ste" if find_unused else "shadow"},
+        grown,
+        optimizer,
+        controller=scheduled(born),
+        loss=loss,
+        probe=probe(),
+        gates=GATES,
+        every=2,
+        find_unused=find_unused,
+        slots={"incubation": "ste" if find_unused else "shadow"},
     )
     said = failing(train, session, range(9))
     return said if said != "nothing" else session.state.slot(A).stage.name

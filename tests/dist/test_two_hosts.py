@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.commands import environment
 from tests.support.dist import ROOT
-from tests.support.killing import assert_same_run, final, live, prepare_run
+from tests.support.killed_runs import assert_same_run, final, live, prepare_run
 from tests.support.tiny import act, schedule, tiny_plain
 
 TIMEOUT_S = 6.0
@@ -22,9 +22,15 @@ def settings(steps: int) -> dict[str, Any]:
     return tiny_plain(
         "cnn",
         controller=schedule(act(1, "r0c0", "GERMINATE", blueprint="conv_small", ticks=2), act(3, "r0c0", "ADVANCE")),
-        trainer__steps=steps, control__timeout_s=TIMEOUT_S, control__slow_timeout_s=TIMEOUT_S,
-        control__startup_timeout_s=90.0, checkpoint__every_ticks=1, world__nnodes=2, world__nproc_per_node=1,
-        world__rdzv_endpoint="slurm", telemetry__level="full",
+        trainer__steps=steps,
+        control__timeout_s=TIMEOUT_S,
+        control__slow_timeout_s=TIMEOUT_S,
+        control__startup_timeout_s=90.0,
+        checkpoint__every_ticks=1,
+        world__nnodes=2,
+        world__nproc_per_node=1,
+        world__rdzv_endpoint="slurm",
+        telemetry__level="full",
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from esper.nissa.reading import read_events
 from esper.tolaria.checkpoint.store import CheckpointStore
-from tests.support.killing import Kill, assert_same_run, final, live, prepare_run
+from tests.support.killed_runs import Kill, assert_same_run, final, live, prepare_run
 from tests.support.tiny import act, schedule, tiny_plain
 
 A, B, C = "r0c0", "r1c0", "r0c1"

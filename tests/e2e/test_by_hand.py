@@ -9,7 +9,7 @@ from esper.config.tree import write_config
 from esper.nissa.reading import read_events
 from tests.e2e.conftest import Finished, Start
 from tests.support.commands import GROWING, NO_WANDB, TRAIN, Command, free_port
-from tests.support.killing import assert_same_run, final
+from tests.support.killed_runs import assert_same_run, final
 from tests.support.tiny import tiny_plain
 
 

@@ -22,7 +22,7 @@ SLOT = [
 TEXT = """
 base:
   - host=custom
-  - host.path=tests.support.flat:build
+  - host.path=tests.support.histogram_host:build
   - 'host.sites={r0c0: lift}'
   - data=digits
   - world.nproc_per_node=1

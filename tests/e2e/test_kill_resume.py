@@ -12,7 +12,7 @@ import pytest
 from esper.nissa.reading import latest, read_events
 from tests.e2e.conftest import Finished, Start
 from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, alive, mark, processes_on, saved
-from tests.support.killing import assert_same_run, final
+from tests.support.killed_runs import assert_same_run, final
 from tests.support.wandb_file import offline_files, read_wandb_file
 
 TICKS = 20

@@ -14,7 +14,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_the_gravest_code(start
     """Two controllers, one of which fails at run time, by two batches, one of which is too small: 76, 78, 0, 78."""
     groups = tmp_path / "conf" / "controller"
     groups.mkdir(parents=True)
-    (groups / "failing.yaml").write_text("kind: custom\npath: tests.support.custom:Failing\noptions: {}\n")
+    (groups / "failing.yaml").write_text("kind: custom\npath: tests.support.user_controllers:Failing\noptions: {}\n")
     returned = tmp_path / "returned"
     sweep = start(
         TRAIN,
@@ -24,12 +24,12 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_the_gravest_code(start
         "trainer.batch=64,1",
         "hydra.sweep.dir=sweep",
         f"hydra.searchpath=[file://{tmp_path}/conf]",
-        "+hydra.callbacks.kept._target_=tests.support.custom.Objectives",
+        "+hydra.callbacks.kept._target_=tests.support.user_controllers.Objectives",
         f"+hydra.callbacks.kept.path={returned}",
     )
     assert sweep.end() == 76, sweep.told()
     assert sweep.err.count("Traceback") == 1, "the place of the controller's own bug, once, on the rank that met it"
-    assert "tests/support/custom.py" in sweep.err
+    assert "tests/support/user_controllers.py" in sweep.err
     lines = [line for line in sweep.err.splitlines() if line.startswith("esper: ")]
     assert "no luck today" in lines[0], lines
     failed = [line for line in lines if line.startswith("esper: failed at step 30: ")]

@@ -18,7 +18,7 @@ from esper.config.tree import write_config
 from esper.nissa.reading import read_events
 from esper.tolaria.data import TextConfig
 from tests.support.commands import ESPER, Command, alive, mark, processes_on
-from tests.support.striking import Strike, plan, struck
+from tests.support.fault_plans import Strike, plan, struck
 from tests.support.tiny import act, schedule, tiny_plain
 
 PATIENCE_S = 150.0

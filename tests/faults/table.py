@@ -12,7 +12,7 @@ from typing import Any
 
 from esper.config.tree import read_plain
 from tests.faults.launching import Mounted, Place
-from tests.support.striking import Strike
+from tests.support.fault_plans import Strike
 
 
 class After(Enum):
@@ -23,8 +23,8 @@ class After(Enum):
     RESUMED = "`esper resume RUN`"
 
 
-# Where each phase is struck (see tests/support/places.py), and from which tick on. A seed blends from tick 7 on; at
-# tick 8 another one is built.
+# Where each phase is struck (see tests/support/fault_places.py), and from which tick on. A seed blends from tick 7 on;
+# at tick 8 another one is built.
 PHASES: dict[str, tuple[str, int]] = {
     "start-up": ("start", 0),
     "forward": ("forward", 9),

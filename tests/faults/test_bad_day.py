@@ -13,8 +13,8 @@ from tests.faults.launching import Mounted, Place, begun, may_mount, plain_of, t
 from tests.faults.table import train_file
 from tests.faults.test_matrix import assert_same
 from tests.support.commands import Command
-from tests.support.killing import final, live, prepare_run
-from tests.support.striking import Strike, plan, struck
+from tests.support.fault_plans import Strike, plan, struck
+from tests.support.killed_runs import final, live, prepare_run
 
 
 def go(place: Place, strikes: list[Strike]) -> Command:

@@ -11,7 +11,7 @@ import pytest
 from esper.tolaria.data import TextConfig
 from tests.faults.launching import Mounted, Place, Told, may_mount, plain_of, strike, text_of
 from tests.faults.table import TABLE, After, Fault
-from tests.support.killing import assert_same_run, final, live, prepare_run
+from tests.support.killed_runs import assert_same_run, final, live, prepare_run
 
 CELLS = [(name, phase) for name, fault in TABLE.items() if fault.strikes is not None for phase in fault.phases]
 

@@ -16,7 +16,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.topology import Topology
-from tests.support.same import bits
+from tests.support.bitwise import bits
 
 
 class Tied(nn.Module):

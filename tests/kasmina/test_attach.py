@@ -12,7 +12,7 @@ from esper.kasmina.slots.grown import HOST
 from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
-from tests.support.attachable import IMAGES, VECTORS, WHERE, images, seed_for
+from tests.support.stateful_model import IMAGES, VECTORS, WHERE, images, seed_for
 
 
 class Sites(nn.Module):

@@ -23,7 +23,7 @@ from esper.leyline.events.run import BirthVetoed, CommandRefused, Fault, StageCh
 from esper.leyline.stages import Incubation
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine
-from tests.support.same import bits as same_bits
+from tests.support.bitwise import bits as same_bits
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
 
 C = 8

@@ -7,8 +7,8 @@ import torch
 
 from esper.kasmina.attach import attach
 from esper.kasmina.export.exporter import export
-from tests.support.exporting import grow_all
-from tests.support.same import bits
+from tests.support.bitwise import bits
+from tests.support.working_seeds import grow_all
 
 try:
     import timm

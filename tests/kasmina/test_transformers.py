@@ -15,8 +15,8 @@ from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.topology import Topology
-from tests.support.exporting import without_esper
-from tests.support.same import bits
+from tests.support.bitwise import bits
+from tests.support.working_seeds import without_esper
 
 transformers = pytest.importorskip("transformers", reason="transformers is not among the project's dependencies")
 

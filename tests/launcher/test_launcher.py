@@ -355,7 +355,7 @@ class Supervised:
     def __init__(self, run: Path, mode: str, ranks: int, grace_s: float) -> None:
         self.run, self.ranks = run, ranks
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.supervised", str(run), str(ranks), str(grace_s)],
+            [sys.executable, "-m", "tests.support.stand_in_launcher", str(run), str(ranks), str(grace_s)],
             cwd=ROOT,
             env={**os.environ, "STAND_IN": mode},
             stdout=subprocess.PIPE,

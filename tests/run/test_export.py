@@ -13,7 +13,7 @@ from esper import cli
 from esper.config.tree import write_config
 from esper.tolaria.data.parts import Part
 from esper.tolaria.training.result import RunResult
-from tests.support.same import bits
+from tests.support.bitwise import bits
 from tests.support.tiny import act, make_engine, schedule, tiny_config, tiny_plain
 
 # r0c0 is a fossil at step 30; r0c1 is in training at step 30 and on its way at 60; r1c0 has come and gone.

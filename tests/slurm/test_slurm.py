@@ -11,7 +11,7 @@ from esper.config.tree import read_plain
 from esper.nissa.reading import read_events
 from tests.slurm.conftest import Cluster
 from tests.support.dist import ROOT
-from tests.support.killing import assert_same_run, final, live, prepare_run
+from tests.support.killed_runs import assert_same_run, final, live, prepare_run
 from tests.support.wandb_file import offline_files, read_wandb_file
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -22,7 +22,7 @@ ALONE = ("world.nproc_per_node=1", "telemetry.wandb.mode=disabled")
 
 def settings(go: Path) -> tuple[str, ...]:
     """A run that waits at its fourth tick for the file ``go``."""
-    path = "controller.path=tests.support.custom:Waiting"
+    path = "controller.path=tests.support.user_controllers:Waiting"
     return (*SMALL, "controller=custom", path, f"+controller.options.go={go}")
 
 

@@ -19,7 +19,7 @@ from esper.kasmina.slots.confidence import confident
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import region_of
 from esper.leyline.alpha import Operator
-from tests.support.playing import Delta, batches_for, classify, grown_for, plant
+from tests.support.grown_hosts import Delta, batches_for, classify, grown_for, plant
 
 SEEDS = {
     "cnn": {"r0c0": 1.0, "r0c1": 0.5, "r2c0": 1.0},

@@ -19,7 +19,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT
 from tests.support.dist import ROOT
-from tests.support.playing import batches_for, branches, classify, deltas, grown_for, plant
+from tests.support.grown_hosts import batches_for, branches, classify, deltas, grown_for, plant
 from tests.support.tiny import bits
 
 CASES = [

@@ -27,8 +27,8 @@ from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError, ExportError
 from esper.leyline.topology import Topology
 from tests.kasmina.test_any_model import CASES, EVERY, call, normed, pair, run
-from tests.support.exporting import born, grow_all, set_to_work
-from tests.support.same import bits
+from tests.support.bitwise import bits
+from tests.support.working_seeds import born, grow_all, set_to_work
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
 

@@ -14,7 +14,7 @@ from esper.kasmina.export.tracing import as_graph
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
-from tests.support.exporting import born, set_to_work
+from tests.support.working_seeds import born, set_to_work
 
 
 def normal(*shape: int) -> Tensor:

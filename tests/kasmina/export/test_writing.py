@@ -19,9 +19,9 @@ from esper.kasmina.hosts import GPTConfig, ResNet20Config, build_host
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError, ExportError
 from tests.kasmina.test_any_model import CASES, normed, pair
+from tests.support.bitwise import bits
 from tests.support.dist import ROOT
-from tests.support.exporting import grow_all, without_esper
-from tests.support.same import bits
+from tests.support.working_seeds import grow_all, without_esper
 
 RUN = """
 import sys, torch

@@ -13,7 +13,7 @@ from esper.kasmina.hosts import CNNConfig, GPTConfig, ResNet20Config, build_host
 from esper.kasmina.hosts.resume import Resumable, resumable
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
-from tests.support.playing import Delta, plant
+from tests.support.grown_hosts import Delta, plant
 from tests.support.tiny import bits
 
 ALL = ["block", "attention", "mlp"]

@@ -8,7 +8,7 @@ import torch
 from esper.kasmina.attach import attach
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import Phase, SeedSlot
-from tests.support.attachable import IMAGES, WHERE, images, seed_for
+from tests.support.stateful_model import IMAGES, WHERE, images, seed_for
 
 # what a grown model computes --------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from esper.kasmina.attach import attach
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.errors import ConfigError
-from tests.support.same import bits
+from tests.support.bitwise import bits
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 

@@ -17,8 +17,8 @@ from esper.leyline.alpha import Operator
 from esper.leyline.channels import MAX_CHARACTERS, channel_info, parse_channels, usable_operators
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
-from tests.support.joined import SHAPES, V, born, equip, features, joined
-from tests.support.same import bits
+from tests.support.bitwise import bits
+from tests.support.operator_slots import SHAPES, V, born, equip, features, joined
 
 # GATE ---------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from esper.kasmina.births.build import build_gate
 from esper.kasmina.export.join import alphas_now
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
-from tests.support.playing import batches_for, classify, grown_for
+from tests.support.grown_hosts import batches_for, classify, grown_for
 from tests.support.tiny import bits
 
 SEEDS = {

@@ -14,7 +14,7 @@ from esper.kasmina.attach import attach
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.errors import ConfigError
-from tests.support.attachable import IMAGES, images, seed_for
+from tests.support.stateful_model import IMAGES, images, seed_for
 
 
 class Backwards(nn.Module):

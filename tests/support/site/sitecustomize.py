@@ -6,6 +6,6 @@ The rank itself knows nothing of it: Python imports this module before the progr
 import os
 
 if "FAULT_PLAN" in os.environ and "RANK" in os.environ:
-    from tests.support.striking import arm
+    from tests.support.fault_plans import arm
 
     arm(int(os.environ["RANK"]))

@@ -17,7 +17,7 @@ from esper.kasmina.slots.slot import Phase
 from esper.leyline.stages import Stage
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import run_distributed, use_group
-from tests.support.faults import train_on
+from tests.support.small_runs import train_on
 from tests.support.tiny import act, bits, make_engine, replica, schedule, tiny_config
 
 EVERY, MORE = 2, 6  # steps between ticks; steps to go on after a load

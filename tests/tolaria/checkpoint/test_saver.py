@@ -19,7 +19,7 @@ from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import run_distributed
-from tests.support.faults import train_on
+from tests.support.small_runs import train_on
 from tests.support.tiny import bits, events, make_engine, tiny_config
 
 AXES = {"step": 1, "tick": 1, "epoch": 1}

@@ -9,7 +9,7 @@ from torch import Tensor
 from esper.tolaria.growth import health
 from esper.tolaria.growth.guard import tensor_norms
 from esper.tolaria.growth.health import GradientMeter, OwnerHealth, norms_batched, norms_one_by_one
-from tests.support.reads import counted_reads
+from tests.support.tensor_reads import counted_reads
 
 
 def meter(**changes) -> GradientMeter:

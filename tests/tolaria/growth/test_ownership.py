@@ -12,7 +12,7 @@ from esper.kasmina.slots.grown import HOST
 from esper.kasmina.slots.sites import CONTAINER
 from esper.tolaria.growth.config import OptimConfig, OptimizerKind, Schedule
 from esper.tolaria.growth.ownership import ParameterOwner
-from tests.support.owned import (
+from tests.support.parameter_owners import (
     ADAMW,
     FUSED,
     INF,
@@ -30,7 +30,7 @@ from tests.support.owned import (
     train,
     values,
 )
-from tests.support.reads import counted_reads
+from tests.support.tensor_reads import counted_reads
 
 
 class Plain:

@@ -13,7 +13,7 @@ from esper.leyline.errors import CheckpointError
 from esper.tolaria.growth.config import Schedule
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.policy import lr_shape
-from tests.support.owned import (
+from tests.support.parameter_owners import (
     ADAMW,
     KINDS,
     STEPS,

@@ -18,7 +18,7 @@ from esper.leyline.stages import Stage
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.parameters import ParameterKind, ParameterRegistry, why_frozen
 from esper.tolaria.training.engine import Engine
-from tests.support.owned import ADAMW, STEPS, birth, give_gradients, grown_host
+from tests.support.parameter_owners import ADAMW, STEPS, birth, give_gradients, grown_host
 from tests.support.tiny import act, make_engine, schedule, tiny_config
 
 SEED = f"{CONTAINER}.r0c0.seed."

@@ -28,14 +28,14 @@ from esper.tolaria.training.engine import Engine
 from esper.tolaria.training.evaluate import dtype_of
 from esper.tolaria.training.result import rebuild_checkpoint
 from tests.support.dist import run_distributed
-from tests.support.faults import train_on
-from tests.support.killing import live, prepare_run
-from tests.support.noisy import register_noisy
-from tests.support.teaching import Teaching
+from tests.support.killed_runs import live, prepare_run
+from tests.support.noisy_host import register_noisy
+from tests.support.small_runs import train_on
+from tests.support.teachers import Teaching
 from tests.support.tiny import act, bits, make_engine, replica, schedule, tiny_config, tiny_plain
 from tests.tolaria.training.test_isolation import STEPS, Watched, config_of, host_of, planted
 
-PATH = "tests.support.teaching:teach"
+PATH = "tests.support.teachers:teach"
 PAIRS = {"r0c0": "stem"}
 
 
@@ -121,7 +121,7 @@ def caught_gradients(engine: Engine) -> dict[str, Tensor]:
 @pytest.mark.parametrize("task", ["cnn", "gpt"])
 def test_host_and_incubating_seed_learn_from_task_and_teacher(task: str, tmp_path: Path) -> None:
     """Against plain torch: one loss with all seeds off for the host, one with the seed at full alpha for the seed."""
-    path = PATH if task == "cnn" else "tests.support.teaching:speak"
+    path = PATH if task == "cnn" else "tests.support.teachers:speak"
     distill = taught(path=path, features=PAIRS if task == "cnn" else {}, feature_weight=0.4)
     blueprint = "conv_small" if task == "cnn" else "mlp_small"
     actions = schedule(act(1, "r0c0", "GERMINATE", blueprint=blueprint, ticks=1), act(3, "r0c0", "ADVANCE"))
@@ -310,11 +310,11 @@ def test_a_run_that_cannot_teach_is_one_clear_error(tmp_path: Path) -> None:
 
 
 MISFITS: list[tuple[dict[str, Any], str]] = [
-    ({"path": "tests.support.teaching:count_too_few"}, r"returns \(\d+, 9\), the host returns \(\d+, 10\)"),
-    ({"path": "tests.support.teaching:not_a_number"}, "logits that are not finite"),
+    ({"path": "tests.support.teachers:count_too_few"}, r"returns \(\d+, 9\), the host returns \(\d+, 10\)"),
+    ({"path": "tests.support.teachers:not_a_number"}, "logits that are not finite"),
     ({"features": {"r0c0": "trunk"}}, "distill.features.r0c0 = 'trunk': the teacher has no such module; it has stem"),
     ({"features": {"r1c0": "stem"}}, r"the teacher's features there are \(\d+, 4, 8, 8\), the student's \(\d+, 8, "),
-    ({"options": {"depth": 3}}, "tests.support.teaching:teach does not take input_shape, classes and these"),
+    ({"options": {"depth": 3}}, "tests.support.teachers:teach does not take input_shape, classes and these"),
 ]
 
 
@@ -348,8 +348,8 @@ def test_settings_are_checked(settings: dict[str, Any], said: str) -> None:
 def test_features_of_a_slot_that_is_not_in_use_and_a_path_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"distill.features.r3c0 = 'stem': no slot in use; there are r0c0"):
         tiny_config("cnn", distill=taught(features={"r3c0": "stem"}))
-    with pytest.raises(ConfigError, match=r"distill.path = .*: tests.support.teaching has no teech"):
-        tiny_config("cnn", distill=taught(path="tests.support.teaching:teech"))
+    with pytest.raises(ConfigError, match=r"distill.path = .*: tests.support.teachers has no teech"):
+        tiny_config("cnn", distill=taught(path="tests.support.teachers:teech"))
 
 
 # ranks -------------------------------------------------------------------------------------------------------------
@@ -389,11 +389,11 @@ def test_two_ranks_learn_from_a_teacher_what_one_learns(tmp_path: Path) -> None:
 
 
 def test_ranks_with_different_teachers_are_refused_at_the_handshake(tmp_path: Path) -> None:
-    distill = taught(path="tests.support.teaching:teach_each_rank_otherwise")
+    distill = taught(path="tests.support.teachers:teach_each_rank_otherwise")
     run_dir = prepare_run(tmp_path / "run", tiny_plain("cnn", distill=distill))
     assert live(run_dir, 2) == [76, 76]
     message = json.loads((run_dir / "STATUS.json").read_text())["message"]
-    assert "ranks are unequal: teacher: rank 0 has tests.support.teaching:teach_each_rank_otherwise" in message
+    assert "ranks are unequal: teacher: rank 0 has tests.support.teachers:teach_each_rank_otherwise" in message
     assert "the teacher must be the same on every host" in message
 
 

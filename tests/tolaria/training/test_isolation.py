@@ -21,7 +21,7 @@ from esper.leyline.stages import Stage
 from esper.leyline.topology import Topology
 from esper.tolaria.lockstep.buffers import running_statistics
 from esper.tolaria.training.engine import Engine
-from tests.support.noisy import NoisyConfig, register_noisy
+from tests.support.noisy_host import NoisyConfig, register_noisy
 from tests.support.tiny import act, bits, make_engine, schedule, tiny_config
 
 STEPS = 16

@@ -1,4 +1,4 @@
-"""Whole runs that are killed and resumed: the worker itself in a run directory, and a place where kill -9 strikes.
+"""Whole runs that are killed and resumed: the real worker in a run directory, and a place where kill -9 strikes.
 
 live(run_dir, world, kill)     one process group, to its end or to the kill; what each rank returned
 final(run_dir)                 what the run came to: every bit of its last checkpoint, result, metrics, decisions
@@ -22,8 +22,8 @@ from esper.config.tree import write_config
 from esper.nissa.reading import latest, read_events
 from esper.tolaria.checkpoint.store import CheckpointStore
 from tests.support.dist import RanksFailed, run_distributed
-from tests.support.noisy import register_noisy
-from tests.support.places import PLACES, WRITING, strike_at
+from tests.support.fault_places import PLACES, WRITING, strike_at
+from tests.support.noisy_host import register_noisy
 
 
 @dataclass(frozen=True, slots=True)

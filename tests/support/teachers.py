@@ -1,4 +1,4 @@
-"""Teachers of the user's own, named ``tests.support.teaching:NAME`` in a config."""
+"""Teachers of the user's own, named ``tests.support.teachers:NAME`` in a config."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Many small runs in one launch: each with process groups of its own, each told as an outcome.
+"""Many small runs in one launch: each has process groups of its own and ends in an `Outcome`.
 
     def play_mine(rank, config, run_dir): return play_all(config, run_dir, {"name": script, ...})
     run_distributed(play_mine, 2, config, run_dir, groups=...)      # one a script

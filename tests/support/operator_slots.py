@@ -1,4 +1,4 @@
-"""Slots called by hand under every operator: a seed, a gate, a vector and class logits, all from fixed streams."""
+"""Slots that a test calls by hand, under every operator: seed, gate, vector and class logits from fixed streams."""
 
 import torch
 from torch import Tensor, nn

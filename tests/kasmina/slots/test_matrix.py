@@ -18,8 +18,8 @@ from esper.kasmina.slots.blend import MULTIPLY_BOUND
 from esper.kasmina.slots.slot import Phase, SeedSlot
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
-from tests.support.joined import born, equip, features, joined
-from tests.support.same import bits
+from tests.support.bitwise import bits
+from tests.support.operator_slots import born, equip, features, joined
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 EVERY = [(topology, name) for topology in Topology for name in names(topology)]

@@ -1,4 +1,4 @@
-"""A launcher without Hydra around the stand-in worker: python -m tests.support.supervised RUN RANKS GRACE_S."""
+"""A launcher without Hydra around the stand-in worker: python -m tests.support.stand_in_launcher RUN RANKS GRACE_S."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ def main() -> None:
     folder, world = Path(sys.argv[1]), WorldConfig(nproc_per_node=int(sys.argv[2]), grace_s=float(sys.argv[3]))
     run = RunConfig(dir=str(folder))
     with held_run(run, {"run": {"dir": run.dir, "resume": "auto"}}) as lock:
-        arguments = torchrun_arguments(world, folder / "config.yaml", "tests.support.stand_in")
+        arguments = torchrun_arguments(world, folder / "config.yaml", "tests.support.stand_in_worker")
         environment = torchrun_environment(world, TrainerConfig())
         print(supervise(agent_command(arguments), environment, grace_s=world.grace_s, lock=lock))
 

@@ -20,7 +20,7 @@ from esper.leyline.commands import Command
 from esper.leyline.stages import Op, Stage
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.training.engine import Engine
-from tests.support.same import bits
+from tests.support.bitwise import bits
 from tests.support.tiny import make_engine, tiny_config
 
 SLOT = "r0c0"

@@ -1,7 +1,8 @@
-"""Faults that befall real ranks: what strikes, where, when and whom, from the environment variable FAULT_PLAN.
+"""Plans of faults for real ranks: what strikes, where, when and whom, from the environment variable FAULT_PLAN.
 
 A plan is a list of `Strike`, as JSON. Each strikes once in a run (a file in its folder says that it has, and when),
-or again in every attempt. See `tests.support.places` for the places and `tests/support/site` for how it gets there.
+or again in every attempt. `tests.support.fault_places` lists the places; `tests/support/site` puts the plan into a
+rank.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ import torch
 from esper.launcher.supervise import children_of
 from esper.leyline.stages import Stage
 from esper.tolaria.training.engine import Engine
-from tests.support.places import strike_at
+from tests.support.fault_places import strike_at
 
 READ_ONLY, REMOUNT, BIND = 1, 32, 4096  # of mount(2)
 WAIT_S = 5.0

@@ -11,7 +11,7 @@ from esper.kasmina.attach import attach
 from esper.kasmina.hosts import CNNConfig, GPTConfig, ResNet20Config, build_host
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.slot import Phase
-from tests.support.attachable import Images
+from tests.support.stateful_model import Images
 
 
 class Sequences(nn.Module):

@@ -1,4 +1,4 @@
-"""Bit for bit, which `torch.equal` is not (-0.0 equals 0.0, NaN equals nothing)."""
+"""Compares tensors bit for bit, which `torch.equal` does not (-0.0 equals 0.0 there, NaN equals nothing)."""
 
 import torch
 from torch import Tensor

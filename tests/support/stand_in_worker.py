@@ -1,6 +1,6 @@
-"""A worker that does nothing but live, die and write its status: what the launcher's tests start through torchrun.
+"""A worker that only lives, dies and writes its status: the launcher's tests start it through torchrun.
 
-    python -m torch.distributed.run ... -m tests.support.stand_in RUN/config.yaml
+    python -m torch.distributed.run ... -m tests.support.stand_in_worker RUN/config.yaml
 
 What it does is in the variable STAND_IN: ``work`` waits for SIGUSR1 and then says that it was preempted, ``stubborn``
 ignores every signal that can be ignored. Each names itself and a helper that it started in the file ``<rank>.pid``.

@@ -1,4 +1,4 @@
-"""Counts what makes a host wait for a device: values of tensors that Python reads."""
+"""Counts the tensor values that Python reads: each makes the CPU wait for the device."""
 
 import pytest
 from torch import Tensor

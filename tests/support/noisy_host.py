@@ -1,4 +1,4 @@
-"""A host with everything that a second forward, a kill or a resume could disturb: dropout, and statistics of the batch.
+"""A host with all that a second forward, a kill or a resume could disturb: dropout and running statistics.
 
 It is no part of the product, so each process that needs it calls `register_noisy` first.
 """

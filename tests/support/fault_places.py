@@ -1,4 +1,4 @@
-"""Where something can befall a rank: named places in the worker, reached by wrapping the real functions there.
+"""Named places in the worker where a fault can strike a rank, reached by wrapping the real functions there.
 
 strike_at("rename", 5, act)    # calls act() whenever this process is at that place, from tick 5 on
 """

@@ -1,4 +1,4 @@
-"""Seeds at work in every slot, and a process that has no esper."""
+"""Puts a working seed into every slot of a model, and runs scripts in a process that has no esper."""
 
 import os
 import subprocess

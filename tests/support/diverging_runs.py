@@ -1,4 +1,4 @@
-"""Runs that fall ill: training samples that drive the loss away, seeds that do, and how a run is looked at then.
+"""Runs that diverge: training samples that drive the loss away, and seeds that do.
 
 No part of the product, so each process that needs them calls `spoil_data` or `register_bomb` first.
 """
@@ -81,4 +81,4 @@ def plain(input_shape: tuple[int, ...], classes: int, width: int = 8) -> nn.Modu
     return Plain(input_shape[0], classes, width)
 
 
-PLAIN = CustomHostConfig(path="tests.support.sick:plain", sites={"r0c0": "first", "r1c0": "second"})
+PLAIN = CustomHostConfig(path="tests.support.diverging_runs:plain", sites={"r0c0": "first", "r1c0": "second"})

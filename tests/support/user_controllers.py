@@ -1,4 +1,4 @@
-"""What users bring: controllers that fail or wait, and a Hydra callback that sees what a sweep's jobs return."""
+"""Controllers of a user's own that fail or wait, and a Hydra callback that records what a sweep's jobs return."""
 
 import json
 import time

@@ -24,5 +24,5 @@ class Flat(nn.Module):
 
 
 def build(input_shape: tuple[int, ...], classes: int, width: int = 8) -> nn.Module:
-    """For ``host=custom host.path=tests.support.flat:build``."""
+    """For ``host=custom host.path=tests.support.histogram_host:build``."""
     return Flat(classes, width)
