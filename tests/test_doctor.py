@@ -10,6 +10,7 @@ import pytest
 
 from esper import cli, doctor
 from esper.doctor import Severity
+from esper.launcher.folder_checks import skew_of
 from tests.support.dist import ROOT
 
 
@@ -100,7 +101,7 @@ def test_a_run_directory_that_is_read_only_or_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("file_time", "skew"), [(10.0, 0.0), (10.5, 0.0), (11.0, 0.0), (4.0, 6.0), (3611.0, 3600.0)])
 def test_a_file_is_as_old_as_the_moment_in_which_it_was_written(file_time: float, skew: float) -> None:
-    assert doctor.skew_of(file_time, 10.0, 11.0) == skew
+    assert skew_of(file_time, 10.0, 11.0) == skew
 
 
 def test_wandb_writes_offline_and_credentials_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
