@@ -47,7 +47,7 @@ def _share(text: str) -> tuple[int, int]:
 def _compare(given: argparse.Namespace) -> int:
     """``esper compare``: exit code 0, or 70 where a run failed."""
     from esper.compare.arms import load_compare
-    from esper.compare.runner import run_compare
+    from esper.compare.report import run_compare
     from esper.karn.page import write_page
     from esper.karn.table import comparison_table, markdown
 
@@ -63,18 +63,18 @@ def _compare(given: argparse.Namespace) -> int:
         print(f"esper: {text}", file=sys.stderr if given.markdown else sys.stdout, flush=True)
 
     share = f"{index + 1}/{of}" if of > 1 else None
-    done = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)
+    report = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)
     if given.markdown:
-        print(markdown(done.found))
+        print(markdown(report.comparison))
     else:
-        Console(width=WIDE).print(comparison_table(done.found))
+        Console(width=WIDE).print(comparison_table(report.comparison))
     if not given.no_page and share is None:
         command = " ".join(["esper compare", given.name, *given.settings])
-        write_page(done.found, done.runs, out / "compare.html", command=command, where=done.where)
+        write_page(report.comparison, report.runs, out / "compare.html", command=command, where=report.where)
         say(f"page: {out / 'compare.html'}")
-    for key, text in done.failures.items():
+    for key, text in report.failures.items():
         print(f"esper: {key} failed: {text}", file=sys.stderr, flush=True)
-    return EsperError.exit_code if done.failures else 0
+    return EsperError.exit_code if report.failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,8 @@ import pytest
 import esper.compare.runner
 from esper.compare.arms import derive, load_compare
 from esper.compare.devices import Devices
-from esper.compare.runner import ArmJob, Comparer, jobs_of, run_compare, run_folder
+from esper.compare.report import collect_finished, make_notes, run_compare
+from esper.compare.runner import ArmJob, Comparer, jobs_of, run_folder
 from esper.leyline.errors import DataError, EsperError, RunDirError
 
 
@@ -111,12 +112,12 @@ def test_what_a_report_lacks_is_said(alone: Path, tmp_path: Path) -> None:
     comparer = Comparer(load_compare(str(alone), []), tmp_path / "out", lambda text: None)
     folder = pretend(comparer, ArmJob("a", 1))
     (folder / "STATUS.json").write_text(json.dumps({"status": "diverged", "message": "no finite loss"}))
-    esper.compare.runner._find(comparer, jobs_of(comparer.config))
+    collect_finished(comparer, jobs_of(comparer.config))
     assert comparer.failures["a", 1].startswith("diverged: no finite loss")
     (folder / "STATUS.json").write_text("")
-    esper.compare.runner._find(comparer, jobs_of(comparer.config))
+    collect_finished(comparer, jobs_of(comparer.config))
     assert "not readable" in comparer.failures["a", 1]
-    first, *others = comparer.notes({"a": {}, "b": {}})
+    first, *others = make_notes(comparer, {"a": {}, "b": {}})
     assert first == "4 of 4 runs are missing, rows stand on the others: a 1, b 1, a 2, b 2"
     assert any(note.startswith("a/1 failed: ") for note in others)
 
