@@ -79,7 +79,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
-    launcher.look_here()
+    launcher.make_cwd_importable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:  # Hydra reads the rest, its --help too
         return launcher.main(arguments[1:])

@@ -1,31 +1,30 @@
-"""From a command line to a finished run: compose once with Hydra, check everything, start torchrun, tell how it ended.
+"""From a command line to a finished run: compose once with Hydra, check everything, start torchrun, report the end.
 
     compose -> plain data -> every problem at once -> RUN made and locked -> config.yaml -> torchrun -> STATUS.json
 
-Hydra lives here and nowhere else: workers read RUN/config.yaml. How a run ended is what rank 0 wrote into
-RUN/STATUS.json, never torchrun's exit code. One run returns its objective to a sweep; a job of a sweep that fails
-raises inside its Hydra job, so that the sweep goes on, and the gravest code is the command's own; a preempted one
-stops the sweep, which the same command continues (finished jobs are not run again).
+Hydra is used in the launcher and nowhere else: workers read RUN/config.yaml. The result of a run is what rank 0 wrote
+into RUN/STATUS.json, never torchrun's exit code. A run returns its objective to a sweep. A job of a sweep that fails
+raises inside its Hydra job, so that the sweep goes on; the gravest exit code becomes the command's own. A preempted job
+stops the sweep, which the same command continues (finished jobs are not run again). What this needs beyond Hydra's
+interface is explained in docs/hydra.md.
 """
 
 import contextlib
-import difflib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from esper.config.tree import build_config
+from esper.launcher.complaints import reword
 from esper.launcher.start import LaunchResult, results_of_errors, show_result, start
 from esper.leyline.errors import ConfigError, EsperError, Preempted
 from esper.leyline.files import package_folder
@@ -36,30 +35,36 @@ _HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete st
 
 
 class _JobFailed(Exception):
-    """Tells Hydra's sweeper that a job failed, in words that were shown where it ran, and with which exit code."""
+    """Reports to Hydra's sweeper that a job failed: the line that was shown where it ran, and its exit code."""
 
     def __init__(self, line: str, code: int) -> None:
-        super().__init__(line, code)  # both, since it may come back pickled
+        super().__init__(line, code)  # both, because a launcher plugin may send the error back pickled
         self.line, self.code = line, code
 
 
-class _Words:
-    """Where a job's last words go: stderr as it was before Hydra's own was caught. A job that a launcher plugin sends
-    away is pickled; where it is unpickled they go to that process's own stderr."""
+class _JobStderr:
+    """The stream for a job's final message: stderr as it was before Hydra's own output was captured.
+
+    A launcher plugin pickles a job and runs it in another process, where this stream cannot go. So it is unpickled as
+    that process's own stderr.
+
+    Args:
+        stream: stderr of this process; None in a job that runs elsewhere.
+    """
 
     def __init__(self, stream: Any = None) -> None:
-        self.away, self.stream = stream is None, stream or sys.stderr
+        self.elsewhere, self.stream = stream is None, stream or sys.stderr
 
-    def __reduce__(self) -> tuple[type["_Words"], tuple[()]]:
-        return _Words, ()
+    def __reduce__(self) -> tuple[type["_JobStderr"], tuple[()]]:
+        return _JobStderr, ()
 
 
 class _StopSweep(BaseException):
-    """Passes through Hydra, which catches only Exception in a job."""
+    """Ends a sweep. Hydra catches every Exception of a job and goes on, so this is none."""
 
 
 def conf_folder() -> Path:
-    """Hydra's groups: inside an installed package, beside the package in a checkout."""
+    """The folder of Hydra's groups: inside an installed package, beside the package in a checkout."""
     package = package_folder()
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
@@ -68,10 +73,10 @@ def conf_folder() -> Path:
 
 
 def plain_of(composed: DictConfig) -> dict[str, Any]:
-    """Resolved plain data of what Hydra composed.
+    """The config that Hydra composed, resolved, as plain data.
 
     Raises:
-        ConfigError: values that are missing (``???``), all of them, or one that cannot be resolved.
+        ConfigError: values are missing (``???``; the text names all of them), or one cannot be resolved.
     """
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -85,112 +90,88 @@ def plain_of(composed: DictConfig) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
-def look_here() -> None:
+def make_cwd_importable() -> None:
     """Makes modules of the current folder importable for the checks, as ``python -m`` makes them for the workers."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def _job(composed: DictConfig) -> LaunchResult:
-    """One Hydra job."""
+    """Starts the run of one Hydra job."""
     plain = plain_of(composed)
-    how = plain.pop("launch", None)
-    if how not in LAUNCHES:
-        raise ConfigError(f"launch = {how!r}: expected one of {', '.join(LAUNCHES)}; for example launch=run")
+    launch = plain.pop("launch", None)
+    if launch not in LAUNCHES:
+        raise ConfigError(f"launch = {launch!r}: expected one of {', '.join(LAUNCHES)}; for example launch=run")
     context = HydraConfig.get()
     if context.mode is RunMode.MULTIRUN:
         if any(override.lstrip("+").startswith("run.dir=") for override in context.overrides.task):
             raise ConfigError("run.dir: in a multirun each job has a folder of its own; set hydra.sweep.dir instead")
         plain["run"]["dir"] = context.runtime.output_dir
-    return start(build_config(plain), plain, how)
-
-
-def _in_a_line(text: str) -> str:
-    """Hydra's commonest complaints in our words: where, what, what to do; others as Hydra has them."""
-    override = re.search(r"Could not override '([^']+)'", text)
-    if override:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            tree = compose("config")
-        keys = _dotted(OmegaConf.to_container(tree, resolve=False))
-        if override[1] in keys:  # a mapping that has no such key, or a group's name for a setting
-            return f"esper: config: {override[1]}: cannot take this value; see --cfg job for what stands there"
-        near = difflib.get_close_matches(override[1], keys, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}" if near else "see --cfg job for all of them"
-        return f"esper: config: {override[1]}: no such setting; {hint}"
-    option = re.search(
-        r"Could not find '([\w/]+)/([^']+)'.*?Available options in '[^']+':\n((?:\t\S+\n?)+)", text, re.S
-    )
-    if option:
-        return f"esper: config: {option[1]}={option[2]}: no such option; there are {', '.join(option[3].split())}"
-    return text
-
-
-def _dotted(plain: Any, path: str = "") -> list[str]:
-    if not isinstance(plain, dict):
-        return [path]
-    found = [path] if path else []
-    for key, value in plain.items():
-        found += _dotted(value, f"{path}.{key}" if path else str(key))
-    return found
+    return start(build_config(plain), plain, launch)
 
 
 def _gravity(code: int) -> int:
+    """The rank of an exit code among the others; an unknown one is the gravest."""
     return _BY_GRAVITY.index(code) if code in _BY_GRAVITY else len(_BY_GRAVITY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
-    look_here()
+    make_cwd_importable()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    outcomes: list[LaunchResult] = []
-    words, before = _Words(sys.stderr), sys.argv
+    results: list[LaunchResult] = []
+    job_stderr, argv_before = _JobStderr(sys.stderr), sys.argv
 
     def job(composed: DictConfig) -> float | None:
-        outcome: list[LaunchResult] = []
+        job_results: list[LaunchResult] = []
         sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-        with contextlib.redirect_stderr(words.stream):
-            with results_of_errors(outcome):
-                outcome.append(_job(composed))
-            outcomes.append(outcome[0])
-            show_result(outcome[0])
-        if sweep and outcome[0].code == Preempted.exit_code and not words.away:
+        with contextlib.redirect_stderr(job_stderr.stream):
+            with results_of_errors(job_results):
+                job_results.append(_job(composed))
+            (result,) = job_results
+            results.append(result)
+            show_result(result)
+        if sweep and result.code == Preempted.exit_code and not job_stderr.elsewhere:
             raise _StopSweep
-        if sweep and outcome[0].code != 0:
-            with contextlib.suppress(OSError):  # Hydra made it; a job that was refused leaves nothing in it
+        if sweep and result.code != 0:
+            with contextlib.suppress(OSError):  # Hydra made the folder; a job that was refused left it empty
                 Path(HydraConfig.get().runtime.output_dir).rmdir()
-            raise _JobFailed(outcome[0].line, outcome[0].code)
-        return outcome[0].objective
+            raise _JobFailed(result.line, result.code)
+        return result.objective
 
     app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
-    caught = io.StringIO()  # Hydra's own complaints; it would report a failed job of ours a second time, as a traceback
+    # Captures Hydra's own complaints: `reword` shortens them, and a failed job, which has printed its line already, is
+    # not reported a second time as a traceback.
+    captured = io.StringIO()
     code = 0
     try:
-        sys.argv = [before[0], *arguments]
-        with contextlib.redirect_stderr(caught):
+        sys.argv = [argv_before[0], *arguments]
+        with contextlib.redirect_stderr(captured):
             app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-        if not outcomes and isinstance(end.__context__, _JobFailed):  # it ran elsewhere
-            outcomes.append(LaunchResult(end.__context__.code, end.__context__.line))
-            show_result(outcomes[-1])
+        if not results and isinstance(end.__context__, _JobFailed):  # the job ran in another process
+            results.append(LaunchResult(end.__context__.code, end.__context__.line))
+            show_result(results[-1])
     except (_StopSweep, _JobFailed):
         pass
     except KeyboardInterrupt:
-        outcomes.append(LaunchResult(Preempted.exit_code, "interrupted before a run had started"))
-        show_result(outcomes[-1])
+        results.append(LaunchResult(Preempted.exit_code, "interrupted before a run had started"))
+        show_result(results[-1])
     finally:
-        sys.argv = before
-    failed = [outcome for outcome in outcomes if outcome.code != 0]
+        sys.argv = argv_before
+    failed = [result for result in results if result.code != 0]
     if not failed:
-        text = caught.getvalue().replace(_HYDRA_HINT, "")
+        text = captured.getvalue().replace(_HYDRA_HINT, "")
         if text.strip():
-            print(_in_a_line(text.strip()), file=words.stream, flush=True)
+            print(reword(text.strip(), conf_folder()), file=job_stderr.stream, flush=True)
         return ConfigError.exit_code if code else 0
-    if len(outcomes) > 1:
+    if len(results) > 1:
         print(
-            f"esper: {len(failed)} of {len(outcomes)} jobs did not finish; their lines stand above", file=words.stream
+            f"esper: {len(failed)} of {len(results)} jobs did not finish; their lines stand above",
+            file=job_stderr.stream,
         )
-    return max((outcome.code for outcome in failed), key=_gravity)
+    return max((result.code for result in failed), key=_gravity)
 
 
 if __name__ == "__main__":
