@@ -33,6 +33,7 @@ from torch import Tensor
 from esper.config.strict import as_plain
 from esper.config.tree import build_config, config_digest
 from esper.kasmina.attribution.worth import evaluating
+from esper.launcher.compose import conf_folder
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
 from esper.leyline.protocols import NullSink
@@ -44,7 +45,6 @@ from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.engine import Engine
 
-CONF = Path(__file__).parents[1] / "conf"
 ARMS = ("shadow", "ste", "immediate", "none")
 
 
@@ -120,7 +120,7 @@ def build(setting: Setting, arm: str, seed: int, folder: Path) -> Engine:
         "controller=none",
         f"slots.incubation={'shadow' if arm == 'none' else arm}",
     ]
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_dir(str(conf_folder()), version_base=None):
         composed = OmegaConf.to_container(compose("config", overrides), resolve=True)
     assert isinstance(composed, dict)
     composed.pop("launch")

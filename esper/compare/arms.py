@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.accord.account import step_flops
 from esper.accord.state import planted_slots
-from esper.config.strict import Reader
+from esper.config.strict import Reader, defaults_of
 from esper.config.tree import EsperConfig, build_config
 from esper.karn.comparison import Metric
 from esper.launcher.compose import conf_folder, plain_of
@@ -135,17 +135,13 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
     odd = {name: arm for name, arm in arms.items() if not isinstance(arm, dict | None)}
     if odd:
         raise ConfigError([f"{path}: compare.arms.{name} = {arm!r}: must be a mapping" for name, arm in odd.items()])
-    plain["arms"] = {name: {**_blank_arm(), **(arm or {})} for name, arm in arms.items()}
+    plain["arms"] = {name: {**defaults_of(Arm), **(arm or {})} for name, arm in arms.items()}
     reader = Reader()
     config = reader.section(CompareConfig, plain, "compare")
     if reader.problems:
         raise ConfigError(reader.problems)
     assert isinstance(config, CompareConfig)
     return config
-
-
-def _blank_arm() -> dict[str, Any]:
-    return {"overrides": [], "flops": None, "topology": None, "size": False}
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from esper.leyline.errors import ConfigError
 
 _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
+UNSET = "???"  # what Hydra and OmegaConf write for a value that somebody has yet to set
 _FIELD_LINE = re.compile(r"(\w+) = ")
 
 
@@ -52,6 +53,19 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): as_plain(item) for key, item in value.items()}
     return value
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Plain data of a config class with every field at its default; ``???`` where it has none."""
+    return {field.name: _default(field) for field in dataclasses.fields(cls)}
+
+
+def _default(field: Any) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return as_plain(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return as_plain(field.default_factory())
+    return UNSET
 
 
 @functools.cache
@@ -166,11 +180,8 @@ class Reader:
 
     @staticmethod
     def _example(field: Any) -> str | None:
-        if field.default is not dataclasses.MISSING:
-            return override_text(as_plain(field.default))
-        if field.default_factory is not dataclasses.MISSING:
-            return override_text(as_plain(field.default_factory()))
-        return None
+        default = _default(field)
+        return None if default == UNSET else override_text(default)
 
 
 def _scalar(hint: Any, value: Any) -> Any:

@@ -122,6 +122,12 @@ KINDS: dict[str, tuple[Callable[[str], type], Callable[[], list[str]]]] = {
     "controller": (controller_config_class, lambda: sorted(controller_kinds())),
 }
 
+
+def config_classes() -> list[type]:
+    """Every config class of the tree: the sections with one class, then each kind of the others."""
+    return [*FIXED_SECTIONS.values(), *(find(kind) for find, kinds in KINDS.values() for kind in kinds())]
+
+
 # Settings that do not change what is computed, and so may differ between the attempts of one run.
 OPERATIONAL = (
     "run",

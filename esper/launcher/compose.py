@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.config.tree import build_config
 from esper.launcher.complaints import reword
+from esper.launcher.defaults import store_defaults
 from esper.launcher.start import LaunchResult, results_of_errors, show_result, start
 from esper.leyline.errors import ConfigError, EsperError, Preempted
 from esper.leyline.files import package_folder
@@ -32,6 +33,9 @@ from esper.leyline.files import package_folder
 LAUNCHES = ("run", "prepare", "plan")
 _BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
 _HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+
+
+store_defaults()  # whoever composes imports this module: conf/ is only half of the settings without them
 
 
 class _JobFailed(Exception):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.state import Terms
-from esper.config.strict import Reader, as_plain
+from esper.config.strict import UNSET, Reader, as_plain, defaults_of
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.checks import Checks
 from esper.leyline.errors import CheckpointError, ConfigError
@@ -94,12 +94,7 @@ def read_section(cls: type[T], given: Any, path: str) -> T:
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"{path} = {type(given).__name__}: expected {cls.__name__}, or a mapping of its settings")
     reader = Reader()
-    defaults = {}
-    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if entry.default is not dataclasses.MISSING:
-            defaults[entry.name] = as_plain(entry.default)
-        elif entry.default_factory is not dataclasses.MISSING:
-            defaults[entry.name] = as_plain(entry.default_factory())
+    defaults = {name: value for name, value in defaults_of(cls).items() if value != UNSET}
     made = reader.section(cls, {**defaults, **as_plain(dict(given or {}))}, path)
     if made is None:
         raise ConfigError(reader.problems)

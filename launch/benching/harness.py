@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.config.tree import build_config
+from esper.launcher.compose import conf_folder
 from esper.leyline.protocols import NullSink
 from esper.run.assembly import assemble
 from esper.tolaria.checkpoint.store import CheckpointStore
@@ -35,7 +36,6 @@ from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.engine import Engine
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 Part = Callable[[int, int, int], "list[Ratio]"]  # (rank, ranks, rounds) -> lines; the same on every rank
 
 
@@ -103,7 +103,7 @@ def ratio_of(name: str, host: str, budget: str, limit: float | None, times: dict
 
 def engine_for(overrides: list[str], rank: int, world_size: int) -> Engine:
     """An engine of the shipped config, in a temporary run directory."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         plain = OmegaConf.to_container(compose("config", overrides=overrides), resolve=False)
     assert isinstance(plain, dict)
     plain.pop("launch", None)

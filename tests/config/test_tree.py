@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from esper.config.strict import as_plain
+from esper.config.strict import as_plain, defaults_of
 from esper.config.tree import (
     FIXED_SECTIONS,
     KINDS,
     Resume,
     build_config,
+    config_classes,
     config_digest,
     cross_check,
     differences,
@@ -87,9 +89,36 @@ def test_every_registered_kind_has_a_group_option(group: str) -> None:
     assert set(KINDS[group][1]()) <= set(options(group))
 
 
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_file_of_a_group_holds_nothing_that_is_the_default_of_its_class(choice: str) -> None:
+    group, option = choice.split("=")
+    own = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    first = own.pop("defaults")[0]
+    if first.startswith("/"):  # others add to another option of their group
+        (cls,) = {cls for cls in config_classes() if cls.__name__ == first[1:].split("@")[0].split("_needs_")[0]}
+        own.pop("kind", None)  # says what the file is about
+        defaults = defaults_of(cls)
+        assert [key for key, value in own.items() if value == defaults[key]] == []
+
+
 @pytest.mark.parametrize("name", [name for name in FIXED_SECTIONS if name not in ("run", "telemetry")])
 def test_values_of_default_options_are_those_of_the_classes(name: str, default: dict[str, Any]) -> None:
     assert default[name] == as_plain(FIXED_SECTIONS[name]())
+
+
+def test_classes_that_hydra_knows_have_a_name_each() -> None:
+    names = [cls.__name__ for cls in config_classes()]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("section", [*KINDS, *FIXED_SECTIONS])
+def test_a_config_that_is_read_back_gets_no_default_for_a_missing_setting(
+    section: str, default: dict[str, Any]
+) -> None:
+    for key in default[section]:
+        plain = copy.deepcopy(default)
+        del plain[section][key]
+        assert any(line.startswith(f"{section}.{key}") for line in problems(plain)), key
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
