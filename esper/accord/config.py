@@ -18,33 +18,47 @@ class EvidencePolicy(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class SlotsConfig:
-    """Where and how seeds may live.
-
-    Fields:
-        ids: slot ids in use; empty means every slot of the host.
-        incubation: how a TRAINING seed learns.
-        embargo_ticks: ticks a slot rests in EMBARGOED after a prune.
-        max_live: seeds alive at the same time; null is unlimited. Fossils do not count.
-        max_germinations: births in a run; null is unlimited.
-        max_parameters: parameters that growth may add, living and fossil; null is unlimited.
-        max_flops: forward FLOPs per sample that growth may add; null is unlimited.
-        train_fossils: fossilised seeds keep learning.
-        channels: slot id -> vector v of CHANNEL, one value in [0, 1] per channel, as text ("1,0.5,0"); null for none.
-        history: stage changes remembered per slot.
-        planted: slot id -> blueprint of seeds that are part of the network from the first step, as fossils are.
-    """
+    """Where and how seeds may live."""
 
     ids: list[str] = field(default_factory=list)
+    """Slot ids in use, as [r0c0, r1c0]; empty: every slot of the host."""
+
     incubation: Incubation = Incubation.IMMEDIATE
+    """How a seed in TRAINING learns: ``shadow`` sees the loss at full alpha in a forward of its own, ``ste`` is
+    straight-through (the host's output, the gradient as if the seed were added), ``immediate`` is no incubation: the
+    seed blends from birth.
+    """
+
     embargo_ticks: int = 5
+    """Ticks that a slot rests in EMBARGOED after a prune; 0: none."""
+
     max_live: int | None = 2
+    """Seeds alive at the same time, fossils not counted; null: no limit."""
+
     max_germinations: int | None = None
+    """Births in a run; null: no limit."""
+
     max_parameters: int | None = None
+    """Parameters that growth may add, living seeds and fossils together; null: no limit."""
+
     max_flops: int | None = None
+    """Forward FLOPs per sample that growth may add; null: no limit."""
+
     train_fossils: bool = True
+    """Whether fossilised seeds keep learning."""
+
     channels: dict[str, str] | None = None
+    """Vectors v of the operator CHANNEL: slot id -> one value in [0, 1] per channel, as text, {r0c0: "1,0.5,0"}; null:
+    none.
+    """
+
     history: int = 64
+    """Stage changes remembered per slot, 1 to 10000."""
+
     planted: dict[str, str] | None = None
+    """Seeds that are part of the network from the first step, as fossils are: slot id -> blueprint, {r0c0: conv_light};
+    null: none.
+    """
 
     def __post_init__(self) -> None:
         sort_slots(self.ids)
@@ -63,45 +77,68 @@ class SlotsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class GateConfig:
-    """Thresholds of the gates, in stated units.
-
-    Fields:
-        evidence: whether evidence checks bind.
-        k_se: standard errors by which a paired difference must be better at G2, and may be worse at G3, after the
-            correction for skewness. 2.7 at 5 looks: 1.9 % of seeds that do not help pass in a life where differences
-            are normal (Bonferroni: 5 one-sided looks of 0.38 % each); the rest, up to 5 %, is room for skewness.
-        hold_k_se: the same at G5. 3.14 at 10 looks: 1 % in a life, whatever had passed before.
-        looks: scheduled looks at G2 in a life; as many at G3, and at partial alphas, where no gate asks.
-        look_every: ticks between looks.
-        first_look: dwell in ticks before the first look at G2.
-        hold_looks: looks at G5 in a life, however often the seed comes to HOLDING.
-        min_dwell: ticks in a stage before ADVANCE or FOSSILIZE is legal.
-        min_samples: paired samples under which evidence is absent.
-        probe_samples: samples of the probe part drawn for a look; at most half of it, so that looks differ.
-        fresh_ticks: age in ticks beyond which evidence is stale.
-        min_contribution: nats per sample that a seed must contribute to fossilise.
-        auto_advance: gates (of G1, G2, G3) through which a seed goes by itself once they pass; fossilising never is.
-        max_vanishing, max_exploding: share of a seed's parameters, 0 to 1, whose gradient may vanish or explode (see
-            ``optim.vanishing_rms`` and ``optim.exploding_rms``) for it to be healthy.
-        degraded_ticks: ticks for which a seed may run by a fallback taken at run time before it is pruned.
-    """
+    """Thresholds of the gates, in stated units."""
 
     evidence: EvidencePolicy = EvidencePolicy.ENFORCE
+    """``enforce``: checks of evidence bind. ``observe``: they are measured and logged only, for baselines that decide
+    without them; integrity checks still bind.
+    """
+
     k_se: float = 2.7
+    """Standard errors by which a paired difference must be better at G2, and may be worse at G3, after the correction
+    for skewness. 2.7 at 5 looks: 1.9 % of seeds that do not help pass in a life where differences are normal
+    (Bonferroni: 5 one-sided looks of 0.38 % each); the rest, up to 5 %, is room for skewness.
+    """
+
     hold_k_se: float = 3.14
+    """Standard errors by which a paired difference must be better at G5. 3.14 at 10 looks: 1 % of seeds that do not
+    help pass in a life, whatever had passed before.
+    """
+
     looks: int = 5
+    """Scheduled looks at G2 in a life; as many at G3, and at partial alphas, where no gate asks."""
+
     look_every: int = 2
+    """Ticks between looks."""
+
     first_look: int = 3
+    """Ticks in the stage before the first look at G2."""
+
     hold_looks: int = 10
+    """Looks at G5 in a life, however often the seed comes to HOLDING."""
+
     min_dwell: int = 1
+    """Ticks in a stage before ADVANCE or FOSSILIZE is legal."""
+
     min_samples: int = 64
+    """Paired samples below which evidence is absent."""
+
     probe_samples: int = 192
+    """Samples of the probe part drawn for a look; at most half of the part, so that looks differ."""
+
     fresh_ticks: int = 1
+    """Age in ticks beyond which evidence is stale; 0: only this tick's is fresh."""
+
     min_contribution: float = 0.002
+    """Nats per sample that a seed must contribute to fossilise."""
+
     auto_advance: list[str] = field(default_factory=list)
+    """Gates (of G1, G2, G3) through which a seed goes by itself once they pass; empty: none. Fossilising always takes a
+    command.
+    """
+
     max_vanishing: float = 0.9
+    """Share of a seed's parameters, 0 to 1, whose gradient may vanish (see ``optim.vanishing_rms``) for it to be
+    healthy.
+    """
+
     max_exploding: float = 0.1
+    """Share of a seed's parameters, 0 to 1, whose gradient may explode (see ``optim.exploding_rms``) for it to be
+    healthy.
+    """
+
     degraded_ticks: int = 3
+    """Ticks that a seed may run by a fallback taken at run time before it is pruned."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -121,46 +158,69 @@ class GateConfig:
 
 @dataclass(kw_only=True, slots=True)
 class GovernorConfig:
-    """When a run is judged sick, what it goes back to, and how long growth waits then.
-
-    Fields:
-        enabled: judge at every tick, keep snapshots, roll back.
-        history: losses of healthy ticks that a new one is compared with. min_history: fewer say nothing.
-        deviations: robust standard deviations (1.4826 times the median absolute deviation) above the median, and
-        rise: nats as a share of the chance level, that a loss must *both* exceed to be out of line.
-        patience: ticks out of line in a row that are a panic; what is not finite is one at once.
-        blowup: multiples of the chance level (or of the least loss so far, if that is more) above which a training loss
-        has diverged however it came there.
-        collapse: share of the chance level from which a training loss is collapsed, if its median had been below
-        clearly_better: another share of it.
-        snapshot_ticks: ticks between snapshots in memory; a save takes one too. ring: how many are kept, by each rank.
-        blame_ticks: a change in a slot older than this, in ticks, is not blamed.
-        embargo_ticks: ticks for which no seed germinates in a slot that was blamed.
-        max_replays: rollbacks without a recovery between them, after which the run ends as diverged.
-        recover_ticks: healthy ticks beyond the tick of the panic that are a recovery.
-        cool_ticks: ticks without births after the first panic that growth is blamed for; each further one doubles it.
-        trial_ticks: healthy ticks that one seed must then stand blended before others may be born.
-        max_trips: panics that growth is blamed for, without a success between them, after which births stay forbidden.
-    """
+    """When a run is judged sick, what it goes back to, and how long growth waits then."""
 
     enabled: bool = True
+    """Judge every tick, keep snapshots, roll back after a panic."""
+
     history: int = 16
+    """Ticks: how many losses of healthy ticks a new one is compared with."""
+
     min_history: int = 8
+    """Ticks: with fewer losses than this, a jump is not judged."""
+
     deviations: float = 6.0
+    """Robust standard deviations (1.4826 times the median absolute deviation) above the median. A loss is out of line
+    when it exceeds both this and ``rise``.
+    """
+
     rise: float = 0.1
+    """Rise above the median, in nats as a share of the chance level, the loss of a network that knows the class
+    frequencies and nothing else. A loss is out of line when it exceeds both this and ``deviations``.
+    """
+
     patience: int = 2
+    """Ticks out of line in a row that are a panic. A loss that is not finite is one at once."""
+
     blowup: float = 3.0
+    """Multiple of the chance level (or of the least loss so far, if that is more) above which a training loss has
+    diverged, however it came there.
+    """
+
     collapse: float = 0.95
+    """Share of the chance level from which a training loss has collapsed, if its median had been below
+    ``clearly_better``.
+    """
+
     clearly_better: float = 0.8
+    """Share of the chance level below which the median of the training loss must once have been for a collapse."""
+
     snapshot_ticks: int = 5
+    """Ticks between snapshots in memory; a save takes one too."""
+
     ring: int = 3
+    """Snapshots that each rank keeps in memory."""
+
     blame_ticks: int = 10
+    """Ticks: a change in a slot that is older is not blamed for a panic."""
+
     embargo_ticks: int = 50
+    """Ticks for which no seed germinates in a slot that was blamed; 0: none."""
+
     max_replays: int = 3
+    """Rollbacks without a recovery between them, after which the run ends as diverged."""
+
     recover_ticks: int = 10
+    """Healthy ticks beyond the tick of the panic that are a recovery."""
+
     cool_ticks: int = 20
+    """Ticks without births after the first panic that growth is blamed for; each further panic doubles them."""
+
     trial_ticks: int = 5
+    """Healthy ticks that one seed must then stand blended before others may be born."""
+
     max_trips: int = 3
+    """Panics that growth is blamed for, without a success between them, after which births stay forbidden."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

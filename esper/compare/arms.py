@@ -40,19 +40,19 @@ _COMPOSING = threading.Lock()  # Hydra's state is one per process, and jobs are 
 
 @dataclass(kw_only=True, slots=True)
 class Arm:
-    """What one arm has of its own.
-
-    Fields:
-        overrides: Hydra overrides, on top of the shared ones.
-        flops: the arm whose training FLOPs it spends, seed by seed; null: the shared number of steps.
-        topology: the arm whose final topology it has from the start, seed by seed; null: its own host, empty slots.
-        size: a network of a fixed size; the headroom verdict asks about those that are smaller than `final`.
-    """
+    """What one arm has of its own."""
 
     overrides: list[str] = field(default_factory=list)
+    """Hydra overrides, on top of the shared ones; empty: none."""
+
     flops: str | None = None
+    """The arm whose training FLOPs it spends, seed by seed; null: the shared number of steps."""
+
     topology: str | None = None
+    """The arm whose final topology it has from the start, seed by seed; null: its own host, empty slots."""
+
     size: bool = False
+    """A network of a fixed size; the headroom verdict asks about those that are smaller than `final`."""
 
     @property
     def waits_for(self) -> set[str]:
@@ -62,21 +62,25 @@ class Arm:
 
 @dataclass(kw_only=True, slots=True)
 class CompareConfig:
-    """One comparison.
-
-    Fields:
-        base: Hydra overrides of every arm. seeds: run seeds. metric: of the score.
-        subject: the arm that the claims are about.
-        flops_share: of `final`'s FLOPs, within which the subject is to reach its loss.
-        arms: by name.
-    """
+    """One comparison."""
 
     base: list[str]
+    """Hydra overrides of every arm."""
+
     seeds: list[int]
+    """Seeds of the runs, one or more, each once."""
+
     metric: Metric
+    """What a score is: ``accuracy`` (of the test part) or ``loss`` (minus the test loss)."""
+
     subject: str
+    """The arm that the claims are about."""
+
     flops_share: float
+    """Share of the FLOPs of `final`, above 0 to 10, within which the subject is to reach its loss."""
+
     arms: dict[str, Arm]
+    """What each arm has of its own, by name."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -45,20 +45,21 @@ class Resume(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """Where the run lies and what it is called.
-
-    Fields:
-        dir: the run directory, RUN; in a multirun Hydra gives each job its own.
-        resume: what the launcher does with a run that lies there already. Workers always go on from the newest
-            checkpoint that is valid on all ranks.
-        name: display name; null takes the folder's.
-        group: runs that belong together.
-    """
+    """Where the run lies and what it is called."""
 
     dir: str
+    """The run directory, RUN; in a multirun Hydra gives each job its own."""
+
     resume: Resume = Resume.AUTO
+    """What the launcher does with a run that lies there already: ``auto`` goes on with it or begins one, ``must`` wants
+    one there, ``never`` wants none. Workers always go on from the newest checkpoint that is valid on all ranks.
+    """
+
     name: str | None = None
+    """Display name; null: the folder's name."""
+
     group: str | None = None
+    """Name of the runs that belong together; null: none."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -69,33 +70,55 @@ class RunConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EsperConfig:
-    """One run.
-
-    Fields:
-        seed: of everything random but the data split.
-        run: where it lies. host: the network. data: what it learns from. controller: who decides.
-        slots, gates: where seeds live, and what they must show. library: where births are kept, and who builds them.
-        optim, trainer: how the network learns.
-        control: ticks. checkpoint: saves. governor: who goes back. distill: who teaches, if anybody.
-        world: processes and devices. telemetry: what is told, and where.
-    """
+    """One run."""
 
     seed: int
+    """Seed of everything random but the data split, 0 to 2147483647."""
+
     run: RunConfig
+    """Where the run lies and what it is called."""
+
     host: Any
+    """The network that growth begins from."""
+
     data: Any
+    """What it learns from."""
+
     controller: Any
+    """Who decides what grows, and when."""
+
     slots: SlotsConfig
+    """Where seeds live."""
+
     gates: GateConfig
+    """What seeds must show."""
+
     library: LibraryConfig
+    """Where births are kept, and who builds them."""
+
     optim: OptimConfig
+    """How the network learns."""
+
     trainer: TrainerConfig
+    """For how long it learns, and from which batches."""
+
     control: ControlConfig
+    """When ticks come, and how long ranks wait for each other."""
+
     checkpoint: CheckpointConfig
+    """When to save and what to keep."""
+
     governor: GovernorConfig
+    """When a run is judged sick, and what it goes back to."""
+
     distill: DistillConfig
+    """Who teaches, if anybody."""
+
     world: WorldConfig
+    """Processes and devices."""
+
     telemetry: TelemetryConfig
+    """What is told, and where."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

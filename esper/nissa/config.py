@@ -43,23 +43,27 @@ class WandbMode(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class WandbConfig:
-    """The run as wandb shows it.
-
-    Fields:
-        mode: offline, online or disabled.
-        project: wandb project.
-        group: runs shown together; null takes the sweep's name, if there is one.
-        job_type: kind of run within a group.
-        name: display name; null takes the run id.
-        tags: labels to filter by.
-    """
+    """The run as wandb shows it."""
 
     mode: WandbMode = WandbMode.OFFLINE
+    """``offline``: files in the run directory, which ``wandb sync RUN/wandb/offline-run-*`` sends later. ``online``:
+    sent as the run goes. ``disabled``: no wandb.
+    """
+
     project: str = "esper"
+    """Project in wandb."""
+
     group: str | None = None
+    """Runs shown together; null: the sweep's name, if there is one."""
+
     job_type: str | None = "train"
+    """Kind of run within a group; null: none."""
+
     name: str | None = None
+    """Display name; null: the run's id."""
+
     tags: list[str] = field(default_factory=list)
+    """Labels to filter by; empty: none."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -77,14 +81,15 @@ class WandbConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TelemetryConfig:
-    """What a run tells, and where.
-
-    Fields:
-        level: events written to the run's event files: off, lifecycle or full.
-        console: what rank 0 shows: auto, bar, plain or off.
-        wandb: the run as wandb shows it.
-    """
+    """What a run tells, and where."""
 
     level: Level = Level.FULL
+    """Which events are written to the run's event files: ``off``, ``lifecycle`` or ``full``. Refusals, vetoes and
+    faults are written at every level.
+    """
+
     console: ConsoleMode = ConsoleMode.AUTO
+    """What rank 0 shows: ``auto`` (a bar on a terminal, else plain lines), ``bar``, ``plain`` or ``off``."""
+
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    """The run as wandb shows it."""

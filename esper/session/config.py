@@ -30,34 +30,49 @@ ENDLESS = 10**12  # optimizer steps of a session without an end in sight: contro
 
 @dataclass(kw_only=True, slots=True)
 class SessionConfig:
-    """Settings of a session; its checkpoint stores them whole.
-
-    Fields:
-        seed: of births and of what evidence draws; not of the user's own random numbers.
-        steps: optimizer steps of the run; None: no end in sight.
-        scheduler_per: the scheduler steps once per optimizer ``step``, or once per ``epoch``.
-        clip_norm: L2 norm to which each owner's gradient (host, each slot) is clipped by itself; None is off.
-        seed_lr_scale, seed_warmup_steps, seed_weight_decay: as in `OptimConfig`, against the host's present rate.
-        max_skips, max_consecutive: as in `TrainerConfig`.
-        class_logits: the model's output is class logits [B, K >= 2], so that CONFIDENCE may be used.
-        find_unused: data parallel training looks for parameters without a gradient in every step; not with shadows.
-        slots, gates, control: where seeds live, what they must show, when ticks come.
-    """
+    """Settings of a session; its checkpoint stores them whole."""
 
     seed: int = 0
+    """Seed of births and of what evidence draws, 0 to 2147483647; not of the user's own random numbers."""
+
     steps: int | None = None
+    """Optimizer steps of the run; None: no end in sight."""
+
     scheduler_per: str = "step"
+    """The scheduler steps once per optimizer ``step``, or once per ``epoch``."""
+
     clip_norm: float | None = None
+    """L2 norm to which each owner's gradient (host, each slot) is clipped by itself; None: no clipping."""
+
     seed_lr_scale: float = 2.0
+    """Learning rate of seeds as a multiple of the host's present one."""
+
     seed_warmup_steps: int = 20
+    """Optimizer steps of a seed's linear warm-up, from the first step in which it learns; 0: none."""
+
     seed_weight_decay: float = 0.0
+    """Weight decay of seeds."""
+
     max_skips: int = 5
+    """Skipped optimizer steps in a row after which a tick comes at once and the newest blending seed is pruned."""
+
     max_consecutive: int = 20
+    """Optimizer steps skipped in a row for a non-finite host gradient that end the run as diverged."""
+
     class_logits: bool = False
+    """The model's output is class logits [B, K >= 2], so that CONFIDENCE may be used."""
+
     find_unused: bool = False
+    """Data parallel training looks for parameters without a gradient in every step; not with shadows."""
+
     slots: SlotsConfig = field(default_factory=SlotsConfig)
+    """Where seeds live."""
+
     gates: GateConfig = field(default_factory=GateConfig)
+    """What seeds must show."""
+
     control: ControlConfig = field(default_factory=ControlConfig)
+    """When ticks come."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -22,17 +22,16 @@ _MEMBERS = ("decide", "state_dict", "load_state_dict")
 
 @dataclass(kw_only=True, slots=True)
 class CustomConfig:
-    """Where the class is, and its keyword arguments.
-
-    Fields:
-        kind: ``custom``.
-        path: ``package.module:Class``, importable on every rank.
-        options: keyword arguments beside ``slots`` and ``seed``; null for none.
-    """
+    """Where the class is, and its keyword arguments."""
 
     kind: str = "custom"
+    """Registered name of this kind: ``custom``."""
+
     path: str
+    """``package.module:Class``, importable on every rank."""
+
     options: dict[str, Any] | None = None
+    """Keyword arguments beside ``slots`` and ``seed``, {margin: 2}; null: none."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -50,46 +50,64 @@ class Undecided(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class HeuristicConfig:
-    """Thresholds of the rules; evidence thresholds belong to the gates.
-
-    Fields:
-        kind: ``heuristic``.
-        warmup_ticks: ticks before the first birth.
-        eager: germinate whenever budgets allow (an incubating seed costs compute and leaves the host as it is); false
-            waits for a plateau before each birth.
-        plateau_metric: the loss in which a plateau is looked for.
-        plateau_window: readings in each of the two windows compared.
-        plateau_k_se: standard errors that the newer window must be better by, or it is a plateau.
-        life_ticks: ticks that a whole life takes; no birth with fewer ticks left.
-        blueprints: names in order of preference; a slot passes over those that do not fit it. Empty: all but noop,
-            most parameters first: a fossil keeps its slot for good.
-        spread: among equals, the blueprint least alive elsewhere goes first, so that slots try different things.
-        tempo_ticks: length of the ramp up. prune_ticks: length of the ramp down.
-        curve: shape of the ramps.
-        undecided: what becomes of a seed that has spent its looks at G5 while its last reading is above zero.
-        patience: readings against a blending seed before it is pruned.
-        stall_ticks: ticks without progress and without evidence, at rest in GERMINATED or BLENDING, before a prune.
-        penalty_half_life: ticks in which the memory of a failure halves; each failure adds 1.
-        max_penalty: a blueprint above it is not tried again in that slot yet.
-    """
+    """Thresholds of the rules; evidence thresholds belong to the gates."""
 
     kind: str = "heuristic"
+    """Registered name of this kind: ``heuristic``."""
+
     warmup_ticks: int = 2
+    """Ticks before the first birth."""
+
     eager: bool = True
+    """Germinate whenever budgets allow (an incubating seed costs compute and leaves the host as it is); false: wait for
+    a plateau before each birth.
+    """
+
     plateau_metric: PlateauMetric = PlateauMetric.VALIDATION
+    """The loss in which a plateau is looked for: ``validation`` or ``train``."""
+
     plateau_window: int = 4
+    """Readings in each of the two windows compared."""
+
     plateau_k_se: float = 1.0
+    """Standard errors by which the newer window must be better, or it is a plateau."""
+
     life_ticks: int = 12
+    """Ticks that a whole life takes; no birth when fewer are left in the run."""
+
     blueprints: list[str] = field(default_factory=list)
+    """Names in order of preference; a slot passes over those that do not fit it. Empty: all but noop, most parameters
+    first, because a fossil keeps its slot for good.
+    """
+
     spread: bool = False
+    """Among equals, the blueprint least alive elsewhere goes first, so that slots try different things."""
+
     tempo_ticks: int = 1
+    """Ticks of the ramp up; 0: at once."""
+
     prune_ticks: int = 2
+    """Ticks of the ramp down; 0: at once."""
+
     curve: Curve = Curve.COSINE
+    """Shape of the ramps: ``linear``, ``cosine`` or ``sigmoid``."""
+
     undecided: Undecided = Undecided.HOLD
+    """What becomes of a seed that has spent its looks at G5 while its last reading is above zero: ``hold`` leaves it in
+    HOLDING, ``prune`` prunes it.
+    """
+
     patience: int = 2
+    """Readings in a row against a blending seed before it is pruned."""
+
     stall_ticks: int = 8
+    """Ticks without progress and without evidence, at rest in GERMINATED or BLENDING, before a prune."""
+
     penalty_half_life: float = 20.0
+    """Ticks in which the memory of a failure halves; each failure adds 1."""
+
     max_penalty: float = 0.75
+    """Remembered failures of a blueprint in a slot above which it is not tried there yet."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -10,13 +10,10 @@ from esper.tamiyo.registry import register
 
 @dataclass(kw_only=True, slots=True)
 class NoneConfig:
-    """No settings.
-
-    Fields:
-        kind: ``none``.
-    """
+    """No settings."""
 
     kind: str = "none"
+    """Registered name of this kind: ``none``."""
 
 
 @register("none", NoneConfig)

@@ -26,19 +26,19 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, slots=True)
 class RandomConfig:
-    """How often and how far.
-
-    Fields:
-        kind: ``random``.
-        rate: probability that a slot draws at a tick, 0 to 1; WAIT is among what it draws from.
-        max_ticks: longest ramp in ticks; lengths are uniform from 0 to it.
-        targets: alphas that GERMINATE and SET_ALPHA_TARGET choose from.
-    """
+    """How often and how far."""
 
     kind: str = "random"
+    """Registered name of this kind: ``random``."""
+
     rate: float = 0.5
+    """Probability that a slot draws at a tick, 0 to 1; WAIT is among what it draws from."""
+
     max_ticks: int = 4
+    """Longest ramp in ticks; lengths are uniform from 0 to it."""
+
     targets: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    """Alphas that GERMINATE and SET_ALPHA_TARGET choose from, each in [0, 1]."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -2,7 +2,8 @@
 
 To add a controller: write a config dataclass with ``kind: str = "<name>"`` and a class that satisfies
 `esper.leyline.protocols.Controller`, decorate it with ``@register("<name>", ItsConfig)``, import its module in
-``esper/tamiyo/__init__.py``, and add ``conf/controller/<name>.yaml``. Without touching this package: kind ``custom``.
+``esper/tamiyo/__init__.py``, and add ``conf/controller/<name>.yaml`` (``defaults: [/ItsConfig@_here_, _self_]`` and
+``kind: <name>``). Without touching this package: kind ``custom``.
 """
 
 from collections.abc import Callable

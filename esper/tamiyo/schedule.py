@@ -36,21 +36,20 @@ _OPTIONAL: dict[Op, tuple[str, ...]] = {
 
 @dataclass(kw_only=True, slots=True)
 class ScheduleConfig:
-    """The list of actions.
-
-    Fields:
-        kind: ``schedule``.
-        actions: mappings with ``tick`` (control tick, from 1), ``slot``, ``op`` (WAIT, GERMINATE, ADVANCE,
-            SET_ALPHA_TARGET, PRUNE or FOSSILIZE), and what the op uses: ``blueprint`` (GERMINATE, needed), ``target``
-            (alpha in [0, 1]; GERMINATE, and needed for SET_ALPHA_TARGET), and for the coming ramp of GERMINATE and
-            SET_ALPHA_TARGET ``operator`` (ADD, MULTIPLY, GATE, CONFIDENCE, CHANNEL), and of these and
-            PRUNE ``curve`` (LINEAR, COSINE, SIGMOID), ``ticks`` (0 to 10000; 0 is at once) and
-            ``steepness`` (SIGMOID's k, above 0 to 50). Left out, these keep the defaults of `Command`. At most one
-            entry for a tick and slot.
-    """
+    """The list of actions."""
 
     kind: str = "schedule"
+    """Registered name of this kind: ``schedule``."""
+
     actions: list[dict[str, Any]] = field(default_factory=list)
+    """Mappings, as {tick: 2, slot: r0c0, op: GERMINATE, blueprint: conv_small, ticks: 4}, at most one for a tick and
+    slot. Each has ``tick`` (control tick, from 1), ``slot``, ``op`` (WAIT, GERMINATE, ADVANCE, SET_ALPHA_TARGET, PRUNE
+    or FOSSILIZE), and what the op uses: ``blueprint`` (GERMINATE, needed); ``target`` (alpha in [0, 1]; GERMINATE, and
+    needed for SET_ALPHA_TARGET); for the coming ramp of GERMINATE and SET_ALPHA_TARGET ``operator`` (ADD, MULTIPLY,
+    GATE, CONFIDENCE, CHANNEL); and for that of these and PRUNE ``curve`` (LINEAR, COSINE, SIGMOID), ``ticks`` (0 to
+    10000; 0 is at once) and ``steepness`` (SIGMOID's k, above 0 to 50). Left out, these keep the defaults of `Command`.
+    Empty: nothing ever grows.
+    """
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -7,23 +7,25 @@ from esper.leyline.checks import Checks
 
 @dataclass(kw_only=True, slots=True)
 class LibraryConfig:
-    """Where births are kept, and who builds them.
-
-    Fields:
-        enabled: births go through the library; otherwise each is built where it is staged, and nothing is kept.
-        root: folder of the library, which runs may share; null is RUN/library.
-        require: an entry that is missing fails the germination instead of being built (a pinned library).
-        background: a thread builds while training goes on; otherwise the tick that stages a seed builds it.
-        wait_s: seconds that the following tick waits for the thread before it says NOT_READY.
-        memory_mib: MiB of the births used last that stay in memory; 0 keeps none.
-    """
+    """Where births are kept, and who builds them."""
 
     enabled: bool = False
+    """Births go through the library; otherwise each seed is built where it is staged, and nothing is kept."""
+
     root: str | None = None
+    """Folder of the library, which runs may share; null: RUN/library."""
+
     require: bool = False
+    """An entry that is missing fails the germination instead of being built (a pinned library)."""
+
     background: bool = True
+    """A thread builds while training goes on; otherwise the tick that stages a seed builds it."""
+
     wait_s: float = 20.0
+    """Seconds that the following tick waits for the thread before it says NOT_READY."""
+
     memory_mib: int = 256
+    """MiB of births that stay in memory, those used last; 0: none."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -20,17 +20,16 @@ from esper.leyline.topology import Topology
 
 @dataclass(kw_only=True, slots=True)
 class CNNConfig:
-    """Shape of the convolutional host.
-
-    Fields:
-        kind: "cnn".
-        widths: channels of each stage, at least one stage.
-        norm_groups: groups of every GroupNorm; divides every width.
-    """
+    """Shape of the convolutional host."""
 
     kind: str = "cnn"
+    """Registered name of this kind: ``cnn``."""
+
     widths: list[int] = field(default_factory=lambda: [4, 8])
+    """Channels of each stage, at least one stage."""
+
     norm_groups: int = 2
+    """Groups of every GroupNorm; divides every width."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

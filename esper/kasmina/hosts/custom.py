@@ -25,19 +25,20 @@ from esper.leyline.slots import sort_slots
 
 @dataclass(kw_only=True, slots=True)
 class CustomHostConfig:
-    """Where the function is, its keyword arguments, and where slots go.
-
-    Fields:
-        kind: ``custom``.
-        path: ``package.module:function``, importable on every rank; called with ``input_shape`` and ``classes``.
-        options: its further keyword arguments; null for none.
-        sites: slot id -> dotted name of the submodule whose output is the feature there.
-    """
+    """Where the function is, its keyword arguments, and where slots go."""
 
     kind: str = "custom"
+    """Registered name of this kind: ``custom``."""
+
     path: str
+    """``package.module:function``, importable on every rank; called with ``input_shape``, ``classes`` and the options.
+    """
+
     options: dict[str, Any] | None = None
+    """Further keyword arguments of the function, {width: 16}; null: none."""
+
     sites: dict[str, str]
+    """Slot id -> dotted name of the submodule whose output is the feature there, {r0c0: layer2}."""
 
     def __post_init__(self) -> None:
         sort_slots(self.sites)

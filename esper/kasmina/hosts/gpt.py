@@ -28,25 +28,28 @@ RUNS = ("attention", "mlp", "block")  # the order in which they run
 
 @dataclass(kw_only=True, slots=True)
 class GPTConfig:
-    """Shape of the GPT host.
-
-    Fields:
-        kind: "gpt".
-        layers: blocks.
-        heads: attention heads of each block; divides ``dim``.
-        dim: channels of the residual stream.
-        block: longest sequence, in tokens.
-        tied: the head shares the token embedding's weight.
-        sites: where each block has a slot: ``block`` (c0), ``attention`` (c1), ``mlp`` (c2); see `GPT`.
-    """
+    """Shape of the GPT host."""
 
     kind: str = "gpt"
+    """Registered name of this kind: ``gpt``."""
+
     layers: int = 2
+    """Number of blocks."""
+
     heads: int = 4
+    """Attention heads of each block; divides ``dim``."""
+
     dim: int = 64
+    """Channels of the residual stream."""
+
     block: int = 64
+    """Longest sequence, in tokens."""
+
     tied: bool = True
+    """The head shares the token embedding's weight."""
+
     sites: list[str] = field(default_factory=lambda: ["block"])
+    """Where each block has a slot: ``block`` (c0), ``attention`` (c1), ``mlp`` (c2); see `GPT`."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

@@ -1,7 +1,8 @@
 """Built-in hosts: the networks that growth begins from, by kind.
 
 A host is a plain ``nn.Module`` with ``injection_points()``. To add one: write its config dataclass (with a field
-``kind: str`` whose default is the registered kind) and a builder, and register both with `host`.
+``kind: str`` whose default is the registered kind) and a builder, register both with `host`, and add
+``conf/host/<kind>.yaml`` (``defaults: [/ItsConfig@_here_, _self_]`` and ``kind: <kind>``).
 """
 
 import dataclasses

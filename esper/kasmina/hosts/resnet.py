@@ -28,15 +28,15 @@ SMALLEST = 5  # pixels a side: 2x2 are left in the last stage, so that one sampl
 
 @dataclass(kw_only=True, slots=True)
 class ResNet20Config:
-    """Shape of the residual host.
-
-    Fields:
-        kind: "resnet20".
-        width: channels of the first stage; the next two have twice and four times as many. 16 in the paper.
-    """
+    """Shape of the residual host."""
 
     kind: str = "resnet20"
+    """Registered name of this kind: ``resnet20``."""
+
     width: int = 16
+    """Channels of the first stage; the next two have twice and four times as many. 16 in the paper; 4 is the quarter-
+    width network.
+    """
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

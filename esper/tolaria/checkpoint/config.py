@@ -15,15 +15,13 @@ class Objective(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """When to save and what to keep.
-
-    Fields:
-        every_ticks: ticks between saves; 0 saves only at a stop and at the end.
-        keep: newest checkpoints kept; the best one and the newest valid one are kept besides.
-    """
+    """When to save and what to keep."""
 
     every_ticks: int = 10
+    """Ticks between saves; 0: only at a stop and at the end."""
+
     keep: int = 3
+    """How many of the newest checkpoints are kept; the best one and the newest valid one are kept besides."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

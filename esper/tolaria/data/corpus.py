@@ -29,20 +29,25 @@ VOCABULARY = 256
 
 @dataclass(kw_only=True, slots=True)
 class PySourceConfig(DataConfig):
-    """Source code of the running Python's own standard library; needs no download. Another Python is another corpus.
-
-    Fields:
-        block: bytes that the model sees of a sample.
-        max_bytes: size of the corpus.
-        validation, probe, test: samples in these parts; the rest is for training.
-    """
+    """Source code of the running Python's own standard library; needs no download. Another Python is another corpus."""
 
     kind: str = "pysource"
+    """Registered name of this kind: ``pysource``."""
+
     block: int = 64
+    """Bytes that the model sees of a sample."""
+
     max_bytes: int = 1_000_000
+    """Size of the corpus in bytes, at most."""
+
     validation: int = 512
+    """Samples in the validation part; the rest is for training."""
+
     probe: int = 1024
+    """Samples in the probe part, from which evidence is drawn."""
+
     test: int = 1024
+    """Samples in the test part."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -54,21 +59,25 @@ class PySourceConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TextConfig(DataConfig):
-    """A folder with train.txt and test.txt. ``root`` null: the folder wikitext2 below the one that ESPER_DATA names.
-
-    Fields:
-        root: that folder.
-        block: bytes that the model sees of a sample.
-        max_bytes: bytes read of each file at most; null is all.
-        validation, probe: samples cut from train.txt for these parts.
-    """
+    """A folder with train.txt and test.txt. ``root`` null: the folder wikitext2 below the one that ESPER_DATA names."""
 
     kind: str = "text"
+    """Registered name of this kind: ``text``."""
+
     root: str | None = None
+    """Folder with train.txt and test.txt; null: wikitext2 below the folder that ESPER_DATA names."""
+
     block: int = 64
+    """Bytes that the model sees of a sample."""
+
     max_bytes: int | None = None
+    """Bytes read of each file at most; null: all."""
+
     validation: int = 512
+    """Samples cut from train.txt for the validation part."""
+
     probe: int = 1024
+    """Samples cut from train.txt for the probe part, from which evidence is drawn."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

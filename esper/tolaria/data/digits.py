@@ -18,18 +18,22 @@ from esper.tolaria.data.task import Task
 
 @dataclass(kw_only=True, slots=True)
 class DigitsConfig(DataConfig):
-    """scikit-learn's digits; needs no download.
-
-    Fields:
-        validation, probe, test: samples in these parts; the rest of 1,797 is for training.
-        label_noise: share of the training labels that are wrong, 0 to 1.
-    """
+    """scikit-learn's digits; needs no download."""
 
     kind: str = "digits"
+    """Registered name of this kind: ``digits``."""
+
     validation: int = 240
+    """Samples in the validation part; the rest of 1,797 is for training."""
+
     probe: int = 384
+    """Samples in the probe part, from which evidence is drawn."""
+
     test: int = 300
+    """Samples in the test part."""
+
     label_noise: float = 0.0
+    """Share of the training labels that are wrong, 0 to 1."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

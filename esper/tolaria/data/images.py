@@ -31,36 +31,50 @@ _FIX = (
 
 @dataclass(kw_only=True, slots=True)
 class ImagesConfig(DataConfig):
-    """Any image Parquet: a folder with train.parquet and test.parquet; all images of one size.
-
-    Fields:
-        root: that folder.
-        image_column: struct{bytes, path}; often ``img`` or ``image``.
-        label_column: integers from 0 to classes - 1.
-        classes: number of labels.
-        channels: 3 (images are read as RGB) or 1 (as grey).
-        validation, probe: images cut from train.parquet for these parts.
-        max_train: training images at most; null is all that are left.
-        augment: what happens to training images.
-        crop_pad: pixels by which crop_flip shifts at most.
-        label_noise: share of the training labels that are wrong, 0 to 1.
-    """
+    """Any image Parquet: a folder with train.parquet and test.parquet; all images of one size."""
 
     folder: ClassVar[str | None] = None
     hub: ClassVar[str] = "NAME"
 
     kind: str = "images"
+    """Registered name of this kind: ``images``."""
+
     root: str | None = None
+    """Folder with train.parquet and test.parquet; null: the data set's own folder below the one that ESPER_DATA names,
+    where it has one.
+    """
+
     image_column: str = "image"
+    """Column of the images, struct{bytes, path}; often ``img`` or ``image``."""
+
     label_column: str = "label"
+    """Column of the labels, integers from 0 to classes - 1."""
+
     classes: int = 10
+    """Number of labels."""
+
     channels: int = 3
+    """3: images are read as RGB. 1: as grey."""
+
     validation: int = 2000
+    """Images cut from train.parquet for the validation part."""
+
     probe: int = 2000
+    """Images cut from train.parquet for the probe part, from which evidence is drawn."""
+
     max_train: int | None = None
+    """Training images at most; null: all that are left."""
+
     augment: Augment = Augment.NONE
+    """What happens to training images: ``none``, or ``crop_flip`` (shifted by up to ``crop_pad`` pixels, and every
+    second one mirrored).
+    """
+
     crop_pad: int = 4
+    """Pixels by which crop_flip shifts at most."""
+
     label_noise: float = 0.0
+    """Share of the training labels that are wrong, 0 to 1."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -81,6 +95,8 @@ class Cifar10Config(ImagesConfig):
     hub: ClassVar[str] = "uoft-cs/cifar10"
 
     kind: str = "cifar10"
+    """Registered name of this kind: ``cifar10``."""
+
     image_column: str = "img"
 
 

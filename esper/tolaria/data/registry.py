@@ -1,7 +1,8 @@
 """Data sets by name: a loader registers itself with its config class; `load_data` finds it by ``config.kind``.
 
 To add a data set: subclass `DataConfig` with a ``kind``, write ``loader(config) -> Bundle`` under
-``@register(YourConfig)``, import the module in `esper.tolaria.data`, and add ``conf/data/<kind>.yaml``.
+``@register(YourConfig)``, import the module in `esper.tolaria.data`, and add ``conf/data/<kind>.yaml``
+(``defaults: [/YourConfig@_here_, _self_]`` and ``kind: <kind>``).
 """
 
 import dataclasses
@@ -21,18 +22,19 @@ from esper.tolaria.data.parts import Bundle
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """What every data set has.
-
-    Fields:
-        kind: registered name; chooses the loader.
-        split_seed: decides which sample is in which part; independent of the run's seed.
-        validation, probe: samples in these parts.
-    """
+    """What every data set has."""
 
     kind: str
+    """Registered name; chooses the loader."""
+
     split_seed: int = 0
+    """Decides which sample is in which part; independent of the run's seed."""
+
     validation: int
+    """Samples in the validation part."""
+
     probe: int
+    """Samples in the probe part, from which evidence is drawn."""
 
     def check_split(self, check: Checks) -> None:
         """Range checks of the shared fields, reported together with the subclass's own."""

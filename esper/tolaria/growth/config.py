@@ -23,45 +23,65 @@ class Schedule(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class OptimConfig:
-    """One optimizer for the host and all seeds, each in a parameter group of its own.
-
-    Fields:
-        kind: sgd or adamw.
-        lr: peak learning rate of the host.
-        weight_decay: decoupled for adamw, L2 for sgd; not applied to tensors of one axis.
-        momentum: sgd only.
-        beta1, beta2, eps: adamw only.
-        schedule: shape after warm-up. warmup_steps: linear warm-up of the host.
-        final_lr_fraction: share of the peak at the last step, for cosine and linear.
-        fused: one kernel for a whole group, and gradients judged on the device, so that no step waits for it; null: on
-            GPUs alone.
-        clip_norm: L2 norm to which each owner's gradient (host, each slot) is clipped by itself; null is off.
-        seed_lr_scale: learning rate of seeds as a multiple of the host's at the same step.
-        seed_warmup_steps: linear warm-up of a seed from the first step in which it learns.
-        seed_weight_decay: weight decay of seeds.
-        vanishing_rms, exploding_rms: root mean square of a tensor's gradient below which it is told as vanishing (the
-            default is where AdamW's ``eps`` begins to swallow updates), above which as exploding.
-        health_every: optimizer steps between two samples of gradient health; the first after a tick always is one.
-    """
+    """One optimizer for the host and all seeds, each in a parameter group of its own."""
 
     kind: OptimizerKind = OptimizerKind.ADAMW
+    """``sgd`` or ``adamw``: torch.optim.SGD or torch.optim.AdamW."""
+
     lr: float = 1e-3
+    """Peak learning rate of the host."""
+
     weight_decay: float = 0.0
+    """Weight decay of the host: decoupled for adamw, L2 for sgd; not applied to tensors of one axis."""
+
     momentum: float = 0.9
+    """Momentum; sgd only."""
+
     beta1: float = 0.9
+    """Decay of the first moment's average per step; adamw only."""
+
     beta2: float = 0.999
+    """Decay of the second moment's average per step; adamw only."""
+
     eps: float = 1e-8
+    """Added to the denominator of an update; adamw only."""
+
     fused: bool | None = None
+    """One kernel for a whole parameter group, and gradients judged on the device, so that no step waits for it; null:
+    on GPUs only.
+    """
+
     schedule: Schedule = Schedule.COSINE
+    """Shape of the learning rate after warm-up: ``constant``, ``cosine`` or ``linear``."""
+
     warmup_steps: int = 0
+    """Optimizer steps of the host's linear warm-up; 0: none."""
+
     final_lr_fraction: float = 0.1
+    """Share of the peak learning rate at the last step, 0 to 1; cosine and linear only."""
+
     clip_norm: float | None = 1.0
+    """L2 norm to which each owner's gradient (host, each slot) is clipped by itself; null: no clipping."""
+
     seed_lr_scale: float = 2.0
+    """Learning rate of seeds as a multiple of the host's at the same step."""
+
     seed_warmup_steps: int = 20
+    """Optimizer steps of a seed's linear warm-up, from the first step in which it learns; 0: none."""
+
     seed_weight_decay: float = 0.0
+    """Weight decay of seeds."""
+
     vanishing_rms: float = 1e-8
+    """Root mean square of a tensor's gradient below which it counts as vanishing. The default is where AdamW's ``eps``
+    begins to swallow updates.
+    """
+
     exploding_rms: float = 100.0
+    """Root mean square of a tensor's gradient above which it counts as exploding."""
+
     health_every: int = 10
+    """Optimizer steps between two samples of gradient health; the first step after a tick is always sampled."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

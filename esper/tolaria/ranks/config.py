@@ -15,27 +15,31 @@ class Device(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class ControlConfig:
-    """The control tick and the lockstep protocol.
-
-    Fields:
-        every: optimizer steps between ticks; 0: one at each epoch's end and at least every ``max_steps``.
-        max_steps: no more optimizer steps than this between two ticks.
-        digest_every: ticks between digests of all parameters (live seeds are digested at every tick).
-        validate_every: ticks between validations.
-        stage_ticks: ticks that a staged seed may stay not ready before it is discarded.
-        timeout_s: seconds after which a missing rank is an error, in every process group.
-        slow_timeout_s: the same for what may rightly take longer: the step after a growth, a save, or a save's commit.
-        startup_timeout_s: the same for start-up, load, the last save and the final test.
-    """
+    """The control tick and the lockstep protocol."""
 
     every: int = 50
+    """Optimizer steps between ticks; 0: a tick at each epoch's end, and at least every ``max_steps``."""
+
     max_steps: int = 200
+    """Optimizer steps between two ticks at most."""
+
     digest_every: int = 4
+    """Ticks between digests of all parameters; live seeds are digested at every tick."""
+
     validate_every: int = 1
+    """Ticks between validations."""
+
     stage_ticks: int = 4
+    """Ticks that a staged seed may stay not ready before it is discarded."""
+
     timeout_s: float = 60.0
+    """Seconds after which a missing rank is an error, in every process group."""
+
     slow_timeout_s: float = 300.0
+    """The same for what may rightly take longer: the step after a growth, a save, or a save's commit. Seconds."""
+
     startup_timeout_s: float = 300.0
+    """The same for start-up, load, the last save and the final test. Seconds."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -49,30 +53,36 @@ class ControlConfig:
 
 @dataclass(kw_only=True, slots=True)
 class WorldConfig:
-    """Processes and devices.
-
-    Fields:
-        device: cpu (gloo) or gpu (``cuda:LOCAL_RANK``; NCCL for data, gloo for control).
-        nproc_per_node: ranks per host. nnodes: hosts.
-        rdzv_endpoint: ``host:port`` of the first host's rendezvous; needed when nnodes > 1. ``slurm``: inside a Slurm
-            job, whose hosts, time limit and restart count are then asked of Slurm.
-        rdzv_id: name that the hosts of one job share; needed when nnodes > 1.
-        max_restarts: times that torchrun starts the workers anew after a failure; each resumes from the newest
-            checkpoint.
-        threads: intra-op threads per rank.
-        find_unused: DDP looks for parameters without a gradient in every step.
-        grace_s: seconds that a stopped launcher gives its workers before it ends them.
-    """
+    """Processes and devices."""
 
     device: Device = Device.CPU
+    """``cpu`` (gloo) or ``gpu`` (``cuda:LOCAL_RANK``; NCCL for data, gloo for control)."""
+
     nproc_per_node: int = 2
+    """Ranks on each machine."""
+
     nnodes: int = 1
+    """Machines."""
+
     rdzv_endpoint: str | None = None
+    """``host:port`` of the rendezvous on the first machine; null: none, which goes with one machine only. ``slurm``:
+    inside a Slurm job, whose machines, time limit and restart count are then asked of Slurm.
+    """
+
     rdzv_id: str | None = None
+    """Name that the machines of one job share; null: none, which goes with one machine only."""
+
     max_restarts: int = 0
+    """Times that torchrun starts the workers anew after a failure; each time they resume from the newest checkpoint."""
+
     threads: int = 1
+    """Threads of each rank within one operation."""
+
     find_unused: bool = False
+    """DDP looks for parameters without a gradient in every step."""
+
     grace_s: float = 60.0
+    """Seconds that a stopped launcher gives its workers before it ends them."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

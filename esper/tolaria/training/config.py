@@ -17,37 +17,52 @@ class Precision(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """Length, batch and precision of a run.
-
-    Fields:
-        steps: optimizer steps; null: ``epochs`` decides. epochs: passes over the training part.
-        batch: samples per optimizer step over *all* ranks and accumulation windows, independent of world size.
-        eval_batch: samples per rank and forward in evaluation.
-        accumulate: forward/backward passes per optimizer step.
-        precision: fp32, fp64 or bf16 (autocast).
-        max_consecutive: optimizer steps skipped in a row for a non-finite host gradient that end the run as diverged.
-        max_skips: skipped steps in a row after which a tick comes at once and the newest blending seed is pruned.
-        objective: what the run returns to a sweep and what chooses the best checkpoint.
-        deterministic: torch.use_deterministic_algorithms.
-        channels_last: images go to the host in channels-last memory format, in which convolutions and pooling are often
-            faster; the same sums in another order.
-        compile: torch.compile, region by region (see `esper.kasmina.compiler`); the final test runs uncompiled.
-        compile_backend: of torch.compile.
-    """
+    """Length, batch and precision of a run."""
 
     steps: int | None = None
+    """Optimizer steps of the run; null: ``epochs`` decides."""
+
     epochs: int = 100
+    """Passes over the training part; without effect where ``steps`` is set."""
+
     batch: int = 64
+    """Samples per optimizer step over *all* ranks and accumulation windows, independent of the number of ranks."""
+
     eval_batch: int = 256
+    """Samples per rank and forward in evaluation."""
+
     accumulate: int = 1
+    """Forward and backward passes per optimizer step."""
+
     precision: Precision = Precision.FP32
+    """Number format: ``fp32``, ``fp64``, or ``bf16``, which keeps float32 parameters under autocast."""
+
     max_consecutive: int = 20
+    """Optimizer steps skipped in a row for a non-finite host gradient that end the run as diverged."""
+
     max_skips: int = 5
+    """Skipped optimizer steps in a row after which a tick comes at once and the newest blending seed is pruned."""
+
     objective: Objective = Objective.VALIDATION_ACCURACY
+    """What the run returns to a sweep and what chooses the best checkpoint: ``validation_loss`` or
+    ``validation_accuracy``.
+    """
+
     deterministic: bool = False
+    """torch.use_deterministic_algorithms."""
+
     channels_last: bool = False
+    """Images go to the host in channels-last memory format, in which convolutions and pooling are often faster; the
+    same sums in another order.
+    """
+
     compile: bool = False
+    """torch.compile, region by region (see `esper.kasmina.compiler`); seeds are compiled before they are planted. The
+    final test runs uncompiled.
+    """
+
     compile_backend: str = "inductor"
+    """Backend of torch.compile."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

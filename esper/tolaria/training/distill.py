@@ -38,29 +38,38 @@ Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 
 @dataclass(kw_only=True, slots=True)
 class DistillConfig:
-    """Who teaches, and what its word weighs. Without ``run`` and ``path`` there is no teacher.
-
-    Fields:
-        run: run directory whose network teaches, as one of its checkpoints has it.
-        step: of that checkpoint; null: the one that validation chose. Name it where the teacher still trains.
-        path: or ``package.module:function``, called with ``input_shape`` and ``classes``, which returns the teacher.
-        options: its further keyword arguments; null for none.
-        weight: of the soft targets, in units of the task's loss.
-        temperature: T of both softmaxes.
-        features: slot id -> dotted name of the teacher's module that the features there are drawn to; null: none.
-        feature_weight: of each such pair.
-        until_step: optimizer step at which the teacher is let go; null: never.
-    """
+    """Who teaches, and what its word weighs. Without ``run`` and ``path`` there is no teacher."""
 
     run: str | None = None
+    """Run directory whose network teaches, as one of its checkpoints has it; null: no run teaches."""
+
     step: int | None = None
+    """Optimizer step of that checkpoint; null: the one that validation chose. Name it where the teacher still trains.
+    """
+
     path: str | None = None
+    """``package.module:function`` that returns a teacher of your own, called with ``input_shape`` and ``classes``;
+    null: none.
+    """
+
     options: dict[str, Any] | None = None
+    """Further keyword arguments of that function, {depth: 20}; null: none."""
+
     weight: float = 1.0
+    """Weight of the soft targets, in units of the task's loss."""
+
     temperature: float = 2.0
+    """T of both softmaxes."""
+
     features: dict[str, str] | None = None
+    """Slot id -> dotted name of the teacher's module that the features there are drawn to, {r0c0: layer1}; null: none.
+    """
+
     feature_weight: float = 1.0
+    """Weight of each such pair of features."""
+
     until_step: int | None = None
+    """Optimizer step at which the teacher is let go; null: never."""
 
     def __post_init__(self) -> None:
         sort_slots(self.features or ())
