@@ -16,11 +16,13 @@ from torch.utils.data.distributed import DistributedSampler
 
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
+from esper.kasmina.attribution.probe import difference_sums
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
 from esper.tolaria.data.sampler import bounds, draw
+from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.digest import digest_tensors
 from esper.tolaria.ranks.world import World
 
@@ -152,37 +154,32 @@ class BatchEvaluator:
         return loss.double(), torch.zeros_like(loss).double() if correct is None else correct.double()
 
     def validation_sums(self) -> dict[str, float]:
-        """Sums of loss, correctness, their squares and their count over this rank's share; empty without the part."""
+        """`sample_sums` of this rank's share of the validation part; empty without one."""
         part = self.validation
         if part is None or self.judge is None:
             return {}
-        total, count = torch.zeros(4, dtype=torch.float64), 0
+        batches = part.share(range(len(part.sizes)), self.world.rank, self.world.size)
         with evaluating(self.grown.model):
-            for batch in part.share(range(len(part.sizes)), self.world.rank, self.world.size):
-                loss, correct = self._losses(batch)
-                total += torch.stack([loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()]).cpu()
-                count += len(loss)
-        names = ("loss", "loss_sq", "correct", "correct_sq")
-        return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
+            return sample_sums(map(self._losses, batches))
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the batches that the request draws; empty without a probe.
 
-        With d = loss at alpha 0 minus loss at ``request.alpha``, in nats per sample: count, and sum, sum_sq, sum_cube
-        of d. Both losses see the same samples and the same random numbers.
+        These are the `difference_sums` of d = loss at alpha 0 minus loss at ``request.alpha``, in nats per sample. Both
+        losses see the same samples and the same random numbers.
         """
         part = self.probe
         if part is None or self.judge is None:
             return {}
         units = part.drawn(gates.probe_samples, "probe", self.seed, slot, request.draw)
-        sums, count = torch.zeros(3, dtype=torch.float64), 0
+        batches = part.share(units, self.world.rank, self.world.size)
         with evaluating(self.grown.model):
-            for batch in part.share(units, self.world.rank, self.world.size):
-                losses = []
-                for alpha in (0.0, request.alpha):
-                    with self.grown.override({slot: alpha}):
-                        losses.append(self._losses(batch)[0])
-                d = losses[0] - losses[1]
-                sums += torch.stack([d.sum(), (d * d).sum(), (d * d * d).sum()]).cpu()
-                count += len(d)
-        return {"count": float(count), **dict(zip(("sum", "sum_sq", "sum_cube"), sums.tolist(), strict=True))}
+            return difference_sums(self._difference(batch, slot, request.alpha) for batch in batches)
+
+    def _difference(self, batch: Any, slot: str, alpha: float) -> Tensor:
+        """Loss of each sample with the seed's alpha at 0, minus that with it at ``alpha``; [B]."""
+        losses = []
+        for level in (0.0, alpha):
+            with self.grown.override({slot: level}):
+                losses.append(self._losses(batch)[0])
+        return losses[0] - losses[1]

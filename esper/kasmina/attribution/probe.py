@@ -14,6 +14,25 @@ from esper.kasmina.attribution.worth import PerSample, attribute
 from esper.kasmina.slots.grown import Grown
 
 
+def difference_sums(differences: Iterable[Tensor], row: tuple[int, ...] = ()) -> dict[str, float]:
+    """Sums over samples of paired differences d.
+
+    Args:
+        differences: of each batch, float64 [..., B], on any device.
+        row: index of d in each of them, [B]; the default takes a tensor [B] as it is.
+
+    Returns:
+        count, and sum, sum_sq, sum_cube of d.
+    """
+    total, count = torch.zeros(3, dtype=torch.float64), 0
+    for batch in differences:
+        # The whole tensor is summed and the row taken then: on a GPU the order of additions depends on the shape.
+        moments = [batch.sum(-1)[row], (batch * batch).sum(-1)[row], (batch[row] ** 3).sum()]
+        total = total.to(batch.device) + torch.stack(moments)
+        count += batch.shape[-1]
+    return {"count": float(count), **dict(zip(("sum", "sum_sq", "sum_cube"), total.tolist(), strict=True))}
+
+
 def paired_sums(
     grown: Grown, slot: str, alpha: float, batches: Iterable[tuple[Any, Any]], per_sample: PerSample
 ) -> dict[str, float]:
@@ -25,13 +44,7 @@ def paired_sums(
     Returns:
         count, and sum, sum_sq, sum_cube of d over this rank's share of the samples.
     """
-    plan, cubes = make_plan({slot: alpha}), torch.zeros((), dtype=torch.float64)
+    plan, differences_Q2B = make_plan({slot: alpha}), list[Tensor]()
     row = [quantity for quantity, _ in plan.quantities].index(Quantity(QuantityKind.LEAVE_ONE_OUT, (slot,)))
-
-    def cube(d_Q2B: Tensor) -> None:
-        nonlocal cubes
-        cubes = cubes.to(d_Q2B.device) + (d_Q2B[row, 0] ** 3).sum()
-
-    sums = attribute(grown, plan, batches, per_sample, each=cube)
-    total, squares, _, _ = sums.moments[row]
-    return {"count": float(sums.samples), "sum": total, "sum_sq": squares, "sum_cube": float(cubes)}
+    attribute(grown, plan, batches, per_sample, each=differences_Q2B.append)
+    return difference_sums(differences_Q2B, (row, 0))

@@ -1,9 +1,11 @@
 """What a rank measures for a tick: its entries of the observe vector."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
@@ -19,10 +21,28 @@ class Measures(Protocol):
     grown: Grown
 
     def validation_sums(self) -> dict[str, float]:
-        """Loss, correctness, their squares and their count on what is held out; empty where nothing is."""
+        """`sample_sums` of the samples that are held out; empty if there are none."""
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
-        """Paired evidence for one look; see `kasmina.attribution.probe.paired_sums`: count, sum, sum_sq, sum_cube."""
+        """Paired evidence for one look; see `esper.kasmina.attribution.probe.difference_sums`."""
+
+
+def sample_sums(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Sums over samples of a loss and of a correctness, and of their squares.
+
+    Args:
+        batches: loss and correctness of each sample of a batch, float64 [B] each, on any device.
+
+    Returns:
+        loss, loss_sq, correct, correct_sq, count.
+    """
+    total, count = torch.zeros(4, dtype=torch.float64), 0
+    for loss, correct in batches:
+        sums = [loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()]
+        total = total.to(loss.device) + torch.stack(sums)
+        count += len(loss)
+    names = ("loss", "loss_sq", "correct", "correct_sq")
+    return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
 
 
 def measure(

@@ -16,6 +16,7 @@ from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.sampler import bounds, draw, eval_shards
+from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import Precision
 
@@ -71,16 +72,10 @@ class Evaluator:
         return loss.double(), correct.double()
 
     def part_sums(self, part: Part) -> dict[str, float]:
-        """Sums of loss, correctness and their squares over this rank's share of ``part``."""
-        total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
-        count = 0
+        """`sample_sums` of this rank's share of ``part``."""
+        shards = eval_shards(len(part), self.world.rank, self.world.size, self.batch)
         with evaluating(self.grown.model):
-            for indices in eval_shards(len(part), self.world.rank, self.world.size, self.batch):
-                loss, correct = self._losses(part, indices)
-                total += torch.stack([loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()])
-                count += len(indices)
-        names = ("loss", "loss_sq", "correct", "correct_sq")
-        return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
+            return sample_sums(self._losses(part, indices) for indices in shards)
 
     def validation_sums(self) -> dict[str, float]:
         """`part_sums` of the validation part."""
