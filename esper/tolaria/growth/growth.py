@@ -30,7 +30,7 @@ from esper.kasmina.slots.regions import Region
 from esper.leyline.stages import Incubation, Stage
 from esper.tolaria.growth import planting
 from esper.tolaria.growth.ownership import ParameterOwner
-from esper.tolaria.growth.parameters import ParameterRegistry
+from esper.tolaria.growth.parameters import ParameterChecker
 from esper.tolaria.growth.staging import check_forward, check_weights, veto_of
 from esper.tolaria.growth.wrapper import no_sync, wrap
 from esper.tolaria.ranks.world import World
@@ -52,7 +52,7 @@ class Growth:
 
     Fields:
         call: the model as training calls it (DDP, or the model itself when alone).
-        parameters: answers for every parameter.
+        parameters: checks that nothing is trained that may not be.
         staged: seeds that are ready, by slot. waiting: those that are being built.
         vetoes: this rank's verdict on its staged seeds, to travel in the next commit.
         failures: in words, why a staged seed failed here.
@@ -81,7 +81,7 @@ class Growth:
         self.vetoes: dict[str, Veto] = {}
         self.failures: dict[str, str] = {}
         self.call: Callable[..., Any] = grown.model
-        self.parameters = ParameterRegistry(grown, owner)
+        self.parameters = ParameterChecker(grown, owner)
         self._wrapped: tuple[str, ...] | None = None
 
     def perform(self, effects: Sequence[Effect]) -> None:

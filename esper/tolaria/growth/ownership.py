@@ -1,4 +1,4 @@
-"""One owner of parameters: optimizer groups, learning rates, freezing, clipping, zeroing.
+"""The owner of the optimizer: builds parameter groups, sets rates, freezes, judges gradients, clips and steps.
 
 The host and every slot are owners. Each has parameter groups of its own (with and without weight decay), in canonical
 order: host first, then slots row-major, never the order of birth. A growth adds groups and leaves old moments alone;

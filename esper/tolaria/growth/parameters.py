@@ -1,20 +1,19 @@
-"""One place that answers for every parameter of a run: whose it is, may it be trained now, and if not, why not.
+"""Checks that nothing is trained that may not be: model, optimizer groups and agreed record must tell the same story.
 
-    owner      kind      trained
-    host       HOST      always, but for what the host's own code has frozen
-    a slot     SEED      by stage: TRAINING, BLENDING and HOLDING, until a prune ramp takes it out; a fossil by config
-    a slot     GATE      with the seed of its slot
-    teacher    TEACHER   never
+    owner      what      trained
+    host       host      always, except for what the host's own code has frozen
+    a slot     seed      by stage: TRAINING, BLENDING and HOLDING, until a prune ramp takes it out; a fossil by config
+    a slot     gate      with the seed of its slot
+    teacher    teacher   never
 
-It keeps no list of its own that could drift: names and owners are read off the model, groups off the optimizer, reasons
-off the agreed record. Only a teacher has to be adopted, and is held weakly. `check` finds what contradicts that, by
-name: a parameter in two optimizer groups or in none, in a group of another owner, one that learns though it may not.
+`esper.tolaria.growth.ownership` acts: it builds groups, freezes, clips, steps. This module only compares. It keeps no
+list of its own that could drift: names and owners are read off the model, groups off the optimizer, reasons off the
+agreed record. Only a teacher must be made known, and is held weakly. `ParameterChecker.check` names each parameter that
+contradicts: in two optimizer groups or in none, in a group of another owner, or learning though it may not.
 """
 
 import gc
 import weakref
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,32 +22,11 @@ from torch.optim import Optimizer
 from esper.accord.lifecycle import SlotState, learns
 from esper.accord.state import RunState
 from esper.kasmina.slots.grown import HOST, Grown
-from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.errors import OwnershipError
 from esper.leyline.stages import Stage
 from esper.tolaria.growth.ownership import ParameterOwner
 
 TEACHER = "teacher"
-
-
-class ParameterKind(StrEnum):
-    """What a parameter belongs to."""
-
-    HOST = "host"
-    SEED = "seed"
-    GATE = "gate"
-    TEACHER = "teacher"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One parameter: its name (a teacher's begins with ``teacher.``), its owner (``host``, a slot id or ``teacher``),
-    its kind, and why an update is refused; empty where it is trained."""
-
-    name: str
-    owner: str
-    kind: ParameterKind
-    refusal: str
 
 
 def why_frozen(entry: SlotState, *, train_fossils: bool) -> str:
@@ -64,11 +42,12 @@ def why_frozen(entry: SlotState, *, train_fossils: bool) -> str:
     return f"{entry.stage.name}: there is no seed"
 
 
-class ParameterRegistry:
-    """Answers for the parameters of one grown model and its teacher.
+class ParameterChecker:
+    """Checks the parameters of one grown model and its teacher.
 
     Args:
-        grown: host and slots. owner: of the optimizer.
+        grown: host and slots.
+        owner: owns the optimizer.
     """
 
     def __init__(self, grown: Grown, owner: ParameterOwner) -> None:
@@ -77,71 +56,19 @@ class ParameterRegistry:
         self._teacher: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
         self._guard: Any = None
 
-    # the record ---------------------------------------------------------------------------------------------------
-
     def follow(self, state: RunState, *, train_fossils: bool) -> None:
         """Takes the reasons from the agreed state; at every tick, after seeds and gates have come and gone."""
         self._frozen = {
             entry.slot: why_frozen(entry, train_fossils=train_fossils) for entry in state.slots if entry.stage.has_seed
         }
 
-    def reset(self) -> None:
-        """Forgets the reasons and the teacher: as at the beginning. `follow` fills it again."""
-        self._frozen = {}
-        self.release_teacher()
-
-    def records(self) -> dict[str, Record]:
-        """Every parameter by name, host first, then slots row-major, then the teacher."""
-        found = {}
-        for owner, named in self.grown.owner_parameters().items():
-            for name, parameter in named:
-                kind = ParameterKind.HOST
-                if owner != HOST:
-                    kind = ParameterKind.GATE if name.startswith(f"{CONTAINER}.{owner}.gate.") else ParameterKind.SEED
-                found[name] = Record(name, owner, kind, self._refusal(owner, parameter))
-        for name, ref in self._teacher.values():
-            if ref() is not None:
-                found[name] = Record(name, TEACHER, ParameterKind.TEACHER, "the teacher's: it is frozen for good")
-        return found
-
-    def _refusal(self, owner: str, parameter: nn.Parameter) -> str:
+    def explain_refusal(self, owner: str, parameter: nn.Parameter) -> str:
+        """Why a parameter of the host or of a slot may not be trained now; empty if it may."""
         if owner != HOST and owner not in self._frozen:
             return "planted since the last tick: its stage is not agreed yet"
         if owner != HOST:
             return self._frozen[owner]
         return "" if parameter.requires_grad else "frozen by the host's own code: requires_grad is False"
-
-    def record(self, which: str | Tensor) -> Record:
-        """The record of a parameter, by name or by the tensor itself.
-
-        Raises:
-            OwnershipError: it is nobody's.
-        """
-        records = self.records()
-        if isinstance(which, str):
-            if which in records:
-                return records[which]
-            raise OwnershipError(f"{which!r} is no parameter of this run; there are {', '.join(list(records)[:8])}")
-        entry = self._teacher.get(id(which))
-        if entry is not None and entry[1]() is which:
-            return records[entry[0]]
-        for named in self.grown.owner_parameters().values():
-            for name, parameter in named:
-                if parameter is which:
-                    return records[name]
-        raise OwnershipError(
-            f"a tensor of shape {tuple(which.shape)} is nobody's: not the host's, a slot's or a teacher's"
-        )
-
-    def why_refused(self, which: str | Tensor) -> str:
-        """Why an update of a parameter is refused now; empty where it is trained. Raises as `record`."""
-        return self.record(which).refusal
-
-    def demand(self, which: str | Tensor) -> None:
-        """Raises OwnershipError, which says which parameter and why, unless it is trained now."""
-        record = self.record(which)
-        if record.refusal:
-            raise OwnershipError(f"{record.name} of {record.owner} may not be trained: {record.refusal}")
 
     def check(self) -> None:
         """Compares model, optimizer and record.
@@ -169,7 +96,7 @@ class ParameterRegistry:
                     problems.append(f"{name} of {owner} stands in {len(of)} optimizer groups, of {' and '.join(of)}")
                 elif of != [owner]:
                     problems.append(f"{name} of {owner} stands in an optimizer group of {of[0]}")
-                refusal = self._refusal(owner, parameter)
+                refusal = self.explain_refusal(owner, parameter)
                 if refusal and parameter.requires_grad:
                     problems.append(f"{name} of {owner} may not be trained ({refusal}), but requires_grad is True")
         for parameter in strays.values():
