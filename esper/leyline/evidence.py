@@ -17,23 +17,25 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One agreed number with its uncertainty.
-
-    Fields:
-        status: measured, stale or absent.
-        value: the number, in the unit its field names; None exactly when absent.
-        se: standard error of ``value``; None where there is none.
-        skew: sample skewness of the numbers that ``value`` is the mean of; None where it was not measured.
-        n: samples behind it.
-        tick: the control tick at which it was measured; None exactly when absent.
-    """
+    """One agreed number with its uncertainty."""
 
     status: Status
+    """Measured, stale or absent."""
+
     value: float | None = None
+    """The number, in the unit that its field names; None exactly when absent."""
+
     se: float | None = None
+    """Standard error of ``value``; None where there is none."""
+
     skew: float | None = None
+    """Sample skewness of the numbers that ``value`` is the mean of; None where it was not measured."""
+
     n: int = 0
+    """Samples behind it."""
+
     tick: int | None = None
+    """The control tick at which it was measured; None exactly when absent."""
 
     def __post_init__(self) -> None:
         if (self.status is Status.ABSENT) != (self.value is None) or (self.value is None) != (self.tick is None):
@@ -111,18 +113,23 @@ def spread(n: int, total: float, total_sq: float, *, tick: int) -> Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientHealth:
-    """Health of one owner's gradient, the host's or a seed's, since the last tick.
-
-    Fields:
-        vanishing, exploding: share of the owner's parameters, 0 to 1, in tensors whose gradient RMS is below
-            ``optim.vanishing_rms`` or above ``optim.exploding_rms``; mean over the sampled steps.
-        nans, infs: tensors whose gradient had a NaN, or else an infinity or a norm beyond its format, over all steps.
-    """
+    """Health of one owner's gradient, the host's or a seed's, since the last tick."""
 
     vanishing: Reading = ABSENT
+    """Share of the owner's parameters, 0 to 1, in tensors whose gradient RMS is below ``optim.vanishing_rms``; mean
+    over the sampled steps.
+    """
+
     exploding: Reading = ABSENT
+    """Share of the owner's parameters, 0 to 1, in tensors whose gradient RMS is above ``optim.exploding_rms``; mean
+    over the sampled steps.
+    """
+
     nans: int = 0
+    """Tensors whose gradient had a NaN, over all steps."""
+
     infs: int = 0
+    """Tensors whose gradient had no NaN but an infinity, or a norm beyond its format, over all steps."""
 
     def aged(self, tick: int, fresh_ticks: int) -> "GradientHealth":
         """The same as seen at ``tick``; see `Reading.aged`."""
@@ -139,26 +146,33 @@ class Check:
     """One question of a gate and its answer."""
 
     name: str
+    """Name of the question."""
+
     passed: bool
+    """The answer."""
+
     detail: str
-    integrity: bool  # binds every controller; evidence checks bind under gates.evidence=enforce only
+    """What was measured, in words."""
+
+    integrity: bool
+    """Whether it binds every controller; checks of evidence bind under gates.evidence=enforce only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """Verdict of a gate: a pure function of evidence.
-
-    Fields:
-        gate: which one.
-        passed: every binding check passed.
-        score: share of checks that passed, 0 to 1.
-        checks: each question with its answer, in order.
-    """
+    """Verdict of a gate: a pure function of evidence."""
 
     gate: Gate
+    """Which gate."""
+
     passed: bool
+    """Every binding check passed."""
+
     score: float
+    """Share of checks that passed, 0 to 1."""
+
     checks: tuple[Check, ...]
+    """Each question with its answer, in order."""
 
     @property
     def reason(self) -> str:
