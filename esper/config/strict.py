@@ -73,13 +73,13 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _expected(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """What a value of ``hint`` looks like, in words."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if option is type(None) else _expected(option) for option in options)
+        return " or ".join("null" if option is type(None) else in_words(option) for option in options)
     if origin in (list, tuple):
-        return "a list" if not options or options[0] is Any else f"a list, each item {_expected(options[0])}"
+        return "a list" if not options or options[0] is Any else f"a list, each item {in_words(options[0])}"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return f"one of {', '.join(_written(member) for member in hint)}"
     if origin is dict or dataclasses.is_dataclass(hint):
@@ -123,9 +123,7 @@ class Reader:
                 values[name] = self._value(_hints(cls)[name], plain[name], here)
             except _Misfit:
                 hint = _hints(cls)[name]
-                self.problem(
-                    here, plain[name], f"expected {_expected(hint)}", self._fix(here, field, hint, plain[name])
-                )
+                self.problem(here, plain[name], f"expected {in_words(hint)}", self._fix(here, field, hint, plain[name]))
         if len(self.problems) > before:
             return None
         try:

@@ -23,12 +23,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from esper.config.folder import conf_folder
 from esper.config.tree import build_config
 from esper.launcher.complaints import reword
 from esper.launcher.defaults import store_defaults
 from esper.launcher.start import LaunchResult, results_of_errors, show_result, start
-from esper.leyline.errors import ConfigError, EsperError, Preempted
-from esper.leyline.files import package_folder
+from esper.leyline.errors import ConfigError, Preempted
 
 LAUNCHES = ("run", "prepare", "plan")
 _BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
@@ -65,15 +65,6 @@ class _JobStderr:
 
 class _StopSweep(BaseException):
     """Ends a sweep. Hydra catches every Exception of a job and goes on, so this is none."""
-
-
-def conf_folder() -> Path:
-    """The folder of Hydra's groups: inside an installed package, beside the package in a checkout."""
-    package = package_folder()
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise EsperError(f"{package}: no conf/config.yaml in it or beside it; install the project anew")
 
 
 def plain_of(composed: DictConfig) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class ResNet20Config:
     """Registered name of this kind: ``resnet20``."""
 
     width: int = 16
-    """Channels of the first stage; the next two have twice and four times as many. 16 in the paper; 4 is the quarter-
-    width network.
+    """Channels of the first stage; the next two have twice and four times as many. 16 in the paper; 4 is the
+    quarter-width network.
     """
 
     def __post_init__(self) -> None:
