@@ -24,13 +24,14 @@ from typing import TypeVar
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.state import RunState
 from esper.drill.bus import Bus, ProtocolBroken, RankEnd, RankWorld
-from esper.drill.given import Given, PaperGrowth
 from esper.drill.invariants import broken_by, key_of, reached_empty, settled
+from esper.drill.paper_growth import PaperGrowth
 from esper.drill.replica import FaultKind, Replica, chain, terms_for
 from esper.drill.situations import BLUEPRINT, Situation, losses, situations, troubles
 from esper.leyline.errors import LockstepError
 from esper.leyline.protocols import NullSink
 from esper.leyline.stages import Incubation
+from esper.tamiyo.scripted import Scripted
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.heartbeat import LOST
 
@@ -174,7 +175,7 @@ class Explorer:
 
     def _replica(self, world: RankWorld) -> Replica:
         grown = self.grown[world.rank]
-        controller = Given() if world.rank == 0 else None
+        controller = Scripted() if world.rank == 0 else None
         return Replica(
             world,
             grown,
@@ -190,7 +191,7 @@ class Explorer:
         assert isinstance(growth, PaperGrowth)
         growth.jump(state)
         replica.state, replica.step = state, state.step
-        if isinstance(replica.controller, Given):
+        if isinstance(replica.controller, Scripted):
             replica.controller.commands = one.commands
         entered = len(world.calls)
         try:

@@ -19,7 +19,6 @@ from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.effects import Veto
 from esper.accord.state import RunState, Terms
 from esper.drill.bus import Lost
-from esper.drill.given import Given
 from esper.kasmina.attach import attach, attach_described
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import Site
@@ -29,6 +28,7 @@ from esper.leyline.observation import Observation
 from esper.leyline.plain import digest62
 from esper.leyline.protocols import Controller, EventSink
 from esper.leyline.stages import Stage
+from esper.tamiyo.scripted import Scripted
 from esper.tolaria.growth.config import OptimConfig
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
@@ -263,7 +263,7 @@ class Replica:
                 next(module.parameters()).view(-1)[0] += 1e-3
 
 
-class _Broken(Given):
+class _Broken(Scripted):
     """A controller that fails."""
 
     name = "broken"

@@ -1,6 +1,5 @@
-"""What an exploration puts in the place of a controller and of the model's growth."""
+"""Growth for an exploration: seeds of one number, no optimizer, no wrapper."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,31 +8,9 @@ from torch import nn
 from esper.accord.effects import Prepare
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
-from esper.leyline.commands import Command
-from esper.leyline.observation import Observation
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.planting import seat
 from esper.tolaria.ranks.world import World
-
-
-class Given:
-    """A controller that proposes what it was given."""
-
-    name = "given"
-
-    def __init__(self) -> None:
-        self.commands: Sequence[Command] = ()
-
-    def decide(self, observation: Observation) -> list[Command]:
-        """The commands."""
-        return list(self.commands)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take back."""
 
 
 class Leaf(nn.Module):
