@@ -24,8 +24,7 @@ from esper.accord.verdict import Series, Symptom, Verdict, append_loss, symptom_
 from esper.config.strict import Reader
 from esper.config.tree import read_plain
 from esper.leyline.errors import ConfigError
-from esper.leyline.events.governor import RolledBack
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event, RolledBack
 from esper.nissa.reading import latest, read_events
 from esper.run.assembly import chance_of
 from esper.tolaria.data import data_config_class, load_data

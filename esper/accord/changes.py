@@ -8,7 +8,7 @@ from esper.accord.lifecycle import SlotState, Transition, move
 from esper.accord.state import RunState, Spent, Terms
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.breaker import BreakerView
-from esper.leyline.events.run import GateJudged, RampCommitted, StageChanged
+from esper.leyline.events import GateJudged, RampCommitted, StageChanged
 from esper.leyline.evidence import GateResult
 from esper.leyline.observation import Budgets
 from esper.leyline.stages import Mechanical, Op, Stage

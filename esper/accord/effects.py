@@ -5,7 +5,7 @@ from enum import IntEnum
 
 from esper.accord.state import RunState
 from esper.leyline.commands import Command
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from esper.accord.lifecycle import SlotState
 from esper.accord.looks import next_look
 from esper.accord.state import RunState, Terms
 from esper.leyline.commands import Command
-from esper.leyline.events.run import BirthVetoed, CommandJudged, CommandRefused
+from esper.leyline.events import BirthVetoed, CommandJudged, CommandRefused
 from esper.leyline.legality import refusal
 from esper.leyline.stages import Gate, Incubation, Mechanical, Op, Stage
 

@@ -3,7 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 from esper.leyline.commands import Command
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 from esper.leyline.observation import Observation
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esper.leyline.checks import Checks
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 
 _WANDB_NAME = re.compile(r"[^/\\#?%:]{1,128}")
 

@@ -26,13 +26,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack
-from esper.leyline.events.run import (
+from esper.leyline.events import (
     BirthVetoed,
+    BreakerChanged,
     CheckpointSaved,
     CommandRefused,
     Event,
     Fault,
+    Panic,
+    RolledBack,
     RunEnded,
     RunStarted,
     SlotLine,

@@ -11,7 +11,7 @@ import itertools
 import time
 from typing import Any
 
-from esper.leyline.events.run import EVENTS, SCHEMA_VERSION, Event
+from esper.leyline.events import EVENTS, SCHEMA_VERSION, Event
 from esper.leyline.plain import from_plain, to_plain
 
 AXES = ("step", "tick", "epoch")

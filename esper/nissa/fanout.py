@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from esper.leyline.events.run import Event, Fault
+from esper.leyline.events import Event, Fault
 from esper.leyline.protocols import EventSink
 from esper.nissa.lane import say
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esper.leyline.events.run import Event, Fault
+from esper.leyline.events import Event, Fault
 from esper.nissa.config import Level
 from esper.nissa.envelope import Envelope
 from esper.nissa.lane import Lane, say

@@ -32,7 +32,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from esper.leyline.events.run import Event, Fault, RunEnded, StageChanged, TickDone
+from esper.leyline.events import Event, Fault, RunEnded, StageChanged, TickDone
 from esper.leyline.evidence import GradientHealth, Reading
 from esper.leyline.plain import to_plain
 from esper.nissa.config import WandbConfig, WandbMode

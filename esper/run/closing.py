@@ -6,7 +6,7 @@ from typing import Any
 
 from esper.accord.state import RunState
 from esper.kasmina.slots.grown import Grown
-from esper.leyline.events.run import LibraryUsed
+from esper.leyline.events import LibraryUsed
 from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.files import RunDir
 from esper.leyline.plain import from_plain

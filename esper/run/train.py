@@ -17,7 +17,7 @@ import torch.distributed as dist
 from esper.config.tree import EsperConfig, config_digest
 from esper.kasmina.blueprints import registry
 from esper.leyline.errors import CheckpointError, LockstepError
-from esper.leyline.events.run import Event, Fault, RunEnded
+from esper.leyline.events import Event, Fault, RunEnded
 from esper.leyline.files import RunDir, write_json
 from esper.leyline.plain import to_plain
 from esper.leyline.protocols import EventSink, NullSink

@@ -4,7 +4,7 @@ import os
 import secrets
 from collections import deque
 
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 from esper.leyline.protocols import EventSink, NullSink
 from esper.nissa.config import Level
 from esper.nissa.envelope import Envelope

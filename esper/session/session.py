@@ -27,7 +27,7 @@ from esper.accord.state import RunState
 from esper.kasmina.export import export
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 from esper.leyline.protocols import Controller, EventSink
 from esper.session.config import SessionConfig, make_config, restored_config
 from esper.session.file import read_session_file, write_session_file

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.accord.account import probe_flops, step_flops
 from esper.kasmina.flops import host_cost
 from esper.kasmina.hosts import ResNet20Config
-from esper.leyline.events.run import TickDone
+from esper.leyline.events import TickDone
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
 
 LIFE = {

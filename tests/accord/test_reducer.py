@@ -6,7 +6,7 @@ from esper.accord.effects import Discard, Prepare, Register, Uproot, Veto
 from esper.accord.facts import verdict_ahead
 from esper.leyline.alpha import Curve
 from esper.leyline.commands import Command
-from esper.leyline.events.run import BirthVetoed, CommandJudged, CommandRefused, GateJudged, StageChanged
+from esper.leyline.events import BirthVetoed, CommandJudged, CommandRefused, GateJudged, StageChanged
 from esper.leyline.stages import Gate, Stage
 from tests.support.agreed_states import Run, ask, at, germinate, moves, refusals, run_of
 

@@ -8,7 +8,7 @@ from esper.accord.facts import verdict_ahead
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve
-from esper.leyline.events.run import GateJudged, RampCommitted
+from esper.leyline.events import GateJudged, RampCommitted
 from esper.leyline.legality import legal_ops
 from esper.leyline.stages import Gate, Incubation, Op, Stage
 from tests.support.agreed_states import ask, at, germinate, moves, refusals, run_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
-from esper.leyline.events.run import RampCommitted
+from esper.leyline.events import RampCommitted
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.stages import Stage
 from tests.support.agreed_states import Run, ask, at, germinate, moves, refusals, run_of

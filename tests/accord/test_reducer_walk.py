@@ -20,7 +20,7 @@ from esper.accord.reducer import reduce_tick
 from esper.accord.state import RunState, Terms
 from esper.leyline.alpha import AlphaMode, Curve
 from esper.leyline.commands import Command, wait
-from esper.leyline.events.run import CommandJudged, CommandRefused, RampCommitted, StageChanged
+from esper.leyline.events import CommandJudged, CommandRefused, RampCommitted, StageChanged
 from esper.leyline.evidence import ABSENT
 from esper.leyline.legality import legal_ops
 from esper.leyline.plain import digest62, from_plain, to_plain

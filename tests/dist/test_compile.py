@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from esper.config.tree import EsperConfig
-from esper.leyline.events.run import CommandRefused, StageChanged
+from esper.leyline.events import CommandRefused, StageChanged
 from tests.dist.test_equality import same_tensors
 from tests.dist.test_operators import config_of as all_operators
 from tests.support.dist import run_distributed

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from esper.leyline.events.run import CommandRefused, SlotDegraded, StageChanged
+from esper.leyline.events import CommandRefused, SlotDegraded, StageChanged
 from tests.support.dist import run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esper.config.tree import EsperConfig
-from esper.leyline.events.run import CommandJudged, StageChanged, TickDone
+from esper.leyline.events import CommandJudged, StageChanged, TickDone
 from esper.leyline.plain import to_plain
 from esper.leyline.stages import Stage
 from esper.tamiyo.heuristic import HeuristicConfig

@@ -23,7 +23,7 @@ from esper.kasmina.births import Birth, Library, LibraryConfig, Order
 from esper.kasmina.births.build import birth_key
 from esper.kasmina.blueprints import blueprint
 from esper.leyline.commands import Command
-from esper.leyline.events.run import BirthVetoed, CommandRefused, Fault, StageChanged
+from esper.leyline.events import BirthVetoed, CommandRefused, Fault, StageChanged
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine

@@ -7,7 +7,7 @@ import torch
 
 from esper.config.tree import EsperConfig
 from esper.kasmina.hosts import GPTConfig, ResNet20Config
-from esper.leyline.events.run import StageChanged
+from esper.leyline.events import StageChanged
 from tests.support.dist import run_distributed
 from tests.support.tiny import act, bits, events, make_engine, replica, schedule, tiny_config
 

@@ -17,7 +17,7 @@ from esper.config.tree import EsperConfig
 from esper.kasmina.births import Birth, LibraryConfig, Order
 from esper.kasmina.blueprints import blueprint
 from esper.leyline.commands import Command
-from esper.leyline.events.run import BirthVetoed, Fault, LibraryUsed, StageChanged
+from esper.leyline.events import BirthVetoed, Fault, LibraryUsed, StageChanged
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from esper.config.tree import EsperConfig
-from esper.leyline.events.run import CommandJudged, CommandRefused, Rewrapped, StageChanged
+from esper.leyline.events import CommandJudged, CommandRefused, Rewrapped, StageChanged
 from esper.tolaria.lockstep.collectives import RUN_DIGESTS, SLOT_DIGESTS
 from esper.tolaria.lockstep.wire import CommitLayout, ObserveLayout
 from tests.support.collective_counter import CollectiveCounter

@@ -14,7 +14,7 @@ import torch
 
 from esper.config.tree import EsperConfig
 from esper.leyline.errors import LockstepError
-from esper.leyline.events.run import CommandRefused, RampCommitted, StageChanged
+from esper.leyline.events import CommandRefused, RampCommitted, StageChanged
 from esper.tolaria.growth import growth
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config

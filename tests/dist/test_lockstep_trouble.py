@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from esper.config.tree import EsperConfig
 from esper.kasmina.blueprints import blueprint
 from esper.leyline.commands import Command
-from esper.leyline.events.run import BirthVetoed, Fault, StageChanged, StepSkipped
+from esper.leyline.events import BirthVetoed, Fault, StageChanged, StepSkipped
 from esper.leyline.stages import Op
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine

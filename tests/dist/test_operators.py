@@ -16,7 +16,7 @@ import torch
 
 from esper.config.tree import EsperConfig
 from esper.kasmina.slots.slot import SeedSlot
-from esper.leyline.events.run import CommandRefused, RampCommitted
+from esper.leyline.events import CommandRefused, RampCommitted
 from esper.leyline.plain import to_plain
 from esper.tolaria.training.engine import Engine
 from tests.dist.test_equality import same_numbers, same_tensors

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from esper import worker
-from esper.leyline.events.run import StageChanged, TickDone
+from esper.leyline.events import StageChanged, TickDone
 from esper.tolaria.training.evaluate import autocast
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.killed_runs import assert_same_run, final, prepare_run

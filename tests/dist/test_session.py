@@ -11,7 +11,7 @@ from torch import Tensor
 
 import esper
 from esper.leyline.errors import ConfigError, EsperError, LockstepError
-from esper.leyline.events.run import ContributionMeasured
+from esper.leyline.events import ContributionMeasured
 from tests.support.dist import run_distributed
 from tests.support.sessions import (
     EVERY,

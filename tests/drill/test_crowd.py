@@ -8,7 +8,7 @@ from esper.drill.bus import Bus, Lost, ProtocolBroken, RankWorld
 from esper.drill.crowd import Crowd, Setting, Told, crowd, live, without_ages
 from esper.drill.replica import FaultKind
 from esper.leyline.errors import LockstepError
-from esper.leyline.events.run import BirthVetoed, StageChanged
+from esper.leyline.events import BirthVetoed, StageChanged
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from esper.leyline.events.run import Event, StageChanged, TickDone
+from esper.leyline.events import Event, StageChanged, TickDone
 from esper.nissa.envelope import from_record
 from tests.support.commands import GROWING, TRAIN, Command
 

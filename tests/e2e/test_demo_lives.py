@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from esper.accord.config import GateConfig
 from esper.config.tree import build_config
 from esper.launcher.compose import conf_folder
-from esper.leyline.events.run import CommandJudged, GateJudged, StageChanged
+from esper.leyline.events import CommandJudged, GateJudged, StageChanged
 from esper.leyline.stages import Gate, Op, Stage
 from tests.support.dist import run_distributed, use_group
 from tests.support.tiny import events, make_engine

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from esper.config.tree import load_config
-from esper.leyline.events.run import (
+from esper.leyline.events import (
     CheckpointSaved,
     CommandRefused,
     Event,

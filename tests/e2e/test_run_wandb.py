@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from esper.leyline.events.run import StageChanged, TickDone
+from esper.leyline.events import StageChanged, TickDone
 from esper.leyline.evidence import Reading
 from tests.e2e.conftest import Finished
 from tests.support.wandb_file import WandbFile, offline_files, read_wandb_file

@@ -19,7 +19,7 @@ from esper.kasmina.slots.regions import region_of
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
-from esper.leyline.events.run import BirthVetoed, CommandRefused, Fault, StageChanged
+from esper.leyline.events import BirthVetoed, CommandRefused, Fault, StageChanged
 from esper.leyline.stages import Incubation
 from esper.leyline.topology import Topology
 from esper.tolaria.training.engine import Engine

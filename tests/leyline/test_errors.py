@@ -7,7 +7,7 @@ import pytest
 from esper.leyline import errors
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, EsperError
-from esper.leyline.events.run import EVENTS
+from esper.leyline.events import EVENTS
 from esper.leyline.protocols import NullSink
 from esper.leyline.topology import Topology
 

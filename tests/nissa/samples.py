@@ -3,9 +3,9 @@
 from esper.leyline.alpha import Curve
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.commands import Command
-from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack, SnapshotTaken
-from esper.leyline.events.run import (
+from esper.leyline.events import (
     BirthVetoed,
+    BreakerChanged,
     CheckpointSaved,
     CommandJudged,
     CommandRefused,
@@ -13,12 +13,15 @@ from esper.leyline.events.run import (
     Fault,
     GateJudged,
     LibraryUsed,
+    Panic,
     RampCommitted,
     Rewrapped,
+    RolledBack,
     RunEnded,
     RunStarted,
     SlotDegraded,
     SlotLine,
+    SnapshotTaken,
     StageChanged,
     StepSkipped,
     TickDone,

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 from esper.leyline.evidence import ABSENT, measured
 from esper.leyline.plain import to_plain
 from esper.leyline.stages import Stage

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from esper.leyline.events.run import EVENTS
+from esper.leyline.events import EVENTS
 from esper.nissa.envelope import Envelope, from_record
 from esper.nissa.jsonl import encode
 from tests.nissa.samples import SAMPLES, fault, tick_done

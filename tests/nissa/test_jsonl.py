@@ -9,8 +9,7 @@ import time
 import pytest
 
 from esper.leyline.errors import RunDirError
-from esper.leyline.events.governor import RolledBack
-from esper.leyline.events.run import RunEnded
+from esper.leyline.events import RolledBack, RunEnded
 from esper.leyline.stages import Stage
 from esper.nissa.config import Level
 from esper.nissa.envelope import Envelope, from_record

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from esper.leyline.events.run import RunEnded
+from esper.leyline.events import RunEnded
 from esper.leyline.stages import Stage
 from esper.nissa.config import WandbConfig, WandbMode
 from esper.nissa.wandb_sink import WandbSink

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import esper
 from esper.kasmina.hosts import build_host
-from esper.leyline.events.run import CommandRefused, RampCommitted, StageChanged
+from esper.leyline.events import CommandRefused, RampCommitted, StageChanged
 from tests.support.tiny import act, bits, events, make_engine, schedule, tiny_config
 
 A, B = "r0c0", "r1c0"

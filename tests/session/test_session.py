@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import esper
 from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.errors import ConfigError, LoopError
-from esper.leyline.events.run import ContributionMeasured, TickDone
+from esper.leyline.events import ContributionMeasured, TickDone
 from esper.leyline.stages import Stage
 from tests.support.dist import ROOT
 from tests.support.sessions import (

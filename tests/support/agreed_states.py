@@ -16,7 +16,7 @@ from esper.accord.reducer import reduce_tick
 from esper.accord.state import RunState, Terms
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command, wait
-from esper.leyline.events.run import CommandRefused, Event, StageChanged
+from esper.leyline.events import CommandRefused, Event, StageChanged
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.slots import parse_slot
 from esper.leyline.stages import Incubation, Op, Stage

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import esper
-from esper.leyline.events.run import Event, StageChanged
+from esper.leyline.events import Event, StageChanged
 from esper.leyline.plain import to_plain
 from tests.support.tiny import act, bits
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from esper.config.tree import EsperConfig
 from esper.leyline.commands import Command
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 from esper.leyline.observation import Observation
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import use_group

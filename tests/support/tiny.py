@@ -17,7 +17,7 @@ from torch import Tensor
 from esper.config.strict import as_plain
 from esper.config.tree import FIXED_SECTIONS, EsperConfig, RunConfig, build_config, config_digest
 from esper.kasmina.hosts import CNNConfig, GPTConfig
-from esper.leyline.events.run import Event
+from esper.leyline.events import Event
 from esper.leyline.plain import to_plain
 from esper.leyline.protocols import Controller
 from esper.run.assembly import assemble

@@ -1,1 +1,56 @@
-"""Typed, frozen events: what happened in a run, on explicit axes."""
+"""Typed, frozen events: each records one thing that happened in a run, on the axes step, tick and epoch.
+
+The emitter adds the envelope (run id, attempt, sequence number, rank, schema version, wall-clock time). Events whose
+class sets ``priority`` (refusals, vetoes, faults) are written at every telemetry level, flushed at once and never
+dropped.
+"""
+
+from esper.leyline.events.base import SCHEMA_VERSION, Event
+from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import (
+    BirthVetoed,
+    CheckpointSaved,
+    CommandJudged,
+    CommandRefused,
+    ContributionMeasured,
+    Fault,
+    GateJudged,
+    LibraryUsed,
+    RampCommitted,
+    Rewrapped,
+    RunEnded,
+    RunStarted,
+    SlotDegraded,
+    SlotLine,
+    StageChanged,
+    StepSkipped,
+    TickDone,
+)
+from esper.leyline.events.table import EVENTS
+
+__all__ = [
+    "EVENTS",
+    "SCHEMA_VERSION",
+    "BirthVetoed",
+    "BreakerChanged",
+    "CheckpointSaved",
+    "CommandJudged",
+    "CommandRefused",
+    "ContributionMeasured",
+    "Event",
+    "Fault",
+    "GateJudged",
+    "LibraryUsed",
+    "Panic",
+    "RampCommitted",
+    "Rewrapped",
+    "RolledBack",
+    "RunEnded",
+    "RunStarted",
+    "SlotDegraded",
+    "SlotLine",
+    "SnapshotTaken",
+    "StageChanged",
+    "StepSkipped",
+    "TickDone",
+]

@@ -1,4 +1,4 @@
-"""What every event stands on; the events themselves: `esper.leyline.events.run` and `esper.leyline.events.governor`."""
+"""The base class of all events and the version of their schema."""
 
 from dataclasses import dataclass
 from typing import ClassVar

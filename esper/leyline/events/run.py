@@ -1,16 +1,10 @@
-"""Typed, frozen events: what happened in a run, on explicit axes.
-
-The emitter adds the envelope (run id, attempt, sequence number, rank, schema version, wall-clock time). Events whose
-class says ``priority`` (refusals, vetoes, faults) are written at every telemetry level, flushed at once, never dropped.
-"""
+"""Events of an ordinary run: its start and end, ticks, commands, gates, stages, births, checkpoints, faults."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from esper.leyline.commands import Command
-from esper.leyline.events.base import SCHEMA_VERSION as SCHEMA_VERSION
-from esper.leyline.events.base import Event as Event
-from esper.leyline.events.governor import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.base import Event
 from esper.leyline.evidence import GateResult, GradientHealth, Reading
 from esper.leyline.stages import Stage
 
@@ -403,33 +397,3 @@ class Fault(Event):
 
     where: str
     """Where: a slot, a file or folder, a sink, or the phase of a rank."""
-
-
-EVENTS: dict[str, type[Event]] = {
-    cls.kind: cls
-    for cls in (
-        RunStarted,
-        RunEnded,
-        TickDone,
-        CommandJudged,
-        CommandRefused,
-        GateJudged,
-        StageChanged,
-        RampCommitted,
-        ContributionMeasured,
-        Rewrapped,
-        CheckpointSaved,
-        BirthVetoed,
-        LibraryUsed,
-        SlotDegraded,
-        StepSkipped,
-        SnapshotTaken,
-        Panic,
-        RolledBack,
-        BreakerChanged,
-        Fault,
-    )
-}
-_all_kinds = {cls.kind for cls in (*Event.__subclasses__(), *CommandJudged.__subclasses__())}
-if set(EVENTS) != _all_kinds:
-    raise AssertionError(f"events without a row in the table: {_all_kinds ^ set(EVENTS)}")

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from esper.leyline.errors import CheckpointError, LeaseError
-from esper.leyline.events.run import CheckpointSaved, Event, Fault
+from esper.leyline.events import CheckpointSaved, Event, Fault
 from esper.tolaria.checkpoint.hostcopy import HostCopy
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.lockstep.wire import RankWord, SaveWord

@@ -11,13 +11,14 @@ from esper.accord.verdict import Verdict
 from esper.kasmina.births import Library
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
-from esper.leyline.events.governor import BreakerChanged, Panic
-from esper.leyline.events.run import (
+from esper.leyline.events import (
+    BreakerChanged,
     CommandJudged,
     ContributionMeasured,
     Event,
     Fault,
     LibraryUsed,
+    Panic,
     Rewrapped,
     RunStarted,
     SlotDegraded,

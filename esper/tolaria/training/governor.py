@@ -23,8 +23,7 @@ from esper.accord.replay import Replay, replay
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.errors import CheckpointError, DivergedError
-from esper.leyline.events.governor import RolledBack, SnapshotTaken
-from esper.leyline.events.run import Event, Fault
+from esper.leyline.events import Event, Fault, RolledBack, SnapshotTaken
 from esper.tolaria.checkpoint.ring import Generation, Ring
 from esper.tolaria.checkpoint.snapshot import read_generation
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file

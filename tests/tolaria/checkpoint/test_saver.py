@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from esper.leyline.errors import CheckpointError
-from esper.leyline.events.run import CheckpointSaved, Fault, Rewrapped
+from esper.leyline.events import CheckpointSaved, Fault, Rewrapped
 from esper.tolaria.checkpoint.hostcopy import HostCopy
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file

@@ -1,4 +1,4 @@
-"""Events of the governor: what it found, how far the run went back, and when seeds may be born again."""
+"""Events of the governor: snapshots, panics, rollbacks, and turns of the breaker."""
 
 from dataclasses import dataclass
 from typing import ClassVar

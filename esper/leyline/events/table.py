@@ -1,0 +1,51 @@
+"""The table of event kinds, for reading an event file back."""
+
+from esper.leyline.events.base import Event
+from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import (
+    BirthVetoed,
+    CheckpointSaved,
+    CommandJudged,
+    CommandRefused,
+    ContributionMeasured,
+    Fault,
+    GateJudged,
+    LibraryUsed,
+    RampCommitted,
+    Rewrapped,
+    RunEnded,
+    RunStarted,
+    SlotDegraded,
+    StageChanged,
+    StepSkipped,
+    TickDone,
+)
+
+EVENTS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        RunStarted,
+        RunEnded,
+        TickDone,
+        CommandJudged,
+        CommandRefused,
+        GateJudged,
+        StageChanged,
+        RampCommitted,
+        ContributionMeasured,
+        Rewrapped,
+        CheckpointSaved,
+        BirthVetoed,
+        LibraryUsed,
+        SlotDegraded,
+        StepSkipped,
+        SnapshotTaken,
+        Panic,
+        RolledBack,
+        BreakerChanged,
+        Fault,
+    )
+}
+_all_kinds = {cls.kind for cls in (*Event.__subclasses__(), *CommandJudged.__subclasses__())}
+if set(EVENTS) != _all_kinds:
+    raise AssertionError(f"events without a row in the table: {_all_kinds ^ set(EVENTS)}")
