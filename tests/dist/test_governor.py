@@ -17,8 +17,17 @@ from esper.config.tree import EsperConfig
 from esper.kasmina.hosts import registry
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import DivergedError
-from esper.leyline.events import CommandRefused, Event, StageChanged, StepSkipped, TickDone
-from esper.leyline.events import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events import (
+    BreakerChanged,
+    CommandRefused,
+    Event,
+    Panic,
+    RolledBack,
+    SnapshotTaken,
+    StageChanged,
+    StepSkipped,
+    TickDone,
+)
 from esper.leyline.stages import Mechanical
 from esper.tamiyo.heuristic import HeuristicConfig
 from esper.tolaria.training.engine import Engine

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from esper.leyline.events.base import SCHEMA_VERSION, Event
-from esper.leyline.events.run import EVENTS
+from esper.leyline.events.table import EVENTS
 from esper.leyline.fielddocs import as_markdown, class_doc, field_docs
 
 _HEAD = f"""# Events
