@@ -6,7 +6,7 @@ from esper.accord.breaker import after_blame
 from esper.accord.changes import Changes
 from esper.accord.config import GovernorConfig
 from esper.accord.effects import Outcome
-from esper.accord.governed import Skip
+from esper.accord.health import Skip
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Symptom, Verdict

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from esper.accord.account import Costs
 from esper.accord.config import GateConfig, SlotsConfig
-from esper.accord.governed import Governed
+from esper.accord.health import RunHealth
 from esper.accord.lifecycle import SlotState
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.errors import ConfigError
@@ -51,7 +51,7 @@ class RunState:
     judged_row: int = 0
     samples: int = 0
     flops: int | None = None
-    governor: Governed = field(default_factory=Governed)
+    governor: RunHealth = field(default_factory=RunHealth)
 
     def slot(self, slot: str) -> SlotState:
         """The record of one slot; KeyError if there is none."""

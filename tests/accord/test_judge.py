@@ -8,7 +8,7 @@ import pytest
 from esper.accord.absorb import absorb
 from esper.accord.config import GovernorConfig
 from esper.accord.effects import Discard, Uproot
-from esper.accord.governed import Governed, Skip
+from esper.accord.health import RunHealth, Skip
 from esper.accord.judge import judge_tick
 from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
@@ -17,7 +17,7 @@ from esper.accord.state import RunState
 from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.commands import Command, wait
-from esper.leyline.events.run import StageChanged
+from esper.leyline.events import StageChanged
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import Mechanical, Stage
 from tests.support.agreed_states import Run, ask, at, germinate, run_of
@@ -283,8 +283,8 @@ def test_the_record_survives_plain_data_and_every_field_enters_the_digest() -> N
         "verdict": Verdict.SUSPECT,
         "symptom": Symptom.COLLAPSE,
         "words": "x",
-        "train": Governed().train,
-        "validation": replace(Governed().validation, least=1.0),
+        "train": RunHealth().train,
+        "validation": replace(RunHealth().validation, least=1.0),
         "strikes": 9,
         "healthy_tick": 99,
         "healthy_step": 99,
@@ -292,8 +292,8 @@ def test_the_record_survives_plain_data_and_every_field_enters_the_digest() -> N
         "trouble_tick": 99,
         "skips": (Skip(first_step=1, count=1),),
         "barred": {},
-        "breaker": Governed().breaker,
+        "breaker": RunHealth().breaker,
     }
-    assert set(changes) == set(Governed.__dataclass_fields__)
+    assert set(changes) == set(RunHealth.__dataclass_fields__)
     for name, value in changes.items():
         assert digest62(replace(state, governor=replace(state.governor, **{name: value}))) != digest, name

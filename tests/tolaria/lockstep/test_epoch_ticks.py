@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.accord.governed import Skip
+from esper.accord.health import Skip
 from esper.tolaria.training.engine import Engine
 from tests.support.tiny import make_engine, tiny_config
 

@@ -1,4 +1,4 @@
-"""What all ranks agree on about the health of a run. Plain, frozen data inside `RunState`; a checkpoint holds it."""
+"""The agreed record of a run's health. Plain, frozen data inside `RunState`; a checkpoint holds it."""
 
 from dataclasses import dataclass, field
 
@@ -8,25 +8,30 @@ from esper.accord.verdict import Series, Symptom, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:
-    """From optimizer step ``first_step`` on, samples come from ``count`` steps further down the plan of batches."""
+    """From optimizer step ``first_step`` on, samples are taken ``count`` steps further along in the plan of batches."""
 
     first_step: int
     count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Governed:
+class RunHealth:
     """The governor's part of the agreed record.
 
     Fields:
-        verdict, symptom, words: of the latest tick; ``words`` say what was measured, empty of a healthy one.
-        train, validation: losses of healthy ticks.
+        verdict: the governor's verdict on the latest tick.
+        symptom: what is wrong with the latest tick.
+        words: what was measured, for people; empty if the latest tick was healthy.
+        train: training losses of healthy ticks.
+        validation: validation losses of healthy ticks.
         strikes: ticks in a row that were not healthy.
-        healthy_tick, healthy_step: latest healthy tick, and its optimizer step; what failed came after it.
-        replays: rollbacks since the last recovery. trouble_tick: the latest tick of a panic since then.
+        healthy_tick: the latest healthy tick; whatever failed came after it.
+        healthy_step: optimizer step of the latest healthy tick.
+        replays: rollbacks since the last recovery.
+        trouble_tick: the latest tick that panicked since the last recovery.
         skips: windows of samples that were skipped, oldest first.
-        barred: per slot, the tick until which no seed germinates there.
-        breaker: of growth.
+        barred: for each barred slot, the tick until which no seed may germinate there.
+        breaker: state of the circuit breaker of growth.
     """
 
     verdict: Verdict = Verdict.HEALTHY
@@ -44,5 +49,5 @@ class Governed:
     breaker: BreakerState = field(default_factory=BreakerState)
 
     def cursor(self, step: int) -> int:
-        """Place in the plan of batches of optimizer step ``step``."""
+        """Position in the plan of batches at optimizer step ``step``."""
         return step + sum(skip.count for skip in self.skips if skip.first_step <= step)
