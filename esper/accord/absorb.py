@@ -6,7 +6,7 @@ from dataclasses import replace
 from esper.accord.account import probe_flops, step_flops
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
-from esper.leyline.evidence import ABSENT, GradientHealth, Reading, measured, paired, spread
+from esper.leyline.evidence import ABSENT, GradientHealth, Reading, estimate_deviation, estimate_mean, measured
 
 
 def _mean(total: float, count: float, tick: int) -> Reading:
@@ -42,13 +42,13 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
         gradient_norm=norm if norm.is_measured else state.gradient_norm,
         health=_health(sums, f"{state.slot}.", state.health, tick),
         nonfinite_steps=int(get("nonfinite")),
-        gate_mean=paired(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick, min_samples=2),
-        gate_std=spread(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick),
+        gate_mean=estimate_mean(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick, min_samples=2),
+        gate_std=estimate_deviation(gated, get("gate_sum"), get("gate_sum_sq"), tick=tick),
     )
     if state.request is None:
         return after
     least = terms.gates.min_samples
-    reading = paired(
+    reading = estimate_mean(
         int(get("probe_count")),
         get("probe_sum"),
         get("probe_sum_sq"),
@@ -89,8 +89,10 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
     validation_loss, validation_accuracy = state.validation_loss, state.validation_accuracy
     if validated > 0:
         n = int(validated)
-        validation_loss = paired(n, sums["validation_loss"], sums["validation_loss_sq"], tick=tick, min_samples=2)
-        validation_accuracy = paired(
+        validation_loss = estimate_mean(
+            n, sums["validation_loss"], sums["validation_loss_sq"], tick=tick, min_samples=2
+        )
+        validation_accuracy = estimate_mean(
             n, sums["validation_correct"], sums["validation_correct_sq"], tick=tick, min_samples=2
         )
         if sums["validation_nonfinite"] > 0:

@@ -28,7 +28,7 @@ from esper.accord.looks import next_look
 from esper.accord.state import RunState, Terms
 from esper.leyline.commands import Command
 from esper.leyline.events import BirthVetoed, CommandJudged, CommandRefused
-from esper.leyline.legality import refusal
+from esper.leyline.legality import find_refusal
 from esper.leyline.stages import Gate, Incubation, Mechanical, Op, Stage
 
 
@@ -108,7 +108,7 @@ class _Reduction(Changes):
             return
         slot = self.state.slot(command.slot)
         reason = "the slot changed in this tick" if slot.slot in self.moved else None
-        reason = reason or refusal(self, conditions_of(self.state, slot, self.terms), command)
+        reason = reason or find_refusal(self, conditions_of(self.state, slot, self.terms), command)
         gate = {Op.GERMINATE: Gate.G0, Op.FOSSILIZE: Gate.G5}.get(command.op)
         if command.op is Op.ADVANCE:
             gate = GATE_AHEAD.get(slot.stage)
@@ -191,7 +191,7 @@ class _Reduction(Changes):
             verdict = verdict_ahead(self.state, slot, self.terms)
             if verdict is None or not verdict.passed:
                 continue
-            if refusal(self, conditions_of(self.state, slot, self.terms), command) is None:
+            if find_refusal(self, conditions_of(self.state, slot, self.terms), command) is None:
                 self.command(command)
 
     def mechanics(self) -> None:

@@ -6,10 +6,10 @@ With u = (step - first) / (last - first) clamped to [0, 1]:
     COSINE      c(u) = (1 - cos(pi u)) / 2
     SIGMOID(k)  c(u) = (s(k(2u - 1)) - s(-k)) / (s(k) - s(-k)),  s the logistic function
 
-alpha(step) = start + (target - start) * c(u), snapped to exactly ``start`` up to ``first`` and exactly ``target`` from
-``last`` on; a ramp of zero steps is its target at once.
+alpha(step) = start + (target - start) * c(u), snapped to exactly ``start`` up to ``first`` and to exactly ``target``
+from ``last`` on. A ramp of zero steps is at its target at once.
 
-A ramp that switches the operator fades from the old one to the new: c(u) is the new one's share.
+A ramp that switches the operator fades from the old one to the new one; c(u) is the share of the new one.
 """
 
 import math
@@ -18,7 +18,8 @@ from enum import IntEnum
 
 
 class Operator(IntEnum):
-    """How a seed's delta joins the host's features (see `esper.kasmina.slots.blend`). The number is the wire code."""
+    """The way a seed's delta joins the host's features (see `esper.kasmina.slots.blend`). The number is the wire
+    code."""
 
     ADD = 0
     MULTIPLY = 1
@@ -28,12 +29,13 @@ class Operator(IntEnum):
 
     @property
     def is_gated(self) -> bool:
-        """Scaled by a number per sample that is 1 at full alpha: there the operator *is* ADD, bit for bit."""
+        """True if the delta is scaled by a number per sample. At full alpha that number is 1 and the operator *is* ADD,
+        bit for bit."""
         return _OPERATORS[self].gated
 
     @property
     def needs(self) -> str:
-        """What a slot must have before it may use this operator, in words; empty: nothing."""
+        """What a slot must have before it may use this operator, as text; empty if it needs nothing."""
         return _OPERATORS[self].needs
 
 
@@ -63,7 +65,7 @@ class Curve(IntEnum):
 
 
 class AlphaMode(IntEnum):
-    """HOLD is at rest; UP and DOWN are on the way to the target."""
+    """HOLD: alpha is at rest. UP, DOWN: alpha is on its way to the target."""
 
     HOLD = 0
     UP = 1
@@ -99,11 +101,14 @@ class Ramp:
     """A committed path of alpha.
 
     Fields:
-        start, target: alpha before and after, in [0, 1].
-        first_step, last_step: optimizer steps; alpha is ``start`` at the first and ``target`` from the last on.
-        curve, steepness: the shape; steepness (k > 0) matters for SIGMOID only.
+        start: alpha before the ramp, in [0, 1].
+        target: alpha after the ramp, in [0, 1].
+        first_step: optimizer step up to which alpha is ``start``.
+        last_step: optimizer step from which alpha is ``target``.
+        curve: shape of the ramp.
+        steepness: k > 0 of SIGMOID; other curves ignore it.
         operator: how the delta is joined while this ramp is in force.
-        fades_from: the operator that this ramp switches from, None when it switches none.
+        fades_from: the operator that this ramp switches from; None if it does not switch.
     """
 
     start: float
@@ -126,7 +131,7 @@ class Ramp:
             raise ValueError(f"ramp.fades_from = {self.operator.name}: that is its operator; need another one, or None")
 
     def progress(self, step: int) -> float:
-        """Share of the way done at ``step``, 0 to 1, along the curve."""
+        """Share of the ramp that is done at ``step``, 0 to 1, along the curve."""
         if step >= self.last_step:
             return 1.0
         if step <= self.first_step:
@@ -141,17 +146,17 @@ class Ramp:
         return min(1.0, max(0.0, self.start + (self.target - self.start) * self.progress(step)))
 
     def mode(self, step: int) -> AlphaMode:
-        """HOLD once the ramp is done, else its direction."""
+        """HOLD once the ramp is done, before that its direction."""
         if step >= self.last_step:
             return AlphaMode.HOLD
         return AlphaMode.UP if self.target >= self.start else AlphaMode.DOWN
 
     def fade(self, step: int) -> float:
-        """Share of ``operator`` at ``step``, the rest being ``fades_from``'s; 1 when the ramp switches none."""
+        """Share of ``operator`` at ``step``; the rest belongs to ``fades_from``. 1 if the ramp does not switch."""
         return 1.0 if self.fades_from is None else self.progress(step)
 
     def operators(self, step: int) -> tuple[Operator, Operator | None]:
-        """The operator in force at ``step``, and the one that is being faded out (None: none).
+        """The operator in force at ``step``, and the one that is being faded out, or None.
 
         A gated operator at rest at full alpha is ADD, which needs no gate.
         """

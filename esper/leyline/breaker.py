@@ -1,9 +1,9 @@
-"""The circuit breaker of growth: whether a seed may be born now.
+"""The circuit breaker of growth, which decides whether a seed may be born now.
 
     ALLOWED -- growth is blamed for a panic -> COOLING -- time is over -> TRIAL -- the seed on trial stands -> ALLOWED
     TRIAL   -- growth is blamed again -------> COOLING, for longer; OPEN after too many, until somebody overrides it
 
-Who moves it, and by what: `esper.accord.breaker`.
+`esper.accord.breaker` moves it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,11 @@ from enum import StrEnum
 
 
 class BreakerPhase(StrEnum):
-    """ALLOWED: births as ever. TRIAL: one seed at a time. COOLING: none for a time. OPEN: none until overridden."""
+    """Phases of the breaker.
+
+    ALLOWED: births are not restricted. TRIAL: one seed at a time. COOLING: no birth for a time. OPEN: no birth until
+    somebody overrides the breaker.
+    """
 
     ALLOWED = "ALLOWED"
     TRIAL = "TRIAL"
@@ -21,10 +25,12 @@ class BreakerPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerView:
-    """What a controller sees of the breaker.
+    """The part of the breaker's state that a controller sees.
 
     Fields:
-        phase: see `BreakerPhase`. ticks_left: of COOLING, else 0. on_trial: slot of the seed on trial, or None.
+        phase: see `BreakerPhase`.
+        ticks_left: ticks until COOLING ends; 0 in any other phase.
+        on_trial: slot of the seed on trial, or None.
     """
 
     phase: BreakerPhase = BreakerPhase.ALLOWED
@@ -33,7 +39,7 @@ class BreakerView:
 
 
 def why_no_birth(view: BreakerView) -> str | None:
-    """Why the breaker refuses a germination, in words; None where it does not."""
+    """Returns the reason why the breaker refuses a germination, or None if it allows one."""
     if view.phase is BreakerPhase.COOLING:
         return f"breaker cooling, {view.ticks_left} ticks left"
     if view.phase is BreakerPhase.OPEN:

@@ -1,7 +1,7 @@
-"""CHANNEL's vector v, from a line of text: ``slots.channels: {r0c0: "1,0.5,0"}``, one value in [0, 1] per channel.
+"""The vector v of the CHANNEL operator, parsed from text: ``slots.channels: {r0c0: "1,0.5,0"}``.
 
-The text is capped before it is parsed: a file handed in by mistake costs nothing. Without a v CHANNEL is illegal in
-that slot; it is never a silent scalar.
+The text holds one value in [0, 1] per channel. Its length is checked before it is parsed, so a file passed by mistake
+costs nothing. In a slot without a v, CHANNEL is illegal; it never falls back to a scalar.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,20 @@ MAX_CHARACTERS = 65_536
 
 
 def channels_path(slot: str) -> str:
-    """How an error names the setting, without its perhaps long text."""
+    """The name of the setting in error texts, without its value, which may be long."""
     return f"slots.channels = {{{slot}: ...}}"
 
 
 def parse_channels(text: str, where: str) -> tuple[float, ...]:
-    """The values of v.
+    """Returns the values of v.
 
     Args:
-        text: numbers separated by commas. where: the config path, for messages.
+        text: numbers separated by commas.
+        where: config path, for error texts.
 
     Raises:
-        ConfigError: no text, too long, not a number, NaN, or outside [0, 1]; the text names the first bad channel.
+        ConfigError: ``text`` is not text or is too long, or a value is not a number, NaN or outside [0, 1]; the error
+            names the first bad channel.
     """
     if not isinstance(text, str):
         raise ConfigError(
@@ -44,25 +46,27 @@ def parse_channels(text: str, where: str) -> tuple[float, ...]:
     return tuple(values)
 
 
-def channel_info(values: Sequence[float]) -> ChannelInfo:
-    """What a controller sees of v."""
+def summarize_channels(values: Sequence[float]) -> ChannelInfo:
+    """Summarises v for controllers."""
     ordered = sorted(values)
-    place = 0.95 * (len(ordered) - 1)
-    low = int(place)
+    position = 0.95 * (len(ordered) - 1)
+    low = int(position)
     high = min(low + 1, len(ordered) - 1)
     return ChannelInfo(
         mean=sum(ordered) / len(ordered),
-        p95=ordered[low] + (place - low) * (ordered[high] - ordered[low]),
+        p95=ordered[low] + (position - low) * (ordered[high] - ordered[low]),
         sparsity=sum(value == 0.0 for value in ordered) / len(ordered),
     )
 
 
 def usable_operators(slot: str, channels: Mapping[str, object], *, class_logits: bool) -> tuple[Operator, ...]:
-    """Operators that a slot may use.
+    """Returns the operators that a slot may use.
 
     Args:
-        slot: slot id. channels: slots that have a v. class_logits: the model's output is logits [B, K >= 2].
+        slot: slot id.
+        channels: slots that have a v.
+        class_logits: whether the model's output is logits [B, K >= 2].
     """
-    missing = set() if slot in channels else {Operator.CHANNEL}
-    missing |= set() if class_logits else {Operator.CONFIDENCE}
-    return tuple(operator for operator in Operator if operator not in missing)
+    excluded = set() if slot in channels else {Operator.CHANNEL}
+    excluded |= set() if class_logits else {Operator.CONFIDENCE}
+    return tuple(operator for operator in Operator if operator not in excluded)

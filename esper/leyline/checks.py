@@ -22,7 +22,7 @@ class Checks:
         return self
 
     def __call__(self, field: str, ok: bool, expected: str) -> None:
-        """Notes a problem unless ``ok``; ``expected`` says what would be right."""
+        """Notes a problem unless ``ok``; ``expected`` says what value the field must have."""
         if not ok:
             self._problems.append(f"{field} = {getattr(self._owner, field)!r}: {expected}")
 

@@ -1,4 +1,4 @@
-"""What controllers ask for: one command per slot and tick."""
+"""Commands: what controllers request, at most one per slot and tick."""
 
 from dataclasses import dataclass
 
@@ -46,5 +46,5 @@ class Command:
 
 
 def wait(slot: str) -> Command:
-    """The command that changes nothing."""
+    """Returns the command that changes nothing."""
     return Command(slot=slot, op=Op.WAIT)

@@ -1,17 +1,17 @@
-"""What a host and a seed cost on one sample."""
+"""FLOPs of a host and of a seed on one sample."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class SeedCost:
-    """One seed on one sample.
+    """FLOPs of one seed on one sample.
 
     Fields:
-        forward: one forward.
-        full: backward to input and weights (a blended seed that learns).
-        weights: backward to the weights alone (a seed whose input is detached or frozen).
-        passing: backward to the input alone (a frozen seed in blend).
+        forward: one forward pass.
+        full: backward pass to input and weights (a blended seed that learns).
+        weights: backward pass to the weights alone (a seed whose input is detached or frozen).
+        passing: backward pass to the input alone (a frozen seed that is blended in).
     """
 
     forward: int
@@ -22,13 +22,14 @@ class SeedCost:
 
 @dataclass(frozen=True, slots=True)
 class HostCost:
-    """The bare host on one sample.
+    """FLOPs of the bare host on one sample.
 
     Fields:
-        forward, backward: a forward, and the backward to all that it trains.
-        down_to: per slot, the backward of the activations alone, from the output down to it.
-        shared: per slot, the forward up to it, which forwards that differ from there on share; None where the host
-            cannot resume from a slot and shares nothing.
+        forward: one forward pass.
+        backward: backward pass to everything that the host trains.
+        down_to: for each slot, the backward pass of the activations alone, from the output down to the slot.
+        shared: for each slot, the forward pass up to the slot, which is shared by forward passes that differ only from
+            there on; None if the host cannot resume from a slot and shares nothing.
         order: slots in the order of execution.
     """
 

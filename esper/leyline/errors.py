@@ -1,14 +1,14 @@
-"""Errors that a user sees, each with the exit code its process ends with.
+"""Errors that a user sees, each with the exit code of its process.
 
-Codes follow sysexits.h where it has a word for the case: 0 done, 70 our bug, 74 input/output, 75 preempted (try
-again), 78 configuration; 76 is a lockstep failure and 79 a diverged run.
+Codes follow sysexits.h where it names the case: 0 done, 70 our bug, 74 input/output, 75 preempted (try again), 78
+configuration. 76 is a lockstep failure and 79 a diverged run.
 """
 
 from collections.abc import Iterable
 
 
 class EsperError(Exception):
-    """Base of every error with one clear line: what happened, where, what to do."""
+    """Base of all our errors. Each has one clear line: what happened, where, and what to do."""
 
     exit_code = 70
 
@@ -17,7 +17,7 @@ class ConfigError(EsperError, ValueError):
     """One or more bad settings, reported together.
 
     Args:
-        problems: one line each, beginning with the config path (``optim.lr = -1.0: must be > 0``).
+        problems: one line for each, starting with the config path (``optim.lr = -1.0: must be > 0``).
     """
 
     exit_code = 78
@@ -40,35 +40,35 @@ class CheckpointError(EsperError):
 
 
 class LoopError(EsperError):
-    """The calls of a user's own training loop came in an order that cannot work; the text says which comes first."""
+    """A user's own training loop made calls in an order that cannot work; the text says which call comes first."""
 
     exit_code = 78
 
 
 class RunDirError(EsperError):
-    """The run directory cannot be used (not writable, locked, other config)."""
+    """The run directory cannot be used: it is not writable, locked, or belongs to another config."""
 
     exit_code = 74
 
 
 class LeaseError(RunDirError):
-    """A newer attempt works on the run directory; this one may write nothing more."""
+    """A newer attempt owns the run directory; this one must not write to it any more."""
 
 
 class LockstepError(EsperError):
-    """Ranks stopped being one network, or a rank is missing; every rank raises the same text."""
+    """Ranks no longer hold the same network, or a rank is missing; every rank raises the same text."""
 
     exit_code = 76
 
 
 class DivergedError(EsperError):
-    """Training left the finite numbers for good."""
+    """Training diverged and could not recover."""
 
     exit_code = 79
 
 
 class Preempted(EsperError):
-    """A stop was agreed and a checkpoint written; the same command continues the run."""
+    """The ranks agreed to stop and wrote a checkpoint; the same command continues the run."""
 
     exit_code = 75
 
@@ -78,18 +78,18 @@ class ExportError(EsperError):
 
 
 class IllegalTransition(EsperError, ValueError):
-    """A stage change that the edge table does not hold; the text names the legal ones."""
+    """A stage change that is not in the edge table; the text names the legal ones."""
 
 
 class OwnershipError(EsperError, ValueError):
-    """A parameter is nobody's, has two owners, or was to be trained though it may not; the text names it."""
+    """A parameter has no owner, has two, or was about to be trained although it must not be; the text names it."""
 
 
 class GateError(EsperError, ValueError):
-    """An unknown or retired gate was asked."""
+    """An unknown or retired gate was asked for a verdict."""
 
 
 def one_line(error: BaseException, width: int = 300) -> str:
-    """The first line of an error for a report; with its type unless the error is one of ours."""
+    """Returns the first line of an error, for a report, with the error's type unless the error is one of ours."""
     text = str(error).strip() if isinstance(error, EsperError) else f"{type(error).__name__}: {error}".strip()
     return text.splitlines()[0][:width] if text else type(error).__name__

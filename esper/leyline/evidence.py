@@ -1,4 +1,4 @@
-"""Evidence is measured (when, on how many samples), stale, or absent. Absent is never zero."""
+"""Evidence: numbers that are measured (at a tick, on a number of samples), stale, or absent. Absent is never zero."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from esper.leyline.stages import Gate
 
 
 class Status(StrEnum):
-    """How much a reading may be trusted."""
+    """Degree to which a reading may be trusted."""
 
     MEASURED = "measured"
     STALE = "stale"
@@ -49,11 +49,11 @@ class Reading:
 
     @property
     def is_measured(self) -> bool:
-        """Fresh enough to decide on."""
+        """True if the reading is fresh enough to decide on."""
         return self.status is Status.MEASURED
 
-    def aged(self, tick: int, fresh_ticks: int) -> "Reading":
-        """The same reading as seen at ``tick``: stale once older than ``fresh_ticks``."""
+    def as_of(self, tick: int, fresh_ticks: int) -> "Reading":
+        """Returns the reading as seen at ``tick``: stale if it is older than ``fresh_ticks``."""
         if self.tick is None or tick - self.tick <= fresh_ticks or self.status is Status.STALE:
             return self
         return replace(self, status=Status.STALE)
@@ -62,31 +62,35 @@ class Reading:
         if self.value is None:
             return "absent"
         error = "" if self.se is None else f" ± {self.se:.4g}"
-        old = f" (stale, tick {self.tick})" if self.status is Status.STALE else ""
-        return f"{self.value:.4g}{error}{old}"
+        age = f" (stale, tick {self.tick})" if self.status is Status.STALE else ""
+        return f"{self.value:.4g}{error}{age}"
 
 
 ABSENT = Reading(status=Status.ABSENT)
 
 
 def measured(value: float, *, tick: int, n: int, se: float | None = None, skew: float | None = None) -> Reading:
-    """A fresh reading; see `Reading` for units."""
+    """Returns a fresh reading; see `Reading` for the arguments."""
     return Reading(status=Status.MEASURED, value=value, se=se, skew=skew, n=n, tick=tick)
 
 
-def paired(
+def estimate_mean(
     n: int, total: float, total_sq: float, *, tick: int, min_samples: int, total_cube: float | None = None
 ) -> Reading:
-    """Mean and standard error of paired differences from their sums.
+    """Returns the mean of one number per sample, such as a paired difference, and its standard error, from sums.
 
-    With d_i the difference of sample i: mean m = S1/n, SE = sqrt((S2 - S1^2/n) / (n (n - 1))), and the skewness is
-    (S3/n - 3 m S2/n + 2 m^3) / v^1.5 with v = S2/n - m^2, 0 where nothing varies.
-    Sums over samples make the result independent of how samples were sharded.
+    With d_i the number of sample i and S1, S2, S3 the sums of d_i, d_i^2 and d_i^3: the mean is m = S1/n,
+    SE = sqrt((S2 - S1^2/n) / (n (n - 1))), and the skewness is (S3/n - 3 m S2/n + 2 m^3) / v^1.5 with v = S2/n - m^2,
+    or 0 if all d_i are equal. Since these are sums over samples, the result does not depend on how samples were
+    sharded.
 
     Args:
-        n, total, total_sq, total_cube: count, sum, sum of squares and of cubes of d_i over all ranks.
-        tick: when they were summed.
-        min_samples: below it the standard error is not trusted and the reading is absent.
+        n: number of samples on all ranks.
+        total: sum of d_i over all ranks.
+        total_sq: sum of squares of d_i over all ranks.
+        tick: control tick at which they were summed.
+        min_samples: with fewer samples the standard error cannot be trusted, and the reading is absent.
+        total_cube: sum of cubes of d_i over all ranks; None leaves out the skewness.
     """
     if n < max(2, min_samples) or not all(map(math.isfinite, (total, total_sq, total_cube or 0.0))):
         return ABSENT
@@ -101,13 +105,13 @@ def _skewness(n: int, total: float, total_sq: float, total_cube: float) -> float
     third = total_cube / n - 3.0 * mean * total_sq / n + 2.0 * mean**3
     if spread**3 == 0.0:
         return 0.0
-    most = math.sqrt(n)  # no sample of n has more (all but one value equal); what exceeds it is rounding
+    most = math.sqrt(n)  # the largest skewness of n values (all but one equal); anything beyond it is rounding
     return min(most, max(-most, third / spread**3))
 
 
-def spread(n: int, total: float, total_sq: float, *, tick: int) -> Reading:
-    """Standard deviation of n numbers from their sums, sqrt((S2 - S1^2/n) / (n - 1)); absent below two."""
-    mean = paired(n, total, total_sq, tick=tick, min_samples=2)
+def estimate_deviation(n: int, total: float, total_sq: float, *, tick: int) -> Reading:
+    """Returns the standard deviation of n numbers from their sums, sqrt((S2 - S1^2/n) / (n - 1)); absent if n < 2."""
+    mean = estimate_mean(n, total, total_sq, tick=tick, min_samples=2)
     return ABSENT if mean.se is None else measured(mean.se * math.sqrt(n), tick=tick, n=n)
 
 
@@ -131,10 +135,10 @@ class GradientHealth:
     infs: int = 0
     """Tensors whose gradient had no NaN but an infinity, or a norm beyond its format, over all steps."""
 
-    def aged(self, tick: int, fresh_ticks: int) -> "GradientHealth":
-        """The same as seen at ``tick``; see `Reading.aged`."""
+    def as_of(self, tick: int, fresh_ticks: int) -> "GradientHealth":
+        """Returns the health as seen at ``tick``; see `Reading.as_of`."""
         return replace(
-            self, vanishing=self.vanishing.aged(tick, fresh_ticks), exploding=self.exploding.aged(tick, fresh_ticks)
+            self, vanishing=self.vanishing.as_of(tick, fresh_ticks), exploding=self.exploding.as_of(tick, fresh_ticks)
         )
 
 

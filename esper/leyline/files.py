@@ -1,8 +1,8 @@
-"""Files: written whole or not at all, and the names that a run directory holds.
+"""Files that are written whole or not at all, and the names of the files in a run directory.
 
-A file that others read is written under a temporary name, synced and renamed; then its folder is synced, since a rename
-that is not on the disk can be lost with the power. So a reader sees the old file or the new one, and after a crash one
-of the two, never a part.
+A file that others read is written under a temporary name, synced and renamed. Then its folder is synced, since a power
+failure can undo a rename that is not on the disk yet. So readers see either the old file or the new one, never a part
+of it, even after a crash.
 """
 
 import importlib.resources
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 
 def package_folder() -> Path:
-    """The folder of esper's own sources, wherever it is asked from."""
+    """Returns the folder of esper's own sources."""
     return Path(str(importlib.resources.files("esper"))).resolve()
 
 
@@ -24,7 +24,7 @@ def sync(path: Path) -> None:
     """Waits until a file or a folder is on the disk.
 
     Raises:
-        OSError: the disk says no.
+        OSError: the disk refuses.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -34,14 +34,14 @@ def sync(path: Path) -> None:
 
 
 def write_synced(path: Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
-    """Writes a file in place and waits until its content is on the disk; for files of a folder that is renamed later.
+    """Writes a file in place and waits until its content is on the disk; for files in a folder that is renamed later.
 
     Args:
-        path: of the file.
+        path: path of the file.
         content: bytes, text, or a function that writes into the open file.
 
     Raises:
-        OSError: the disk says no; a part may stand there.
+        OSError: the disk refuses; a part of the file may be left.
     """
     with path.open("wb") as file:
         if callable(content):
@@ -53,15 +53,15 @@ def write_synced(path: Path, content: bytes | str | Callable[[BinaryIO], Any]) -
 
 
 def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *, mode: int | None = None) -> None:
-    """Writes a file so that a reader, and a crash, leaves the old one or the new one; file and folder are synced.
+    """Writes a file so that readers, even after a crash, see the old one or the new one; syncs file and folder.
 
     Args:
-        path: of the file; its folder is there.
+        path: path of the file; its folder must exist.
         content: bytes, text, or a function that writes into the open file.
-        mode: permission bits; None: those of a new file.
+        mode: permission bits; None takes those of any new file.
 
     Raises:
-        OSError: the disk says no; what was there stands as it was, and nothing lies beside it.
+        OSError: the disk refuses; the old file is unchanged, and no temporary file is left beside it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
@@ -75,35 +75,35 @@ def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *,
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of JSON with sorted keys."""
+    """Writes JSON with sorted keys by `write_whole`."""
     write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """The names in a run directory, RUN. Nothing is read or made."""
+    """The paths in a run directory, RUN. Nothing is read or created."""
 
     path: Path
     """RUN itself."""
 
     @property
     def config(self) -> Path:
-        """Every setting, resolved, read-only; what the workers read."""
+        """Every setting, resolved, read-only; the workers read this file."""
         return self.path / "config.yaml"
 
     @property
     def environment(self) -> Path:
-        """Versions, machine, git state and command line of the last start; earlier ones inside."""
+        """Versions, machine, git state and command line of the last start, with those of earlier starts inside."""
         return self.path / "environment.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the launcher and its torchrun while they live."""
+        """The lock that the launcher and its torchrun hold while they live."""
         return self.path / "lock"
 
     @property
     def status(self) -> Path:
-        """How the last attempt ended."""
+        """The end of the last attempt: its status and reason."""
         return self.path / "STATUS.json"
 
     @property
@@ -113,26 +113,26 @@ class RunDir:
 
     @property
     def data(self) -> Path:
-        """The data that the run trains on: digest, files with hashes; others are refused."""
+        """The data that the run trains on: digest, and files with their hashes. Other data is refused."""
         return self.path / "data.json"
 
     @property
     def order(self) -> Path:
-        """A person's latest order to the breaker of growth, obeyed by the resume after it."""
+        """A person's latest order to the breaker of growth; the next resume obeys it."""
         return self.path / "breaker.json"
 
     @property
     def attempt(self) -> Path:
-        """Number, token and launch of the newest attempt: the lease on RUN."""
+        """The lease on RUN: number, token and launch of the newest attempt."""
         return self.path / "attempt.json"
 
     @property
     def events(self) -> Path:
-        """Rank 0's events, one JSON line each."""
+        """Rank 0's events, one JSON object per line."""
         return self.path / "events.jsonl"
 
     def rank_events(self, rank: int) -> Path:
-        """Faults of another rank."""
+        """The faults of another rank than 0."""
         return self.path / f"events-rank-{rank:05d}.jsonl"
 
     @property
@@ -142,14 +142,14 @@ class RunDir:
 
     @property
     def heartbeat(self) -> Path:
-        """The folder of the ranks' marks: where each was last."""
+        """The folder of heartbeats: where each rank was last."""
         return self.path / "heartbeat"
 
     @property
     def library(self) -> Path:
-        """The folder of the seed library, where ``library.root`` names no other."""
+        """The folder of the seed library, unless ``library.root`` names another."""
         return self.path / "library"
 
     def export(self, step: int) -> Path:
-        """Where an export of a checkpoint goes when nothing else is said."""
+        """The default folder for an export of the checkpoint at ``step``."""
         return self.path / f"export-{step:08d}"

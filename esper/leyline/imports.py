@@ -1,4 +1,4 @@
-"""Things of the user's own, named ``package.module:name`` in a config."""
+"""Imports the user's own objects, which a config names as ``package.module:name``."""
 
 import importlib
 from typing import Any
@@ -13,10 +13,11 @@ def is_dotted(path: str) -> bool:
 
 
 def import_object(path: str, key: str) -> Any:
-    """What ``path`` names.
+    """Returns the object that ``path`` names.
 
     Args:
-        path: ``package.module:name``. key: the config key it stands in, for an error.
+        path: ``package.module:name``.
+        key: config key that holds the path, for error texts.
 
     Raises:
         ConfigError: the module cannot be imported, or has no such name.
@@ -31,7 +32,9 @@ def import_object(path: str, key: str) -> Any:
             "start in its folder)"
         ) from error
     if not hasattr(module, name):
-        own = {entry for entry, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
-        here = sorted(entry for entry in own if callable(getattr(module, entry)) and not entry.startswith("_"))
-        raise ConfigError(f"{key} = {path!r}: {module_name} has no {name}; it has {', '.join(here[:12]) or 'nothing'}")
+        defined = {
+            entry for entry, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+        }
+        names = sorted(entry for entry in defined if callable(getattr(module, entry)) and not entry.startswith("_"))
+        raise ConfigError(f"{key} = {path!r}: {module_name} has no {name}; it has {', '.join(names[:12]) or 'nothing'}")
     return getattr(module, name)

@@ -1,8 +1,8 @@
-"""What is legal for one slot: one function for every controller and for the reducer that has the last word.
+"""Legality of commands for one slot; the same functions serve every controller and the reducer, which decides.
 
-Legality follows from the edge table, dwell, ramps, budgets, embargo and the breaker. Evidence is not its business: that
-is what gates are for. So it asks for one slot's conditions and for the run's, and not for an observation: judging the
-commands of S slots costs S. An `Observation` and its slots have what it asks for.
+Legality follows from the edge table, dwell, ramps, budgets, embargo and the breaker. Evidence plays no part in it; the
+gates judge evidence. So legality needs the conditions of one slot and of the run, but no whole observation, and judging
+the commands of S slots costs S. An `Observation` and its slots satisfy both protocols.
 """
 
 from typing import Protocol
@@ -15,7 +15,7 @@ from esper.leyline.stages import Op, Stage, edges_from
 
 
 class RunConditions(Protocol):
-    """What legality asks of a run."""
+    """The conditions of a run that legality depends on."""
 
     @property
     def budgets(self) -> Budgets:
@@ -23,11 +23,11 @@ class RunConditions(Protocol):
 
     @property
     def breaker(self) -> BreakerView:
-        """Whether seeds may be born at all."""
+        """The breaker, which says whether seeds may be born at all."""
 
 
 class SlotConditions(Protocol):
-    """What legality asks of a slot; fields as in `SlotObservation`."""
+    """The conditions of a slot that legality depends on; fields as in `SlotObservation`."""
 
     @property
     def stage(self) -> Stage: ...  # noqa: D102
@@ -60,7 +60,7 @@ class SlotConditions(Protocol):
 
 
 def spent_budget(budgets: Budgets, info: BlueprintInfo | None = None) -> str | None:
-    """Names the budget that a germination would overdraw, or None. Without ``info`` only counts are asked."""
+    """Names the budget that a germination would overdraw, or returns None. Without ``info`` only counts are checked."""
     if budgets.live is not None and budgets.live < 1:
         return "budget of live seeds is spent"
     if budgets.germinations is not None and budgets.germinations < 1:
@@ -79,20 +79,14 @@ def why_illegal(run: RunConditions, view: SlotConditions, op: Op) -> str | None:
     if view.staged:
         return None if op is Op.PRUNE else "a germination is staged"
     if op not in {edge.cause for edge in edges_from(view.stage)}:
-        legal = (
-            ", ".join(sorted({edge.cause.name for edge in edges_from(view.stage) if isinstance(edge.cause, Op)}))
-            or "none"
-        )
-        return f"no edge from {view.stage.name} (legal: {legal})"
+        legal = sorted({edge.cause.name for edge in edges_from(view.stage) if isinstance(edge.cause, Op)})
+        return f"no edge from {view.stage.name} (legal: {', '.join(legal) or 'none'})"
     if op is Op.GERMINATE:
         if not view.catalogue:
             return "no blueprint fits this slot"
         if view.embargo_left > 0:
             return f"barred after a rollback, {view.embargo_left} ticks left"
-        halt = why_no_birth(run.breaker)
-        if halt is not None:
-            return halt
-        return spent_budget(run.budgets)
+        return why_no_birth(run.breaker) or spent_budget(run.budgets)
     if op is Op.PRUNE:
         return None
     if view.ending:
@@ -109,22 +103,22 @@ def why_illegal(run: RunConditions, view: SlotConditions, op: Op) -> str | None:
 
 
 def legal_ops(run: RunConditions, view: SlotConditions) -> tuple[Op, ...]:
-    """Ops that are legal for the slot now, WAIT always among them."""
+    """Returns the ops that are legal for the slot now; WAIT always is."""
     return tuple(op for op in Op if why_illegal(run, view, op) is None)
 
 
 def why_refused(observation: Observation, command: Command) -> str | None:
-    """Legality of a whole command for a controller, which has the observation; None when legal."""
-    return refusal(observation, observation.slot(command.slot), command)
+    """Returns the reason why a command is not legal, arguments included, or None if it is; for controllers."""
+    return find_refusal(observation, observation.slot(command.slot), command)
 
 
-def refusal(run: RunConditions, view: SlotConditions, command: Command) -> str | None:
-    """Legality of a whole command, its arguments included; None when legal.
+def find_refusal(run: RunConditions, view: SlotConditions, command: Command) -> str | None:
+    """Returns the reason why a command is not legal, arguments included, or None if it is.
 
     Args:
         run: budgets and breaker.
-        view: the slot that the command names.
-        command: as it was proposed.
+        view: conditions of the slot that the command names.
+        command: the command as proposed.
     """
     reason = why_illegal(run, view, command.op)
     if reason is not None:

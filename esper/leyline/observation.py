@@ -1,6 +1,6 @@
-"""What a controller sees: agreed by all ranks, the same for people, rules and policies.
+"""Observations: what a controller sees. All ranks agree on them; people, rules and policies see the same.
 
-Every field is measured, stale or absent; no field is filled with a default because its source was missing.
+Every reading is measured, stale or absent; a field is never filled with a default because its source was missing.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ OBSERVATION_VERSION = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlueprintInfo:
-    """One entry of the catalogue for one slot: its name and what it would add there.
+    """One entry of the catalogue for one slot: a blueprint's name and what it would add there.
 
     Fields:
         name: registered name.
         parameters: exact count of added parameters.
-        flops: multiply-adds times two of one forward over one sample.
+        flops: FLOPs of one forward pass over one sample (a multiply-add counts as two).
     """
 
     name: str
@@ -30,7 +30,13 @@ class BlueprintInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelInfo:
-    """CHANNEL's vector v in one slot: mean, 95th percentile (between values: linear), and share of exact zeros."""
+    """Summary of CHANNEL's vector v in one slot.
+
+    Fields:
+        mean: mean of the values.
+        p95: 95th percentile, interpolated linearly.
+        sparsity: share of exact zeros, 0 to 1.
+    """
 
     mean: float
     p95: float
@@ -42,7 +48,7 @@ class Budgets:
     """What may still be spent; None is unlimited.
 
     Fields:
-        live: seeds that may still be alive at the same time.
+        live: further seeds that may be alive at the same time.
         germinations: births left in this run.
         parameters: parameters that may still be added.
         flops: forward FLOPs per sample that may still be added.
@@ -59,27 +65,40 @@ class SlotObservation:
     """One slot at one tick.
 
     Fields:
-        slot, row, col: id, and place normalised to [0, 1] over the host's rows and columns.
-        stage, staged: where it is; ``staged`` while a germination waits for its second tick.
-        dwell: ticks in this stage. min_dwell: ticks before the next ADVANCE or FOSSILIZE is legal.
+        slot: slot id.
+        row: row of the slot, normalised to [0, 1] over the host's rows.
+        col: column of the slot, normalised to [0, 1] over the host's columns.
+        stage: present stage.
+        staged: whether a germination waits for its second tick.
+        dwell: ticks in this stage.
+        min_dwell: ticks in a stage before the next ADVANCE or FOSSILIZE is legal.
         generation: births in this slot so far.
-        blueprint, operator, curve: of the living seed, None without one; the operator that is in force, or to come.
-        operators: those that this slot may use. channel: CHANNEL's vector here, None without one.
-        alpha, alpha_target, alpha_velocity: present value, committed target, change per tick.
-        ramp_progress, alpha_mode: share of the present ramp done; HOLD at rest.
-        ending: a prune by ramp is under way.
-        parameters: of the seed.
+        blueprint: blueprint of the living seed; None without a seed.
+        operator: the operator in force, or before blending the one to come; None without a seed.
+        operators: operators that this slot may use.
+        channel: summary of CHANNEL's vector in this slot; None without one.
+        curve: curve of the living seed's birth command; None without a seed.
+        alpha: present alpha.
+        alpha_target: alpha that the committed ramp leads to.
+        alpha_velocity: change of alpha per tick.
+        ramp_progress: share of the present ramp that is done.
+        alpha_mode: HOLD at rest, else the direction of the ramp.
+        ending: whether a prune by ramp is under way.
+        parameters: parameters of the seed.
         contribution: mean paired loss without minus with the seed (nats; positive helps) at ``contribution_alpha``.
-        contribution_alpha: the alpha it was measured at.
-        looks, max_looks: scheduled looks that this life has spent on what is looked for now, and how many it has.
-        gate_mean, gate_std: g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
+        contribution_alpha: alpha at which ``contribution`` was measured.
+        looks: scheduled looks that this life has spent on the present aim.
+        max_looks: scheduled looks that a life has for the present aim.
+        gate_mean: mean of g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
+        gate_std: standard deviation of g_eff over the same samples.
         effective_alpha: ``alpha`` times ``gate_mean``.
         gradient_norm: mean L2 norm of the seed's reduced gradient since the last tick.
-        gradient_ratio: that norm over the host's. health: see `GradientHealth`.
+        gradient_ratio: ``gradient_norm`` over the host's.
+        health: health of the seed's gradient, see `GradientHealth`.
         nonfinite_steps: steps since the last tick whose gradient for this slot was not finite.
-        degraded: ranks on which the seed runs by a fallback taken at run time.
-        verdict: the gate on the way forward, judged on present evidence; None where no gate leads on.
-        embargo_left: ticks until a seed may germinate here: the slot cools down, or is barred after a rollback.
+        degraded: number of ranks on which the seed runs by a fallback taken at run time.
+        verdict: verdict of the gate ahead on present evidence; None if there is no gate ahead.
+        embargo_left: ticks until a seed may germinate here, while the slot cools down or is barred after a rollback.
         catalogue: blueprints that fit this slot.
     """
 
@@ -125,14 +144,21 @@ class Observation:
     """The agreed state of a run at one tick.
 
     Fields:
-        tick, step, total_steps, remaining: clocks; ``remaining`` is the share of optimizer steps still to come.
+        tick: control ticks done.
+        step: optimizer steps done.
+        total_steps: optimizer steps of the whole run.
+        remaining: share of optimizer steps still to come, 0 to 1.
         train_loss: mean per-sample training loss since the last tick (nats).
         train_accuracy: share of correct training predictions since the last tick.
-        validation_loss, validation_accuracy: on the validation part; the standard error is over samples.
-        host_gradient_norm, host_health: of the host's reduced gradient since the last tick.
-        skipped_steps: optimizer steps skipped since the last tick for a non-finite host gradient.
-        budgets: what may still be spent. breaker: whether seeds may be born at all.
-        slots: row-major.
+        validation_loss: mean per-sample loss on the validation part (nats); the standard error is over samples.
+        validation_accuracy: share of correct predictions on the validation part.
+        host_gradient_norm: mean L2 norm of the host's reduced gradient since the last tick.
+        host_health: health of the host's gradient since the last tick.
+        skipped_steps: optimizer steps skipped since the last tick because the host's gradient was not finite.
+        budgets: what may still be spent.
+        breaker: the breaker, which says whether seeds may be born at all.
+        slots: one observation per slot, row-major.
+        version: version of this format.
     """
 
     tick: int
@@ -152,7 +178,11 @@ class Observation:
     version: int = OBSERVATION_VERSION
 
     def slot(self, slot: str) -> SlotObservation:
-        """The observation of one slot; KeyError if there is none of that id."""
+        """Returns the observation of one slot.
+
+        Raises:
+            KeyError: there is no slot of that id.
+        """
         for entry in self.slots:
             if entry.slot == slot:
                 return entry

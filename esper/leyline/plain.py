@@ -1,7 +1,7 @@
 """Strict conversion between our dataclasses and plain data (dict, list, str, int, float, bool, None).
 
-Used for checkpoints, event files and digests. A missing or unknown field is an error that names it; enums travel by
-member name, so that a reordered enum cannot change the meaning of a file.
+Used for checkpoints, event files and digests. A missing or unknown field is an error that names it. Enums are written
+by member name, so that reordering an enum cannot change the meaning of a file.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ _SCALARS = frozenset({type(None), bool, int, float, str})
 
 @functools.cache
 def _field_names(cls: type) -> tuple[str, ...] | None:
-    """Of a dataclass that is no enum; None for any other class."""
+    """The field names of a dataclass that is not an enum; None for any other class."""
     if not dataclasses.is_dataclass(cls) or issubclass(cls, enum.Enum):
         return None
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def to_plain(value: Any) -> Any:
-    """Plain data of a dataclass, enum, tuple, list, dict or scalar."""
+    """Converts a dataclass, enum, tuple, list, dict or scalar to plain data."""
     kind = type(value)
-    if kind in _SCALARS:  # exactly: an enum may be a str or an int too
+    if kind in _SCALARS:  # the exact type, since an enum may be a str or an int too
         return value
     names = _field_names(typing.cast(Any, kind))
     if names is not None:
@@ -107,9 +107,9 @@ def from_plain(cls: type[T], data: Any, path: str = "") -> T:
 
 
 def digest62(value: Any) -> int:
-    """62-bit digest of plain data (so that both d and -d fit an int64), equal on every machine.
+    """Returns a 62-bit digest of plain data (so that both d and -d fit an int64), equal on every machine.
 
-    BLAKE2b of canonical JSON; floats by their shortest exact decimal form.
+    It is BLAKE2b of canonical JSON, with floats in their shortest exact decimal form.
     """
     text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2

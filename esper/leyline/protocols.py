@@ -1,4 +1,4 @@
-"""Protocols that let rooms meet without knowing each other: values go up, protocols go down."""
+"""Protocols through which rooms work together without importing each other: values go up, protocols go down."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,44 +11,44 @@ from esper.leyline.observation import Observation
 class Controller(Protocol):
     """Decides on rank 0, from the agreed observation alone.
 
-    ``decide`` returns at most one command per slot; slots it leaves out wait. It must be a deterministic function of
-    its state and the observation: no wall clock, no global random numbers. ``state_dict`` is plain data (see
-    `esper.leyline.plain`) that ``load_state_dict`` takes back whole; a missing or unknown key there is an error.
+    ``decide`` returns at most one command per slot; slots that it leaves out wait. It must be a deterministic function
+    of its state and the observation: no wall clock, no global random numbers. ``state_dict`` returns plain data (see
+    `esper.leyline.plain`) that ``load_state_dict`` restores completely; a missing or unknown key is an error.
     """
 
     name: str
 
     def decide(self, observation: Observation) -> list[Command]:
-        """Commands for this tick."""
+        """Returns the commands for this tick."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns the state as plain data."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes ``state_dict`` back."""
+        """Restores the state that ``state_dict`` returned."""
 
 
 class EventSink(Protocol):
-    """Takes events; never raises into training."""
+    """Takes events; never raises an exception into training."""
 
     def emit(self, event: Event) -> None:
         """Takes one event without blocking."""
 
     def flush(self) -> None:
-        """Returns when everything taken so far has been written."""
+        """Returns when all events taken so far have been written."""
 
     def close(self) -> None:
-        """Flushes and releases what the sink holds; safe to call twice."""
+        """Flushes and releases the sink's resources; safe to call twice."""
 
 
 class NullSink:
     """The sink that does nothing."""
 
     def emit(self, event: Event) -> None:
-        """Drops it."""
+        """Drops the event."""
 
     def flush(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""

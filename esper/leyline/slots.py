@@ -1,6 +1,7 @@
-"""Slot ids: ``r{row}c{col}`` in canonical form, parsed, validated and sorted in this one place.
+"""Slot ids: ``r{row}c{col}`` in canonical form, parsed, validated and sorted only here.
 
-Row is the depth tier in the host, column the place in it. Action order is row-major; execution order is the host's.
+The row is the depth tier in the host, the column is the place in that tier. Actions go in row-major order; execution
+follows the host's own order.
 """
 
 import re
@@ -13,7 +14,7 @@ _CANONICAL = re.compile(r"r(0|[1-9][0-9]{0,3})c(0|[1-9][0-9]{0,3})")
 
 
 class SlotPlace(NamedTuple):
-    """Depth tier and place in it, both from 0."""
+    """Depth tier and place in it, both counted from 0."""
 
     row: int
     col: int
@@ -30,7 +31,7 @@ def parse_slot(text: str, known: Iterable[str] = ()) -> SlotPlace:
         known: the host's slot ids; when given, the id must be one of them.
 
     Raises:
-        ConfigError: not canonical (``R0C0``, ``r00c1``, ``early``) or not a slot of this host.
+        ConfigError: the id is not canonical (``R0C0``, ``r00c1``, ``early``) or not a slot of this host.
     """
     known = tuple(known)
     match = _CANONICAL.fullmatch(text) if isinstance(text, str) else None
@@ -43,7 +44,7 @@ def parse_slot(text: str, known: Iterable[str] = ()) -> SlotPlace:
 
 
 def sort_slots(slots: Iterable[str]) -> tuple[str, ...]:
-    """Slot ids in row-major order (r2c0 before r10c0).
+    """Returns slot ids in row-major order (r2c0 before r10c0).
 
     Raises:
         ConfigError: an id is not canonical, or appears twice.
@@ -51,6 +52,6 @@ def sort_slots(slots: Iterable[str]) -> tuple[str, ...]:
     slots = list(slots)
     ordered = tuple(sorted(slots, key=parse_slot))
     if len(set(ordered)) != len(ordered):
-        twice = sorted({slot for slot in slots if slots.count(slot) > 1})
-        raise ConfigError(f"slot {', '.join(twice)}: named twice")
+        repeated = sorted({slot for slot in slots if slots.count(slot) > 1})
+        raise ConfigError(f"slot {', '.join(repeated)}: named twice")
     return ordered

@@ -1,4 +1,4 @@
-"""The life of a seed: stages, what each one means, and the one table of edges between them.
+"""The life of a seed: the stages, what each one means, and the one table of edges between them.
 
      empty -GERMINATE/G0-> GERMINATED -ADVANCE/G1-> TRAINING -ADVANCE/G2-> BLENDING -ADVANCE/G3-> HOLDING
                                |  `---- ADVANCE/G1, incubation=immediate ----^ |  ^- SET_ALPHA_TARGET -'|
@@ -6,7 +6,8 @@
                                                         v                         HOLDING -FOSSILIZE/G5-> FOSSILIZED
                                   PRUNED -> EMBARGOED -> RESETTING -> empty            (mechanical, by ticks)
 
-A partial target rests in BLENDING; HOLDING is full alpha. A prune by ramp runs in BLENDING and ends by RAMP_END.
+At a partial target a seed rests in BLENDING; HOLDING means full alpha. A prune by ramp runs in BLENDING and ends by
+RAMP_END.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from esper.leyline.errors import GateError, IllegalTransition
 
 
 class Op(IntEnum):
-    """What a controller may ask of one slot at one tick. The number is the wire code."""
+    """Operations that a controller may request for one slot at one tick. The number is the wire code."""
 
     WAIT = 0
     GERMINATE = 1
@@ -27,10 +28,11 @@ class Op(IntEnum):
 
 
 class Mechanical(StrEnum):
-    """Causes of a stage change that nobody commands.
+    """Causes of a stage change without a command.
 
-    QUARANTINE: its gradient was not finite. DEGRADED: it ran by a fallback for too long. ROLLBACK: it was blamed for a
-    panic that the run was rolled back from.
+    RAMP_END: the ramp of a prune ended. COOLDOWN: the slot's cool-down went on. QUARANTINE: the seed's gradient was not
+    finite. DEGRADED: the seed ran by a fallback for too long. ROLLBACK: the seed was blamed for a panic, and the run
+    was rolled back.
     """
 
     RAMP_END = "RAMP_END"
@@ -41,7 +43,7 @@ class Mechanical(StrEnum):
 
 
 class Gate(IntEnum):
-    """Gates of the lifecycle; the number is part of the name. G4 is retired and raises."""
+    """Gates of the lifecycle; the number is part of the name. G4 is retired; asking for it raises an error."""
 
     G0 = 0
     G1 = 1
@@ -52,10 +54,10 @@ class Gate(IntEnum):
 
     @classmethod
     def of(cls, value: "int | str | Gate") -> "Gate":
-        """Returns the gate that a number or name means.
+        """Returns the gate with this number or name.
 
         Raises:
-            GateError: unknown, or retired.
+            GateError: the gate is unknown or retired.
         """
         try:
             gate = cls[value] if isinstance(value, str) else cls(value)
@@ -81,27 +83,27 @@ class Stage(StrEnum):
 
     @property
     def has_seed(self) -> bool:
-        """A seed module is registered in the slot."""
+        """True if a seed module is registered in the slot."""
         return _TRAITS[self].has_seed
 
     @property
     def is_live(self) -> bool:
-        """A seed that is neither fossil nor gone; counts against the budget of live seeds."""
+        """True if the seed is neither fossilised nor gone; it counts against the budget of live seeds."""
         return _TRAITS[self].is_live
 
     @property
     def is_incubating(self) -> bool:
-        """The host computes as if the slot were empty."""
+        """True while the slot has a seed but the host computes as if it were empty."""
         return _TRAITS[self].is_incubating
 
     @property
     def is_blended(self) -> bool:
-        """The seed's delta takes part in the host's forward, scaled by alpha."""
+        """True if the seed's delta takes part in the host's forward pass, scaled by alpha."""
         return _TRAITS[self].is_blended
 
     @property
     def is_cooling(self) -> bool:
-        """The slot is on its way back to empty."""
+        """True if the slot is on its way back to empty."""
         return _TRAITS[self].is_cooling
 
     @property
@@ -134,7 +136,7 @@ _TRAITS = {
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One legal stage change and the gate that judges it (None: no gate)."""
+    """One legal stage change and the gate that judges it, or None."""
 
     source: Stage
     cause: Op | Mechanical
@@ -167,7 +169,7 @@ EDGES: tuple[Edge, ...] = (
 
 
 def edges_from(source: Stage) -> tuple[Edge, ...]:
-    """All edges that leave ``source``."""
+    """Returns all edges that leave ``source``."""
     return tuple(edge for edge in EDGES if edge.source is source)
 
 
@@ -175,7 +177,7 @@ def find_edge(source: Stage, cause: Op | Mechanical, target: Stage) -> Edge:
     """Returns the edge of the table.
 
     Raises:
-        IllegalTransition: there is none; the text names those that leave ``source``.
+        IllegalTransition: there is no such edge; the text names those that leave ``source``.
     """
     for edge in edges_from(source):
         if edge.cause is cause and edge.target is target:
@@ -193,9 +195,12 @@ if {edge.cause for edge in EDGES} != {*Op, *Mechanical} - {Op.WAIT}:
 
 
 class Incubation(StrEnum):
-    """How a TRAINING seed learns. SHADOW: it sees the loss at full alpha in a forward of its own, all else frozen.
-    STE: straight-through, forward exactly the host's, gradient as if added. IMMEDIATE: no incubation, blended from
-    birth."""
+    """The way a TRAINING seed learns.
+
+    SHADOW: it sees the loss at full alpha in a forward pass of its own, with everything else frozen. STE
+    (straight-through): the forward pass is exactly the host's, and the gradient is as if the delta were added.
+    IMMEDIATE: no incubation; the seed is blended in from birth.
+    """
 
     SHADOW = "shadow"
     STE = "ste"

@@ -1,10 +1,10 @@
-"""Shapes of the features at a slot."""
+"""Topologies: the meaning of the axes of a slot's features."""
 
 from enum import StrEnum
 
 
 class Topology(StrEnum):
-    """What the axes of a slot's features mean; ``dim`` is the channel axis C in each."""
+    """Meaning of the axes of a slot's features; ``dim`` is the size of the channel axis C in each."""
 
     FEATURE_MAP = "BCHW"
     SEQUENCE = "BTC"

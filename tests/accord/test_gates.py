@@ -10,7 +10,7 @@ import pytest
 from esper.accord.config import EvidencePolicy, GateConfig
 from esper.accord.gates import GateFacts, judge_gate, standard_errors_above_zero
 from esper.leyline.errors import GateError
-from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading, Status, measured, paired
+from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading, Status, estimate_mean, measured
 from esper.leyline.stages import Gate, Stage
 
 ENFORCE = GateConfig()
@@ -246,7 +246,7 @@ def sample(rng, *, skew: float, n: int = 192) -> list[float]:
 
 def reading_of(values: list[float]) -> Reading:
     sums = [math.fsum(v**power for v in values) for power in (1, 2, 3)]
-    return paired(len(values), sums[0], sums[1], total_cube=sums[2], tick=5, min_samples=64)
+    return estimate_mean(len(values), sums[0], sums[1], total_cube=sums[2], tick=5, min_samples=64)
 
 
 def hall(values: list[float]) -> float:

@@ -219,7 +219,7 @@ class World:
         return self.observation()
 
     def _measure(self, slot: str, state: _Slot) -> None:
-        state.reading = state.reading.aged(self.tick, 1)
+        state.reading = state.reading.as_of(self.tick, 1)
         if state.asked and state.seed is not None:
             value = self.rng.gauss(self.worth(slot, str(state.seed.blueprint)), self.noise)
             state.reading = measured(value, tick=self.tick, n=256, se=self.noise)

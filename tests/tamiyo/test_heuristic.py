@@ -77,7 +77,7 @@ def test_no_prune_before_the_evidence_of_the_last_look_had_its_tick():
 
 def test_a_passed_verdict_without_fresh_evidence_moves_nothing():
     for stage, gate in ((Stage.TRAINING, Gate.G2), (Stage.HOLDING, Gate.G5)):
-        old = measured(0.5, tick=1, n=99, se=0.01).aged(9, 1)
+        old = measured(0.5, tick=1, n=99, se=0.01).as_of(9, 1)
         seed = {"stage": stage, "dwell": 5, "blueprint": "light", "max_looks": 3, "looks": 1, "alpha_target": 1.0}
         for reading in ({}, {"contribution": old}):
             view = slot_view(**seed, **reading, verdict=verdict(gate, True))
@@ -183,9 +183,9 @@ def test_only_the_last_reading_decides_and_an_absent_or_stale_one_never_counts()
         return [command.op for command in found]
 
     good, bad = (measured(value, tick=1, n=99, se=0.1) for value in (0.01, -0.01))
-    assert decided(bad, good, good.aged(9, 1), good.aged(10, 1)) == []
-    assert decided(good, bad, bad.aged(9, 1)) == [Op.PRUNE]
-    assert decided(good.aged(9, 1), good.aged(9, 1), good.aged(9, 1)) == [Op.PRUNE]
+    assert decided(bad, good, good.as_of(9, 1), good.as_of(10, 1)) == []
+    assert decided(good, bad, bad.as_of(9, 1)) == [Op.PRUNE]
+    assert decided(good.as_of(9, 1), good.as_of(9, 1), good.as_of(9, 1)) == [Op.PRUNE]
     nothing = measured(0.0, tick=1, n=99, se=0.0)
     assert decided(nothing, nothing) == [Op.PRUNE]
 
@@ -353,7 +353,7 @@ def test_a_stale_or_repeated_reading_is_not_a_new_one():
     controller = build(eager=False, plateau_metric=PlateauMetric.TRAIN, plateau_window=2)
     once = measured(1.0, tick=1, n=9)
     for tick in range(2, 12):
-        reading = once if tick < 6 else once.aged(tick, 1)
+        reading = once if tick < 6 else once.as_of(tick, 1)
         assert controller.decide(observe(slot_view(), tick=tick, train_loss=reading)) == []
     found = []
     for tick in range(12, 16):

@@ -32,7 +32,7 @@ from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.errors import ConfigError
-from esper.leyline.evidence import Reading, measured, paired
+from esper.leyline.evidence import Reading, estimate_mean, measured
 from esper.leyline.slots import parse_slot
 
 
@@ -201,7 +201,7 @@ def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:
     The error of a drawn Shapley value is sqrt(e^2 + o^2): e the error over samples, o that over pairs of orders.
 
     Args:
-        tick: when they were summed. min_samples: below it a reading is absent (`esper.leyline.evidence.paired`).
+        tick: when they were summed. min_samples: below it a reading is absent (`esper.leyline.evidence.estimate_mean`).
     """
     table = sums.table()
 
@@ -209,7 +209,7 @@ def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:
         found: list[tuple[Reading, float | None]] = []
         for first in (0, 2):
             total, squares = table[quantity][first : first + 2]
-            reading = paired(sums.samples, total, squares, tick=tick, min_samples=min_samples)
+            reading = estimate_mean(sums.samples, total, squares, tick=tick, min_samples=min_samples)
             if reading.value is None or reading.se is None:
                 found.append((reading, None))
                 continue

@@ -9,7 +9,7 @@ from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import Site
 from esper.leyline.alpha import Operator
-from esper.leyline.channels import channel_info, channels_path, parse_channels, usable_operators
+from esper.leyline.channels import channels_path, parse_channels, summarize_channels, usable_operators
 from esper.leyline.slots import parse_slot
 
 
@@ -84,7 +84,7 @@ def build_terms(
         catalogue=catalogue,
         names=registry.all_names() if names is None else tuple(sorted(offered)),
         operators=usable,
-        channels={slot: channel_info(values) for slot, values in parsed_channels(slots).items()},
+        channels={slot: summarize_channels(values) for slot, values in parsed_channels(slots).items()},
         places=places_of(sites),
         total_steps=total_steps,
         tick_steps=tick_steps,

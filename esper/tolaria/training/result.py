@@ -11,7 +11,7 @@ from esper.accord.state import RunState
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import rng_state, set_rng_state
 from esper.leyline.errors import CheckpointError
-from esper.leyline.evidence import Reading, paired
+from esper.leyline.evidence import Reading, estimate_mean
 from esper.tolaria.checkpoint.snapshot import read_common
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.growth.growth import Growth
@@ -138,6 +138,6 @@ def read_test(evaluator: Evaluator, world: World, tick: int) -> tuple[Reading, R
     world.all_reduce(vector, dist.ReduceOp.SUM, what="test", on="default")
     loss, loss_sq, correct, correct_sq, count = vector.tolist()
     return (
-        paired(int(count), loss, loss_sq, tick=tick, min_samples=2),
-        paired(int(count), correct, correct_sq, tick=tick, min_samples=2),
+        estimate_mean(int(count), loss, loss_sq, tick=tick, min_samples=2),
+        estimate_mean(int(count), correct, correct_sq, tick=tick, min_samples=2),
     )

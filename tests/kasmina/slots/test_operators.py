@@ -14,7 +14,7 @@ from esper.kasmina.slots.confidence import class_logits, confident
 from esper.kasmina.slots.gating import BlendGate, margin
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Operator
-from esper.leyline.channels import MAX_CHARACTERS, channel_info, parse_channels, usable_operators
+from esper.leyline.channels import MAX_CHARACTERS, parse_channels, summarize_channels, usable_operators
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
 from tests.support.bitwise import bits
@@ -205,10 +205,10 @@ def test_a_vector_of_a_slot_that_is_none_is_refused() -> None:
 def test_what_is_observed_of_a_vector() -> None:
     values = parse_channels(" 0, 1,0.25 ,0e0", "here")
     assert values == (0.0, 1.0, 0.25, 0.0)
-    info = channel_info(values)
+    info = summarize_channels(values)
     assert (info.mean, info.sparsity) == (0.3125, 0.5)
     assert info.p95 == pytest.approx(torch.tensor(values).quantile(0.95).item())
-    assert channel_info((0.5,)).p95 == 0.5
+    assert summarize_channels((0.5,)).p95 == 0.5
 
 
 def test_which_operators_a_slot_may_use() -> None:

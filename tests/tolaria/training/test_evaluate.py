@@ -13,7 +13,7 @@ from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.attach import attach
 from esper.kasmina.births.build import birth_key, build_seed
 from esper.kasmina.slots.slot import Phase
-from esper.leyline.evidence import paired
+from esper.leyline.evidence import estimate_mean
 from esper.tolaria.data.parts import ImagePart, make_bundle
 from esper.tolaria.data.sampler import draw
 from esper.tolaria.data.task import Task
@@ -149,7 +149,7 @@ def test_probe_sums_are_paired_differences_of_the_loss():
         "sum_sq": pytest.approx(math.fsum(d * d for d in differences), abs=1e-10),
         "sum_cube": pytest.approx(math.fsum(d**3 for d in differences), abs=1e-10),
     }
-    reading = paired(20, sums["sum"], sums["sum_sq"], total_cube=sums["sum_cube"], tick=1, min_samples=2)
+    reading = estimate_mean(20, sums["sum"], sums["sum_sq"], total_cube=sums["sum_cube"], tick=1, min_samples=2)
     middle, spread = statistics.fmean(differences), statistics.pstdev(differences)
     skew = statistics.fmean([(d - middle) ** 3 for d in differences]) / spread**3
     assert reading.skew == pytest.approx(skew, rel=1e-6)
