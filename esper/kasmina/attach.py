@@ -18,7 +18,7 @@ from torch import nn
 
 from esper.kasmina.export.exporter import export
 from esper.kasmina.slots.grown import Grown, Slots
-from esper.kasmina.slots.hooks import Pulse
+from esper.kasmina.slots.hooks import RootHooks
 from esper.kasmina.slots.sites import CONTAINER, Site, find_sites, is_compiled
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.slots.status import status_table
@@ -26,25 +26,28 @@ from esper.leyline.errors import ConfigError
 
 
 class Attached(Grown):
-    """What `attach` returns: the handle, and what a person asks of it."""
+    """What `attach` returns: the handle to a grown model, with the methods that people call."""
 
     def status(self, console: Console | None = None) -> Table:
-        """Prints, and returns, a table of the slots: site, topology, dim, phase, alpha, parameters of the seed.
+        """Prints and returns a table of the slots: site, topology, dim, phase, alpha, parameters of the seed.
 
         Args:
-            console: where to print; None: standard output.
+            console: where to print; None for standard output.
         """
         table = status_table(self)
         (console or Console()).print(table)
         return table
 
     def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
-        """A plain module that computes what this model computes now, without a class of esper; see `kasmina.export`.
+        """Returns a plain module that computes what this model computes now, without a class of esper.
+
+        See `esper.kasmina.export`.
 
         Args:
-            example: one batch of inputs to trace and to check with; None: the one given to `attach`.
-            fold: make linear seeds and scales part of the weights beside them; False: equal bit for bit.
-            partial: also take seeds with an alpha between 0 and 1, as they are now.
+            example: one batch of inputs to trace and to check with; None for the one given to `attach`.
+            fold: make linear seeds and scales part of the weights beside them; with False the result is equal bit for
+                bit.
+            partial: also export seeds with an alpha between 0 and 1, as they are now.
         """
         return export(self, example, fold=fold, partial=partial).module
 
@@ -64,26 +67,26 @@ def _check_root(model: nn.Module) -> None:
 
 
 def attach_described(model: nn.Module, described: Mapping[str, Site], example: Any = None) -> Attached:
-    """Puts empty slots at sites that were described before (a checkpoint's record), without a dry run.
+    """Puts empty slots at sites that are already described, as in a checkpoint's record; needs no dry run.
 
     Raises:
-        ConfigError: the model has no such submodule, or an order mistake.
+        ConfigError: the model has no such submodule, or attach came too late (after torch.compile, DDP or attach).
     """
     _check_root(model)
     known = dict(model.named_modules())
     for slot, site in described.items():
         if site.module not in known:
             raise ConfigError(f"slot {slot}: the model has no module {site.module!r}; is it the recorded host?")
-    pulse = Pulse()
-    container = Slots({slot: SeedSlot(slot, site, pulse.beat) for slot, site in described.items()})
+    root_hooks = RootHooks()
+    container = Slots({slot: SeedSlot(slot, site, root_hooks.beat) for slot, site in described.items()})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.add_module(CONTAINER, container.to(device))
-    model.register_forward_pre_hook(pulse.begin)
+    model.register_forward_pre_hook(root_hooks.begin)
     for slot, site in described.items():
         holder = container[slot]
         assert isinstance(holder, SeedSlot)
-        pulse.watch(model, site.module, holder)
-    model.register_forward_hook(pulse.end, always_call=True)
+        root_hooks.watch(model, site.module, holder)
+    model.register_forward_hook(root_hooks.end, always_call=True)
     return Attached(model, described, example)
 
 
@@ -93,7 +96,7 @@ def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> At
     Args:
         model: any `nn.Module`.
         sites: slot id -> dotted name of the submodule whose output holds the feature there; or a regular expression
-            that matches the whole names of submodules, which get the ids r0c0, r1c0, ... in the order of execution.
+            that matches whole names of submodules, which then get the ids r0c0, r1c0, ... in the order of execution.
         example: one batch of the model's input: the one input, a tuple of inputs, or a dict of keyword inputs (an
             input that is itself a dict goes into a tuple). Shapes and topology are read off it.
 
@@ -101,8 +104,8 @@ def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> At
         The handle to the model and its slots.
 
     Raises:
-        ConfigError: unknown site, a pattern without a match, a site that does not fire exactly once, no tensor, or an
-            order mistake.
+        ConfigError: unknown site, a pattern without a match, a site that does not fire exactly once or returns no
+            tensor, or attach came too late (after torch.compile, DDP or attach).
     """
     _check_root(model)
     return attach_described(model, find_sites(model, sites, example), example)

@@ -1,13 +1,13 @@
 """Compiles a grown model region by region, before it is needed, so that no step of training waits for a compiler.
 
-    start         the host is run once to see which modules fire in which order; its regions are chosen and *rehearsed*:
-                  run forward and backward in every way in which a run will call them
-    staging       a seed's `join` with its slot is rehearsed beside the model; if that fails, the birth fails
-    a new way     a ramp with another operator, or a gate that comes or goes, rehearses that one slot again
-    alpha         nothing: it is a tensor
-    plant, prune  nothing: no region holds another's module
+    start         runs the host once to see which modules fire in which order, then chooses its regions and *rehearses*
+                  them: runs them forward and backward in every way in which training will call them
+    staging       rehearses a seed's `join` with its slot, beside the model; if that fails, the birth fails
+    new variant   a ramp with another operator, or a gate that comes or goes, rehearses that one slot again
+    alpha         needs no rehearsal: alpha is a tensor
+    plant, prune  need none: no region holds another's module
 
-A rehearsal draws no random number that counts, moves no statistic and leaves no gradient.
+A rehearsal leaves the random streams, the statistics and the gradients as they were.
 
     compiler = Compiler(grown, "inductor", train_sizes=(32,), eval_sizes=(256, 7))
     compiler.host(example)
@@ -40,13 +40,14 @@ class Compiler:
 
     Args:
         grown: the model, its slots empty or not.
-        backend: of torch.compile, by name or as a function.
-        train_sizes, eval_sizes: batch sizes that a run will see; each is rehearsed.
-        incubation: STE has a graph of its own; SHADOW runs the host frozen.
-        autocast: what a forward runs under.
+        backend: backend of torch.compile, by name or as a function.
+        train_sizes: batch sizes that training will see; each is rehearsed.
+        eval_sizes: batch sizes that evaluation will see; each is rehearsed.
+        incubation: how a TRAINING seed learns: STE has a graph of its own; SHADOW runs the host frozen.
+        autocast: makes the context that a forward runs under.
 
     Attributes:
-        regions: of the host, by the name of the module.
+        regions: the host's regions by the name of their module.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class Compiler:
         self.regions: dict[str, Region] = {}
         self._features: dict[str, Tensor] = {}
         self._rehearsed: dict[str, tuple[Any, ...]] = {}
-        self._told: set[str] = set()
-        # Inside DDP's forward dynamo would cut graphs at its buckets; regions are smaller than those.
+        self._reported: set[str] = set()
+        # Inside DDP's forward, dynamo would cut graphs at DDP's buckets; regions are smaller than buckets.
         torch._dynamo.config.optimize_ddp = False
 
     # the host -----------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class Compiler:
             example: one batch of the model's input, as at attach.
 
         Raises:
-            ConfigError: one of them cannot be compiled; names it and says why.
+            ConfigError: a region cannot be compiled; the text says why.
         """
         sites = {site.module for site in self.grown.sites.values()}
         order = self._watch(example)
@@ -89,13 +90,13 @@ class Compiler:
         for name, module in chosen.items():
             self.regions[name] = module.__dict__["forward"] = Region(module, "forward", self.backend)
         try:
-            with self._strict(self.regions.values()), self._apart():
+            with self._strict(self.regions.values()), undisturbed(self.grown.model):
                 for size in self.train_sizes:
-                    self._learn(sized(example, size))
+                    self._run_training(sized(example, size))
                     with torch.no_grad():
                         self._forward(sized(example, size))
                     if self.incubation == Incubation.SHADOW:
-                        self._through(sized(example, size), behind)
+                        self._run_frozen(sized(example, size), behind)
                 with evaluating(self.grown.model):
                     for size in self.eval_sizes:
                         self._forward(sized(example, size))
@@ -105,11 +106,14 @@ class Compiler:
             ) from error
 
     def _watch(self, example: Any) -> list[str]:
-        """Names of modules in the order in which they begin, ``name>`` where they end; keeps a feature per slot."""
+        """Returns the names of modules in the order in which they begin, ``name>`` where they end.
+
+        Keeps one example feature per slot.
+        """
         order: list[str] = []
         places = {site.module: (slot, site.place) for slot, site in self.grown.sites.items()}
 
-        def ended(name: str, output: Any) -> None:
+        def note_end(name: str, output: Any) -> None:
             order.append(f"{name}>")
             if name in places:
                 slot, place = places[name]
@@ -118,10 +122,10 @@ class Compiler:
         with contextlib.ExitStack() as stack:
             for name, module in self.grown.model.named_modules():
                 begin = module.register_forward_pre_hook(lambda _m, _a, name=name: order.append(name))
-                end = module.register_forward_hook(lambda _m, _a, out, name=name: ended(name, out), prepend=True)
+                end = module.register_forward_hook(lambda _m, _a, out, name=name: note_end(name, out), prepend=True)
                 stack.callback(begin.remove)
                 stack.callback(end.remove)
-            with self._apart(), torch.no_grad():
+            with undisturbed(self.grown.model), torch.no_grad():
                 self._forward(example)
         return order
 
@@ -134,12 +138,15 @@ class Compiler:
         with self.autocast(), self.grown.disabled():
             return torch.func.functional_call(model, tensors, args, kwargs)
 
-    def _learn(self, example: Any) -> None:
+    def _run_training(self, example: Any) -> None:
         learning = [p for p in self.grown.model.parameters() if p.requires_grad]
         backward([self._forward(example)], learning)
 
-    def _through(self, example: Any, behind: list[str]) -> None:
-        """Frozen, each region behind the first site with an input that wants a gradient."""
+    def _run_frozen(self, example: Any, behind: list[str]) -> None:
+        """Runs forward and backward with the host frozen.
+
+        Each region behind the first site gets an input that needs a gradient.
+        """
         leaves: list[Tensor] = []
         outputs: list[Any] = []
 
@@ -168,35 +175,37 @@ class Compiler:
         """Compiles a seed with its join, beside the model; give both to `SeedSlot.plant`.
 
         Args:
-            slot: where it will be planted. seed: in train(), its parameters learning. operator: that it begins with.
+            slot: where the seed will be planted.
+            seed: the seed in train(), its parameters trainable.
+            operator: the operator that the seed begins with.
 
         Raises:
-            ConfigError: it cannot be compiled; says why.
+            ConfigError: the seed cannot be compiled; the text says why.
         """
         holder, site = self.grown.slots[slot], self.grown.sites[slot]
         stand_in = SeedSlot(slot, site, Beat(fired={slot: False})).to(holder.alpha.device)
         stand_in.plant(seed, Region(stand_in, "join", self.backend))
         stand_in.operator, stand_in.channels = operator, holder.channels
         try:
-            if operator is not Operator.GATE:  # whose gate does not exist yet
+            if operator is not Operator.GATE:  # its gate does not exist yet
                 self._rehearse(stand_in)
         except compile_failures() as error:
             raise ConfigError(f"the seed for {slot} cannot be compiled: {reason(error)}") from error
-        self._rehearsed[slot] = self._ways(stand_in)
+        self._rehearsed[slot] = self._variant(stand_in)
         assert stand_in.region is not None
         return stand_in.region
 
     def follow(self) -> bool:
-        """Rehearses slots that are called in a new way since: another operator, another gate. A failure degrades.
+        """Rehearses slots whose operator or gate changed since the last call. A slot that fails runs uncompiled.
 
         Returns:
-            Whether there was one.
+            Whether a slot had changed.
         """
         any_new = False
         for slot, holder in self.grown.slots.items():
-            if holder.region is None or self._rehearsed.get(slot) == self._ways(holder):
+            if holder.region is None or self._rehearsed.get(slot) == self._variant(holder):
                 continue
-            self._rehearsed[slot] = self._ways(holder)
+            self._rehearsed[slot] = self._variant(holder)
             any_new = True
             try:
                 self._rehearse(holder)
@@ -206,17 +215,17 @@ class Compiler:
         return any_new
 
     @staticmethod
-    def _ways(holder: SeedSlot) -> tuple[Any, ...]:
+    def _variant(holder: SeedSlot) -> tuple[Any, ...]:
         return holder.operator, holder.fades_from, holder.gate is not None
 
     def _rehearse(self, holder: SeedSlot) -> None:
-        """LEARN, THROUGH and MEASURE of a slot; its phase, alpha, flags and tallies stay."""
+        """Compiles the graphs LEARN, THROUGH and MEASURE of a slot; its phase, alpha, flags and tallies stay."""
         assert holder.region is not None
         feature = self._features[holder.slot]
         flags = [(p, p.requires_grad) for p in holder.parameters()]
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._strict([holder.region]))
-            stack.enter_context(self._apart())
+            stack.enter_context(undisturbed(self.grown.model))
             stack.enter_context(self.autocast())
             stack.callback(lambda: [p.requires_grad_(flag) for p, flag in flags])
             for learning in (True, False):
@@ -235,14 +244,17 @@ class Compiler:
                 for size in self.eval_sizes:
                     holder.rehearse(sized(feature, size))
 
-    # both ---------------------------------------------------------------------------------------------------------
+    # host and seeds ---------------------------------------------------------------------------------------------
 
     def degraded(self) -> dict[str, str]:
-        """Regions that have fallen back since the last call, and why: names of modules of the host, and slots."""
-        found = {name: r.failure for name, r in self.regions.items() if r.failure is not None}
-        found |= {slot: s.degraded for slot, s in self.grown.slots.items() if s.region is not None and s.degraded}
-        fresh = {name: why for name, why in found.items() if name not in self._told}
-        self._told = set(found)
+        """Returns the regions that have fallen back since the last call, and why.
+
+        Keys are names of modules of the host, and slots.
+        """
+        reasons = {name: r.failure for name, r in self.regions.items() if r.failure is not None}
+        reasons |= {slot: s.degraded for slot, s in self.grown.slots.items() if s.region is not None and s.degraded}
+        fresh = {name: why for name, why in reasons.items() if name not in self._reported}
+        self._reported = set(reasons)
         return fresh
 
     @contextlib.contextmanager
@@ -254,20 +266,16 @@ class Compiler:
         finally:
             for region in regions:
                 region.strict = False
-            # It keeps every symbolic shape that it ever saw: a megabyte a region.
+            # The cache keeps every symbolic shape that it ever saw: a megabyte a region.
             torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
-
-    @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
-        with undisturbed(self.grown.model):
-            yield
 
 
 def sized(example: Any, size: int) -> Any:
-    """The example with ``size`` samples: its rows over and over, in the same memory format; detached.
+    """Returns the example with ``size`` samples: its rows repeated, in the same memory format, detached.
 
     Args:
-        example: tensors with the batch in front, alone or nested; those that are 0-D stay as they are.
+        example: tensors with the batch axis first, alone or nested; 0-D tensors stay as they are.
+        size: samples in the result.
     """
 
     def rows(tensor: Tensor) -> Tensor:
@@ -281,7 +289,7 @@ def sized(example: Any, size: int) -> Any:
 
 
 def backward(outputs: Sequence[Any], leaves: Sequence[Tensor]) -> None:
-    """Runs backward through the outputs without leaving a gradient anywhere."""
-    found = [tensor for output in outputs for tensor in tensors_in(output) if tensor.requires_grad]
-    if found and leaves:
-        torch.autograd.grad(found, leaves, [torch.ones_like(tensor) for tensor in found], allow_unused=True)
+    """Runs backward from the outputs to the leaves without leaving a gradient anywhere."""
+    tensors = [tensor for output in outputs for tensor in tensors_in(output) if tensor.requires_grad]
+    if tensors and leaves:
+        torch.autograd.grad(tensors, leaves, [torch.ones_like(tensor) for tensor in tensors], allow_unused=True)

@@ -1,13 +1,13 @@
-"""What forwards and backwards cost, in FLOPs per sample: multiply-adds times two of convolutions and matrix products.
+"""The cost of forwards and backwards, in FLOPs per sample: multiply-adds times two of convolutions and matrix products.
 
-Costs are counted once, where they belong, and then only added up by formula (see `esper.accord.account`):
+Each cost is counted once; from then on costs are only added up by formula (see `esper.accord.account`):
 
-    host     one forward and one backward on a sample; and per slot, when it is first asked for, the backward of the
-             activations alone from the output down to that slot: what a shadow forward pays to reach its seed
+    host     one forward and one backward on a sample; and per slot, the backward of the activations alone from the
+             output down to that slot: what a shadow forward pays to reach its seed
     seed     from a build on the meta device: forward, and the backward with or without a gradient of input and weights
 
-Counted by torch.utils.flop_counter; attention runs on its plain matrix products meanwhile, since a fused kernel may
-be none that the counter knows. Normalisation, activations and pooling are not counted, by anybody.
+torch.utils.flop_counter does the counting. Attention runs on its plain matrix products meanwhile, since the counter
+may not know a fused kernel. Normalisation, activations and pooling are counted nowhere.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ from esper.leyline.costs import HostCost, SeedCost
 from esper.leyline.topology import Topology
 
 
-def _counted(work: Callable[[], Any]) -> tuple[int, Any]:
+def _count_flops(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Runs ``work``; returns its FLOPs and its result."""
     with sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
         result = work()
     return counter.get_total_flops(), result
@@ -39,28 +40,31 @@ def _counted(work: Callable[[], Any]) -> tuple[int, Any]:
 
 @functools.cache
 def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ...]) -> SeedCost:
-    """Cost of a blueprint at a site; shapes decide, no memory is allocated.
+    """Counts the cost of a blueprint at a site, from shapes alone: no memory is allocated.
 
     Args:
-        shape: of one sample's feature, without the batch axis.
+        topology: what the axes of the feature mean.
+        blueprint: registered name.
+        dim: channels C of the feature.
+        shape: shape of one sample's feature, without the batch axis.
     """
     with torch.device("meta"), torch.enable_grad():
         seed = registry.get(topology, blueprint).build(dim)
         weights = list(seed.parameters())
-        found = []
+        backwards = []
         for needs_input, needs_weights in ((True, True), (False, True), (True, False)):
             for parameter in weights:
                 parameter.requires_grad_(needs_weights)
             x = torch.empty(1, *shape, requires_grad=needs_input)
-            forward, delta = _counted(lambda x=x: seed(x))  # type: ignore[misc]
+            forward, delta = _count_flops(lambda x=x: seed(x))  # type: ignore[misc]
             wanted = [*([x] if needs_input else []), *(weights if needs_weights else [])]
             backward = 0
             if delta.requires_grad:
-                backward, _ = _counted(
+                backward, _ = _count_flops(
                     lambda d=delta, w=wanted: torch.autograd.grad(d.sum(), w, allow_unused=True)  # type: ignore[misc]
                 )
-            found.append(backward)
-    return SeedCost(forward, *found)
+            backwards.append(backward)
+    return SeedCost(forward, *backwards)
 
 
 def _output_sum(output: Any) -> Tensor:
@@ -68,7 +72,8 @@ def _output_sum(output: Any) -> Tensor:
     return sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
 
 
-def _down_to(grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor]) -> int:
+def _backward_down_to(grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor]) -> int:
+    """FLOPs of the backward of the activations alone, from the output down to a site."""
     frozen = {name: p.detach() for name, p in grown.model.named_parameters()} | buffers
     leaf: list[Tensor] = []
 
@@ -85,21 +90,23 @@ def _down_to(grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor])
     total = _output_sum(output)
     if not total.requires_grad:
         return 0
-    flops, _ = _counted(lambda: torch.autograd.grad(total, leaf, allow_unused=True))
+    flops, _ = _count_flops(lambda: torch.autograd.grad(total, leaf, allow_unused=True))
     return flops
 
 
-def _shared(grown: Grown, example: Any) -> dict[str, int] | None:
+def _forward_up_to_slots(grown: Grown, example: Any) -> dict[str, int] | None:
+    """FLOPs of the host's forward up to each slot; None where the host cannot stop at a slot."""
     host = resumable(grown)
     if host is None:
         return None
     (x,), _ = arguments(example)
     with evaluating(grown.model):
-        return {slot: _counted(lambda slot=slot: host.forward_to(x, slot))[0] for slot in grown.sites}  # type: ignore[misc]
+        return {slot: _count_flops(lambda slot=slot: host.forward_to(x, slot))[0] for slot in grown.sites}  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _order(grown: Grown) -> Iterator[list[str]]:
+def _noting_order(grown: Grown) -> Iterator[list[str]]:
+    """Within the block a list fills with slot ids in the order in which their sites run."""
     order: list[str] = []
     handles = [
         grown.model.get_submodule(site.module).register_forward_hook(lambda *_, slot=slot: order.append(slot))
@@ -116,8 +123,8 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
     """Counts the host's cost; the model, its buffers and the random streams are left as they were.
 
     Args:
-        grown: a model whose slots are empty. example: a batch of its inputs, as for `attach`; the batch axis is the
-            first of the first tensor in it.
+        grown: a model whose slots are empty.
+        example: a batch of its inputs, as for `attach`; the batch axis is the first axis of the first tensor in it.
     """
     args, kwargs = arguments(example)
     batch = next(tensors_in((*args, kwargs))).shape[0]
@@ -128,12 +135,12 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
 
     with undisturbed(grown.model), torch.enable_grad():
         call = functools.partial(torch.func.functional_call, grown.model, buffers(), args, kwargs)
-        with _order(grown) as order:
-            forward, output = _counted(call)
+        with _noting_order(grown) as order:
+            forward, output = _count_flops(call)
         total = _output_sum(output)
-        backward, _ = _counted(lambda: torch.autograd.grad(total, weights, allow_unused=True))
-        down_to = {slot: _down_to(grown, site, example, buffers()) for slot, site in grown.sites.items()}
-        shared = _shared(grown, example)
+        backward, _ = _count_flops(lambda: torch.autograd.grad(total, weights, allow_unused=True))
+        down_to = {slot: _backward_down_to(grown, site, example, buffers()) for slot, site in grown.sites.items()}
+        shared = _forward_up_to_slots(grown, example)
     per_slot = {slot: flops // batch for slot, flops in down_to.items()}
     if shared is not None:
         shared = {slot: flops // batch for slot, flops in shared.items()}

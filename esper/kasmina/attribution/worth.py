@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.kasmina.attribution.coalitions import Plan, Quantity, QuantityKind
+from esper.kasmina.attribution.coalitions import ASKED, Plan, Quantity, QuantityKind
 from esper.kasmina.attribution.prefixes import Entry, How, account
 from esper.kasmina.attribution.values import PerSample, values_of
 from esper.kasmina.hosts.resume import resumable
@@ -222,7 +222,8 @@ def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:
         (loss, loss_se), (accuracy, accuracy_se) = found
         return Worth(loss, accuracy, loss_se, accuracy_se)
 
-    asked = [kind for kind in QuantityKind if kind is not QuantityKind.PAIR]
-    of = {kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in asked}
-    per_slot = {kind: {seeds[0]: w for seeds, w in rows.items()} for kind, rows in of.items()}
-    return Attribution(of[QuantityKind.COALITION], per_slot[QuantityKind.LEAVE_ONE_OUT], per_slot[QuantityKind.SHAPLEY])
+    by_kind = {kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in ASKED}
+    per_slot = {kind: {seeds[0]: w for seeds, w in rows.items()} for kind, rows in by_kind.items()}
+    return Attribution(
+        by_kind[QuantityKind.COALITION], per_slot[QuantityKind.LEAVE_ONE_OUT], per_slot[QuantityKind.SHAPLEY]
+    )

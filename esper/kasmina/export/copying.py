@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from esper.kasmina.slots.hooks import Pulse
+from esper.kasmina.slots.hooks import RootHooks
 from esper.kasmina.slots.regions import strip
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
@@ -30,7 +30,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     Hooks of ours that only look (a teacher's, for its features) stay behind with what they look at.
     """
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values() if _from_esper(hook)]
-    looking = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), SeedSlot | Pulse)]
+    looking = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), SeedSlot | RootHooks)]
     return strip(copy.deepcopy(model, {id(hook): _nothing for hook in looking})).eval()
 
 

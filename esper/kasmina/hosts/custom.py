@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
-from esper.kasmina.slots.sites import some_of
+from esper.kasmina.slots.sites import list_some
 from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
 from esper.leyline.imports import import_object, is_dotted
@@ -90,8 +90,8 @@ def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], clas
     known = dict(network.named_modules())
     for slot, name in config.sites.items():
         if name not in known:
-            some = some_of(list(known)[1:])
-            raise ConfigError(f"host.sites.{slot} = {name!r}: the model has no such module; it has {some}")
+            listed = list_some(list(known)[1:])
+            raise ConfigError(f"host.sites.{slot} = {name!r}: the model has no such module; it has {listed}")
     # A partial rather than a closure, so that the model can still be pickled and copied.
     network.injection_points = functools.partial(_points, dict(config.sites))  # type: ignore[assignment]
     return network

@@ -1,1 +1,1 @@
-"""What a slot is and computes."""
+"""Slots: the places in a host where seeds live, and what a slot computes in the host's forward."""

@@ -1,4 +1,4 @@
-"""What the slots of one model share: which have fired in the forward under way, and what was handed in for it."""
+"""State that the slots of one model share: which have fired in this forward, and what was handed in for it."""
 
 from dataclasses import dataclass, field
 
@@ -10,9 +10,10 @@ class Beat:
     """Shared by every slot of a model.
 
     Fields:
-        inside: a root forward is under way. fired: by slot id; False for all at the beginning of a forward.
-        logits: class logits handed in for CONFIDENCE, None: none.
-        weights: per sample [B], while a forward of training is tallied; None: nothing is tallied.
+        inside: a root forward is under way.
+        fired: by slot id, whether the slot has fired; False for all at the beginning of a forward.
+        logits: class logits handed in for CONFIDENCE; None where there are none.
+        weights: weight of each sample, [B], in a training forward that is tallied; None where nothing is tallied.
     """
 
     inside: bool = False
@@ -21,12 +22,12 @@ class Beat:
     weights: Tensor | None = None
 
     def begin(self) -> None:
-        """A root forward begins."""
+        """Marks the beginning of a root forward."""
         self.end()
         self.inside = True
 
     def end(self) -> None:
-        """It is over."""
+        """Marks the end of a root forward."""
         self.inside = False
         for slot in self.fired:
             self.fired[slot] = False

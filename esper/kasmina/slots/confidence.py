@@ -1,9 +1,9 @@
-"""Where the class logits of CONFIDENCE come from: the network without the seeds that ask for them, in eval().
+"""The class logits that CONFIDENCE reads: the output, in eval(), of the network without the seeds that ask for them.
 
     with confident(grown, x):
         output = grown.model(x)
 
-Training, evaluation and probes all go through here, so that a seed is joined by one rule. The extra forward runs only
+Training, evaluation and probes all use this file, so that a seed is joined by one rule. The extra forward runs only
 while a slot asks for logits. It has no gradient and leaves no trace: flags, statistics and random streams stay.
 """
 
@@ -21,7 +21,7 @@ from esper.kasmina.streams import undisturbed
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """eval() and no_grad within the block; every module's own training flag comes back afterwards."""
+    """Within the block the model is in eval() under no_grad; afterwards every module has its old training flag."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -33,26 +33,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def class_logits(grown: Grown, *args: Any, **kwargs: Any) -> Tensor | None:
-    """The model's output on these inputs without the seeds that ask for class logits; None where none asks."""
+    """Returns the model's output on these inputs without the seeds that ask for class logits; None if none asks."""
     asking = [slot for slot, holder in grown.slots.items() if holder.asks_logits]
     if not asking:
         return None
-    own_args, own_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into its input
+    args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into its input
     without = dict.fromkeys(asking, 0.0)
     with evaluating(grown.model), undisturbed(grown.model), grown.override(without):
-        output: Tensor = grown.model(*own_args, **own_kwargs)
+        output: Tensor = grown.model(*args, **kwargs)
     return output
 
 
 @contextlib.contextmanager
 def confident(grown: Grown, *args: Any, **kwargs: Any) -> Iterator[None]:
-    """Within the block the slots that ask for class logits have them; nothing happens where none does.
+    """Within the block the slots that ask for class logits have them; if no slot asks, nothing happens.
 
     Args:
-        grown: the model. args, kwargs: the inputs of the forward to come.
+        grown: the model.
+        args: positional inputs of the forward to come.
+        kwargs: keyword inputs of that forward.
 
     Raises:
-        ConfigError: in that forward, when the model's output is not class logits [B, K >= 2].
+        ConfigError: raised by that forward if the model's output is not class logits [B, K >= 2].
     """
     with grown.logits(class_logits(grown, *args, **kwargs)):
         yield

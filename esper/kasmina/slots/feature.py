@@ -1,11 +1,11 @@
-"""Where the feature is in what a module returns, and how it goes back there.
+"""The place of the feature in a module's output: finds it, reads it and puts a new feature there.
 
     returns                                   feature
     a tensor                                  itself
     tuple, list, mapping or dataclass         its only float tensor, else its first entry if that is a float tensor
 
-The place is decided once, on the example; in a run it is only read. What stands beside the feature passes through as it
-is, in a container of the same type (a namedtuple, a `ModelOutput` of transformers, a struct sequence of torch).
+The place is decided once, on the example, and only read during a run. Everything beside the feature passes through
+unchanged, in a container of the same type (a namedtuple, a `ModelOutput` of transformers, a struct sequence of torch).
 """
 
 import copy
@@ -20,7 +20,7 @@ Place: TypeAlias = int | str | None
 
 
 def _entries(output: Any) -> list[tuple[Any, Any]]:
-    """Key and value of each entry of a container, fields that hold None left out; nothing for what is none."""
+    """Key and value of each entry of a container, without fields that hold None; empty for anything else."""
     if isinstance(output, MutableMapping):
         return [(key, value) for key, value in output.items() if value is not None]
     if isinstance(output, list | tuple):
@@ -35,7 +35,7 @@ def place_of(output: Any) -> Place:
     """Returns the place of the feature in a module's output.
 
     Raises:
-        ValueError: there is none; the text says what was returned.
+        ValueError: the output has no feature; the text says what was returned.
     """
     if isinstance(output, Tensor):
         return None
@@ -51,14 +51,14 @@ def place_of(output: Any) -> Place:
 
 
 def take(output: Any, place: Place) -> Any:
-    """What stands at ``place``; None where the output has no such place."""
+    """Returns the entry at ``place``; None if the output has no such place."""
     if place is None:
         return output
     return next((value for key, value in _entries(output) if key == place), None)
 
 
 def put(output: Any, place: Place, feature: Tensor) -> Any:
-    """The output with ``feature`` at ``place``: a container of the same type, its other entries the same objects."""
+    """Returns the output with ``feature`` at ``place``, in a container of the same type; other entries stay."""
     if place is None:
         return feature
     if isinstance(output, tuple):
@@ -69,12 +69,12 @@ def put(output: Any, place: Place, feature: Tensor) -> Any:
     if isinstance(twin, MutableMapping | list):
         twin[place] = feature  # type: ignore[index]
     else:
-        object.__setattr__(twin, str(place), feature)  # a frozen dataclass too
+        object.__setattr__(twin, str(place), feature)  # works for a frozen dataclass too
     return twin
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers."""
+    """Yields every tensor in nested containers."""
     if isinstance(output, Tensor):
         yield output
     for _, value in _entries(output):

@@ -1,11 +1,11 @@
-"""What scales a delta per sample: the trained gate of GATE, the margin of CONFIDENCE, and the tally of both.
+"""The factors that scale a delta per sample: the trained gate of GATE, the margin of CONFIDENCE; and their tally.
 
     GATE        pool -> linear -> tanh -> linear -> sigmoid      g in (0, 1)
     CONFIDENCE  top-1 minus top-2 softmax probability            g in [0, 1]
 
-The pool is the mean over positions of a feature map; of a sequence it is the *running* mean over positions 0..t, with a
-g for each position, since a mean over all of them would show a causal host its future. tanh bounds what reaches the
-sigmoid, which features of any scale would otherwise saturate: every tensor of the gate keeps a live gradient.
+A feature map is pooled by its mean over positions. A sequence is pooled by its *running* mean over positions 0..t, with
+a g for each position, since a mean over all of them would show a causal host its future. tanh bounds the sigmoid's
+input, which large features would otherwise saturate: every tensor of the gate keeps a live gradient.
 
 Shapes: B samples, C channels, T positions, H hidden units, K classes.
 """
@@ -22,7 +22,8 @@ class BlendGate(nn.Module):
     """g of GATE. Lives while a seed is blended under GATE; (C + 2) H + 1 parameters, H = max(4, C // 8).
 
     Args:
-        dim: C of the slot. topology: what its axes mean.
+        dim: channels C of the slot.
+        topology: what the axes of its features mean.
     """
 
     def __init__(self, dim: int, topology: Topology) -> None:
@@ -33,7 +34,7 @@ class BlendGate(nn.Module):
         self.outer = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """g of features x (BCHW, BTC or BC), float32 or wider: [B, 1, 1, 1], [B, T, 1] or [B, 1]."""
+        """Returns g for features x (BCHW, BTC or BC), float32 or wider: [B, 1, 1, 1], [B, T, 1] or [B, 1]."""
         pooled = self._pool(x).to(self.inner.weight.dtype)
         z = self.outer(torch.tanh(self.inner(pooled)))
         g = torch.sigmoid(z.to(torch.promote_types(z.dtype, torch.float32)))
@@ -50,13 +51,15 @@ class BlendGate(nn.Module):
 
 
 def margin(logits: object, samples: int, slot: str) -> Tensor:
-    """g of CONFIDENCE: top-1 minus top-2 probability, [B], float32 or wider; evidence, so no gradient flows back.
+    """Computes g of CONFIDENCE: top-1 minus top-2 probability, [B], float32 or wider, without a gradient.
 
     Args:
-        logits: class logits [B, K >= 2]. samples: B of the features they go with. slot: for the message.
+        logits: class logits [B, K >= 2].
+        samples: batch size B of the features that they belong to.
+        slot: slot id, for the error.
 
     Raises:
-        ConfigError: nothing, or anything else, was handed in.
+        ConfigError: ``logits`` is missing, or is anything but such class logits.
     """
     if not isinstance(logits, Tensor):
         got = "nothing" if logits is None else type(logits).__name__
@@ -73,7 +76,7 @@ def margin(logits: object, samples: int, slot: str) -> Tensor:
 
 
 class Tally:
-    """Count, sum and sum of squares of g_eff over training samples, on the device; no host synchronisation to add.
+    """Count, sum and sum of squares of g_eff over training samples, kept on the device; `add` never waits for it.
 
     A sequence is one sample: its g_eff is the mean over positions.
     """
@@ -82,13 +85,14 @@ class Tally:
         self._sums: Tensor | None = None  # float64 [3]
 
     def add(self, g: Tensor, weights: Tensor) -> None:
-        """Takes one forward.
+        """Adds the samples of one forward.
 
         Args:
-            g: g_eff, [B, 1, ...] or [B, T, 1]. weights: [B], 1 for a sample, 0 for a stand-in that does not count.
+            g: g_eff, [B, 1, ...] or [B, T, 1].
+            weights: [B], 1 for a sample, 0 for a stand-in that does not count.
 
         Raises:
-            ValueError: another number of weights than of samples.
+            ValueError: the number of weights is not the number of samples.
         """
         if weights.shape != g.shape[:1]:
             raise ValueError(f"{list(weights.shape)} sample weights for {g.shape[0]} samples: need one per sample")
@@ -98,14 +102,14 @@ class Tally:
 
     def take(self) -> tuple[float, float, float]:
         """Reads the three sums and begins anew; waits for the device."""
-        found = [0.0, 0.0, 0.0] if self._sums is None else self._sums.tolist()
+        count, total, squares = (0.0, 0.0, 0.0) if self._sums is None else self._sums.tolist()
         self._sums = None
-        return found[0], found[1], found[2]
+        return count, total, squares
 
     def state(self) -> Tensor | None:
-        """The sums as they stand, float64 [3] on the CPU; None when nothing was added."""
+        """Returns the present sums, float64 [3] on the CPU; None when nothing was added."""
         return None if self._sums is None else self._sums.cpu().clone()
 
     def load(self, state: Tensor | None) -> None:
-        """Takes `state` back."""
+        """Puts back what `state` returned."""
         self._sums = state

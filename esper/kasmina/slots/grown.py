@@ -17,7 +17,7 @@ HOST = "host"
 
 
 class Slots(nn.ModuleDict):
-    """The container of all slots. Called as a module it hands its input on: an `nn.Sequential` root runs it last."""
+    """The container of all slots. Its forward returns its input, since an `nn.Sequential` root runs it last."""
 
     def forward(self, x: Any) -> Any:
         """Returns ``x``."""
@@ -31,8 +31,8 @@ class Grown:
         model: the host, any `nn.Module`.
         sites: `Site` per slot id, row-major.
         slots: `SeedSlot` per slot id, row-major.
-        beat: what the slots share.
-        example: the batch of inputs that it was attached with; None for a handle that was made without.
+        beat: the state that the slots share.
+        example: the batch of inputs given to `attach`; None for a handle made without one.
     """
 
     def __init__(self, model: nn.Module, sites: Mapping[str, Site], example: Any = None) -> None:
@@ -68,7 +68,7 @@ class Grown:
 
     @contextlib.contextmanager
     def logits(self, logits: Tensor | None) -> Iterator[None]:
-        """Within the block CONFIDENCE reads these class logits, [B, K >= 2], one row per sample (None: has none).
+        """Within the block CONFIDENCE reads these class logits, [B, K >= 2], one row per sample; None gives it none.
 
         `esper.kasmina.slots.confidence.confident` makes them where a slot asks for them.
         """
@@ -80,7 +80,7 @@ class Grown:
 
     @contextlib.contextmanager
     def tallied(self, weights: Tensor) -> Iterator[None]:
-        """Within the block g_eff of GATE and CONFIDENCE goes into the slots' tallies: a forward of training.
+        """Within the block the slots tally g_eff of GATE and CONFIDENCE; for a training forward.
 
         Args:
             weights: [B], 1 for a sample, 0 for a stand-in that does not count.
@@ -102,7 +102,7 @@ class Grown:
         return owners
 
     def seed_parameters(self, slot: str) -> int:
-        """Parameters of the seed in ``slot``, trainable or not; 0 without one."""
+        """Counts the parameters of the seed in ``slot``, trainable or not; 0 without a seed."""
         seed = self.slots[slot].seed
         return 0 if seed is None else sum(parameter.numel() for parameter in seed.parameters())
 
@@ -110,7 +110,8 @@ class Grown:
         """Names of trainable parameters that the model's output does not depend on; the model is left as it was.
 
         Args:
-            args, kwargs: one batch of the model's inputs.
+            args: positional inputs of the model, one batch.
+            kwargs: keyword inputs of the model, one batch.
         """
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -122,7 +123,7 @@ class Grown:
         return [name for name, grad in zip(named, grads) if grad is None] if leaves else list(named)
 
     def incubate(self, slot: str, /, *args: Any, **kwargs: Any) -> Any:
-        """The shadow forward of a TRAINING seed: the model's output with this seed at alpha 1 and all else frozen.
+        """Runs the shadow forward of a TRAINING seed: the output with this seed at alpha 1 and everything else frozen.
 
         The host's and the other seeds' parameters are detached and their buffers cloned, so that a loss on the result
         reaches this seed alone and leaves no trace in the host. Other TRAINING seeds do not take part. The caller
@@ -130,15 +131,16 @@ class Grown:
 
         Args:
             slot: the slot whose seed learns.
-            args, kwargs: the model's inputs.
+            args: positional inputs of the model.
+            kwargs: keyword inputs of the model.
         """
-        own = f"{CONTAINER}.{slot}."
+        prefix = f"{CONTAINER}.{slot}."
         frozen: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            if not name.startswith(own):
+            if not name.startswith(prefix):
                 frozen[name] = nn.Parameter(parameter.detach(), requires_grad=False)  # a compiler tells types apart
         for name, buffer in self.model.named_buffers():
-            if not name.startswith(own):
+            if not name.startswith(prefix):
                 frozen[name] = buffer.clone()
         with self.override({slot: 1.0}):
             return torch.func.functional_call(self.model, frozen, args, kwargs)

@@ -1,13 +1,13 @@
-"""The beginning and the end of a root forward, for what a slot alone cannot know.
+"""Hooks on the root that mark the beginning and the end of a forward, which a slot alone cannot know.
 
-A slot that fires twice in one forward would add its delta twice; outside of a root forward (activation checkpointing
-computes a region again in backward, a user calls a submodule by hand) firing again is right. So two hooks on the root
-mark where a forward begins and ends, and an active slot notes that it fired. The marks are plain booleans that stand
-alike at the beginning of every forward: nothing for a compiler to recompile on.
+A slot that fires twice in one forward would add its delta twice. Outside of a root forward firing again is right:
+activation checkpointing computes a region again in backward, a user calls a submodule by hand. So two hooks on the root
+mark where a forward begins and ends, and an active slot notes that it fired. The marks are plain booleans with the same
+values at the beginning of every forward, so that a compiler has nothing to recompile on.
 
-`nn.TransformerEncoderLayer` has a fused path in eval() that it leaves when any hook is registered in it, with other
-rounding and without support for padding. So while all slots on or in such layers are idle, their hooks are lifted for
-the length of the forward; while one is active, the fused path is off for all layers, in one agreed way to compute.
+`nn.TransformerEncoderLayer` has a fused path in eval(). It leaves that path when any hook is registered in it, and then
+rounds differently and does not support padding. So while all slots on or in such layers are idle, their hooks are taken
+off for the length of the forward; while one is active, the fused path is off for all layers, so that all compute alike.
 """
 
 from dataclasses import dataclass, field
@@ -32,12 +32,14 @@ class _Fused:
 
 
 @dataclass(slots=True)
-class Pulse:
+class RootHooks:
     """Marks root forwards; deep copies and pickles with the model that holds it.
 
     Fields:
-        beat: shared with every slot.
-        fused: slots on or in fused layers. lifted: their hooks are off. fast_path: the setting to go back to.
+        beat: the state shared with every slot.
+        fused: slots on or in fused layers.
+        lifted: the hooks of those slots are off.
+        fast_path: torch's fused-path setting to restore; None where it was not changed.
     """
 
     beat: Beat = field(default_factory=Beat)
@@ -46,7 +48,7 @@ class Pulse:
     fast_path: bool | None = None
 
     def watch(self, model: nn.Module, name: str, holder: SeedSlot) -> None:
-        """Registers the slot's hook on the module of that name."""
+        """Registers the slot's hook on the module called ``name``."""
         self.beat.fired[holder.slot] = False
         module = model.get_submodule(name)
         handle = module.register_forward_hook(holder.hook)
@@ -60,7 +62,7 @@ class Pulse:
         self.beat.begin()
         if not self.fused or torch.compiler.is_compiling():
             return
-        self._settle()
+        self._restore()
         if all(entry.holder.idle for entry in self.fused) and not is_compiled(model):
             for entry in self.fused:
                 entry.handle.remove()
@@ -69,13 +71,13 @@ class Pulse:
             self.fast_path = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
 
-    def end(self, *call: Any) -> None:  # as one argument: a compiler then leaves the output's tensors unopened
-        """Forward hook of the root, called also when the forward raised."""
+    def end(self, *call: Any) -> None:  # one argument for all: a compiler then does not look into the output's tensors
+        """Forward hook of the root; torch also calls it when the forward raised."""
         self.beat.end()
         if self.fused and not torch.compiler.is_compiling():
-            self._settle()
+            self._restore()
 
-    def _settle(self) -> None:
+    def _restore(self) -> None:
         if self.lifted:
             for entry in self.fused:
                 entry.handle = entry.module.register_forward_hook(entry.holder.hook)

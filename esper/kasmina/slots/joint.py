@@ -1,7 +1,7 @@
-"""What a slot computes once it is decided that it computes: delta, strength, and the join of both to the host.
+"""The computation of an active slot: the seed's delta, its strength, and the join of both to the host's features.
 
-Eager code takes "alpha is 0" from the ramp, on the host, in `SeedSlot`. What is compiled, by a region or by somebody's
-own torch.compile around the model, takes it from the tensor: `Joint.join`.
+Eager code reads "alpha is 0" off the ramp, as a Python number, in `SeedSlot`. Compiled code, in a region or under a
+user's own torch.compile around the model, reads it off the tensor: `Joint.join`.
 """
 
 import torch
@@ -33,15 +33,15 @@ class Joint(nn.Module):
     degraded: str | None
     _override: float | Rows | None
 
-    def _by_tensor(self, host: Tensor, x: Tensor, alpha: Tensor, *, straight: bool = False) -> Tensor:
-        """`join`, compiled where there is a region for it; what it needs from outside, and what it leaves behind."""
+    def _join_by_tensor(self, host: Tensor, x: Tensor, alpha: Tensor, *, straight: bool = False) -> Tensor:
+        """Calls `join`, compiled if there is a region for it, with the confidence that it needs; tallies the gate."""
         confidence = self._confidence(host)
         region = self.region if self.degraded is None else None
         if region is None:
             joined, gate = self.join(host, x, alpha, confidence, straight)
         else:
             if torch.is_grad_enabled() and not host.requires_grad and any(p.requires_grad for p in self.parameters()):
-                # The shadow forward before the seed: with a gradient to x the graph is that of BLENDING.
+                # The shadow forward before the seed: with a gradient to x it runs the same graph as BLENDING.
                 host, x = (host.detach().requires_grad_(),) * 2 if x is host else (host, x)
             joined, gate = region(host, x, alpha, confidence, straight)
             if region.failure is not None:
@@ -50,7 +50,7 @@ class Joint(nn.Module):
         return joined
 
     def rehearse(self, feature: Tensor, *, straight: bool = False) -> Tensor:
-        """Calls the region as a forward would, at alpha 1/2; no tally, and class logits of its own."""
+        """Calls the region as a forward would, at alpha 1/2, with a made-up confidence and without a tally."""
         assert self.region is not None
         confident = Operator.CONFIDENCE in (self.operator, self.fades_from)
         g = feature.new_full((len(feature), *[1] * (feature.ndim - 1)), 0.5, dtype=torch.float32)
@@ -60,10 +60,13 @@ class Joint(nn.Module):
     def join(
         self, host: Tensor, x: Tensor, alpha: Tensor, confidence: Tensor | None, straight: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Output of the slot and g of GATE, with "alpha is 0" read off the tensor: what a region compiles.
+        """Returns the slot's output and g of GATE; reads "alpha is 0" off the tensor. A region compiles this method.
 
         Args:
-            host, x: as in `forward`. alpha: 0-D float32. confidence: g of CONFIDENCE, [B, 1, ...], where it is used.
+            host: features at the site, as in `forward`.
+            x: the seed's input, as in `forward`.
+            alpha: 0-D float32.
+            confidence: g of CONFIDENCE, [B, 1, ...], where it is used.
             straight: forward exactly host, gradient as if joined at this alpha.
         """
         closed = alpha == 0
@@ -77,7 +80,7 @@ class Joint(nn.Module):
         return select(closed, host, blended), gate
 
     def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
-        """What the operators in use ask for; tallies g_eff where a forward of training is tallied."""
+        """Returns the factors that the operators in use need; tallies g_eff in a training forward that is tallied."""
         gate, confidence = self._gate(x), self._confidence(host, rows)
         self._tally(gate, confidence, alpha)
         return Strength(alpha, gate, confidence, self.channels)

@@ -1,4 +1,4 @@
-"""What a stage means for the slot that is in it: its `Phase`, and whether its seed learns. Data, in `PHASES`.
+"""The `Phase` of a slot in each stage, and whether its seed learns; `PHASES` holds the table as data.
 
 stage                    phase       seed's input    learns
 EMPTY, cooling           OFF         -               -
@@ -15,7 +15,7 @@ from esper.leyline.stages import Incubation, Stage
 
 
 class Phase(StrEnum):
-    """What the slot does in the host's forward."""
+    """The role of a slot in the host's forward."""
 
     OFF = "off"
     STRAIGHT = "straight"
@@ -26,7 +26,7 @@ PHASES: dict[Stage, Phase] = {stage: Phase.BLEND if stage.is_blended else Phase.
 
 
 def phase_of(stage: Stage, incubation: Incubation) -> Phase:
-    """The row of the table above."""
+    """Looks up a stage in the table above."""
     if stage is Stage.TRAINING and incubation == Incubation.STE:
         return Phase.STRAIGHT
     return PHASES[stage]

@@ -1,11 +1,12 @@
-"""An alpha of its own for every sample of a batch: several coalitions of seeds in one forward, stacked along the batch.
+"""One alpha for each sample of a batch: several coalitions of seeds run in one forward, stacked along the batch.
 
     stacked = torch.cat([x, x])                                     # [2B, ...]
     with grown.override({"r0c0": torch.tensor([1.0] * B + [0.0] * B)}), torch.no_grad():
         output = grown.model(stacked)                               # with the seed, then without
 
-The seed runs on the samples whose alpha is not 0 and on no other: they keep the host's features bit for bit, whatever
-it computes. For an evaluation only: with a gradient, two rules at once (`esper.kasmina.slots.blend`) have no answer.
+The seed runs only on the samples whose alpha is not 0; the others keep the host's features bit for bit, whatever the
+seed computes. For evaluation only: the gradient rules at alpha 0 and above (`esper.kasmina.slots.blend`) are different
+ones, and one batch cannot follow both.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Rows:
     """Checked alphas of a batch.
 
     Fields:
-        alphas: [B] float32, on the CPU. chosen: samples whose alpha is not 0, int64, ascending, on the CPU.
+        alphas: alpha of each sample, [B] float32, on the CPU.
+        chosen: indices of the samples whose alpha is not 0, int64, ascending, on the CPU.
     """
 
     alphas: Tensor
@@ -31,11 +33,15 @@ class Rows:
         return "per sample"
 
     def strength(self, feature: Tensor) -> Tensor:
-        """Alphas of the chosen samples, shaped to broadcast over their features: [R, 1, ...], on their device."""
+        """Returns the alphas of the chosen samples, [R, 1, ...] to broadcast over their features, on their device."""
         return self.alphas[self.chosen].to(feature.device).view(-1, *[1] * (feature.ndim - 1))
 
     def check(self, feature: Tensor, slot: str) -> None:
-        """ConfigError where the batch is another one, or a gradient is asked for."""
+        """Checks the features that the alphas are for.
+
+        Raises:
+            ConfigError: the batch has another size, or gradients are enabled.
+        """
         if len(feature) != len(self.alphas):
             raise ConfigError(
                 f"alpha override of {slot} has {len(self.alphas)} alphas, the features there are "
@@ -50,10 +56,11 @@ def rows_of(value: Tensor, ndim: int, slot: str) -> Rows:
 
     Args:
         value: float, [B] or [B, 1, ...] with as many axes as the slot's features have; not changed.
-        ndim: that number: 4 for feature maps, 3 for sequences, 2 for vectors. slot: for the message.
+        ndim: that number: 4 for feature maps, 3 for sequences, 2 for vectors.
+        slot: slot id, for the error.
 
     Raises:
-        ConfigError: another shape or kind of tensor.
+        ConfigError: the tensor has another shape, or does not hold floats.
         ValueError: an alpha is NaN or outside [0, 1]; the first such sample is named.
     """
     what = f"alpha override of {slot}"

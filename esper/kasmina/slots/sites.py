@@ -1,4 +1,4 @@
-"""Sites: which submodules get a slot, found by name or pattern and described by one dry run."""
+"""Sites: the submodules that get a slot, found by name or pattern and described by one dry run."""
 
 import contextlib
 import copy
@@ -24,13 +24,15 @@ CONTAINER = "esper_slots"  # the root's child that holds all slots
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a slot sits and what flows there.
+    """The place of a slot in the host, and the feature there.
 
     Fields:
-        slot: slot id. module: dotted name of the host's submodule whose output holds the feature.
-        topology, dim: axes of the feature and its channel count.
-        shape: of one sample's feature in the example, without the batch axis.
-        place: of the feature in the submodule's output, None where it is the output.
+        slot: slot id.
+        module: dotted name of the host's submodule whose output holds the feature.
+        topology: what the axes of the feature mean.
+        dim: channels C of the feature.
+        shape: shape of one sample's feature in the example, without the batch axis.
+        place: place of the feature in the submodule's output, None where it is the whole output.
     """
 
     slot: str
@@ -42,19 +44,19 @@ class Site:
 
     @property
     def positions(self) -> int:
-        """Places per sample that a seed is evaluated at (H*W, T, or 1)."""
+        """Positions per sample at which a seed is evaluated (H*W, T, or 1)."""
         return math.prod(self.shape) // self.dim
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword inputs of a call: a tuple, a dict of keywords, or the one input itself."""
+    """Returns positional and keyword inputs of a call from a tuple, a dict of keywords, or the one input itself."""
     if isinstance(example, dict):
         return (), example
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether some part of the model is under torch.compile."""
+    """Whether any part of the model is under torch.compile."""
     modules = list(model.modules())
     return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or region_of(m) for m in modules)
 
@@ -62,7 +64,7 @@ def is_compiled(model: nn.Module) -> bool:
 # names -------------------------------------------------------------------------------------------------------------
 
 
-def _named(model: nn.Module, sites: Mapping[str, str]) -> dict[str, str]:
+def _sites_by_name(model: nn.Module, sites: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(sites, Mapping) or not sites:
         raise ConfigError(
             f"sites = {sites!r}: expected a mapping of slot ids to names of modules, or a pattern of names; "
@@ -80,7 +82,7 @@ def _named(model: nn.Module, sites: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
-def _matching(model: nn.Module, pattern: str) -> list[str]:
+def _sites_by_pattern(model: nn.Module, pattern: str) -> list[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -96,12 +98,12 @@ def _matching(model: nn.Module, pattern: str) -> list[str]:
 
 
 def _hint(near: list[str], known: list[str]) -> str:
-    return f"; did you mean {', '.join(near[:5])}" if near else f"; it has {some_of(known[1:])}"
+    return f"; did you mean {', '.join(near[:5])}" if near else f"; it has {list_some(known[1:])}"
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first eight names, and dots where there are more."""
-    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+def list_some(names: Sequence[str]) -> str:
+    """Lists the first eight names, with dots if there are more."""
+    return ", ".join([*names[:8], "..."] if len(names) > 8 else names)
 
 
 # the dry run -------------------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ def _restore(model: nn.Module, flags: Mapping[str, bool], buffers: Mapping[str, 
 
 
 def _forward_once(model: nn.Module, names: list[str], example: Any) -> dict[str, list[Any]]:
-    """Outputs of each named module in one forward, in the order in which they first returned."""
+    """Returns the outputs of each named module in one forward, in the order in which the modules first returned."""
     fired: dict[str, list[Any]] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -139,10 +141,12 @@ def _forward_once(model: nn.Module, names: list[str], example: Any) -> dict[str,
 
 
 def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> dict[str, Any]:
-    """One forward in train() and one in eval(): every site must fire exactly once in each.
+    """Runs one forward in train() and one in eval(): every site must fire exactly once in each.
 
     Args:
+        model: the host.
         where: what an error calls each module, by the module's name.
+        example: one batch of inputs, as for `attach`.
 
     Returns:
         Output by module name, in the order of execution in train().
@@ -152,7 +156,7 @@ def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> dict[s
     with contextlib.ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.callback(_restore, model, flags, buffers)
-        # A fused encoder layer passes its children by, and takes nested tensors that a watched layer cannot.
+        # A fused encoder layer does not call its children, and takes nested tensors, which a layer with hooks cannot.
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         for mode in ("train", "eval"):
@@ -187,10 +191,10 @@ def find_sites(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -
         ConfigError: see `esper.kasmina.attach.attach`.
     """
     if isinstance(sites, str):
-        names = _matching(model, sites)
+        names = _sites_by_pattern(model, sites)
         outputs = _dry_run(model, {name: f"site {name!r} of sites = {sites!r}" for name in names}, example)
         chosen = {f"r{row}c0": name for row, name in enumerate(outputs)}
     else:
-        chosen = _named(model, sites)
+        chosen = _sites_by_name(model, sites)
         outputs = _dry_run(model, {n: f"site {n!r} of slot {slot}" for slot, n in chosen.items()}, example)
     return {slot: _describe(slot, name, outputs[name]) for slot, name in chosen.items()}

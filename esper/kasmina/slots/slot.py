@@ -1,6 +1,6 @@
-"""A slot: the place where a seed lives. It computes, and knows nothing of ticks, ranks or telemetry.
+"""A slot: the place where a seed lives. It only computes, and knows nothing of ticks, ranks or telemetry.
 
-What it does in the host's forward follows from its `Phase` (`esper.kasmina.slots.phases`).
+Its `Phase` decides what it does in the host's forward (`esper.kasmina.slots.phases`).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,16 +32,19 @@ class SeedSlot(Joint):
 
     Args:
         slot: slot id.
-        site, beat: what flows at the hooked module, and what all slots of the model share; given by `attach`. A slot
-            that is called by hand needs neither.
+        site: the hooked module and the feature there, given by `attach`. A slot that is called by hand needs none.
+        beat: the state that all slots of the model share, given by `attach`. A slot that is called by hand needs none.
 
     Attributes:
-        seed, gate: the module that computes the delta, and that of GATE while it is in use; None without one.
-        operator, fades_from: how the delta is joined, and what is being faded out (see `esper.kasmina.slots.blend`).
+        seed: the module that computes the delta; None in an empty slot.
+        gate: the gate module of GATE while it is in use, else None.
+        phase: what the slot does in the host's forward.
+        operator: how the delta is joined (see `esper.kasmina.slots.blend`).
+        fades_from: the operator that is being faded out; None without a cross-fade.
         tally: g_eff of the training samples since it was last read.
         region: the compiled `join`, None where nothing is compiled.
         degraded: why the seed runs by a fallback that was taken at run time (a compile that failed), None while it runs
-            as it was built. Set by whoever took the fallback; read at the next tick.
+            as it was built. The code that takes the fallback sets it; the next tick reads it.
     """
 
     alpha: Tensor
@@ -68,16 +71,20 @@ class SeedSlot(Joint):
 
     @property
     def level(self) -> float:
-        """The committed alpha as the host-side number that forward selects by."""
+        """The committed alpha as a Python number, by which forward selects its branch."""
         return self._level
 
     @property
     def fade_level(self) -> float:
-        """The committed share of `operator` in a cross-fade, 1 without one."""
+        """The committed share of `operator` in a cross-fade; 1 without a cross-fade."""
         return self._fade_level
 
     def set_alpha(self, value: float, fade: float = 1.0) -> None:
-        """Writes the agreed alpha and the share of `operator` in a cross-fade; ValueError when outside [0, 1]."""
+        """Writes the agreed alpha and the share of `operator` in a cross-fade.
+
+        Raises:
+            ValueError: one of them is NaN or outside [0, 1].
+        """
         self._level = check_alpha(value, f"alpha of {self.slot}")
         self._fade_level = check_alpha(fade, f"fade of {self.slot}")
         self.alpha.fill_(self._level)
@@ -87,7 +94,7 @@ class SeedSlot(Joint):
         """Gives CHANNEL its vector v, one value in [0, 1] per channel of the site; None takes it away.
 
         Raises:
-            ConfigError: another number of values than the site has channels.
+            ConfigError: the number of values is not the site's number of channels.
             ValueError: a value is NaN or outside [0, 1].
         """
         assert self.site is not None
@@ -108,17 +115,18 @@ class SeedSlot(Joint):
 
     @property
     def overridden(self) -> float | Rows | None:
-        """The alpha (or alphas per sample) of the override in force, None without one."""
+        """The alpha (or alphas per sample) of the override in force; None without an override."""
         return self._override
 
     def override(self, value: float | Tensor | Rows | None) -> None:
-        """For an evaluation: use ``value`` instead of the committed alpha, whatever the phase. None ends it.
+        """Uses ``value`` instead of the committed alpha, whatever the phase; for evaluation. None ends the override.
 
         Args:
             value: in [0, 1], for all samples alike; or a tensor with one per sample (see `esper.kasmina.slots.rows`).
 
         Raises:
-            ValueError: an alpha is NaN or outside [0, 1]. ConfigError: a tensor of another shape.
+            ValueError: an alpha is NaN or outside [0, 1].
+            ConfigError: the tensor has another shape.
         """
         if isinstance(value, Tensor):
             ndim = value.ndim if self.site is None else self.site.topology.ndim
@@ -129,7 +137,7 @@ class SeedSlot(Joint):
 
     @property
     def idle(self) -> bool:
-        """The feature would pass through as it is, and no gradient of the seed is asked for."""
+        """Whether the feature would pass through unchanged, without a gradient for the seed."""
         if self.seed is None:
             return True
         if self._override is None and self.phase is Phase.OFF:
@@ -142,7 +150,11 @@ class SeedSlot(Joint):
         return level == 0.0 or (self._override is None and self.phase is Phase.STRAIGHT)
 
     def plant(self, seed: nn.Module, region: Region | None = None) -> None:
-        """Registers a seed, and the region that was compiled for it; ValueError when the slot is taken."""
+        """Registers a seed, and the region that was compiled for it.
+
+        Raises:
+            ValueError: the slot already holds a seed.
+        """
         if self.seed is not None:
             raise ValueError(f"slot {self.slot} already holds a seed")
         self.seed, self.region = seed, region
@@ -152,7 +164,7 @@ class SeedSlot(Joint):
         self.set_alpha(0.0)
 
     def uproot(self) -> None:
-        """Lets go of the seed; nothing of it is left here."""
+        """Removes the seed and everything that belongs to it."""
         self.seed = self.gate = self.region = None
         self.phase = Phase.OFF
         self.operator, self.fades_from, self.tally = Operator.ADD, None, Tally()
@@ -161,7 +173,7 @@ class SeedSlot(Joint):
 
     @property
     def asks_logits(self) -> bool:
-        """A forward now needs class logits handed in."""
+        """Whether a forward now needs class logits handed in."""
         if self.seed is None or Operator.CONFIDENCE not in (self.operator, self.fades_from):
             return False
         if isinstance(self._override, Rows):
@@ -173,47 +185,47 @@ class SeedSlot(Joint):
 
         Args:
             host: features at the site (BCHW, BTC or BC).
-            x: what the seed sees, of the same shape.
+            x: the seed's input, of the same shape.
         """
         if self.seed is None:
             return host
         if isinstance(self._override, Rows):
-            return self._in_rows(host, x, self._override)
+            return self._join_rows(host, x, self._override)
         if self._override is not None:
-            return self._blended(host, x, self._override, torch.full_like(self.alpha, self._override))
+            return self._join_by_level(host, x, self._override, torch.full_like(self.alpha, self._override))
         if self.phase is Phase.OFF:
             return host
         if self.phase is Phase.STRAIGHT:
             if not torch.is_grad_enabled():
                 return host
             with undisturbed(x):  # a seed's dropout must not move the host's
-                return self._by_tensor(host, x, torch.ones_like(self.alpha), straight=True)
-        return self._blended(host, x, self._level, self.alpha)
+                return self._join_by_tensor(host, x, torch.ones_like(self.alpha), straight=True)
+        return self._join_by_level(host, x, self._level, self.alpha)
 
-    def _blended(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # a compiler guards every number that is read on the host
-            return self._by_tensor(host, x, alpha)
+    def _join_by_level(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # a compiler guards every Python number that is read
+            return self._join_by_tensor(host, x, alpha)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if level == 0.0 and not learning:
             return host
         if self.region is not None and self.degraded is None:
-            return self._by_tensor(host, x, alpha)
+            return self._join_by_tensor(host, x, alpha)
         if level != 0.0:
             strength = self._strength(host, x, alpha)
             return blend(host, self._delta(x, host), strength, self.operator, self.fades_from, self.fade)
-        # What learns stays in the gradient reduction at alpha 0: every rank must see it in every step.
+        # Parameters that learn stay in the gradient reduction at alpha 0: every rank must use them in every step.
         strength = self._strength(host, x.detach(), alpha)
         others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
         return HostOnly.apply(host, *others)
 
-    def _in_rows(self, host: Tensor, x: Tensor, rows: Rows) -> Tensor:
+    def _join_rows(self, host: Tensor, x: Tensor, rows: Rows) -> Tensor:
         rows.check(host, self.slot)
         if not len(rows.chosen):
             return host
         at = rows.chosen.to(host.device)
-        some_host, some_x = host[at], x[at]
-        strength = self._strength(some_host, some_x, rows.strength(host), rows)
-        joined = blend(some_host, self._delta(some_x, some_host), strength, self.operator, self.fades_from, self.fade)
+        host_rows, x_rows = host[at], x[at]
+        strength = self._strength(host_rows, x_rows, rows.strength(host), rows)
+        joined = blend(host_rows, self._delta(x_rows, host_rows), strength, self.operator, self.fades_from, self.fade)
         return host.index_copy(0, at, joined)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -245,7 +257,7 @@ class SeedSlot(Joint):
                 f"{where} returned {tuple(feature.shape)}, need {site.topology.value} with C = {site.dim} as at attach"
             )
         if torch.compiler.is_compiling():
-            return  # a compiler guards the dtype by itself, and would compile again for every note taken here
+            return  # a compiler guards the dtype by itself, and would compile again for every dtype noted here
         kind = feature.device.type
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         before = self._dtypes.setdefault(cast, feature.dtype)

@@ -1,4 +1,4 @@
-"""What stands where in a grown model, for people."""
+"""A table of a grown model's slots, for people."""
 
 from rich.table import Table
 
@@ -6,7 +6,7 @@ from esper.kasmina.slots.grown import Grown
 
 
 def status_table(grown: Grown) -> Table:
-    """One line a slot: site, shape of the feature, phase, alpha in force, parameters of the seed."""
+    """Returns a table with a line for each slot: site, topology, dim, phase, alpha in force, parameters of the seed."""
     table = Table(title=f"{type(grown.model).__name__}: {len(grown.slots)} slots")
     for column in ("slot", "site", "topology"):
         table.add_column(column, overflow="fold")
