@@ -1,4 +1,4 @@
-"""What a grown model computes, as a plain one: no slot, no class of esper."""
+"""Export: a plain model that computes what a grown model computes, without a slot or a class of esper."""
 
 from esper.kasmina.export.exporter import export
 from esper.kasmina.export.writing import save_exported

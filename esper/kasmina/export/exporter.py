@@ -1,12 +1,12 @@
-"""A grown model as a plain one: what it computes now, in modules of torch and of the model's own authors alone.
+"""Turns a grown model into a plain one that computes the same, from modules of torch and of the model's authors alone.
 
     seed at alpha 0 or idle      left out
     seed in blend                a `torch.fx.GraphModule` around torch modules, a hook on the host's own submodule
     linear seed at a Linear      folded into that layer (`esper.kasmina.export.folding`)
-    host class of ours           traced whole into a `torch.fx.GraphModule`
+    host class of esper          traced whole into a `torch.fx.GraphModule`
 
-All of it is done on a deep copy and then checked: the copy computes what the grown model computes, bit for bit where
-nothing was folded, else to rounding. Keys of the host stay; those of seeds go from ``esper_slots.`` to ``grown.``.
+All of it is done on a deep copy, which is then checked: it computes what the grown model computes, bit for bit if
+nothing was folded, else to rounding. The host's keys stay; those of seeds move from ``esper_slots.`` to ``grown.``.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from esper.kasmina.export.copying import copy_of, strip_slots
+from esper.kasmina.export.copying import copy_model, strip_slots
 from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, target_of
-from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, alphas_now, delta_like, join_graph, refuse
+from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, compute_delta, current_alphas, join_graph, refuse
 from esper.kasmina.export.record import Exported, ExportedSlot, Way
 from esper.kasmina.export.same import Inputs, check_same, inputs_for, run_plain, same_bits
 from esper.kasmina.export.tracing import as_graph, is_torch, package_of, use_twins
@@ -34,12 +34,13 @@ GROWN = "grown"
 
 
 def _free_name(module: nn.Module) -> str:
+    """Returns a child's name that the module does not use yet: grown, grown_2, ..."""
     names = (GROWN, *(f"{GROWN}_{number}" for number in range(2, 10_000)))
     return next(name for name in names if not hasattr(module, name))
 
 
 def _hold(module: nn.Module, joins: Mapping[str, nn.Module]) -> str:
-    """Registers graphs by slot in a child that hands its input on (a Sequential runs it last); returns its name."""
+    """Puts graphs by slot into a new child; returns its name. A Sequential runs the child: it returns its input."""
     holder, name = nn.Identity(), _free_name(module)
     for slot, join in joins.items():
         holder.add_module(slot, join)
@@ -47,16 +48,16 @@ def _hold(module: nn.Module, joins: Mapping[str, nn.Module]) -> str:
     return name
 
 
-def _ours(model: nn.Module) -> list[str]:
-    """Names of the modules of our classes that lie in no other such module."""
-    found: list[str] = []
+def _esper_modules(model: nn.Module) -> list[str]:
+    """Returns the names of modules of esper's classes that lie in no other such module."""
+    names: list[str] = []
     for name, module in model.named_modules():
-        if package_of(module) == "esper" and not any(_inside(name, other) for other in found):
-            found.append(name)
-    return found
+        if package_of(module) == "esper" and not any(_is_below(name, other) for other in names):
+            names.append(name)
+    return names
 
 
-def _inside(name: str, other: str) -> bool:
+def _is_below(name: str, other: str) -> bool:
     """Whether the module of this name lies strictly below the other."""
     return name != other and (not other or name.startswith(f"{other}."))
 
@@ -68,15 +69,15 @@ def _holder(model: nn.Module, slot: str) -> SeedSlot:
 
 
 class _Exporter:
-    """One export, step by step; everything here belongs to the copy."""
+    """Runs one export, step by step; everything here belongs to the copy."""
 
     def __init__(self, grown: Grown, example: Any, fold: bool) -> None:
-        self.levels, self.sites, self.fold = alphas_now(grown), grown.sites, fold
+        self.levels, self.sites, self.fold = current_alphas(grown), grown.sites, fold
         self.example = inputs_for(grown.model, example)
-        self.model = copy_of(grown.model)
+        self.model = copy_model(grown.model)
         for slot in self.levels:
             if (holder := _holder(self.model, slot)).operator in ONLY_FULL:
-                holder.operator, holder.gate = Operator.ADD, None  # what they are at full alpha, bit for bit
+                holder.operator, holder.gate = Operator.ADD, None  # at full alpha they equal ADD, bit for bit
         self.inexact = False
         self.outputs: dict[str, Any] = {}  # by slot, in the order of execution
         self.inputs: dict[str, Inputs] = {"": self.example}
@@ -84,18 +85,18 @@ class _Exporter:
         self.ways: dict[str, tuple[Way, str | None]] = {}
 
     def observe(self) -> Any:
-        """The grown model's output on the example; notes what sites return and modules of ours are given."""
+        """Runs the grown model on the example; notes what sites return and what inputs modules of esper get."""
         handles = []
         for slot, level in self.levels.items():
             if level > 0.0:
                 site = self.model.get_submodule(self.sites[slot].module)
-                handles.append(site.register_forward_hook(lambda _m, _a, out, slot=slot: self._saw(slot, out)))
-        for name in _ours(self.model):
+                handles.append(site.register_forward_hook(lambda _m, _a, out, slot=slot: self._note_output(slot, out)))
+        for name in _esper_modules(self.model):
             part = self.model.get_submodule(name)
-            if name and not _inside(name, CONTAINER) and name != CONTAINER:
-                note = lambda _m, args, kwargs, name=name: self._given(name, args, kwargs)  # noqa: E731
+            if name and not _is_below(name, CONTAINER) and name != CONTAINER:
+                note = lambda _m, args, kwargs, name=name: self._note_inputs(name, args, kwargs)  # noqa: E731
                 handles.append(part.register_forward_pre_hook(note, with_kwargs=True))
-        # Where all features need a gradient, a GroupNorm of ours and torch's take the same way (see blueprints.parts).
+        # If all features need a gradient, esper's GroupNorm and torch's compute the same way (see blueprints.parts).
         learning = {p: p.requires_grad for p in self.model.parameters()}
         try:
             for parameter in learning:
@@ -108,14 +109,14 @@ class _Exporter:
             for handle in handles:
                 handle.remove()
 
-    def _saw(self, slot: str, output: Any) -> None:
+    def _note_output(self, slot: str, output: Any) -> None:
         self.outputs[slot] = output
 
-    def _given(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_inputs(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.inputs.setdefault(name, tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
 
-    def seeds(self) -> None:
-        """Each seed that takes part: folded, or a graph that waits in ``joins``."""
+    def convert_seeds(self) -> None:
+        """Folds each active seed into the host, or makes it a graph in ``joins``, to be placed by `assemble`."""
         holders = {slot: _holder(self.model, slot) for slot in self.levels}
         seeds: dict[str, Any] = {slot: holder.seed for slot, holder in holders.items()}
         strip_slots(self.model)
@@ -124,7 +125,7 @@ class _Exporter:
         for slot, output in self.outputs.items():
             site = self.sites[slot]
             feature = take(output, site.place).detach()
-            seed = self._plain(slot, seeds[slot], feature)
+            seed = self._as_torch(slot, seeds[slot], feature)
             formula, factor_of = JOINS[holders[slot].operator]
             factor = factor_of(torch.tensor(self.levels[slot], device=holders[slot].alpha.device), holders[slot])
             if self.fold:
@@ -140,7 +141,7 @@ class _Exporter:
             self.joins[slot] = join_graph(seed, formula, factor, output=output, place=site.place, where=where)
 
     def _fold(self, slot: str, seed: nn.Module, factor: Factor) -> bool:
-        """Into the Linear that makes the feature, where it can be."""
+        """Folds the seed into the Linear that makes the feature; returns whether that was possible."""
         site = self.sites[slot]
         if site.place is not None or site.topology is Topology.FEATURE_MAP:
             return False
@@ -149,7 +150,7 @@ class _Exporter:
         if target is None or linear is None:
             return False
         between = [self.sites[other].module for other in self.joins]
-        if any(name == target or (_inside(target, name) and _inside(name, site.module)) for name in between):
+        if any(name == target or (_is_below(target, name) and _is_below(name, site.module)) for name in between):
             return False  # another seed is joined to the layer's output first
         layer: Any = self.model.get_submodule(target)
         if not fold_into(layer, factor, *linear):
@@ -157,14 +158,15 @@ class _Exporter:
         self.ways[slot], self.inexact = (Way.FOLDED, target), True
         return True
 
-    def _plain(self, slot: str, seed: nn.Module, feature: Tensor) -> nn.Module:
+    def _as_torch(self, slot: str, seed: nn.Module, feature: Tensor) -> nn.Module:
+        """Returns the seed if it is made of torch's classes, else a graph that computes the same."""
         if is_torch(seed):
             return seed
-        before = delta_like(seed, feature)
+        before = compute_delta(seed, feature)
         moved = use_twins(seed)
         self.inexact |= moved
         graph = as_graph(seed, (feature,), what=f"the seed in slot {slot}")
-        if not moved and not same_bits(before, delta_like(graph, feature)):
+        if not moved and not same_bits(before, compute_delta(graph, feature)):
             raise ConfigError(
                 f"the seed in slot {slot} cannot be exported: traced, {type(seed).__name__} computes something else; "
                 "its forward must depend on its input, its parameters and constants alone"
@@ -172,12 +174,12 @@ class _Exporter:
         return graph
 
     def assemble(self) -> None:
-        """Puts the graphs in their places, and graphs in the place of modules of ours."""
-        roots = _ours(self.model)
+        """Puts the seeds' graphs in their places, and replaces modules of esper by graphs."""
+        roots = _esper_modules(self.model)
         waiting = dict(self.joins)
         for root in roots:
             part = self.model.get_submodule(root)
-            inside = {slot: join for slot, join in waiting.items() if _inside(self.sites[slot].module, root)}
+            inside = {slot: join for slot, join in waiting.items() if _is_below(self.sites[slot].module, root)}
             if inside:
                 self._record(_hold(part, inside), root, inside)
             joins = {self.model.get_submodule(self.sites[slot].module): waiting.pop(slot) for slot in inside}
@@ -196,7 +198,7 @@ class _Exporter:
                 self._hook(self.sites[slot].module, join)
 
     def _hook(self, module: str, join: nn.Module) -> None:
-        """The graph as a forward hook. A padded batch then stays a plain tensor: hooks see no nested ones."""
+        """Registers the graph as a forward hook; padded batches then stay plain: it cannot take nested tensors."""
         self.model.get_submodule(module).register_forward_hook(join)
         parts = module.split(".")
         for depth in range(len(parts)):
@@ -209,12 +211,12 @@ class _Exporter:
             self.ways[slot] = (Way.MODULE, ".".join(part for part in (root, name, slot) if part))
 
     def key_map(self, before: list[str]) -> dict[str, str | None]:
-        """Where each entry of the grown model's state dict is now."""
+        """Returns the new key of each entry of the grown model's state dict, None where it has gone."""
         after = set(self.model.state_dict())
         keys: dict[str, str | None] = {}
         for key in before:
             moved = key
-            if _inside(key, CONTAINER):
+            if _is_below(key, CONTAINER):
                 slot, _, rest = key.removeprefix(f"{CONTAINER}.").partition(".")
                 moved = f"{self.ways[slot][1]}.{rest}" if self.ways[slot][0] is Way.MODULE else ""
             keys[key] = moved if moved in after else None
@@ -226,13 +228,13 @@ def export(grown: Grown, example: Any = None, *, fold: bool = True, partial: boo
 
     Args:
         grown: any grown model, at any moment of its life.
-        example: one batch of inputs as for `esper.kasmina.attach.attach`; None: the one given there.
-        fold: make linear seeds and scales part of the weights beside them; False: equal bit for bit.
-        partial: also take seeds with an alpha between 0 and 1, as they are now.
+        example: one batch of inputs as for `esper.kasmina.attach.attach`; None for the one given there.
+        fold: make linear seeds and scales part of the weights beside them; with False the result is equal bit for bit.
+        partial: also export seeds with an alpha between 0 and 1, as they are now.
 
     Raises:
-        ConfigError: a seed on the way (by name, without ``partial``; in a cross-fade or gated, always); a seed or a
-            host of ours that cannot be traced.
+        ConfigError: a seed whose ramp has not ended (without ``partial``; if cross-faded or gated, always), named in
+            the text; or a seed or a host of esper that cannot be traced.
         ExportError: the exported model does not compute the same.
     """
     if not hasattr(grown, "owner_parameters"):
@@ -240,11 +242,11 @@ def export(grown: Grown, example: Any = None, *, fold: bool = True, partial: boo
     example = grown.example if example is None else example
     if example is None:
         raise ConfigError("export needs an example of the model's input: grown.export(example)")
-    levels = alphas_now(grown)
+    levels = current_alphas(grown)
     refuse(grown, levels, partial)
     exporter = _Exporter(grown, example, fold)
     before = exporter.observe()
-    exporter.seeds()
+    exporter.convert_seeds()
     exporter.assemble()
     model = exporter.model.eval()
     left = [name or "the root" for name, module in model.named_modules() if package_of(module) == "esper"]

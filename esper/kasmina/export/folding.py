@@ -1,11 +1,11 @@
-"""Folding: seeds and scales that are linear become part of the weights beside them. An export step, never in training.
+"""Folding: linear seeds and scales become part of the weights beside them. A step of the export, never of training.
 
     at a Linear h = W x + b      h + f delta(h), delta(h) = A h + c        W' = (I + f A) W,  b' = (I + f A) b + f c
     f gamma M(x)                 M a Linear, Conv2d or affine norm         its weight and bias times f gamma, by channel
-    delta = 0                    any site                                  nothing is left
+    delta = 0                    any site                                  the seed is left out
 
-f is the factor of the join: alpha, or alpha and a vector by channel. Products are taken in float64 and rounded once, so
-the result differs from the unfolded model by rounding alone.
+f is the factor of the join: alpha, or alpha times a vector by channel. Products are computed in float64 and rounded
+once, so that the result differs from the unfolded model by rounding alone.
 """
 
 import copy
@@ -20,23 +20,23 @@ _SCALABLE = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def _constants(graph: fx.GraphModule) -> dict[Node, Tensor]:
-    """Nodes that hang on parameters and buffers alone, with what they are."""
-    found: dict[Node, Tensor] = {}
+    """Returns the nodes that depend on parameters and buffers alone, with their values."""
+    constants: dict[Node, Tensor] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
-            found[node] = getattr(graph.get_submodule(owner), name)
-        elif node.op == "call_method" and node.target == "view" and node.args[0] in found:
-            found[node] = found[node.args[0]].view(*node.args[1:])
-    return found
+            constants[node] = getattr(graph.get_submodule(owner), name)
+        elif node.op == "call_method" and node.target == "view" and node.args[0] in constants:
+            constants[node] = constants[node.args[0]].view(*node.args[1:])
+    return constants
 
 
-def _binary(node: Node) -> bool:
+def _is_binary(node: Node) -> bool:
     return node.op == "call_function" and node.target in (operator.mul, operator.add) and len(node.args) == 2
 
 
 def is_zero(seed: nn.Module) -> bool:
-    """Whether the seed's delta is zeros whatever it sees."""
+    """Whether the seed's delta is zero for every input."""
     if not isinstance(seed, fx.GraphModule):
         return False
     returned = next(node.args[0] for node in seed.graph.nodes if node.op == "output")
@@ -44,9 +44,9 @@ def is_zero(seed: nn.Module) -> bool:
 
 
 def affine_map(seed: nn.Module, dim: int) -> tuple[Tensor, Tensor] | None:
-    """A [C, C] and c [C] in float64 with delta(h) = A h + c at each position, for features with C last; else None.
+    """Returns A [C, C] and c [C] in float64 with delta(h) = A h + c at each position; None if the seed is not affine.
 
-    Seen in the graph: Linear layers, and products and sums with parameters of one axis, in a chain.
+    For features with C last. The graph must be a chain of Linear layers and of products and sums with 1-D parameters.
     """
     if type(seed) is nn.Linear:
         seed = fx.symbolic_trace(nn.Sequential(seed))
@@ -67,7 +67,7 @@ def affine_map(seed: nn.Module, dim: int) -> tuple[Tensor, Tensor] | None:
             if node.args != (chain,):
                 return None
             chain = node
-        elif _binary(node):
+        elif _is_binary(node):
             others = [arg for arg in node.args if arg is not chain]
             fixed = all(isinstance(arg, Node) and arg in constants and constants[arg].ndim <= 1 for arg in others)
             if len(others) != 1 or not fixed:
@@ -83,35 +83,35 @@ def affine_map(seed: nn.Module, dim: int) -> tuple[Tensor, Tensor] | None:
     return (columns[1:] - columns[0]).T, columns[0]
 
 
-def _shared(model: nn.Module, tensor: Tensor | None) -> bool:
+def _is_tied(model: nn.Module, tensor: Tensor | None) -> bool:
     """Whether a tensor has more than one name in the model."""
     return sum(other is tensor for _, other in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def target_of(model: nn.Module, module: str) -> str | None:
-    """Name of the Linear whose output is that of the module of this name, if weights can be folded into it."""
+    """Returns the name of the Linear that makes the output of ``module``; None if weights cannot be folded into it."""
     site = model.get_submodule(module)
-    while type(site) is nn.Sequential and len(site) and not _watched(site):
+    while type(site) is nn.Sequential and len(site) and not _has_hooks(site):
         last = list(dict(site.named_children()))[-1]
         module, site = f"{module}.{last}" if module else last, site.get_submodule(last)
-    if type(site) is not nn.Linear or _watched(site):
+    if type(site) is not nn.Linear or _has_hooks(site):
         return None
-    if any(_shared(model, tensor) for tensor in (site.weight, site.bias) if tensor is not None):
+    if any(_is_tied(model, tensor) for tensor in (site.weight, site.bias) if tensor is not None):
         return None
     return module
 
 
 def _by_channel(factor: float | Tensor, device: torch.device) -> Tensor:
-    """float64 [1] or [C]."""
+    """Returns the factor as float64 [1] or [C]."""
     return torch.as_tensor(factor, dtype=torch.float64, device=device).reshape(-1)
 
 
-def _watched(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def fold_into(linear: nn.Linear, factor: float | Tensor, matrix: Tensor, offset: Tensor) -> bool:
-    """h -> h + factor (A h + c), written into the layer that makes h; False where it has no bias to take c."""
+    """Writes h -> h + factor (A h + c) into the layer that makes h; returns False if it has no bias to take c."""
     by_channel = _by_channel(factor, matrix.device)
     if linear.bias is None and bool(offset.any()):
         return False
@@ -123,10 +123,10 @@ def fold_into(linear: nn.Linear, factor: float | Tensor, matrix: Tensor, offset:
     return True
 
 
-def _scaled_call(seed: fx.GraphModule) -> tuple[Node, Node, Node] | None:
-    """The last product, the call of a scalable module in it and the constant beside it, if the seed ends so."""
+def _find_scaled_call(seed: fx.GraphModule) -> tuple[Node, Node, Node] | None:
+    """If the seed ends in module(x) * constant, with a scalable module: returns the product, the call, the constant."""
     returned: Any = next(node.args[0] for node in seed.graph.nodes if node.op == "output")
-    if not (isinstance(returned, Node) and _binary(returned) and returned.target is operator.mul):
+    if not (isinstance(returned, Node) and _is_binary(returned) and returned.target is operator.mul):
         return None
     constants = _constants(seed)
     calls = [a for a in returned.args if isinstance(a, Node) and a.op == "call_module"]
@@ -147,16 +147,18 @@ def fold_scale(seed: nn.Module, factor: float | Tensor) -> str | None:
     """Multiplies a final scale and ``factor`` into the layer before it, in place, and takes the scale out of the graph.
 
     Returns:
-        Name of the layer that took them, None where the seed does not end so (nothing is changed).
+        Name of the layer that took them; None if the seed does not end in such a product (nothing is changed).
     """
     if not isinstance(seed, fx.GraphModule):
         return None
-    found = _scaled_call(seed)
-    if found is None:
+    nodes = _find_scaled_call(seed)
+    if nodes is None:
         return None
-    product, call, fixed = found
+    product, call, fixed = nodes
     module: Any = seed.get_submodule(str(call.target))
-    if _watched(module) or any(_shared(seed, tensor) for tensor in (module.weight, module.bias) if tensor is not None):
+    if _has_hooks(module) or any(
+        _is_tied(seed, tensor) for tensor in (module.weight, module.bias) if tensor is not None
+    ):
         return None
     scale = _constants(seed)[fixed].detach().double().reshape(-1)
     scale = scale * _by_channel(factor, scale.device)

@@ -1,8 +1,8 @@
-"""A fossil without its slot: the join of a seed's delta and the host's feature as one `torch.fx.GraphModule`.
+"""The join of a seed without its slot: delta and host feature become one `torch.fx.GraphModule`.
 
 The graph takes what a forward hook takes, (module, args, output), and returns the output with the joined feature in its
-place; so it stands on the host's own submodule as a hook, and the submodule keeps its class, its attributes and its
-keys (hosts read attributes of their parts, and a wrapper would hide them).
+place. So it is registered as a hook on the host's own submodule, which keeps its class, its attributes and its keys
+(hosts read attributes of their parts, and a wrapper would hide them).
 
     operator              joined feature                     in blend it was
     ADD                   h + a delta                        the same
@@ -10,7 +10,11 @@ keys (hosts read attributes of their parts, and a wrapper would hide them).
     GATE, CONFIDENCE      h + delta, at full alpha only      ADD with a (g + (1 - g) a), which is 1 there
     CHANNEL               h + (a v) delta, a v a buffer      the same
 
-Alpha is a constant of the graph: its float32 value, as the slot's.
+Alpha is a constant of the graph: its float32 value, equal to the slot's.
+
+The formulas are those of `esper.kasmina.slots.blend`, written again as calls that torch.fx can record: there alpha is a
+tensor, and a branch on its shape would become an assertion in the graph. Both use one `MULTIPLY_BOUND`, and every
+export compares its output with the grown model's.
 """
 
 import dataclasses
@@ -31,26 +35,27 @@ from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
 
 Factor = float | Tensor
-"""What a delta is multiplied by: one number, or float32 [C] or [C, 1, 1]."""
+"""The factor of a delta: one number, or float32 [C] or [C, 1, 1]."""
 
 Formula = Callable[[Any, Any, Any], Any]
 """(h, delta, factor) -> joined feature, in calls that torch.fx can record."""
 
 
-def _scaled(delta: Any, factor: Any) -> Any:
+def _apply_factor(delta: Any, factor: Any) -> Any:
+    """Multiplies; a number becomes a constant of the graph (none for 1), a tensor is cast to the delta's dtype."""
     if isinstance(factor, float):
         return delta if factor == 1.0 else factor * delta
     return factor.to(delta.dtype) * delta
 
 
 def add(host: Any, delta: Any, factor: Any) -> Any:
-    """h + factor delta."""
-    return host + _scaled(delta.to(host.dtype), factor)
+    """Computes h + factor delta."""
+    return host + _apply_factor(delta.to(host.dtype), factor)
 
 
 def modulate(host: Any, delta: Any, factor: Any) -> Any:
-    """h + h factor tanh delta."""
-    return host + host * _scaled(torch.tanh(delta.to(host.dtype)), factor)
+    """Computes h + h factor tanh delta."""
+    return host + host * _apply_factor(torch.tanh(delta.to(host.dtype)), factor)
 
 
 def _channels(alpha: Tensor, slot: SeedSlot) -> Factor:
@@ -58,7 +63,7 @@ def _channels(alpha: Tensor, slot: SeedSlot) -> Factor:
     return (alpha * slot.channels).clone()
 
 
-# Formula, and the factor in it of a slot at an alpha (0-D float32).
+# The formula of each operator, and a function from alpha (0-D float32) and slot to the factor in it.
 JOINS: dict[Operator, tuple[Formula, Callable[[Tensor, SeedSlot], Factor]]] = {
     Operator.ADD: (add, lambda alpha, slot: float(alpha)),
     Operator.MULTIPLY: (modulate, lambda alpha, slot: float(MULTIPLY_BOUND * alpha)),
@@ -67,7 +72,7 @@ JOINS: dict[Operator, tuple[Formula, Callable[[Tensor, SeedSlot], Factor]]] = {
     Operator.CHANNEL: (add, _channels),
 }
 ONLY_FULL = frozenset({Operator.GATE, Operator.CONFIDENCE})
-"""Operators that a plain model has at full alpha only, where they are ADD."""
+"""Operators that a plain model supports at full alpha only, where they equal ADD."""
 
 Put = Callable[[Any, Place, Any], Any]
 
@@ -83,10 +88,10 @@ def _put_copy(output: Any, place: Any, feature: Any) -> Any:
 
 
 def _container(output: Any, where: str) -> tuple[Put, bool]:
-    """How a feature goes back into such an output, and whether its place is an attribute of it.
+    """Returns a function that puts a feature back into such an output, and whether its place there is an attribute.
 
     Raises:
-        ConfigError: a container that a graph cannot rebuild.
+        ConfigError: a graph cannot rebuild such a container.
     """
     fields = getattr(output, "_fields", None)
     if isinstance(output, tuple) and fields is not None:
@@ -97,16 +102,16 @@ def _container(output: Any, where: str) -> tuple[Put, bool]:
         return _put_copy, False
     if dataclasses.is_dataclass(output):
 
-        def replaced(output: Any, place: Any, feature: Any) -> Any:
+        def replace_field(output: Any, place: Any, feature: Any) -> Any:
             return output.tracer.create_proxy("call_function", dataclasses.replace, (output,), {place: feature})
 
-        return replaced, True
+        return replace_field, True
     kind = type(output).__name__
     raise ConfigError(f"{where} returns {kind}; export takes a tensor, tuple, list, mapping or dataclass there")
 
 
 class _Joined(nn.Module):
-    """What is traced, once."""
+    """The module that is traced to make the graph."""
 
     def __init__(
         self, seed: nn.Module, formula: Formula, factor: Factor, place: Place, put: Put | None, named: bool
@@ -131,16 +136,18 @@ class _Joined(nn.Module):
 def join_graph(
     seed: nn.Module, formula: Formula, factor: Factor, *, output: Any, place: Place, where: str
 ) -> fx.GraphModule:
-    """The join as a graph with the seed as its child ``seed``.
+    """Returns the join as a graph with the seed as its child ``seed``.
 
     Args:
-        seed: of torch's classes (`esper.kasmina.export.tracing.as_graph`).
-        formula, factor: see `JOINS`; a number becomes a constant, a tensor the buffer ``factor``.
-        output: what the site returned on the example. place: of the feature in it.
+        seed: a module of torch's classes (see `esper.kasmina.export.tracing.as_graph`).
+        formula: the joined feature from h, delta and factor; see `JOINS`.
+        factor: the factor in it; a number becomes a constant, a tensor the buffer ``factor``.
+        output: what the site returned on the example.
+        place: place of the feature in that output.
         where: what an error calls the site.
 
     Raises:
-        ConfigError: the output is of a kind that a graph cannot rebuild.
+        ConfigError: a graph cannot rebuild such an output.
     """
     put, named = (None, False) if place is None else _container(output, where)
     module = _Joined(seed, formula, factor, place, put, named)
@@ -149,8 +156,8 @@ def join_graph(
     return graph
 
 
-def delta_like(seed: nn.Module, feature: Tensor) -> Tensor:
-    """The seed's delta in eval() where its input needs a gradient; flags and random streams are as before."""
+def compute_delta(seed: nn.Module, feature: Tensor) -> Tensor:
+    """Computes the seed's delta in eval(), with an input that needs a gradient; flags and random streams stay."""
     flags = [(part, part.training) for part in seed.modules()]
     try:
         with torch.enable_grad(), undisturbed(feature, seed=0):
@@ -161,11 +168,11 @@ def delta_like(seed: nn.Module, feature: Tensor) -> Tensor:
             part.training = training
 
 
-def alphas_now(grown: Grown) -> dict[str, float]:
-    """Alpha that each seed is joined with now, an override before the committed one; 0 for one that takes no part.
+def current_alphas(grown: Grown) -> dict[str, float]:
+    """Returns the alpha of each seed now: that of an override, else the committed one; 0 for an inactive seed.
 
     Raises:
-        ConfigError: an override is in force that gives every sample an alpha of its own.
+        ConfigError: an override with one alpha per sample is in force.
     """
     levels = {}
     for slot, holder in grown.slots.items():
@@ -178,7 +185,11 @@ def alphas_now(grown: Grown) -> dict[str, float]:
 
 
 def refuse(grown: Grown, levels: Mapping[str, float], partial: bool) -> None:
-    """ConfigError for seeds that a plain model cannot have, or that nobody asked for."""
+    """Refuses seeds that a plain model cannot contain, and unfinished ones unless ``partial`` asks for them.
+
+    Raises:
+        ConfigError: the text names each such seed.
+    """
     problems, waiting = [], "wait for the end of its ramp"
     for slot, level in levels.items():
         holder = grown.slots[slot]

@@ -1,4 +1,4 @@
-"""What an export made: the plain model, and the record of what became of each seed and of each key."""
+"""The result of an export: the plain model, and what became of each seed and of each key."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from esper.kasmina.export.same import Inputs
 
 
 class Way(StrEnum):
-    """What became of a seed."""
+    """The form in which a seed was exported."""
 
     LEFT_OUT = "left out"
     FOLDED = "folded"
@@ -20,13 +20,18 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedSlot:
-    """What became of one slot's seed.
+    """The record of one slot's seed.
 
     Fields:
-        slot, site, place: id, name of the host's submodule, place of the feature in its output (None: all of it).
-        seed: class that the seed had. alpha: in force at export. operator: of the join.
-        way: see `Way`. where: name of the module that holds it now, None if left out.
-        parameters: of the seed in the grown model.
+        slot: slot id.
+        site: name of the host's submodule.
+        place: place of the feature in its output, None where it is the whole output.
+        seed: name of the seed's class.
+        alpha: the alpha in force at export.
+        operator: the operator of the join.
+        way: how it was exported.
+        where: name of the module that holds it now, None if left out.
+        parameters: parameters of the seed in the grown model.
     """
 
     slot: str
@@ -42,14 +47,16 @@ class ExportedSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Exported:
-    """A plain model and what is known of it.
+    """A plain model, and the record of its export.
 
     Fields:
-        module: in eval(); no class of esper in it.
+        module: the model in eval(), without a class of esper.
         slots: what became of each seed, row-major; empty slots are not listed.
         keys: key of every entry in the grown model's state dict -> its key now, None where it was folded or left out.
-        example: positional and keyword inputs that it was checked on. output: what it returns for them, in eval().
-        exact: checked bit for bit; False: to a tolerance, since something was folded or FlexAttention became SDPA.
+        example: positional and keyword inputs on which it was checked.
+        output: its output on them, in eval().
+        exact: True if it was checked bit for bit; False if to a tolerance, since something was folded or FlexAttention
+            became SDPA.
     """
 
     module: nn.Module

@@ -1,4 +1,4 @@
-"""Is one model another? Both are run on one example, computed in one way, and their outputs compared bit for bit."""
+"""Checks that two models compute the same: runs both on one example, in one way, and compares their outputs."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, to
 
 
 def inputs_for(model: nn.Module, example: Any) -> Inputs:
-    """A copy of the example on the model's device, floats in the dtype of its parameters."""
+    """Copies the example to the model's device, floats in the dtype of its parameters."""
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
 
     def follow(x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def inputs_for(model: nn.Module, example: Any) -> Inputs:
 
 @contextlib.contextmanager
 def _plain_math(model: nn.Module) -> Iterator[None]:
-    """One way to compute: no fused encoder layers, random streams as they were."""
+    """Within the block no encoder layer is fused and the random streams are fixed; afterwards all is as before."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with undisturbed(model, seed=0):
         torch.backends.mha.set_fastpath_enabled(False)
@@ -47,7 +47,7 @@ def _plain_math(model: nn.Module) -> Iterator[None]:
 
 
 def run_plain(model: nn.Module, example: Inputs) -> Any:
-    """The model's output on a copy of the example, in the present grad mode."""
+    """Runs the model on a copy of the example, in the present grad mode."""
     args, kwargs = copy.deepcopy(example)
     with _plain_math(model):
         return model(*args, **kwargs)
@@ -65,8 +65,8 @@ def check_same(before: Any, after: Any, *, exact: bool) -> None:
     """Compares the outputs of two models.
 
     Raises:
-        ExportError: they differ: in a bit, or where not ``exact`` by more than `TOLERANCES`.
-        ConfigError: there is no tensor in them.
+        ExportError: they differ in a bit; or if not ``exact``, by more than `TOLERANCES`.
+        ConfigError: the outputs hold no tensor.
     """
     pairs = list(zip(tensors_in(before), tensors_in(after), strict=True))
     if not pairs:

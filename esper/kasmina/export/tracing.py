@@ -1,11 +1,11 @@
-"""A module of ours rewritten as one of torch: traced by torch.fx, so that it needs none of our code to run.
+"""Rewrites a module of esper as one of torch: traces it by torch.fx, so that it runs without esper's code.
 
 Symbolic tracing (Reed et al. 2022, "torch.fx: Practical program capture and transformation for deep learning in
 Python") records every call; submodules of torch stay submodules under their own names, so keys are kept. Twists:
 
 1. A branch on a value is taken as the example takes it, and an assertion in the graph refuses an input that would take
-   the other one: a wrong branch is never followed in silence.
-2. What is joined to the output of a submodule (a seed) is traced in its place, behind the call.
+   the other one: a wrong branch is never followed silently.
+2. A seed that is joined to a submodule's output is traced there, right after the call.
 """
 
 import copy
@@ -22,25 +22,25 @@ from esper.kasmina.blueprints.parts import GroupNorm
 from esper.kasmina.blueprints.sequence import FlexAttention
 from esper.leyline.errors import ConfigError
 
-# Classes that only differ from torch's in how they compute: the torch class takes over, tensors and keys as they are.
+# Classes that differ from torch's only in how they compute: the torch class replaces them; tensors and keys stay.
 TWINS: dict[type[nn.Module], type[nn.Module]] = {GroupNorm: nn.GroupNorm}
 
 
 def package_of(value: object) -> str:
-    """Name of the package that an object's class comes from."""
+    """Returns the name of the package that an object's class comes from."""
     return type(value).__module__.partition(".")[0]
 
 
 def is_torch(module: nn.Module) -> bool:
-    """Whether the module is made of torch's own classes."""
+    """Whether the module consists of torch's own classes."""
     return all(package_of(part) == "torch" for part in module.modules())
 
 
 def use_twins(module: nn.Module) -> bool:
-    """Makes every module compute by torch's own code, in place: see `TWINS`; SDPA takes the place of FlexAttention.
+    """Makes every module compute by torch's own code, in place: see `TWINS`; SDPA replaces FlexAttention.
 
     Returns:
-        Whether the bits of what is computed may change by it.
+        Whether the bits of the result may change by it.
     """
     moved = False
     for part in module.modules():
@@ -48,7 +48,7 @@ def use_twins(module: nn.Module) -> bool:
         if twin is not None:
             part.__class__ = twin
         if isinstance(part, FlexAttention) and part.backend != SDPA:
-            part.backend, moved = SDPA, True  # equal within tolerance; its block masks are functions of ours
+            part.backend, moved = SDPA, True  # equal within tolerance; its block masks need esper's functions
     return moved
 
 
@@ -56,8 +56,9 @@ class GuardedTracer(fx.Tracer):
     """Traces one module; see the module's docstring.
 
     Args:
-        args, kwargs: an example of the module's inputs.
-        joins: what is put on the output of a submodule, by that submodule; called as a forward hook is.
+        args: example of the module's positional inputs.
+        kwargs: example of its keyword inputs.
+        joins: by submodule, the module that is joined to its output; called like a forward hook.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class GuardedTracer(fx.Tracer):
         self._computing = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Torch's own modules, graphs among them, are called; ours and those of others are looked into."""
+        """True for torch's own modules and graphs, which are called; any other module is traced into."""
         if any(m is join for join in self.joins.values()):
             return False
         container = isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
         return isinstance(m, fx.GraphModule) or (package_of(m) == "torch" and not container)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call, and behind it what is joined to its output."""
+        """Records the call, and then what is joined to its output."""
         if self._computing:
             return forward(*args, **kwargs)
         output = super().call_module(m, forward, args, kwargs)
@@ -83,20 +84,20 @@ class GuardedTracer(fx.Tracer):
         return output if join is None else join(m, args, output)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Parameters as the graph names them."""
+        """Returns parameters as the graph names them."""
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Takes the branch that the example takes, and guards it."""
+        """Takes the branch that the example takes, and guards it by an assertion."""
         value = self._value(obj.node)
         value = value.item() if isinstance(value, torch.Tensor) else value
         asked = f"{getattr(obj.node.target, '__name__', obj.node.target)}{obj.node.args}"
-        said = f"the model was exported with an input where {asked} is {value!r}; this one takes another branch"
-        self.create_proxy("call_function", torch._assert, (operator.eq(obj, value), said), {})
+        message = f"the model was exported with an input where {asked} is {value!r}; this one takes another branch"
+        self.create_proxy("call_function", torch._assert, (operator.eq(obj, value), message), {})
         return bool(value)
 
     def _value(self, node: fx.Node) -> Any:
-        """What a node computes on the example."""
+        """Computes a node's value on the example."""
         graph = fx.Graph()
         places: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.graph, places)
@@ -118,13 +119,14 @@ def as_graph(
     what: str,
     joins: Mapping[nn.Module, nn.Module] | None = None,
 ) -> fx.GraphModule:
-    """The module as a graph around its own torch submodules, parameters and buffers, which it shares.
+    """Returns the module as a graph around its own torch submodules, parameters and buffers, which it shares.
 
     A dropout that is called as a function, or another branch on ``training``, is recorded as it is in eval().
 
     Args:
-        module: not changed, but for classes in `TWINS`.
-        args, kwargs: an example of its inputs.
+        module: the module; not changed, except for classes in `TWINS`.
+        args: example of its positional inputs.
+        kwargs: example of its keyword inputs.
         what: what an error calls it.
         joins: see `GuardedTracer`.
 
@@ -141,11 +143,11 @@ def as_graph(
             node.meta.clear()  # holds the classes of the modules that were traced
         graph._tracer_cls = None  # else a pickle would name our tracer
         traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
-    except Exception as error:  # whatever a forward of somebody else's does with a proxy
-        said = str(error).strip().splitlines() or [""]
+    except Exception as error:  # a user's forward may do anything with a proxy
+        lines = str(error).strip().splitlines() or [""]
         raise ConfigError(
             f"{what} cannot be exported: torch.fx cannot trace {type(module).__name__} "
-            f"({type(error).__name__}: {said[0][:200]}); write its forward without branches on tensor values, "
+            f"({type(error).__name__}: {lines[0][:200]}); write its forward without branches on tensor values, "
             "in-place item assignment and calls that only take tensors"
         ) from error
     finally:

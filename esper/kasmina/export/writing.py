@@ -1,11 +1,12 @@
-"""An exported model on disk, to be used where there is no esper.
+"""Writes an exported model to disk, for use where esper is not installed.
 
     FOLDER/model.safetensors   the state dict; of tensors with several names the first (``tied`` in topology.json)
     FOLDER/topology.json       format, what grew where, keys, inputs and outputs, files with SHA-256, how to load
-    FOLDER/program.pt2         the whole model by torch.export, for eval(); no class of anybody's is needed to load it
-    FOLDER/module.pt           where torch.export cannot: the pickled module, which needs the packages of its classes
+    FOLDER/program.pt2         the whole model by torch.export, for eval(); loading it needs no class but torch's
+    FOLDER/module.pt           if torch.export cannot write it: the pickled module, which needs its classes' packages
 
-The folder is written beside its place under another name, read back, compared, and renamed: it is whole or not there.
+The folder is written beside its place under another name, read back, compared, and renamed, so that it is there either
+whole or not at all.
 """
 
 import contextlib
@@ -48,20 +49,20 @@ _LOAD = {
 }
 
 
-def _batch(inputs: Inputs) -> int | None:
-    """Size that the first axis of every tensor has; None without one."""
+def _batch_size(inputs: Inputs) -> int | None:
+    """Returns the size of the first axis if all tensors share it, else None."""
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _longer(inputs: Inputs) -> Inputs:
-    """The batch with its first sample once more."""
+def _lengthen(inputs: Inputs) -> Inputs:
+    """Returns the batch with its first sample appended."""
     longer: Inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x[:1]]), inputs)
     return longer
 
 
 def plain_output(value: Any) -> Any:
-    """The output in containers of Python's own: mappings and dataclasses as dicts, without entries of other kinds."""
+    """Returns the output in plain containers: mappings and dataclasses become dicts, other kinds are left out."""
     if value is None or isinstance(value, Tensor | bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -78,20 +79,24 @@ def plain_output(value: Any) -> Any:
 
 
 def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
-    """Writes program.pt2, and reads it back; returns whether the batch size is free, in words.
+    """Writes program.pt2 and reads it back.
 
-    Raises whatever torch.export has against the model.
+    Returns:
+        "any" if the batch size is free, else the one batch size that the program takes.
+
+    Raises:
+        Exception: any error of torch.export; or ExportError if the program computes something else.
     """
     args, kwargs = exported.example
     shapes: Any = torch.export.ShapesCollection()
-    batch = _batch(exported.example)
+    batch = _batch_size(exported.example)
     free = batch is not None and batch > 1  # torch.export takes a size of 1 for a constant
     for leaf in tree_leaves((args, kwargs)):
         if free and isinstance(leaf, Tensor):
             shapes[leaf] = {0: torch.export.Dim.AUTO}
     dynamic = shapes if free else None
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch.export's own, about the way it works
+        warnings.simplefilter("ignore")  # torch.export warns about its own internals
         handle = module.register_forward_hook(lambda _module, _args, output: plain_output(output))
         try:
             program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
@@ -102,7 +107,7 @@ def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
         check_same(exported.output, run_plain(loaded, exported.example), exact=False)
         if not free:
             return str(batch)
-        longer = _longer(exported.example)
+        longer = _lengthen(exported.example)
         try:
             check_same(run_plain(module, longer), run_plain(loaded, longer), exact=False)
         except Exception:  # torch.export has taken the size for a constant
@@ -110,21 +115,22 @@ def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
     return "any"
 
 
-def _strings(path: Path) -> set[str]:
-    """Every string in the pickles of a file of torch.save: names of classes among them."""
+def _strings_in(path: Path) -> set[str]:
+    """Returns every string in the pickles of a torch.save file, which include the names of classes."""
     with zipfile.ZipFile(path) as archive:
         pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
     return {arg for data in pickles for _, arg, _ in pickletools.genops(data) if isinstance(arg, str)}
 
 
 def _write_pickle(module: nn.Module, exported: Exported, path: Path) -> None:
-    """Writes module.pt, and reads it back.
+    """Writes module.pt and reads it back.
 
     Raises:
-        ExportError: it names esper, or computes something else. And whatever pickle has against the model.
+        ExportError: the file names esper, or computes something else.
+        Exception: any error of pickle.
     """
     torch.save(module, path)
-    ours = sorted(s for s in _strings(path) if s.startswith("esper.") or "from esper" in s or "import esper" in s)
+    ours = sorted(s for s in _strings_in(path) if s.startswith("esper.") or "from esper" in s or "import esper" in s)
     if ours:
         raise ExportError(f"the module still needs {ours[0].splitlines()[0]}")
     with torch.no_grad():
@@ -132,8 +138,8 @@ def _write_pickle(module: nn.Module, exported: Exported, path: Path) -> None:
         check_same(run_plain(module, exported.example), run_plain(loaded, exported.example), exact=True)
 
 
-def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by their first name, and the other names of each."""
+def _find_tied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors by their first name, and the first name for every other name of a tensor."""
     first: dict[tuple[Any, ...], str] = {}
     tensors, tied = {}, {}
     for name, tensor in state.items():
@@ -146,19 +152,19 @@ def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
     return tensors, tied
 
 
-def _described(value: Any) -> Any:
-    """Inputs in words: dtype and shape of a tensor, the value of what is plain, else the type."""
+def _describe(value: Any) -> Any:
+    """Describes inputs in plain data: dtype and shape of a tensor, a plain value itself, else the name of the type."""
     if isinstance(value, Tensor):
         return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
     if isinstance(value, dict):
-        return {str(key): _described(item) for key, item in value.items()}
+        return {str(key): _describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_described(item) for item in value]
+        return [_describe(item) for item in value]
     return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 
-def _close(folder: Path) -> dict[str, Any]:
-    """Sizes and SHA-256 of the files of a folder; all of it is on the disk afterwards."""
+def _sync_and_hash(folder: Path) -> dict[str, Any]:
+    """Syncs the files of a folder to disk; returns their sizes and SHA-256."""
     files = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
@@ -167,14 +173,14 @@ def _close(folder: Path) -> dict[str, Any]:
     return files
 
 
-def _fill(folder: Path, exported: Exported, about: Mapping[str, Any]) -> None:
-    """Writes the files."""
+def _write_files(folder: Path, exported: Exported, about: Mapping[str, Any]) -> None:
+    """Writes the files into an empty folder."""
     module = copy.deepcopy(exported.module).to("cpu").eval()
     inputs, output = tree_map_only(Tensor, Tensor.cpu, (exported.example, exported.output))
     here = Exported(
         module=module, slots=exported.slots, keys=exported.keys, example=inputs, output=output, exact=exported.exact
     )
-    tensors, tied = _unique(module.state_dict())
+    tensors, tied = _find_tied(module.state_dict())
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     name, batch, refused = PROGRAM, "any", None
     try:
@@ -199,15 +205,15 @@ def _fill(folder: Path, exported: Exported, about: Mapping[str, Any]) -> None:
         "needs": sorted((needs | {"torch"}) - set(sys.stdlib_module_names)),
         "torch_export_refused": refused,
         "batch": batch,
-        "inputs": {"args": _described(inputs[0]), "kwargs": _described(inputs[1])},
-        "outputs": [_described(tensor) for tensor in tensors_in(output)],
+        "inputs": {"args": _describe(inputs[0]), "kwargs": _describe(inputs[1])},
+        "outputs": [_describe(tensor) for tensor in tensors_in(output)],
         "exact": exported.exact,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "slots": to_plain(list(exported.slots)),
         "keys": dict(exported.keys),
         "tied": tied,
         "about": dict(about),
-        "files": _close(folder),
+        "files": _sync_and_hash(folder),
     }
     write_synced(folder / TOPOLOGY, json.dumps(record, indent=1) + "\n")
 
@@ -218,15 +224,16 @@ def save_exported(exported: Exported, folder: str | os.PathLike[str], about: Map
     Args:
         exported: from `esper.kasmina.export.exporter.export`.
         folder: a new or empty one.
-        about: plain data of the caller's own, for topology.json.
+        about: the caller's own plain data, for topology.json.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError, OSError: the folder holds something, or cannot be written.
-        ConfigError: neither torch.export nor pickle takes the model, or it is none of `export`.
-        ExportError: what was written computes something else.
+        FileExistsError: the folder holds something.
+        OSError: the folder cannot be written.
+        ConfigError: neither torch.export nor pickle takes the model, or ``exported`` does not come from `export`.
+        ExportError: the written model computes something else.
     """
     if not isinstance(exported, Exported):
         raise ConfigError(
@@ -238,7 +245,7 @@ def save_exported(exported: Exported, folder: str | os.PathLike[str], about: Map
     partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        _fill(partial, exported, about or {})
+        _write_files(partial, exported, about or {})
         sync(partial)
         with contextlib.suppress(FileNotFoundError):
             place.rmdir()

@@ -198,7 +198,7 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatc
     assert record_of(folder)["torch_export_refused"].startswith("export moved output 0 by")
 
 
-@pytest.mark.parametrize("fails", ["save_file", "_close", "sync"])
+@pytest.mark.parametrize("fails", ["save_file", "_sync_and_hash", "sync"])
 def test_a_write_that_fails_leaves_nothing(fails, tmp_path, monkeypatch):
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -10,7 +10,7 @@ from esper.kasmina.attribution.coalitions import make_plan
 from esper.kasmina.attribution.prefixes import How
 from esper.kasmina.attribution.worth import attribute, blended, readings
 from esper.kasmina.births.build import build_gate
-from esper.kasmina.export.join import alphas_now
+from esper.kasmina.export.join import current_alphas
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
 from tests.support.grown_hosts import batches_for, classify, grown_for
@@ -162,6 +162,6 @@ def test_an_export_under_alphas_per_sample_is_refused_by_name():
         grown.override({"r0c0": torch.ones(6)}),
         pytest.raises(ConfigError, match="slot r0c0: its override has an alpha"),
     ):
-        alphas_now(grown)
+        current_alphas(grown)
     with grown.override({"r0c0": 0.25}):
-        assert alphas_now(grown) == SEEDS["BC"] | {"r0c0": 0.25}
+        assert current_alphas(grown) == SEEDS["BC"] | {"r0c0": 0.25}
