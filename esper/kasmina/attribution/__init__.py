@@ -1,4 +1,4 @@
-"""What seeds are worth, alone and together: leave-one-out, solo, Shapley values."""
+"""Attribution: the worth of seeds, alone and together, as leave-one-out, solo and Shapley values."""
 
 from esper.kasmina.attribution.coalitions import make_plan
 from esper.kasmina.attribution.worth import attribute, blended, readings

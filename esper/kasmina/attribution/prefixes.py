@@ -1,4 +1,4 @@
-"""How the forwards of a plan share what comes before the first slot in which they differ. Pure.
+"""Sharing of prefixes: the forwards of a plan share what comes before the first slot in which they differ. Pure.
 
 Coalitions that agree on all slots before one share the forward up to that slot (see `esper.kasmina.hosts.resume`), so
 the work is a tree: a part of the forward per edge, an output per leaf. Leave-one-out of three seeds, in the order of
@@ -9,8 +9,8 @@ execution a, b, c (1: at its alpha, 0: at 0):
            │     └─0─────── 101                 two from c, one from b, one from a
            └─0───────────── 011
 
-`forward_parts` lists the edges so that a stack of states is all that running them needs; `account` counts them, for
-whoever counts FLOPs: the host's operations between two slots, and the seeds that join there.
+`forward_parts` lists the edges in an order that needs only a stack of states to run them. `account` counts them for a
+FLOP account: the host's operations between two slots, and the seeds that join there.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from esper.kasmina.attribution.coalitions import Plan
 
 
 class How(StrEnum):
-    """SHARED: the tree above. STACKED: to the first slot once, then all coalitions along the batch. FULL: apart."""
+    """SHARED: the tree above. STACKED: once to the first slot, then coalitions along the batch. FULL: one by one."""
 
     SHARED = "shared"
     STACKED = "stacked"
@@ -35,9 +35,10 @@ class ForwardPart:
     """One edge of the tree.
 
     Fields:
-        depth: parts above it; its input is what the part at ``depth - 1`` that was run last left.
-        start: slot at which it begins, None at the input. until: slot before which it ends, None at the output.
-        coalitions: those that run through it; they agree on every slot before ``until``.
+        depth: number of parts above it; its input is the state left by the last part run at ``depth - 1``.
+        start: slot at which it begins, None at the input.
+        until: slot before which it ends, None at the output.
+        coalitions: the coalitions that run through it; they agree on every slot before ``until``.
     """
 
     depth: int
@@ -47,7 +48,7 @@ class ForwardPart:
 
 
 class Entry(NamedTuple):
-    """What one kind of part does: the host from ``start`` to before ``until``; the plan's seeds that join there."""
+    """One kind of part: the host from ``start`` to before ``until``, and the plan's seeds that join there."""
 
     start: str | None
     until: str | None
@@ -55,18 +56,19 @@ class Entry(NamedTuple):
 
 
 def forward_parts(plan: Plan, order: Sequence[str] | None) -> tuple[ForwardPart, ...]:
-    """The work for one batch: every part after the one that its state comes from.
+    """Lists the parts to run for one batch, each after the one that its state comes from.
 
     Args:
-        plan: coalitions. order: the host's slots in the order of execution; None: it cannot resume, and every
-            coalition is one full forward.
+        plan: the coalitions.
+        order: the host's slots in the order of execution; None if the host cannot resume, so that every coalition is
+            one full forward.
     """
     if order is None:
         return tuple(ForwardPart(0, None, None, (coalition,)) for coalition in plan.coalitions)
     bits = {slot: i for i, (slot, _) in enumerate(plan.levels)}
     players = [(slot, bits[slot]) for slot in order if slot in bits]
 
-    def grow(depth: int, start: str | None, group: tuple[int, ...], first: int) -> Iterator[ForwardPart]:
+    def walk(depth: int, start: str | None, group: tuple[int, ...], first: int) -> Iterator[ForwardPart]:
         differing = (i for i in range(first, len(players)) if len({mask >> players[i][1] & 1 for mask in group}) > 1)
         place = next(differing, None)
         until = None if place is None else players[place][0]
@@ -74,25 +76,27 @@ def forward_parts(plan: Plan, order: Sequence[str] | None) -> tuple[ForwardPart,
         if place is not None:
             for value in (0, 1):
                 half = tuple(mask for mask in group if mask >> players[place][1] & 1 == value)
-                yield from grow(depth + 1, until, half, place + 1)
+                yield from walk(depth + 1, until, half, place + 1)
 
-    return tuple(grow(0, None, plan.coalitions, 0))
+    return tuple(walk(0, None, plan.coalitions, 0))
 
 
 def account(
     plan: Plan, order: Sequence[str] | None, how: How = How.SHARED, asking: Collection[str] = ()
 ) -> Counter[Entry]:
-    """How often each kind of part runs per sample.
+    """Counts how often each kind of part runs per sample.
 
     A seed at alpha 0 does not run. FLOPs of an attribution are the sum over entries of count times samples times
     (the host's FLOPs between the two slots + those of the seeds).
 
     Args:
-        order: as for `forward_parts`. how: STACKED shares no more than what comes before the plan's first slot.
-        asking: slots whose seed, where it takes part, costs a full forward more, without all such seeds; those that
-            are not in the plan always take part. Nothing can be shared then: ``order`` is None.
+        plan: the coalitions.
+        order: as for `forward_parts`.
+        how: STACKED shares only what comes before the plan's first slot.
+        asking: slots whose active seed costs one more full forward, without all such seeds; seeds that are not in the
+            plan are always active. Nothing can be shared then: ``order`` is None.
     """
-    counted: Counter[Entry] = Counter()
+    counts: Counter[Entry] = Counter()
     levels = dict(plan.levels)
     sequence = [slot for slot in order or levels if slot in levels]
     work = forward_parts(plan, order)
@@ -104,7 +108,7 @@ def account(
         last = len(sequence) if part.until is None else sequence.index(part.until)
         alphas = plan.alphas(part.coalitions[0])
         seeds = tuple(slot for slot in sequence[first:last] if alphas[slot] > 0.0)
-        counted[Entry(part.start, part.until, seeds)] += 1
+        counts[Entry(part.start, part.until, seeds)] += 1
         if any(slot in seeds or slot not in levels for slot in asking):
-            counted[Entry(None, None, tuple(slot for slot in seeds if slot not in asking))] += 1
-    return counted
+            counts[Entry(None, None, tuple(slot for slot in seeds if slot not in asking))] += 1
+    return counts

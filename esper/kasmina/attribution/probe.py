@@ -1,6 +1,6 @@
 """The paired probe of one seed: the loss with it against the loss without, on the same samples.
 
-What comes out are sums over samples, so that ranks add them up and mean, error and skewness do not depend on sharding.
+It returns sums over samples, which ranks add up, so that mean, error and skewness do not depend on the sharding.
 """
 
 from collections.abc import Iterable
@@ -36,10 +36,14 @@ def difference_sums(differences: Iterable[Tensor], row: tuple[int, ...] = ()) ->
 def paired_sums(
     grown: Grown, slot: str, alpha: float, batches: Iterable[tuple[Any, Any]], per_sample: PerSample
 ) -> dict[str, float]:
-    """Sums of d = loss at alpha 0 minus loss at ``alpha``, in nats per sample; the model is left as it was.
+    """Sums d = loss at alpha 0 minus loss at ``alpha``, in nats per sample; the model is left as it was.
 
     Args:
-        slot: holds a seed. batches, per_sample: as in `attribute`.
+        grown: the model.
+        slot: a slot that holds a seed.
+        alpha: alpha at which the seed takes part.
+        batches: as in `attribute`.
+        per_sample: as in `attribute`.
 
     Returns:
         count, and sum, sum_sq, sum_cube of d over this rank's share of the samples.

@@ -1,8 +1,8 @@
 """The values of a plan's coalitions on one batch: with shared prefixes, stacked along the batch, or by full forwards.
 
-All three see the same inputs. Shared and full give the same bits and the same random numbers to every coalition; a
-stacked forward has other batch sizes, so that it agrees to rounding, and draws numbers of its own where a model draws
-any in eval(). Which is faster was measured (README): shared.
+All three see the same inputs. Shared and full forwards give the same bits, and the same random numbers to every
+coalition. A stacked forward has other batch sizes, so that it agrees only to rounding, and draws other numbers if a
+model draws any in eval(). Shared is the fastest, by measurement (README).
 
 Shapes: B samples of a batch, M coalitions.
 """
@@ -29,14 +29,20 @@ PerSample = Callable[[Any, Any], tuple[Tensor, Tensor]]
 def values_of(
     grown: Grown, plan: Plan, how: How, host: Resumable | None, args: tuple[Any, ...], target: Any, per: PerSample
 ) -> Tensor:
-    """Value per coalition, unit (minus loss, correct) and sample, float64 [M, 2, B]; in eval() and without gradient.
+    """Measures the values, float64 [M, 2, B]: by coalition, unit (minus loss, correct) and sample, without gradient.
 
     Args:
-        how, host: as `attribute` chose them. args, target: one batch. per: see `PerSample`.
+        grown: the model, in eval().
+        plan: the coalitions.
+        how: the kind of forwards that `attribute` chose.
+        host: the host if it can resume, else None.
+        args: inputs of one batch.
+        target: target of that batch.
+        per: see `PerSample`.
     """
     if how is How.STACKED:
-        return _stacked(grown, plan, host, args, target, per)
-    return _apart(grown, plan, host, args, target, per)
+        return _run_stacked(grown, plan, host, args, target, per)
+    return _run_separately(grown, plan, host, args, target, per)
 
 
 def _value(loss: Tensor, correct: Tensor) -> Tensor:
@@ -48,10 +54,10 @@ def _value(loss: Tensor, correct: Tensor) -> Tensor:
     return torch.stack([-loss.double(), correct.double()])
 
 
-def _apart(
+def _run_separately(
     grown: Grown, plan: Plan, host: Resumable | None, args: tuple[Any, ...], target: Any, per: PerSample
 ) -> Tensor:
-    """[M, 2, B]. A stack holds the states that parts to come begin with, and where the random streams stood there."""
+    """Returns [M, 2, B]. A stack holds the states from which later parts begin, and the random streams there."""
     devices = cuda_devices(grown.model)
     states: list[tuple[State, list[Tensor]]] = []
     values: dict[int, Tensor] = {}
@@ -67,9 +73,9 @@ def _apart(
                 elif host is not None and part.until is not None:
                     result = host.forward_to(args[0], part.until)
                 else:
-                    own = tree_map_only(Tensor, torch.clone, args)  # a model may write into its input
-                    with confident(grown, *own):
-                        result = grown.model(*own)
+                    copies = tree_map_only(Tensor, torch.clone, args)  # a model may write into its input
+                    with confident(grown, *copies):
+                        result = grown.model(*copies)
             if part.until is not None:
                 states.append((result, read_streams(devices)))
             else:
@@ -78,7 +84,7 @@ def _apart(
     return torch.stack([values[coalition] for coalition in plan.coalitions])
 
 
-def _repeated(leaf: Tensor, samples: int, times: int) -> Tensor:
+def _repeat(leaf: Tensor, samples: int, times: int) -> Tensor:
     if leaf.ndim == 0 or len(leaf) != samples:
         raise ConfigError(
             f"stacked coalitions: an input or target is {list(leaf.shape)} in a batch of {samples}; need one row per "
@@ -87,23 +93,23 @@ def _repeated(leaf: Tensor, samples: int, times: int) -> Tensor:
     return leaf.repeat(times, *[1] * (leaf.ndim - 1))
 
 
-def _stacked(
+def _run_stacked(
     grown: Grown, plan: Plan, host: Resumable | None, args: tuple[Any, ...], target: Any, per: PerSample
 ) -> Tensor:
-    """[M, 2, B] in one forward of M * B samples, from the plan's first slot on where the host can resume from it."""
+    """Returns [M, 2, B] from one forward of M * B samples, from the plan's first slot on if the host can resume."""
     times = len(plan.coalitions)
     samples = len(next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)))
 
-    def repeated(tree: Any) -> Any:
-        return tree_map_only(Tensor, lambda leaf: _repeated(leaf, samples, times), tree)
+    def repeat(tree: Any) -> Any:
+        return tree_map_only(Tensor, lambda leaf: _repeat(leaf, samples, times), tree)
 
     masks = torch.tensor(plan.coalitions).repeat_interleave(samples)
     alphas = {slot: (masks >> i & 1) * torch.tensor(level) for i, (slot, level) in enumerate(plan.levels)}
     with undisturbed(grown.model), grown.override(alphas):
         if host is None:
-            result = grown.model(*repeated(args))
+            result = grown.model(*repeat(args))
         else:
             first = next(slot for slot in host.slot_order() if slot in alphas)
-            state: State = repeated(host.forward_to(args[0], first))
+            state: State = repeat(host.forward_to(args[0], first))
             result = host.forward_from(state, first)
-    return _value(*per(result, repeated(target))).unflatten(1, (times, samples)).movedim(1, 0)
+    return _value(*per(result, repeat(target))).unflatten(1, (times, samples)).movedim(1, 0)

@@ -1,11 +1,10 @@
-"""What seeds are worth: counterfactuals of a grown model on the same samples, seeds switched by alpha overrides.
+"""The worth of seeds: counterfactuals of a grown model on the same samples, with seeds switched by alpha overrides.
 
-The value of a coalition of seeds (see `coalitions`), per sample, is minus the loss in nats, and the share of correct
-answers; so every quantity is positive where the seed helps. What comes out of the model are sums over
-samples: those of all ranks are added, and the result does not depend on the sharding. `readings` then turns summed sums
-into numbers with errors. On hosts that can resume from a slot, coalitions share what comes before the first slot in
-which they differ (see `prefixes`), to the same bits as full forwards; other hosts get full forwards.
-`Sums.work` counts either.
+A coalition of seeds (see `coalitions`) has two values per sample, minus the loss in nats and the share of correct
+answers, so that every quantity is positive where the seed helps. Measuring gives sums over samples: those of all ranks
+are added, so the result does not depend on the sharding, and `readings` turns the total into numbers with errors. On
+hosts that can resume from a slot, coalitions share what comes before the first slot in which they differ (see
+`prefixes`), to the same bits as full forwards; other hosts run full forwards. `Sums.work` counts either.
 
     plan = make_plan(blended(grown))                        equal on all ranks
     sums = attribute(grown, plan, batches, per_sample)      this rank's share of the samples
@@ -37,21 +36,22 @@ from esper.leyline.slots import parse_slot
 
 
 def blended(grown: Grown) -> dict[str, float]:
-    """Committed alpha of every seed that takes part in the host's forward now: the usual ``levels`` of a plan."""
+    """Returns the committed alpha of every seed active in the host's forward now: the usual ``levels`` of a plan."""
     return {slot: s.level for slot, s in grown.slots.items() if s.seed is not None and s.phase is Phase.BLEND}
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Sums over one shard's samples, d being a quantity's value for one sample; those of shards are added by ``+``.
+    """Sums over one shard's samples, d being a quantity's value for one sample; shards are added by ``+``.
 
     Fields:
-        plan: what was summed.
-        samples, forwards: samples seen; outputs of the model, one per coalition and batch.
-        order: slots in the order of execution where the host resumed from them, None where every forward was full.
-        how: prefixes shared, coalitions stacked, or neither.
-        asking: slots whose seed, where it takes part, needs class logits: a forward more, without them (CONFIDENCE).
+        plan: the plan that was measured.
+        samples: samples seen.
+        forwards: outputs of the model, one per coalition and batch.
         moments: per quantity, in the plan's order: (sum d, sum d^2) in nats, then in share of correct answers.
+        order: slots in the order of execution if the host resumed from them, None if every forward was full.
+        how: prefixes shared, coalitions stacked, or neither.
+        asking: slots whose active seed needs class logits (CONFIDENCE), which cost one more forward without such seeds.
     """
 
     plan: Plan
@@ -63,21 +63,25 @@ class Sums:
     asking: tuple[str, ...]
 
     def work(self) -> Counter[Entry]:
-        """What ran, for a FLOP account: passes of one sample through each part of the forward, with its seeds."""
+        """Counts passes of one sample through each part of the forward, with its seeds, for a FLOP account."""
         return Counter(
             {entry: n * self.samples for entry, n in account(self.plan, self.order, self.how, self.asking).items()}
         )
 
     def table(self) -> dict[Quantity, tuple[float, float, float, float]]:
-        """Moments by quantity."""
+        """Returns the moments by quantity."""
         return {quantity: row for (quantity, _), row in zip(self.plan.quantities, self.moments, strict=True)}
 
     def vector(self) -> list[float]:
-        """Samples, forwards, moments: what travels. Its length, 2 + 4 Q, follows from the plan."""
+        """Returns samples, forwards and moments as ranks exchange them; 2 + 4 Q numbers, as the plan says."""
         return [float(self.samples), float(self.forwards), *(number for row in self.moments for number in row)]
 
     def taking(self, vector: Sequence[float]) -> "Sums":
-        """The same sums with an (added up) `vector`'s numbers; ValueError where its length is not the plan's."""
+        """Returns the same sums with the numbers of a `vector`, for example one added up over ranks.
+
+        Raises:
+            ValueError: the vector's length does not fit the plan.
+        """
         if len(vector) != 2 + 4 * len(self.plan.quantities):
             raise ValueError(f"{len(vector)} numbers do not fit the plan: need {2 + 4 * len(self.plan.quantities)}")
         rows = [vector[i : i + 4] for i in range(2, len(vector), 4)]
@@ -91,11 +95,12 @@ class Sums:
 
 
 def differences(plan: Plan, values: Tensor) -> Tensor:
-    """Every quantity per sample, float64 [Q, 2, B].
+    """Computes every quantity per sample, float64 [Q, 2, B].
 
     Args:
-        values: of the plan's coalitions in its order, [M, 2, B]. A quantity reads only those that it names, so that a
-            value that is not finite stays where it belongs.
+        plan: the quantities.
+        values: values of the plan's coalitions in its order, [M, 2, B]. A quantity reads only those that it names, so
+            that a value that is not finite affects no other quantity.
     """
     row = {coalition: i for i, coalition in enumerate(plan.coalitions)}
     values = values.double()
@@ -106,7 +111,7 @@ def differences(plan: Plan, values: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _asks(grown: Grown, plan: Plan, slot: str) -> bool:
+def _asks_logits(grown: Grown, plan: Plan, slot: str) -> bool:
     levels = dict(plan.levels)
     with grown.override({slot: levels[slot]} if slot in levels else {}):
         return grown.slots[slot].asks_logits
@@ -130,20 +135,20 @@ def attribute(
         plan: see `make_plan`; the same on all ranks.
         batches: this rank's share: pairs of inputs (a tensor, or a tuple of arguments) and target, on the device.
         per_sample: (model output, target) -> loss [B] in nats, correct [B].
-        how: coalitions meet the batch; SHARED and FULL to the same bits, STACKED to rounding. A host that cannot resume
-            has no prefix to share, and where class logits are asked for (CONFIDENCE) every forward is full.
-        each: takes every batch's quantities per sample, float64 [Q, 2, B], for sums of one's own.
+        how: the kind of forwards; SHARED and FULL give the same bits, STACKED agrees to rounding. A host that cannot
+            resume has no prefix to share, and if class logits are asked for (CONFIDENCE) every forward is full.
+        each: called with every batch's quantities per sample, float64 [Q, 2, B], for sums of the caller's own.
 
     Raises:
         ConfigError: the plan names an unknown slot or one without a seed.
-        ValueError: ``per_sample`` returned something else than one number per sample.
+        ValueError: ``per_sample`` returned something other than one number per sample.
     """
     for slot, _ in plan.levels:
         parse_slot(slot, grown.slots)
         if grown.slots[slot].seed is None:
             raise ConfigError(f"slot {slot}: holds no seed, so there is nothing to attribute; leave it out")
-    asking = tuple(slot for slot in grown.slots if _asks(grown, plan, slot))
-    how = How.FULL if asking else How(how)  # class logits depend on what comes behind a slot
+    asking = tuple(slot for slot in grown.slots if _asks_logits(grown, plan, slot))
+    how = How.FULL if asking else How(how)  # class logits depend on what comes after a slot
     host = None if how is How.FULL else resumable(grown)
     samples = forwards = 0
     total = torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
@@ -165,9 +170,11 @@ class Worth:
     """One quantity in both units; positive helps.
 
     Fields:
-        loss: nats per sample. accuracy: share of correct answers. Their errors count samples and drawn orders.
-        loss_order_se, accuracy_order_se: the part of the error that comes from drawing orders alone; 0 where nothing
-            was drawn, None where the reading is absent.
+        loss: in nats per sample; its error covers samples and drawn orders.
+        accuracy: in share of correct answers; its error covers samples and drawn orders.
+        loss_order_se: the part of the loss's error that comes from drawing orders alone; 0 where nothing was drawn,
+            None where the reading is absent.
+        accuracy_order_se: the same for the accuracy.
     """
 
     loss: Reading
@@ -196,30 +203,32 @@ class Attribution:
 
 
 def readings(sums: Sums, *, tick: int, min_samples: int) -> Attribution:
-    """Means and standard errors from sums that were added up over all shards; pure.
+    """Computes means and standard errors from sums that were added up over all shards; pure.
 
     The error of a drawn Shapley value is sqrt(e^2 + o^2): e the error over samples, o that over pairs of orders.
 
     Args:
-        tick: when they were summed. min_samples: below it a reading is absent (`esper.leyline.evidence.estimate_mean`).
+        sums: the sums of all shards.
+        tick: the tick at which they were summed.
+        min_samples: with fewer samples a reading is absent (`esper.leyline.evidence.estimate_mean`).
     """
     table = sums.table()
 
     def worth(quantity: Quantity) -> Worth:
-        found: list[tuple[Reading, float | None]] = []
+        by_unit: list[tuple[Reading, float | None]] = []
         for first in (0, 2):
             total, squares = table[quantity][first : first + 2]
             reading = estimate_mean(sums.samples, total, squares, tick=tick, min_samples=min_samples)
             if reading.value is None or reading.se is None:
-                found.append((reading, None))
+                by_unit.append((reading, None))
                 continue
             order_se = 0.0
             if quantity.kind is QuantityKind.SHAPLEY and sums.plan.pairs:
-                each = [table[Quantity(QuantityKind.PAIR, quantity.seeds, k)][first] for k in range(sums.plan.pairs)]
-                order_se = statistics.stdev(each) / sums.samples / math.sqrt(sums.plan.pairs)
+                pairs = [table[Quantity(QuantityKind.PAIR, quantity.seeds, k)][first] for k in range(sums.plan.pairs)]
+                order_se = statistics.stdev(pairs) / sums.samples / math.sqrt(sums.plan.pairs)
             se = math.hypot(reading.se, order_se)
-            found.append((measured(reading.value, tick=tick, n=reading.n, se=se), order_se))
-        (loss, loss_se), (accuracy, accuracy_se) = found
+            by_unit.append((measured(reading.value, tick=tick, n=reading.n, se=se), order_se))
+        (loss, loss_se), (accuracy, accuracy_se) = by_unit
         return Worth(loss, accuracy, loss_se, accuracy_se)
 
     by_kind = {kind: {q.seeds: worth(q) for q in table if q.kind is kind} for kind in ASKED}
