@@ -1,4 +1,4 @@
-"""The seed library: births saved as content-addressed files and built beside training; see `library` for the idea."""
+"""Births: how a seed is built, the same on every rank, and the library that keeps built seeds as files."""
 
 from esper.kasmina.births.config import LibraryConfig
 from esper.kasmina.births.key import Birth

@@ -1,13 +1,13 @@
-"""Birth is symmetric: every rank builds the same seed, and no random stream but the seed's own moves.
+"""Symmetric birth: every rank builds the same seed, and no random stream moves except the seed's own.
 
 A seed is built by its own constructor on CPU in float32 while a dispatch mode hands one private generator, keyed by
 (run seed, slot, generation), to every random ATen operator the constructor executes; then it is cast and moved. So the
 weights are a pure function of the key, need no broadcast, and leave dropout, augmentation and the next birth as they
 were. Other ways fall short: ``reset_parameters`` takes no generator, a build on the meta device loses what a
-constructor computes, and ``fork_rng`` rewinds the global stream under the feet of other threads.
+constructor computes, and ``fork_rng`` rewinds the global stream while other threads use it.
 
-What this cannot reach is randomness outside torch (``random``, ``numpy.random``): a constructor must not draw from it,
-and a blueprint whose constructor does is refused when it registers.
+The generator does not reach randomness outside torch (``random``, ``numpy.random``): a constructor must not draw from
+it, and a blueprint whose constructor does is refused when it registers.
 """
 
 import functools
@@ -27,7 +27,7 @@ from esper.leyline.topology import Topology
 
 
 def birth_key(run_seed: int, slot: str, generation: int) -> int:
-    """63-bit key of one birth: BLAKE2b of (run seed, slot id, births in that slot before this one).
+    """Computes the 63-bit key of one birth: BLAKE2b of (run seed, slot id, births in that slot before this one).
 
     Raises:
         ConfigError: ``slot`` is no canonical slot id.
@@ -38,7 +38,7 @@ def birth_key(run_seed: int, slot: str, generation: int) -> int:
 
 
 def gate_key(run_seed: int, slot: str, generation: int, step: int) -> int:
-    """63-bit key of a gate's birth: BLAKE2b of (run seed, slot id, birth of its seed, first step of its ramp).
+    """Computes the 63-bit key of a gate's birth: BLAKE2b of (run seed, slot id, seed's birth, first step of the ramp).
 
     Raises:
         ConfigError: ``slot`` is no canonical slot id.
@@ -48,20 +48,20 @@ def gate_key(run_seed: int, slot: str, generation: int, step: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _shape_of(op: torch._ops.OpOverload) -> list[tuple[str, str, bool]]:
+def _signature_of(op: torch._ops.OpOverload) -> list[tuple[str, str, bool]]:
     """Name, type and keyword-only flag of each argument but the generator."""
     arguments = op._schema.arguments
     return [(arg.name, str(arg.type), arg.kwarg_only) for arg in arguments if arg.name != "generator"]
 
 
 def _generator_place(op: torch._ops.OpOverload) -> int | None:
-    """Index of the generator among an operator's arguments, None if it takes none."""
+    """Returns the index of the generator among an operator's arguments, None if it takes none."""
     return next((i for i, arg in enumerate(op._schema.arguments) if arg.name == "generator"), None)
 
 
 @functools.cache
 def _resolve(op: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, int] | None:
-    """The overload of ``op`` that takes a generator and the place where it goes; None for an op that is not random.
+    """Returns the overload of ``op`` that takes a generator, and that argument's index; None if ``op`` is not random.
 
     Raises:
         RuntimeError: the operator is random and no overload of it takes a generator.
@@ -75,7 +75,7 @@ def _resolve(op: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, int] | N
     for name in packet.overloads():
         sibling = getattr(packet, name)
         place = _generator_place(sibling)
-        if place is not None and _shape_of(sibling) == _shape_of(op):
+        if place is not None and _signature_of(sibling) == _signature_of(op):
             return sibling, place
     raise RuntimeError(
         f"{op} draws random numbers but takes no generator, so ranks could not build the same seed; "
@@ -84,14 +84,14 @@ def _resolve(op: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, int] | N
 
 
 def _is_global(generator: torch.Generator | None) -> bool:
-    """None, or torch's global CPU generator, which arrives here in a new Python object at every call."""
+    """Whether this is no generator, or torch's global CPU one, which arrives in a new Python object at every call."""
     return generator is None or generator._cdata == torch.default_generator._cdata  # type: ignore[attr-defined]
 
 
 class PrivateGenerator(TorchDispatchMode):
     """While active in this thread, every random ATen operator on CPU draws from one private generator.
 
-    An operator that was given a generator of the caller's own keeps it; torch's global one counts as none.
+    An operator that was given the caller's own generator keeps it; torch's global one counts as none.
 
     Args:
         key: seed of the private generator, 0 to 2**63 - 1.
@@ -109,13 +109,16 @@ class PrivateGenerator(TorchDispatchMode):
         self.generator = torch.Generator().manual_seed(key)
 
     def __enter__(self) -> "PrivateGenerator":
-        """For this thread alone: torch's own entry also sets flags of the whole process, by which a compiled region
-        that another thread calls meanwhile would go eager, and which two threads would leave wrong."""
+        """Enters the mode for this thread alone.
+
+        torch's own entry also sets flags of the whole process: a compiled region that another thread calls meanwhile
+        would go eager, and two threads would leave the flags wrong.
+        """
         _push_mode(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Ends it."""
+        """Leaves the mode."""
         _pop_mode()
 
     def __torch_dispatch__(
@@ -137,7 +140,7 @@ class PrivateGenerator(TorchDispatchMode):
 
 @contextmanager
 def _plain_float32() -> Iterator[None]:
-    """CPU, float32, ordinary autograd tensors, whatever the caller has set as defaults."""
+    """Within the block: CPU, float32, ordinary autograd tensors, whatever defaults the caller has set."""
     before = torch.get_default_dtype()
     if before is not torch.float32:
         torch.set_default_dtype(torch.float32)
@@ -159,7 +162,8 @@ def build_seed(
         dim: channels C of the slot's features.
         topology: what their axes mean.
         key: from `birth_key`.
-        dtype, device: what the finished seed is cast and moved to; it is built in float32 on CPU.
+        dtype: dtype that the finished seed is cast to; it is built in float32.
+        device: device that the finished seed is moved to; it is built on CPU.
 
     Returns:
         A module in train mode, ``forward(x) -> delta`` of x's shape.
@@ -183,10 +187,15 @@ def construct(
     backend: str | None,
     device: str = "cpu",
 ) -> nn.Module:
-    """As `build_seed`, but stays where it was built.
+    """Builds a seed like `build_seed`, but leaves it on the device where it was built.
 
     Args:
-        backend: implementation to use, as the blueprint's ``backend_for`` chose it for the device to come.
+        blueprint: registered name.
+        dim: channels C of the slot's features.
+        topology: what their axes mean.
+        key: from `birth_key`.
+        dtype: dtype that the finished seed is cast to.
+        backend: implementation to use, as the blueprint's ``backend_for`` chose it for the seed's later device.
         device: "cpu", or "meta" for shapes without values.
     """
     entry = get(topology, blueprint)
@@ -199,7 +208,11 @@ def build_gate(*, dim: int, topology: Topology, key: int, dtype: torch.dtype, de
     """Builds the gate that GATE trains beside a seed, as symmetric as the seed's own birth.
 
     Args:
-        dim, topology: of the slot. key: from `gate_key`. dtype, device: what it is cast and moved to.
+        dim: channels C of the slot's features.
+        topology: what their axes mean.
+        key: from `gate_key`.
+        dtype: dtype that the gate is cast to.
+        device: device that the gate is moved to.
     """
     with _plain_float32(), PrivateGenerator(key):
         gate = BlendGate(dim, topology)

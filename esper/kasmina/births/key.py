@@ -1,4 +1,4 @@
-"""What decides every bit of a seed, in plain data: the key of an entry."""
+"""The key of a library entry: everything that decides the bits of a seed, as plain data."""
 
 import hashlib
 import json
@@ -14,12 +14,16 @@ from esper.leyline.topology import Topology
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Birth:
-    """One birth.
+    """The record of one birth.
 
     Fields:
-        blueprint, version, arguments: the network, as registered.
-        dim, topology, dtype: of the slot's features ("BTC"; "float32").
-        key: of its private random stream, see `esper.kasmina.births.build.birth_key`.
+        blueprint: registered name of the network.
+        version: version of the blueprint.
+        arguments: keyword arguments of the network's class.
+        dim: channels C of the slot's features.
+        topology: axes of the slot's features, such as "BTC".
+        dtype: dtype of the seed, such as "float32".
+        key: key of its private random stream, see `esper.kasmina.births.build.birth_key`.
     """
 
     blueprint: str
@@ -32,7 +36,7 @@ class Birth:
 
     @classmethod
     def of(cls, blueprint: str, *, dim: int, topology: Topology, dtype: torch.dtype, key: int) -> "Birth":
-        """The record of a birth; errors as `registry.get`."""
+        """Makes the record of a birth; raises what `registry.get` raises."""
         entry = get(topology, blueprint)
         return cls(
             blueprint=blueprint,
@@ -46,13 +50,13 @@ class Birth:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """``dtype`` as torch has it."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
+        """``dtype`` as a torch.dtype."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def id(self) -> str:
-        """64 hex digits, equal on every machine."""
+        """The id of the birth: 64 hex digits, equal on every machine."""
         text = json.dumps(to_plain(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,16 +1,16 @@
-"""Births from a library: found in memory or on disk, or built and kept, beside training.
+"""The seed library: finds a birth in memory or on disk, or builds and keeps it, while training goes on.
 
     begin   a tick stages a seed: its order goes to a thread, and training goes on
-    take    the next tick waits for it, up to a bound, and plants it
+    take    the next tick waits for the seed, up to a bound, and plants it
 
-The thread builds as `esper.kasmina.births.build` does, from the seed's own private generator, and moves nothing of the
-process: no global random stream, no default dtype (where it is not float32, the seed is built by whoever takes it), no
-thread count, no autograd or dispatch mode of another thread. It lives while there is work and ends by itself. One
-build at a time, under a lock. It compiles nothing: torch's compiler takes the global random state at the start of a
-compilation and puts it back at the end, under the feet of dropout in the training thread. What must be compiled is
-compiled at the tick.
+The thread builds as `esper.kasmina.births.build` does, from the seed's own private generator. It changes no state of
+the process: no global random stream, no default dtype (if that is not float32, the caller of `take` builds the seed),
+no thread count, no autograd or dispatch mode of another thread. It lives while there is work and ends by itself. It
+builds one seed at a time, under a lock. It compiles nothing: torch's compiler reads the global random state at the
+start of a compilation and puts it back at the end, which would disturb dropout in the training thread. A seed that must
+be compiled is compiled at the tick.
 
-A seed that is found is not drawn again; see `revive`.
+The weights of a seed that is found are not drawn again; see `revive`.
 """
 
 import threading
@@ -25,22 +25,23 @@ from torch import Tensor, nn
 from esper.kasmina.births.config import LibraryConfig
 from esper.kasmina.births.key import Birth
 from esper.kasmina.births.memory import Memory
-from esper.kasmina.births.revive import bear, revive, tensors_in_birth
+from esper.kasmina.births.revive import build_birth, revive, state_tensors
 from esper.kasmina.births.store import DamagedEntry, MissingEntry, SeedStore
 from esper.kasmina.blueprints.registry import get
 from esper.leyline.errors import one_line
 from esper.leyline.topology import Topology
 
-PATIENCE_S = 60.0  # with a constructor that does not end; its thread is a daemon and does not outlive the process
+PATIENCE_S = 60.0  # for a constructor that does not end; its thread is a daemon and does not outlive the process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A seed that is wanted.
+    """An order for a seed.
 
     Fields:
-        birth: which. device: where it is to live.
-        checks: called with the finished seed in the building thread; they raise where it cannot serve.
+        birth: the birth of the seed.
+        device: the device where it will be used.
+        checks: called with the finished seed in the building thread; they raise if it cannot serve.
     """
 
     birth: Birth
@@ -50,7 +51,7 @@ class Order:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """An order under way. ``done`` is set once there is a seed or an error, or once whoever takes it must build."""
+    """An order under way. ``done`` is set once there is a seed or an error, or once the caller of `take` must build."""
 
     order: Order
     done: threading.Event = field(default_factory=threading.Event)
@@ -59,18 +60,25 @@ class Ticket:
     cancelled: bool = False
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is done within so many seconds."""
+        """Waits until the order is done, at most so many seconds; returns whether it is."""
         return self.done.wait(max(0.0, seconds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What a library did in an interval, and holds at its end.
+    """Counts of a library's work in an interval, and its contents at the end of it.
 
     Fields:
-        births: seeds asked for. memory_hits, disk_hits: found there. built: found nowhere, and built.
-        failed: that could not be had. memory_misses: lookups in memory without a hit. evicted: let go from memory.
-        entries, bytes: in memory now. oldest_ticks: ticks since the one that goes next was used.
+        births: seeds ordered.
+        memory_hits: seeds found in memory.
+        memory_misses: lookups in memory that found none.
+        disk_hits: seeds found on disk.
+        built: seeds found nowhere, and built.
+        failed: orders that failed.
+        evicted: births removed from memory to make room.
+        entries: births in memory now.
+        bytes: their size.
+        oldest_ticks: ticks since the birth that is evicted next was used.
     """
 
     births: int
@@ -89,10 +97,11 @@ class Library:
     """Gives seeds to one rank.
 
     Args:
-        config: of the library. root: its folder.
+        config: settings of the library.
+        root: folder of the library.
 
     Fields:
-        troubles: entries that could not be written, in words; the births themselves went well.
+        troubles: a message for each entry that could not be written; the births themselves went well.
     """
 
     def __init__(self, config: LibraryConfig, root: Path) -> None:
@@ -100,27 +109,27 @@ class Library:
         self.memory = Memory(config.memory_mib * 2**20)
         self.troubles: list[str] = []
         self._queue: deque[Ticket] = deque()
-        self._lock = threading.Lock()  # of queue, thread, memory and figures; never held for long
+        self._lock = threading.Lock()  # guards queue, thread, memory and figures; never held for long
         self._building = threading.Lock()  # one birth at a time
         self._thread: threading.Thread | None = None
         self._closed = False
         self._counts = dict.fromkeys(("births", "disk_hits", "built", "failed"), 0)
 
-    # asking -------------------------------------------------------------------------------------------------------
+    # orders -------------------------------------------------------------------------------------------------------
 
     def begin(self, order: Order) -> Ticket:
-        """Orders a seed. With ``background`` this returns at once, else when it is there or has failed.
+        """Orders a seed. With ``background`` this returns at once, else when the seed is built or has failed.
 
         Raises:
             ConfigError: no such blueprint.
         """
         topology = Topology(order.birth.topology)
-        # Asked here, once: a probe of the device may compile, which is none of the thread's business.
+        # Asked once here: a probe of the device may compile, which the thread must not.
         get(topology, order.birth.blueprint).backend_for(order.device, order.birth.torch_dtype)
         ticket = Ticket(order)
         self._count("births")
         if not self.config.background:
-            self._serve(ticket)
+            self._fill_ticket(ticket)
             return ticket
         with self._lock:
             if self._closed:
@@ -132,24 +141,26 @@ class Library:
         return ticket
 
     def take(self, ticket: Ticket) -> nn.Module:
-        """The seed of a ticket that is done.
+        """Returns the seed of a ticket that is done.
 
         Raises:
-            MissingEntry, DamagedEntry: the library's fault. Whatever the constructor or a check raised, else.
+            MissingEntry: the library lacks an entry that must be there.
+            DamagedEntry: the entry is damaged.
+            Exception: whatever the constructor or a check raised.
         """
         if ticket.seed is None and ticket.error is None:
-            self._serve(ticket)
+            self._fill_ticket(ticket)
         if ticket.error is not None:
             raise ticket.error
         assert ticket.seed is not None
         return ticket.seed
 
     def cancel(self, ticket: Ticket) -> None:
-        """Nobody wants it any more; a build under way runs to its end and is thrown away."""
+        """Cancels an order; a build under way runs to its end and is thrown away."""
         ticket.cancelled = True
 
     def close(self) -> None:
-        """Lets go of what waits and joins the thread; a build under way is waited for, `PATIENCE_S` at most."""
+        """Drops waiting orders and joins the thread; waits at most `PATIENCE_S` for a build under way."""
         with self._lock:
             self._closed = True
             self._queue.clear()
@@ -158,15 +169,15 @@ class Library:
             thread.join(PATIENCE_S)
 
     def figures(self, tick: int) -> Figures:
-        """What was done since the last call; begins a new interval.
+        """Returns the figures since the last call, and begins a new interval.
 
         Args:
-            tick: now, for ages.
+            tick: the present tick, from which ages are counted.
         """
         with self._lock:
             memory = self.memory
             memory.tick = tick
-            found = Figures(
+            figures = Figures(
                 **self._counts,
                 memory_hits=memory.hits,
                 memory_misses=memory.misses,
@@ -177,9 +188,9 @@ class Library:
             )
             memory.reset()
             self._counts = dict.fromkeys(self._counts, 0)
-        return found
+        return figures
 
-    # serving ------------------------------------------------------------------------------------------------------
+    # building -----------------------------------------------------------------------------------------------------
 
     def _count(self, what: str) -> None:
         with self._lock:
@@ -193,13 +204,13 @@ class Library:
                     return
                 ticket = self._queue.popleft()
             if not ticket.cancelled and torch.get_default_dtype() is torch.float32:
-                self._serve(ticket)
+                self._fill_ticket(ticket)
             ticket.done.set()
 
-    def _serve(self, ticket: Ticket) -> None:
+    def _fill_ticket(self, ticket: Ticket) -> None:
         try:
             with self._building:
-                seed = self._seed(ticket.order)
+                seed = self._find_or_build(ticket.order)
             for check in ticket.order.checks:
                 check(seed)
             ticket.seed = seed
@@ -208,7 +219,7 @@ class Library:
             self._count("failed")
         ticket.done.set()
 
-    def _seed(self, order: Order) -> nn.Module:
+    def _find_or_build(self, order: Order) -> nn.Module:
         birth = order.birth
         backend = get(Topology(birth.topology), birth.blueprint).backend_for(order.device, birth.torch_dtype)
         with self._lock:
@@ -229,12 +240,12 @@ class Library:
             raise MissingEntry(
                 f"{self.store.index_path(birth)}: no entry for {birth}; add it, or set library.require=false"
             )
-        seed = bear(birth, backend)
+        seed = build_birth(birth, backend)
         self._count("built")
-        tensors = tensors_in_birth(seed)
+        tensors = state_tensors(seed)
         try:
             self.store.save(birth, tensors)
-        except OSError as error:  # the seed is whole; that it is not kept is told, and hurts nobody now
+        except OSError as error:  # the seed is whole; that it is not kept is reported, and does no harm now
             with self._lock:
                 self.troubles.append(f"seed library {self.store.root}: {birth} is not kept: {one_line(error)}")
         self._remember(birth, tensors)

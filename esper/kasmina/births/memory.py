@@ -1,4 +1,4 @@
-"""The births used last, in memory: least recently used goes first, bounded in bytes, with figures per interval."""
+"""A cache of births in memory: bounded in bytes, evicts the least recently used, counts hits per interval."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -14,13 +14,17 @@ class _Held:
 
 
 class Memory:
-    """Tensors by birth id. Ages are in ticks, told by `tick`: clocks of ranks differ, ticks do not.
+    """Tensors by birth id. Ages are counted in ticks, since clocks of ranks differ and ticks do not.
 
     Args:
-        limit: bytes. A birth larger than that is not kept.
+        limit: most bytes to keep; a larger birth is not kept.
 
     Fields:
-        tick: now. hits, misses, evicted: since the last `reset`.
+        tick: the present tick, set by the library.
+        bytes: size of the births kept now.
+        hits: lookups that found a birth, since the last `reset`.
+        misses: lookups that found none, since the last `reset`.
+        evicted: births evicted since the last `reset`.
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,11 +36,11 @@ class Memory:
         return len(self._held)
 
     def oldest(self) -> int:
-        """Ticks since the entry that would go next was used; 0 without any."""
+        """Returns the ticks since the entry that is evicted next was used; 0 if there is none."""
         return self.tick - next(iter(self._held.values())).used if self._held else 0
 
     def get(self, birth: str) -> dict[str, Tensor] | None:
-        """Its tensors, which are not to be written to; None is a miss."""
+        """Returns the tensors of a birth, which must not be written to; None if they are not here."""
         held = self._held.get(birth)
         if held is None:
             self.misses += 1
@@ -47,7 +51,7 @@ class Memory:
         return held.tensors
 
     def put(self, birth: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps tensors, at the cost of others."""
+        """Keeps tensors, and evicts others if there is no room."""
         size = sum(tensor.nbytes for tensor in tensors.values())
         before = self._held.pop(birth, None)
         self.bytes -= before.bytes if before is not None else 0
@@ -56,8 +60,8 @@ class Memory:
         self._held[birth] = _Held(tensors, size, self.tick)
         self.bytes += size
         while self.bytes > self.limit:
-            _, gone = self._held.popitem(last=False)
-            self.bytes -= gone.bytes
+            _, oldest = self._held.popitem(last=False)
+            self.bytes -= oldest.bytes
             self.evicted += 1
 
     def reset(self) -> None:

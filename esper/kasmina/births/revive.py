@@ -1,8 +1,8 @@
-"""From a seed to tensors, and from tensors to the same seed.
+"""Turns a seed into tensors, and tensors back into the same seed.
 
-A seed that is found in a library is not drawn again: it is built on the meta device and given the verified tensors.
-Where tensors by name are not all there is to it (a buffer that is not saved, a tensor in an attribute, tied or permuted
-weights), it is built in full from its key, and the tensors are copied into it.
+The weights of a seed found in a library are not drawn again: it is built on the meta device and given the verified
+tensors. If named tensors are not its whole state (a buffer that is not saved, a tensor in an attribute, tied or
+permuted weights), it is built in full from its key, and the tensors are copied into it.
 """
 
 import torch
@@ -13,11 +13,13 @@ from esper.kasmina.births.key import Birth
 from esper.leyline.topology import Topology
 
 
-def bear(birth: Birth, backend: str | None, device: str = "cpu") -> nn.Module:
-    """The seed by its own constructor, cast; errors as `construct`.
+def build_birth(birth: Birth, backend: str | None, device: str = "cpu") -> nn.Module:
+    """Builds the seed of a birth by its own constructor, and casts it; raises what `construct` raises.
 
     Args:
-        backend: implementation it is to use. device: "cpu", or "meta" for its shape alone.
+        birth: the birth of the seed.
+        backend: implementation that the seed will use.
+        device: "cpu", or "meta" for its shapes alone.
     """
     return construct(
         birth.blueprint,
@@ -30,11 +32,11 @@ def bear(birth: Birth, backend: str | None, device: str = "cpu") -> nn.Module:
     )
 
 
-def tensors_in_birth(seed: nn.Module) -> dict[str, Tensor]:
-    """Copies of what its state dict holds: contiguous, sharing no memory, on CPU.
+def state_tensors(seed: nn.Module) -> dict[str, Tensor]:
+    """Copies the tensors of a seed's state dict: contiguous, sharing no memory, on CPU.
 
     Raises:
-        ValueError: it holds something that is no tensor.
+        ValueError: the state dict holds something that is not a tensor.
     """
     state = seed.state_dict()
     odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -43,7 +45,7 @@ def tensors_in_birth(seed: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
 
 
-def _tensors_are_all(seed: nn.Module) -> bool:
+def _is_all_in_state(seed: nn.Module) -> bool:
     named = [*seed.named_parameters(remove_duplicate=False), *seed.named_buffers(remove_duplicate=False)]
     if {name for name, _ in named} != set(seed.state_dict()) or len({id(tensor) for _, tensor in named}) < len(named):
         return False
@@ -52,18 +54,19 @@ def _tensors_are_all(seed: nn.Module) -> bool:
 
 
 def revive(birth: Birth, tensors: dict[str, Tensor], backend: str | None) -> nn.Module:
-    """The seed of a birth with given tensors, on CPU; they are copied.
+    """Builds the seed of a birth with copies of the given tensors, on CPU.
 
     Raises:
-        ValueError: a dtype does not fit. RuntimeError: a name or a shape does not.
+        ValueError: a dtype does not fit.
+        RuntimeError: a name or a shape does not fit.
     """
-    seed = bear(birth, backend, "meta")
+    seed = build_birth(birth, backend, "meta")
     for name, value in seed.state_dict().items():
         if name in tensors and tensors[name].dtype != value.dtype:
             raise ValueError(f"{name} is {tensors[name].dtype}, need {value.dtype}")
-    if _tensors_are_all(seed):
+    if _is_all_in_state(seed):
         seed.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
         return seed
-    seed = bear(birth, backend)
+    seed = build_birth(birth, backend)
     seed.load_state_dict(tensors)
     return seed

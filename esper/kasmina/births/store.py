@@ -1,10 +1,10 @@
-"""Seeds on disk, addressed by their content.
+"""Stores seeds on disk, addressed by their content.
 
     ROOT/seeds/SHA256.safetensors    tensors by name; the name is the SHA-256 of the whole file
     ROOT/index/BIRTH.json            birth, content, bytes, torch: which content a birth has
 
-A file is written under a temporary name, synced and renamed, so that ranks and runs may share a library: who comes
-second writes the same bytes. Content is verified whenever it is read. Nothing is ever unpickled.
+A file is written under a temporary name, synced and renamed, so that ranks and runs may share a library: a second
+writer writes the same bytes. Content is verified whenever it is read. Nothing is ever unpickled.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class MissingEntry(EsperError):
 
 
 class DamagedEntry(EsperError):
-    """An entry is not what it says; the text names the file."""
+    """An entry does not match its own record; the text names the file."""
 
     exit_code = 74
 
@@ -42,8 +42,11 @@ class IndexEntry:
     """One line of the index.
 
     Fields:
-        format: of this file. birth: what the content was born of. content: SHA-256 of the tensor file. bytes: its size.
-        torch: version that built it, for information.
+        format: format of this file.
+        birth: the birth that made the content.
+        content: SHA-256 of the tensor file.
+        bytes: size of the tensor file.
+        torch: version of torch that built it, for information.
     """
 
     format: int
@@ -62,28 +65,29 @@ class SeedStore:
     """The files of one library.
 
     Args:
-        root: its folder; made when something is first written.
+        root: the library's folder; made when something is first written.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
     def index_path(self, birth: Birth) -> Path:
-        """Where the index says which content a birth has."""
+        """Returns the path of the index file that names the content of a birth."""
         return self.root / "index" / f"{birth.id}.json"
 
     def content_path(self, content: str) -> Path:
-        """Where tensors of this SHA-256 lie."""
+        """Returns the path of the tensor file with this SHA-256."""
         return self.root / "seeds" / f"{content}.safetensors"
 
     def save(self, birth: Birth, tensors: Mapping[str, Tensor]) -> str:
         """Writes an entry; returns the SHA-256 of its content.
 
         Args:
-            birth: what they were born of. tensors: by state-dict name; contiguous, sharing no memory, on CPU.
+            birth: the birth that made the tensors.
+            tensors: by state-dict name; contiguous, sharing no memory, on CPU.
 
         Raises:
-            OSError: the disk says no; what was there before is whole.
+            OSError: the disk refuses; files that were there before are whole.
         """
         data = safetensors.torch.save(dict(tensors), metadata={"esper": f"seed {FORMAT}"})
         content = hashlib.sha256(data).hexdigest()
@@ -93,11 +97,11 @@ class SeedStore:
         return content
 
     def load(self, birth: Birth) -> dict[str, Tensor] | None:
-        """The verified tensors of a birth, None where the index does not know it.
+        """Reads the verified tensors of a birth; None if the index does not know it.
 
         Raises:
             MissingEntry: the index names a content that is not there.
-            DamagedEntry: the entry cannot be read, or is not what it says.
+            DamagedEntry: the entry cannot be read, or does not match its own record.
         """
         path = self.index_path(birth)
         try:
@@ -112,9 +116,9 @@ class SeedStore:
             raise DamagedEntry(f"{path}: no readable index entry ({error}); remove it to have the seed built") from None
         if entry.format != FORMAT or entry.birth != birth:
             raise DamagedEntry(f"{path}: format {entry.format} of {entry.birth}; need {FORMAT} of {birth}")
-        return self._content(entry)
+        return self._read_content(entry)
 
-    def _content(self, entry: IndexEntry) -> dict[str, Tensor]:
+    def _read_content(self, entry: IndexEntry) -> dict[str, Tensor]:
         path = self.content_path(entry.content)
         try:
             data = path.read_bytes()
@@ -122,10 +126,10 @@ class SeedStore:
             raise MissingEntry(f"{path}: the index names it and it is not there; restore it from a copy") from None
         except OSError as error:
             raise DamagedEntry(f"{path}: cannot be read ({error.strerror})") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != entry.content:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != entry.content:
             raise DamagedEntry(
-                f"{path}: SHA-256 is {found[:12]}..., {len(data)} bytes; the file is damaged: restore it from a copy"
+                f"{path}: SHA-256 is {digest[:12]}..., {len(data)} bytes; the file is damaged: restore it from a copy"
             )
         try:
             return safetensors.torch.load(data)
