@@ -44,8 +44,9 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
-from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery, rollback_events, too_many_skipped
+from esper.tolaria.training.governor import Governor, Recovery, rollback_events, too_many_skipped
 from esper.tolaria.training.losses import StepLoss
+from esper.tolaria.training.observing import build_observers
 from esper.tolaria.training.result import RunResult, choose_best, read_test, rebuild_checkpoint, result_of
 
 
@@ -96,7 +97,7 @@ class Engine:
         self.governor = governor
         self._teacher = None if distillation is None else distillation.teacher.identity
         self.plan = BatchPlan(len(bundle.train), settings.trainer.batch, settings.seed)
-        self.evaluator = self._evaluator(grown)
+        self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, seed=settings.seed)
         self.narrator = Narrator(sink, grown)
         self.state = RunState(slots=terms.first_slots())
         self.step, self.stop_asked = 0, False
@@ -123,24 +124,9 @@ class Engine:
             lockstep=lockstep,
             narrator=self.narrator,
             window=self.window,
-            observers=[self.saves, *self._governing(), *observers],
+            observers=build_observers(self, self.saves, governor, observers),
         )
         self._lr = 0.0
-
-    def _governing(self) -> list[Observer]:
-        if self.governor is None:
-            return []
-        return [
-            GovernorObserver(
-                self.governor,
-                settle_saves=self.saves.settle_now,
-                narrator=self.narrator,
-                marks=self.heartbeat,
-                collect=self.collect,
-                go_back=self.go_back,
-                from_step=lambda: self.losses.teacherless_from,
-            )
-        ]
 
     def begin(self, resume_step: int | None, order: BreakerOrder | None = None) -> None:
         """Starts from nothing, or from a checkpoint that every rank has verified, under an order that all have read.
@@ -270,17 +256,9 @@ class Engine:
         self.narrator.failures(self.state, self.growth.failures)
         return self.state, wrap_ms
 
-    def _evaluator(self, grown: Grown) -> Evaluator:
-        trainer, seed = self.settings.trainer, self.settings.seed
-        return Evaluator(
-            grown,
-            self.bundle,
-            self.world,
-            precision=trainer.precision,
-            batch=trainer.eval_batch,
-            seed=seed,
-            channels_last=trainer.channels_last,
-        )
+    def oldest_step(self) -> int:
+        """Optimizer step before which the governor may not go back: earlier states had a teacher that is gone."""
+        return self.losses.teacherless_from
 
     def _measure(self) -> Measured:
         tick = self.state.tick + 1
@@ -305,6 +283,6 @@ class Engine:
         store = self.saver.store
         best = choose_best(store, self.world, partial(self.narrator.fault, self.state))
         grown = self.grown if best is None else rebuild_checkpoint(store, best, self.fresh, self.growth)
-        test_loss, test_accuracy = read_test(self._evaluator(grown), self.world, self.state.tick)
+        test_loss, test_accuracy = read_test(self.evaluator.of_network(grown), self.world, self.state.tick)
         objective = self.saves.objective(self.state)
         return result_of(self.state, self.grown, objective=objective, best=best, loss=test_loss, accuracy=test_accuracy)

@@ -5,6 +5,7 @@ there, so that a mean and its standard error do not depend on how samples were s
 """
 
 import contextlib
+import copy
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.sampler import bounds, draw, eval_shards
 from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.world import World
-from esper.tolaria.training.config import Precision
+from esper.tolaria.training.config import Precision, TrainerConfig
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -56,6 +57,25 @@ class Evaluator:
         self.grown, self.bundle, self.world = grown, bundle, world
         self.precision, self.batch, self.seed = precision, batch, seed
         self.format = torch.channels_last if channels_last else torch.preserve_format
+
+    @classmethod
+    def of_run(cls, trainer: TrainerConfig, grown: Grown, bundle: Bundle, world: World, *, seed: int) -> "Evaluator":
+        """The evaluator of a run, with the trainer's precision and batch size."""
+        return cls(
+            grown,
+            bundle,
+            world,
+            precision=trainer.precision,
+            batch=trainer.eval_batch,
+            seed=seed,
+            channels_last=trainer.channels_last,
+        )
+
+    def of_network(self, grown: Grown) -> "Evaluator":
+        """The same evaluator for another network."""
+        other = copy.copy(self)
+        other.grown = grown
+        return other
 
     def to_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs on the device, floats in the run's format."""
