@@ -94,9 +94,9 @@ def _panic(engine: Engine) -> RolledBack:
     sick = replace(engine.state.governor, verdict=Verdict.PANIC, healthy_tick=engine.state.tick, replays=0)
     engine.state = replace(engine.state, governor=sick)
     began = time.perf_counter()
-    recovery = engine.recovery()
+    recovery = engine.governor.find_recovery(engine.state, from_step=engine.oldest_step())
     assert recovery is not None
-    engine.go_back(recovery, began)
+    engine.go_back(engine.state, recovery, began)
     assert isinstance(engine.narrator.sink, _Told)
     return next(e for e in reversed(engine.narrator.sink.events) if isinstance(e, RolledBack))
 
@@ -134,7 +134,7 @@ def show_recovery(args: argparse.Namespace) -> None:
     size = sum(p.numel() for p in engine.grown.model.parameters())
     copies = []
     for _ in range(args.rounds + 1):  # the first one allocates
-        taken, ms = engine.governor.ring.take(engine.state, *engine.collect())
+        taken, ms = engine.governor.ring.take(engine.state, *engine.collect(engine.state))
         copies.append(ms)
     engine.governor.ring.confirm(engine.state.tick + 1)
     ram = [_panic(engine).recovery_ms for _ in range(args.rounds)]

@@ -11,8 +11,8 @@ an invariant. Both drive the shipped encoder, reducer and error path: see `esper
 import argparse
 from collections import Counter
 
-from esper.drill.crowd import Crowd, crowd, without_ages
-from esper.drill.explore import Explorer, Small
+from esper.drill.crowd import Crowd, run_crowd, strip_ages
+from esper.drill.explore import Explorer, SmallWorld
 from esper.drill.replica import FaultKind
 
 
@@ -20,7 +20,7 @@ def show_crowd(args: argparse.Namespace) -> None:
     """One paragraph a size."""
     fault = None if args.fault is None else FaultKind(args.fault)
     for ranks in args.ranks:
-        told = crowd(Crowd(ranks=ranks, slots=args.slots, ticks=args.ticks, seed=args.seed, fault=fault))
+        told = run_crowd(Crowd(ranks=ranks, slots=args.slots, ticks=args.ticks, seed=args.seed, fault=fault))
         print(
             f"{ranks} ranks, {args.slots} slots: {told.bytes_per_tick:,} bytes and {told.collectives} collectives a "
             f"rank and tick, {told.ms_per_tick:.1f} ms of CPU"
@@ -28,7 +28,7 @@ def show_crowd(args: argparse.Namespace) -> None:
         ends = Counter(
             "lost"
             if rank.lost
-            else without_ages(str(rank.error))
+            else strip_ages(str(rank.error))
             if rank.error is not None
             else f"came to the end with state {rank.value.digests[-1]:016x}"
             if rank.value is not None
@@ -41,7 +41,7 @@ def show_crowd(args: argparse.Namespace) -> None:
 
 def show_exploration(args: argparse.Namespace) -> None:
     """One line a depth."""
-    small = Small(ranks=args.ranks[0] if args.ranks else 3, slots=args.slots, max_live=args.max_live)
+    small = SmallWorld(ranks=args.ranks[0] if args.ranks else 3, slots=args.slots, max_live=args.max_live)
     found = Explorer(small).explore(args.depth, with_losses=args.losses)
     for depth, count in enumerate(found.levels):
         print(f"depth {depth}: {count} new states")

@@ -1,6 +1,6 @@
 """A crowd of ranks that lives through random lives, vetoes and delays, with at most one fault at the end.
 
-    crowd(Crowd(ranks=1024, slots=12, ticks=3, fault=FaultKind.STAGE))
+    run_crowd(Crowd(ranks=1024, slots=12, ticks=3, fault=FaultKind.STAGE))
 
 Each rank is a whole `Replica`: its own slots and seeds, the shipped growth, controller, cycle and lockstep. Rank 0
 decides by the random controller. At every tick some ranks veto a birth, or say that it is not ready. The fault strikes
@@ -15,7 +15,7 @@ from esper.accord.config import EvidencePolicy, GateConfig, SlotsConfig
 from esper.accord.effects import Veto
 from esper.accord.state import RunState
 from esper.drill.bus import Bus, ProtocolBroken, RankEnd
-from esper.drill.replica import FaultKind, InjectedFault, Replica, chain, terms_for
+from esper.drill.replica import FaultKind, InjectedFault, Replica, build_chain, terms_for
 from esper.leyline.checks import Checks
 from esper.leyline.events import Event
 from esper.leyline.plain import digest62
@@ -59,7 +59,7 @@ class Crowd:
         return InjectedFault(self.fault, rank, self.ticks)
 
 
-class Kept(NullSink):
+class EventList(NullSink):
     """Keeps the events of one rank."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class CrowdResult:
     """How a crowd fared.
 
     Fields:
@@ -106,7 +106,7 @@ class Setting:
     """What the ranks of a crowd share: sites and terms."""
 
     def __init__(self, setup: Crowd) -> None:
-        self.sites = chain(setup.slots).sites
+        self.sites = build_chain(setup.slots).sites
         slots = SlotsConfig(incubation=Incubation.SHADOW, max_live=None, embargo_ticks=1)
         gates = GateConfig(evidence=EvidencePolicy.OBSERVE, first_look=1, look_every=1, min_samples=8)
         self.terms = terms_for(self.sites, setup.ranks, slots, gates, names=BLUEPRINTS)
@@ -114,11 +114,11 @@ class Setting:
 
 def live(world: World, setup: Crowd, setting: Setting) -> Life:
     """The life of one rank, on a `Bus` or over real process groups."""
-    sink = Kept() if world.rank == 0 else NullSink()
+    sink = EventList() if world.rank == 0 else NullSink()
     controller = RandomController(RandomConfig(rate=0.8, max_ticks=2), slots=tuple(setting.sites), seed=setup.seed)
     replica = Replica(
         world,
-        chain(setup.slots, setting.sites),
+        build_chain(setup.slots, setting.sites),
         setting.terms,
         ControlConfig(digest_every=2),
         controller=controller if world.rank == 0 else None,
@@ -130,10 +130,10 @@ def live(world: World, setup: Crowd, setting: Setting) -> Life:
         fault = struck if struck is not None and struck.tick == tick else None
         replica.tick(fault=fault, vetoes=_vetoes(setup, world.rank, replica.state))
         digests.append(digest62(replica.state))
-    return Life(tuple(digests), replica.state, tuple(sink.events) if isinstance(sink, Kept) else ())
+    return Life(tuple(digests), replica.state, tuple(sink.events) if isinstance(sink, EventList) else ())
 
 
-def crowd(setup: Crowd) -> Told:
+def run_crowd(setup: Crowd) -> CrowdResult:
     """Lets a crowd live; see the module.
 
     Raises:
@@ -146,7 +146,7 @@ def crowd(setup: Crowd) -> Told:
     healthy = {rank.calls.index("observe", 1) if rank.calls.count("observe") > 1 else len(rank.calls) for rank in first}
     if len(sent) != 1 or len(healthy) != 1:
         raise ProtocolBroken(f"in their first tick ranks sent {sorted(sent)} bytes in {sorted(healthy)} collectives")
-    return Told(
+    return CrowdResult(
         ranks=ended,
         bytes_per_tick=sent.pop(),
         collectives=healthy.pop(),
@@ -154,6 +154,6 @@ def crowd(setup: Crowd) -> Told:
     )
 
 
-def without_ages(text: str) -> str:
+def strip_ages(text: str) -> str:
     """An error text without how long ago a rank was seen: ranks look at different moments."""
     return ", ".join(part for part in text.split(", ") if not part.split(" s ago")[0].replace(".", "").isdigit())

@@ -24,9 +24,9 @@ from typing import TypeVar
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.state import RunState
 from esper.drill.bus import Bus, ProtocolBroken, RankEnd, RankWorld
-from esper.drill.invariants import broken_by, key_of, reached_empty, settled
+from esper.drill.invariants import can_empty, find_violations, key_of, settle
 from esper.drill.paper_growth import PaperGrowth
-from esper.drill.replica import FaultKind, Replica, chain, terms_for
+from esper.drill.replica import FaultKind, Replica, build_chain, terms_for
 from esper.drill.situations import BLUEPRINT, Situation, losses, situations, troubles
 from esper.leyline.errors import LockstepError
 from esper.leyline.protocols import NullSink
@@ -40,7 +40,7 @@ CHUNK = 64  # situations that one start of the ranks plays
 
 
 @dataclass(kw_only=True, slots=True)
-class Small:
+class SmallWorld:
     """A world small enough.
 
     Fields:
@@ -56,12 +56,12 @@ class Small:
     stage_ticks: int = 2
 
 
-class Broken(Exception):
+class InvariantBroken(Exception):
     """Something that must hold does not; the text says what, and the way there."""
 
 
 @dataclass(slots=True)
-class Found:
+class Exploration:
     """What an exploration saw: distinct states, ticks played, faults played, by depth the states first seen there."""
 
     states: int = 0
@@ -98,9 +98,9 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 class Explorer:
     """Plays situations of one small world."""
 
-    def __init__(self, small: Small) -> None:
+    def __init__(self, small: SmallWorld) -> None:
         self.small = small
-        self.grown = [chain(small.slots) for _ in range(small.ranks)]
+        self.grown = [build_chain(small.slots) for _ in range(small.ranks)]
         slots = SlotsConfig(
             incubation=Incubation.SHADOW,
             max_live=small.max_live,
@@ -115,9 +115,9 @@ class Explorer:
         )
         self.control = ControlConfig(stage_ticks=small.stage_ticks, digest_every=1000)
         self.emptied: set[int] = set()
-        self.found = Found()
+        self.found = Exploration()
 
-    def explore(self, depth: int, *, with_faults: bool = True, with_losses: bool = False) -> Found:
+    def explore(self, depth: int, *, with_faults: bool = True, with_losses: bool = False) -> Exploration:
         """Enters every state within ``depth`` ticks of the beginning.
 
         Args:
@@ -126,9 +126,9 @@ class Explorer:
         Raises:
             Broken: see the module.
         """
-        root = _Node(settled(RunState(slots=self.terms.first_slots()), self.terms), None, None)
+        root = _Node(settle(RunState(slots=self.terms.first_slots()), self.terms), None, None)
         seen, level = {key_of(root.state)}, [root]
-        self.found = Found(states=1, levels=[1])
+        self.found = Exploration(states=1, levels=[1])
         for _ in range(depth):
             following: list[_Node] = []
             plays = ((node, one) for node in level for one in situations(node.state, self.terms))
@@ -167,7 +167,7 @@ class Explorer:
                 ended = Bus(self.small.ranks, seed=self.found.ticks).run(play)
             except ProtocolBroken as error:
                 ways = {node.way() for node, _ in chunk}
-                raise Broken(f"{error}; after one of: {' | '.join(sorted(ways))}") from error
+                raise InvariantBroken(f"{error}; after one of: {' | '.join(sorted(ways))}") from error
         for rank in ended:
             if rank.error is not None:
                 raise rank.error
@@ -203,8 +203,8 @@ class Explorer:
 
     # judging ------------------------------------------------------------------------------------------------------
 
-    def _broken(self, node: _Node, one: Situation, text: str) -> Broken:
-        return Broken(f"{text}; after {node.way()}; then {one}")
+    def _broken(self, node: _Node, one: Situation, text: str) -> InvariantBroken:
+        return InvariantBroken(f"{text}; after {node.way()}; then {one}")
 
     def _alike(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState | str:
         result, calls = outcomes[0]
@@ -223,10 +223,10 @@ class Explorer:
         if isinstance(result, str):
             raise self._broken(node, one, f"a healthy tick ended with: {result}")
         stage_ticks = self.small.stage_ticks
-        if broken := broken_by(node.state, result, self.terms, stage_ticks):
+        if broken := find_violations(node.state, result, self.terms, stage_ticks):
             raise self._broken(node, one, "; ".join(broken))
-        after = settled(result, self.terms)
-        if not reached_empty(after, self.terms, stage_ticks, self.emptied):
+        after = settle(result, self.terms)
+        if not can_empty(after, self.terms, stage_ticks, self.emptied):
             raise self._broken(node, one, "a slot cannot be emptied again")
         return after
 
@@ -277,6 +277,6 @@ class Explorer:
                 raise self._broken(node, one, f"rank {number} entered {rank.calls} and ended with {rank.error!r}")
 
 
-def explore(small: Small, depth: int, *, with_losses: bool = False) -> Found:
+def explore(small: SmallWorld, depth: int, *, with_losses: bool = False) -> Exploration:
     """Explores one small world; see `Explorer.explore`."""
     return Explorer(small).explore(depth, with_losses=with_losses)

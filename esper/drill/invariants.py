@@ -1,8 +1,8 @@
 """What must hold of every agreed state and every tick, said anew: nothing here asks the code that is under test.
 
-Two readings of a state make an exploration finite. `settled` moves an agreed state in time to a fixed tick and forgets
+Two readings of a state make an exploration finite. `settle` moves an agreed state in time to a fixed tick and forgets
 what decides nothing (history, generations, proposal ids, means of the losses); ages beyond every threshold are equal.
-It is itself a state that the shipped functions take. `reached_empty` asks whether the slots can be emptied again.
+It is itself a state that the shipped functions take. `can_empty` asks whether the slots can be emptied again.
 """
 
 from dataclasses import replace
@@ -57,7 +57,7 @@ def _slot(entry: SlotState, ticks: int, steps: int, terms: Terms) -> SlotState:
     )
 
 
-def settled(state: RunState, terms: Terms) -> RunState:
+def settle(state: RunState, terms: Terms) -> RunState:
     """The same state, as far as it decides anything, at a fixed tick."""
     ticks = TICK - state.tick
     steps = TICK * terms.tick_steps - state.step
@@ -121,7 +121,7 @@ def _slot_broken(before: SlotState, after: SlotState, state: RunState, terms: Te
     return [f"{after.slot}: {text}" for text in broken]
 
 
-def broken_by(before: RunState, after: RunState, terms: Terms, stage_ticks: int) -> list[str]:
+def find_violations(before: RunState, after: RunState, terms: Terms, stage_ticks: int) -> list[str]:
     """What a tick broke, in words; nothing where all is well."""
     found = _budgets(after, terms)
     for old, new in zip(before.slots, after.slots, strict=True):
@@ -129,7 +129,7 @@ def broken_by(before: RunState, after: RunState, terms: Terms, stage_ticks: int)
     return found
 
 
-def reached_empty(state: RunState, terms: Terms, stage_ticks: int, known: set[int]) -> bool:
+def can_empty(state: RunState, terms: Terms, stage_ticks: int, known: set[int]) -> bool:
     """Whether pruning what stands empties every slot without a fossil, within a birth and a cool-down.
 
     Args:
@@ -148,5 +148,5 @@ def reached_empty(state: RunState, terms: Terms, stage_ticks: int, known: set[in
             stands = entry.staged is not None or entry.stage.is_live
             commands[entry.slot] = Command(slot=entry.slot, op=Op.PRUNE) if stands else wait(entry.slot)
         taken = absorb(state, dict.fromkeys(names, 0.0), terms, step=state.step + terms.tick_steps, epoch=1)
-        state = settled(reduce_tick(taken, commands, {}, terms, stage_ticks=stage_ticks).state, terms)
+        state = settle(reduce_tick(taken, commands, {}, terms, stage_ticks=stage_ticks).state, terms)
     return False

@@ -90,7 +90,7 @@ class ChainHost(nn.Module):
         return x
 
 
-def chain(layers: int, sites: Mapping[str, Site] | None = None) -> Grown:
+def build_chain(layers: int, sites: Mapping[str, Site] | None = None) -> Grown:
     """The host with empty slots r0c0, r1c0, ...; given sites of an earlier one, without a dry run."""
     torch.manual_seed(0)
     host = ChainHost(layers)

@@ -140,14 +140,14 @@ class Loop:
                 self.model.passing = False
             self._graded = correct is not None
             ones = torch.ones(len(loss), device=loss.device)
-            self.window.samples(loss, torch.zeros_like(loss) if correct is None else correct, ones)
+            self.window.add_samples(loss, torch.zeros_like(loss) if correct is None else correct, ones)
             means.append(loss.mean())
             return means[0]
 
         def shadow(call: Call) -> Tensor:
             return self.judge(StandIn(self.grown, call), batch)[0].mean()
 
-        total = with_shadows(host, shadow, self.grown, self.growth.shadowed(self.state), self.world.device)
+        total = with_shadows(host, shadow, self.grown, self.growth.shadowed_slots(self.state), self.world.device)
         return means[0], total
 
     def _name_the_lost(self, loss: Tensor) -> None:
@@ -186,7 +186,7 @@ class Loop:
         with self.world.collective("step"):
             report = self.adopted.step_mean(max(1, self._passes))
         self.world.allow_slow(False)
-        self.window.step(report, self.steps)
+        self.window.add_step(report, self.steps)
         self.steps += 1
         self._passes, self._awaiting = 0, False
         if self.config.scheduler_per == "step":

@@ -371,5 +371,5 @@ def begin(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer,
     loop = Loop(assemble_session(config, grown, optimizer, given))
     loop.growth.plant_record(loop.state)  # seeds that are planted from the start
     loop.follow(force=True)
-    loop.parts.narrator.started(loop.state, loop.terms, None)
+    loop.parts.narrator.report_start(loop.state, loop.terms, None)
     return loop

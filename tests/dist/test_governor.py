@@ -87,20 +87,20 @@ def note_recoveries(engine: Engine) -> list[tuple[Any, Recovery]]:
     """The states that panicked, and what was done."""
     found: list[tuple[Any, Recovery]] = []
     assert engine.governor is not None
-    own = engine.governor.gone_back
+    own = engine.governor.discard_later
 
     def noted(recovery: Recovery) -> list[Event]:
         found.append((present[-1], recovery))
         return own(recovery)
 
     present: list[Any] = []
-    recover = engine.governor.recovery
+    recover = engine.governor.find_recovery
 
     def asked(state: Any, **limits: Any) -> Recovery | None:
         present.append(state)
         return recover(state, **limits)
 
-    engine.governor.gone_back, engine.governor.recovery = noted, asked  # type: ignore[method-assign]
+    engine.governor.discard_later, engine.governor.find_recovery = noted, asked  # type: ignore[method-assign]
     return found
 
 

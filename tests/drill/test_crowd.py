@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esper.drill.bus import Bus, Lost, ProtocolBroken, RankWorld
-from esper.drill.crowd import Crowd, Setting, Told, crowd, live, without_ages
+from esper.drill.crowd import Crowd, CrowdResult, Setting, live, run_crowd, strip_ages
 from esper.drill.replica import FaultKind
 from esper.leyline.errors import LockstepError
 from esper.leyline.events import BirthVetoed, StageChanged
@@ -17,7 +17,7 @@ from tests.support.dist import run_distributed
 RANKS, SLOTS, TICKS = 12, 4, 5
 
 
-def told_by(kind: FaultKind, ranks: int, rank: int, told: Told) -> str:
+def told_by(kind: FaultKind, ranks: int, rank: int, told: CrowdResult) -> str:
     """What every surviving rank must say of a fault."""
     step = 10 * TICKS
     parted, alone = (
@@ -41,14 +41,14 @@ def told_by(kind: FaultKind, ranks: int, rank: int, told: Told) -> str:
     }[kind]
 
 
-def check_bytes(told: Told, ranks: int, slots: int) -> None:
+def check_bytes(told: CrowdResult, ranks: int, slots: int) -> None:
     """observe: float64 of 22 + 20 S entries; commit: int64 of commands, vetoes, digest pairs and a word a rank."""
     assert told.bytes_per_tick == 8 * (22 + 20 * slots) + 8 * (9 * slots + 2 * (6 + 3 * slots) + ranks)
     assert told.bytes_per_tick < 16 * 1024
     assert told.collectives == 2
 
 
-def check_alike(told: Told, ranks: int, ticks: int) -> None:
+def check_alike(told: CrowdResult, ranks: int, ticks: int) -> None:
     """Every rank came to the end, in equal states after every tick, through the same collectives."""
     assert [rank.error for rank in told.ranks] == [None] * ranks
     lives = [rank.value for rank in told.ranks]
@@ -56,7 +56,7 @@ def check_alike(told: Told, ranks: int, ticks: int) -> None:
     assert {tuple(rank.calls) for rank in told.ranks} == {("observe", "commit") * ticks}
 
 
-def check_fault(told: Told, setup: Crowd) -> None:
+def check_fault(told: CrowdResult, setup: Crowd) -> None:
     """The rank that was struck is named by all, in one text; whoever is lost says nothing."""
     struck = setup.struck()
     assert struck is not None
@@ -66,7 +66,7 @@ def check_fault(told: Told, setup: Crowd) -> None:
             assert rank.lost
             continue
         assert isinstance(rank.error, LockstepError), f"rank {number}: {rank.error!r}"
-        texts.add(without_ages(str(rank.error)))
+        texts.add(strip_ages(str(rank.error)))
         calls.add(tuple(rank.calls))
     assert len(texts) == 1
     assert len(calls) == 1
@@ -77,7 +77,7 @@ def check_fault(told: Told, setup: Crowd) -> None:
 
 
 def test_lives_with_delays_and_vetoes_are_one_life() -> None:
-    told = crowd(Crowd(ranks=RANKS, slots=SLOTS, ticks=7, seed=6))
+    told = run_crowd(Crowd(ranks=RANKS, slots=SLOTS, ticks=7, seed=6))
     check_alike(told, RANKS, 7)
     check_bytes(told, RANKS, SLOTS)
     life = told.ranks[0].value
@@ -101,7 +101,7 @@ def test_the_order_in_which_ranks_come_changes_nothing() -> None:
 @pytest.mark.parametrize("kind", list(FaultKind))
 def test_a_fault_has_one_outcome_on_all_ranks(kind: FaultKind) -> None:
     setup = Crowd(ranks=8, slots=SLOTS, ticks=TICKS, seed=5, fault=kind)
-    check_fault(crowd(setup), setup)
+    check_fault(run_crowd(setup), setup)
 
 
 def over_gloo(rank: int, setup: Crowd, run_dir: Path) -> tuple[int, ...]:
@@ -115,7 +115,7 @@ def over_gloo(rank: int, setup: Crowd, run_dir: Path) -> tuple[int, ...]:
 
 def test_real_ranks_over_gloo_come_to_the_same_states(tmp_path: Path) -> None:
     setup = Crowd(ranks=3, slots=3, ticks=6, seed=4)
-    simulated = crowd(setup)
+    simulated = run_crowd(setup)
     check_alike(simulated, 3, 6)
     life = simulated.ranks[0].value
     assert life is not None
@@ -126,7 +126,7 @@ def test_real_ranks_over_gloo_come_to_the_same_states(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ranks", [64, 256, 1024])
 def test_bytes_and_states_of_a_large_crowd(ranks: int) -> None:
-    told = crowd(Crowd(ranks=ranks, slots=12, ticks=4, seed=1))
+    told = run_crowd(Crowd(ranks=ranks, slots=12, ticks=4, seed=1))
     check_alike(told, ranks, 4)
     check_bytes(told, ranks, 12)
 
@@ -140,7 +140,7 @@ def test_bytes_and_states_of_a_large_crowd(ranks: int) -> None:
 )
 def test_faults_in_a_large_crowd(ranks: int, kind: FaultKind) -> None:
     setup = Crowd(ranks=ranks, slots=SLOTS, ticks=TICKS, seed=5, fault=kind)
-    check_fault(crowd(setup), setup)
+    check_fault(run_crowd(setup), setup)
 
 
 # the bus itself -------------------------------------------------------------------------------------------------------

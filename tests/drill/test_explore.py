@@ -10,14 +10,14 @@ import pytest
 from esper.accord import reducer
 from esper.accord.effects import Outcome
 from esper.drill import explore as rooms
-from esper.drill.explore import Broken, Explorer, Small
+from esper.drill.explore import Explorer, InvariantBroken, SmallWorld
 from esper.tolaria.lockstep import collectives as lockstep
 from esper.tolaria.lockstep import tick
 from esper.tolaria.lockstep.wire import Failure
 
 
 def test_every_state_within_two_ticks_keeps_the_invariants() -> None:
-    found = Explorer(Small()).explore(2)
+    found = Explorer(SmallWorld()).explore(2)
     assert found.levels == [1, 5, 18]
     assert found.states == 24
     assert found.faults > 60
@@ -25,8 +25,8 @@ def test_every_state_within_two_ticks_keeps_the_invariants() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("small", "depth"), [(Small(), 4), (Small(max_live=1), 5), (Small(slots=1), 9)])
-def test_every_state_within_more_ticks_keeps_the_invariants(small: Small, depth: int) -> None:
+@pytest.mark.parametrize(("small", "depth"), [(SmallWorld(), 4), (SmallWorld(max_live=1), 5), (SmallWorld(slots=1), 9)])
+def test_every_state_within_more_ticks_keeps_the_invariants(small: SmallWorld, depth: int) -> None:
     found = Explorer(small).explore(depth)
     assert found.states > 60
 
@@ -34,7 +34,7 @@ def test_every_state_within_more_ticks_keeps_the_invariants(small: Small, depth:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_rank_lost_anywhere_ends_the_others_alike() -> None:
-    found = Explorer(Small(slots=1)).explore(3, with_losses=True)
+    found = Explorer(SmallWorld(slots=1)).explore(3, with_losses=True)
     assert found.faults > 60
 
 
@@ -90,17 +90,17 @@ def deaf_digest(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("break_it", "small", "depth", "told"),
     [
-        (rank_local_reducer, Small(slots=1), 1, "rank 0 has "),
-        (deaf_budget, Small(max_live=1), 1, "2 live seeds, the budget is 1"),
-        (patient_births, Small(slots=1), 3, "staged for 2 ticks, stage_ticks is 2"),
-        (hasty_failure, Small(slots=1), 1, "met in different collectives"),
-        (deaf_digest, Small(slots=1), 1, "forged stage on rank 0"),
+        (rank_local_reducer, SmallWorld(slots=1), 1, "rank 0 has "),
+        (deaf_budget, SmallWorld(max_live=1), 1, "2 live seeds, the budget is 1"),
+        (patient_births, SmallWorld(slots=1), 3, "staged for 2 ticks, stage_ticks is 2"),
+        (hasty_failure, SmallWorld(slots=1), 1, "met in different collectives"),
+        (deaf_digest, SmallWorld(slots=1), 1, "forged stage on rank 0"),
     ],
 )
 def test_what_is_broken_on_purpose_is_found(
-    break_it: Patch, small: Small, depth: int, told: str, monkeypatch: pytest.MonkeyPatch
+    break_it: Patch, small: SmallWorld, depth: int, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
-    with pytest.raises(Broken) as caught:
+    with pytest.raises(InvariantBroken) as caught:
         Explorer(small).explore(depth)
     assert told in str(caught.value)

@@ -98,7 +98,7 @@ def strike_at(place: str, tick: int, act: Callable[[], None]) -> None:
     elif place == "rewrap":
         _after(growth, "wrap", due, act)
     elif place == "gone-back":
-        _after(Governor, "gone_back", due, act, before=True)
+        _after(Governor, "discard_later", due, act, before=True)
     elif place == "hash":
         _after(checkpoint, "_sha256", due, act)
     elif place in ("rename", "committed"):

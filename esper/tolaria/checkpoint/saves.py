@@ -66,9 +66,9 @@ class Saves(Observer):
         """The fate of the save in flight, and whether another can begin."""
         self.heartbeat.mark("save-commit")
         self.flush_before_commit()
-        self.narrator.tell_all(self.saver.settle(turn.agreed.agreed.ranks, axes_of(turn.state)))
+        self.narrator.emit_all(self.saver.settle(turn.agreed.agreed.ranks, axes_of(turn.state)))
         if turn.state.governor.verdict is not Verdict.PANIC:  # else the governor settles them all
-            turn.save = turn.save and self.room(turn.state, last=self._last)
+            turn.save = turn.save and self.make_room(turn.state, last=self._last)
 
     def after_follow(self, turn: Turn) -> None:
         """Begins the save."""
@@ -95,7 +95,7 @@ class Saves(Observer):
         common, own = self._collect(state)
         self.saver.begin(state.step, state.tick, score, common if self.saver.world.rank == 0 else None, own)
 
-    def room(self, state: RunState, *, last: bool) -> bool:
+    def make_room(self, state: RunState, *, last: bool) -> bool:
         """Whether a save can begin: where the one before is still being written, all ranks have that from one commit.
         The last save of a run waits for it, another is left out."""
         before = self.saver.in_flight
@@ -108,18 +108,18 @@ class Saves(Observer):
             f"save of step {state.step} left out: that of step {before} is still being written; is the disk slow? "
             "raise checkpoint.every_ticks"
         )
-        self.narrator.fault(state, what, str(self.saver.store.path(state.step)))
+        self.narrator.report_fault(state, what, str(self.saver.store.path(state.step)))
         return False
 
     def settle_now(self, state: RunState) -> None:
         """Waits until nothing is being written or committed, on all ranks together."""
-        self.narrator.tell_all(self.saver.drain(axes_of(state), self._patience))
+        self.narrator.emit_all(self.saver.drain(axes_of(state), self._patience))
 
     def finish(self, state: RunState) -> None:
         """Settles the last save, synchronously."""
         self.heartbeat.mark("save-commit")
         self.sink.flush()
-        self.narrator.tell_all(self.saver.finish(axes_of(state), self._patience))
+        self.narrator.emit_all(self.saver.finish(axes_of(state), self._patience))
 
     def flush_before_commit(self) -> None:
         """What was told up to a saved tick is written first: a resume from there trains nothing of it again."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.tolaria.data.hashing import hashed
+from esper.tolaria.data.hashing import hash_positions
 
 
 class Augment(StrEnum):
@@ -34,7 +34,7 @@ def crop_flip(x_NCHW: Tensor, ids: Tensor, *, seed: int, epoch: int, pad: int) -
         [N, C, H, W], contiguous.
     """
     _, _, height, width = x_NCHW.shape
-    bits = hashed(ids, "crop_flip", seed, epoch)
+    bits = hash_positions(ids, "crop_flip", seed, epoch)
     places = np.uint64(2 * pad + 1)  # 16 bits scaled to this range: biased by less than one part in 2^16 / places
     tops = (bits & np.uint64(0xFFFF)) * places >> np.uint64(16)
     lefts = (bits >> np.uint64(16) & np.uint64(0xFFFF)) * places >> np.uint64(16)

@@ -20,7 +20,7 @@ _MIX_1 = np.array([0xBF58476D1CE4E5B9], dtype=np.uint64)
 _MIX_2 = np.array([0x94D049BB133111EB], dtype=np.uint64)
 
 
-def hashed(positions: Tensor, *key: int | str) -> npt.NDArray[np.uint64]:
+def hash_positions(positions: Tensor, *key: int | str) -> npt.NDArray[np.uint64]:
     """One 64-bit number per position.
 
     Args:
@@ -36,7 +36,7 @@ def hashed(positions: Tensor, *key: int | str) -> npt.NDArray[np.uint64]:
 
 def hashed_order(size: int, *key: int | str) -> Tensor:
     """A permutation of 0 .. size-1, int64, the same on every machine and with every library version."""
-    return torch.from_numpy(np.argsort(hashed(torch.arange(size), *key), kind="stable"))
+    return torch.from_numpy(np.argsort(hash_positions(torch.arange(size), *key), kind="stable"))
 
 
 def seeded_order(size: int, *key: int | str) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.tolaria.data.hashing import hashed, hashed_order
+from esper.tolaria.data.hashing import hash_positions, hashed_order
 
 
 def with_label_noise(labels: Tensor, share: float, *, classes: int, split_seed: int) -> Tensor:
@@ -21,7 +21,7 @@ def with_label_noise(labels: Tensor, share: float, *, classes: int, split_seed: 
     """
     wrong = round(share * len(labels))
     chosen = hashed_order(len(labels), "label noise", split_seed)[:wrong]
-    draws = hashed(chosen, "label noise class", split_seed) % np.uint64(classes - 1)
+    draws = hash_positions(chosen, "label noise class", split_seed) % np.uint64(classes - 1)
     shift = torch.from_numpy(draws.astype(np.int64)) + 1  # 1 to classes - 1: never the label itself
     noisy = labels.clone()
     noisy[chosen] = (labels[chosen] + shift) % classes

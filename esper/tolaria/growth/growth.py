@@ -228,7 +228,7 @@ class Growth:
             if (alpha, fade) != (holder.level, holder.fade_level):
                 holder.set_alpha(alpha, fade)
 
-    def shadowed(self, state: RunState) -> list[str]:
+    def shadowed_slots(self, state: RunState) -> list[str]:
         """Slots whose seed learns in a forward of its own, row-major."""
         if self.terms.slots_config.incubation != Incubation.SHADOW:
             return []

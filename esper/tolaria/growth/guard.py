@@ -71,7 +71,7 @@ def read_report(owners: Sequence[str], norms_O: Tensor) -> StepReport:
     return StepReport({owner: norm for owner, norm in norms.items() if owner not in broken}, broken, HOST in broken)
 
 
-def spared(owners: Sequence[str], norms_O: Tensor) -> dict[str, Tensor]:
+def build_found_inf(owners: Sequence[str], norms_O: Tensor) -> dict[str, Tensor]:
     """``found_inf`` of each owner, 0-D float32 on the device: 1 where its parameters must be left alone."""
     broken_O = ~norms_O.isfinite()
     if HOST in owners:

@@ -22,7 +22,7 @@ from torch import Tensor
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.growth.config import OptimConfig, OptimizerKind
-from esper.tolaria.growth.guard import Judgement, StepReport, read_report, spared, tensor_norms
+from esper.tolaria.growth.guard import Judgement, StepReport, build_found_inf, read_report, tensor_norms
 from esper.tolaria.growth.health import GradientMeter
 from esper.tolaria.growth.policy import Group, GroupPolicy, Scheduled
 
@@ -121,7 +121,7 @@ class ParameterOwner:
         order = [HOST, *(slot for slot in self.grown.slots if slot in self._groups)]
         self.optimizer.param_groups = [group for owner in order for group in self._groups[owner]]
 
-    def owned(self, slot: str) -> bool:
+    def owns_slot(self, slot: str) -> bool:
         """Every parameter of the slot's seed stands in exactly one group, which is the slot's."""
         mine = [id(p) for group in self._groups.get(slot, []) for p in group["params"]]
         everyone = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
@@ -192,7 +192,7 @@ class ParameterOwner:
         self._clip(totals)  # what is not finite stays so, and is left out
         optimizer: Any = self.optimizer
         try:
-            for owner, found_inf in spared(owners, norms_O).items():
+            for owner, found_inf in build_found_inf(owners, norms_O).items():
                 optimizer.param_groups, optimizer.found_inf = self._groups[owner], found_inf
                 self._before_first_momentum(owner)
                 optimizer.step()

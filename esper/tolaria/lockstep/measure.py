@@ -68,7 +68,7 @@ def measure(
         if holder.seed is not None:
             finite = all(bool(torch.isfinite(parameter).all()) for parameter in holder.parameters())
             values[f"{entry.slot}.finite"] = float(finite)
-            values[f"{entry.slot}.owned"] = float(owner.owned(entry.slot))
+            values[f"{entry.slot}.owned"] = float(owner.owns_slot(entry.slot))
             values[f"{entry.slot}.degraded"] = float(evaluator.grown.slots[entry.slot].degraded is not None)
             count, total, squares = holder.tally.take()
             values[f"{entry.slot}.gate_count"] = count

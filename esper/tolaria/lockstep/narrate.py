@@ -76,12 +76,12 @@ class Narrator:
         self.sink, self.grown = sink, grown
         self._degraded: dict[str, SlotDegraded] = {}  # told, and not over
 
-    def tell(self, event: Event | None) -> None:
+    def emit(self, event: Event | None) -> None:
         """Emits an event, if there is one."""
         if event is not None:
             self.sink.emit(event)
 
-    def tell_all(self, events: Iterable[Event]) -> None:
+    def emit_all(self, events: Iterable[Event]) -> None:
         """Emits events in their order."""
         for event in events:
             self.sink.emit(event)
@@ -89,9 +89,9 @@ class Narrator:
     def _parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.grown.model.parameters())
 
-    def started(self, state: RunState, terms: Terms, resumed_from: int | None) -> None:
+    def report_start(self, state: RunState, terms: Terms, resumed_from: int | None) -> None:
         """The group began or resumed the run."""
-        self.tell(
+        self.emit(
             RunStarted(
                 **axes_of(state),
                 world_size=terms.world_size,
@@ -102,11 +102,11 @@ class Narrator:
             )
         )
 
-    def evidence(self, before: RunState, state: RunState, agreed: Agreed, first_skipped: int) -> None:
+    def report_evidence(self, before: RunState, state: RunState, agreed: Agreed, first_skipped: int) -> None:
         """Paired evidence that arrived, and steps that were skipped."""
         for old, new in zip(before.slots, state.slots, strict=True):
             if old.request is not None:
-                self.tell(
+                self.emit(
                     ContributionMeasured(
                         **axes_of(state),
                         slot=new.slot,
@@ -116,21 +116,21 @@ class Narrator:
                         contribution=new.contribution,
                     )
                 )
-            self._tell_degraded(state, new)
+            self._report_degraded(state, new)
             if new.nonfinite_steps:
                 text = (
                     f"{new.nonfinite_steps} steps had a non-finite gradient in {new.slot} ({new.stage.name}); dropped"
                 )
-                self.tell(Fault(**axes_of(state), what=text, where=new.slot))
+                self.emit(Fault(**axes_of(state), what=text, where=new.slot))
         if state.skipped:
             ranks = agreed.nonfinite_ranks
-            self.tell(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
+            self.emit(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
 
-    def trouble(self, before: RunState, after: RunState) -> None:
+    def report_trouble(self, before: RunState, after: RunState) -> None:
         """A panic, and a breaker that turned."""
-        self.tell_all(trouble_events(before, after))
+        self.emit_all(trouble_events(before, after))
 
-    def decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
+    def report_decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
         """The reducer's events; on rank 0 with the controller's reasons, which do not travel."""
         reasons = {command.proposal: command.reason for command in (commands or {}).values() if command.proposal}
         for event in events:
@@ -138,12 +138,12 @@ class Narrator:
                 why = reasons[event.command.proposal]
                 event = replace(event, command=replace(event.command, reason=why))
                 event = replace(event, reason=why) if event.applied else event
-            self.tell(event)
+            self.emit(event)
             if isinstance(event, StageChanged) and event.cause == Mechanical.DEGRADED.name:
                 told = self._degraded.pop(event.slot)
-                self.tell(replace(told, step=event.step, tick=event.tick, epoch=event.epoch, pruned=True))
+                self.emit(replace(told, step=event.step, tick=event.tick, epoch=event.epoch, pruned=True))
 
-    def _tell_degraded(self, state: RunState, slot: SlotState) -> None:
+    def _report_degraded(self, state: RunState, slot: SlotState) -> None:
         if slot.degraded_tick is None:
             self._degraded.pop(slot.slot, None)
         elif slot.slot not in self._degraded:
@@ -157,33 +157,33 @@ class Narrator:
                 pruned=False,
             )
             self._degraded[slot.slot] = event
-            self.tell(event)
+            self.emit(event)
 
-    def fault(self, state: RunState, what: str, where: str) -> None:
+    def report_fault(self, state: RunState, what: str, where: str) -> None:
         """Something is broken, and the run goes on."""
-        self.tell(Fault(**axes_of(state), what=what, where=where))
+        self.emit(Fault(**axes_of(state), what=what, where=where))
 
-    def failures(self, state: RunState, failures: dict[str, str]) -> None:
+    def report_failures(self, state: RunState, failures: dict[str, str]) -> None:
         """Why staged seeds failed on this rank; clears the record."""
         for slot, text in failures.items():
-            self.fault(state, f"seed for {slot} cannot be held here: {text}", slot)
+            self.report_fault(state, f"seed for {slot} cannot be held here: {text}", slot)
         failures.clear()
 
-    def library(self, state: RunState, library: Library, *, waited_ms: float) -> None:
+    def report_library(self, state: RunState, library: Library, *, waited_ms: float) -> None:
         """What the seed library did since the last tick, and what it could not keep."""
         figures = library.figures(state.tick)
         if figures.births or figures.disk_hits or figures.built or figures.evicted or figures.failed or waited_ms:
-            self.tell(LibraryUsed(**axes_of(state), **asdict(figures), waited_ms=waited_ms))
+            self.emit(LibraryUsed(**axes_of(state), **asdict(figures), waited_ms=waited_ms))
         while library.troubles:
-            self.fault(state, library.troubles.pop(0), "seed library")
+            self.report_fault(state, library.troubles.pop(0), "seed library")
 
-    def rewrapped(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
+    def report_wrap(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
         """A new wrapper, if there is one."""
         if wrap_ms is not None:
             cause = "save" if saved else "gradient set changed"
-            self.tell(Rewrapped(**axes_of(state), cause=cause, parameters=parameters, wrap_ms=wrap_ms))
+            self.emit(Rewrapped(**axes_of(state), cause=cause, parameters=parameters, wrap_ms=wrap_ms))
 
-    def tick(self, state: RunState, *, lr: float, steps_ms: float, tick_ms: float, digest_ms: float) -> None:
+    def report_tick(self, state: RunState, *, lr: float, steps_ms: float, tick_ms: float, digest_ms: float) -> None:
         """The agreed numbers of the tick."""
         lines = tuple(
             SlotLine(
@@ -201,7 +201,7 @@ class Narrator:
             )
             for entry in state.slots
         )
-        self.tell(
+        self.emit(
             TickDone(
                 **axes_of(state),
                 train_loss=state.train_loss,

@@ -142,13 +142,15 @@ class Cycle:
         turn.full |= turn.state.tick % self.control.digest_every == 0
         self.observers.call("before_commit", turn)
         turn.decision = self._commit(turn, controller)
-        self.narrator.evidence(before, turn.state, turn.decision.agreed, self.window.first_skipped)
-        self.narrator.trouble(before, turn.state)
+        self.narrator.report_evidence(before, turn.state, turn.decision.agreed, self.window.first_skipped)
+        self.narrator.report_trouble(before, turn.state)
         self.observers.call("after_commit", turn)
         if turn.instead is None:
             turn.state, turn.wrap_ms = self._follow(turn)
         steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
-        self.narrator.tick(turn.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=turn.decision.digest_ms)
+        self.narrator.report_tick(
+            turn.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=turn.decision.digest_ms
+        )
         if turn.instead is not None:
             turn.state, turn.wrap_ms = turn.instead()
         self.window.reset()
@@ -210,16 +212,16 @@ class Cycle:
         self.growth.perform(decision.outcome.effects)
         self.marks.mark("rewrap")
         wrap_ms = self.growth.follow(state, force=turn.save)
-        self.narrator.decisions(decision.outcome.events, decision.commands)
-        self.narrator.failures(state, self.growth.failures)
+        self.narrator.report_decisions(decision.outcome.events, decision.commands)
+        self.narrator.report_failures(state, self.growth.failures)
         if self.growth.library is not None:
-            self.narrator.library(state, self.growth.library, waited_ms=self._waited_ms)
+            self.narrator.report_library(state, self.growth.library, waited_ms=self._waited_ms)
             self._waited_ms = 0.0
         if self.growth.compiler is not None:
             for where, why in self.growth.compiler.degraded().items():
-                self.narrator.fault(state, f"{where} runs without its compiled graph from here on: {why}", where)
+                self.narrator.report_fault(state, f"{where} runs without its compiled graph from here on: {why}", where)
         count = len(self.growth.owner.gradient_set())
-        self.narrator.rewrapped(state, wrap_ms, parameters=count, saved=turn.save)
+        self.narrator.report_wrap(state, wrap_ms, parameters=count, saved=turn.save)
         return state, wrap_ms
 
     def _decide(

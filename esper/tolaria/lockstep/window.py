@@ -47,7 +47,7 @@ class Window:
         """Skipped steps in a row, at the newest step since the last tick that is known of; 0 without one."""
         return self.skipped_in_row if self._seen else 0
 
-    def samples(self, loss: Tensor, correct: Tensor, weights: Tensor) -> None:
+    def add_samples(self, loss: Tensor, correct: Tensor, weights: Tensor) -> None:
         """Takes per-sample numbers of one forward, [M] each; those that are not finite are counted, not summed."""
         with torch.no_grad():
             loss, correct = loss.detach().double(), correct.detach().double()
@@ -62,7 +62,7 @@ class Window:
                 ]
             )
 
-    def step(self, report: StepReport | Judgement, step: int) -> None:
+    def add_step(self, report: StepReport | Judgement, step: int) -> None:
         """Takes what the owner of the parameters said of optimizer step ``step``."""
         if isinstance(report, StepReport):
             self._take(report, step)

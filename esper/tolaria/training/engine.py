@@ -44,10 +44,10 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
-from esper.tolaria.training.governor import Governor, Recovery, rollback_events, too_many_skipped
+from esper.tolaria.training.governor import Governor, Recovery, explain_skips, rollback_events
 from esper.tolaria.training.losses import StepLoss
 from esper.tolaria.training.observing import build_observers
-from esper.tolaria.training.result import RunResult, choose_best, read_test, rebuild_checkpoint, result_of
+from esper.tolaria.training.result import RunResult, build_result, choose_best, read_test, rebuild_checkpoint
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,13 +146,13 @@ class Engine:
         else:
             self.growth.plant_record(self.state)
         self.growth.follow(self.state, force=True)
-        self.narrator.started(self.state, self.terms, resume_step)
+        self.narrator.report_start(self.state, self.terms, resume_step)
         if self.governor is not None:
             if order is not None:
                 before = self.state.governor.breaker
                 self.state = self.governor.obey(self.state, order, begun=resume_step is not None)
-                self.narrator.tell_all(breaker_events(before, self.state))
-            self.narrator.tell_all(self.governor.begin(self.state, self.collect))
+                self.narrator.emit_all(breaker_events(before, self.state))
+            self.narrator.emit_all(self.governor.begin(self.state, self.collect))
         self.cycle.restart_clock()
 
     def _go_on_from(self, generation: Generation) -> None:
@@ -184,7 +184,7 @@ class Engine:
         """One optimizer step on this rank's shard of the global batch."""
         step, trainer = self.step, self.settings.trainer
         self.heartbeat.step = step
-        self.losses.let_teacher_go(step)
+        self.losses.release_teacher(step)
         self.growth.set_alphas(self.state, step)
         self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
         at = self.state.governor.cursor(step)
@@ -209,13 +209,13 @@ class Engine:
             report = self.owner.step()
             if self.world.slow and isinstance(report, Judgement):
                 report.wait()  # what may take longer is over before the limit is short again
-            self.window.step(report, step)
+            self.window.add_step(report, step)
         self.world.allow_slow(False)
         self.step += 1
 
     def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
         """Of one forward and backward; see `StepLoss`."""
-        return self.losses(x, y, weights, scale, shadowed=self.growth.shadowed(self.state))
+        return self.losses(x, y, weights, scale, shadowed=self.growth.shadowed_slots(self.state))
 
     def tick_due(self) -> bool:
         """Whether the tick comes now: by count, by epoch, at the end, or at once after a row of skipped steps."""
@@ -238,7 +238,7 @@ class Engine:
         turn = self.cycle.tick(self.state, self._measure, self.controller, step=self.step, epoch=epoch, lr=self._lr)
         self.state = turn.state
         if self.state.judged_row >= self.settings.trainer.max_consecutive:
-            raise DivergedError(too_many_skipped(self.state, turn.agreed.agreed))
+            raise DivergedError(explain_skips(self.state, turn.agreed.agreed))
         if turn.sums["stop"] > 0 and self.step < self.terms.total_steps:
             self.saves.finish(self.state)
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
@@ -251,9 +251,9 @@ class Engine:
         self.state = outcome.state
         self.growth.perform(outcome.effects)
         wrap_ms = self.growth.follow(self.state, force=True)
-        faults = self.governor.gone_back(recovery)
-        self.narrator.tell_all([*rollback_events(present, recovery, began), *faults])
-        self.narrator.failures(self.state, self.growth.failures)
+        faults = self.governor.discard_later(recovery)
+        self.narrator.emit_all([*rollback_events(present, recovery, began), *faults])
+        self.narrator.report_failures(self.state, self.growth.failures)
         return self.state, wrap_ms
 
     def oldest_step(self) -> int:
@@ -281,8 +281,10 @@ class Engine:
         self.saves.finish(self.state)
         self.heartbeat.mark("test")
         store = self.saver.store
-        best = choose_best(store, self.world, partial(self.narrator.fault, self.state))
+        best = choose_best(store, self.world, partial(self.narrator.report_fault, self.state))
         grown = self.grown if best is None else rebuild_checkpoint(store, best, self.fresh, self.growth)
         test_loss, test_accuracy = read_test(self.evaluator.of_network(grown), self.world, self.state.tick)
         objective = self.saves.objective(self.state)
-        return result_of(self.state, self.grown, objective=objective, best=best, loss=test_loss, accuracy=test_accuracy)
+        return build_result(
+            self.state, self.grown, objective=objective, best=best, loss=test_loss, accuracy=test_accuracy
+        )

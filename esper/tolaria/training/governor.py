@@ -95,7 +95,7 @@ class Governor:
         size, ms = self.ring.take(state, *collect(state))
         return [SnapshotTaken(**axes_of(state), bytes=size, copy_ms=ms)]
 
-    def recovery(self, present: RunState, *, from_step: int) -> Recovery | None:
+    def find_recovery(self, present: RunState, *, from_step: int) -> Recovery | None:
         """What to do about a panic; the same on every rank.
 
         Args:
@@ -137,7 +137,7 @@ class Governor:
         step = newest_valid_everywhere(self.world, steps, valid)
         return None if step is None else read_generation(self.store, step, self.world)
 
-    def gone_back(self, recovery: Recovery) -> list[Event]:
+    def discard_later(self, recovery: Recovery) -> list[Event]:
         """The model is the generation's; what came after it never happened.
 
         Raises:
@@ -178,7 +178,7 @@ def rollback_events(present: RunState, recovery: Recovery, began: float) -> list
     return [back, *how.outcome.events, *trouble_events(present, how.outcome.state)]
 
 
-def too_many_skipped(state: RunState, agreed: Agreed) -> str:
+def explain_skips(state: RunState, agreed: Agreed) -> str:
     """Why a run ends that skipped too many steps in a row."""
     ranks = [str(rank) for rank in agreed.nonfinite_ranks]
     who = f"the loss was not finite on rank {', '.join(ranks)}" if ranks else "no rank's own loss was non-finite"
@@ -230,7 +230,7 @@ class GovernorObserver(Observer):
         self.marks.mark("rollback")
         self.governor.world.allow_slow(True)
         self.settle_saves(turn.state)
-        recovery = self.governor.recovery(turn.state, from_step=self.from_step())
+        recovery = self.governor.find_recovery(turn.state, from_step=self.from_step())
         if recovery is not None:
             # The checkpoints beyond it have lost their names, and there may be no other: save at once.
             turn.save = True
@@ -239,4 +239,4 @@ class GovernorObserver(Observer):
     def after_follow(self, turn: Turn) -> None:
         """A snapshot where one is due; the generation gone back to is one itself."""
         if turn.instead is None:
-            self.narrator.tell_all(self.governor.keep(turn.state, self.collect, saved=turn.save))
+            self.narrator.emit_all(self.governor.keep(turn.state, self.collect, saved=turn.save))

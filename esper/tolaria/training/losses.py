@@ -42,7 +42,7 @@ class StepLoss:
         self.distillation = distillation
         self.teacherless_from = 0
 
-    def let_teacher_go(self, step: int) -> None:
+    def release_teacher(self, step: int) -> None:
         """From ``distill.until_step`` on there is no teacher, and nothing of it is left."""
         if self.distillation is None or step < (self.distillation.config.until_step or math.inf):
             return
@@ -67,7 +67,7 @@ class StepLoss:
             with self.grown.tallied(weights):
                 output = self._forward(self.growth.call, x)
             loss, correct = self.task.per_sample(output, y)
-            self.window.samples(loss, correct, weights)
+            self.window.add_samples(loss, correct, weights)
             return share(loss, output)
 
         def shadow(call: Call) -> Tensor:

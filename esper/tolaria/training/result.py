@@ -63,7 +63,7 @@ def topology_of(state: RunState) -> dict[str, dict[str, Any]]:
     }
 
 
-def result_of(
+def build_result(
     state: RunState, grown: Grown, *, objective: float | None, best: int | None, loss: Reading, accuracy: Reading
 ) -> RunResult:
     """The result of a run that ended in ``state``.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from esper.leyline.plain import digest62
 from esper.tolaria.data.augment import crop_flip
-from esper.tolaria.data.hashing import hashed, hashed_order, seeded_order
+from esper.tolaria.data.hashing import hash_positions, hashed_order, seeded_order
 
 BITS = (1 << 64) - 1
 
@@ -35,7 +35,7 @@ def test_the_reference_generator_gives_its_published_numbers():
 @given(st.integers(0, 10**9), st.integers(1, 50))
 @settings(max_examples=20, deadline=None)
 def test_hashed_is_splitmix64(seed, count):
-    assert hashed(torch.arange(count), "x", seed).tolist() == splitmix64(digest62(["x", seed]), count)
+    assert hash_positions(torch.arange(count), "x", seed).tolist() == splitmix64(digest62(["x", seed]), count)
 
 
 def test_orders_are_permutations_and_follow_their_key():

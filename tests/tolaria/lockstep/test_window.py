@@ -17,7 +17,7 @@ def window(**fields) -> Window:
 
 
 def samples(into: Window, loss, correct, weights) -> None:
-    into.samples(*(torch.tensor(values, requires_grad=values is loss) for values in (loss, correct, weights)))
+    into.add_samples(*(torch.tensor(values, requires_grad=values is loss) for values in (loss, correct, weights)))
 
 
 def report(norms=None, broken=(), skipped=False) -> StepReport:
@@ -54,9 +54,9 @@ def test_sums_are_kept_in_float64():
 
 def test_norms_are_summed_by_owner_over_the_steps_that_had_one():
     own = window()
-    own.step(report({"host": 2.0, "r0c0": 0.5}), 10)
-    own.step(report({"host": 3.0}, broken=("r0c0",)), 11)
-    own.step(report({"host": 4.0, "r0c0": 0.25}), 12)
+    own.add_step(report({"host": 2.0, "r0c0": 0.5}), 10)
+    own.add_step(report({"host": 3.0}, broken=("r0c0",)), 11)
+    own.add_step(report({"host": 4.0, "r0c0": 0.25}), 12)
     values, _ = own.values(["r0c0", "r0c1"])
     assert (values["host_norm"], values["host_norm_steps"]) == (9.0, 3)
     assert (values["r0c0.norm"], values["r0c0.norm_steps"], values["r0c0.nonfinite"]) == (0.75, 2, 1)
@@ -66,14 +66,14 @@ def test_norms_are_summed_by_owner_over_the_steps_that_had_one():
 def test_skipped_steps_in_a_row_go_on_over_a_tick_and_end_with_a_good_step():
     own = window(skipped_in_row=2)
     for step in (7, 8):
-        own.step(report(broken=("host",), skipped=True), step)
+        own.add_step(report(broken=("host",), skipped=True), step)
     assert (own.skipped, own.skipped_in_row, own.first_skipped) == (2, 4, 7)
     own.reset()
     assert (own.skipped, own.skipped_in_row, own.first_skipped) == (0, 4, -1)
     assert own.values([])[0]["skipped_in_row"] == 4
-    own.step(report(broken=("host",), skipped=True), 9)
+    own.add_step(report(broken=("host",), skipped=True), 9)
     assert (own.skipped, own.skipped_in_row, own.first_skipped) == (1, 5, 9)
-    own.step(report({"host": 1.0}), 10)
+    own.add_step(report({"host": 1.0}), 10)
     assert (own.skipped, own.skipped_in_row, own.first_skipped) == (1, 0, 9)
 
 
@@ -126,7 +126,7 @@ def test_a_full_row_that_ends_before_the_tick_that_it_brings_is_told_all_the_sam
 def test_a_reset_forgets_all_sums():
     own = window()
     samples(own, [1.0, NAN], [1.0, 0.0], [1.0, 1.0])
-    own.step(report({"host": 1.0}, broken=("r0c0",)), 1)
+    own.add_step(report({"host": 1.0}, broken=("r0c0",)), 1)
     own.reset()
     assert own.values(["r0c0"]) == window().values(["r0c0"])
 
@@ -134,6 +134,6 @@ def test_a_reset_forgets_all_sums():
 @pytest.mark.parametrize("slots", [[], ["r0c0", "r3c1"]])
 def test_its_values_fit_the_observe_vector(slots):
     own = window()
-    own.step(report({"host": 1.0, "r0c0": 2.0}), 0)
+    own.add_step(report({"host": 1.0, "r0c0": 2.0}), 0)
     values, _ = own.values(slots)
     assert ObserveLayout(slots).encode(values, 0).shape == (len(ObserveLayout(slots).names),)
