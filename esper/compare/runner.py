@@ -24,7 +24,7 @@ from esper.config.tree import EsperConfig, build_config, config_digest
 from esper.launcher.supervise import torchrun_environment
 from esper.leyline.errors import EsperError, RunDirError, one_line
 from esper.leyline.files import RunDir
-from esper.run.directory import held_run, read_status
+from esper.run.directory import hold_run, read_status
 
 QUIET = {"console": "off", "level": "full"}
 STOP = signal.SIGUSR1  # workers and launchers take it as often as it comes; a second SIGTERM would end them unsaved
@@ -124,7 +124,7 @@ class Comparer:
         log = folder / "console.log"
         alone = config.world.nproc_per_node * config.world.nnodes == 1
         with contextlib.ExitStack() as held, contextlib.ExitStack() as lock:
-            lock.enter_context(held_run(config.run, plain))
+            lock.enter_context(hold_run(config.run, plain))
             if self.done(folder, config):  # another command on the same folder was faster
                 return
             gpus = held.enter_context(self._gpus.take(config.world.nproc_per_node if on_gpu(config) else 0))

@@ -124,13 +124,13 @@ class Comparison:
         return next((row for row in self.rows if row.arm == arm), None)
 
 
-def _shared(runs: Runs, *arms: str) -> list[int]:
+def _shared_seeds(runs: Runs, *arms: str) -> list[int]:
     return sorted(set.intersection(*(set(runs.get(arm, {})) for arm in arms)))
 
 
 def difference(runs: Runs, metric: Metric, arm: str, other: str) -> Estimate | None:
     """Paired difference of scores on the seeds that both arms have; None without any."""
-    seeds = _shared(runs, arm, other)
+    seeds = _shared_seeds(runs, arm, other)
     if not seeds:
         return None
     return paired_difference([metric.score(runs[arm][s]) for s in seeds], [metric.score(runs[other][s]) for s in seeds])
@@ -141,13 +141,13 @@ def equal_flops(runs: Runs) -> dict[int, float]:
     arms = [arm for arm, by_seed in runs.items() if by_seed and arm != "none"]
     if not arms:
         return {}
-    return {seed: min(runs[arm][seed].curve[-1].flops for arm in arms) for seed in _shared(runs, *arms)}
+    return {seed: min(runs[arm][seed].curve[-1].flops for arm in arms) for seed in _shared_seeds(runs, *arms)}
 
 
 def ratios_to_final(runs: Runs, arm: str) -> list[float]:
     """FLOPs to final's best validation loss over final's FLOPs, by seed that both have; inf where it never came."""
     ratios = []
-    for seed in _shared(runs, arm, "final"):
+    for seed in _shared_seeds(runs, arm, "final"):
         final = runs["final"][seed]
         spent = runs[arm][seed].flops_to(final.best_loss)
         ratios.append(math.inf if spent is None else spent / final.flops)
@@ -195,7 +195,7 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
     )
 
 
-def _above(found: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Claim:
+def _judge_difference(found: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Claim:
     """Whether a difference exceeds so many standard errors (a negative number allows a loss of as many)."""
     if found is None or found.se is None:
         return Claim(claim=claim, holds=None, figure="needs runs of both on two seeds or more")
@@ -213,14 +213,14 @@ def _above(found: Estimate | None, metric: Metric, claim: str, standard_errors: 
     )
 
 
-def smaller(runs: Runs, sizes: Sequence[str]) -> tuple[list[str], list[str]]:
+def choose_smaller_sizes(runs: Runs, sizes: Sequence[str]) -> tuple[list[str], list[str]]:
     """The fixed sizes to ask about headroom, and a note on each that is no smaller than `final`.
 
     Parameters are means over the seeds that both have; a size without such a seed stays, and keeps its claim open.
     """
     asked, notes = [], []
     for size in sizes:
-        seeds = _shared(runs, size, "final")
+        seeds = _shared_seeds(runs, size, "final")
         own, final = (sum(runs[arm][seed].parameters for seed in seeds) for arm in (size, "final"))
         if seeds and own >= final:
             means = f"{own / len(seeds):,.0f} against {final / len(seeds):,.0f} parameters"
@@ -230,22 +230,26 @@ def smaller(runs: Runs, sizes: Sequence[str]) -> tuple[list[str], list[str]]:
     return asked, notes
 
 
-def headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Claim]:
+def judge_headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Claim]:
     """Whether capacity matters: `final` against `none`, and against each smaller size at its FLOPs."""
     return [
-        _above(difference(runs, metric, "final", other), metric, f"final beats {other} by more than 2 SE", 2.0)
+        _judge_difference(
+            difference(runs, metric, "final", other), metric, f"final beats {other} by more than 2 SE", 2.0
+        )
         for other in ("none", *sizes)
     ]
 
 
-def claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> list[Claim]:
+def make_claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> list[Claim]:
     """What a controller has to show: better than nothing and chance, no worse than dumb schedules, and cheaper."""
     found = [
-        _above(difference(runs, metric, arm, other), metric, f"{arm} beats {other} by more than 2 SE", 2.0)
+        _judge_difference(difference(runs, metric, arm, other), metric, f"{arm} beats {other} by more than 2 SE", 2.0)
         for other in ("none", "random")
     ]
     found += [
-        _above(difference(runs, metric, arm, other), metric, f"{arm} is not below {other} by more than 1 SE", -1.0)
+        _judge_difference(
+            difference(runs, metric, arm, other), metric, f"{arm} is not below {other} by more than 1 SE", -1.0
+        )
         for other in ("schedule", "immediate")
     ]
     ratios = ratios_to_final(runs, arm)
@@ -278,8 +282,8 @@ def compare(
         notes: of the caller, a line each, shown before those made here.
     """
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
-    asked, said = smaller(present, sizes)
-    room = headroom(present, metric, asked)
+    asked, said = choose_smaller_sizes(present, sizes)
+    room = judge_headroom(present, metric, asked)
     holds = [verdict.holds for verdict in room]
     undecided = not asked or None in holds
     at_equal, every = equal_flops(present), set[int]().union(*present.values())
@@ -291,6 +295,6 @@ def compare(
         rows=tuple(make_row(present, metric, arm) for arm in present),
         equal_flops=at_equal,
         informative=False if False in holds else None if undecided else True,
-        verdicts=(*room, *claims(present, metric, subject, flops_share=flops_share)),
+        verdicts=(*room, *make_claims(present, metric, subject, flops_share=flops_share)),
         notes=(*notes, *said),
     )

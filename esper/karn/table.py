@@ -28,7 +28,7 @@ class TablePart:
     rows: tuple[tuple[str, ...], ...]
 
 
-def number(estimate: Estimate | None, places: int, scale: float = 1.0, sign: str = "") -> str:
+def format_number(estimate: Estimate | None, places: int, scale: float = 1.0, sign: str = "") -> str:
     """``value ± half of the 95 % interval``; a dash where there is nothing. ``sign="+"`` writes a plus too."""
     if estimate is None:
         return "–"
@@ -38,7 +38,7 @@ def number(estimate: Estimate | None, places: int, scale: float = 1.0, sign: str
     return f"{value} ± {(estimate.high - estimate.low) / 2 * abs(scale):,.{places}f}"
 
 
-def interval(estimate: Estimate | None, places: int, scale: float = 1.0) -> str:
+def format_interval(estimate: Estimate | None, places: int, scale: float = 1.0) -> str:
     """``value [low, high]`` of a bootstrap, whose intervals need not be symmetric; a dash where there is nothing."""
     if estimate is None:
         return "–"
@@ -49,7 +49,7 @@ def interval(estimate: Estimate | None, places: int, scale: float = 1.0) -> str:
     return f"{value} [{low:.{places}f}, {high:.{places}f}]"
 
 
-def ratio(row: Row) -> str:
+def format_ratio(row: Row) -> str:
     """FLOPs to final's loss over final's FLOPs, and on how many of the seeds that `final` has it got there."""
     if row.to_final is None:
         return "–"
@@ -57,48 +57,48 @@ def ratio(row: Row) -> str:
     return f"{share} ({row.reached}/{row.asked})"
 
 
-def _scores(metric: Metric) -> list[Column]:
+def _score_columns(metric: Metric) -> list[Column]:
     accuracy: list[Column] = [
-        ("validation:\nfinal %", lambda row: number(row.final_accuracy, 2, 100)),
-        ("validation:\nbest %", lambda row: number(row.best_accuracy, 2, 100)),
+        ("validation:\nfinal %", lambda row: format_number(row.final_accuracy, 2, 100)),
+        ("validation:\nbest %", lambda row: format_number(row.best_accuracy, 2, 100)),
     ]
     test: list[Column] = [
-        ("test\naccuracy %", lambda row: number(row.test_accuracy, 2, 100)),
-        ("test loss", lambda row: number(row.test_loss, 4)),
+        ("test\naccuracy %", lambda row: format_number(row.test_accuracy, 2, 100)),
+        ("test loss", lambda row: format_number(row.test_loss, 4)),
     ]
     unit = metric.unit if metric is Metric.ACCURACY else f"{metric.unit}, + better"
 
     def minus(other: str) -> Column:
         return (
             f"− {other}\n({unit})",
-            lambda row: number(row.against.get(other), metric.places, metric.scale, sign="+"),
+            lambda row: format_number(row.against.get(other), metric.places, metric.scale, sign="+"),
         )
 
     shown = [*accuracy, *test] if metric is Metric.ACCURACY else test[::-1]
     return [("seeds", lambda row: str(len(row.seeds))), *shown, *map(minus, BASELINES)]
 
 
-def _losses(found: Comparison) -> list[Column]:
+def _loss_columns(found: Comparison) -> list[Column]:
     at = found.equal_flops.values()
     places = 1 if min(row.flops.value for row in found.rows) > 10e9 else 4
     where = f"{statistics.fmean(at) / 1e9:,.{places}f} GFLOP (mean)" if at else "equal FLOPs"
     return [
-        ("final loss", lambda row: number(row.final_loss, 4)),
-        ("best loss", lambda row: number(row.best_loss, 4)),
-        (f"loss at\n{where}", lambda row: number(row.equal_loss, 4)),
-        ("FLOPs to final's loss /\nfinal's (reached on)", ratio),
-        ("GFLOP", lambda row: number(row.flops, places, 1e-9)),
-        ("parameters", lambda row: number(row.parameters, 0)),
+        ("final loss", lambda row: format_number(row.final_loss, 4)),
+        ("best loss", lambda row: format_number(row.best_loss, 4)),
+        (f"loss at\n{where}", lambda row: format_number(row.equal_loss, 4)),
+        ("FLOPs to final's loss /\nfinal's (reached on)", format_ratio),
+        ("GFLOP", lambda row: format_number(row.flops, places, 1e-9)),
+        ("parameters", lambda row: format_number(row.parameters, 0)),
     ]
 
 
-def _robust(metric: Metric) -> list[Column]:
+def _robust_columns(metric: Metric) -> list[Column]:
     name, scale = ("test accuracy %", 100.0) if metric is Metric.ACCURACY else ("test loss", -1.0)
 
     def above(other: str) -> Column:
-        return f"P(> {other})", lambda row: interval(row.beats.get(other), 2)
+        return f"P(> {other})", lambda row: format_interval(row.beats.get(other), 2)
 
-    return [(f"IQM of\n{name}", lambda row: interval(row.iqm, metric.places, scale)), *map(above, BASELINES)]
+    return [(f"IQM of\n{name}", lambda row: format_interval(row.iqm, metric.places, scale)), *map(above, BASELINES)]
 
 
 def table_parts(found: Comparison) -> list[TablePart]:
@@ -106,12 +106,18 @@ def table_parts(found: Comparison) -> list[TablePart]:
     accuracy = found.metric is Metric.ACCURACY
     unit = "points (of 100) of test accuracy" if accuracy else "nats of test loss"
     tables = (
-        (f"Validation and test; differences in {unit}, paired by seed, positive is better", _scores(found.metric)),
-        ("Validation loss in nats per sample, and cost; means, but a median for FLOPs to final's loss", _losses(found)),
+        (
+            f"Validation and test; differences in {unit}, paired by seed, positive is better",
+            _score_columns(found.metric),
+        ),
+        (
+            "Validation loss in nats per sample, and cost; means, but a median for FLOPs to final's loss",
+            _loss_columns(found),
+        ),
         (
             "Interquartile mean of the test score, and probability of a better one than the baseline's; "
             "[95 % interval] by bootstrap",
-            _robust(found.metric),
+            _robust_columns(found.metric),
         ),
     )
     return [

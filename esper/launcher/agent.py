@@ -1,12 +1,15 @@
-"""torchrun that dies with its launcher and is deaf to stop signals: ``python -m esper.launcher.agent ARGUMENTS``.
+"""torchrun that dies with its launcher and ignores stop signals: ``python -m esper.launcher.agent ARGUMENTS``.
 
-torchrun's own agent ends on SIGUSR1 and leaves its workers behind, on SIGTERM it ends workers that may just be saving
-(Slurm and systemd send it to every process of a job at once), and it outlives a launcher that was killed. So both
-signals are ignored here (workers inherit that until they install their handlers, so an early one cannot kill them
-either), and the kernel sends SIGHUP when the launcher dies, on which the agent takes its workers down. A worker that
-stands still (SIGSTOP) hears no signal but SIGKILL and gets that at once when the group goes, where torchrun would wait
-for it half a minute. Its report of failed workers, a page around a traceback of its own, becomes one line for each of
-them, and so does the traceback with which it answers a signal.
+torchrun's own agent behaves badly in three ways. On SIGUSR1 it ends and leaves its workers behind. On SIGTERM it ends
+workers that may just be saving (Slurm and systemd send it to every process of a job at once). And it outlives a
+launcher that was killed. So both signals are ignored here; workers inherit that until they install their handlers, so
+an early signal cannot kill them either. When the launcher dies, the kernel sends SIGHUP, and the agent takes its
+workers down.
+
+A stopped worker (SIGSTOP) reacts to no signal but SIGKILL. It gets that at once when the group is taken down; torchrun
+would wait for it for half a minute. torchrun reports failed workers by a page around a traceback of its own; here that
+becomes one line for each worker, and so does the traceback with which it answers a signal.
+
 Linux only, like the launcher.
 """
 
@@ -20,8 +23,8 @@ from typing import Any
 from esper.run.parent import die_with_parent
 
 
-def stands_still(pid: int) -> bool:
-    """Whether a child of this process is stopped, by a signal or a debugger."""
+def is_stopped(pid: int) -> bool:
+    """Whether a process is a child of this one and stopped, by a signal or a debugger."""
     try:
         stat = Path("/proc", str(pid), "stat").read_text()
     except OSError:  # it ended meanwhile
@@ -30,15 +33,15 @@ def stands_still(pid: int) -> bool:
     return state in "Tt" and int(parent) == os.getpid()
 
 
-def kill_those_that_stand_still() -> None:
-    """From now on a torchrun in this process that takes its workers down kills those that stand still at once."""
+def kill_stopped_workers_at_once() -> None:
+    """From now on a torchrun in this process that takes its workers down kills stopped ones at once."""
     from torch.distributed.elastic.multiprocessing.api import PContext
 
     close = PContext.close
 
     def kill_and_close(self: PContext, *args: Any, **kwargs: Any) -> None:
         for pid in self.pids().values():
-            if stands_still(pid):
+            if is_stopped(pid):
                 os.kill(pid, signal.SIGKILL)
         close(self, *args, **kwargs)
 
@@ -47,18 +50,18 @@ def kill_those_that_stand_still() -> None:
 
 def main() -> int:
     """Runs torchrun with this process's arguments; returns its exit code."""
-    # These take seconds; the signals come first.
+    # Imported here, not above: they take seconds, and the signals must be set before.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    kill_those_that_stand_still()
+    kill_stopped_workers_at_once()
     sys.argv[0] = "torchrun"
     try:
         runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
     except ChildFailedError as error:
         for rank, failure in sorted(error.failures.items()):
-            how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-            print(f"torchrun: rank {rank} (process {failure.pid}): {how}", file=sys.stderr, flush=True)
+            reason = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+            print(f"torchrun: rank {rank} (process {failure.pid}): {reason}", file=sys.stderr, flush=True)
         return 1
     except SignalException as error:  # its workers are down by now
         print(f"torchrun: ended by {error.sigval.name}", file=sys.stderr, flush=True)
@@ -69,7 +72,7 @@ def main() -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a launcher under nohup ignores it
     die_with_parent(int(os.environ.pop("ESPER_LAUNCHER_PID")), signal.SIGHUP)
-    for deaf in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(deaf, signal.SIG_IGN)
+    for ignored in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's --signals-to-handle
     sys.exit(main())

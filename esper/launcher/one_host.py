@@ -1,7 +1,8 @@
 """One machine of a run on several; srun starts ``python -m esper.launcher.one_host RUN/config.yaml HOST:PORT NAME``.
 
-Does for the ranks of this host what the launcher does on a single one: starts torchrun, passes the first stop signal on
-to the ranks, and leaves nobody behind. The run's lock and its STATUS.json are the launcher's and rank 0's.
+It does for the ranks of this machine what the launcher does for a run on one: it starts torchrun, passes the first stop
+signal on to the ranks, and leaves no process behind. The run's lock is the launcher's, its STATUS.json the launcher's
+and rank 0's.
 """
 
 import os
@@ -14,7 +15,7 @@ from esper.leyline.errors import ConfigError, EsperError
 
 
 def main(argv: list[str]) -> int:
-    """Runs this host's ranks to their end; 0 when every one ended in order, a stop included."""
+    """Runs this machine's ranks to their end; returns 0 if all ended in order (after a stop, too), else 1."""
     if len(argv) != 3:
         print("usage: python -m esper.launcher.one_host RUN/config.yaml HOST:PORT NAME", file=sys.stderr)
         return ConfigError.exit_code

@@ -1,4 +1,4 @@
-"""What the launcher can tell about the data before any process starts, without reading it."""
+"""Checks the data before any process starts, without reading them."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,19 @@ from esper.tolaria.data import load_data
 
 
 def check_data(data: Any) -> None:
-    """Lets the loader speak now when its folder is absent, instead of on every rank later.
+    """Calls the loader if its folder is missing, so that its error comes now and not on every rank later.
 
     Raises:
-        DataError: the loader's own, with path, layout and the command that would fill the folder.
+        DataError: the loader's own error, with path, layout and the command that would fill the folder.
     """
     if not hasattr(data, "root"):
-        return  # embedded, needs no folder
+        return  # the data are part of a package and need no folder
     if data.root is not None:
         folder = Path(data.root).expanduser()
     elif os.environ.get("ESPER_DATA"):
         folder = Path(os.environ["ESPER_DATA"]).expanduser() / (getattr(data, "folder", None) or "")
     else:
-        load_data(data)  # raises: nothing names a folder
+        load_data(data)  # raises, because nothing names a folder
         return
     if not folder.is_dir():
         load_data(data)

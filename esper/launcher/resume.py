@@ -1,4 +1,4 @@
-"""Goes on with a run, from its newest checkpoint or an older one."""
+"""Resumes a run, from its newest checkpoint or an older one."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from esper.launcher.start import LaunchResult, start
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
 from esper.leyline.files import RunDir
-from esper.run.directory import existing_run
+from esper.run.directory import find_run
 from esper.tolaria.checkpoint.store import CheckpointStore
 
 
@@ -20,7 +20,7 @@ def branch(run: Path, step: int, new: Path) -> None:
     """Makes the run directory ``new`` from a run's config and one of its checkpoints.
 
     Raises:
-        CheckpointError: there is none of that step, or it is damaged.
+        CheckpointError: there is no checkpoint of that step, or it is damaged.
         RunDirError: ``new`` holds something already, or cannot be written.
     """
     _, plain = load_config(RunDir(run).config)
@@ -34,10 +34,10 @@ def branch(run: Path, step: int, new: Path) -> None:
     plain["run"] |= {"dir": str(new), "resume": str(Resume.AUTO)}
     partial = new.with_name(f".{new.name}.{os.getpid()}.partial")
     try:
-        (RunDir(partial).checkpoints).mkdir(parents=True)
+        RunDir(partial).checkpoints.mkdir(parents=True)
         shutil.copytree(store.path(step), RunDir(partial).checkpoints / store.path(step).name)
         write_config(RunDir(partial).config, plain)
-        if (RunDir(run).data).exists():
+        if RunDir(run).data.exists():
             shutil.copy(RunDir(run).data, RunDir(partial).data)
         with contextlib.suppress(FileNotFoundError):
             new.rmdir()
@@ -48,11 +48,12 @@ def branch(run: Path, step: int, new: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def order_for(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOrder:
-    """An order that has the next resume of a run turn the breaker of growth.
+def make_order(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOrder:
+    """Makes an order that sets the breaker of growth when the run is resumed.
 
     Raises:
-        ConfigError: the run has no governor. CheckpointError: it has no checkpoint yet.
+        ConfigError: the run has no governor.
+        CheckpointError: the run has no checkpoint yet.
     """
     if not config.governor.enabled:
         raise ConfigError("--breaker: the run has governor.enabled=false, so nothing stops its growth")
@@ -64,17 +65,17 @@ def order_for(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOrd
 def resume(
     run: Path, at: int | None = None, new: Path | None = None, breaker: BreakerPhase | None = None
 ) -> LaunchResult:
-    """Goes on with a run; see `branch` for ``at`` and ``new``, `order_for` for ``breaker``.
+    """Resumes a run; see `branch` for ``at`` and ``new``, `make_order` for ``breaker``.
 
     Raises:
-        EsperError: it cannot be done.
+        EsperError: the run cannot be resumed.
     """
-    existing_run(run)
+    find_run(run)
     if new is not None and at is not None:
         branch(run, at, new)
         run = new
     _, plain = load_config(RunDir(run).config)
     plain["run"]["resume"] = str(Resume.MUST)
     config = build_config(plain)
-    order = None if breaker is None else order_for(run, config, breaker)
+    order = None if breaker is None else make_order(run, config, breaker)
     return start(config, plain, order=order)

@@ -1,9 +1,9 @@
-"""What Esper knows of Slurm: the job that it runs in, its hosts, its time, and whether it may begin again.
+"""Slurm: the job that a run is in, the job's machines and time limit, and putting the job back into the queue.
 
     batch script (first host) -> launcher -> srun -> esper.launcher.one_host on every host -> torchrun -> ranks
 
-``world.rdzv_endpoint=slurm`` asks for this. The rendezvous lies on the job's first host; its port and name come from
-job id and restart count, so that a requeued job never meets the remains of its former self.
+``world.rdzv_endpoint=slurm`` asks for this. The rendezvous is on the job's first host. Its port and name come from job
+id and restart count, so that a requeued job never meets processes that are left of its previous start.
 """
 
 import json
@@ -30,10 +30,10 @@ _FIRST_PORT, _PORTS = 20_000, 12_000  # below Linux's ephemeral ports
 
 
 def _ask(*words: str) -> str:
-    """A Slurm command's output.
+    """Runs a Slurm command; returns its output.
 
     Raises:
-        EsperError: it is not there, fails, or does not answer.
+        EsperError: the command is missing, fails, or does not answer.
     """
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_PATIENCE_S)
@@ -42,13 +42,13 @@ def _ask(*words: str) -> str:
     except subprocess.TimeoutExpired:
         raise EsperError(f"{' '.join(words)}: no answer in {_PATIENCE_S:g} s; is slurmctld up?") from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        raise EsperError(f"{' '.join(words)}: {said[-1]}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        raise EsperError(f"{' '.join(words)}: {lines[-1]}")
     return done.stdout
 
 
 def show_job(job: str) -> dict[str, str]:
-    """What ``scontrol show job`` says, field by field (JobState, EndTime, Requeue, ...).
+    """The fields of ``scontrol show job`` (JobState, EndTime, Requeue, ...).
 
     Raises:
         EsperError: Slurm does not answer or does not know the job.
@@ -60,9 +60,10 @@ def show_job(job: str) -> dict[str, str]:
 class SlurmJob:
     """The allocation that this process runs in.
 
-    Args:
-        number: its id; of an array task, the task's own. restarts: times that it was requeued.
-        hosts: in Slurm's order; the batch script runs on the first.
+    Fields:
+        number: the job's id; in an array, the id of the task.
+        restarts: how often it was requeued.
+        hosts: its machines in Slurm's order; the batch script runs on the first.
     """
 
     number: str
@@ -77,15 +78,15 @@ class SlurmJob:
 
     @property
     def rendezvous(self) -> str:
-        """Name of the rendezvous, new after every requeue."""
+        """The name of the rendezvous, new after every requeue."""
         return f"{self.number}-{self.restarts}"
 
 
-def this_job(world: WorldConfig, environ: Mapping[str, str] = os.environ) -> SlurmJob:
-    """The job around this process.
+def find_job(world: WorldConfig, environ: Mapping[str, str] = os.environ) -> SlurmJob:
+    """Finds the job that this process runs in.
 
     Raises:
-        ConfigError: there is none, or it has another number of hosts than ``world.nnodes``.
+        ConfigError: there is no job, or its number of hosts is not ``world.nnodes``.
         EsperError: Slurm's own commands fail.
     """
     number, nodes = environ.get("SLURM_JOB_ID"), environ.get("SLURM_JOB_NODELIST")
@@ -104,7 +105,7 @@ def this_job(world: WorldConfig, environ: Mapping[str, str] = os.environ) -> Slu
 
 
 def srun_command(job: SlurmJob, config_path: Path) -> list[str]:
-    """Starts `esper.launcher.one_host` once on every host of the job; ends the others when one fails."""
+    """The srun that starts `esper.launcher.one_host` once on every host of the job, and ends all when one fails."""
     if shutil.which("srun") is None:
         raise EsperError("srun: not found; Slurm's commands must be on the PATH of the job")
     hosts = str(len(job.hosts))
@@ -129,24 +130,25 @@ def srun_command(job: SlurmJob, config_path: Path) -> list[str]:
 
 
 class TimeLimit:
-    """Says once that the job's time is nearly over; a cut-off or unconfigured ``--signal`` then does not matter.
+    """Reports that the job's time is nearly over, so that a run stops in time even where ``--signal`` is not set.
 
     Args:
-        job: id. margin_s: seconds before the limit.
+        job: its id.
+        margin_s: seconds before the limit at which to stop.
     """
 
     def __init__(self, job: str, margin_s: float) -> None:
         self._job, self._margin_s, self._ask_at = job, margin_s, 0.0
 
     def __call__(self) -> str | None:
-        """The reason to stop now, or None. Asks Slurm only when the known limit is near: it may have been moved."""
+        """Returns the reason to stop now, or None. Asks Slurm only near the known limit, which may have been moved."""
         now = time.monotonic()
         if now < self._ask_at:
             return None
         try:
             text = show_job(self._job).get("EndTime", "")
             left = time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S")) - time.time()
-        except (EsperError, ValueError):  # slurmctld is away, or there is no limit ("Unknown")
+        except (EsperError, ValueError):  # slurmctld does not answer, or there is no limit ("Unknown")
             self._ask_at = now + 60.0
             return None
         if left <= self._margin_s:
@@ -155,35 +157,36 @@ class TimeLimit:
         return None
 
 
-def why(stopped: str, environ: Mapping[str, str] = os.environ) -> str:
-    """What Slurm adds to the reason of a stop, which every warning calls SIGUSR1: cancelled, preempted, neither."""
+def explain_stop(stopped: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Adds Slurm's reason to that of a stop: cancelled, preempted, or neither. Every warning arrives as SIGUSR1."""
     number = environ["SLURM_JOB_ID"]
     if f"job {number}" in stopped:
         return stopped
     try:
-        said = show_job(number)
-    except EsperError:  # the run is saved; a slurmctld that is away changes nothing
+        fields = show_job(number)
+    except EsperError:  # the run is saved; it does not matter that slurmctld does not answer
         return f"{stopped}, job {number}"
-    if said.get("JobState") == "RUNNING":
-        preempted = said.get("PreemptTime", "None") != "None"
-        return f"{stopped}, job {number}" + " makes room for another" * preempted
-    return f"{stopped}, job {number} {_ending(said)}"
+    if fields.get("JobState") != "RUNNING":
+        return f"{stopped}, job {number} {_state_in_words(fields)}"
+    if fields.get("PreemptTime", "None") != "None":
+        return f"{stopped}, job {number} makes room for another"
+    return f"{stopped}, job {number}"
 
 
-def _ending(said: dict[str, str]) -> str:
-    """Slurm calls a job that it is ending COMPLETING, whatever the cause."""
-    state = said.get("JobState")
+def _state_in_words(fields: dict[str, str]) -> str:
+    """Describes why a job ends. Slurm calls a job that it is ending COMPLETING, whatever the cause."""
+    state = fields.get("JobState")
     return "was cancelled or is out of time" if state == "COMPLETING" else f"is {state}"
 
 
 def requeue(run_dir: Path, environ: Mapping[str, str] = os.environ) -> tuple[bool, str]:
-    """Puts the job around this process back into the queue if its run was stopped and is getting on.
+    """Puts the job that this process runs in back into the queue, if its run was stopped and makes progress.
 
-    Not after ``scancel``, a time limit that struck, a failure, or `MAX_IDLE` attempts without a new step. Slurm ends
-    the batch script at once, so nothing may come after a call.
+    A job is not requeued after ``scancel``, after its time limit has ended it, after a failure, or after `MAX_IDLE`
+    attempts without a new step. Slurm ends the batch script at once, so a call must be the script's last command.
 
     Returns:
-        Whether it was requeued, and one line.
+        Whether it was requeued, and one line that says so.
 
     Raises:
         EsperError: Slurm's commands fail.
@@ -195,10 +198,10 @@ def requeue(run_dir: Path, environ: Mapping[str, str] = os.environ) -> tuple[boo
     status, _ = read_status(run_dir)
     if status is None or status["status"] != "preempted":
         return False, f"not requeued: {run_dir} is {'no run' if status is None else status['status']}"
-    said = show_job(number)
-    if said.get("JobState") != "RUNNING":  # CANCELLED, TIMEOUT; or PREEMPTED, which Slurm requeues itself
-        return False, f"not requeued: job {number} {_ending(said)}"
-    if said.get("Requeue") != "1":
+    fields = show_job(number)
+    if fields.get("JobState") != "RUNNING":  # CANCELLED, TIMEOUT; or PREEMPTED, which Slurm requeues itself
+        return False, f"not requeued: job {number} {_state_in_words(fields)}"
+    if fields.get("Requeue") != "1":
         return False, f"not requeued: job {number} was submitted with --no-requeue; to go on: esper resume {run_dir}"
     step, idle = status["step"] or 0, 0
     path = run_dir / REQUEUES
@@ -213,13 +216,13 @@ def requeue(run_dir: Path, environ: Mapping[str, str] = os.environ) -> tuple[boo
 
 
 def read_requeues(path: Path) -> dict[str, int]:
-    """Step at the last requeue, and how many in a row brought none.
+    """Reads the step at the last requeue, and how many attempts in a row before it saved no new step.
 
     Raises:
         EsperError: the file is damaged.
     """
     try:
-        found = json.loads(path.read_text())
-        return {"step": int(found["step"]), "idle": int(found["idle"])}
+        plain = json.loads(path.read_text())
+        return {"step": int(plain["step"]), "idle": int(plain["idle"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EsperError(f"{path}: not readable ({error}); remove it to requeue") from None

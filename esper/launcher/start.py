@@ -1,4 +1,4 @@
-"""Starts a run and tells how it ended."""
+"""Starts a run and returns its result."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from typing import Any
 from esper.accord.breaker import BreakerOrder
 from esper.config.tree import EsperConfig
 from esper.launcher.preflight import check_data
-from esper.launcher.slurm import FROM_SLURM, TimeLimit, srun_command, this_job, why
+from esper.launcher.slurm import FROM_SLURM, TimeLimit, explain_stop, find_job, srun_command
 from esper.launcher.supervise import (
     Ended,
     agent_command,
@@ -24,20 +24,20 @@ from esper.launcher.supervise import (
 )
 from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted, RunDirError
 from esper.leyline.files import RunDir, package_folder, write_json
-from esper.run.attempt import BEFORE, latest_attempt, taken_over
-from esper.run.directory import check_run, held_run, read_status, write_order
+from esper.run.attempt import BEFORE, find_takeover, latest_attempt
+from esper.run.directory import check_run, hold_run, read_status, write_order
 
-_FARTHER_S = 10.0  # the supervisors on the hosts use force first
+_FARTHER_S = 10.0  # longer than the supervisors on the hosts wait, which use force first
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchResult:
-    """How a run ended.
+    """The result of a launch.
 
-    Args:
+    Fields:
         code: exit code, see `esper.leyline.errors`.
-        line: one line for a person.
-        objective: what a sweep optimises; None when the run did not finish.
+        line: one line for a person to read.
+        objective: the number that a sweep optimises; None if the run did not finish.
     """
 
     code: int
@@ -46,6 +46,7 @@ class LaunchResult:
 
 
 def _check_folder() -> None:
+    """Refuses a current folder that holds another esper, which ``python -m`` would import in the workers."""
     here, ours = Path.cwd() / "esper", package_folder()
     if (here / "__init__.py").is_file() and not here.samefile(ours):
         raise ConfigError(
@@ -54,14 +55,15 @@ def _check_folder() -> None:
 
 
 def start(
-    config: EsperConfig, plain: dict[str, Any], how: str = "run", order: BreakerOrder | None = None
+    config: EsperConfig, plain: dict[str, Any], launch: str = "run", order: BreakerOrder | None = None
 ) -> LaunchResult:
-    """Runs one run to its end (or prepares it, or tells what it would do).
+    """Runs one run to its end (or prepares it, or prints what it would do).
 
     Args:
-        config, plain: the same settings twice.
-        how: run, prepare (all but the start) or plan (nothing is written).
-        order: for the run to obey where it goes on; written once nothing else can refuse the start.
+        config: the settings.
+        plain: the same settings as plain data.
+        launch: "run", "prepare" (everything but the start) or "plan" (nothing is written).
+        order: obeyed by the run when it goes on; written once nothing else can refuse the start.
 
     Raises:
         EsperError: the run could not be started.
@@ -69,34 +71,39 @@ def start(
     _check_folder()
     folder = Path(config.run.dir).expanduser().absolute()
     config.run.dir = plain["run"]["dir"] = str(folder)
-    if getattr(config.data, "root", None) is not None:  # resumed from another folder, it must still be found
+    if getattr(config.data, "root", None) is not None:  # so that a resume from another folder finds it
         config.data.root = plain["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
     if config.distill.run is not None:
         config.distill.run = plain["distill"]["run"] = str(Path(config.distill.run).expanduser().absolute())
     in_slurm = config.world.rdzv_endpoint == FROM_SLURM
-    job = this_job(config.world) if in_slurm and how == "run" else None
+    job = find_job(config.world) if in_slurm and launch == "run" else None
     if job is not None and len(job.hosts) == 1:
-        job = None  # nobody to start elsewhere
+        job = None  # there is no other machine to start ranks on
     arguments = torchrun_arguments(config.world, RunDir(folder).config)
     environment = torchrun_environment(config.world, config.trainer)
-    typed = " ".join([*(f"{key}={value}" for key, value in environment.items()), "torchrun", shlex.join(arguments)])
+    command_line = " ".join(
+        [*(f"{key}={value}" for key, value in environment.items()), "torchrun", shlex.join(arguments)]
+    )
     check_data(config.data)
-    if how == "plan":
+    if launch == "plan":
         known = check_run(config.run, plain)
-        print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{typed}")
+        print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{command_line}")
         return LaunchResult(0, "planned")
-    with held_run(config.run, plain) as lock:
-        if how == "prepare":
-            print(f"run directory: {folder}\n{typed}")
+    with hold_run(config.run, plain) as lock:
+        if launch == "prepare":
+            print(f"run directory: {folder}\n{command_line}")
             return LaunchResult(0, "prepared")
         status, mark = read_status(folder)
         if status is not None and status["status"] == "done":
             if order is not None:
                 raise ConfigError(f"--breaker: the run in {folder} is done, so nothing of it can grow any more")
-            return _outcome(folder, status)
+            return _result_of(folder, status)
         command = agent_command(arguments) if job is None else srun_command(job, RunDir(folder).config)
         if config.world.nnodes > 1 and job is None:
-            print(f"esper: waiting for {config.world.nnodes} hosts; type on each of the others:\n{typed}", flush=True)
+            print(
+                f"esper: waiting for {config.world.nnodes} hosts; type on each of the others:\n{command_line}",
+                flush=True,
+            )
         ranks = config.world.nnodes * config.world.nproc_per_node
         print(f"esper: starting {ranks} {'rank' if ranks == 1 else 'ranks'} in {folder}", flush=True)
         limit = TimeLimit(os.environ["SLURM_JOB_ID"], config.world.grace_s) if in_slurm else lambda: None
@@ -106,24 +113,24 @@ def start(
         if order is not None:
             write_order(folder, order)
         ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
-        launch = rendezvous_of(arguments) if job is None else job.rendezvous
-        if (other := taken_over(folder, before, launch)) is not None:
+        rendezvous = rendezvous_of(arguments) if job is None else job.rendezvous
+        if (other := find_takeover(folder, before, rendezvous)) is not None:
             raise LeaseError(f"{folder}: attempt {other} was begun by another launcher; this run is that one's now")
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
             status = _status_of_silent(ended)
             _write_status(folder, status)
         elif status["status"] == "preempted" and ended.stopped is not None:
-            status |= {"reason": why(ended.stopped) if in_slurm else ended.stopped}
+            status |= {"reason": explain_stop(ended.stopped) if in_slurm else ended.stopped}
             _write_status(folder, status)
-        return _outcome(folder, status)
+        return _result_of(folder, status)
 
 
 def _write_status(folder: Path, status: dict[str, Any]) -> None:
-    """How the run ended, in the launcher's words.
+    """Writes RUN/STATUS.json in the launcher's name.
 
     Raises:
-        RunDirError: it cannot be written, and then most likely the workers could not write either.
+        RunDirError: it cannot be written; most likely the workers could not write either.
     """
     try:
         write_json(RunDir(folder).status, status)
@@ -135,7 +142,7 @@ def _write_status(folder: Path, status: dict[str, Any]) -> None:
 
 
 def _status_of_silent(ended: Ended) -> dict[str, Any]:
-    """The status of workers that ended without writing one."""
+    """The status of a run whose workers ended without writing one."""
     common = {"step": None, "objective": None, "written_by": "launcher"}
     if ended.stopped is not None:
         text = f"{ended.stopped}: ended before the workers could save; the last checkpoint stands"
@@ -144,7 +151,8 @@ def _status_of_silent(ended: Ended) -> dict[str, Any]:
     return {"status": "failed", "exit_code": EsperError.exit_code, "message": text, **common}
 
 
-def _outcome(folder: Path, status: dict[str, Any]) -> LaunchResult:
+def _result_of(folder: Path, status: dict[str, Any]) -> LaunchResult:
+    """The result that a status means, with the command that goes on with the run."""
     kind, code, objective = status["status"], status.get("exit_code"), status.get("objective")
     if kind == "done":
         code = 0
@@ -154,33 +162,33 @@ def _outcome(folder: Path, status: dict[str, Any]) -> LaunchResult:
     message = f": {status['message']}" if status.get("message") else ""
     message += f" ({status['reason']})" if status.get("reason") else ""
     again = "" if kind == "done" else f"; to go on: esper resume {shlex.quote(str(folder))}"
-    if code == ConfigError.exit_code:  # config.yaml is read-only and what is wrong stands in it
+    if code == ConfigError.exit_code:  # the wrong setting is in config.yaml, which is read-only
         again = "; correct the setting and start again with another run.dir"
     return LaunchResult(code, f"{kind}{step}{message} (run directory: {folder}){again}", objective)
 
 
-def _say(outcome: LaunchResult, stream: Any) -> None:
-    for text in outcome.line.splitlines():
+def _print_lines(result: LaunchResult, stream: Any) -> None:
+    for text in result.line.splitlines():
         print(f"esper: {text}", file=stream, flush=True)
 
 
-def show_result(outcome: LaunchResult) -> None:
-    """Shows an outcome: on stdout when all is well, else as the last words on stderr."""
-    if outcome.line not in ("planned", "prepared"):
-        _say(outcome, sys.stdout if outcome.code == 0 else sys.stderr)
+def show_result(result: LaunchResult) -> None:
+    """Prints a result: on stdout if all is well, else as the last lines on stderr."""
+    if result.line not in ("planned", "prepared"):
+        _print_lines(result, sys.stdout if result.code == 0 else sys.stderr)
 
 
 @contextlib.contextmanager
-def results_of_errors(outcomes: list[LaunchResult]) -> Iterator[None]:
-    """Turns an exception into an outcome; only a bug shows its traceback."""
+def results_of_errors(results: list[LaunchResult]) -> Iterator[None]:
+    """Appends the result of an exception that the block raises; only a bug shows its traceback."""
     try:
         yield
     except EsperError as error:
         kind = "config" if isinstance(error, ConfigError) else type(error).__name__.removesuffix("Error").lower()
-        prefix = "" if type(error) is EsperError else f"{kind}: "  # the printed line begins with esper as it is
-        outcomes.append(LaunchResult(error.exit_code, "\n".join(prefix + line for line in str(error).splitlines())))
+        prefix = "" if type(error) is EsperError else f"{kind}: "  # the printed line begins with "esper:" in any case
+        results.append(LaunchResult(error.exit_code, "\n".join(prefix + line for line in str(error).splitlines())))
     except OSError as error:
-        outcomes.append(LaunchResult(74, f"{error.filename or 'input/output'}: {error.strerror or error}"))
+        results.append(LaunchResult(74, f"{error.filename or 'input/output'}: {error.strerror or error}"))
     except Exception as error:
         traceback.print_exc()
-        outcomes.append(LaunchResult(EsperError.exit_code, f"a bug in esper: {type(error).__name__}: {error}"))
+        results.append(LaunchResult(EsperError.exit_code, f"a bug in esper: {type(error).__name__}: {error}"))

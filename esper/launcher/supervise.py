@@ -1,14 +1,14 @@
-"""One torchrun as a child: started, told to stop, ended, and nothing of it left behind.
+"""Supervises one torchrun as a child process: starts it, stops it, and leaves no process of it behind.
 
-Signals, in the order of insistence:
-  1. SIGINT, SIGTERM or SIGUSR1 at the launcher: every worker gets one SIGUSR1 (never its helpers, never the agent) as
-     soon as it can catch it, so that it saves at its next tick. Workers that start later get theirs too. On several
-     hosts of a Slurm job srun gets it, and passes it on to a supervisor like this one on each of them.
-  2. a second SIGINT or SIGTERM (schedulers repeat SIGUSR1), or ``grace_s`` later: SIGHUP to the agent, which ends its
+Signals, from the gentlest to the hardest:
+  1. SIGINT, SIGTERM or SIGUSR1 at the launcher: every worker gets one SIGUSR1 as soon as it can catch it, so that it
+     saves at its next tick. Its helpers and the agent get none. Workers that start later get theirs, too. In a Slurm
+     job on several hosts srun gets the signal, and passes it on to a supervisor like this one on each of them.
+  2. A second SIGINT or SIGTERM (schedulers repeat SIGUSR1), or ``grace_s`` later: SIGHUP to the agent, which ends its
      workers; SIGTERM to srun.
-  3. five seconds later: SIGKILL to every process that the run started.
-What is left when the agent has ended, for whatever reason, is given a moment and then killed. The launcher adopts
-orphans (a Linux "subreaper"), so none can escape this.
+  3. Five seconds later: SIGKILL to every process that the run started.
+Processes that are left when the agent has ended, for whatever reason, get five seconds and are then killed. The
+launcher adopts orphans (a Linux "subreaper"), so no process can escape this.
 """
 
 import contextlib
@@ -41,12 +41,14 @@ def torchrun_arguments(
     own_name: str | None = None,
     patience_s: float | None = None,
 ) -> list[str]:
-    """What follows ``torchrun`` on the command line.
+    """The arguments of ``torchrun`` on the command line.
 
     Args:
-        world: ranks, hosts and where they meet. config_path: RUN/config.yaml. module: what each rank runs.
-        is_first: whether the rendezvous lies on this host; None lets torchrun find out, which fails with DNS aliases.
-        own_name: by which the other hosts reach this one; None takes its hostname.
+        world: ranks, hosts and the rendezvous.
+        config_path: RUN/config.yaml.
+        module: the module that each rank runs.
+        is_first: whether the rendezvous is on this host; None lets torchrun find out, which fails with DNS aliases.
+        own_name: the name by which the other hosts reach this one; None takes its hostname.
         patience_s: seconds that the hosts wait for each other; None takes torchrun's ten minutes.
     """
     alone = world.nnodes == 1
@@ -72,22 +74,22 @@ def torchrun_arguments(
 
 
 def rendezvous_of(arguments: list[str]) -> str:
-    """Name of the rendezvous in `torchrun_arguments`; its ranks see it as TORCHELASTIC_RUN_ID."""
+    """The name of the rendezvous in `torchrun_arguments`; its ranks see it as TORCHELASTIC_RUN_ID."""
     return next(word.removeprefix("--rdzv-id=") for word in arguments if word.startswith("--rdzv-id="))
 
 
 def agent_command(arguments: list[str]) -> list[str]:
-    """The command line of our torchrun."""
+    """The command line of torchrun as `esper.launcher.agent` runs it."""
     return [sys.executable, "-m", "esper.launcher.agent", *arguments]
 
 
-# glibc gives blocks of 128 KiB and more back to the kernel when they are freed, so that every activation of every step
-# is paged in anew; kept, a step of a small CNN takes two thirds of the time. In bytes; 32 MiB is the most it takes.
+# glibc returns blocks of 128 KiB and more to the kernel when they are freed, so that every activation of every step is
+# paged in anew. If it keeps them, a step of a small CNN takes two thirds of the time. Bytes; 32 MiB is glibc's limit.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
 def torchrun_environment(world: WorldConfig, trainer: TrainerConfig) -> dict[str, str]:
-    """Variables that every torchrun of ours needs, beside those that it inherits."""
+    """The variables that every torchrun of a run needs, beside those that it inherits."""
     needed = {"OMP_NUM_THREADS": str(world.threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONUNBUFFERED": "1"}
     if world.device is Device.CPU and not any(name in os.environ for name in MALLOC):
         needed |= MALLOC
@@ -98,12 +100,12 @@ def torchrun_environment(world: WorldConfig, trainer: TrainerConfig) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a torchrun ended.
+    """The end of a torchrun.
 
-    Args:
-        returncode: of the agent; it tells little, see RUN/STATUS.json.
-        stopped: name of the first signal that asked it to stop (or what else did), or None.
-        forced: it had to be ended before its workers had saved.
+    Fields:
+        returncode: exit code of the agent; RUN/STATUS.json says more.
+        stopped: name of the first signal that asked it to stop, or another reason; None without a stop.
+        forced: whether it was ended by force, before its workers had saved.
     """
 
     returncode: int
@@ -112,8 +114,8 @@ class Ended:
 
 
 def _processes() -> dict[int, tuple[int, bool]]:
-    """Parent of every process, and whether it lives (or is dead and waits for its parent to notice), from /proc."""
-    found = {}
+    """The parent of every process, and whether it is alive (False for a zombie), from /proc."""
+    processes = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
@@ -121,26 +123,26 @@ def _processes() -> dict[int, tuple[int, bool]]:
             except OSError:  # it ended meanwhile
                 continue
             state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
-            found[int(entry)] = (int(parent), state != "Z")
-    return found
+            processes[int(entry)] = (int(parent), state != "Z")
+    return processes
 
 
 def children_of(pid: int, *, alive: bool = True) -> list[int]:
-    """Children of a process: the living ones, or the dead ones that it has not waited for."""
+    """The children of a process: the live ones, or the zombies that it has not waited for."""
     return [child for child, (parent, lives) in _processes().items() if parent == pid and lives == alive]
 
 
 def descendants_of(pid: int) -> set[int]:
-    """Live processes below a process, at any depth."""
-    processes, found, fresh = _processes(), set[int](), {pid}
-    while fresh:
-        fresh = {child for child, (parent, lives) in processes.items() if parent in fresh and lives} - found
-        found |= fresh
-    return found
+    """The live processes below a process, at any depth."""
+    processes, descendants, newest = _processes(), set[int](), {pid}
+    while newest:
+        newest = {child for child, (parent, lives) in processes.items() if parent in newest and lives} - descendants
+        descendants |= newest
+    return descendants
 
 
 def catches(pid: int, signum: int, mask: str = "SigCgt:") -> bool:
-    """Whether a process has a handler for a signal now (``SigBlk:``: whether it blocks it, to wait for it)."""
+    """Whether a process has a handler for a signal now; with ``mask="SigBlk:"`` whether it blocks the signal."""
     try:
         lines = Path("/proc", str(pid), "status").read_text().splitlines()
     except OSError:
@@ -150,12 +152,12 @@ def catches(pid: int, signum: int, mask: str = "SigCgt:") -> bool:
 
 
 def _send(pid: int, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile, which is what was wanted
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.kill(pid, signum)
 
 
 class _Signals:
-    """Counts stop signals while it is entered; handlers do nothing else."""
+    """Records stop signals inside a ``with`` block; the handlers do nothing else."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -165,7 +167,7 @@ class _Signals:
 
     @property
     def insist(self) -> bool:
-        """Whether somebody wants the end now."""
+        """Whether a second SIGINT or SIGTERM asks for the end at once."""
         return sum(name in ("SIGINT", "SIGTERM") for name in self.names) > 1
 
     def __enter__(self) -> "_Signals":
@@ -190,14 +192,14 @@ def supervise(
     """Runs a torchrun, or the srun that starts one on every host, to its end, and leaves no process behind.
 
     Args:
-        command: of `agent_command`, or with ``remote`` an srun.
-        environment: variables added to this process's own.
+        command: an `agent_command`, or with ``remote`` an srun.
+        environment: variables that are added to this process's own.
         grace_s: seconds between the first stop signal and force.
         lock: descriptor of the run's lock; the child holds it too, so that a run whose launcher was killed stays
             locked until its workers are gone.
-        stop_due: asked often; a reason to stop now counts like a signal.
-        idle_s: seconds without a worker after which the agent is ended: it waits for hosts that do not come.
-        remote: the workers are on other hosts.
+        stop_due: called often; a reason that it returns counts like a stop signal.
+        idle_s: seconds without a worker after which the agent is ended, since the other hosts did not come.
+        remote: whether the workers are on other hosts.
     """
     others = descendants_of(os.getpid()) | set(children_of(os.getpid(), alive=False))
     adopt_orphans(True)
@@ -212,17 +214,18 @@ def supervise(
             try:
                 forced = _watch(child, signals, grace_s, stop_due, idle_s, remote)
             finally:
-                _clear(child, others)
+                _end_leftovers(child, others)
             return Ended(child.returncode, signals.names[0] if signals.names else None, forced)
     finally:
         adopt_orphans(False)
 
 
-def _tell(child: "subprocess.Popen[bytes]", told: set[int], remote: bool) -> None:
-    """One SIGUSR1 to each that can hear it now and has not had it."""
+def _ask_to_stop(child: "subprocess.Popen[bytes]", asked: set[int], remote: bool) -> None:
+    """Sends one SIGUSR1 to each worker (or the srun) that can catch it now and is not in ``asked`` yet."""
     for pid in {child.pid} if remote else set(children_of(child.pid)):
-        if pid not in told and (catches(pid, signal.SIGUSR1) or (remote and catches(pid, signal.SIGUSR1, "SigBlk:"))):
-            told.add(pid)
+        # An srun blocks the signal and waits for it.
+        if pid not in asked and (catches(pid, signal.SIGUSR1) or (remote and catches(pid, signal.SIGUSR1, "SigBlk:"))):
+            asked.add(pid)
             _send(pid, signal.SIGUSR1)
 
 
@@ -234,8 +237,8 @@ def _watch(
     idle_s: float | None,
     remote: bool,
 ) -> bool:
-    """Returns when the child has ended; whether by force."""
-    told: set[int] = set()
+    """Waits until the child has ended, and stops it where asked to; returns whether force was used."""
+    asked: set[int] = set()
     deadline = kill_at = idle_at = float("inf")
     while child.poll() is None:
         now = time.monotonic()
@@ -252,7 +255,7 @@ def _watch(
         if idle_s is not None:
             idle_at = float("inf") if children_of(child.pid) else min(idle_at, now + idle_s)
         if signals.names and kill_at == float("inf"):
-            _tell(child, told, remote)
+            _ask_to_stop(child, asked, remote)
         if kill_at == float("inf") and (signals.insist or now >= min(deadline, idle_at)):
             if now >= idle_at:
                 print(
@@ -272,9 +275,9 @@ def _watch(
     return kill_at < float("inf")
 
 
-def _clear(agent: "subprocess.Popen[bytes]", others: set[int]) -> None:
-    """Ends what the run left: a moment's patience (a helper may be writing its last bytes), then SIGKILL."""
-    if agent.poll() is None:  # an error in the watch itself
+def _end_leftovers(agent: "subprocess.Popen[bytes]", others: set[int]) -> None:
+    """Ends the processes that the run left: after five seconds (a helper may still be writing) by SIGKILL."""
+    if agent.poll() is None:  # `_watch` itself failed
         agent.kill()
         agent.wait()
     deadline = time.monotonic() + _KILL_AFTER_S
@@ -283,5 +286,5 @@ def _clear(agent: "subprocess.Popen[bytes]", others: set[int]) -> None:
             for pid in left:
                 _send(pid, signal.SIGKILL)
         time.sleep(0.05)
-    for pid in set(children_of(os.getpid(), alive=False)) - others:  # adopted, so ours to bury
+    for pid in set(children_of(os.getpid(), alive=False)) - others:  # adopted orphans: this process must wait for them
         os.waitpid(pid, 0)

@@ -87,7 +87,7 @@ def _check_output(grown: Grown, bundle: Bundle, example: torch.Tensor, config: E
         )
 
 
-def _check_names(config: EsperConfig, terms: Terms) -> None:
+def _check_blueprints(config: EsperConfig, terms: Terms) -> None:
     """Blueprints that the controller prefers fit some slot; known before the first tick, so said before it.
 
     Raises:
@@ -144,7 +144,7 @@ def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: Wor
     return compiler
 
 
-def terms_of(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
+def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
     """What does not change in the run."""
     per_epoch = -(-len(bundle.train) // config.trainer.batch)
     if 2 * config.gates.probe_samples > len(bundle.probe):
@@ -207,8 +207,8 @@ def assemble(
 ) -> Engine:
     """Builds the parts of a run and joins them; the same on every rank, the controller on rank 0 alone."""
     grown = build_grown(config, bundle, world.device)
-    terms = terms_of(config, grown, bundle, world.size)
-    _check_names(config, terms)
+    terms = make_terms(config, grown, bundle, world.size)
+    _check_blueprints(config, terms)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
     compiler = build_compiler(config, grown, bundle, world) if config.trainer.compile else None
     growth = Growth(

@@ -90,7 +90,7 @@ def begin_attempt(run_dir: Path, world: World) -> Attempt:
         return Attempt(1, "", f"rank {world.rank} cannot read {path}", run_dir)
 
 
-def taken_over(run_dir: Path, before: int, launch: str) -> int | None:
+def find_takeover(run_dir: Path, before: int, launch: str) -> int | None:
     """Number of the attempt of another launch that began after ours; None where there is none.
 
     Args:

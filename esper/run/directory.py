@@ -28,7 +28,7 @@ from esper.leyline.plain import from_plain, to_plain
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
 
 
-def existing_run(folder: Path) -> RunDir:
+def find_run(folder: Path) -> RunDir:
     """The names of a run that is there.
 
     Raises:
@@ -61,7 +61,7 @@ def read_order(folder: Path) -> BreakerOrder | None:
         raise ConfigError(f"{path}: no order to the breaker ({error}); remove it, or give the order again") from None
 
 
-def same_data(folder: Path, record: dict[str, Any], *, trained: bool, write: bool) -> None:
+def check_same_data(folder: Path, record: dict[str, Any], *, trained: bool, write: bool) -> None:
     """Refuses other data than those that a run has trained on, and records those that it begins with.
 
     Args:
@@ -87,7 +87,7 @@ def same_data(folder: Path, record: dict[str, Any], *, trained: bool, write: boo
             f"files: {path}); give those back (data.root, ESPER_DATA), or begin a new run"
         )
     if write and kept is None:
-        _written(path, record, "see to the disk, then start again")
+        _write_or_raise(path, record, "see to the disk, then start again")
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
@@ -96,10 +96,10 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     Raises:
         RunDirError: it cannot be written.
     """
-    _written(RunDir(folder).result, result, "all is trained and saved: see to the disk, then resume")
+    _write_or_raise(RunDir(folder).result, result, "all is trained and saved: see to the disk, then resume")
 
 
-def _written(path: Path, value: dict[str, Any], do: str) -> None:
+def _write_or_raise(path: Path, value: dict[str, Any], do: str) -> None:
     try:
         write_json(path, value)
     except OSError as error:
@@ -174,7 +174,7 @@ def _lock(folder: Path) -> int:
 
 
 @contextmanager
-def held_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
+def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
     """Makes the run directory (or takes up the one that is there) and holds it; yields the lock's descriptor.
 
     Raises:

@@ -13,7 +13,7 @@ from esper.kasmina.export.exporter import export
 from esper.kasmina.export.record import Way
 from esper.kasmina.export.writing import save_exported
 from esper.leyline.errors import CheckpointError
-from esper.run.directory import existing_run
+from esper.run.directory import find_run
 from esper.run.rebuild import rebuild_run
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data import load_data
@@ -54,7 +54,7 @@ def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partia
     Raises:
         EsperError: it cannot be done.
     """
-    files = existing_run(run)
+    files = find_run(run)
     _, plain = load_config(files.config)
     config = build_config(plain)
     registry.load_plugins()

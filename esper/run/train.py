@@ -30,7 +30,7 @@ from esper.nissa.wandb_sink import WandbSink
 from esper.run.assembly import assemble
 from esper.run.attempt import Attempt
 from esper.run.closing import summarise
-from esper.run.directory import read_order, same_data, write_result
+from esper.run.directory import check_same_data, read_order, write_result
 from esper.run.ending import ending_of, is_witness, status_of
 from esper.run.teacher import build_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
@@ -116,7 +116,7 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
     return chosen
 
 
-def on_stop_signals(ask: Callable[[], None]) -> None:
+def install_stop_handlers(ask: Callable[[], None]) -> None:
     """The first signal sets a flag and nothing else; a second one ends the process at once."""
     seen = [0]
 
@@ -186,23 +186,25 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         trained = bool(store.steps())
         if world.rank == 0:
             attempt.check()
-        same_data(run_dir, bundle.record, trained=trained, write=world.rank == 0)
+        check_same_data(run_dir, bundle.record, trained=trained, write=world.rank == 0)
         if world.size > 1 and world.device.type == "cuda":
-            watchdog = Watchdog(heartbeat, lambda: world.limit_s, lambda text: _stuck(text, attempt, heartbeat))
+            watchdog = Watchdog(
+                heartbeat, lambda: world.limit_s, lambda text: _end_stuck_rank(text, attempt, heartbeat)
+            )
             if world.rank == 0 and not engine.owner.late:
                 print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)
         engine.begin(choose_checkpoint(store, world, sink), order)
         world.meet("load")
-        on_stop_signals(partial(setattr, engine, "stop_asked", True))
+        install_stop_handlers(partial(setattr, engine, "stop_asked", True))
         engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
         if world.rank == 0:
             attempt.check()
             write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code})
-            _close(engine, sink, run_dir, world, time.perf_counter() - began, config)
+            _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
     except Exception as error:
-        _tell_end(error, sink, heartbeat, world.rank)
+        _emit_end(error, sink, heartbeat, world.rank)
         raise
     finally:
         if engine is not None:
@@ -214,7 +216,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         sink.close()
 
 
-def _stuck(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
+def _end_stuck_rank(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
     """Ends a rank whose main thread waits on a device and cannot raise; from the watchdog's thread."""
     error = LockstepError(f"lost contact: {text}")
     heartbeat.mark("failed", str(error))
@@ -224,7 +226,7 @@ def _stuck(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
     os._exit(error.exit_code)
 
 
-def _tell_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int) -> None:
+def _emit_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int) -> None:
     """The last events of a run that did not get to its end. A stop that was asked for is no fault."""
     axes = {"step": heartbeat.step, "tick": heartbeat.tick, "epoch": 0}
     status = status_of(error)
@@ -234,7 +236,9 @@ def _tell_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int
         sink.emit(RunEnded(**axes, status=status["status"], summary={"message": status["message"]}))
 
 
-def _close(engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig) -> None:
+def _close_run(
+    engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig
+) -> None:
     """The last event and the closing table."""
     sink.flush()
     summary = summarise(run_dir, engine.state, engine.grown, status="done", world_size=world.size, wall_s=wall_s)

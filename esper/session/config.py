@@ -139,7 +139,7 @@ def read_controller(given: Any, slots: tuple[str, ...], seed: int) -> tuple[Cont
     return build_controller(given, slots=slots, seed=seed), as_plain(given)
 
 
-def session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms:
+def make_session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms:
     """What does not change in a session; sets CHANNEL's vectors on the slots that have one.
 
     Raises:
@@ -192,7 +192,7 @@ def make_config(
     return made
 
 
-def restored_config(plain: Any, where: str) -> SessionConfig:
+def read_restored_config(plain: Any, where: str) -> SessionConfig:
     """The config that a checkpoint stores.
 
     Raises:

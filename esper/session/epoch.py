@@ -33,7 +33,7 @@ def agreed_batches(loader: Iterable[Any], world: World) -> Iterator[Any]:
     if least == 0:
         raise ConfigError("loader: it is empty" + (" on some rank" if world.size > 1 else ""))
     if least < 0:
-        yield from _asked(loader, world)
+        yield from _ask_before_each(loader, world)
         return
     count = 0
     for batch in loader:
@@ -44,7 +44,7 @@ def agreed_batches(loader: Iterable[Any], world: World) -> Iterator[Any]:
     raise ConfigError(f"loader: it said {length} batches and ended after {count}")
 
 
-def _asked(loader: Iterable[Any], world: World) -> Iterator[Any]:
+def _ask_before_each(loader: Iterable[Any], world: World) -> Iterator[Any]:
     source, nothing = iter(loader), object()
     while True:
         batch = next(source, nothing)

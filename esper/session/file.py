@@ -40,16 +40,16 @@ KEYS = {
 }
 
 
-def plain(value: Any, path: str) -> Any:
+def to_saveable(value: Any, path: str) -> Any:
     """The value as what ``weights_only`` loads: dicts, lists, tuples, scalars, tensors.
 
     Raises:
         CheckpointError: something else lies in it; the text names where.
     """
     if isinstance(value, Mapping):
-        return {key: plain(item, f"{path}.{key}") for key, item in value.items()}
+        return {key: to_saveable(item, f"{path}.{key}") for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(plain(item, f"{path}[{index}]") for index, item in enumerate(value))
+        return type(value)(to_saveable(item, f"{path}[{index}]") for index, item in enumerate(value))
     if isinstance(value, Tensor):
         return value.detach()
     if value is None or type(value) in (bool, int, float, str):
@@ -106,13 +106,13 @@ def read_session_file(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("kind") != KIND:
         raise CheckpointError(f"{path}: not a session's checkpoint; it has no kind {KIND!r}")
     digest = payload.pop("sha256", None)
-    check(payload, str(path))
+    check_layout(payload, str(path))
     if digest != content_digest(payload):
         raise CheckpointError(f"{path}: SHA-256 differs from the one it was saved with; the file is damaged")
     return payload
 
 
-def check(payload: Mapping[str, Any], where: str) -> None:
+def check_layout(payload: Mapping[str, Any], where: str) -> None:
     """Refuses another layout.
 
     Raises:

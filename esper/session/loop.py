@@ -19,7 +19,7 @@ from esper.leyline.protocols import Controller
 from esper.session.batches import BatchEvaluator
 from esper.session.config import SessionConfig
 from esper.session.epoch import agreed_batches
-from esper.session.model import LiveModel, StandIn, UserLoss, carrying, per_sample
+from esper.session.model import LiveModel, StandIn, UserLoss, carry_loss, evaluate_loss
 from esper.session.recorder import Recorder
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
@@ -118,7 +118,7 @@ class Loop:
             raise
         self._passes += 1
         self._awaiting = not self._windowed
-        found = carrying(value, total, self.adopted.scale(self.world.device))
+        found = carry_loss(value, total, self.adopted.scale(self.world.device))
         if self.world.size > 1:
             self._name_the_lost(found)
         return found
@@ -126,7 +126,7 @@ class Loop:
     def judge(self, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
         """The user's loss of a batch, checked: loss [B], and correct [B] or None."""
         assert self._loss is not None
-        return per_sample(self._loss, model, batch)
+        return evaluate_loss(self._loss, model, batch)
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward of its own."""

@@ -67,7 +67,7 @@ class LiveModel(StandIn):
         self._closed = True
 
 
-def per_sample(loss: UserLoss, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
+def evaluate_loss(loss: UserLoss, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
     """A user's loss on a batch, checked: loss [B], and correct [B] or None, never below float32.
 
     Raises:
@@ -84,17 +84,17 @@ def per_sample(loss: UserLoss, model: Any, batch: Any) -> tuple[Tensor, Tensor |
     if not right:
         expected = f"[{sizes.pop()}]" if len(sizes) == 1 else "[B]"
         raise ConfigError(
-            f"loss(model, batch) returned {_described(found)}, expected one value per sample, {expected}, or (loss, "
+            f"loss(model, batch) returned {_describe(found)}, expected one value per sample, {expected}, or (loss, "
             "correct) of that shape; for example cross_entropy(..., reduction='none'), or a sequence's mean over tokens"
         )
     return value.to(torch.promote_types(value.dtype, torch.float32)), correct
 
 
-def _described(found: Any) -> str:
+def _describe(found: Any) -> str:
     if isinstance(found, Tensor):
         return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
     if isinstance(found, tuple):
-        return f"({', '.join(_described(item) for item in found)})"
+        return f"({', '.join(_describe(item) for item in found)})"
     return type(found).__name__
 
 
@@ -112,6 +112,6 @@ class _Carried(torch.autograd.Function):
         return None, grad if ctx.scale is None else grad * ctx.scale.to(grad.dtype), None
 
 
-def carrying(value: Tensor, total: Tensor, scale: Tensor | None) -> Tensor:
+def carry_loss(value: Tensor, total: Tensor, scale: Tensor | None) -> Tensor:
     """0-D: reads as ``value``, the host's loss; its backward is that of ``total``, scaled against underflow."""
     return _Carried.apply(value.detach(), total, scale)

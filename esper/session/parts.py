@@ -14,9 +14,9 @@ from esper.leyline.plain import digest62, to_plain
 from esper.leyline.protocols import EventSink
 from esper.leyline.stages import Incubation
 from esper.session.batches import Batches, BatchEvaluator
-from esper.session.config import SessionConfig, read_controller, session_terms
+from esper.session.config import SessionConfig, make_session_terms, read_controller
 from esper.session.loop import Parts
-from esper.session.model import LiveModel, UserLoss, per_sample
+from esper.session.model import LiveModel, UserLoss, evaluate_loss
 from esper.session.recorder import Recorder, open_sink
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
@@ -63,7 +63,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         world = World(WorldConfig(device=kind, find_unused=config.find_unused), config.control, within=first.device)
         marks = world.heartbeat = LastWord(world.store, world.rank, world.size)
         try:
-            terms = session_terms(config, grown, world.size)
+            terms = make_session_terms(config, grown, world.size)
             world.allow_slow(True)  # ranks may come late to the first step: they load data, they compile
             _shake_hands(world, config, grown, adopted, controller_plain, held_out)
             growth = Growth(grown, adopted.owner, world, terms, run_seed=config.seed, dtype=first.dtype)
@@ -71,7 +71,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
             recorder, window = Recorder(open_sink(given.sink, world.rank)), Window(world.device)
             narrator = Narrator(recorder, grown)
             loss = given.loss
-            judge = None if loss is None else lambda call, batch: per_sample(loss, call, batch)
+            judge = None if loss is None else lambda call, batch: evaluate_loss(loss, call, batch)
             return Parts(
                 config=config,
                 terms=terms,

@@ -15,7 +15,7 @@ from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
 from esper.leyline.errors import CheckpointError
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.slots import sort_slots
-from esper.session.file import FORMAT, KIND, check, plain
+from esper.session.file import FORMAT, KIND, check_layout, to_saveable
 from esper.session.loop import Loop
 from esper.session.parts import weights_digest
 from esper.tolaria.growth.planting import load_weights
@@ -34,7 +34,7 @@ def collect(loop: Loop) -> dict[str, Any]:
     average_running_statistics(grown.model, loop.world)
     shake_hands(loop.world, {"weights": str(weights_digest(grown)), "steps": str(loop.steps)})
     buffer = io.BytesIO()
-    torch.save(_own(loop), buffer)
+    torch.save(_collect_own(loop), buffer)
     ranks = loop.world.gather_bytes(buffer.getvalue(), what="save")
     loop.follow(force=True)  # a resumed run wraps here, so this one does, too: the order of sums is then the same
     adopted, controller = loop.adopted, parts.controller
@@ -44,7 +44,7 @@ def collect(loop: Loop) -> dict[str, Any]:
         "settings": to_plain(parts.config),
         "controller": {
             "config": parts.controller_plain,
-            "state": None if controller is None else plain(controller.state_dict(), "controller"),
+            "state": None if controller is None else to_saveable(controller.state_dict(), "controller"),
         },
         "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
         "run_state": to_plain(loop.state),
@@ -53,11 +53,11 @@ def collect(loop: Loop) -> dict[str, Any]:
         "model": {name: t.detach().to("cpu", copy=True) for name, t in grown.model.state_dict().items()},
         "optimizer": {
             "class": f"{type(adopted.optimizer).__module__}.{type(adopted.optimizer).__qualname__}",
-            "groups": plain(adopted.host_groups(), "optimizer"),
-            "state": plain(loop.owner.state_by_name(), "optimizer"),
+            "groups": to_saveable(adopted.host_groups(), "optimizer"),
+            "state": to_saveable(loop.owner.state_by_name(), "optimizer"),
         },
-        "scheduler": None if adopted.scheduler is None else plain(adopted.scheduler.state_dict(), "scheduler"),
-        "scaler": None if adopted.scaler is None else plain(adopted.scaler.state_dict(), "scaler"),
+        "scheduler": None if adopted.scheduler is None else to_saveable(adopted.scheduler.state_dict(), "scheduler"),
+        "scaler": None if adopted.scaler is None else to_saveable(adopted.scaler.state_dict(), "scaler"),
         "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
     }
 
@@ -65,7 +65,7 @@ def collect(loop: Loop) -> dict[str, Any]:
 OWN_KEYS = {"rng", "window", "health", "overflows", "tallies"}
 
 
-def _own(loop: Loop) -> dict[str, Any]:
+def _collect_own(loop: Loop) -> dict[str, Any]:
     """What is this rank's own: `OWN_KEYS`."""
     return {
         "rng": rng_state(loop.world.device),
@@ -85,7 +85,7 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     Raises:
         CheckpointError: it does not fit this session; nothing was changed then, unless a tensor's shape did not fit.
     """
-    state = _checked(loop, payload, where)
+    state = _check_payload(loop, payload, where)
     grown, adopted, owner, world = loop.grown, loop.adopted, loop.owner, loop.world
     loop.growth.clear()
     loop.growth.plant_record(state)
@@ -106,24 +106,24 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     adopted.overflows = dict(counted["overflows"])
     mine = ranks[world.rank :: world.size]
     for slot, holder in grown.slots.items():
-        holder.tally.load(_added([own["tallies"][slot] for own in mine]))
+        holder.tally.load(_sum_counts([own["tallies"][slot] for own in mine]))
     if len(ranks) == world.size:
         set_rng_state(ranks[world.rank]["rng"], world.device)
     else:
-        loop.window.take_sums(_added([own["window"]["_sums"] for own in mine]))
+        loop.window.take_sums(_sum_counts([own["window"]["_sums"] for own in mine]))
         seed_rank(loop.config.seed, world.rank, loop.steps)
     loop.growth.restage(state)
     loop.follow(force=True)
 
 
-def _added(counts: list[Tensor | None]) -> Tensor | None:
+def _sum_counts(counts: list[Tensor | None]) -> Tensor | None:
     """What several saved ranks had counted; over the ranks of today it is the whole."""
     found = [count for count in counts if count is not None]
     return torch.stack(found).sum(0) if found else None
 
 
-def _checked(loop: Loop, payload: Mapping[str, Any], where: str) -> RunState:
-    check(payload, where)
+def _check_payload(loop: Loop, payload: Mapping[str, Any], where: str) -> RunState:
+    check_layout(payload, where)
     for rank, own in enumerate(payload["ranks"]):
         if set(own) != OWN_KEYS:
             missing, unknown = sorted(OWN_KEYS - set(own)), sorted(set(own) - OWN_KEYS)

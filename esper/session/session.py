@@ -29,7 +29,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
 from esper.leyline.events import Event
 from esper.leyline.protocols import Controller, EventSink
-from esper.session.config import SessionConfig, make_config, restored_config
+from esper.session.config import SessionConfig, make_config, read_restored_config
 from esper.session.file import read_session_file, write_session_file
 from esper.session.loop import Loop, Parts
 from esper.session.model import LiveModel, UserLoss
@@ -95,7 +95,7 @@ class Session:
             scaler=scaler,
             sink=sink,
         )
-        self._loop = begin(config, grown, optimizer, given)
+        self._loop = begin_loop(config, grown, optimizer, given)
         if self.world.rank == 0 and (loss is None or probe is None):
             missing = " and ".join(name for name, part in (("loss", loss), ("probe", probe)) if part is None)
             text = f"esper: Session without {missing}: evidence gates will refuse everything"
@@ -324,7 +324,7 @@ class Session:
                 "esper.attach; for example lambda: MyModel()"
             )
         payload = read_session_file(Path(path))
-        config = restored_config(payload["settings"], where)
+        config = read_restored_config(payload["settings"], where)
         if controller is None and payload["controller"]["config"] is None:
             raise CheckpointError(f"{where}: its controller was an object; pass controller=")
         grown = rebuild_host(payload, build_host(), where)
@@ -338,7 +338,7 @@ class Session:
             scaler=scaler,
             sink=sink,
         )
-        loop = begin(config, grown, made, given)
+        loop = begin_loop(config, grown, made, given)
         try:
             load(loop, payload, where)
         except Exception as error:
@@ -366,7 +366,7 @@ class Session:
         self._loop.leave("closed its session" if error is None else f"failed: {one_line(error)}")
 
 
-def begin(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Loop:
+def begin_loop(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Loop:
     """Joins the ranks, builds the parts, and makes the model what the first record says."""
     loop = Loop(assemble_session(config, grown, optimizer, given))
     loop.growth.plant_record(loop.state)  # seeds that are planted from the start

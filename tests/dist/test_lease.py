@@ -10,7 +10,7 @@ import pytest
 
 from esper.leyline.errors import LeaseError
 from esper.nissa.reading import read_events
-from esper.run.attempt import begin_attempt, latest_attempt, taken_over
+from esper.run.attempt import begin_attempt, latest_attempt, find_takeover
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
 from tests.support.fault_places import strike_at
@@ -84,7 +84,7 @@ def test_ranks_that_torchrun_starts_again_do_not_take_back_a_run(
     with pytest.raises(LeaseError, match=r"attempt 3, of another launch, has begun"):
         begin("a", 2)
     assert latest_attempt(tmp_path) == (3, "b"), "no number was taken"
-    assert taken_over(tmp_path, 2, "a") == 3
-    assert taken_over(tmp_path, 2, "b") is None
-    assert taken_over(tmp_path, 3, "c") is None, "nobody began after us"
+    assert find_takeover(tmp_path, 2, "a") == 3
+    assert find_takeover(tmp_path, 2, "b") is None
+    assert find_takeover(tmp_path, 3, "c") is None, "nobody began after us"
     assert begin("a", 0) == 4, "a start by a person or a scheduler does"

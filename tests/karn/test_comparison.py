@@ -10,7 +10,7 @@ from rich.console import Console
 from esper.karn.comparison import Metric, compare, equal_flops
 from esper.karn.page import write_page
 from esper.karn.stats import Estimate
-from esper.karn.table import comparison_table, interval, markdown, number, table_parts, verdict_lines
+from esper.karn.table import comparison_table, format_interval, format_number, markdown, table_parts, verdict_lines
 from esper.leyline.errors import RunDirError
 from tests.karn.records import record
 
@@ -142,13 +142,13 @@ def test_terminal_and_page_show_every_number_that_was_asked_for():
         ("parameters", row.parameters, 0, 1),
     ):
         assert isinstance(estimate, Estimate)
-        assert cell(found, "heuristic", head) == number(estimate, places, scale)
+        assert cell(found, "heuristic", head) == format_number(estimate, places, scale)
         assert "±" in cell(found, "heuristic", head)
     assert row.flops.value == 80
-    assert cell(found, "heuristic", "IQM") == interval(row.iqm, 2, 100)
+    assert cell(found, "heuristic", "IQM") == format_interval(row.iqm, 2, 100)
     for other in ("none", "random", "schedule"):
-        assert cell(found, "heuristic", f"− {other}\n(points)") == number(row.against[other], 2, 100, sign="+")
-        assert cell(found, "heuristic", f"P(> {other})") == interval(row.beats[other], 2)
+        assert cell(found, "heuristic", f"− {other}\n(points)") == format_number(row.against[other], 2, 100, sign="+")
+        assert cell(found, "heuristic", f"P(> {other})") == format_interval(row.beats[other], 2)
         assert "[" in cell(found, "heuristic", f"P(> {other})")
     text = printed(found, 130)
     assert all(value in text for part in table_parts(found) for line in part.rows for value in line)

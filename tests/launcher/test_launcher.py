@@ -20,7 +20,7 @@ from esper.launcher import resume, start
 from esper.launcher.supervise import MALLOC, Ended, catches, descendants_of, torchrun_arguments, torchrun_environment
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, RunDirError
 from esper.leyline.files import RunDir, write_json
-from esper.run.directory import held_run, read_status
+from esper.run.directory import hold_run, read_status
 from esper.tolaria.ranks.config import Device, WorldConfig
 from esper.tolaria.training.config import TrainerConfig
 from tests.support.dist import ROOT
@@ -211,7 +211,7 @@ def test_a_folder_that_is_no_run_is_left_alone(here: Path) -> None:
     (here / "notes.txt").write_text("mine")
     with (
         pytest.raises(RunDirError, match=r"holds notes.txt but no config.yaml"),
-        held_run(RunConfig(dir=str(here)), {"run": {}}),
+        hold_run(RunConfig(dir=str(here)), {"run": {}}),
     ):
         raise AssertionError
     assert [path.name for path in here.iterdir()] == ["notes.txt"]
@@ -219,11 +219,11 @@ def test_a_folder_that_is_no_run_is_left_alone(here: Path) -> None:
 
 def test_a_second_launcher_is_told_who_has_the_run(here: Path) -> None:
     run, plain = RunConfig(dir=str(here / "run")), {"run": {"dir": "", "resume": "auto"}}
-    with held_run(run, plain):
-        with pytest.raises(RunDirError, match=rf"in use by process {os.getpid()} on host"), held_run(run, plain):
+    with hold_run(run, plain):
+        with pytest.raises(RunDirError, match=rf"in use by process {os.getpid()} on host"), hold_run(run, plain):
             raise AssertionError
         assert (here / "run" / "config.yaml").exists()
-    with held_run(run, plain):
+    with hold_run(run, plain):
         pass  # free again
 
 
@@ -232,7 +232,7 @@ def test_what_a_refused_start_made_is_taken_back(here: Path, monkeypatch: pytest
     monkeypatch.setattr(RunDir, "environment", Path("/dev/full/environment.json"))
     with (
         pytest.raises(RunDirError, match="cannot be written"),
-        held_run(RunConfig(dir=str(here / "a" / "b")), {"run": {}}),
+        hold_run(RunConfig(dir=str(here / "a" / "b")), {"run": {}}),
     ):
         raise AssertionError
     assert list(here.iterdir()) == []
@@ -260,7 +260,7 @@ def test_a_damaged_status_is_named(here: Path, text: str) -> None:
     ],
 )
 def test_status_is_the_truth(here: Path, status: dict[str, object], code: int, line: str) -> None:
-    outcome = start._outcome(here, status)
+    outcome = start._result_of(here, status)
     assert outcome.code == code
     assert outcome.line.startswith(line)
     assert f"esper resume {here}" in outcome.line
@@ -412,7 +412,7 @@ def test_a_second_signal_ends_workers_that_do_not_listen(here: Path, supervised:
     supervised.append(launched)
     launched.wait_until("pid")
     run, plain = RunConfig(dir=str(here / "run")), {"run": {"dir": "", "resume": "auto"}}
-    with pytest.raises(RunDirError, match=f"in use by process {launched.process.pid} on host"), held_run(run, plain):
+    with pytest.raises(RunDirError, match=f"in use by process {launched.process.pid} on host"), hold_run(run, plain):
         raise AssertionError
     workers = launched.workers()
     assert all(alive(pid) for pid in workers)
@@ -437,7 +437,7 @@ def test_a_killed_launcher_takes_everything_with_it_and_the_run_stays_locked_unt
     deadline = time.monotonic() + 60
     while True:
         try:
-            with held_run(run, plain):
+            with hold_run(run, plain):
                 break
         except RunDirError:
             assert time.monotonic() < deadline, "the run is still locked"

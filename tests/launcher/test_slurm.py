@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esper.launcher import compose as launcher
-from esper.launcher.slurm import SlurmJob, read_requeues, requeue, this_job
+from esper.launcher.slurm import SlurmJob, find_job, read_requeues, requeue
 from esper.launcher.supervise import torchrun_arguments
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import write_json
@@ -34,7 +34,7 @@ def test_each_host_knows_whether_the_rendezvous_is_its_own() -> None:
 
 def test_outside_of_a_job_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"this is no Slurm job; submit it with sbatch slurm/train\.sbatch"):
-        this_job(WorldConfig(rdzv_endpoint="slurm"), {})
+        find_job(WorldConfig(rdzv_endpoint="slurm"), {})
     assert launcher.main([f"run.dir={tmp_path / 'run'}", "world.rdzv_endpoint=slurm", "world.nnodes=2"]) == 78
     assert capsys.readouterr().err.count("this is no Slurm job") == 1
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from esper.config.tree import RunConfig
 from esper.launcher.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
-from esper.run.directory import held_run
+from esper.leyline.files import RunDir
+from esper.run.directory import hold_run
 from esper.tolaria.ranks.config import WorldConfig
 from esper.tolaria.training.config import TrainerConfig
 
@@ -13,8 +14,8 @@ from esper.tolaria.training.config import TrainerConfig
 def main() -> None:
     folder, world = Path(sys.argv[1]), WorldConfig(nproc_per_node=int(sys.argv[2]), grace_s=float(sys.argv[3]))
     run = RunConfig(dir=str(folder))
-    with held_run(run, {"run": {"dir": run.dir, "resume": "auto"}}) as lock:
-        arguments = torchrun_arguments(world, folder / "config.yaml", "tests.support.stand_in_worker")
+    with hold_run(run, {"run": {"dir": run.dir, "resume": "auto"}}) as lock:
+        arguments = torchrun_arguments(world, RunDir(folder).config, "tests.support.stand_in_worker")
         environment = torchrun_environment(world, TrainerConfig())
         print(supervise(agent_command(arguments), environment, grace_s=world.grace_s, lock=lock))
 
