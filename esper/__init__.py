@@ -1,6 +1,6 @@
 """Esper trains neural networks that grow while they train, on many processes in lockstep.
 
-``esper.attach`` and ``esper.Session`` are found when they are asked for, so that ``import esper.leyline`` loads no
+``esper.attach`` and ``esper.Session`` are imported when they are first used, so that ``import esper.leyline`` loads no
 torch.
 """
 

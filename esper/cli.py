@@ -28,16 +28,18 @@ from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import EsperError, Preempted
 from esper.run.export import export_run
 
-WIDE = 200  # columns: a table takes what its content needs, and a narrower console would cut numbers short
+WIDE = 200  # columns; a table takes what its content needs, and a narrower console would cut off numbers
 
 
 def _count(text: str) -> int:
+    """Reads a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
     return int(text)
 
 
 def _share(text: str) -> tuple[int, int]:
+    """Reads ``I/N``; returns I - 1 and N."""
     first, _, of = text.partition("/")
     if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
         raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 1 <= I <= N, as in 2/4")
@@ -45,7 +47,7 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    """``esper compare``: exit code 0, or 70 where a run failed."""
+    """Runs ``esper compare``; returns exit code 0, or 70 if a run failed."""
     from esper.compare.arms import load_compare
     from esper.compare.report import run_compare
     from esper.karn.page import write_page
@@ -53,16 +55,16 @@ def _compare(given: argparse.Namespace) -> int:
 
     out = (given.out or Path("compare") / Path(given.name).stem).absolute()
     config = load_compare(given.name, given.settings)
-    index, of = given.share
-    config.seeds = config.seeds[index::of]
+    index, shares = given.share
+    config.seeds = config.seeds[index::shares]
     if not config.seeds:
-        print(f"esper: share {index + 1}/{of} has no seed; there are fewer than {of}", flush=True)
+        print(f"esper: share {index + 1}/{shares} has no seed; there are fewer than {shares}", flush=True)
         return 0
 
     def say(text: str) -> None:
         print(f"esper: {text}", file=sys.stderr if given.markdown else sys.stdout, flush=True)
 
-    share = f"{index + 1}/{of}" if of > 1 else None
+    share = f"{index + 1}/{shares}" if shares > 1 else None
     report = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)
     if given.markdown:
         print(markdown(report.comparison))
@@ -126,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("--no-page", action="store_true", help="no HTML page, so no matplotlib")
     given, rest = parser.parse_known_args(arguments)
     if given.command == "compare" and not any(word.startswith("-") for word in rest):
-        given.settings += rest  # argparse takes a list of words in one place only; people write them after options too
+        given.settings += rest  # argparse takes such a list in one place only; people also write it after options
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if given.command == "resume" and (given.at is None) != (given.new is None):
@@ -137,9 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             Console(width=WIDE).print(blueprint_table(given.dim, given.positions))
             return 0
         if given.command == "requeue":
-            done, line = requeue(given.run.absolute())
+            requeued, line = requeue(given.run.absolute())
             print(f"esper: {line}", flush=True)
-            return 0 if done else Preempted.exit_code
+            return 0 if requeued else Preempted.exit_code
         if given.command == "compare":
             return _compare(given)
         if given.command == "export":

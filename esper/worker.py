@@ -1,9 +1,9 @@
-"""One rank of a run: ``torchrun ... -m esper.worker RUN/config.yaml``. No Hydra here; the config is a file.
+"""One rank of a run: ``torchrun ... -m esper.worker RUN/config.yaml``. It uses no Hydra; the config is a file.
 
     join the ranks -> number the attempt -> load data -> build host and slots -> shake hands -> newest checkpoint
     valid on all ranks -> train -> result.json, STATUS.json
 
-The same command is a first start, a restart by torchrun and a resume: what there is to go on from lies in RUN.
+The same command serves a first start, a restart by torchrun and a resume: what the run goes on from lies in RUN.
 """
 
 import os
@@ -27,7 +27,7 @@ from esper.tolaria.ranks.world import World
 
 
 def run(config_path: Path) -> int:
-    """Runs one rank to its end; returns the process's exit code (0 for a stop that was asked for)."""
+    """Runs one rank to its end; returns the process's exit code (0 after a requested stop, too)."""
     run_dir = config_path.absolute().parent
     world: World | None = None
     attempt: Attempt | None = None
@@ -68,7 +68,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: torchrun ... -m esper.worker RUN/config.yaml", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    die_with_parent(os.getppid(), signal.SIGHUP)  # a killed agent must not leave a rank that trains on
+    die_with_parent(os.getppid(), signal.SIGHUP)  # if the agent is killed, its ranks must not train on
     code = run(Path(sys.argv[1]))
     if code:
         sys.exit(code)

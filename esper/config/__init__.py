@@ -1,1 +1,1 @@
-"""Every setting of a run in one tree, read strictly and checked whole."""
+"""The settings of a run: one tree, read strictly and checked as a whole."""

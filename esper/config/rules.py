@@ -1,8 +1,9 @@
-"""Settings that contradict each other: what no single room can know.
+"""Rules across sections: settings that contradict each other, which no single section can notice.
 
-A rule is a pure function of some sections that returns problems, ``section.key = value: problem; fix``. It runs as
-soon as its sections are sound by themselves, so that one bad section does not hide what is wrong with the others. The
-host is built on the meta device (no memory, no time) to learn which slots it has and whether it takes the data.
+A rule is a pure function of some sections that returns problems, ``section.key = value: problem; fix``. It is named by
+what must hold. It runs if its sections are valid by themselves, so that one bad section does not hide the problems of
+the others. The host is built on the meta device (no memory, no time) to learn which slots it has and whether it takes
+the data.
 """
 
 from collections.abc import Callable
@@ -25,11 +26,11 @@ from esper.tamiyo.registry import build_controller
 from esper.tolaria.data import Cifar10Config, DigitsConfig, ImagesConfig, PySourceConfig, TextConfig
 from esper.tolaria.training.distill import DistillConfig
 
-_ANY_SIDE = 1 << 14  # images whose size only the files know
+_ANY_SIDE = 1 << 14  # stands for the side of images whose size only the files know
 
 
 def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
-    """Shape of one sample, without the batch axis, and number of classes; None where only the files know."""
+    """Shape of one sample, without the batch axis, and number of classes; None if only the files know."""
     match data:
         case PySourceConfig() | TextConfig():
             return (data.block,), 256
@@ -43,9 +44,9 @@ def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
 
 
 def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:
-    """The host's injection points; None when the data's shape is not known.
+    """The host's injection points; None if the data's shape is not known.
 
-    A host of the user's own is not built here: its code may do what the meta device cannot.
+    A custom host is not built here: its code may do things that the meta device cannot.
 
     Raises:
         ConfigError: the host does not take the data.
@@ -61,16 +62,16 @@ def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:
 
 
 def host_slots(host: Any, data: Any) -> tuple[str, ...]:
-    """Slot ids of a host on this data, row-major; empty where they cannot be known."""
+    """Slot ids of a host on this data, row-major; empty if they cannot be known."""
     try:
         points = _points(host, data)
-    except ConfigError:  # `_host_takes_data` reports it
+    except ConfigError:  # `host_takes_data` reports it
         return ()
     return sort_slots(point.slot for point in points or ())
 
 
 def ranks_share_a_batch(trainer: Any, world: Any) -> list[str]:
-    """Every rank needs a sample in every forward pass of a step."""
+    """Every rank gets a sample in every forward pass of a step."""
     ranks = world.nproc_per_node * world.nnodes
     needed = ranks * trainer.accumulate
     if trainer.batch >= needed:
@@ -83,7 +84,7 @@ def ranks_share_a_batch(trainer: Any, world: Any) -> list[str]:
 
 
 def host_takes_data(host: Any, data: Any) -> list[str]:
-    """The host's input is what the data gives."""
+    """The host accepts samples of the data's shape."""
     sample = sample_of(data)
     if sample is None:
         return []
@@ -96,7 +97,7 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
     try:
         _points(host, data)
     except ConfigError as error:
-        # A host of the user's own cannot be proposed: only the user knows its path.
+        # A custom host cannot be proposed: only the user knows its path.
         builtin = {kind: entry.config() for kind, entry in sorted(HOSTS.items()) if kind != "custom"}
         fitting = [kind for kind, config in builtin.items() if host_slots(config, data)]
         fix = f"set host={fitting[0]}, or choose other data" if fitting else "choose other data"
@@ -104,9 +105,9 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
     return []
 
 
-def own_host_is_there(host: Any) -> list[str]:
-    """The function of a host of the user's own can be imported here, so probably on every rank. It is not called:
-    what it builds, and where, is its own business until a run starts."""
+def custom_host_can_be_imported(host: Any) -> list[str]:
+    """The function of a custom host can be imported here, and so probably on every rank. It is not called here: what
+    it builds, and where, is its own business until a run starts."""
     if not isinstance(host, CustomHostConfig):
         return []
     try:
@@ -116,8 +117,8 @@ def own_host_is_there(host: Any) -> list[str]:
     return []
 
 
-def teacher_is_there(distill: DistillConfig) -> list[str]:
-    """A run that teaches lies where it is said to, a function of the user's own can be imported."""
+def teacher_can_be_found(distill: DistillConfig) -> list[str]:
+    """The teacher's run exists, or the user's function that builds the teacher can be imported."""
     if distill.path is not None:
         try:
             import_object(distill.path, "distill.path")
@@ -130,8 +131,8 @@ def teacher_is_there(distill: DistillConfig) -> list[str]:
     return []
 
 
-def pupils_are_slots(host: Any, data: Any, slots: SlotsConfig, distill: DistillConfig) -> list[str]:
-    """Features are drawn to the teacher's at slots in use."""
+def distilled_features_are_of_slots(host: Any, data: Any, slots: SlotsConfig, distill: DistillConfig) -> list[str]:
+    """Features that are drawn towards the teacher's belong to slots in use."""
     known = [slot for slot in host_slots(host, data) if not slots.ids or slot in slots.ids]
     return [
         f"distill.features.{slot} = {name!r}: no slot in use; there are {', '.join(known)}"
@@ -141,7 +142,7 @@ def pupils_are_slots(host: Any, data: Any, slots: SlotsConfig, distill: DistillC
 
 
 def slots_are_of_host(host: Any, data: Any, slots: SlotsConfig) -> list[str]:
-    """Slots in use exist."""
+    """The slots in use are slots of the host."""
     known = host_slots(host, data)
     unknown = [slot for slot in slots.ids if slot not in known] if known else []
     if not unknown:
@@ -153,7 +154,7 @@ def slots_are_of_host(host: Any, data: Any, slots: SlotsConfig) -> list[str]:
 
 
 def channels_are_of_slots(host: Any, data: Any, slots: SlotsConfig) -> list[str]:
-    """CHANNEL's vectors belong to slots in use."""
+    """The vectors of the operator CHANNEL belong to slots in use."""
     known = [slot for slot in host_slots(host, data) if not slots.ids or slot in slots.ids]
     return [
         f"{channels_path(slot)}: {slot} is no slot in use, which are {', '.join(known)}; set slots.channels=null, or "
@@ -164,22 +165,22 @@ def channels_are_of_slots(host: Any, data: Any, slots: SlotsConfig) -> list[str]
 
 
 def blueprints_exist(host: Any, data: Any, slots: SlotsConfig, controller: Any) -> list[str]:
-    """Blueprints that the controller names are registered for features that the slots in use have."""
+    """The blueprints that the controller names are registered for the kind of features at some slot in use."""
     try:
         blueprints.load_plugins()
         points = _points(host, data) or ()
     except ConfigError as error:
         return [] if str(error).startswith("host") else [f"controller: {line}" for line in error.problems]
     used = [point for point in points if not slots.ids or point.slot in slots.ids]
-    places = {point.topology for point in used if point.topology is not None}
-    if len(places) == 0 or any(point.topology is None for point in used):
-        return []  # only a forward tells what flows at the sites of a host of the user's own
+    topologies = {point.topology for point in used if point.topology is not None}
+    if len(topologies) == 0 or any(point.topology is None for point in used):
+        return []  # only a forward pass shows what flows at the sites of a custom host
     named = [("controller.blueprints", name) for name in getattr(controller, "blueprints", ())]
     for index, entry in enumerate(getattr(controller, "actions", ())):
         if isinstance(entry, dict) and isinstance(entry.get("blueprint"), str):
             named.append((f"controller.actions[{index}].blueprint", entry["blueprint"]))
     known = sorted(
-        {name for place in places for name in (blueprints.names(place) if place else blueprints.all_names())}
+        {name for kind in topologies for name in (blueprints.names(kind) if kind else blueprints.all_names())}
     )
     return [
         f"{path} = {name!r}: no blueprint for the slots in use; registered for them are {', '.join(known)}; "
@@ -190,7 +191,7 @@ def blueprints_exist(host: Any, data: Any, slots: SlotsConfig, controller: Any) 
 
 
 def controller_can_be_built(host: Any, data: Any, slots: SlotsConfig, controller: Any) -> list[str]:
-    """What the controller's own constructor says, before anything has started."""
+    """The controller's own constructor accepts its settings."""
     known = host_slots(host, data)
     used = tuple(slot for slot in slots.ids or known if slot in known)
     if not used:
@@ -203,7 +204,7 @@ def controller_can_be_built(host: Any, data: Any, slots: SlotsConfig, controller
 
 
 def probe_is_large_enough(gates: Any, data: Any) -> list[str]:
-    """Looks draw different samples from the probe part: at most half of it each."""
+    """Each look draws at most half of the probe part, so that looks see different samples."""
     size = getattr(data, "probe", None)
     if size is None or 2 * gates.probe_samples <= size:
         return []
@@ -213,8 +214,8 @@ def probe_is_large_enough(gates: Any, data: Any) -> list[str]:
     ]
 
 
-def unused_and_shadow(world: Any, slots: SlotsConfig) -> list[str]:
-    """DDP's search for unused parameters sees the host's forward alone, and would miss a seed in its shadow forward."""
+def find_unused_without_shadow(world: Any, slots: SlotsConfig) -> list[str]:
+    """DDP's search for unused parameters sees only the host's forward, so it goes without shadow forwards of seeds."""
     if not world.find_unused or slots.incubation != Incubation.SHADOW:
         return []
     return [
@@ -233,8 +234,8 @@ def warm_up_ends(optim: Any, trainer: Any) -> list[str]:
     ]
 
 
-def births_are_not_waited_for_too_long(library: Any, control: Any) -> list[str]:
-    """A rank that waits for a birth must not be taken for a lost one."""
+def waits_for_births_are_short(library: Any, control: Any) -> list[str]:
+    """A rank that waits for a birth is not taken for a lost one."""
     if not library.enabled or library.wait_s <= control.timeout_s / 2:
         return []
     return [
@@ -247,15 +248,15 @@ Rule = Callable[..., list[str]]
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("trainer", "world"), ranks_share_a_batch),
     (("host", "data"), host_takes_data),
-    (("host",), own_host_is_there),
-    (("distill",), teacher_is_there),
+    (("host",), custom_host_can_be_imported),
+    (("distill",), teacher_can_be_found),
     (("host", "data", "slots"), slots_are_of_host),
     (("host", "data", "slots"), channels_are_of_slots),
-    (("host", "data", "slots", "distill"), pupils_are_slots),
+    (("host", "data", "slots", "distill"), distilled_features_are_of_slots),
     (("host", "data", "slots", "controller"), blueprints_exist),
     (("host", "data", "slots", "controller"), controller_can_be_built),
     (("gates", "data"), probe_is_large_enough),
     (("optim", "trainer"), warm_up_ends),
-    (("world", "slots"), unused_and_shadow),
-    (("library", "control"), births_are_not_waited_for_too_long),
+    (("world", "slots"), find_unused_without_shadow),
+    (("library", "control"), waits_for_births_are_short),
 )

@@ -1,9 +1,9 @@
-"""Plain data to config dataclasses, strictly, with every problem of a whole tree reported at once.
+"""Turns plain data into config dataclasses, strictly; reports every problem of a whole tree at once.
 
-Plain data is what YAML holds: dict, list, text, numbers, true, false, null. Enums are written by value (``shadow``,
-``adamw``), those with numbers for values by name in lower case (``cosine``). Unlike `esper.leyline.plain`, which stops
-at the first defect of a file that we wrote ourselves, this module reads what a person wrote: it goes on after a
-problem, and each problem says which override would fix it.
+Plain data are what YAML holds: dict, list, text, numbers, true, false, null. Enums are written by value (``shadow``,
+``adamw``), or by name in lower case if their values are numbers (``cosine``). `esper.leyline.plain` stops at the first
+defect of a file that Esper wrote itself; this module reads what a person wrote. So it goes on after a problem, and each
+problem says which override would fix it.
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ from typing import Any
 
 from esper.leyline.errors import ConfigError
 
-_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
+_EXPECTED = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
 UNSET = "???"  # what Hydra and OmegaConf write for a value that somebody has yet to set
 _FIELD_LINE = re.compile(r"(\w+) = ")
 
 
-def _written(member: enum.Enum) -> str:
+def _member_text(member: enum.Enum) -> str:
+    """A member as it is written in YAML."""
     return member.value if isinstance(member.value, str) else member.name.lower()
 
 
@@ -34,7 +35,7 @@ def override_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, enum.Enum):
-        return _written(value)
+        return _member_text(value)
     if isinstance(value, list | tuple):
         return f"[{','.join(override_text(item) for item in value)}]"
     if isinstance(value, dict):
@@ -43,9 +44,9 @@ def override_text(value: Any) -> str:
 
 
 def as_plain(value: Any) -> Any:
-    """Plain data of a config object: the inverse of `Reader.section`, enums by value."""
+    """A config object as plain data: the inverse of `Reader.section`."""
     if isinstance(value, enum.Enum):
-        return _written(value)
+        return _member_text(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
@@ -74,17 +75,17 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def in_words(hint: Any) -> str:
-    """What a value of ``hint`` looks like, in words."""
+    """Describes the values of a type hint."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if option is type(None) else in_words(option) for option in options)
     if origin in (list, tuple):
         return "a list" if not options or options[0] is Any else f"a list, each item {in_words(options[0])}"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return f"one of {', '.join(_written(member) for member in hint)}"
+        return f"one of {', '.join(_member_text(member) for member in hint)}"
     if origin is dict or dataclasses.is_dataclass(hint):
-        return _WORDS[dict]
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+        return _EXPECTED[dict]
+    return _EXPECTED.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 class _Misfit(Exception):
@@ -92,17 +93,21 @@ class _Misfit(Exception):
 
 
 class Reader:
-    """Reads sections of a tree and collects problems, one line each: ``optim.lr = -1.0: must be > 0; ...``."""
+    """Reads sections of a tree and collects problems, one line each: ``optim.lr = -1.0: must be > 0; ...``.
+
+    Fields:
+        problems: the lines collected so far.
+    """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def problem(self, path: str, value: Any, expected: str, fix: str) -> None:
-        """Notes one problem; ``fix`` is what the user can type."""
+        """Adds one problem; ``fix`` is what the user can type."""
         self.problems.append(f"{path} = {value!r}: {expected}; {fix}")
 
     def section(self, cls: type, plain: Any, path: str) -> Any:
-        """An object of the dataclass ``cls`` from the mapping ``plain``, or None after a problem was noted."""
+        """An object of the dataclass ``cls`` from the mapping ``plain``; None if a problem was added."""
         if not isinstance(plain, dict):
             self.problem(path, plain, "expected a section of settings", f"set {path}.<key>=<value>")
             return None
@@ -129,11 +134,11 @@ class Reader:
         try:
             return cls(**values)
         except ConfigError as error:
-            self.problems += [self._own_line(line, fields, values, path) for line in error.problems]
+            self.problems += [self._class_problem(line, fields, values, path) for line in error.problems]
         return None
 
     def _value(self, hint: Any, value: Any, path: str) -> Any:
-        """``value`` as ``hint``; raises _Misfit, or notes the problems of a nested section."""
+        """``value`` converted to ``hint``; raises _Misfit, or adds the problems of a nested section."""
         origin, options = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return value
@@ -160,15 +165,15 @@ class Reader:
             return self.section(typing.cast(type, hint), value, path)
         return _scalar(hint, value)
 
-    def _own_line(self, line: str, fields: dict[str, Any], values: dict[str, Any], path: str) -> str:
-        """A line that a config class raised, with its section's path and, where a default exists, an override."""
+    def _class_problem(self, line: str, fields: dict[str, Any], values: dict[str, Any], path: str) -> str:
+        """A problem that a config class raised, with its section's path and, if there is a default, an override."""
         match = _FIELD_LINE.match(line)
         if match is None or match[1] not in fields:
             return f"{path}: {line}"
         return f"{path}.{line}; {self._fix(f'{path}.{match[1]}', fields[match[1]], None, values[match[1]])}"
 
     def _fix(self, path: str, field: Any, hint: Any, value: Any) -> str:
-        """An override that would fix a field; ``hint`` is given where the value is of another type."""
+        """An override that would fix a field; ``hint`` is given if the value has the wrong type."""
         if isinstance(value, bool | int | float) and (hint is str or str in typing.get_args(hint)):
             return f"for example {path}=\"'{override_text(value)}'\" (quoted, it is text)"
         example = self._example(field)
@@ -178,14 +183,16 @@ class Reader:
 
     @staticmethod
     def _example(field: Any) -> str | None:
+        """The default of a field as it is typed in an override; None without one."""
         default = _default(field)
         return None if default == UNSET else override_text(default)
 
 
 def _scalar(hint: Any, value: Any) -> Any:
+    """A number, text, bool or enum member of the type ``hint``; raises _Misfit."""
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         for member in hint:
-            if isinstance(value, str) and value == _written(member):
+            if isinstance(value, str) and value == _member_text(member):
                 return member
         raise _Misfit
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""Every setting of a run in one tree, checked whole before any process starts.
+"""Every setting of a run in one tree, checked as a whole before any process starts.
 
-Each section is a dataclass beside its owner; this file only composes them and knows what no single room can know:
-which settings contradict each other. `host`, `data` and `controller` are chosen by their ``kind``. What travels is
-plain data: the launcher writes it as RUN/config.yaml, every worker reads it back and agrees on `config_digest`.
+Each section is a dataclass beside its owner; this file only composes them, and `esper.config.rules` checks that they do
+not contradict each other. `host`, `data` and `controller` are chosen by their ``kind``. The launcher writes plain data
+as RUN/config.yaml; every worker reads them back, and all agree on `config_digest`.
 """
 
 from collections.abc import Callable
@@ -151,7 +151,7 @@ def config_classes() -> list[type]:
     return [*FIXED_SECTIONS.values(), *(find(kind) for find, kinds in KINDS.values() for kind in kinds())]
 
 
-# Settings that do not change what is computed, and so may differ between the attempts of one run.
+# Settings that do not change what is computed; they may differ between the attempts of one run.
 OPERATIONAL = (
     "run",
     "telemetry",
@@ -169,10 +169,11 @@ OPERATIONAL = (
 
 
 def build_config(plain: Any) -> EsperConfig:
-    """The config of plain data.
+    """Builds the config from plain data.
 
     Raises:
-        ConfigError: with every problem of the whole tree, one line each: ``section.key = value: problem; fix``.
+        ConfigError: the settings are wrong; every problem of the whole tree has a line, ``section.key = value:
+            problem; fix``.
     """
     if not isinstance(plain, dict):
         raise ConfigError(f"config = {plain!r}: expected a mapping of sections")
@@ -204,15 +205,16 @@ def build_config(plain: Any) -> EsperConfig:
 
 
 def cross_check(config: EsperConfig) -> list[str]:
-    """Problems that only several sections together have; empty when there are none."""
+    """Returns the problems between sections that are valid by themselves; empty if there are none."""
     return [line for needed, rule in RULES for line in rule(**{name: getattr(config, name) for name in needed})]
 
 
 def _section_by_kind(reader: Reader, name: str, plain: Any) -> Any:
+    """Reads a section whose class its ``kind`` chooses; None if a problem was added."""
     find, kinds = KINDS[name]
     kind = plain.get("kind") if isinstance(plain, dict) else None
     try:
-        cls = find(kind)  # type: ignore[arg-type]  # an unknown one is what the error is about
+        cls = find(kind)  # type: ignore[arg-type]  # may be None, which raises
     except (ConfigError, TypeError):
         known = kinds()
         reader.problem(f"{name}.kind", kind, f"unknown; known are {', '.join(known)}", f"for example {name}={known[0]}")
@@ -221,7 +223,7 @@ def _section_by_kind(reader: Reader, name: str, plain: Any) -> Any:
 
 
 def _readable_slots(reader: Reader, parts: dict[str, Any], plain: Any) -> Any:
-    """The section ``slots``; ids that are none are noted, with the ids that this host has, and left out."""
+    """Returns the section ``slots``; reports invalid ids, lists the host's, and drops them."""
     ids = plain.get("ids") if isinstance(plain, dict) else None
     if not isinstance(ids, list):
         return plain
@@ -238,25 +240,25 @@ def _readable_slots(reader: Reader, parts: dict[str, Any], plain: Any) -> Any:
 
 
 def _leaves(plain: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by dotted path, without the operational ones."""
+    """The leaves of a tree by dotted path, without the operational ones."""
     if path in OPERATIONAL:
         return {}
     if not isinstance(plain, dict):
         # 1 and 1.0 are the same setting
         return {path: int(plain) if isinstance(plain, float) and plain.is_integer() else plain}
-    found: dict[str, Any] = {} if plain or not path else {path: {}}
+    leaves: dict[str, Any] = {} if plain or not path else {path: {}}
     for key, value in plain.items():
-        found |= _leaves(value, f"{path}.{key}" if path else str(key))
-    return found
+        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
+    return leaves
 
 
 def config_digest(plain: dict[str, Any]) -> int:
-    """62-bit digest of all settings that change what is computed; where the run lies is none of them."""
+    """62-bit digest of all settings that change what is computed; the run directory does not."""
     return digest62(_leaves(plain))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs, ``key = new: the run has old; set key=old``, except in operational settings."""
+    """The differences between two trees, ``key = new: the run has old; set key=old``, without operational settings."""
     was, now = _leaves(old), _leaves(new)
     lines = []
     for key in dict.fromkeys([*was, *now]):
@@ -270,10 +272,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """Plain data of a config file. Its run directory is the folder that it lies in, so that a run can be moved.
+    """Reads the plain data of a config file. Its run directory is the file's own folder, so that a run can be moved.
 
     Raises:
-        ConfigError: the file is absent, unreadable or no config.
+        ConfigError: the file is missing, unreadable or no config.
     """
     path = Path(path)
     try:
@@ -287,14 +289,14 @@ def read_plain(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: expected a mapping of sections")
-    plain.pop("launch", None)  # an order to the launcher, which --cfg job shows too
+    plain.pop("launch", None)  # a command to the launcher; --cfg job prints it, too
     if isinstance(plain.get("run"), dict):
         plain["run"]["dir"] = str(path.absolute().parent)
     return plain  # type: ignore[return-value]
 
 
 def load_config(path: Path | str) -> tuple[EsperConfig, dict[str, Any]]:
-    """Config and plain data of RUN/config.yaml.
+    """Reads RUN/config.yaml; returns the config and its plain data.
 
     Raises:
         ConfigError: see `read_plain` and `build_config`.

@@ -1,6 +1,6 @@
 """Builds a run's parts from its config and joins them: host, slots, optimizer owner, controller, engine.
 
-The same on every rank, but for the controller, which lives on rank 0 alone.
+Every rank builds the same parts, except for the controller, which only rank 0 has.
 """
 
 from functools import partial
@@ -44,7 +44,7 @@ from esper.tolaria.training.governor import Governor
 
 
 def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
-    """Host and empty slots; the host's first weights are a function of the run's seed alone."""
+    """Builds the host with empty slots; its first weights are a function of the run's seed alone."""
     if config.trainer.channels_last and len(bundle.input_shape) != 3:
         raise ConfigError(
             f"trainer.channels_last = true: is for images (C, H, W), the data has {bundle.input_shape}; set it to false"
@@ -62,18 +62,19 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     set_channels(grown, config.slots)
     idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
     if idle:
+        names = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
         raise ConfigError(
-            f"host.kind = {config.host.kind!r}: no gradient reaches {', '.join(idle[:5])}{', ...' * (len(idle) > 5)}; "
+            f"host.kind = {config.host.kind!r}: no gradient reaches {names}; "
             "freeze them (requires_grad_(False)), or set world.find_unused=true"
         )
     return grown
 
 
 def _check_output(grown: Grown, bundle: Bundle, example: torch.Tensor, config: EsperConfig) -> None:
-    """The host gives a logit for each class of the data (or more: a padded vocabulary).
+    """Checks that the host returns a logit for each class of the data (or more, as with a padded vocabulary).
 
     Raises:
-        ConfigError: it gives something else; the text has both shapes.
+        ConfigError: it returns something else; the text has both shapes.
     """
     with undisturbed(example), evaluating(grown.model), autocast(config.trainer.precision, example.device):
         output = grown.model(example)
@@ -88,25 +89,26 @@ def _check_output(grown: Grown, bundle: Bundle, example: torch.Tensor, config: E
 
 
 def _check_blueprints(config: EsperConfig, terms: Terms) -> None:
-    """Blueprints that the controller prefers fit some slot; known before the first tick, so said before it.
+    """Checks that each blueprint that the controller prefers fits some slot.
 
     Raises:
-        ConfigError: names those that do not, and lists those that fit.
+        ConfigError: some do not; the text names them and lists the blueprints that fit.
     """
     known = {info.name for catalogue in terms.catalogue.values() for info in catalogue}
-    lost = [name for name in getattr(config.controller, "blueprints", None) or () if name not in known]
-    if lost:
+    unfit = [name for name in getattr(config.controller, "blueprints", None) or () if name not in known]
+    if unfit:
         raise ConfigError(
-            f"controller.blueprints: {', '.join(lost)} fits no slot of this host; it takes {', '.join(sorted(known))}; "
-            "set controller.blueprints to some of these, or to [] for any"
+            f"controller.blueprints: {', '.join(unfit)} fits no slot of this host; it takes "
+            f"{', '.join(sorted(known))}; set controller.blueprints to some of these, or to [] for any"
         )
 
 
 def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
-    """Counts what host and seeds cost on one sample.
+    """Counts the FLOPs and parameters of the host and of every seed, per sample.
 
     Args:
-        grown: with empty slots. example: inputs of a few samples.
+        grown: the host, its slots empty.
+        example: inputs of a few samples.
     """
     seeds = {
         slot: {
@@ -119,7 +121,7 @@ def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
 
 
 def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[int], set[int]]:
-    """Samples in a forward of this rank, in training and in evaluation: ragged last batches and shares included."""
+    """Batch sizes of this rank's forward passes, in training and in evaluation, with the short last batches."""
     plan = BatchPlan(len(bundle.train), config.trainer.batch, config.seed)
     steps = (0, plan.steps_per_epoch - 1)
     pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, config.trainer.accumulate)]
@@ -129,7 +131,7 @@ def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[
 
 
 def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: World) -> Compiler:
-    """The host's regions, compiled; seeds will be as they are staged."""
+    """Compiles the host's regions; seeds are compiled when they are staged."""
     train, evaluation = batch_sizes(config, bundle, world)
     compiler = Compiler(
         grown,
@@ -145,7 +147,7 @@ def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: Wor
 
 
 def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
-    """What does not change in the run."""
+    """Makes the terms of the run: everything that decisions depend on and that does not change."""
     per_epoch = -(-len(bundle.train) // config.trainer.batch)
     if 2 * config.gates.probe_samples > len(bundle.probe):
         raise ConfigError(
@@ -172,14 +174,14 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
 
 
 def build_library(config: LibraryConfig, run_dir: Path) -> Library | None:
-    """The seed library of one rank, None where births do without."""
+    """The seed library of one rank; None if it is not enabled."""
     if not config.enabled:
         return None
     return Library(config, RunDir(run_dir).library if config.root is None else Path(config.root))
 
 
 def chance_of(bundle: Bundle) -> float:
-    """The chance level of a data set, in nats, by the targets of up to 4,096 training samples."""
+    """The chance level of a data set, in nats, from the targets of up to 4,096 training samples."""
     size = len(bundle.train)
     return chance_level(bundle.train.fetch(torch.arange(0, size, -(-size // 4096)))[1].flatten().tolist())
 
@@ -187,7 +189,7 @@ def chance_of(bundle: Bundle) -> float:
 def build_governor(
     config: EsperConfig, bundle: Bundle, terms: Terms, world: World, store: CheckpointStore
 ) -> Governor | None:
-    """The governor of one rank; None where nobody judges."""
+    """The governor of one rank; None if it is not enabled."""
     if not config.governor.enabled:
         return None
     return Governor(config.governor, chance=chance_of(bundle), terms=terms, world=world, store=store)
@@ -205,7 +207,19 @@ def assemble(
     run_id: str,
     teacher: Teacher | None = None,
 ) -> Engine:
-    """Builds the parts of a run and joins them; the same on every rank, the controller on rank 0 alone."""
+    """Builds the parts of a run and joins them to an engine.
+
+    Args:
+        config: the run's settings.
+        world: the ranks.
+        heartbeat: this rank's.
+        bundle: the data.
+        store: where checkpoints go; the seed library is made beside it.
+        sink: takes the events.
+        digest: of the config.
+        run_id: the run's id.
+        teacher: the teacher of a distillation; None if there is none.
+    """
     grown = build_grown(config, bundle, world.device)
     terms = make_terms(config, grown, bundle, world.size)
     _check_blueprints(config, terms)

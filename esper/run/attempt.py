@@ -1,11 +1,11 @@
-"""Which process group works on RUN: a number that each start takes, and with it the right to write there.
+"""Attempts: the number that each start of a run takes, and with it the right to write into RUN.
 
     RUN/attempt.json    number, run_id, token, launch; replaced whole, by rename
 
-Two launchers of one host exclude each other by RUN/lock. A lock does not reach a host that was cut off: its ranks may
-come back when RUN has long been taken up elsewhere. So the newest number is a lease: before rank 0 gives a checkpoint
-its name, or writes the result or the status, it reads the number again, and an older attempt ends there by a named
-error. What it had written till then bears its own number and is never read.
+Two launchers on one machine exclude each other by RUN/lock. A lock does not reach a machine that was cut off: its ranks
+may come back long after the run was resumed elsewhere. So the newest number is a lease. Before rank 0 gives a
+checkpoint its name, or writes the result or the status, it reads the number again, and an older attempt ends there by a
+named error. The files that it had written until then carry its own number and are never read.
 """
 
 import json
@@ -19,12 +19,19 @@ from esper.leyline.errors import LeaseError, RunDirError
 from esper.leyline.files import RunDir, write_json
 from esper.tolaria.ranks.world import World
 
-BEFORE = "ESPER_ATTEMPT_BEFORE"  # number of the latest attempt when the launcher started torchrun
+BEFORE = "ESPER_ATTEMPT_BEFORE"  # variable: number of the latest attempt when the launcher started torchrun
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """This process group's number, from 1, the run's id, and a token that proves that a rank sees RUN."""
+    """One process group that works on a run.
+
+    Fields:
+        number: counts the attempts of the run, from 1.
+        run_id: the run's id.
+        token: equal on all ranks that see the same RUN; the start handshake compares it.
+        run_dir: RUN.
+    """
 
     number: int
     run_id: str
@@ -32,14 +39,14 @@ class Attempt:
     run_dir: Path
 
     def check(self) -> None:
-        """Returns while no newer attempt has begun.
+        """Does nothing if no newer attempt has begun.
 
         Raises:
-            LeaseError: one has.
-            OSError: RUN cannot be read, or its attempt is damaged.
+            LeaseError: a newer attempt has begun.
+            OSError: RUN cannot be read, or its attempt.json is damaged.
         """
         try:
-            newest = json.loads((RunDir(self.run_dir).attempt).read_text())["number"]
+            newest = json.loads(RunDir(self.run_dir).attempt.read_text())["number"]
         except (ValueError, KeyError) as error:
             raise OSError(f"{RunDir(self.run_dir).attempt}: damaged ({error})") from None
         if newest > self.number:
@@ -49,12 +56,12 @@ class Attempt:
             )
 
     def holds(self) -> bool:
-        """Whether RUN is this attempt's, as far as can be read."""
+        """Whether this attempt still has the right to write into RUN, as far as can be read."""
         try:
             self.check()
         except LeaseError:
             return False
-        except OSError:  # who cannot read cannot write either, and says so then
+        except OSError:  # RUN cannot be written either then, and the write will say so
             return True
         return True
 
@@ -63,7 +70,7 @@ def begin_attempt(run_dir: Path, world: World) -> Attempt:
     """Rank 0 numbers the attempt; every rank reads it back.
 
     Raises:
-        RunDirError: RUN cannot be written (rank 0), or read (others).
+        RunDirError: rank 0 cannot write into RUN.
         LeaseError: torchrun has started the ranks again, and another launch has taken up RUN since.
     """
     path, launch = RunDir(run_dir).attempt, os.environ.get("TORCHELASTIC_RUN_ID", "")
@@ -72,7 +79,9 @@ def begin_attempt(run_dir: Path, world: World) -> Attempt:
         if path.exists():
             before = json.loads(path.read_text())
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        again = restarted and before["number"] > int(os.environ.get(BEFORE, "0"))  # else no rank of ours came this far
+        again = restarted and before["number"] > int(
+            os.environ.get(BEFORE, "0")
+        )  # else the ranks had not come this far before
         if not (again and before["launch"] != launch):
             now = {"number": before["number"] + 1, "token": secrets.token_hex(8), "launch": launch}
             try:
@@ -81,29 +90,31 @@ def begin_attempt(run_dir: Path, world: World) -> Attempt:
                 raise RunDirError(f"{path}: cannot be written ({error.strerror}); is RUN writable?") from error
     world.meet("start-up")
     try:
-        found = json.loads(path.read_text())
-        attempt = Attempt(found["number"], found["run_id"], found["token"], run_dir)
-        if found["launch"] != launch:
+        record = json.loads(path.read_text())
+        attempt = Attempt(record["number"], record["run_id"], record["token"], run_dir)
+        if record["launch"] != launch:
             raise LeaseError(f"{run_dir}: attempt {attempt.number}, of another launch, has begun; this one ends here")
         return attempt
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError):  # the handshake will name this rank by its token
         return Attempt(1, "", f"rank {world.rank} cannot read {path}", run_dir)
 
 
 def find_takeover(run_dir: Path, before: int, launch: str) -> int | None:
-    """Number of the attempt of another launch that began after ours; None where there is none.
+    """Returns the number of another launch's attempt that began after ours; None if there is none.
 
     Args:
-        before: number of the latest attempt when ours was started. launch: name of our rendezvous.
+        run_dir: RUN.
+        before: number of the latest attempt when ours was started.
+        launch: name of our rendezvous.
     """
-    number, whose = latest_attempt(run_dir)
-    return number if number > before and whose != launch else None
+    number, latest_launch = latest_attempt(run_dir)
+    return number if number > before and latest_launch != launch else None
 
 
 def latest_attempt(run_dir: Path) -> tuple[int, str]:
-    """Number and launch of the latest attempt; 0 before there is one, or where it cannot be read."""
+    """The number and the launch of the latest attempt; 0 and "" if there is none, or it cannot be read."""
     try:
-        found = json.loads((RunDir(run_dir).attempt).read_text())
+        record = json.loads(RunDir(run_dir).attempt.read_text())
     except (OSError, ValueError):
         return 0, ""
-    return found["number"], found.get("launch", "")  # of older versions: nobody's
+    return record["number"], record.get("launch", "")  # older versions wrote no launch

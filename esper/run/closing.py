@@ -1,4 +1,4 @@
-"""The closing summary of a run, read back from its own event file: what the table says is what was recorded."""
+"""The closing summary of a run, read back from its own event file, so that the table shows what was recorded."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -26,7 +26,7 @@ def _score(record: dict[str, Any]) -> Score:
 
 
 def _library(payloads: list[dict[str, Any]]) -> LibraryTotals | None:
-    """Sums over the run's intervals."""
+    """Sums up the library's events, one per interval; None without any."""
     if not payloads:
         return None
     return LibraryTotals(**{field.name: sum(p[field.name] for p in payloads) for field in fields(LibraryTotals)})
@@ -35,11 +35,15 @@ def _library(payloads: list[dict[str, Any]]) -> LibraryTotals | None:
 def summarise(
     run_dir: Path, state: RunState, grown: Grown, *, status: str, world_size: int, wall_s: float
 ) -> RunSummary:
-    """What a finished run says of itself.
+    """Summarises a finished run.
 
     Args:
-        run_dir: RUN; its events.jsonl holds the tick records (without them "before" and "after" are the end's).
-        state, grown: at the end. status: as in STATUS.json. world_size: ranks. wall_s: seconds of this attempt.
+        run_dir: RUN; its events.jsonl holds the tick records. Without them "before" has no scores.
+        state: at the end.
+        grown: the network at the end.
+        status: as in STATUS.json.
+        world_size: number of ranks.
+        wall_s: seconds of this attempt.
     """
     path = RunDir(run_dir).events
     records = latest(read_events(path)) if path.exists() else []
@@ -55,8 +59,8 @@ def summarise(
     host = parameters - sum(grown.seed_parameters(slot) for slot in grown.slots)
     before = Score(step=0, parameters=host, loss=ABSENT, accuracy=ABSENT)
     if earlier:
-        found = _score(earlier[-1])
-        before = Score(step=found.step, parameters=host, loss=found.loss, accuracy=found.accuracy)
+        score = _score(earlier[-1])
+        before = Score(step=score.step, parameters=host, loss=score.loss, accuracy=score.accuracy)
     reasons = {
         record["payload"]["command"]["proposal"]: record["payload"]["reason"]
         for record in records
@@ -75,15 +79,17 @@ def summarise(
         for entry in state.slots
         if entry.stage.has_seed
     )
-    gone: dict[tuple[str, str, str], int] = {}
+    pruned: dict[tuple[str, str, str], int] = {}  # by slot, blueprint and reason
     for record in stages:
         payload = record["payload"]
         if payload["target"] == Stage.PRUNED.name:
-            why = reasons.get(payload["proposal"], "") or payload["cause"].lower().replace("_", " ")
-            key = (payload["slot"], str(payload["blueprint"]), why.split(":")[0])
-            gone[key] = gone.get(key, 0) + 1
+            reason = reasons.get(payload["proposal"], "") or payload["cause"].lower().replace("_", " ")
+            key = (payload["slot"], str(payload["blueprint"]), reason.split(":")[0])
+            pruned[key] = pruned.get(key, 0) + 1
     name = str(run_dir)
-    offline = ["wandb/offline-run-*"] if any(run_dir.glob("wandb/offline-run-*")) else []  # online or disabled: none
+    offline = (
+        ["wandb/offline-run-*"] if any(run_dir.glob("wandb/offline-run-*")) else []
+    )  # none if wandb is online or disabled
     return RunSummary(
         status=status,
         ticks=state.tick,
@@ -92,7 +98,7 @@ def summarise(
         before=before,
         after=after,
         grown=living,
-        pruned=tuple(PrunedSeeds(slot=s, blueprint=b, reason=r, count=n) for (s, b, r), n in sorted(gone.items())),
+        pruned=tuple(PrunedSeeds(slot=s, blueprint=b, reason=r, count=n) for (s, b, r), n in sorted(pruned.items())),
         library=_library([record["payload"] for record in records if record["kind"] == LibraryUsed.kind]),
         run_dir=name,
         next_commands=(

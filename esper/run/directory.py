@@ -1,7 +1,7 @@
-"""The run directory as the launcher sees it: may it be used, by whom, and with which config.
+"""The run directory in the launcher's hands: checked, locked, made, and its small files read and written.
 
-Its names are those of `esper.leyline.files.RunDir`. A refused start leaves everything as it was: folders and files that
-it made on the way are taken back.
+The names of its files are in `esper.leyline.files.RunDir`. A refused start leaves everything as it was: folders and
+files that it made on the way are removed again.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn
 
 
 def find_run(folder: Path) -> RunDir:
-    """The names of a run that is there.
+    """Returns the file names of an existing run.
 
     Raises:
         RunDirError: the folder is no run directory.
@@ -42,15 +42,15 @@ def find_run(folder: Path) -> RunDir:
 
 
 def write_order(folder: Path, order: BreakerOrder) -> None:
-    """RUN/breaker.json, in the place of an earlier one."""
+    """Writes RUN/breaker.json; replaces an earlier order."""
     write_json(RunDir(folder).order, to_plain(order))
 
 
 def read_order(folder: Path) -> BreakerOrder | None:
-    """The latest order; None without one.
+    """Reads the latest order; None without one.
 
     Raises:
-        ConfigError: it cannot be read, or is none.
+        ConfigError: the file cannot be read, or holds no order.
     """
     path = RunDir(folder).order
     try:
@@ -62,15 +62,17 @@ def read_order(folder: Path) -> BreakerOrder | None:
 
 
 def check_same_data(folder: Path, record: dict[str, Any], *, trained: bool, write: bool) -> None:
-    """Refuses other data than those that a run has trained on, and records those that it begins with.
+    """Refuses other data than the run has trained on, and records the data that it begins with.
 
     Args:
-        folder: the run directory. record: of the data at hand, equal on all ranks (`esper.tolaria.data.Bundle`).
-        trained: there are checkpoints. write: this rank records.
+        folder: the run directory.
+        record: describes the data that are here now, equal on all ranks (`esper.tolaria.data.Bundle`).
+        trained: whether the run has checkpoints.
+        write: whether this rank writes the record.
 
     Raises:
-        DataError: they differ from RUN/data.json, or that file cannot be read; alike on every rank.
-        RunDirError: it cannot be written.
+        DataError: the data differ from RUN/data.json, or that file cannot be read; the same on every rank.
+        RunDirError: RUN/data.json cannot be written.
     """
     path = RunDir(folder).data
     kept = None
@@ -91,7 +93,7 @@ def check_same_data(folder: Path, record: dict[str, Any], *, trained: bool, writ
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """RUN/result.json.
+    """Writes RUN/result.json.
 
     Raises:
         RunDirError: it cannot be written.
@@ -99,11 +101,12 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     _write_or_raise(RunDir(folder).result, result, "all is trained and saved: see to the disk, then resume")
 
 
-def _write_or_raise(path: Path, value: dict[str, Any], do: str) -> None:
+def _write_or_raise(path: Path, value: dict[str, Any], advice: str) -> None:
+    """Writes JSON; a RunDirError says what to do where that fails."""
     try:
         write_json(path, value)
     except OSError as error:
-        raise RunDirError(f"{path}: cannot be written ({error.strerror}); {do}") from error
+        raise RunDirError(f"{path}: cannot be written ({error.strerror}); {advice}") from error
 
 
 def _reason(error: OSError) -> str:
@@ -111,11 +114,11 @@ def _reason(error: OSError) -> str:
 
 
 def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
-    """Whether the run directory holds this very run already.
+    """Whether the run directory holds a run with these settings already.
 
     Raises:
         RunDirError: it is no folder, holds something else, or ``run.resume`` forbids its state.
-        ConfigError: it holds a run with other settings; every one is listed.
+        ConfigError: it holds a run with other settings; the text lists every difference.
     """
     folder = Path(run.dir)
     here = f"run.dir = {run.dir!r}"
@@ -154,7 +157,11 @@ def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
 
 
 def _lock(folder: Path) -> int:
-    """Descriptor of the held lock."""
+    """Locks the run directory; returns the descriptor of the lock.
+
+    Raises:
+        RunDirError: another launcher holds it.
+    """
     path = RunDir(folder).lock
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -175,32 +182,33 @@ def _lock(folder: Path) -> int:
 
 @contextmanager
 def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
-    """Makes the run directory (or takes up the one that is there) and holds it; yields the lock's descriptor.
+    """Makes the run directory, or takes the existing one, and locks it; yields the lock's descriptor.
 
     Raises:
-        RunDirError, ConfigError: see `check_run`; also when it is locked or cannot be written.
+        ConfigError: see `check_run`.
+        RunDirError: see `check_run`; or it is locked, or cannot be written.
     """
     check_run(run, plain)
     folder, files = Path(run.dir), RunDir(Path(run.dir))
-    made: list[Path] = []
+    created: list[Path] = []
     descriptor = -1
     try:
         for path in reversed([folder, *folder.parents]):
             if not path.exists():
                 path.mkdir()
-                made.append(path)
+                created.append(path)
         fresh_lock = not files.lock.exists()
         descriptor = _lock(folder)
         if fresh_lock:
-            made.append(files.lock)
-        known = check_run(run, plain)  # again, now that nobody else can change it
+            created.append(files.lock)
+        known = check_run(run, plain)  # again, now that no other launcher can change it
         if not (known and same_file(read_plain(files.config), plain)):
             write_config(files.config, plain)
             if not known:
-                made.append(files.config)
+                created.append(files.config)
         write_json(files.environment, describe_environment(files.environment))
     except BaseException as error:
-        for path in reversed(made):
+        for path in reversed(created):
             try:
                 path.rmdir() if path.is_dir() else path.unlink()
             except OSError:
@@ -220,6 +228,7 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
 
 
 def _git(*arguments: str) -> str | None:
+    """Output of git in the project's checkout; None without a checkout or without git."""
     folder = package_folder().parent
     if not (folder / ".git").exists():
         return None
@@ -231,7 +240,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def describe_environment(earlier: Path) -> dict[str, Any]:
-    """What this start runs in; the starts before it, from the file ``earlier``, under the key ``earlier``."""
+    """Describes machine and software of this start; lists the starts before it, which the file ``earlier`` holds."""
     versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
@@ -260,10 +269,10 @@ def describe_environment(earlier: Path) -> dict[str, Any]:
 
 
 def read_status(folder: Path) -> tuple[dict[str, Any] | None, tuple[int, int] | None]:
-    """The status that rank 0 wrote last, and a mark that changes whenever it is written anew.
+    """Reads the last status, and a mark of the file that changes whenever it is written anew; None, None without one.
 
     Raises:
-        RunDirError: the file is there but not readable as a status.
+        RunDirError: the file exists but cannot be read as a status.
     """
     path = RunDir(folder).status
     try:

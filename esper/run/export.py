@@ -1,7 +1,7 @@
 """``esper export RUN``: the network of one checkpoint of a run, rebuilt on the CPU and written as plain files.
 
-No process group and no training data but an example of the input: the host from the run's config, a seed for every slot
-that the checkpoint's record gives one, then every weight, phase and alpha.
+It needs no process group, and no training data except an example of the input. It builds the host from the run's
+config and a seed for every slot that has one in the checkpoint's record, then loads every weight, phase and alpha.
 """
 
 import sys
@@ -20,10 +20,12 @@ from esper.tolaria.data import load_data
 
 
 def choose_step(store: CheckpointStore, at: int | None) -> int:
-    """Step to export: ``at``, or the one that validation chose; a damaged one is passed over with a line on stderr.
+    """Chooses the step to export: ``at``, or the step with the best validation score.
+
+    A damaged checkpoint is skipped with a line on stderr.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or no checkpoint was scored.
+        CheckpointError: there is no checkpoint of step ``at``, it is damaged, or no valid checkpoint has a score.
     """
     steps = ", ".join(map(str, sorted(store.steps()))) or "none"
     if at is not None:
@@ -44,15 +46,17 @@ def choose_step(store: CheckpointStore, at: int | None) -> int:
 
 
 def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partial: bool) -> str:
-    """Writes the network of a run as a plain model; returns what to tell.
+    """Writes the network of a run as a plain model; returns lines that describe it.
 
     Args:
-        run: run directory. at: step of a checkpoint; None: the one that validation chose.
-        to: a new folder; None: ``export-STEP`` in the run directory.
-        fold, partial: see `esper.kasmina.export.exporter.export`.
+        run: run directory.
+        at: step of a checkpoint; None for the one that validation chose.
+        to: a new folder; None for ``export-STEP`` in the run directory.
+        fold: whether to fold seeds into weights, see `esper.kasmina.export.exporter.export`.
+        partial: whether to export seeds with an alpha between 0 and 1, see there.
 
     Raises:
-        EsperError: it cannot be done.
+        EsperError: the run cannot be exported.
     """
     files = find_run(run)
     _, plain = load_config(files.config)

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""Ties a process to its parent: it ends with it, or adopts the orphans below it. Linux only (prctl)."""
 
 import ctypes
 import os
@@ -6,8 +6,6 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
-
-
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -20,7 +18,7 @@ def _prctl(option: int, value: int) -> None:
 def die_with_parent(parent: int, signum: int = signal.SIGTERM) -> None:
     """Asks the kernel for ``signum`` when the process ``parent``, which started this one, dies.
 
-    Exits with code 70 when it is dead already.
+    Exits with code 70 if the parent is dead already.
     """
     _prctl(_PR_SET_PDEATHSIG, int(signum))
     if os.getppid() != parent:
@@ -28,5 +26,5 @@ def die_with_parent(parent: int, signum: int = signal.SIGTERM) -> None:
 
 
 def adopt_orphans(adopt: bool) -> None:
-    """From now on descendants whose parent died become children of this process (or no longer do)."""
+    """Makes descendants whose parent dies children of this process from now on; with False, no longer."""
     _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))

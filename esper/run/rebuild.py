@@ -1,4 +1,4 @@
-"""The network of one checkpoint, rebuilt from its run's config and record on the CPU, without a process group."""
+"""Rebuilds the network of one checkpoint from its run's config and record, on the CPU, without a process group."""
 
 import torch
 
@@ -15,10 +15,16 @@ from esper.tolaria.training.evaluate import dtype_of
 
 
 def rebuild_run(config: EsperConfig, bundle: Bundle, store: CheckpointStore, step: int) -> tuple[Grown, RunState, str]:
-    """The network of a verified checkpoint as it was at that step, on the CPU; its record; the run's id.
+    """Rebuilds the network of a verified checkpoint as it was at that step.
 
     Args:
-        config: of the run. bundle: for the shape of its samples. store, step: where the checkpoint lies.
+        config: the run's settings.
+        bundle: the run's data, for the shape of a sample.
+        store: the run's checkpoints.
+        step: of the checkpoint.
+
+    Returns:
+        The network on the CPU, its record, and the run's id.
 
     Raises:
         CheckpointError: the checkpoint does not fit the run's config.

@@ -1,4 +1,4 @@
-"""Finds a run's teacher: the network of another run's checkpoint, or whatever a function of the user's own returns.
+"""Builds a run's teacher: the network of another run's checkpoint, or what a function of the user returns.
 
 Every rank builds it by itself from the same files; the start handshake compares the digests.
 """
@@ -21,16 +21,17 @@ from esper.tolaria.training.evaluate import dtype_of
 
 
 def build_teacher(config: EsperConfig, bundle: Bundle, device: torch.device) -> Teacher | None:
-    """The teacher that the section ``distill`` names, on the device and in the run's number format; None without one.
+    """Builds the teacher that the section ``distill`` names, on the device, in the run's dtype; None if it names none.
 
-    Torch's global random stream may be elsewhere afterwards; whoever assembles a run seeds it anew.
+    It may draw from torch's global random stream; `esper.run.assembly.assemble` seeds that anew.
 
     Raises:
-        ConfigError, CheckpointError: it cannot be had; the text names the setting or the file.
+        ConfigError: the teacher cannot be built; the text names the setting.
+        CheckpointError: the teacher cannot be loaded; the text names the file.
     """
     teacher = None
     if config.distill.run is not None:
-        teacher = _of_run(config, bundle)
+        teacher = _load_teacher(config, bundle)
     elif config.distill.path is not None:
         torch.manual_seed(config.seed)
         module = call_builder(
@@ -42,18 +43,19 @@ def build_teacher(config: EsperConfig, bundle: Bundle, device: torch.device) -> 
     return teacher
 
 
-def _of_run(config: EsperConfig, bundle: Bundle) -> Teacher:
+def _load_teacher(config: EsperConfig, bundle: Bundle) -> Teacher:
+    """The network of the checkpoint that ``distill.run`` and ``distill.step`` name."""
     run = Path(str(config.distill.run)).expanduser().absolute()
-    theirs, _ = load_config(RunDir(run).config)
+    teacher_config, _ = load_config(RunDir(run).config)
     store = CheckpointStore.of_run(run)
     step = config.distill.step or store.best()
-    there = ", ".join(map(str, sorted(store.steps()))) or "none"
+    steps = ", ".join(map(str, sorted(store.steps()))) or "none"
     if step not in store.steps():
         what = "no checkpoint with a validation score" if step is None else f"no checkpoint of step {step}"
-        raise CheckpointError(f"distill.run = {str(run)!r}: {what}; there are {there}; set distill.step to one of them")
+        raise CheckpointError(f"distill.run = {str(run)!r}: {what}; there are {steps}; set distill.step to one of them")
     store.verify(step, ("state.pt",))
     try:
-        grown, _, _ = rebuild_run(theirs, bundle, store, step)
+        grown, _, _ = rebuild_run(teacher_config, bundle, store, step)
     except (ConfigError, CheckpointError) as error:
         raise ConfigError(f"distill.run = {str(run)!r}: its network does not fit this run's data; {error}") from error
 

@@ -46,7 +46,7 @@ from esper.tolaria.training.result import RunResult
 
 
 def build_sink(config: EsperConfig, plain: Mapping[str, Any], run_dir: Path, attempt: Attempt, rank: int) -> EventSink:
-    """Rank 0 writes events, screen and wandb; another rank has a file for its own faults only."""
+    """Builds a rank's sink: file, screen and wandb on rank 0, a file for its own faults on any other rank."""
     envelope = Envelope(attempt.run_id, attempt.number, rank)
     telemetry = config.telemetry
     if rank != 0:
@@ -63,7 +63,7 @@ def build_sink(config: EsperConfig, plain: Mapping[str, Any], run_dir: Path, att
 
 
 class _FaultsOnly(NullSink):
-    """A rank that is not 0 tells only what happened to itself."""
+    """Passes on faults only: on another rank than 0 every other event would repeat rank 0's."""
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
@@ -80,10 +80,13 @@ class _FaultsOnly(NullSink):
 
 
 def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> int | None:
-    """The newest checkpoint valid on every rank; what was passed over is reported. None for a run without any.
+    """Chooses the newest checkpoint that is valid on every rank, and reports those that it passes over.
+
+    Returns:
+        Its step; None for a run without checkpoints.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is valid on all ranks. Beginning anew is the user's to decide.
+        CheckpointError: there are checkpoints, and none is valid on all ranks. The user decides whether to begin anew.
     """
     damage: dict[int, str] = {}
     whole: set[int] = set()
@@ -104,8 +107,8 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
     steps = store.steps()
     chosen = newest_valid_everywhere(world, steps, valid)
     aside = sorted(path.name for path in store.folder.glob("aside-*"))
-    found = torch.tensor([len(steps) + len(aside)], dtype=torch.int64)
-    if chosen is None and int(world.all_reduce(found, dist.ReduceOp.MAX, what="choice of checkpoint")) > 0:
+    count = torch.tensor([len(steps) + len(aside)], dtype=torch.int64)
+    if chosen is None and int(world.all_reduce(count, dist.ReduceOp.MAX, what="choice of checkpoint")) > 0:
         what = "; ".join(damage.values()) or "another rank cannot read them"
         if aside and not steps:
             what = f"a rollback set {aside[-1]} aside and saved nothing after it; renamed to step-... it is one again"
@@ -117,13 +120,14 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
 
 
 def install_stop_handlers(ask: Callable[[], None]) -> None:
-    """The first signal sets a flag and nothing else; a second one ends the process at once."""
-    seen = [0]
+    """Installs handlers: the first stop signal only calls ``ask``, a second one ends the process at once."""
+    signals = 0
 
     def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal signals
         ask()
-        seen[0] += 1
-        if seen[0] > 1 and number != signal.SIGUSR1:
+        signals += 1
+        if signals > 1 and number != signal.SIGUSR1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -132,8 +136,16 @@ def install_stop_handlers(ask: Callable[[], None]) -> None:
 
 
 def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World, attempt: Attempt) -> RunResult:
-    """Everything between the beginning of an attempt and the result."""
-    early: list[int] = []  # a stop asked for during start-up; SIGHUP there ends the process, as ever
+    """Trains one rank, from the beginning of an attempt to its result.
+
+    Args:
+        config: the run's settings.
+        plain: the same as plain data.
+        run_dir: RUN.
+        world: the ranks.
+        attempt: this start's number, and its right to write.
+    """
+    early: list[int] = []  # stop signals during start-up; SIGHUP still ends the process there
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
     began = time.perf_counter()
@@ -181,7 +193,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         }
         if world.rank == 0 and config.telemetry.console != "off":
             print(f"esper: around each tick, in this order: {', '.join(engine.cycle.observers.names)}", flush=True)
-        del teacher  # the engine's alone, so that it can let go of it
+        del teacher  # so that only the engine holds it, and can free it
         shake_hands(world, fields)
         trained = bool(store.steps())
         if world.rank == 0:
@@ -217,7 +229,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
 
 
 def _end_stuck_rank(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
-    """Ends a rank whose main thread waits on a device and cannot raise; from the watchdog's thread."""
+    """Ends a rank whose main thread waits for a device and cannot raise; called from the watchdog's thread."""
     error = LockstepError(f"lost contact: {text}")
     heartbeat.mark("failed", str(error))
     print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
@@ -227,7 +239,7 @@ def _end_stuck_rank(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
 
 
 def _emit_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int) -> None:
-    """The last events of a run that did not get to its end. A stop that was asked for is no fault."""
+    """Emits the last events of a run that did not finish. A requested stop is not a fault."""
     axes = {"step": heartbeat.step, "tick": heartbeat.tick, "epoch": 0}
     status = status_of(error)
     if status["status"] != "preempted":
@@ -239,7 +251,7 @@ def _emit_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int
 def _close_run(
     engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig
 ) -> None:
-    """The last event and the closing table."""
+    """Emits the last event of a finished run and prints the closing table."""
     sink.flush()
     summary = summarise(run_dir, engine.state, engine.grown, status="done", world_size=world.size, wall_s=wall_s)
     axes = {"step": engine.step, "tick": engine.state.tick, "epoch": engine.state.epoch}

@@ -10,7 +10,7 @@ import pytest
 
 from esper.leyline.errors import LeaseError
 from esper.nissa.reading import read_events
-from esper.run.attempt import begin_attempt, latest_attempt, find_takeover
+from esper.run.attempt import begin_attempt, find_takeover, latest_attempt
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
 from tests.support.fault_places import strike_at
