@@ -12,7 +12,7 @@ import pytest
 
 from esper.accord.breaker import BreakerOrder
 from esper.config.tree import load_config
-from esper.launcher.resume import order_for
+from esper.launcher.resume import make_order
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.nissa.reading import latest, read_events
@@ -186,7 +186,7 @@ def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Pa
 
 def ordered(run_dir: Path) -> BreakerOrder:
     """Gives the order that growth may go on, as `esper resume --breaker allowed` does."""
-    order = order_for(run_dir, load_config(run_dir / "config.yaml")[0], BreakerPhase.ALLOWED)
+    order = make_order(run_dir, load_config(run_dir / "config.yaml")[0], BreakerPhase.ALLOWED)
     write_order(run_dir, order)
     return order
 

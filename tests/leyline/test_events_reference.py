@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from esper.leyline.events import reference
-from esper.leyline.events.run import EVENTS
+from esper.leyline.events import EVENTS, reference
 from esper.leyline.fielddocs import class_doc, field_docs
 from esper.leyline.files import package_folder
 
