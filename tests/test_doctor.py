@@ -12,6 +12,7 @@ from esper import cli, doctor
 from esper.doctor import Severity
 from esper.launcher.folder_checks import skew_of
 from tests.support.dist import ROOT
+from tests.support.patience import run_patiently
 
 
 def apart(flags: str, script: str, *words: str) -> str:
@@ -19,9 +20,7 @@ def apart(flags: str, script: str, *words: str) -> str:
     if shutil.which("unshare") is None or subprocess.run(["unshare", flags, "true"], capture_output=True).returncode:
         pytest.skip("private namespaces need root and the program unshare")
     line = ["unshare", flags, "sh", "-ec", f'{script}\nexec "$@"', "sh", sys.executable, "-c", *words]
-    done = subprocess.run(
-        line, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    done = run_patiently(line, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -29,10 +28,10 @@ def apart(flags: str, script: str, *words: str) -> str:
 def test_a_bare_environment_is_examined_to_the_end(tmp_path: Path) -> None:
     """A Python with no packages at all: two failures by name, and everything else is still looked at."""
     bare, run = tmp_path / "bare", tmp_path / "deep" / "run"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=120)
+    assert run_patiently([sys.executable, "-m", "venv", "--without-pip", str(bare)]).returncode == 0
     command = [str(bare / "bin" / "python"), "-m", "esper.doctor", "--run-dir", str(run)]
     variables = {"PYTHONPATH": str(ROOT), "PATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=variables)
+    done = run_patiently(command, env=variables)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert (

@@ -64,7 +64,7 @@ def live(rank: int, config: EsperConfig, run_dir: Path, breaks_at: int) -> dict[
 
 
 def test_two_compiled_ranks_are_one_network_and_the_uncompiled_one(tmp_path: Path) -> None:
-    mine, theirs = run_distributed(live, 2, config_of(True), tmp_path / "compiled", 0, timeout=240.0)
+    mine, theirs = run_distributed(live, 2, config_of(True), tmp_path / "compiled", 0)
     assert mine["ticks"] == theirs["ticks"]
     assert [stage for _, stage, _ in mine["stages"]] == ["GERMINATED", "TRAINING", "BLENDING", "HOLDING"]
     assert mine["refused"] == 0
@@ -76,7 +76,7 @@ def test_two_compiled_ranks_are_one_network_and_the_uncompiled_one(tmp_path: Pat
 
 def test_a_rank_that_loses_its_graph_degrades_the_slot_on_all_ranks(tmp_path: Path) -> None:
     config = config_of(True, gates__degraded_ticks=2)
-    mine, theirs = run_distributed(live, 2, config, tmp_path, 4, timeout=240.0)
+    mine, theirs = run_distributed(live, 2, config, tmp_path, 4)
     assert mine["ticks"] == theirs["ticks"]
     assert mine["stages"] == theirs["stages"]
     assert "PRUNED" in [stage for _, stage, _ in mine["stages"]]
@@ -86,7 +86,7 @@ def test_a_rank_that_loses_its_graph_degrades_the_slot_on_all_ranks(tmp_path: Pa
 def test_every_operator_compiled_on_two_ranks(tmp_path: Path) -> None:
     config = all_operators()
     config.trainer.compile, config.trainer.compile_backend = True, "eager"
-    mine, theirs = run_distributed(live, 2, config, tmp_path / "compiled", 0, timeout=290.0)
+    mine, theirs = run_distributed(live, 2, config, tmp_path / "compiled", 0)
     assert mine["ticks"] == theirs["ticks"]
     assert mine["refused"] == 0
     assert set(mine["in_steps"]) == {0}

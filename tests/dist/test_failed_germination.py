@@ -221,7 +221,7 @@ attempts = pytest.mark.parametrize("name", [name for name in SCENARIOS if name !
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
     run_dir = tmp_path_factory.mktemp("failed")
-    return run_distributed(play_scenarios, 2, run_dir, groups=len(SCENARIOS), timeout=280.0)
+    return run_distributed(play_scenarios, 2, run_dir, groups=len(SCENARIOS))
 
 
 @attempts

@@ -43,7 +43,7 @@ def test_ranks_meet_and_draw_differently() -> None:
 )
 def test_a_rank_that_fails_fails_the_test(how: str, said: str) -> None:
     with pytest.raises(RanksFailed, match=said):
-        run_distributed(misbehave, 2, how, timeout=4.0)
+        run_distributed(misbehave, 2, how, still_s=2.0)
 
 
 def test_a_rank_may_die_where_the_test_says_so() -> None:

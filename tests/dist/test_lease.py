@@ -15,6 +15,7 @@ from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
 from tests.support.fault_places import strike_at
 from tests.support.killed_runs import live, prepare_run
+from tests.support.patience import Patience, marks_of, wait_until
 from tests.support.tiny import tiny_plain
 
 
@@ -50,10 +51,9 @@ def test_an_attempt_that_lost_its_lease_ends_and_leaves_everything_as_it_was(
     signs.mkdir()
     with ThreadPoolExecutor(max_workers=1) as pool:
         older = pool.submit(live, run, 2, None, functools.partial(cut_off, place, tick, signs))
-        deadline = time.monotonic() + 60
-        while not (signs / "gone").exists():
-            assert time.monotonic() < deadline, older.result() if older.done() else "it never came there"
-            time.sleep(0.05)
+        arrived = (signs / "gone").exists
+        wait_until(lambda: arrived() or older.done(), f"rank 0 at {place}", Patience(marks_of(run)))
+        assert arrived(), older.result()
         assert live(run, 2) == [0, 0]
         before = what_counts(run)
         assert json.loads((run / "STATUS.json").read_text())["status"] == "done"

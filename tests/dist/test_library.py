@@ -134,7 +134,7 @@ SCENARIOS = 9
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
-    return run_distributed(play_scenarios, 2, tmp_path_factory.mktemp("library"), groups=SCENARIOS, timeout=240.0)
+    return run_distributed(play_scenarios, 2, tmp_path_factory.mktemp("library"), groups=SCENARIOS)
 
 
 def stages(outcome: Outcome, slot: str) -> list[tuple[int, str]]:

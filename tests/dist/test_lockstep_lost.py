@@ -3,6 +3,7 @@
 Each case is a run of the real worker in processes of its own, since a rank is lost in it; cases wait side by side.
 """
 
+import functools
 import json
 import os
 import re
@@ -31,11 +32,12 @@ from esper.tolaria.ranks.heartbeat import PATIENCE_S, Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import Died, run_distributed
+from tests.support.patience import load
 from tests.support.tiny import act, schedule, tiny_plain
 
 A = "r0c0"
-TIMEOUT, STARTUP = 3.0, 6.0
-SLACK = 10.0  # seconds, on top of the limits, for ending
+TIMEOUT_S, STARTUP_S = 3.0, 6.0  # limits of the runs, on a quiet machine
+SLACK_S = 10.0  # on top of the limits, for ending
 STRUCK: list[Path] = []  # in the rank that something befalls: the file that says when
 Break = Callable[[], None]
 
@@ -184,6 +186,12 @@ def work(rank: int, name: str, run_dir: Path) -> Ended:
     return Ended(code, text, seconds)
 
 
+@functools.cache
+def slowness() -> float:
+    """By how much this machine is slower than a quiet one, as the cases began."""
+    return load()
+
+
 def launch(name: str, run_dir: Path) -> tuple[list[Any], dict[str, Any]]:
     run_dir.mkdir()
     life = schedule(act(1, A, "GERMINATE", blueprint="norm", ticks=2), act(3, A, "ADVANCE"))
@@ -192,13 +200,13 @@ def launch(name: str, run_dir: Path) -> tuple[list[Any], dict[str, Any]]:
         trainer__steps=40,
         controller=life,
         checkpoint__every_ticks=2,
-        control__timeout_s=TIMEOUT,
-        control__startup_timeout_s=STARTUP,
+        control__timeout_s=TIMEOUT_S * slowness(),
+        control__startup_timeout_s=STARTUP_S * slowness(),
         run__dir=str(run_dir),
     )
     write_config(run_dir / "config.yaml", plain)
     case = CASES[name]
-    ended = run_distributed(work, case.ranks, name, run_dir, may_die=[case.rank] if case.lost else [], timeout=60.0)
+    ended = run_distributed(work, case.ranks, name, run_dir, may_die=[case.rank] if case.lost else [])
     return ended, json.loads((run_dir / "STATUS.json").read_text())
 
 
@@ -231,19 +239,19 @@ def test_every_rank_that_is_left_names_the_one_that_is_not(
     assert ended[case.rank] == Died(3 if name.endswith("leaves") else -signal.SIGKILL)
     survivors = [end for end in ended if isinstance(end, Ended)]
     assert len(survivors) == case.ranks - 1
-    limit = STARTUP if name == "stops while building" else TIMEOUT
+    limit = STARTUP_S if name == "stops while building" else TIMEOUT_S
     for end in survivors:
         assert end.code == 76
         assert end.text.startswith("lost contact in ")
         assert STANDING[name] in end.text
         others = [rank for rank in range(case.ranks) if rank != case.rank]
         assert not any(f"rank {rank} was" in end.text for rank in others), "blames a victim"
-        assert end.seconds < limit + PATIENCE_S + SLACK
+        assert end.seconds < (limit + PATIENCE_S + SLACK_S) * slowness()
     assert (status["status"], status["exit_code"]) == ("failed", 76)
     assert STANDING[name] in status["message"]
     if name.endswith("leaves"):
         assert "Timed out" not in survivors[0].text
-        assert survivors[0].seconds < TIMEOUT, "a closed connection is noticed without a timeout"
+        assert survivors[0].seconds < TIMEOUT_S * slowness(), "a closed connection is noticed without a timeout"
 
 
 def test_a_rank_that_never_comes_is_named_without_any_heartbeat(
@@ -251,17 +259,17 @@ def test_a_rank_that_never_comes_is_named_without_any_heartbeat(
 ) -> None:
     ended, status = launches["stops before start-up"]
     assert ended[0].code == 76
-    assert ended[0].seconds < STARTUP + SLACK
+    assert ended[0].seconds < (STARTUP_S + SLACK_S) * slowness()
     assert status["message"].startswith("lost contact in start-up: rank 1 never arrived (")
 
 
-def meet_without_an_agent(rank: int, port: int, rank_0_comes: bool) -> str:
+def meet_without_an_agent(rank: int, port: int, rank_0_comes: bool, limit_s: float) -> str:
     """As `srun` starts ranks: the store lives in rank 0."""
     os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_PORT=str(port))
     if rank == 0 and not rank_0_comes:
         stand_still()
     try:
-        world = World(WorldConfig(), ControlConfig(timeout_s=TIMEOUT, startup_timeout_s=TIMEOUT))
+        world = World(WorldConfig(), ControlConfig(timeout_s=limit_s, startup_timeout_s=limit_s))
         world.meet("start-up")
     except LockstepError as error:
         return str(error)
@@ -273,7 +281,9 @@ def test_without_torchrun_the_store_is_rank_0s_and_its_absence_is_said(rank_0_co
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ended = run_distributed(meet_without_an_agent, 2, port, rank_0_comes, may_die=() if rank_0_comes else [0])
+    ended = run_distributed(
+        meet_without_an_agent, 2, port, rank_0_comes, TIMEOUT_S * slowness(), may_die=() if rank_0_comes else [0]
+    )
     if rank_0_comes:
         assert ended == ["met", "met"]
     else:
@@ -290,7 +300,7 @@ def test_a_rank_that_raises_is_the_cause_in_everybodys_words(
     assert ended[0].code == 76
     assert "rank 1 failed at step 5: ValueError: this sample is cursed" in ended[0].text
     assert "Timed out" not in ended[0].text
-    assert ended[0].seconds < TIMEOUT, "no timeout was needed"
+    assert ended[0].seconds < TIMEOUT_S * slowness(), "no timeout was needed"
     assert status["exit_code"] == 76
 
 
@@ -312,7 +322,7 @@ def test_ranks_that_disagree_on_what_learns_name_each_other_and_do_not_hang(
     # Whoever gives up first is seen waiting; the other then passes on what the first has said of it.
     assert re.search("rank 1 (was last seen in observe at step 8|lost contact in observe: rank 0 was)", ended[0].text)
     assert re.search("rank 0 (was last seen in backward at step 7|lost contact in backward: rank 1 was)", ended[1].text)
-    assert max(end.seconds for end in ended) < TIMEOUT + PATIENCE_S + SLACK
+    assert max(end.seconds for end in ended) < (TIMEOUT_S + PATIENCE_S + SLACK_S) * slowness()
 
 
 def test_another_registry_is_refused_at_the_handshake_by_its_entry(

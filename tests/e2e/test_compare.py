@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dist import ROOT
+from tests.support.patience import run_patiently
 
 SLOT = [
     "{tick: 1, slot: r0c0, op: GERMINATE, blueprint: %s, ticks: 1}",
@@ -48,17 +49,7 @@ arms:
 
 def esper(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "esper.cli", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,  # slack for a loaded machine
-    )
-
-
-pytestmark = pytest.mark.timeout(900)
+    return run_patiently([sys.executable, "-m", "esper.cli", *arguments], cwd=cwd, env=environment)
 
 
 @pytest.fixture(scope="module")

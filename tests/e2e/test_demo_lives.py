@@ -57,7 +57,7 @@ def test_the_demo_completes_lives_on_every_seed(tmp_path: Path, whole: bool) -> 
         assert config.gates == hasty, "default thresholds but for that"
         assert config.controller.kind == "heuristic"
         assert "noop" not in config.controller.blueprints, "no blueprint is listed in order to fail"
-    runs, other = run_distributed(live, 2, configs, tmp_path, whole, timeout=280, groups=len(configs))
+    runs, other = run_distributed(live, 2, configs, tmp_path, whole, groups=len(configs))
     assert len(runs) == len(SEEDS)
     unhelpful = 0
     for run, same in zip(runs, other, strict=True):

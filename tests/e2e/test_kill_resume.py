@@ -11,7 +11,7 @@ import pytest
 
 from esper.nissa.reading import latest, read_events
 from tests.e2e.conftest import Finished, Start
-from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, alive, mark, processes_on, saved
+from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, assert_gone, mark, saved
 from tests.support.killed_runs import assert_same_run, final
 from tests.support.wandb_file import offline_files, read_wandb_file
 
@@ -42,14 +42,6 @@ def attempts(run: Path) -> list[tuple[int, int | None]]:
         for record in read_events(run / "events.jsonl")
         if record["kind"] == "run_started"
     ]
-
-
-def assert_gone(command: Command, run: Path) -> None:
-    """Nothing that the command ever started is left."""
-    deadline = time.monotonic() + 60
-    while left := [*processes_on(run), *(pid for pid in command.seen if alive(pid))]:
-        assert time.monotonic() < deadline, f"still alive: {left}\n{command.told()}"
-        time.sleep(0.1)
 
 
 def stop(command: Command, run: Path, signum: int, tick: int) -> None:

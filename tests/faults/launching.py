@@ -4,6 +4,7 @@ told = strike(start, folder, Cell(...))      # the run to its end, resumed where
 told.named_s, told.again_s, told.lost        # for the table in the README
 """
 
+import functools
 import json
 import re
 import shutil
@@ -17,12 +18,11 @@ from typing import Any
 from esper.config.tree import write_config
 from esper.nissa.reading import read_events
 from esper.tolaria.data import TextConfig
-from tests.support.commands import ESPER, Command, alive, mark, processes_on
+from tests.support.commands import ESPER, Command, assert_gone, mark
 from tests.support.fault_plans import Strike, plan, struck
+from tests.support.patience import load
 from tests.support.tiny import act, schedule, tiny_plain
 
-PATIENCE_S = 150.0
-TIMEOUT_S = 12.0
 TICKS = 16  # of two steps each, a save at each, so that a stop adds none
 
 
@@ -34,6 +34,12 @@ def text_of(folder: Path) -> TextConfig:
     for part, files in names.items():
         (folder / f"{part}.txt").write_text("".join((source / name).read_text() for name in files))
     return TextConfig(root=str(folder), block=16, validation=32, probe=64)
+
+
+@functools.cache
+def timeout_s() -> float:
+    """How long ranks wait for each other. One figure for all runs of a session, since they are compared."""
+    return 12.0 * load()
 
 
 def plain_of(run: Path, **settings: Any) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def plain_of(run: Path, **settings: Any) -> dict[str, Any]:
         "controller": life,
         "checkpoint__every_ticks": 1,
         "checkpoint__keep": 3,
-        "control__timeout_s": TIMEOUT_S,
+        "control__timeout_s": timeout_s(),
         "telemetry__level": "full",
         "telemetry__console": "plain",
         "run__dir": str(run),
@@ -170,19 +176,16 @@ def strike(
     notes = place.folder / "notes"
     command = place.start("resume", str(place.run), **{**plan(notes, strikes), **more})
     told = Told(0, "")
-    deadline, looks = time.monotonic() + PATIENCE_S, 0
+    patience = command.patience()
     while command.process.poll() is None:
-        assert time.monotonic() < deadline, f"it hangs\n{command.told()}\n{struck(notes)}\n{mark(place.seen)}"
-        if looks % 16 == 0:
-            command.below()
-        looks += 1
+        assert patience.lasts(), f"it hangs: {patience}\n{command.told()}\n{struck(notes)}\n{mark(place.seen)}"
         _look(command, place, struck(notes), says, told)
         time.sleep(0.05)
     told.code, told.err = command.process.wait(), command.told()
     hits = struck(notes)
     assert hits, f"nothing struck\n{command.told()}"
     _look(command, place, hits, says, told)
-    _gone(command, place.run)
+    assert_gone(command, place.run)
     while told.code and told.resumed < 3:
         mend(place)
         left = [strike for strike in strikes if not strike.again]
@@ -205,11 +208,3 @@ def _look(command: Command, place: Place, hits: list[dict[str, float]], says: st
         told.named_s = since
     if told.again_s is None and _attempt(place.seen) > len(hits) and mark(place.seen).phase in ("forward", "backward"):
         told.again_s = since
-
-
-def _gone(command: Command, run: Path) -> None:
-    """Nothing that the command started is left."""
-    deadline = time.monotonic() + 60
-    while left := [*processes_on(run), *(pid for pid in command.seen if alive(pid))]:
-        assert time.monotonic() < deadline, f"still alive: {left}\n{command.told()}"
-        time.sleep(0.1)

@@ -24,7 +24,6 @@ def go(place: Place, strikes: list[Strike]) -> Command:
     return command
 
 
-@pytest.mark.timeout(600)
 def test_a_bad_day(tmp_path: Path) -> None:
     """Two ranks with three restarts: slow, a clock jump, killed, forged, stopped, killed once more than the budget has;
     resumed, then the data vanishes with a rank; put back, then everything is killed in the commit of a save."""
@@ -78,7 +77,6 @@ def test_a_bad_day(tmp_path: Path) -> None:
         assert_same(final(place.run), final(reference), silent=False)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.skipif(not may_mount(), reason="needs the right to mount in a namespace of its own")
 def test_a_bad_disk(tmp_path: Path) -> None:
     """RUN's disk is full for a while, then read-only for good; put right, the run goes on."""

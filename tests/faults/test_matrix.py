@@ -55,7 +55,6 @@ def place_for(fault: Fault, folder: Path) -> Place:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("name", "phase"), CELLS)
 def test_cell(name: str, phase: str, undisturbed: Any, text: TextConfig, tmp_path: Path) -> None:
     fault = TABLE[name]

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,15 +16,15 @@ from esper import cli
 from esper.config.tree import RunConfig, build_config, load_config
 from esper.launcher import compose as launcher
 from esper.launcher import resume, start
-from esper.launcher.supervise import MALLOC, Ended, catches, descendants_of, torchrun_arguments, torchrun_environment
+from esper.launcher.supervise import MALLOC, Ended, catches, torchrun_arguments, torchrun_environment
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, RunDirError
 from esper.leyline.files import RunDir, write_json
 from esper.run.directory import hold_run, read_status
 from esper.tolaria.ranks.config import Device, WorldConfig
 from esper.tolaria.training.config import TrainerConfig
+from tests.support.commands import TRAIN, Command, alive
 from tests.support.dist import ROOT
-
-TRAIN = [sys.executable, str(ROOT / "launch" / "train.py")]
+from tests.support.patience import Patience, cpu_of, run_patiently, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +81,7 @@ def test_a_model_in_the_folder_one_stands_in_is_found_as_by_the_workers(here: Pa
         "from torch import nn\n\n\ndef build(input_shape, classes):\n    return nn\n"
     )
     words = ["host=custom", "host.path=standing_here:build", "host.sites={r0c0: '0'}", "launch=plan"]
-    ended = subprocess.run([*TRAIN, *words], capture_output=True, text=True, timeout=200)
+    ended = run_patiently([*TRAIN, *words])
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -114,7 +113,7 @@ def test_a_read_only_file_system_is_named_and_the_exit_code_says_input_output(he
     disk.mkdir()
     script = f'mount -t tmpfs -o ro none "{disk}" && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", script, "sh", *TRAIN, f"run.dir={disk}/run"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_patiently(command)
     assert done.returncode == 74, done.stderr
     assert done.stderr == (
         f"esper: rundir: run.dir = '{disk}/run': cannot be written (Read-only file system: {disk}/run); "
@@ -341,40 +340,21 @@ def test_on_a_cpu_freed_memory_is_kept_unless_its_user_says_otherwise(monkeypatc
     assert not torchrun_environment(WorldConfig(), TrainerConfig()).keys() & MALLOC.keys()
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs (one that is dead and waits to be noticed does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-class Supervised:
+class Supervised(Command):
     """A launcher around the stand-in worker, in a process of its own."""
 
-    def __init__(self, run: Path, mode: str, ranks: int, grace_s: float) -> None:
-        self.run, self.ranks = run, ranks
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.stand_in_launcher", str(run), str(ranks), str(grace_s)],
-            cwd=ROOT,
-            env={**os.environ, "STAND_IN": mode},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, folder: Path, mode: str, ranks: int, grace_s: float) -> None:
+        self.run, self.ranks = folder / "run", ranks
+        words = [sys.executable, "-m", "tests.support.stand_in_launcher"]
+        super().__init__(words, str(self.run), str(ranks), str(grace_s), folder=folder, STAND_IN=mode)
 
-    def wait_until(self, ready: str) -> None:
-        """Returns once every rank has left the file ``<rank>.<ready>``."""
-        deadline = time.monotonic() + 60
-        while not all((self.run / f"{rank}.{ready}").exists() for rank in range(self.ranks)):
-            assert time.monotonic() < deadline, "the workers did not start"
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.05)
+    def until_ranks_work(self) -> None:
+        """Returns once every rank has named itself and its helper."""
+        self.until(lambda: len([*self.run.glob("[0-9]*.pid")]) == self.ranks, "every worker")
 
     def workers(self) -> list[int]:
         """Workers and their helpers."""
-        time.sleep(0.1)  # the file may just be being written
-        return [int(pid) for path in self.run.glob("*.pid") for pid in path.read_text().split()]
+        return [int(pid) for path in self.run.glob("[0-9]*.pid") for pid in path.read_text().split()]
 
 
 @pytest.fixture
@@ -383,23 +363,18 @@ def supervised(here: Path) -> Iterator[list[Supervised]]:
     started: list[Supervised] = []
     yield started
     for launched in started:
-        for pid in {launched.process.pid, *descendants_of(launched.process.pid), *launched.workers()}:
-            if alive(pid):
-                os.kill(pid, signal.SIGKILL)
-        launched.process.communicate()
+        launched.seen |= set(launched.workers())
+        launched.clear()
 
 
 def test_an_early_stop_reaches_every_worker_once_and_nothing_is_left(here: Path, supervised: list[Supervised]) -> None:
-    launched = Supervised(here / "run", "work", ranks=2, grace_s=60)
+    launched = Supervised(here, "work", ranks=2, grace_s=60)
     supervised.append(launched)
-    deadline = time.monotonic() + 60
-    while not catches(launched.process.pid, signal.SIGUSR1):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    launched.until(lambda: catches(launched.process.pid, signal.SIGUSR1), "a launcher that listens")
     launched.process.send_signal(signal.SIGUSR1)  # long before any worker can hear it
-    out, err = launched.process.communicate(timeout=100)
-    assert "stopped='SIGUSR1', forced=False" in out, (out, err)
-    assert "SIGUSR1: workers save at the next tick and stop (at most 60 s" in err
+    assert launched.end() == 0, launched.told()
+    assert "stopped='SIGUSR1', forced=False" in launched.out, launched.told()
+    assert "SIGUSR1: workers save at the next tick and stop (at most 60 s" in launched.err
     assert [(here / "run" / f"{rank}.signals").read_text() for rank in range(2)] == ["1", "1"]
     status, _ = read_status(here / "run")
     assert status is not None
@@ -408,40 +383,41 @@ def test_an_early_stop_reaches_every_worker_once_and_nothing_is_left(here: Path,
 
 
 def test_a_second_signal_ends_workers_that_do_not_listen(here: Path, supervised: list[Supervised]) -> None:
-    launched = Supervised(here / "run", "stubborn", ranks=1, grace_s=600)
+    launched = Supervised(here, "stubborn", ranks=1, grace_s=600)
     supervised.append(launched)
-    launched.wait_until("pid")
+    launched.until_ranks_work()
     run, plain = RunConfig(dir=str(here / "run")), {"run": {"dir": "", "resume": "auto"}}
     with pytest.raises(RunDirError, match=f"in use by process {launched.process.pid} on host"), hold_run(run, plain):
         raise AssertionError
     workers = launched.workers()
     assert all(alive(pid) for pid in workers)
     launched.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    launched.until(lambda: "SIGTERM: workers save at the next tick" in launched.err, "its word")
     launched.process.send_signal(signal.SIGINT)
-    out, err = launched.process.communicate(timeout=60)
-    assert "stopped='SIGTERM', forced=True" in out, (out, err)
+    assert launched.end() == 0, launched.told()
+    assert "stopped='SIGTERM', forced=True" in launched.out, launched.told()
     assert not [pid for pid in workers if alive(pid)]
 
 
 def test_a_killed_launcher_takes_everything_with_it_and_the_run_stays_locked_until_then(
     here: Path, supervised: list[Supervised]
 ) -> None:
-    launched = Supervised(here / "run", "work", ranks=1, grace_s=600)
+    launched = Supervised(here, "work", ranks=1, grace_s=600)
     supervised.append(launched)
-    launched.wait_until("pid")
+    launched.until_ranks_work()
     worker = launched.workers()[0]
     run, plain = RunConfig(dir=str(here / "run")), {"run": {"dir": "", "resume": "auto"}}
     launched.process.kill()
     launched.process.wait()
-    deadline = time.monotonic() + 60
-    while True:
+
+    def unlocked() -> bool:
         try:
             with hold_run(run, plain):
-                break
+                return True
         except RunDirError:
-            assert time.monotonic() < deadline, "the run is still locked"
-            time.sleep(0.02)
+            return False
+
+    wait_until(unlocked, "the run's lock", Patience(cpu_of(launched.workers)))
     assert not alive(worker)
 
 

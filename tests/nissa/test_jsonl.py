@@ -2,7 +2,6 @@
 
 import os
 import resource
-import subprocess
 import sys
 import time
 
@@ -17,6 +16,7 @@ from esper.nissa.jsonl import JsonlSink
 from esper.nissa.reading import latest, read_events
 from tests.nissa.samples import SAMPLES, axes, fault, refused, run_started, stage_changed, tick_done
 from tests.support.dist import ROOT
+from tests.support.patience import run_patiently
 
 
 def sink_at(path, level=Level.FULL, attempt=1, **options):
@@ -127,8 +127,7 @@ def test_a_priority_record_survives_a_kill(tmp_path):
         "sink.emit(tick_done(1)); sink.emit(fault(1))\n"
         "wait_for_file(path, 2); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    root = ROOT
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "E": str(path)}, timeout=60)
+    done = run_patiently([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "E": str(path)})
     assert done.returncode == -9
     assert kinds(path) == ["tick", "fault"]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from esper.nissa.config import WandbConfig, WandbMode
 from esper.nissa.wandb_sink import GROWTH_COLUMNS, WandbSink, tick_row
 from tests.nissa.samples import tick_done
 from tests.support.dist import ROOT
+from tests.support.patience import run_patiently
 from tests.support.wandb_file import offline_files, read_wandb_file
 
 
@@ -20,7 +20,7 @@ def child(run_dir, scene="plain", first=1, last=30, **more):
     for name in ("CACHE", "CONFIG", "DATA"):
         env[f"WANDB_{name}_DIR"] = str(run_dir / "home")
     command = [sys.executable, "-m", "tests.nissa.wandb_child", str(run_dir), scene, str(first), str(last)]
-    return subprocess.run(command, cwd=ROOT, env={**env, **more}, capture_output=True, text=True, timeout=120)
+    return run_patiently(command, cwd=ROOT, env={**env, **more})
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Models of the transformers library in a user's own loop: whole lives, and a fresh process that goes on to the bit."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import esper
 from esper.leyline.stages import Stage
 from tests.support.dist import ROOT
+from tests.support.patience import run_patiently
 from tests.support.sessions import EVERY, GATES, LIFE, LIFE_STEPS, STAGES, replica, stages
 from tests.support.tiny import act
 
@@ -174,6 +174,6 @@ def test_a_fresh_process_rebuilds_grown_models_and_goes_on_to_the_bit(tmp_path):
         session.save(tmp_path / f"{name}.pt")
         wanted[name] = (train(session, name, range(11, LIFE_STEPS)), replica(session))
     command = [sys.executable, "-c", FRESH, str(tmp_path), *wanted]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = run_patiently(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert torch.load(tmp_path / "found.pt", weights_only=True) == wanted

@@ -1,4 +1,4 @@
-"""A real Slurm cluster on one machine, for as long as this process lives: unshare ... python cluster.py BASE NODES.
+"""A real Slurm cluster on one machine while this process lives: unshare ... python -m tests.slurm.cluster BASE NODES.
 
 Every host is a network, hostname and mount namespace of its own, joined by a bridge: ``ctl`` with munged and
 slurmctld, ``node1``, ``node2``, ... with a slurmd each. Started under ``unshare -nmpf --mount-proc --kill-child``, so
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.support.patience import Patience, load, size_of
 
 NETWORK = "10.231.0"
 CONTROLLER = 254
@@ -58,7 +60,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 Preempt
 
 def run(*words: str) -> None:
     """One command that must succeed."""
-    subprocess.run(words, check=True, timeout=30)
+    subprocess.run(words, check=True, timeout=30 * load())
 
 
 def within(host: str, index: int, base: Path, words: list[str]) -> list[str]:
@@ -132,10 +134,10 @@ def start(base: Path, nodes: int) -> list["subprocess.Popen[bytes]"]:
     started = {"munged": daemon("munged", ["munged", "-F", f"--key-file={munge / 'key'}", *files])}
 
     def wait(ready: object, what: str) -> None:
-        deadline = time.monotonic() + 60
+        patience = Patience(size_of(*(base / f"{name}.out" for name in started)), still_s=60.0)
         while not ready():  # type: ignore[operator]
             dead = [name for name, process in started.items() if process.poll() is not None]
-            if dead or time.monotonic() > deadline:
+            if dead or not patience.lasts():
                 said = (base / f"{(dead or [what])[0]}.out").read_text().strip().splitlines()[-3:]
                 raise RuntimeError(f"{(dead or [what])[0]} did not come up: {' | '.join(said)}")
             time.sleep(0.1)
@@ -158,7 +160,7 @@ def serve(base: Path) -> None:
     print(json.dumps({"code": 0, "out": "up", "err": ""}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        words = within("ctl", 0, base, ["timeout", "-k", "5", "30", *asked["words"]])
+        words = within("ctl", 0, base, ["timeout", "-k", "5", f"{30 * load():.0f}", *asked["words"]])
         environment = {**os.environ, **asked["environment"]}
         done = subprocess.run(words, capture_output=True, text=True, cwd=asked["folder"], env=environment)
         print(json.dumps({"code": done.returncode, "out": done.stdout, "err": done.stderr}), flush=True)

@@ -21,10 +21,11 @@ import pytest
 
 from tests.support.commands import environment
 from tests.support.dist import ROOT
+from tests.support.patience import Patience, load, marks_of, size_of
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter")
 PACKAGES = ("slurm-wlm", "slurm-client", "munge", "iproute2")
-PATIENCE_S = 150.0
+STILL_S = 150.0  # a job may wait that long for Slurm to look at its queue
 
 
 def missing() -> list[str]:
@@ -34,7 +35,7 @@ def missing() -> list[str]:
 def install() -> None:
     """Installs what is missing, or skips."""
     if missing() and os.geteuid() == 0 and shutil.which("apt-get") and not os.environ.get("ESPER_NO_INSTALL"):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 240}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 240 * load()}
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(["apt-get", "update"], **quiet)
             lean = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
@@ -53,9 +54,14 @@ class Cluster:
     def __init__(self, base: Path, nodes: int) -> None:
         self.base = base
         apart = ["unshare", "-nmpf", "--mount-proc", "--kill-child"]
-        server = [sys.executable, str(ROOT / "tests" / "slurm" / "cluster.py"), str(base), str(nodes)]
+        server = [sys.executable, "-m", "tests.slurm.cluster", str(base), str(nodes)]
         self.process = subprocess.Popen(
-            [*apart, *server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*apart, *server],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -90,11 +96,15 @@ class Cluster:
         return dict(re.findall(r"(\S+?)=(\S*)", self.ask("scontrol", "show", "job", "-o", number)))
 
     def until(self, due: Callable[[], bool], what: str, log: Path | None = None, job: str | None = None) -> None:
-        """Returns once ``due``; fails when that takes too long, or the job that should bring it about has ended."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Returns once ``due``; fails when no job gets on any more, or that which should bring it about has ended."""
+
+        def marks() -> object:  # of the runs that there are by now
+            return marks_of(*self.base.glob("*"), *self.base.glob("*/*"))()
+
+        patience = Patience(marks, size_of(*([] if log is None else [log])), still_s=STILL_S)
         while not due():
             said = log.read_text() if log is not None and log.exists() else ""
-            assert time.monotonic() < deadline, f"{what} did not come\n{self.ask('squeue')}\n{said}"
+            assert patience.lasts(), f"{what} did not come: {patience}\n{self.ask('squeue')}\n{said}"
             gone = job is not None and self.job(job)["JobState"] not in ("PENDING", "RUNNING", "CONFIGURING")
             assert not gone or due(), f"job {job} ended before {what}\n{said}"
             time.sleep(0.3)
@@ -109,7 +119,7 @@ class Cluster:
         with contextlib.suppress(BrokenPipeError):
             self._in.close()
         try:
-            self.process.wait(20)
+            self.process.wait(20 * load())
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -14,7 +14,7 @@ from tests.support.dist import ROOT
 from tests.support.killed_runs import assert_same_run, final, live, prepare_run
 from tests.support.wandb_file import offline_files, read_wandb_file
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slurm
 TRAIN = str(ROOT / "slurm" / "train.sbatch")
 SMALL = ("seed=1", "trainer.steps=40", "control.every=5", "checkpoint.every_ticks=20", "control.timeout_s=120")
 ALONE = ("world.nproc_per_node=1", "telemetry.wandb.mode=disabled")

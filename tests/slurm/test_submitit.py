@@ -17,7 +17,6 @@ from tests.support.dist import ROOT
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(
         importlib.util.find_spec("submitit") is None, reason="no hydra-submitit-launcher: pip install '.[submitit]'"
     ),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from esper.launcher.supervise import descendants_of
 from tests.support.dist import ROOT
+from tests.support.patience import Patience, cpu_of, size_of, wait_until
 
 TRAIN = [sys.executable, str(ROOT / "launch" / "train.py")]
 ESPER = [sys.executable, "-m", "esper.cli"]
@@ -27,7 +28,6 @@ ESPER = [sys.executable, "-m", "esper.cli"]
 LENGTH = ("trainer.steps=200", "control.every=10", "checkpoint.every_ticks=4", "checkpoint.keep=3")
 GROWING = ("experiment=demo", "seed=1", *LENGTH)
 NO_WANDB = "telemetry.wandb.mode=disabled"
-PATIENCE_S = 120.0
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -78,19 +78,24 @@ class Command:
         return f"{self.out}\n--- stderr\n{self.err}"
 
     def until(self, due: Callable[[], bool], what: str) -> None:
-        """Returns once ``due``; fails when the command ends before, or takes too long."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Returns once ``due``; fails when the command ends before, or gets on no more."""
+        patience = self.patience()
         while not due():
             assert self.process.poll() is None, f"it ended with {self.process.poll()} before {what}\n{self.told()}"
-            assert time.monotonic() < deadline, f"{what} did not come\n{self.told()}"
+            assert patience.lasts(), f"{what} did not come: {patience}\n{self.told()}"
             time.sleep(0.01)
 
     def end(self) -> int:
         """Its exit code, once it has one."""
-        try:
-            return self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end\n{self.told()}") from None
+        patience = self.patience()
+        while self.process.poll() is None:
+            assert patience.lasts(), f"it does not end: {patience}\n{self.told()}"
+            time.sleep(0.02)
+        return self.process.wait()
+
+    def patience(self) -> Patience:
+        """Lasts as long as it, or a process that it started, computes or says something."""
+        return Patience(cpu_of(lambda: {self.process.pid, *self.below()}), size_of(*self._files))
 
     def below(self) -> set[int]:
         """Processes that it started, at any depth."""
@@ -148,6 +153,15 @@ def processes_on(run: Path) -> list[int]:
             if str(run).encode() in line:
                 found.append(int(entry))
     return found
+
+
+def assert_gone(command: Command, run: Path) -> None:
+    """Nothing that the command ever started is left, and nothing works on the run."""
+
+    def left() -> list[int]:
+        return [*processes_on(run), *(pid for pid in command.seen if alive(pid))]
+
+    wait_until(lambda: not left(), f"the end of what works on {run}", Patience(cpu_of(left)))
 
 
 @dataclass(frozen=True, slots=True)

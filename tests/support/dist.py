@@ -4,8 +4,9 @@
 
 Children fork off a server that has loaded torch and esper once. The store lives in this process, as it lives in
 torchrun's agent, so no rank's end takes it away and no port is guessed. Each child has its own global random stream,
-one thread, and warnings as errors. What it returns comes back pickled. A child that is late is asked for its stack,
-killed by its pid, and the test fails with what every rank last said. Configs and engines: `tests.support.tiny`.
+one thread, and warnings as errors. What it returns comes back pickled. When no child gets on any more, those that are
+left are asked for their stacks and killed by pid, and the test fails with what every rank last said. Configs and
+engines: `tests.support.tiny`.
 """
 
 import contextlib
@@ -30,7 +31,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.support.patience import STILL_S, Patience, cpu_of, load, marks_of, tree_of
+
 ROOT = Path(__file__).parents[2]
+GRACE_S = 0.2  # on a quiet machine, for ranks that may die to end by themselves
 # torch._dynamo: the first optimizer of a process imports it, for two seconds.
 PRELOAD = ["torch", "torch._dynamo", "sklearn.datasets", "esper.worker", "tests.support.tiny"]
 
@@ -53,7 +57,7 @@ def run_distributed(
     fn: Callable[..., Any],
     world_size: int,
     *args: Any,
-    timeout: float = 90.0,
+    still_s: float = STILL_S,
     device: str = "cpu",
     may_die: Collection[int] = (),
     groups: int = 1,
@@ -63,7 +67,7 @@ def run_distributed(
     Args:
         fn: a function of a module (pickled by name). args: picklable; a Path among them that holds a folder
             ``heartbeat`` is taken for the run directory when a failure is told.
-        world_size: ranks. timeout: seconds for all of it.
+        world_size: ranks. still_s: see `Patience`; all ranks together must get on.
         device: "gpu" skips the test where there are fewer CUDA devices than ranks.
         may_die: ranks that are to die or to stand still; they are ended once the others are done.
         groups: how often the ranks meet anew in this launch; see `use_group`.
@@ -76,7 +80,6 @@ def run_distributed(
     context = _context()
     stores = [dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) for _ in range(groups)]
     ports = [store.port for store in stores]
-    deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory(prefix="esper-ranks-") as folder:
         ranks: dict[int, Any] = {}
         pipes: dict[int, Any] = {}
@@ -90,13 +93,17 @@ def run_distributed(
                 ranks[rank].start()
                 theirs.close()
             waited = [rank for rank in range(world_size) if rank not in may_die]
-            _collect(ranks, pipes, replies, waited, deadline)
-            _collect(ranks, pipes, replies, list(may_die), min(deadline, time.monotonic() + 0.2))
+            pids = [process.pid for process in ranks.values()]
+            runs = [arg for arg in args if isinstance(arg, Path)]
+            patience = Patience(cpu_of(lambda: set().union(*map(tree_of, pids))), marks_of(*runs), still_s=still_s)
+            _collect(ranks, pipes, replies, waited, patience.lasts)
+            leave = time.monotonic() + GRACE_S * load()
+            _collect(ranks, pipes, replies, list(may_die), lambda: time.monotonic() < leave)
             late = [rank for rank in waited if rank not in replies]
             for rank in late:
                 _ask_for_stack(ranks[rank])
             if late:
-                time.sleep(0.5)
+                time.sleep(0.5 * load())  # for the stacks to be written
         finally:
             for process in ranks.values():
                 process.kill()  # by its pid; nothing happens to one that has ended
@@ -170,20 +177,24 @@ def _child(
 
 
 def _collect(
-    ranks: dict[int, Any], pipes: dict[int, Any], replies: dict[int, tuple[str, Any]], wanted: list[int], until: float
+    ranks: dict[int, Any],
+    pipes: dict[int, Any],
+    replies: dict[int, tuple[str, Any]],
+    wanted: list[int],
+    go_on: Callable[[], bool],
 ) -> None:
-    while True:
-        open_ = {pipes[rank]: rank for rank in wanted if rank not in replies}
-        left = until - time.monotonic()
-        if not open_ or left <= 0:
-            return
-        for pipe in multiprocessing.connection.wait(list(open_), timeout=left):
+    """Takes the replies of ``wanted`` until all are there, or ``go_on`` says no."""
+    while open_ := {pipes[rank]: rank for rank in wanted if rank not in replies}:
+        came = multiprocessing.connection.wait(list(open_), timeout=0.1)
+        for pipe in came:
             rank = open_[pipe]
             try:
                 replies[rank] = pickle.loads(pipe.recv_bytes())
             except EOFError:
-                ranks[rank].join(5.0)
+                ranks[rank].join()  # its end of the pipe is closed, so it has ended or is about to
                 replies[rank] = ("died", ranks[rank].exitcode)
+        if not came and not go_on():
+            return
 
 
 def _stderr(folder: Path, rank: int) -> Path:

@@ -24,7 +24,9 @@ def main() -> None:
     time.sleep(1.0)  # start-up, in which a signal must neither kill nor get lost
     signal.signal(signal.SIGUSR1, lambda signum, frame: stop.append(signum))
     helper = subprocess.Popen(["sleep", "1000"])
-    (folder / f"{rank}.pid").write_text(f"{os.getpid()} {helper.pid}")
+    noted = folder / f".{rank}.pid"
+    noted.write_text(f"{os.getpid()} {helper.pid}")
+    noted.rename(folder / f"{rank}.pid")
     while not stop or os.environ["STAND_IN"] == "stubborn":
         time.sleep(0.05)
     helper.kill()

@@ -1,7 +1,6 @@
 """Puts a working seed into every slot of a model, and runs scripts in a process that has no esper."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
+from tests.support.patience import run_patiently
 
 USUAL = {Topology.FEATURE_MAP: "conv_light", Topology.SEQUENCE: "mlp_small", Topology.VECTOR: "mlp"}
 BLOCKED = "import sys; sys.modules['esper'] = None\n"  # an import of it fails from here on
@@ -48,14 +48,7 @@ def grow_all(grown: Grown, alpha: float = 1.0, blueprints: Mapping[str, str] | N
 def without_esper(script: str, folder: Path) -> str:
     """Runs a script in a process where `import esper` fails; what it printed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", BLOCKED + script],
-        cwd=folder,
-        env=kept | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    words = [sys.executable, "-I", "-W", "ignore", "-c", BLOCKED + script]
+    done = run_patiently(words, cwd=folder, env=kept | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return done.stdout
