@@ -27,14 +27,14 @@ CATALOGUE = (
     BlueprintInfo(name="light", parameters=10, flops=100),
     BlueprintInfo(name="noop", parameters=0, flops=0),
 )
-PLACES = ("r0c0", "r0c1", "r1c0", "r2c0")
+PLACES = ("r0c0", "r0c1", *(f"r{row}c0" for row in range(1, 47)))
 
 
 def make_terms(slots: int = 2, *, gates: Mapping[str, Any] | None = None, **changes: Any) -> Terms:
     """Terms of a run of ``slots`` slots.
 
     Args:
-        slots: 1 to 4. gates: of `GateConfig`, evidence in observe mode unless said otherwise.
+        slots: 1 to 48. gates: of `GateConfig`, evidence in observe mode unless said otherwise.
         changes: fields of `Terms`, or of `SlotsConfig`.
     """
     ids = PLACES[:slots]
