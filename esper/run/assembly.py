@@ -3,6 +3,7 @@
 Every rank builds the same parts, except for the controller, which only rank 0 has.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.terms import build_terms, set_channels
 from esper.tolaria.lockstep.collectives import Lockstep
+from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.distill import Distillation, Teacher
@@ -206,6 +208,7 @@ def assemble(
     digest: int,
     run_id: str,
     teacher: Teacher | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Engine:
     """Builds the parts of a run and joins them to an engine.
 
@@ -219,6 +222,7 @@ def assemble(
         digest: of the config.
         run_id: the run's id.
         teacher: the teacher of a distillation; None if there is none.
+        observers: watch each tick beside the run's own; see `esper.tolaria.lockstep.observers`.
     """
     grown = build_grown(config, bundle, world.device)
     terms = make_terms(config, grown, bundle, world.size)
@@ -268,4 +272,5 @@ def assemble(
         fresh=lambda: build_grown(config, bundle, world.device),
         distillation=distillation,
         governor=build_governor(config, bundle, terms, world, store),
+        observers=observers,
     )

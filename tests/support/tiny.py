@@ -7,7 +7,7 @@ replica(engine)                             # every bit that must be equal on al
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from esper.run.teacher import build_teacher
 from esper.tamiyo.none import NoneConfig
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data import DigitsConfig, PySourceConfig, load_data
+from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.engine import Engine
@@ -123,13 +124,19 @@ class ListSink:
 
 
 def make_engine(
-    config: EsperConfig, run_dir: Path, *, controller: Controller | None = None, attempt: int = 1
+    config: EsperConfig,
+    run_dir: Path,
+    *,
+    controller: Controller | None = None,
+    attempt: int = 1,
+    observers: Sequence[Observer] = (),
 ) -> Engine:
     """An engine that has not begun, its parts made and joined by the worker's own `assemble`; its sink is a `ListSink`.
 
     Args:
         config: of the run. run_dir: shared by all ranks.
         controller: takes the place of the config's on rank 0. attempt: number of this process group.
+        observers: beside the run's own.
     """
     torch.set_num_threads(config.world.threads)
     world = World(config.world, config.control)
@@ -146,6 +153,7 @@ def make_engine(
         digest=config_digest(as_plain(config)),
         run_id="tiny",
         teacher=build_teacher(config, bundle, world.device),
+        observers=observers,
     )
     if controller is not None and world.rank == 0:
         engine.controller = controller
