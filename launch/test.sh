@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, then lint, types, the import contract and the tests. --all: the long tests too. Other arguments go to pytest.
 #
-# Tests of one process run two at a time; what starts processes of its own, and asks how long they take to notice each
-# other's end, has the machine to itself.
+# Test files run two at a time, long ones first. Tests that ask how soon processes notice each other's end, or how long
+# wandb keeps a run waiting, have the machine to themselves afterwards. The twenty slowest of each part are shown.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 export OMP_NUM_THREADS=1
@@ -21,9 +21,9 @@ bin="$ROOT/.venv/bin"
 if [[ ${#rest[@]} -gt 0 ]]; then
     exec "$PYTHON" -m pytest "${select[@]}" "${rest[@]}"
 fi
-alone=(tests/dist tests/e2e tests/faults tests/slurm tests/nissa/test_wandb.py tests/launcher/test_launcher.py)
-code=0 present=()
-"$PYTHON" -m pytest "${select[@]}" -n 2 --dist loadfile "${alone[@]/#/--ignore=}" || code=$?
-for path in "${alone[@]}"; do [[ -e "$path" ]] && present+=("$path"); done
-"$PYTHON" -m pytest "${select[@]}" "${present[@]}" || code=$?
+alone=(tests/faults tests/dist/test_lockstep_lost.py tests/dist/test_two_hosts.py tests/nissa/test_wandb.py)
+select+=(--durations=20)
+code=0
+"$PYTHON" -m pytest "${select[@]}" -n 2 --dist loadfile --no-loadscope-reorder "${alone[@]/#/--ignore=}" || code=$?
+"$PYTHON" -m pytest "${select[@]}" "${alone[@]}" || code=$?
 exit "$code"
