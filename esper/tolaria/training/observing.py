@@ -31,10 +31,10 @@ def build_observers(
         loop: the training loop.
         saves: the observer that saves.
         governor: of this rank; None if the run has none.
-        further: those that the caller brings.
+        further: those that the caller brings; they come first, so that a save holds what they remember of its tick.
     """
     if governor is None:
-        return [saves, *further]
+        return [*further, saves]
     watching = GovernorObserver(
         governor,
         settle_saves=saves.settle_now,
@@ -44,4 +44,4 @@ def build_observers(
         go_back=loop.go_back,
         from_step=loop.oldest_step,
     )
-    return [saves, watching, *further]
+    return [*further, saves, watching]  # what a save holds has followed by then
