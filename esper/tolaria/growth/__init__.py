@@ -1,1 +1,1 @@
-"""How the model follows the agreed state: births, parameters, optimizer, wrapper."""
+"""Makes the model follow the agreed state: births, parameters, optimizer, wrapper."""

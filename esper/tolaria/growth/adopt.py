@@ -1,12 +1,12 @@
-"""An optimizer that somebody else made: its groups are the host's, seeds get groups of their own beside them.
+"""Adopts a user's optimizer: its groups are the host's, and seeds get groups of their own beside them.
 
     host   the user's groups as they are; the user's scheduler sees these alone, and so never the growth
-    seed   lr = lr of the widest host group * seed_lr_scale * warm-up; every other option as in that group, but for the
+    seed   lr = lr of the widest host group * seed_lr_scale * warm-up; every other option as in that group, except the
            weight decay, which is seed_weight_decay on matrices and 0 on vectors
 
-A loss scaler works per owner, too. Gradients are unscaled here; a host gradient that is not finite skips the step and
-lowers the scale, as in torch. One confined to a slot is dropped, and lowers the scale a few times in a row; when that
-does not cure it, it is the seed that is broken: it is reported, and leaves the scale alone.
+A loss scaler works per owner, too. Gradients are unscaled here. A non-finite host gradient skips the step and lowers
+the scale, as in torch. A non-finite gradient confined to a slot is dropped, and lowers the scale for a few steps in a
+row; if that does not cure it, the seed itself is broken: it is reported, and the scale is left alone.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from esper.tolaria.growth.guard import StepReport
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.policy import Following
 
-PATIENCE = 4  # steps in a row that an overflow in one slot is put down to the loss scale
+PATIENCE = 4  # steps in a row for which an overflow in one slot is blamed on the loss scale
 REFUSED = {
     "LBFGS": "it knows one parameter group only and steps by a closure",
     "SparseAdam": "it takes sparse gradients only",
@@ -39,7 +39,8 @@ def check_optimizer(grown: Grown, optimizer: torch.optim.Optimizer) -> None:
     """Refuses an optimizer that cannot grow, or that is not this model's.
 
     Raises:
-        ConfigError: its class; a parameter of the host that learns and stands in no group; one that is not the host's.
+        ConfigError: its class cannot grow, a learning parameter of the host stands in no group, or a parameter in a
+            group is not the host's.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer = {type(optimizer).__name__}: expected a torch.optim.Optimizer")
@@ -81,11 +82,11 @@ class AdoptedOptimizer:
         scaler: of the losses, or None.
 
     Fields:
-        owner: of all parameters, the seeds' among them.
-        overflows: with a scaler, by slot: steps in a row whose gradient there was not finite.
+        owner: owns all parameters, those of seeds included.
+        overflows: by slot, steps in a row with a non-finite gradient there; only with a scaler.
 
     Raises:
-        ConfigError: see `check_optimizer`; a scheduler that cannot work, or of another optimizer.
+        ConfigError: see `check_optimizer`; or the scheduler cannot work, or belongs to another optimizer.
     """
 
     def __init__(
@@ -95,15 +96,15 @@ class AdoptedOptimizer:
         self.grown, self.optimizer = grown, optimizer
         self._policy = Following(optimizer, config.seed_weight_decay)
         self.owner = ParameterOwner(grown, config, 1, adopted=(optimizer, self._policy))
-        self.scheduler = _checked(scheduler, optimizer)
+        self.scheduler = _check_scheduler(scheduler, optimizer)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.overflows: dict[str, int] = {}
         self._stepping = False
-        self._guard = optimizer.register_step_pre_hook(self._only_here)
+        self._guard = optimizer.register_step_pre_hook(self._refuse_step_outside)
         for group in self.owner.host_groups:
             group["owner"] = HOST
 
-    def _only_here(self, *call: Any) -> None:
+    def _refuse_step_outside(self, *call: Any) -> None:
         if not self._stepping:
             raise LoopError("optimizer.step() was called beside the session; call session.step() instead")
 
@@ -124,7 +125,7 @@ class AdoptedOptimizer:
 
     @contextlib.contextmanager
     def host_only(self) -> Iterator[None]:
-        """Within the block the optimizer shows the host's groups alone."""
+        """Within the block the optimizer shows only the host's groups."""
         before = self.optimizer.param_groups
         self.optimizer.param_groups = self.owner.host_groups
         try:
@@ -133,7 +134,7 @@ class AdoptedOptimizer:
             self.optimizer.param_groups = before
 
     def advance_schedule(self) -> None:
-        """One step of the user's scheduler; a skipped optimizer step counts as one, so torch's warning is not due."""
+        """Takes one step of the user's scheduler. A skipped optimizer step counts, so torch's warning is not shown."""
         if self.scheduler is not None:
             with self.host_only(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -142,14 +143,16 @@ class AdoptedOptimizer:
     # stepping -----------------------------------------------------------------------------------------------------
 
     def scale(self, device: torch.device) -> Tensor | None:
-        """0-D loss scale on the device; None without a scaler."""
+        """The loss scale, 0-D on the device; None without a scaler."""
         return None if self.scaler is None else self.scaler.scale(torch.ones((), device=device))
 
     def step_mean(self, passes: int) -> StepReport:
-        """`ParameterOwner.step_now` on the mean of gradients that ``passes`` backward passes of scaled losses added up.
+        """Steps on the mean of the gradients that ``passes`` backward passes of scaled losses have added up.
+
+        See `ParameterOwner.step_now`.
 
         Raises:
-            LoopError: somebody else changed the optimizer's groups.
+            LoopError: the optimizer's groups were changed from outside.
         """
         known = self.owner.all_groups
         if sorted(map(id, self.optimizer.param_groups)) != sorted(map(id, known)):
@@ -188,7 +191,7 @@ class AdoptedOptimizer:
     # saving -------------------------------------------------------------------------------------------------------
 
     def host_groups(self) -> list[dict[str, Any]]:
-        """The host's groups: their options, and their parameters by name."""
+        """The options of the host's groups, and the names of their parameters."""
         names = {id(p): name for name, p in self.grown.owner_parameters()[HOST]}
         return [
             {
@@ -201,24 +204,24 @@ class AdoptedOptimizer:
         ]
 
     def load_host_groups(self, groups: list[dict[str, Any]]) -> None:
-        """Takes `host_groups` back.
+        """Restores `host_groups`.
 
         Raises:
             CheckpointError: the groups hold other parameters or options than this optimizer's.
         """
-        mine = self.host_groups()
-        if [group["names"] for group in mine] != [group["names"] for group in groups]:
+        present = self.host_groups()
+        if [group["names"] for group in present] != [group["names"] for group in groups]:
             raise CheckpointError(
                 "optimizer: its groups hold other parameters than the saved ones; build it as it was built then"
             )
         for index, (group, saved) in enumerate(zip(self.owner.host_groups, groups, strict=True)):
-            differing = sorted(set(mine[index]["options"]) ^ set(saved["options"]))
+            differing = sorted(set(present[index]["options"]) ^ set(saved["options"]))
             if differing:
                 raise CheckpointError(f"optimizer group {index}: option {', '.join(differing)} on one side only")
             group.update(saved["options"])
 
 
-def _checked(scheduler: Any, optimizer: torch.optim.Optimizer) -> Any:
+def _check_scheduler(scheduler: Any, optimizer: torch.optim.Optimizer) -> Any:
     if scheduler is None:
         return None
     if isinstance(scheduler, ReduceLROnPlateau):

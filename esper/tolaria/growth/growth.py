@@ -2,8 +2,8 @@
 
 A birth takes two ticks. At the first the seed is *staged*: built, probed and counted beside the model, on every rank
 alike, with nothing registered; with a library a thread does it beside training, and `settle` waits for it before the
-second tick's commit. At the second, unless some rank vetoed, it is planted and owned. Whatever else the
-model must be (phase, alpha, what learns) is read off the state by `follow`, so there is no second record to drift.
+second tick's commit. At the second tick, unless some rank vetoed, the seed is planted and its parameters are owned.
+Everything else (phase, alpha, what learns) is read off the state by `follow`, so no second record can drift.
 
 A parameter is in DDP's reducer exactly while it gets a gradient on every rank at every step. Whenever that set
 changes, the old wrapper is dropped and a new one made without a broadcast.
@@ -38,7 +38,7 @@ from esper.tolaria.ranks.world import World
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A birth that the library has under way, and what the training thread checks when it comes."""
+    """A birth that the library is building, and the check that the training thread runs once it is ready."""
 
     ticket: Ticket
     check: Callable[[nn.Module], None]
@@ -48,16 +48,23 @@ class Growth:
     """Owns the wrapper around the model and the seeds that wait beside it.
 
     Args:
-        library: gives seeds and builds beside training; None: they are built here, where they are staged.
+        grown: the model.
+        owner: owns its optimizer.
+        world: the ranks.
+        terms: of the run.
+        run_seed: the run's seed, from which seeds' weights follow.
+        dtype: number format of seeds.
+        library: builds seeds beside training; None builds them here, when they are staged.
+        compiler: compiles seeds; None if nothing is compiled.
 
     Fields:
         call: the model as training calls it (DDP, or the model itself when alone).
         parameters: checks that nothing is trained that may not be.
-        staged: seeds that are ready, by slot. waiting: those that are being built.
-        vetoes: this rank's verdict on its staged seeds, to travel in the next commit.
-        failures: in words, why a staged seed failed here.
-        compiler: compiles seeds; None: nothing is compiled. compiled: something was, since the last `perform`; the same
-            on every rank.
+        staged: seeds that are ready, by slot.
+        waiting: seeds that are being built, by slot.
+        vetoes: this rank's vetoes of its staged seeds, which travel in the next commit.
+        failures: by slot, why a staged seed failed here.
+        compiled: whether something was compiled since the last `perform`; the same on every rank.
     """
 
     def __init__(
@@ -98,12 +105,15 @@ class Growth:
             elif isinstance(effect, Uproot):
                 self.owner.release(effect.slot)
                 self.grown.slots[effect.slot].uproot()
-                self._wrapped = None  # the wrapper lists what had been frozen, too; only a new one lets go of the seed
+                self._wrapped = None  # the wrapper also lists frozen parameters; only a new one lets go of the seed
 
     def clear(self) -> None:
-        """Uproots whatever stands and lets go of whatever waits: the model is as it was before the first birth, but for
-        the host's own weights and moments. `follow` wraps it again."""
-        self.call, self._wrapped = self.grown.model, None  # the reducer, too, holds the seeds' parameters
+        """Uproots every seed and discards every birth under way.
+
+        The model is then as before its first birth, except for the host's own weights and moments. `follow` wraps it
+        again.
+        """
+        self.call, self._wrapped = self.grown.model, None  # the reducer holds the seeds' parameters, too
         self.perform([Uproot(slot) for slot, holder in self.grown.slots.items() if holder.seed is not None])
         for slot in {*self.staged, *self.waiting, *self.vetoes}:
             self._discard(slot)
@@ -111,7 +121,7 @@ class Growth:
         self.owner.optimizer.zero_grad(set_to_none=True)
 
     def plant(self, slot: str, seed: nn.Module) -> None:
-        """Registers a built seed in the model and with the optimizer, frozen until its stage says it learns."""
+        """Registers a built seed in the model and with the optimizer, frozen until its stage says that it learns."""
         region = self._regions.pop(slot, None)
         if region is None and self.compiler is not None:  # after a load
             region = self.compiler.stage(slot, seed)
@@ -130,18 +140,18 @@ class Growth:
                     self.owner.register(entry.slot)
 
     def build(self, slot: str, blueprint: str, generation: int) -> nn.Module:
-        """The seed that every rank builds alike; see `planting.build`."""
-        return planting.build(self.grown.sites[slot], slot, blueprint, generation, **self._made)
+        """Builds the seed that every rank builds alike; see `planting.build`."""
+        return planting.build(self.grown.sites[slot], slot, blueprint, generation, **self._build_options)
 
     def _gate(self, entry: SlotState) -> nn.Module:
-        return planting.gate_for(self.grown.sites[entry.slot], entry, **self._made)
+        return planting.gate_for(self.grown.sites[entry.slot], entry, **self._build_options)
 
     @property
-    def _made(self) -> dict[str, Any]:
+    def _build_options(self) -> dict[str, Any]:
         return {"run_seed": self.run_seed, "dtype": self.dtype, "device": self.world.device}
 
     def _prepare(self, effect: Prepare) -> None:
-        """Builds and checks, or has it done; whatever goes wrong becomes this rank's veto, never a missing rank."""
+        """Builds and checks a seed, or orders it from the library; a failure becomes this rank's veto, no exception."""
         slot, blueprint = effect.slot, effect.command.blueprint
         assert blueprint is not None
         site, key = self.grown.sites[slot], birth_key(self.run_seed, slot, effect.generation)
@@ -171,9 +181,9 @@ class Growth:
         self.vetoes[slot], self.failures[slot] = veto_of(error)
 
     def settle(self) -> float:
-        """Before a commit: waits for births under way, up to `LibraryConfig.wait_s` for all of them together.
+        """Waits before a commit for births under way, up to `LibraryConfig.wait_s` for all of them together.
 
-        So a birth takes two ticks, however fast or slow the machine, unless that bound is reached: then this rank says
+        So a birth takes two ticks on a fast machine and on a slow one. If the wait is not enough, this rank vetoes with
         NOT_READY, and all ranks keep the seed staged.
 
         Returns:
@@ -198,7 +208,7 @@ class Growth:
         return 1e3 * (time.monotonic() - began)
 
     def _discard(self, slot: str) -> None:
-        """Lets go of a staged seed, or of one that is still being built."""
+        """Discards a staged seed, or one that is still being built."""
         self.staged.pop(slot, None)
         self._regions.pop(slot, None)
         self.vetoes.pop(slot, None)
@@ -208,12 +218,12 @@ class Growth:
             self.failures[slot] = "it was still being built when it was given up; see library.wait_s"
 
     def close(self) -> None:
-        """Lets go of births under way; leaves no thread behind."""
+        """Cancels births under way; leaves no thread behind."""
         if self.library is not None:
             self.library.close()
 
     def restage(self, state: RunState) -> None:
-        """After a load: builds again what the state says is staged (its weights are a pure function of the record)."""
+        """After a load, builds again the seeds that the state says are staged; their weights follow from the record."""
         for slot in state.slots:
             if slot.staged is not None:
                 self._prepare(Prepare(slot.slot, slot.staged, slot.generation + 1))
@@ -229,7 +239,7 @@ class Growth:
                 holder.set_alpha(alpha, fade)
 
     def shadowed_slots(self, state: RunState) -> list[str]:
-        """Slots whose seed learns in a forward of its own, row-major."""
+        """Slots whose seed learns in a shadow forward of its own, row-major."""
         if self.terms.slots_config.incubation != Incubation.SHADOW:
             return []
         return [s.slot for s in state.slots if s.stage is Stage.TRAINING and self.grown.seed_parameters(s.slot) > 0]
@@ -239,10 +249,10 @@ class Growth:
 
         Args:
             state: the agreed state.
-            force: re-wrap in any case (a save is a re-wrap point, so that a resumed run sums in the same order).
+            force: re-wrap in any case. A save is a re-wrap point, so that a resumed run sums in the same order.
 
         Returns:
-            Milliseconds of the wrap, None when there was none.
+            Milliseconds of the wrap; None if there was none.
         """
         config = self.terms.slots_config
         for entry in state.slots:

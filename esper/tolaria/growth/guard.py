@@ -1,14 +1,14 @@
-"""The judgement of one optimizer step's gradients: an L2 norm per owner, and which of them are not finite.
+"""Judges the gradients of one optimizer step: an L2 norm per owner, and which of them are not finite.
 
-A host gradient that is not finite skips the step; one confined to a slot is left out. There are two ways to get there:
+A non-finite host gradient skips the step; one confined to a slot is left out. There are two ways to judge:
 
-    at once   the host reads the norms before the optimizer steps: one wait for the device in every step
+    at once   the CPU reads the norms before the optimizer steps: one wait for the device in every step
     late      a fused optimizer reads ``found_inf`` on the device, one flag per owner, and leaves parameters, moments
-              and step counts alone where it is 1 (as torch.amp.GradScaler has it do); what happened is read one step
+              and step counts alone where it is 1 (as torch.amp.GradScaler makes it do); the result is read one step
               later, when the device has long passed it, so no step waits
 
-Every rank reads the same numbers after the same step, since gradients are equal after their reduction: a row of skipped
-steps is seen by all of them at once, late by one step.
+Every rank reads the same numbers after the same step, since gradients are equal after their reduction. So all ranks see
+a row of skipped steps at the same time, late by one step.
 """
 
 import math
@@ -23,12 +23,14 @@ from esper.kasmina.slots.grown import HOST
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step: L2 norm per owner before clipping, owners whose gradient was not finite, and whether the
-    step was skipped (the host was among them)."""
+    """The result of one optimizer step."""
 
     norms: dict[str, float]
+    """L2 norm of each owner's gradient, before clipping."""
     broken: tuple[str, ...]
+    """Owners whose gradient was not finite."""
     skipped: bool
+    """Whether the step was skipped: the host's gradient was not finite."""
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -40,7 +42,8 @@ class Judgement:
     """Norms on their way from the device.
 
     Args:
-        owners: whose they are. norms_O: their L2 norms, on the device.
+        owners: names of the owners.
+        norms_O: L2 norm of each owner's gradient, on the device.
     """
 
     def __init__(self, owners: Sequence[str], norms_O: Tensor) -> None:
@@ -54,18 +57,18 @@ class Judgement:
             self._norms_O = norms_O.clone()
 
     def wait(self) -> None:
-        """Until the device has come past that step."""
+        """Waits until the device has passed that step."""
         if self._event is not None:
             self._event.synchronize()
 
     def read(self) -> StepReport:
-        """What happened in that step; waits for it."""
+        """The report of that step; waits for the device."""
         self.wait()
         return read_report(self._owners, self._norms_O)
 
 
 def read_report(owners: Sequence[str], norms_O: Tensor) -> StepReport:
-    """Reads norms that lie on the host, or waits for the device."""
+    """The report of one step from its norms; waits for the device if they lie there."""
     norms = dict(zip(owners, norms_O.tolist(), strict=True))
     broken = tuple(owner for owner, norm in norms.items() if not math.isfinite(norm))
     return StepReport({owner: norm for owner, norm in norms.items() if owner not in broken}, broken, HOST in broken)

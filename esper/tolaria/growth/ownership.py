@@ -1,16 +1,17 @@
 """The owner of the optimizer: builds parameter groups, sets rates, freezes, judges gradients, clips and steps.
 
 The host and every slot are owners. Each has parameter groups of its own (with and without weight decay), in canonical
-order: host first, then slots row-major, never the order of birth. A growth adds groups and leaves old moments alone;
-state is saved by parameter name, since flat indices would hand a seed's moments to another layer.
+order: host first, then slots row-major, never the order of birth. A birth adds groups and leaves old moments alone.
+State is saved by parameter name, since flat indices would hand a seed's moments to another layer. That nothing is
+trained that may not be is checked in `esper.tolaria.growth.parameters`.
 
-The learning rate is a pure function of the optimizer step, so that it survives growth and resume:
+The learning rate is a pure function of the optimizer step, so it survives growth and resume:
 
     host   lr * shape(step),   shape = linear warm-up, then constant, cosine or linear down to final_lr_fraction
     seed   host * seed_lr_scale * min(1, (step - learn_step + 1) / seed_warmup_steps)
 
-Gradients are judged and clipped per owner: what happens in a slot cannot touch the host's update. A fused optimizer
-does it without a wait for the device (see `esper.tolaria.growth.guard`); others cost one a step.
+Gradients are judged and clipped per owner, so a slot cannot touch the host's update. A fused optimizer does this
+without a wait for the device (see `esper.tolaria.growth.guard`); others wait once per step.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from esper.tolaria.growth.health import GradientMeter
 from esper.tolaria.growth.policy import Group, GroupPolicy, Scheduled
 
 
-def _in_one(totals: Mapping[str, Tensor]) -> Tensor:
+def _stack_norms(totals: Mapping[str, Tensor]) -> Tensor:
     """Norms of all owners, float64 [O]."""
     return torch.stack([total.double() for total in totals.values()])
 
@@ -37,14 +38,14 @@ class ParameterOwner:
 
     Args:
         grown: the model.
-        config: how it is optimized.
+        config: settings of the optimizer.
         total_steps: of the run, for the schedule.
-        adopted: an optimizer that stands already, whose groups are the host's, and the policy of its groups; None
-            builds what the config says.
+        adopted: an existing optimizer whose groups are the host's, and the policy of its groups; None builds the
+            optimizer that the config describes.
 
     Fields:
         optimizer: one torch optimizer for all owners.
-        late: it is fused, and steps are judged on the device.
+        late: whether it is fused, and steps are judged on the device.
         health: gradient health by owner.
     """
 
@@ -91,12 +92,14 @@ class ParameterOwner:
     # membership ---------------------------------------------------------------------------------------------------
 
     def register(self, slot: str) -> None:
-        """Gives a slot's parameters that stand in no group groups of their own, with moments that start at zero; drops
-        groups whose parameters have left the slot (a gate's), with their moments. All others stay."""
+        """Builds groups for those parameters of a slot that stand in none; their moments start at zero.
+
+        Groups whose parameters have left the slot (a gate's) are dropped with their moments. All others stay.
+        """
         named = self.grown.owner_parameters()[slot]
-        here, kept = {id(p) for _, p in named}, []
+        present, kept = {id(p) for _, p in named}, []
         for group in self._groups.get(slot, []):
-            if all(id(p) in here for p in group["params"]):
+            if all(id(p) in present for p in group["params"]):
                 kept.append(group)
             else:
                 self._forget(group)
@@ -122,11 +125,11 @@ class ParameterOwner:
         self.optimizer.param_groups = [group for owner in order for group in self._groups[owner]]
 
     def owns_slot(self, slot: str) -> bool:
-        """Every parameter of the slot's seed stands in exactly one group, which is the slot's."""
-        mine = [id(p) for group in self._groups.get(slot, []) for p in group["params"]]
+        """Whether every parameter of the slot's seed stands in exactly one group, which is the slot's."""
+        grouped = [id(p) for group in self._groups.get(slot, []) for p in group["params"]]
         everyone = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
         wanted = [id(p) for _, p in self.grown.owner_parameters().get(slot, [])]
-        return sorted(mine) == sorted(wanted) and all(everyone.count(key) == 1 for key in wanted)
+        return sorted(grouped) == sorted(wanted) and all(everyone.count(key) == 1 for key in wanted)
 
     def set_learning(self, slot: str, learning: bool) -> None:
         """Freezes or unfreezes a seed; a frozen one has no gradient and no update."""
@@ -169,27 +172,27 @@ class ParameterOwner:
         return self._step_late() if self.late else self.step_now()
 
     def step_now(self) -> StepReport:
-        """`step` by an optimizer of any kind; waits for the device once."""
+        """`step` with an optimizer of any kind; waits for the device once."""
         grads, norms, totals = self._judge()
-        told = read_report(tuple(totals), _in_one(totals)) if totals else StepReport({}, (), False)
-        self.health.step(grads, {owner: norms[owner] for owner in told.broken})
-        if not told.skipped:
-            for owner in told.broken:
+        report = read_report(tuple(totals), _stack_norms(totals)) if totals else StepReport({}, (), False)
+        self.health.step(grads, {owner: norms[owner] for owner in report.broken})
+        if not report.skipped:
+            for owner in report.broken:
                 for group in self._groups[owner]:
                     for parameter in group["params"]:
                         parameter.grad = None
-            self._clip({owner: total for owner, total in totals.items() if owner not in told.broken})
+            self._clip({owner: total for owner, total in totals.items() if owner not in report.broken})
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return told
+        return report
 
     def _step_late(self) -> Judgement:
-        """`step` by a fused optimizer, one owner after another, each with its own ``found_inf``."""
+        """`step` with a fused optimizer, one owner after another, each with its own ``found_inf``."""
         grads, norms, totals = self._judge()
         self.health.step(grads, norms)
         owners = tuple(totals)
-        norms_O = _in_one(totals) if totals else torch.zeros(0, dtype=torch.float64)
-        self._clip(totals)  # what is not finite stays so, and is left out
+        norms_O = _stack_norms(totals) if totals else torch.zeros(0, dtype=torch.float64)
+        self._clip(totals)  # what is not finite stays so, and is left out below
         optimizer: Any = self.optimizer
         try:
             for owner, found_inf in build_found_inf(owners, norms_O).items():
@@ -203,14 +206,14 @@ class ParameterOwner:
         return Judgement(owners, norms_O)
 
     def _judge(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], dict[str, Tensor]]:
-        """By owner: gradients, their L2 norms [T], and the L2 norm of all, 0-D, on the device."""
+        """Gradients, their L2 norms [T], and the L2 norm of them all, 0-D on the device; each by owner."""
         grads: dict[str, list[Tensor]] = {}
         for owner, groups in self._groups.items():
-            found = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-            if found:
-                grads[owner] = found
-        norms = {owner: tensor_norms(found) for owner, found in grads.items()}
-        return grads, norms, {owner: torch.linalg.vector_norm(found) for owner, found in norms.items()}
+            own = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            if own:
+                grads[owner] = own
+        norms = {owner: tensor_norms(own) for owner, own in grads.items()}
+        return grads, norms, {owner: torch.linalg.vector_norm(own) for owner, own in norms.items()}
 
     def _clip(self, totals: Mapping[str, Tensor]) -> None:
         if self.config.clip_norm is not None:
@@ -219,8 +222,8 @@ class ParameterOwner:
                 torch.nn.utils.clip_grads_with_norm_(own, self.config.clip_norm, total)
 
     def _before_first_momentum(self, owner: str) -> None:
-        """Gives SGD's momentum the zeros that a first step replaces: fused, torch leaves the memory of a first step
-        that is left out as it found it."""
+        """Sets SGD's momentum to zeros before its first step: if a fused first step is left out, torch would leave that
+        memory uninitialised."""
         if self.config.kind is OptimizerKind.SGD and self.config.momentum > 0:
             for group in self._groups[owner]:
                 for parameter in group["params"]:
@@ -230,10 +233,10 @@ class ParameterOwner:
     # saving -------------------------------------------------------------------------------------------------------
 
     def state_by_name(self, *, copies: bool = True) -> dict[str, dict[str, Any]]:
-        """Optimizer state per parameter name; an empty dict for one that has not been stepped.
+        """Optimizer state by parameter name; an empty dict for a parameter that has not been stepped.
 
         Args:
-            copies: tensors on the CPU, standing for themselves; else the living ones.
+            copies: return copies of the tensors on the CPU; otherwise the living tensors.
         """
         names = {p: name for named in self.grown.owner_parameters().values() for name, p in named}
         states = {name: self.optimizer.state.get(parameter, {}) for parameter, name in names.items()}
@@ -248,7 +251,7 @@ class ParameterOwner:
         }
 
     def load_by_name(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Takes `state_by_name` back.
+        """Restores `state_by_name`.
 
         Raises:
             CheckpointError: a parameter is missing or unknown, or a shape differs.
@@ -266,13 +269,14 @@ class ParameterOwner:
         for name, entries in state.items():
             if entries:
                 device = named[name].device
-                placed = {key: self._placed(key, value, device) for key, value in entries.items()}
-                self.optimizer.state[named[name]] = placed
+                self.optimizer.state[named[name]] = {
+                    key: self._place(key, value, device) for key, value in entries.items()
+                }
 
-    def _placed(self, key: str, value: Any, device: torch.device) -> Any:
-        """A copy of a state entry where the optimizer wants it."""
+    def _place(self, key: str, value: Any, device: torch.device) -> Any:
+        """A copy of a state entry on the device where the optimizer expects it."""
         if not isinstance(value, Tensor):
             return value
-        # A fused or capturable step counts on the device, every other on the host (as torch's own loading has it).
+        # A fused or capturable optimizer counts steps on the device, others on the CPU, as in torch's own loading.
         on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         return value.clone() if key == "step" and not on_device else value.to(device).clone()

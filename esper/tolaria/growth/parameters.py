@@ -30,7 +30,7 @@ TEACHER = "teacher"
 
 
 def why_frozen(entry: SlotState, *, train_fossils: bool) -> str:
-    """Why what stands in a slot is not trained, in words; empty exactly where `learns` says that it is."""
+    """Why a slot's seed is not trained, for an error; empty exactly where `learns` says that it is."""
     if learns(entry.stage, ending=entry.ending, train_fossils=train_fossils):
         return ""
     if entry.stage is Stage.FOSSILIZED:
@@ -57,7 +57,7 @@ class ParameterChecker:
         self._guard: Any = None
 
     def follow(self, state: RunState, *, train_fossils: bool) -> None:
-        """Takes the reasons from the agreed state; at every tick, after seeds and gates have come and gone."""
+        """Reads the reasons off the agreed state; called at every tick, after seeds and gates have come and gone."""
         self._frozen = {
             entry.slot: why_frozen(entry, train_fossils=train_fossils) for entry in state.slots if entry.stage.has_seed
         }
@@ -74,7 +74,7 @@ class ParameterChecker:
         """Compares model, optimizer and record.
 
         Raises:
-            OwnershipError: every contradiction, by the parameter's name.
+            OwnershipError: names every contradiction by its parameter.
         """
         self._check_teacher()
         groups: dict[int, list[str]] = {}
@@ -108,21 +108,20 @@ class ParameterChecker:
     # the teacher --------------------------------------------------------------------------------------------------
 
     def adopt_teacher(self, module: nn.Module) -> None:
-        """Freezes a teacher for good, puts it into eval() and answers for its parameters from now on.
+        """Freezes a teacher for good, puts it into eval() and checks its parameters from now on.
 
-        From here on every optimizer step refuses to run while one of them stands in a group, requires a gradient or
-        has one.
+        From then on no optimizer step runs while one of them stands in a group, requires a gradient or has one.
 
         Raises:
             OwnershipError: there is a teacher already, or it shares a parameter with the model.
         """
         if self._teacher:
             raise OwnershipError("there is a teacher already: release it first")
-        mine = {id(p): name for named in self.grown.owner_parameters().values() for name, p in named}
+        own = {id(p): name for named in self.grown.owner_parameters().values() for name, p in named}
         for name, parameter in module.named_parameters():
-            if id(parameter) in mine:
+            if id(parameter) in own:
                 raise OwnershipError(
-                    f"{name} of the teacher is {mine[id(parameter)]} of the model: a teacher must stand by itself"
+                    f"{name} of the teacher is {own[id(parameter)]} of the model: a teacher must stand by itself"
                 )
         module.eval().requires_grad_(False)
         for name, parameter in module.named_parameters():
@@ -134,7 +133,7 @@ class ParameterChecker:
         self._check_teacher()
 
     def _check_teacher(self) -> None:
-        """Raises OwnershipError where somebody has set about training the teacher."""
+        """Raises OwnershipError if a parameter of the teacher could be trained."""
         if not self._teacher:
             return
         for group in self.owner.optimizer.param_groups:
@@ -150,8 +149,8 @@ class ParameterChecker:
                 raise OwnershipError(f"{name} has been given a gradient: a teacher is not trained")
 
     def release_teacher(self) -> None:
-        """Forgets the teacher; once its holder has let go of it, nothing of it is left. Safe to call without one."""
+        """Forgets the teacher, so that its memory is freed once its holder drops it. Safe to call without one."""
         if self._guard is not None:
             self._guard.remove()
         self._teacher, self._guard = {}, None
-        gc.collect()  # a model with hooks on itself goes in a cycle
+        gc.collect()  # a model with hooks on itself is a reference cycle

@@ -1,7 +1,7 @@
-"""From the record of a slot to what stands in it: the seed, its gate, and what the slot computes.
+"""Builds what the record of a slot describes: the seed, its gate, and what the slot computes.
 
-Pure functions of the record and the run's seed, so every rank, a resume, an export and a final test come to the same
-modules.
+These are pure functions of the record and the run's seed, so every rank, a resume, an export and a final test get the
+same modules.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
-    """The seed that every rank builds alike: its weights are a function of (run seed, slot, generation).
+    """Builds the seed that every rank builds alike: its weights are a function of (run seed, slot, generation).
 
     Args:
         site: of the slot.
@@ -38,15 +38,15 @@ def build(
         blueprint: registered name.
         generation: births in that slot up to this one.
         run_seed: of the run.
-        dtype: what the seed is cast to.
-        device: where it is moved to.
+        dtype: number format of the seed.
+        device: device of the seed.
     """
     key = birth_key(run_seed, slot, generation)
     return build_seed(blueprint, dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
 
 
 def gate_for(site: Site, entry: SlotState, *, run_seed: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The gate that every rank builds alike: a function of (run seed, slot, generation, first step of its ramp)."""
+    """Builds the gate of a slot: a function of (run seed, slot, generation, first step of its ramp), so ranks agree."""
     assert entry.ramp is not None
     key = gate_key(run_seed, entry.slot, entry.generation, entry.ramp.first_step)
     return build_gate(dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
@@ -60,10 +60,10 @@ def seat(holder: SeedSlot, entry: SlotState, step: int, incubation: Incubation) 
 
 
 def load_weights(grown: Grown, weights: Mapping[str, Tensor], where: str) -> None:
-    """Loads weights into a model whose topology stands, totally.
+    """Loads weights into a model whose seeds and gates are in place; every tensor must fit.
 
     Raises:
-        CheckpointError: names what does not fit; ``where`` says which file.
+        CheckpointError: names what does not fit, and ``where``, the file.
     """
     try:
         grown.model.load_state_dict(weights, strict=True)
@@ -88,7 +88,7 @@ def rebuild_network(
         grown: with empty slots.
         state: the record.
         weights: of the whole network, seeds and gates included.
-        where: the file that they come from.
+        where: the file that they come from, for an error.
         run_seed: of the run.
         dtype: of the seeds.
         device: of the model.

@@ -1,7 +1,7 @@
-"""What differs between an optimizer that is built here and one that a user made: rates, and what new groups hold.
+"""Policies of an optimizer's groups: one for an optimizer that is built here, one for an optimizer that a user made.
 
     Scheduled   host: lr * shape(step); new groups: with and without weight decay
-    Following   host: as its owner sets it; new groups: every option as in the host's widest group, but for weight decay
+    Following   host: as its owner sets it; new groups: every option as in the host's widest group, except weight decay
 
 `esper.tolaria.growth.ownership` does the rest for both: membership, freezing, judging, clipping, saving.
 """
@@ -35,13 +35,13 @@ class GroupPolicy(Protocol):
     """Rates and groups of one optimizer."""
 
     def groups_for(self, owner: str, named: Named) -> list[Group]:
-        """New parameter groups for an owner's parameters."""
+        """Builds the parameter groups for an owner's parameters."""
 
     def host_lr(self, step: int, host: Iterable[Group]) -> float:
-        """The host's rate of an optimizer step, written into its groups where it is ours to write."""
+        """The host's rate at an optimizer step; also written into its groups if the policy sets rates."""
 
     def follow_host(self, groups: Iterable[Group]) -> None:
-        """Makes a seed's groups hold what else follows the host's, before the rates of a step are written."""
+        """Copies other options that follow the host into a seed's groups, before the rates of a step are written."""
 
     def state_fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
         """Whether a saved state tensor can belong to a parameter."""
@@ -51,7 +51,7 @@ class Scheduled:
     """The policy of an optimizer that is built from a config.
 
     Args:
-        config: of the run.
+        config: settings of the optimizer.
         total_steps: of the run, for the schedule.
     """
 
@@ -74,22 +74,22 @@ class Scheduled:
         return lr
 
     def follow_host(self, groups: Iterable[Group]) -> None:
-        """Nothing: all options are set at birth."""
+        """Does nothing: all options are set at birth."""
 
     def state_fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
-        """A number, or of the parameter's shape."""
+        """Whether it is a number, or has the parameter's shape."""
         return value.ndim == 0 or value.shape == parameter.shape
 
 
 class Following:
-    """The policy of an optimizer that somebody else made.
+    """The policy of an optimizer that a user made.
 
     Args:
-        optimizer: of the host alone.
-        seed_weight_decay: of seeds' matrices.
+        optimizer: the user's optimizer, which holds the host alone.
+        seed_weight_decay: weight decay of seeds' matrices.
 
     Fields:
-        reference: the host's group with most parameters; seeds follow it.
+        reference: the host's group with the most parameters; seeds follow it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, seed_weight_decay: float) -> None:
@@ -97,7 +97,7 @@ class Following:
         self.reference = max(optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))
 
     def groups_for(self, owner: str, named: Named) -> list[Group]:
-        """Every option as in the reference group, but for the weight decay: 0 on vectors."""
+        """Groups with every option of the reference group, except the weight decay, which is 0 on vectors."""
         options = {key: self.reference[key] for key in self.options if key in self.reference}
         options["lr"] = float(self.reference["lr"])
         matrices = [(name, p) for name, p in named if p.ndim > 1]
@@ -115,11 +115,11 @@ class Following:
         return float(self.reference["lr"])
 
     def follow_host(self, groups: Iterable[Group]) -> None:
-        """Options other than rate and decay are the reference group's now (a scheduler may cycle momentum)."""
+        """Copies the reference group's options, except rate and decay: a scheduler may cycle momentum."""
         shared = [key for key in self.options if key in self.reference and key not in ("lr", "weight_decay")]
         for group in groups:
             group.update({key: self.reference[key] for key in shared})
 
     def state_fits(self, value: Tensor, parameter: nn.Parameter) -> bool:
-        """Always: some optimizers keep rows and columns (Adafactor), so only torch's own step can tell."""
+        """Always true: some optimizers keep rows and columns (Adafactor), so only torch's own step can tell."""
         return True

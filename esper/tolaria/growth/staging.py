@@ -1,4 +1,4 @@
-"""What a seed must show before it may be planted, and what becomes of one that cannot: this rank's veto, with reasons.
+"""Checks a seed before it is planted; a seed that fails gets this rank's veto, with the reason.
 
 Nothing here registers anything, and no random stream of the process moves.
 """
@@ -15,19 +15,19 @@ from esper.leyline.errors import EsperError
 
 
 class Unfit(Exception):
-    """A built seed cannot serve; the text says why."""
+    """A built seed cannot be used; the text says why."""
 
     veto = Veto.BUILD_FAILED
 
 
 class NotFinite(Unfit):
-    """It holds or gives something that is not a finite number."""
+    """It holds or returns a number that is not finite."""
 
     veto = Veto.NONFINITE_AT_BIRTH
 
 
 def check_weights(seed: nn.Module, site: Site, blueprint: str) -> None:
-    """Counts parameters and looks for numbers that are not finite.
+    """Checks the number of parameters, and that all are finite.
 
     Raises:
         Unfit: says what is wrong.
@@ -41,13 +41,19 @@ def check_weights(seed: nn.Module, site: Site, blueprint: str) -> None:
 
 
 def check_forward(seed: nn.Module, site: Site, blueprint: str, *, dtype: torch.dtype, device: torch.device) -> None:
-    """One forward of one sample of ones, in train mode. For the training thread alone: random states are put back.
+    """Runs one forward of one sample of ones, in train mode.
+
+    Only the training thread may call it, because it saves and restores the random states.
 
     Args:
-        seed: on ``device``.
+        seed: the seed, on ``device``.
+        site: of its slot.
+        blueprint: registered name.
+        dtype: number format of the features.
+        device: device of the seed.
 
     Raises:
-        Unfit: says what is wrong. Whatever the forward raises, else.
+        Unfit: says what is wrong; whatever the forward raises is passed on.
     """
     with torch.no_grad(), undisturbed(device):
         x = torch.ones(1, *site.shape, dtype=dtype, device=device)
@@ -57,15 +63,15 @@ def check_forward(seed: nn.Module, site: Site, blueprint: str, *, dtype: torch.d
         if delta.shape != x.shape or delta.dtype != x.dtype:
             raise Unfit(f"{blueprint} maps {tuple(x.shape)} {x.dtype} to {tuple(delta.shape)} {delta.dtype}")
         if not bool(torch.isfinite(delta).all()):
-            raise NotFinite(f"{blueprint} is not finite at birth: of ones it makes {_first_odd(delta)}")
+            raise NotFinite(f"{blueprint} is not finite at birth: of ones it makes {_first_nonfinite(delta)}")
 
 
-def _first_odd(delta: Tensor) -> float:
+def _first_nonfinite(delta: Tensor) -> float:
     return float(delta[~torch.isfinite(delta)][0])
 
 
 def veto_of(error: Exception) -> tuple[Veto, str]:
-    """This rank's veto for an error while a seed was built or checked, and why in words."""
+    """This rank's veto for an error while a seed was built or checked, and the reason as text."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, Unfit):
         return error.veto, str(error)

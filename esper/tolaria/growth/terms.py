@@ -1,4 +1,4 @@
-"""What does not change in a run, and by which the reducer judges: built in one place for trainer, session and drill."""
+"""Builds the terms of a run, which never change and by which the reducer judges; for trainer, session and drill."""
 
 from collections.abc import Iterable, Mapping
 
@@ -31,7 +31,7 @@ def parsed_channels(slots: SlotsConfig) -> dict[str, tuple[float, ...]]:
 
 
 def set_channels(grown: Grown, slots: SlotsConfig) -> None:
-    """Hands each slot the vector of CHANNEL that the settings give it.
+    """Gives each slot its vector of CHANNEL from the settings.
 
     Raises:
         ConfigError: an unknown slot, or a vector that does not fit the slot's features.
@@ -62,14 +62,14 @@ def build_terms(
         sites: by slot, row-major.
         slots: budgets, planted seeds, CHANNEL's vectors.
         gates: thresholds.
-        class_logits: the model's output is logits [B, K >= 2], which CONFIDENCE reads.
+        class_logits: whether the model returns logits [B, K >= 2], which CONFIDENCE reads.
         total_steps: optimizer steps of the run.
         tick_steps: nominal optimizer steps between ticks.
         max_skips: skipped steps in a row after which the newest blending seed is pruned.
         world_size: ranks.
-        costs: FLOPs per sample; None keeps no account.
-        names: blueprints on offer; None: all that are registered.
-        operators: on offer in every slot; None: all that a slot can use.
+        costs: FLOPs per sample; None if none are counted.
+        names: blueprints on offer; None for all that are registered.
+        operators: operators on offer in every slot; None for all that a slot can use.
     """
     catalogue = {
         slot: registry.catalogue(site.topology, site.dim, site.positions, names) for slot, site in sites.items()

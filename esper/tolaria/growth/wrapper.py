@@ -23,7 +23,7 @@ def _buffers_keyword() -> dict[str, Any]:
 
 
 def wrap(model: nn.Module, world: World) -> Callable[..., Any]:
-    """The model as data parallel training calls it; itself when alone or when nothing is to be reduced.
+    """Wraps the model for data parallel training; returns it as it is when alone, or when nothing is to be reduced.
 
     Raises:
         LockstepError: a rank is lost.
@@ -45,6 +45,6 @@ def no_sync(call: Callable[..., Any]) -> contextlib.AbstractContextManager[None]
     """Within the block gradients accumulate on this rank only.
 
     Args:
-        call: of `wrap`.
+        call: from `wrap`.
     """
     return call.no_sync() if isinstance(call, DistributedDataParallel) else contextlib.nullcontext()

@@ -1,1 +1,1 @@
-"""One tick: the two collectives, and what stands around them."""
+"""One tick: the two collectives, and what happens around them."""

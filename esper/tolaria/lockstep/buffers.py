@@ -18,7 +18,7 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def average_running_statistics(model: nn.Module, world: World) -> None:
-    """One agreed average of running statistics over the data group; nothing where a model has none."""
+    """Replaces running statistics by their average over the data group; does nothing if the model has none."""
     buffers = running_statistics(model)
     if world.size == 1 or not buffers:
         return

@@ -1,8 +1,8 @@
-"""The two collectives of a tick, and what happens when the ranks have parted.
+"""The two collectives of a tick, and the diagnosis when ranks have parted.
 
-Who decides: rank 0. Who follows: everybody, rank 0 included, by the same commit. What travels: numbers whose place is
-a function of the agreed state. When a digest differs every rank sees it in the same reduced vector; then all enter one
-diagnostic all-gather and stop with one text. On a healthy tick nothing but the two all-reduces happens.
+Rank 0 decides; every rank, rank 0 included, follows the same commit. The vectors hold numbers whose position is a
+function of the agreed state. When a digest differs, every rank sees it in the same reduced vector; then all ranks enter
+one diagnostic all-gather and stop with the same text. On a healthy tick there are only the two all-reduces.
 """
 
 import struct
@@ -27,27 +27,44 @@ SLOT_DIGESTS = ("record", "alpha", "weights")
 
 
 def _usual(values: Sequence[int]) -> tuple[int, bool]:
-    """The most common value; in a tie rank 0's, and True."""
+    """The most common value and False; in a tie rank 0's value and True."""
     counts = Counter(values).most_common(2)
     tie = len(counts) > 1 and counts[0][1] == counts[1][1]
     return (values[0] if tie else counts[0][0]), tie
 
 
 def describe_parting(names: Sequence[str], rows: Sequence[Sequence[int]], differing: Sequence[str]) -> str:
-    """Names tick, step, fields and ranks: those outside the most common value, or that differ from rank 0 in a tie."""
+    """Names tick, step, fields and ranks; a rank is odd if its value is not the most common one.
+
+    In a tie between values, the odd ranks are those that differ from rank 0.
+
+    Args:
+        names: names of all digests.
+        rows: values of each rank, in the order of ``names``.
+        differing: digests on which the ranks disagree.
+    """
     columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
     parts = []
     for name in differing:
         usual, tie = _usual(columns[name])
         odd = [str(rank) for rank, value in enumerate(columns[name]) if value != usual]
         parts.append(f"{name} differs on rank {', '.join(odd)}" + (" from rank 0" if tie else ""))
-    # Not this rank's own clocks: they may be what differs, and every rank raises the same text.
+    # Not this rank's own tick and step: they may be what differs, and every rank must raise the same text.
     tick, step = _usual(columns["tick"])[0], _usual(columns["step"])[0]
     return f"ranks parted before tick {tick}, step {step}: {'; '.join(parts)}"
 
 
 class Lockstep:
-    """Observe and commit for one run. Layouts are fixed by the slot ids, the catalogue and the world size."""
+    """Observe and commit for one run.
+
+    Args:
+        world: the ranks.
+        slots: slot ids, row-major.
+        names: the agreed catalogue of blueprints.
+        registry: digest of that catalogue.
+
+    The layouts of both vectors are fixed by the slot ids, the catalogue and the world size.
+    """
 
     def __init__(self, world: World, slots: Sequence[str], names: Sequence[str], registry: int) -> None:
         self.world, self.registry = world, registry
@@ -58,20 +75,21 @@ class Lockstep:
         self._observed = 0
 
     def observe(self, values: Mapping[str, float]) -> dict[str, float]:
-        """ONE all-reduce(SUM): this rank's measurements in, the agreed sums out."""
+        """Sums this rank's measurements over all ranks in ONE all-reduce(SUM); returns the agreed sums."""
         vector = self.observe_layout.encode(values, self.world.rank)
         self.world.all_reduce(vector, dist.ReduceOp.SUM, what="observe")
         self._observed = digest_tensors([("observation", vector)])
         return self.observe_layout.decode(vector)
 
     def digests_of(self, state: RunState, grown: Grown, *, parameters: bool) -> dict[str, int]:
-        """What this rank says of itself, read off the real tensors and the real state.
+        """Digests of this rank's real tensors and real state, by name.
 
         Args:
-            state: agreed state with this tick's evidence in. grown: the model.
+            state: agreed state, this tick's evidence included.
+            grown: the model.
             parameters: digest all parameters and buffers too, not only live seeds.
         """
-        found = {
+        digests = {
             "tick": state.tick,
             "step": state.step,
             "registry": self.registry,
@@ -85,11 +103,11 @@ class Lockstep:
             alpha = struct.unpack("<i", struct.pack("<f", float(holder.alpha)))[0] & 0xFFFFFFFF
             ramp = [struct.unpack("<q", struct.pack("<d", x))[0] for x in (holder.level, holder.fade_level)]
             joined = [int(holder.operator), holder.fades_from]
-            found[f"slot {entry.slot} record"] = digest62([entry, state.step, holder.phase.value])
-            found[f"slot {entry.slot} alpha"] = digest62([alpha, ramp, joined])
+            digests[f"slot {entry.slot} record"] = digest62([entry, state.step, holder.phase.value])
+            digests[f"slot {entry.slot} alpha"] = digest62([alpha, ramp, joined])
             live = seed is not None and (entry.stage.is_live or parameters)
-            found[f"slot {entry.slot} weights"] = digest_tensors(holder.state_dict().items()) if live else 0
-        return found
+            digests[f"slot {entry.slot} weights"] = digest_tensors(holder.state_dict().items()) if live else 0
+        return digests
 
     def commit(
         self,
@@ -100,14 +118,18 @@ class Lockstep:
         word: RankWord,
         failure_text: str = "",
     ) -> Agreed:
-        """ONE all-reduce(MAX): commands, digests and vetoes in, the agreed commit out.
+        """Sends commands, digests and vetoes in ONE all-reduce(MAX); returns the agreed commit.
 
         Args:
-            state: for naming the tick. commands: one per slot on rank 0, else None.
-            digests: of `digests_of`. vetoes, word: this rank's. failure_text: what failed here, if word.failure.
+            state: names the tick in an error.
+            commands: one per slot on rank 0, None elsewhere.
+            digests: from `digests_of`.
+            vetoes: this rank's vetoes by slot.
+            word: this rank's word.
+            failure_text: what failed here, if ``word.failure`` is set.
 
         Raises:
-            LockstepError: ranks differ, or one of them failed; the same text on every rank.
+            LockstepError: ranks differ, or one of them failed; every rank raises the same text.
         """
         vector = self.commit_layout.encode(self.world.rank, commands, digests, vetoes, word)
         self.world.all_reduce(vector, dist.ReduceOp.MAX, what="commit")
@@ -118,7 +140,7 @@ class Lockstep:
             parts = [f"rank {rank} failed in {agreed.ranks[rank].failure.name}: {texts[rank]}" for rank in failed]
             raise LockstepError(f"tick {state.tick}, step {state.step}: {'; '.join(parts)}")
         if agreed.differing:
-            own = torch.tensor([digests[name] for name in self.digests], dtype=torch.int64)
-            rows = [row.tolist() for row in self.world.all_gather(own, what="diagnosis")]
+            row = torch.tensor([digests[name] for name in self.digests], dtype=torch.int64)
+            rows = [other.tolist() for other in self.world.all_gather(row, what="diagnosis")]
             raise LockstepError(describe_parting(self.digests, rows, agreed.differing))
         return agreed

@@ -1,4 +1,4 @@
-"""What one commit came to."""
+"""The decision of one commit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from esper.tolaria.lockstep.wire import Agreed
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One commit."""
+    """One commit and its outcome."""
 
     agreed: Agreed
     """What all ranks agreed."""
     outcome: Outcome
-    """What it leads to."""
+    """New state, effects and events, from the reducer."""
     commands: Mapping[str, Command] | None
-    """Rank 0's commands, with the reasons, which do not travel; None elsewhere."""
+    """Rank 0's commands with their reasons, which do not travel; None on other ranks."""
     digest_ms: float
-    """Milliseconds of the digests."""
+    """Milliseconds spent on the digests."""

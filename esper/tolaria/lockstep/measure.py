@@ -1,4 +1,4 @@
-"""What a rank measures for a tick: its entries of the observe vector."""
+"""The measurements of one rank for a tick: its entries of the observe vector."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from esper.tolaria.lockstep.window import Window
 
 
 class Measures(Protocol):
-    """Forwards that measure: sums over this rank's share of the samples, no collective, nothing changed."""
+    """An evaluator: sums over this rank's share of the samples, without a collective; it leaves the model as it was."""
 
     grown: Grown
 
@@ -48,14 +48,18 @@ def sample_sums(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
 def measure(
     state: RunState, owner: ParameterOwner, evaluator: Measures, window: Window, gates: GateConfig, *, validate: bool
 ) -> tuple[dict[str, float], int]:
-    """Sums since the last tick, validation where it is due, and the evidence that the last tick asked for.
+    """Measures the sums since the last tick, validation if it is due, and the evidence that the last tick asked for.
 
     Args:
-        state: agreed at the last tick; its requests say what to probe. owner, evaluator, window: this rank's.
-        gates: how many samples a probe draws. validate: whether validation is due.
+        state: agreed at the last tick; its requests say what to probe.
+        owner: owns this rank's optimizer.
+        evaluator: measures this rank's model.
+        window: this rank's counts since the last tick.
+        gates: says how many samples a probe draws.
+        validate: whether validation is due.
 
     Returns:
-        Entries of the observe vector by name, and how many of this rank's samples had a loss that was not finite.
+        Entries of the observe vector by name, and how many of this rank's samples had a non-finite loss.
     """
     values, nonfinite = window.values([entry.slot for entry in state.slots])
     for whose, health in owner.health.take().items():

@@ -1,4 +1,4 @@
-"""What a tick says: agreed changes turned into events. Every rank builds them; only rank 0's sink writes them all."""
+"""Turns the agreed changes of a tick into events. Every rank builds them; only rank 0's sink writes them all."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -38,7 +38,7 @@ def axes_of(state: RunState) -> dict[str, int]:
 
 
 def trouble_events(before: RunState, after: RunState) -> list[Event]:
-    """A panic, and a breaker that turned, between two states; on the axes of the second."""
+    """The events of a panic and of a breaker that changed between two states; on the axes of the second state."""
     events: list[Event] = []
     sick = after.governor
     if sick.verdict is Verdict.PANIC:
@@ -49,7 +49,7 @@ def trouble_events(before: RunState, after: RunState) -> list[Event]:
 
 
 def breaker_events(old: BreakerState, after: RunState) -> list[Event]:
-    """A breaker that is not as it was."""
+    """The event of a breaker that changed; empty if it did not."""
     new = after.governor.breaker
     if old.turns == new.turns:
         return []
@@ -69,12 +69,13 @@ class Narrator:
     """Emits the events of a run.
 
     Args:
-        sink: takes them. grown: for parameter counts.
+        sink: takes the events.
+        grown: the model, for parameter counts.
     """
 
     def __init__(self, sink: EventSink, grown: Grown) -> None:
         self.sink, self.grown = sink, grown
-        self._degraded: dict[str, SlotDegraded] = {}  # told, and not over
+        self._degraded: dict[str, SlotDegraded] = {}  # reported, and still going on
 
     def emit(self, event: Event | None) -> None:
         """Emits an event, if there is one."""
@@ -90,7 +91,7 @@ class Narrator:
         return sum(parameter.numel() for parameter in self.grown.model.parameters())
 
     def report_start(self, state: RunState, terms: Terms, resumed_from: int | None) -> None:
-        """The group began or resumed the run."""
+        """Reports that the group began or resumed the run."""
         self.emit(
             RunStarted(
                 **axes_of(state),
@@ -103,7 +104,7 @@ class Narrator:
         )
 
     def report_evidence(self, before: RunState, state: RunState, agreed: Agreed, first_skipped: int) -> None:
-        """Paired evidence that arrived, and steps that were skipped."""
+        """Reports paired evidence, degraded seeds, dropped gradients and skipped steps."""
         for old, new in zip(before.slots, state.slots, strict=True):
             if old.request is not None:
                 self.emit(
@@ -127,11 +128,11 @@ class Narrator:
             self.emit(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
 
     def report_trouble(self, before: RunState, after: RunState) -> None:
-        """A panic, and a breaker that turned."""
+        """Reports a panic, and a breaker that changed."""
         self.emit_all(trouble_events(before, after))
 
     def report_decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
-        """The reducer's events; on rank 0 with the controller's reasons, which do not travel."""
+        """Reports the reducer's events; on rank 0 with the controller's reasons, which do not travel."""
         reasons = {command.proposal: command.reason for command in (commands or {}).values() if command.proposal}
         for event in events:
             if isinstance(event, CommandJudged) and event.command.proposal in reasons:
@@ -140,8 +141,8 @@ class Narrator:
                 event = replace(event, reason=why) if event.applied else event
             self.emit(event)
             if isinstance(event, StageChanged) and event.cause == Mechanical.DEGRADED.name:
-                told = self._degraded.pop(event.slot)
-                self.emit(replace(told, step=event.step, tick=event.tick, epoch=event.epoch, pruned=True))
+                degraded = self._degraded.pop(event.slot)
+                self.emit(replace(degraded, step=event.step, tick=event.tick, epoch=event.epoch, pruned=True))
 
     def _report_degraded(self, state: RunState, slot: SlotState) -> None:
         if slot.degraded_tick is None:
@@ -160,17 +161,17 @@ class Narrator:
             self.emit(event)
 
     def report_fault(self, state: RunState, what: str, where: str) -> None:
-        """Something is broken, and the run goes on."""
+        """Reports that something is broken; the run goes on."""
         self.emit(Fault(**axes_of(state), what=what, where=where))
 
     def report_failures(self, state: RunState, failures: dict[str, str]) -> None:
-        """Why staged seeds failed on this rank; clears the record."""
+        """Reports why staged seeds failed on this rank, and clears the record."""
         for slot, text in failures.items():
             self.report_fault(state, f"seed for {slot} cannot be held here: {text}", slot)
         failures.clear()
 
     def report_library(self, state: RunState, library: Library, *, waited_ms: float) -> None:
-        """What the seed library did since the last tick, and what it could not keep."""
+        """Reports what the seed library did since the last tick, and what it could not keep."""
         figures = library.figures(state.tick)
         if figures.births or figures.disk_hits or figures.built or figures.evicted or figures.failed or waited_ms:
             self.emit(LibraryUsed(**axes_of(state), **asdict(figures), waited_ms=waited_ms))
@@ -178,13 +179,13 @@ class Narrator:
             self.report_fault(state, library.troubles.pop(0), "seed library")
 
     def report_wrap(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
-        """A new wrapper, if there is one."""
+        """Reports a new wrapper, if there is one."""
         if wrap_ms is not None:
             cause = "save" if saved else "gradient set changed"
             self.emit(Rewrapped(**axes_of(state), cause=cause, parameters=parameters, wrap_ms=wrap_ms))
 
     def report_tick(self, state: RunState, *, lr: float, steps_ms: float, tick_ms: float, digest_ms: float) -> None:
-        """The agreed numbers of the tick."""
+        """Reports the agreed numbers of the tick."""
         lines = tuple(
             SlotLine(
                 slot=entry.slot,

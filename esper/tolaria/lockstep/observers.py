@@ -1,12 +1,12 @@
-"""What may stand around a tick: governor, saves, an average of weights, a profiler, alerts.
+"""Observers of a tick: governor, saves, and others such as an average of weights, a profiler or alerts.
 
-    after_observe   the sums are agreed and taken in; the one point at which a governor may change the agreed state
-    before_commit   what this rank will say: digest everything, save afterwards, its word
-    after_commit    the decision is agreed, and nothing of it has happened to the model yet
+    after_observe   the sums are agreed and absorbed; the one point at which a governor may change the agreed state
+    before_commit   sets what this rank will do and say: digest everything, save after this tick, its word
+    after_commit    the decision is agreed, but the model has not followed it yet
     after_follow    the model is what the state says
 
 Every rank calls the same observers in the same order, which the start handshake compares. So an observer may call a
-collective, if it does so on every rank alike, by what is agreed. What one remembers goes into every checkpoint.
+collective if every rank does, which it must decide by agreed data alone. An observer's state goes into checkpoints.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,67 +21,67 @@ from esper.tolaria.lockstep.wire import RankWord
 
 @dataclass(slots=True)
 class Turn:
-    """One tick on its way."""
+    """One tick while it runs."""
 
     before: RunState
-    """The agreed state of the tick before."""
+    """The agreed state of the previous tick."""
     state: RunState
-    """The agreed state as far as this tick has come."""
+    """The agreed state so far in this tick."""
     sums: Mapping[str, float]
     """The reduced observe vector by name."""
     word: RankWord
-    """What this rank says in the commit."""
+    """This rank's word in the commit."""
     full: bool = False
-    """Digest all parameters and buffers, not live seeds alone; the same on every rank."""
+    """Digest all parameters and buffers, not only live seeds; the same on every rank."""
     save: bool = False
     """A save comes after this tick, so wrap anew in any case; the same on every rank."""
     decision: Decision | None = None
-    """What was agreed, from ``after_commit`` on."""
+    """The agreed decision; set from ``after_commit`` on."""
     instead: Callable[[], tuple[RunState, float | None]] | None = None
-    """Set in ``after_commit``: runs in the place of following the decision, and returns as that does."""
+    """If set in ``after_commit``, runs instead of following the decision; returns the state and ``wrap_ms``."""
     wrap_ms: float | None = None
     """Milliseconds of the wrap; None when there was none."""
 
     @property
     def agreed(self) -> Decision:
-        """The decision, once there is one."""
+        """The decision; only from ``after_commit`` on."""
         assert self.decision is not None
         return self.decision
 
 
 class Observer:
-    """Does nothing at every point; a kind of observer overrides what it needs."""
+    """Does nothing at every point; a subclass overrides what it needs."""
 
     name = ""
-    """What the handshake, a checkpoint and an error call it; unique in a run."""
+    """Its name in the handshake, in checkpoints and in errors; unique in a run."""
     governs = False
-    """It may change the agreed state in ``after_observe``, by what is agreed alone."""
+    """Whether it may change the agreed state in ``after_observe``; it must use agreed data alone."""
 
     def after_observe(self, turn: Turn) -> None:
-        """The sums are agreed."""
+        """Called once the sums are agreed."""
 
     def before_commit(self, turn: Turn) -> None:
-        """Before the second collective."""
+        """Called before the second collective."""
 
     def after_commit(self, turn: Turn) -> None:
-        """The decision is agreed."""
+        """Called once the decision is agreed."""
 
     def after_follow(self, turn: Turn) -> None:
-        """The model has followed."""
+        """Called once the model has followed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs: plain data and tensors, equal on all ranks; empty for one that remembers nothing."""
+        """The state that a resume needs: plain data and tensors, equal on all ranks; empty if it has none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes `state_dict` back."""
+        """Restores `state_dict`."""
 
 
 class Observers:
-    """The observers of one run, in their one order.
+    """The observers of one run, in order.
 
     Raises:
-        ValueError: two of one name, or one without.
+        ValueError: two have the same name, or one has no name.
     """
 
     def __init__(self, members: Iterable[Observer]) -> None:
@@ -92,14 +92,14 @@ class Observers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in order."""
+        """Their names, in order."""
         return tuple(member.name for member in self.members)
 
     def call(self, point: str, turn: Turn) -> None:
         """Calls every observer at one point.
 
         Raises:
-            RuntimeError: one that may not has changed the agreed state.
+            RuntimeError: an observer changed the agreed state, though it may not.
         """
         for member in self.members:
             before = turn.state
@@ -108,19 +108,23 @@ class Observers:
                 raise RuntimeError(f"observer {member.name} changed the agreed state in {point}; only a governor may")
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """By name, what those hold that remember something."""
+        """The states of those observers that have one, by name."""
         states = {member.name: member.state_dict() for member in self.members}
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, states: Mapping[str, dict[str, Any]], where: str) -> None:
-        """Takes `state_dict` back.
+        """Restores `state_dict`.
+
+        Args:
+            states: by observer's name.
+            where: the checkpoint, for an error.
 
         Raises:
-            CheckpointError: an observer remembers something that was not saved, or the other way round.
+            CheckpointError: an observer has a state that was not saved, or a saved state has no observer.
         """
-        mine = set(self.state_dict())
-        if mine != set(states):
-            missing, unknown = sorted(mine - set(states)), sorted(set(states) - mine)
+        present = set(self.state_dict())
+        if present != set(states):
+            missing, unknown = sorted(present - set(states)), sorted(set(states) - present)
             raise CheckpointError(f"{where}: observers: missing {missing or 'none'}, unknown {unknown or 'none'}")
         for member in self.members:
             if member.name in states:

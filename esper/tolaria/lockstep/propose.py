@@ -1,4 +1,4 @@
-"""From what a controller asks for to what can travel: one command per slot, each with its proposal id."""
+"""Asks the controller, and turns its answer into one command per slot, each with a proposal id."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,10 +17,13 @@ def propose(
     Whether a command is legal is not decided here: the reducer judges it, alike on every rank.
 
     Args:
-        controller: of this run. observation: agreed. proposals: ids given so far. names: the agreed catalogue.
+        controller: of this run.
+        observation: the agreed observation.
+        proposals: proposal ids given so far.
+        names: the agreed catalogue of blueprints.
 
     Raises:
-        ConfigError: the controller named a slot that is none, or twice, or a blueprint that nobody has.
+        ConfigError: the controller named an unknown slot, one slot twice, or an unknown blueprint.
     """
     commands = {view.slot: wait(view.slot) for view in observation.slots}
     asked: set[str] = set()

@@ -1,12 +1,12 @@
-"""One control tick of one network on all ranks, for whoever owns the loop around it: the trainer, or a user's own.
+"""One control tick of one network on all ranks; the same for the trainer's loop, a user's own loop and a drill.
 
     measure   this rank's sums; a failure travels as this rank's word                         (never raises)
-    observe   ONE all-reduce, absorbed into the agreed state
-    commit    rank 0 decides; commands, digests and vetoes in ONE all-reduce; then the pure reducer
-    follow    effects, phases, learning, alpha, wrapper: the model is made what the state says
+    observe   ONE all-reduce; its sums are absorbed into the agreed state
+    commit    rank 0 decides; commands, digests and vetoes travel in ONE all-reduce; then the pure reducer
+    follow    effects, phases, learning, alpha, wrapper: the model becomes what the state says
 
-`Cycle.tick` is the whole sequence; what else must happen around it (saves, a governor) are observers at four points,
-see `esper.tolaria.lockstep.observers`. Every step leads from the agreed state, so all ranks take the same branches.
+`Cycle.tick` is the whole sequence. Saves and the governor are observers, which it calls at four points: see
+`esper.tolaria.lockstep.observers`. Every branch depends on the agreed state alone, so all ranks take the same one.
 """
 
 import time
@@ -41,7 +41,7 @@ Measured = tuple[dict[str, float], int]  # entries of the observe vector, sample
 
 
 class Marks(Protocol):
-    """Where this rank is, for naming it should it go missing."""
+    """Marks where this rank is, so that others can name it if it goes missing."""
 
     step: int
     tick: int
@@ -53,10 +53,14 @@ class Marks(Protocol):
 def tick_due(
     state: RunState, step: int, window: Window, control: ControlConfig, terms: Terms, *, max_consecutive: int
 ) -> bool:
-    """Whether the tick comes now: by count, at the end, or at once after a row of skipped steps.
+    """Whether a tick is due: by count, at the end, or at once after a row of skipped steps.
 
     Args:
-        state: of the latest tick. step: optimizer steps done. window: counted since. control, terms: of the run.
+        state: of the latest tick.
+        step: optimizer steps done.
+        window: counts since the latest tick.
+        control: how many steps lie between ticks.
+        terms: of the run.
         max_consecutive: skipped steps in a row that end the run.
     """
     row, since = window.row, step - state.step
@@ -72,15 +76,15 @@ class Cycle:
 
     Args:
         world: this rank's place.
-        marks: where this rank is.
+        marks: mark where this rank is.
         grown: the model.
-        growth: changes it.
+        growth: changes the model.
         terms: of the run.
         control: ticks and limits.
         lockstep: the two collectives.
-        narrator: tells what happened.
-        window: what this rank counts between two ticks.
-        observers: what stands around a tick, in order.
+        narrator: reports what happened.
+        window: this rank's counts between two ticks.
+        observers: called around a tick, in order.
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class Cycle:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The time of steps counts from now on."""
+        """Starts measuring the time of steps from now on."""
         self._clock = time.perf_counter()
 
     def tick(
@@ -118,16 +122,16 @@ class Cycle:
         lr: float,
         graded: bool = True,
     ) -> Turn:
-        """One tick; the same sequence for the trainer, a session and a drill.
+        """Takes one tick; the same sequence for the trainer, a session and a drill.
 
         Args:
-            before: the agreed state of the tick before.
-            measure: this rank's sums, and samples whose loss was not finite.
+            before: the agreed state of the previous tick.
+            measure: returns this rank's sums, and its number of samples with a non-finite loss.
             controller: on rank 0, None elsewhere.
             step: optimizer steps done.
             epoch: passes over the data begun.
             lr: the host's learning rate, for the record.
-            graded: the loss tells whether a sample was right; else accuracies are absent, never zero.
+            graded: whether it is known which samples were right; if not, accuracies are absent, never zero.
 
         Returns:
             The tick, with the new agreed state.
@@ -169,14 +173,14 @@ class Cycle:
             values, nonfinite = measure()
             return values, RankWord(nonfinite_losses=nonfinite)
         except Exception as error:
-            traceback.print_exc()  # the others get a line; whoever wrote the code needs the place
+            traceback.print_exc()  # other ranks get one line; the author of the code needs the stack
             self._failure_text = one_line(error)
             return {}, RankWord(failure=Failure.MEASURE)
 
     def _observe(
         self, before: RunState, values: Mapping[str, float], word: RankWord, *, step: int, epoch: int, graded: bool
     ) -> Turn:
-        """The first collective: the state with the agreed sums taken in, and those sums."""
+        """Runs the first collective, and absorbs the agreed sums into the state."""
         self.marks.mark("observe")
         sums = self.lockstep.observe(values)
         state = absorb(before, sums, self.terms, step=step, epoch=epoch)
@@ -185,7 +189,7 @@ class Cycle:
         return Turn(before, state, sums, word)
 
     def _commit(self, turn: Turn, controller: Controller | None) -> Decision:
-        """The second collective, and the reducer.
+        """Runs the second collective, then the reducer.
 
         Raises:
             LockstepError: ranks parted, or one of them failed.
@@ -205,7 +209,7 @@ class Cycle:
         return Decision(agreed, outcome, commands, digest_ms)
 
     def _follow(self, turn: Turn) -> tuple[RunState, float | None]:
-        """Makes the model what the new state says, and tells of it; returns that state and milliseconds of the wrap."""
+        """Makes the model what the new state says, and reports it; returns the state and milliseconds of the wrap."""
         self.marks.mark("stage")
         decision = turn.agreed
         state = decision.outcome.state
@@ -227,7 +231,7 @@ class Cycle:
     def _decide(
         self, controller: Controller | None, state: RunState, observation: Observation, word: RankWord
     ) -> tuple[dict[str, Command] | None, RankWord]:
-        """Rank 0: one command per slot, with proposal ids. A controller that fails becomes this rank's word."""
+        """On rank 0, one command per slot, with proposal ids. If the controller fails, this rank's word says so."""
         if controller is None:
             return None, word
         try:

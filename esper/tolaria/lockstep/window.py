@@ -1,5 +1,8 @@
-"""What a rank counts between two ticks. Sums stay on the device until the tick reads them, once; a step that was judged
-on the device is read when the next one has been taken in, or by the tick."""
+"""The counts of one rank between two ticks.
+
+Sums stay on the device until the tick reads them, once. A step that was judged on the device is read when the next one
+has been added, or by the tick.
+"""
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -29,7 +32,11 @@ class Window:
         self.reset()
 
     def reset(self, skipped_in_row: int | None = None) -> None:
-        """Begins a new window; a row of skipped steps goes on over a tick, unless another one is given."""
+        """Begins a new window.
+
+        Args:
+            skipped_in_row: steps skipped in a row so far; by default the row goes on over the tick.
+        """
         if skipped_in_row is not None:
             self.skipped_in_row = skipped_in_row
         self._late.clear()
@@ -44,11 +51,11 @@ class Window:
 
     @property
     def row(self) -> int:
-        """Skipped steps in a row, at the newest step since the last tick that is known of; 0 without one."""
+        """Steps skipped in a row, up to the newest known step since the last tick; 0 if none is known."""
         return self.skipped_in_row if self._seen else 0
 
     def add_samples(self, loss: Tensor, correct: Tensor, weights: Tensor) -> None:
-        """Takes per-sample numbers of one forward, [M] each; those that are not finite are counted, not summed."""
+        """Adds the samples of one forward, [M] each; non-finite losses are counted, not summed."""
         with torch.no_grad():
             loss, correct = loss.detach().double(), correct.detach().double()
             finite = torch.isfinite(loss)
@@ -63,7 +70,7 @@ class Window:
             )
 
     def add_step(self, report: StepReport | Judgement, step: int) -> None:
-        """Takes what the owner of the parameters said of optimizer step ``step``."""
+        """Adds the report of optimizer step ``step``."""
         if isinstance(report, StepReport):
             self._take(report, step)
             return
@@ -71,7 +78,7 @@ class Window:
         self._read(leave=1)
 
     def settle(self) -> None:
-        """Reads what was judged on the device and is not known yet; waits for the device."""
+        """Reads steps that were judged on the device and are not known yet; waits for the device."""
         self._read(leave=0)
 
     def _read(self, leave: int) -> None:
@@ -84,7 +91,7 @@ class Window:
         for owner, norm in report.norms.items():
             self._norms[owner] += norm
             self._steps[owner] += 1
-        if not report.skipped:  # a broken host breaks the seeds' gradients too; only what stays in a slot is its fault
+        if not report.skipped:  # a broken host breaks the seeds' gradients too: that is no slot's fault
             for owner in report.broken:
                 self._broken[owner] += 1
         if report.skipped:
@@ -97,10 +104,10 @@ class Window:
             self.skipped_in_row = 0
 
     def values(self, slots: list[str]) -> tuple[dict[str, float], int]:
-        """Entries of the observe vector, and how many of this rank's samples had a loss that was not finite."""
+        """Entries of the observe vector, and how many of this rank's samples had a non-finite loss."""
         self.settle()
         loss, correct, count, nonfinite = self._sums.tolist()
-        found = {
+        entries = {
             "train_loss": loss,
             "train_correct": correct,
             "train_count": count,
@@ -112,45 +119,45 @@ class Window:
             "longest_row": self.longest_row,
         }
         for slot in slots:
-            found[f"{slot}.norm"] = self._norms[slot]
-            found[f"{slot}.norm_steps"] = self._steps[slot]
-            found[f"{slot}.nonfinite"] = self._broken[slot]
-        return found, int(nonfinite)
+            entries[f"{slot}.norm"] = self._norms[slot]
+            entries[f"{slot}.norm_steps"] = self._steps[slot]
+            entries[f"{slot}.nonfinite"] = self._broken[slot]
+        return entries, int(nonfinite)
 
     # saving -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Everything counted since the last tick: plain data, and this rank's own sums as a tensor on the CPU."""
         self.settle()
-        own = {key: value for key, value in vars(self).items() if key not in NOT_SAVED}
+        fields = {key: value for key, value in vars(self).items() if key not in NOT_SAVED}
         return {
             key: value.cpu().clone() if isinstance(value, Tensor) else dict(value) if isinstance(value, dict) else value
-            for key, value in own.items()
+            for key, value in fields.items()
         }
 
     def take_sums(self, sums: Tensor | None) -> None:
-        """Puts other sums of this rank's own in the place of its own; None: nothing was counted."""
+        """Replaces this rank's own sums; None if nothing was counted."""
         self._sums = torch.zeros_like(self._sums) if sums is None else sums.to(self._device)
 
     def move(self, device: torch.device) -> None:
-        """Goes on counting on another device."""
+        """Moves the sums to another device, and counts there from now on."""
         self._device, self._sums = device, self._sums.to(device)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes `state` back.
+        """Restores `state`.
 
         Raises:
             CheckpointError: a field is missing or unknown.
         """
-        own = set(vars(self)) - NOT_SAVED
-        if own != set(state):
-            raise CheckpointError(f"window: {', '.join(sorted(own ^ set(state)))} missing or unknown")
+        fields = set(vars(self)) - NOT_SAVED
+        if fields != set(state):
+            raise CheckpointError(f"window: {', '.join(sorted(fields ^ set(state)))} missing or unknown")
         for key, value in state.items():
-            mine = getattr(self, key)
-            if isinstance(mine, Tensor):
+            present = getattr(self, key)
+            if isinstance(present, Tensor):
                 setattr(self, key, value.to(self._device).clone())
-            elif isinstance(mine, dict):
-                mine.clear()
-                mine.update(value)
+            elif isinstance(present, dict):
+                present.clear()
+                present.update(value)
             else:
                 setattr(self, key, value)

@@ -2,14 +2,14 @@
 
 observe   float64, SUM.  What each rank measured since the last tick. An entry is *additive* (each rank sends its part)
           or *replicated* (equal on all ranks by construction, sent by rank 0 alone). A term that is not finite is sent
-          as 0 and counted, so that one NaN cannot hide the rest; validation, each probe and each gate have a
-          count of their own, so that what could not be summed is absent and never a zero.
+          as 0 and counted, so that one NaN cannot hide the rest. Validation, each probe and each gate have a count of
+          their own, so that a sum that failed is absent and never a zero.
 commit    int64, MAX.    Rank 0's commands (the others send the smallest int64); pairs (d, -d) of every digest, so that
           max(d) = min(d) exactly where all ranks agree; a veto code per slot; a word per rank.
 
-Both layouts are pure functions of the slot ids and the world size: a mismatched all-reduce would return wrong numbers
-without an error. Eight int64 words make a command: proposal, op, catalogue index, operator, curve, ticks, and target
-and steepness as float64 bits. At 1,024 ranks and 12 slots: 2.1 KB observe + 9.7 KB commit = 11.8 KB a tick.
+Both layouts are pure functions of the slot ids and the world size, because a mismatched all-reduce would return wrong
+numbers without an error. Eight int64 words make a command: proposal, op, catalogue index, operator, curve, ticks, and
+target and steepness as float64 bits. At 1,024 ranks and 12 slots: 2.1 KB observe + 9.7 KB commit = 11.8 KB a tick.
 """
 
 import math
@@ -70,7 +70,7 @@ SLOT_REPLICATED = ("norm", "norm_steps", "nonfinite", *HEALTH)
 
 
 class Failure(IntEnum):
-    """A rank-local exception that ends the run on every rank; 0 is none."""
+    """An exception on one rank that ends the run on every rank; 0 if there is none."""
 
     NONE = 0
     MEASURE = 1
@@ -78,7 +78,7 @@ class Failure(IntEnum):
 
 
 class SaveWord(IntEnum):
-    """What became of a rank's share of the save in flight; WRITING: nothing yet."""
+    """The state of a rank's share of the save in flight."""
 
     NONE = 0
     WRITTEN = 1
@@ -88,7 +88,7 @@ class SaveWord(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RankWord:
-    """One rank's element in the commit vector: failure, fate of its save, count of its non-finite losses (capped)."""
+    """One rank's element of the commit vector: its failure, its save, and its number of non-finite losses (capped)."""
 
     failure: Failure = Failure.NONE
     save: SaveWord = SaveWord.NONE
@@ -113,7 +113,7 @@ class ObserveLayout:
         self.names = [*self.additive, *self.replicated]
 
     def encode(self, values: Mapping[str, float], rank: int) -> Tensor:
-        """The vector this rank sends; names it did not measure are 0, counts of non-finite terms are filled in here.
+        """The vector that this rank sends. Names it did not measure are 0; non-finite terms are counted here.
 
         Raises:
             KeyError: an unknown name.
@@ -183,7 +183,7 @@ def decode_command(words: Sequence[int], slot: str, names: Sequence[str]) -> Com
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What the commit vector said, the same on every rank.
+    """The reduced commit vector, the same on every rank.
 
     Fields:
         commands: rank 0's command per slot.
@@ -199,7 +199,7 @@ class Agreed:
 
     @property
     def nonfinite_ranks(self) -> tuple[int, ...]:
-        """Ranks that saw a loss that was not finite since the last tick."""
+        """Ranks that had a non-finite loss since the last tick."""
         return tuple(rank for rank, word in enumerate(self.ranks) if word.nonfinite_losses)
 
 
@@ -218,7 +218,7 @@ class CommitLayout:
         vetoes: Mapping[str, Veto],
         word: RankWord,
     ) -> Tensor:
-        """The vector this rank sends.
+        """The vector that this rank sends.
 
         Args:
             rank: this rank.
@@ -239,7 +239,7 @@ class CommitLayout:
         return torch.tensor(row, dtype=torch.int64)
 
     def decode(self, vector: Tensor) -> Agreed:
-        """Reads the reduced vector. Commands are read only if nothing differs: a forged layout may hold rubbish."""
+        """Reads the reduced vector. Commands are read only if no digest differs: they may be rubbish otherwise."""
         row: list[int] = vector.tolist()
         at = len(self.slots) * WORDS
         differing = []

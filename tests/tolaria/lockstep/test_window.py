@@ -88,7 +88,7 @@ def test_a_step_judged_on_the_device_is_read_after_the_next_one_and_all_by_the_t
         own_read = judgement.read
         judgement.read = lambda number=number, own_read=own_read: read.append(number) or own_read()
     for step, judgement in enumerate(judgements):
-        own.step(judgement, step)
+        own.add_step(judgement, step)
         assert read == list(range(step))
     assert (own.skipped, own.row) == (1, 1)
     assert own.values([])[0]["skipped_in_row"] == 2
@@ -99,23 +99,23 @@ def test_a_step_judged_on_the_device_is_read_after_the_next_one_and_all_by_the_t
 def test_a_row_that_the_last_tick_knew_of_is_no_news():
     """Else every step after it would bring a tick, until the next judgement is read."""
     own = window()
-    own.step(late(NAN), 4)
+    own.add_step(late(NAN), 4)
     assert own.row == 0
     own.values([])
     own.reset()
     assert (own.row, own.skipped_in_row) == (0, 1)
-    own.step(late(NAN), 5)
+    own.add_step(late(NAN), 5)
     assert (own.row, own.skipped_in_row) == (0, 1)
-    own.step(late(1.0), 6)
+    own.add_step(late(1.0), 6)
     assert (own.row, own.skipped_in_row) == (2, 2)
-    own.step(late(1.0), 7)
+    own.add_step(late(1.0), 7)
     assert (own.row, own.skipped_in_row) == (0, 0)
 
 
 def test_a_full_row_that_ends_before_the_tick_that_it_brings_is_told_all_the_same():
     own = window(skipped_in_row=3)
     for step, norm in enumerate((NAN, NAN, 1.0)):
-        own.step(late(norm), step)
+        own.add_step(late(norm), step)
     assert own.row == 5, "a tick comes now; that the last step was finite is not known yet"
     values, _ = own.values([])
     assert (values["skipped_in_row"], values["longest_row"]) == (0, 5)
