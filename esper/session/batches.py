@@ -1,8 +1,8 @@
-"""A user's own loss on a user's own batches, as evidence: finite, the same on every rank, sharded here.
+"""Evidence from the user's own loss on the user's own batches, which are the same on every rank and sharded here.
 
 A `DataLoader` over a map-style dataset is read by sample, in the order of its dataset: its sampler, its workers and
 its shuffling are not used, so that a look is a pure function of its key. Any other sized iterable is read once and
-kept; then whole batches are drawn. Nothing is known of a batch but that the user's loss takes it.
+kept; then whole batches are drawn. Of a batch only one thing is known: the user's loss accepts it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,11 +31,12 @@ Judge = Callable[[Callable[..., Any], Any], tuple[Tensor, Tensor | None]]
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    """Tensors of a batch with at least one axis, in its own order."""
+    """The tensors of a batch with at least one axis, in the batch's own order."""
     return [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.ndim > 0]
 
 
 def _size(batch: Any) -> int:
+    """Samples in a batch; 0 if it has no tensor."""
     tensors = tensors_of(batch)
     return len(tensors[0]) if tensors else 0
 
@@ -47,11 +48,15 @@ class Batches:
     """Batches by number. A *unit* is a sample of a dataset, or a whole batch of a list.
 
     Args:
-        source: a `DataLoader`, or any sized iterable of batches. name: what an error calls it.
-        device: of the model; what the source draws there, too, is no business of training.
+        source: a `DataLoader`, or any sized iterable of batches.
+        name: the source's name in error texts.
+        device: of the model; random numbers that the source draws there do not disturb training.
+
+    Fields:
+        sizes: samples of each unit.
 
     Raises:
-        ConfigError: it has no length, it is empty, or a batch holds no tensor.
+        ConfigError: the source has no length, is empty, or a batch holds no tensor.
     """
 
     def __init__(self, source: Iterable[Any], name: str, device: torch.device = CPU) -> None:
@@ -78,11 +83,11 @@ class Batches:
 
     @property
     def samples(self) -> int:
-        """Samples in all."""
+        """Number of samples."""
         return sum(self.sizes)
 
-    def drawn(self, samples: int, *key: int | str) -> list[int]:
-        """Different units, until ``samples`` are reached; a pure function of the arguments."""
+    def draw_units(self, samples: int, *key: int | str) -> list[int]:
+        """Draws different units until they hold ``samples`` samples; a pure function of the arguments."""
         chosen, count = [], 0
         for unit in draw(len(self.sizes), len(self.sizes), *key).tolist():
             if count >= samples:
@@ -92,34 +97,34 @@ class Batches:
         return chosen
 
     def share(self, units: Sequence[int], rank: int, world: int) -> Iterator[Any]:
-        """A rank's batches of some units; over ranks every unit comes exactly once."""
+        """Yields a rank's batches of some units; over all ranks every unit comes exactly once."""
         first, last = bounds(len(units), rank, world)
-        mine = units[first:last]
+        rank_units = units[first:last]
         if self._loader is None:
-            yield from (self._units[unit] for unit in mine)
+            yield from (self._units[unit] for unit in rank_units)
             return
         step = self._loader.batch_size or 64
-        for start in range(0, len(mine), step):
-            with undisturbed(self._device):  # a dataset may augment; what it draws is no business of training
-                items = [self._loader.dataset[self._units[unit]] for unit in mine[start : start + step]]
+        for start in range(0, len(rank_units), step):
+            with undisturbed(self._device):  # a dataset may augment, which must not disturb training
+                items = [self._loader.dataset[self._units[unit]] for unit in rank_units[start : start + step]]
                 batch = self._loader.collate_fn(items)
             yield batch
 
     def fingerprint(self) -> str:
-        """In words: sizes, and a digest of the first and the last batch; equal exactly where the source is."""
+        """Describes the source by its size and a digest of the first and the last batch, to compare it over ranks."""
         ends = [*self.share([0], 0, 1), *self.share([len(self.sizes) - 1], 0, 1)]
         named = [(str(i), t.cpu()) for i, t in enumerate(tensor for batch in ends for tensor in tensors_of(batch))]
         return f"{self.samples} samples, ends {digest_tensors(named):x}"
 
 
 def _indices(source: Any) -> list[int] | None:
-    """Dataset indices of a loader that can be read by sample, sorted; None for anything else."""
+    """The dataset indices of a loader that can be read by sample, sorted; None for anything else."""
     if not isinstance(source, DataLoader) or isinstance(source.dataset, IterableDataset) or source.batch_size is None:
         return None
     sampler = source.sampler
     if isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler):
         return list(range(len(source.dataset)))  # type: ignore[arg-type]
-    if hasattr(sampler, "indices"):  # a SubsetRandomSampler: the rest of the dataset is for something else
+    if hasattr(sampler, "indices"):  # a SubsetRandomSampler: the rest of the dataset has another use
         return sorted(int(index) for index in sampler.indices)
     return None
 
@@ -128,8 +133,13 @@ class BatchEvaluator:
     """Measures a grown model by a user's loss.
 
     Args:
-        grown: model and slots. world: whose share to take. judge: per-sample loss of a batch. model: what the loss is
-            given. probe: where evidence is drawn from, None: nowhere. validation: held out, None: nothing. seed: run's.
+        grown: model and slots.
+        world: this rank's place among the ranks, which decides its share.
+        judge: computes the per-sample loss of a batch; None if the user gave no loss.
+        model: the model that the loss gets.
+        probe: the batches that evidence is drawn from; None without them.
+        validation: the batches that are held out; None without them.
+        seed: the run's seed.
     """
 
     def __init__(
@@ -147,10 +157,11 @@ class BatchEvaluator:
         self.probe, self.validation, self.seed = probe, validation, seed
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss and correctness of each sample [B], in float64; correctness 0 if the loss returns none."""
         assert self.judge is not None
-        own = tree_map_only(Tensor, torch.clone, batch)  # a model may write into its input
+        copied = tree_map_only(Tensor, torch.clone, batch)  # a model may write into its input
         with undisturbed(self.world.device):
-            loss, correct = self.judge(self.model, own)
+            loss, correct = self.judge(self.model, copied)
         return loss.double(), torch.zeros_like(loss).double() if correct is None else correct.double()
 
     def validation_sums(self) -> dict[str, float]:
@@ -171,7 +182,7 @@ class BatchEvaluator:
         part = self.probe
         if part is None or self.judge is None:
             return {}
-        units = part.drawn(gates.probe_samples, "probe", self.seed, slot, request.draw)
+        units = part.draw_units(gates.probe_samples, "probe", self.seed, slot, request.draw)
         batches = part.share(units, self.world.rank, self.world.size)
         with evaluating(self.grown.model):
             return difference_sums(self._difference(batch, slot, request.alpha) for batch in batches)

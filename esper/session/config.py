@@ -89,7 +89,7 @@ class SessionConfig:
         self.optim()
 
     def optim(self) -> OptimConfig:
-        """What the owner of the parameters reads."""
+        """The settings that the owner of the parameters reads."""
         return OptimConfig(
             clip_norm=self.clip_norm,
             seed_lr_scale=self.seed_lr_scale,
@@ -99,10 +99,15 @@ class SessionConfig:
 
 
 def read_section(cls: type[T], given: Any, path: str) -> T:
-    """A config object from itself, from None (defaults) or from a mapping of what differs.
+    """Reads a config object from itself, from None (defaults) or from a mapping of what differs from the defaults.
+
+    Args:
+        cls: the class of the object.
+        given: the object, None or the mapping.
+        path: the name of the section in error texts.
 
     Raises:
-        ConfigError: every problem, one line each.
+        ConfigError: it has problems, one line each.
     """
     if isinstance(given, cls):
         return given
@@ -110,20 +115,22 @@ def read_section(cls: type[T], given: Any, path: str) -> T:
         raise ConfigError(f"{path} = {type(given).__name__}: expected {cls.__name__}, or a mapping of its settings")
     reader = Reader()
     defaults = {name: value for name, value in defaults_of(cls).items() if value != UNSET}
-    made = reader.section(cls, {**defaults, **as_plain(dict(given or {}))}, path)
-    if made is None:
+    section = reader.section(cls, {**defaults, **as_plain(dict(given or {}))}, path)
+    if section is None:
         raise ConfigError(reader.problems)
-    return made
+    return section
 
 
 def read_controller(given: Any, slots: tuple[str, ...], seed: int) -> tuple[Controller, dict[str, Any] | None]:
-    """The controller, and its settings as plain data; None for one that was handed in as an object.
+    """Builds the controller; returns it and its settings as plain data, or None if it was given as an object.
 
     Args:
-        given: kind by name, mapping with ``kind``, config object of a kind, or a `Controller`.
+        given: name of a kind, mapping with ``kind``, config object of a kind, or a `Controller`.
+        slots: the model's slots.
+        seed: the run's seed.
 
     Raises:
-        ConfigError: it is none of these, or its settings do not fit.
+        ConfigError: ``given`` is none of these, or its settings do not fit.
     """
     if isinstance(given, Controller):
         return given, None
@@ -140,7 +147,7 @@ def read_controller(given: Any, slots: tuple[str, ...], seed: int) -> tuple[Cont
 
 
 def make_session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms:
-    """What does not change in a session; sets CHANNEL's vectors on the slots that have one.
+    """Makes the terms of a session, and sets CHANNEL's vectors on the slots that have one.
 
     Raises:
         ConfigError: a setting names a slot or a vector that does not fit the model.
@@ -167,7 +174,7 @@ def make_session_terms(config: SessionConfig, grown: Grown, world_size: int) -> 
 def make_config(
     slots: Any, gates: Any, control: Any, every: int | None, settings: Mapping[str, Any], *, has_loss: bool
 ) -> SessionConfig:
-    """The config of a session from what its constructor was given.
+    """Makes the config of a session from the arguments of its constructor.
 
     Raises:
         ConfigError: every problem of a section, one line each.
@@ -179,24 +186,24 @@ def make_config(
         most = ticks.max_steps if control is not None else max(every, ticks.max_steps)
         ticks = dataclasses.replace(ticks, every=every, max_steps=most)
     if slots is None and not has_loss:
-        slots = {"incubation": Incubation.STE}  # a shadow sees the loss; straight-through needs the host's alone
+        slots = {"incubation": Incubation.STE}  # a shadow needs the user's loss, straight-through only the host's
     sections = {
         "slots": read_section(SlotsConfig, slots, "slots"),
         "gates": read_section(GateConfig, gates, "gates"),
         "control": ticks,
     }
     plain = {name: as_plain(section) for name, section in sections.items()}
-    made = read_section(SessionConfig, {**settings, **plain}, "session")
+    config = read_section(SessionConfig, {**settings, **plain}, "session")
     for name, section in sections.items():
-        setattr(made, name, section)
-    return made
+        setattr(config, name, section)
+    return config
 
 
 def read_restored_config(plain: Any, where: str) -> SessionConfig:
-    """The config that a checkpoint stores.
+    """Reads the config that a checkpoint stores.
 
     Raises:
-        CheckpointError: it is not one of this version.
+        CheckpointError: it is not a config of this version.
     """
     try:
         return from_plain(SessionConfig, plain, "settings")

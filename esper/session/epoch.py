@@ -1,8 +1,8 @@
-"""One pass over loaders that may be of unequal length on the ranks: all ranks get the same number of batches.
+"""One epoch over loaders whose lengths may differ between ranks: all ranks get the same number of batches.
 
-A rank with a batch more than another would wait in a reduction that nobody else enters. Loaders with a length agree on
-the smallest, once. Without one the ranks ask each other before every batch (one all-reduce of 8 bytes), and the first
-that has no more ends the pass for all.
+A rank with one batch more than another would wait in a reduction that no other rank enters. Loaders with a length agree
+once on the smallest. Without a length the ranks ask each other before every batch (one all-reduce of 8 bytes), and the
+first rank that has no more batches ends the epoch for all.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,11 +16,11 @@ from esper.tolaria.ranks.world import World
 
 
 def agreed_batches(loader: Iterable[Any], world: World) -> Iterator[Any]:
-    """This rank's batches, as many as on every other rank.
+    """Yields this rank's batches, as many as on every other rank.
 
     Raises:
-        ConfigError: a loader is empty, or has a length on some ranks only (on every rank); it ends before its own
-            length (on that rank; the others name it when they wait for it in vain).
+        ConfigError: on every rank if a loader is empty, or has a length on some ranks only; on one rank if its loader
+            ends before its own length (the others name that rank when they wait for it in vain).
     """
     try:
         length = len(loader)  # type: ignore[arg-type]
@@ -45,9 +45,10 @@ def agreed_batches(loader: Iterable[Any], world: World) -> Iterator[Any]:
 
 
 def _ask_before_each(loader: Iterable[Any], world: World) -> Iterator[Any]:
-    source, nothing = iter(loader), object()
+    """Yields batches while every rank has one."""
+    batches, nothing = iter(loader), object()
     while True:
-        batch = next(source, nothing)
+        batch = next(batches, nothing)
         more = torch.tensor([batch is not nothing], dtype=torch.int64)
         if not world.all_reduce(more, dist.ReduceOp.MIN, what="next batch").item():
             return

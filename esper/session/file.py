@@ -1,13 +1,13 @@
 """A session in one file: written whole or not at all, read by plain ``torch.load(path, weights_only=True)``.
 
-format, kind, sha256          of this layout; SHA-256 over everything else, names and types and bits
+format, kind, sha256          of this layout; SHA-256 over everything else: names, types and bits
 settings, controller          the session's config; the controller's settings and state
 topology                      the sites, by slot id
-run_state, step, epoch        the agreed record, and the clocks
-model                         state dict of the grown model; the host's keys are its own
+run_state, step, epoch        the agreed record, optimizer steps, epochs
+model                         state dict of the grown model; the host keeps its own keys
 optimizer                     class, host groups with their options, state by parameter name
 scheduler, scaler             state dicts, None without one
-ranks                         per rank: random number state, what was counted since the last tick
+ranks                         per rank: random number state, and the counts since the last tick
 """
 
 import hashlib
@@ -41,10 +41,14 @@ KEYS = {
 
 
 def to_saveable(value: Any, path: str) -> Any:
-    """The value as what ``weights_only`` loads: dicts, lists, tuples, scalars, tensors.
+    """Converts a value into what ``weights_only`` loads: dicts, lists, tuples, scalars, tensors.
+
+    Args:
+        value: any tree.
+        path: its name in error texts.
 
     Raises:
-        CheckpointError: something else lies in it; the text names where.
+        CheckpointError: the tree holds something else; the text names where.
     """
     if isinstance(value, Mapping):
         return {key: to_saveable(item, f"{path}.{key}") for key, item in value.items()}
@@ -84,7 +88,7 @@ def content_digest(value: Any) -> str:
 
 
 def write_session_file(path: Path, payload: dict[str, Any]) -> None:
-    """Writes the file, whole or not at all; OSError when the disk says no."""
+    """Writes the file, whole or not at all; raises OSError or RuntimeError if the disk fails."""
     content = {**payload, "sha256": content_digest(payload)}
     write_whole(path, lambda file: torch.save(content, file))
 
@@ -93,7 +97,8 @@ def read_session_file(path: Path) -> dict[str, Any]:
     """Reads and verifies a file of `write_session_file`.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, of another kind or format, or a key is missing or unknown.
+        CheckpointError: the file cannot be read, is damaged, is of another kind or format, or a key is missing or
+            unknown.
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -113,10 +118,10 @@ def read_session_file(path: Path) -> dict[str, Any]:
 
 
 def check_layout(payload: Mapping[str, Any], where: str) -> None:
-    """Refuses another layout.
+    """Refuses a payload of another layout.
 
     Raises:
-        CheckpointError: another format; a missing or unknown key, by name.
+        CheckpointError: the format differs, or a key is missing or unknown; the text names it.
     """
     if payload.get("format") != FORMAT:
         raise CheckpointError(f"{where}: format {payload.get('format')!r}, this version reads {FORMAT}")

@@ -1,7 +1,7 @@
-"""The calls of a user's training loop: epoch, loss, accumulate, step, and the tick that comes of them.
+"""The calls of a user's training loop: epoch, loss, accumulate, step, and the tick that follows from them.
 
-Every rank makes the same calls in the same order. What a user could get wrong (a step forgotten, twice a loss, the
-optimizer stepped beside the session) is one `LoopError` that says which call comes first.
+Every rank makes the same calls in the same order. A wrong order (a forgotten step, two losses for one step, the
+optimizer stepped without the session) raises a `LoopError` that says which call comes first.
 """
 
 import contextlib
@@ -35,13 +35,25 @@ from esper.tolaria.training.incubation import Call, with_shadows
 
 @dataclass(kw_only=True, slots=True)
 class Parts:
-    """What a session is made of; see `esper.session.parts.assemble_session`.
+    """The parts of a session; see `esper.session.parts.assemble_session`.
 
     Fields:
-        config, terms: of the run. world, marks: this rank's place. growth, owner: who changes model and optimizer.
-        adopted: the user's optimizer. window: what this rank counts. recorder: keeps the newest events.
-        evaluator, cycle, narrator: what measures, agrees and tells. controller: on rank 0, None elsewhere.
-        controller_plain: its settings, None for one that was handed in as an object. loss: the user's.
+        config: the session's settings.
+        terms: everything that decisions depend on and that does not change.
+        world: this process's place among the ranks.
+        marks: where this rank is, for the others to read.
+        grown: model and slots.
+        growth: changes the model and the optimizer.
+        adopted: the user's optimizer.
+        model: the model that the user calls.
+        evaluator: measures validation and probe.
+        cycle: the sequence of a tick.
+        window: counts between ticks.
+        narrator: turns what happens into events.
+        recorder: keeps the newest events.
+        controller: on rank 0; None on the others.
+        controller_plain: the controller's settings; None if it was given as an object.
+        loss: the user's; None without one.
     """
 
     config: SessionConfig
@@ -63,11 +75,13 @@ class Parts:
 
 
 class Loop:
-    """The loop's calls, on parts that stand; what they mean is said at `esper.Session`.
+    """The loop's calls on a session's parts; `esper.Session` documents them.
 
     Fields:
-        steps: optimizer steps done; a skipped one counts. epochs: epochs begun. state: the agreed record.
-        closed: nothing may be called any more.
+        steps: optimizer steps done; a skipped one counts.
+        epochs: epochs begun.
+        state: the agreed record.
+        closed: no call is allowed any more.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -118,10 +132,10 @@ class Loop:
             raise
         self._passes += 1
         self._awaiting = not self._windowed
-        found = carry_loss(value, total, self.adopted.scale(self.world.device))
+        loss = carry_loss(value, total, self.adopted.scale(self.world.device))
         if self.world.size > 1:
-            self._name_the_lost(found)
-        return found
+            self._guard_backward(loss)
+        return loss
 
     def judge(self, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
         """The user's loss of a batch, checked: loss [B], and correct [B] or None."""
@@ -129,7 +143,7 @@ class Loop:
         return evaluate_loss(self._loss, model, batch)
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward of its own."""
+        """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward pass of its own."""
         means: list[Tensor] = []
 
         def host() -> Tensor:
@@ -150,11 +164,11 @@ class Loop:
         total = with_shadows(host, shadow, self.grown, self.growth.shadowed_slots(self.state), self.world.device)
         return means[0], total
 
-    def _name_the_lost(self, loss: Tensor) -> None:
-        """A rank that does not come is noticed in the reduction, so in ``loss.backward()``: name it there."""
+    def _guard_backward(self, loss: Tensor) -> None:
+        """Has ``loss.backward()`` name a lost rank: the others wait for it in the reductions within that call."""
 
         def backward(*args: Any, **kwargs: Any) -> None:
-            del loss.backward  # or the tensor would hold a function that holds the tensor
+            del loss.backward  # otherwise the tensor would hold a function that holds the tensor
             self.marks.mark("backward")
             with self.world.collective("backward"):
                 loss.backward(*args, **kwargs)
@@ -198,26 +212,27 @@ class Loop:
         return report
 
     def _check_step(self) -> None:
+        """Refuses a step for which a call is missing, or a gradient."""
         if self._windowed:
             raise LoopError("session.step() within session.accumulate(); it belongs after the block")
         if self._loss is not None and not self._awaiting:
-            last = "the window's last session.loss(batch) goes outside session.accumulate()"
-            raise LoopError(
-                f"session.step() without session.loss(batch) before it{f'; {last}' if self._passes else ''}"
-            )
+            last = "; the window's last session.loss(batch) goes outside session.accumulate()" if self._passes else ""
+            raise LoopError(f"session.step() without session.loss(batch) before it{last}")
         idle = self.adopted.without_gradient()
-        if len(idle) == self._learning():
+        if len(idle) == self._count_learning():
             raise LoopError("session.step(): the host has no gradient; call loss.backward() first")
-        if idle and self.world.size > 1 and not self.config.find_unused:  # the others' were not reduced to the end
+        if idle and self.world.size > 1 and not self.config.find_unused:  # then DDP did not reduce all gradients
+            names = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
             raise ConfigError(
-                f"no gradient reaches {', '.join(idle[:5])}{', ...' * (len(idle) > 5)} of the host; freeze them "
-                "(requires_grad_(False)), or set find_unused=True and slots.incubation to ste or immediate"
+                f"no gradient reaches {names} of the host; freeze them (requires_grad_(False)), or set "
+                "find_unused=True and slots.incubation to ste or immediate"
             )
         first = next(self.grown.model.parameters())
         if (first.dtype, first.device) != (self.growth.dtype, self.world.device):
             raise LoopError("the model's dtype or device was changed beside the session; use session.to(...)")
 
-    def _learning(self) -> int:
+    def _count_learning(self) -> int:
+        """Parameters of the host that need a gradient."""
         return sum(parameter.requires_grad for _, parameter in self.grown.owner_parameters()[HOST])
 
     # one tick -----------------------------------------------------------------------------------------------------
@@ -245,12 +260,12 @@ class Loop:
         return measure(self.state, self.owner, self.parts.evaluator, self.window, self.config.gates, validate=validate)
 
     def follow(self, *, force: bool) -> None:
-        """Makes the model what the record says, at the present step; between two steps."""
+        """Makes the model what the record says at the present step. Called between two steps."""
         self.growth.follow(self.state, force=force)
         self.growth.set_alphas(self.state, self.steps)
 
     def leave(self, why: str) -> None:
-        """Gives model and optimizer back and leaves the ranks, who are told why; safe to call twice."""
+        """Gives model and optimizer back and leaves the ranks, which can read why; safe to call twice."""
         if self.closed:
             return
         self.closed = True

@@ -1,4 +1,4 @@
-"""What a user's loop holds of a growing model: one object for life, and a loss that reads as the host's."""
+"""The growing model in a user's loop: one object for the whole session, and a loss that reads as the host's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ UserLoss = Callable[[Any, Any], Any]
 
 
 class StandIn:
-    """Stands for the model in a user's loss: its call is ``call``, every other attribute the model's.
+    """Stands for the model in a user's loss: calling it is ``call``, every other attribute is the model's.
 
-    Slots that ask for class logits have them, each forward its own.
+    Slots that ask for class logits get them, computed anew for each call.
     """
 
     def __init__(self, grown: Grown, call: Callable[..., Any]) -> None:
@@ -31,19 +31,19 @@ class StandIn:
             return self._call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # of this object, and not there yet: it is being copied
+        if name.startswith("_"):  # this object's own, which is missing while it is being copied
             raise AttributeError(name)
         return getattr(self._grown.model, name)
 
 
 class LiveModel(StandIn):
-    """The grown model for life: calls whatever wraps it at present.
+    """The grown model during the whole session: it calls the present wrapper of the model.
 
-    In a training pass that is the data parallel wrapper; without gradients, or in eval(), the bare model, so that a
-    rank may evaluate by itself.
+    In a training pass that is the data parallel wrapper. Without gradients, or in eval(), it is the bare model, so that
+    a rank may evaluate by itself.
 
     Fields:
-        passing: a loss of training is being computed, whatever the model's mode.
+        passing: a training loss is being computed, whatever the model's mode.
     """
 
     def __init__(self, growth: Growth) -> None:
@@ -63,18 +63,18 @@ class LiveModel(StandIn):
             return self._growth.call(*args, **kwargs)
 
     def close(self) -> None:
-        """No more calls."""
+        """Refuses every later call."""
         self._closed = True
 
 
 def evaluate_loss(loss: UserLoss, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
-    """A user's loss on a batch, checked: loss [B], and correct [B] or None, never below float32.
+    """Calls a user's loss and checks what it returns: loss [B] in float32 or float64, and correct [B] or None.
 
     Raises:
         ConfigError: it returned something else than one number per sample.
     """
-    found = loss(model, batch)
-    value, correct = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    result = loss(model, batch)
+    value, correct = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     sizes = {len(tensor) for tensor in tensors_of(batch)}
     right = isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point() and len(value) > 0
     if right and len(sizes) == 1:
@@ -84,18 +84,19 @@ def evaluate_loss(loss: UserLoss, model: Any, batch: Any) -> tuple[Tensor, Tenso
     if not right:
         expected = f"[{sizes.pop()}]" if len(sizes) == 1 else "[B]"
         raise ConfigError(
-            f"loss(model, batch) returned {_describe(found)}, expected one value per sample, {expected}, or (loss, "
+            f"loss(model, batch) returned {_describe(result)}, expected one value per sample, {expected}, or (loss, "
             "correct) of that shape; for example cross_entropy(..., reduction='none'), or a sequence's mean over tokens"
         )
     return value.to(torch.promote_types(value.dtype, torch.float32)), correct
 
 
-def _describe(found: Any) -> str:
-    if isinstance(found, Tensor):
-        return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-    if isinstance(found, tuple):
-        return f"({', '.join(_describe(item) for item in found)})"
-    return type(found).__name__
+def _describe(value: Any) -> str:
+    """Type and shape of a value, for an error text."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(_describe(item) for item in value)})"
+    return type(value).__name__
 
 
 class _Carried(torch.autograd.Function):
@@ -113,5 +114,5 @@ class _Carried(torch.autograd.Function):
 
 
 def carry_loss(value: Tensor, total: Tensor, scale: Tensor | None) -> Tensor:
-    """0-D: reads as ``value``, the host's loss; its backward is that of ``total``, scaled against underflow."""
+    """Returns a 0-D tensor with the value of ``value`` (the host's loss) and the gradient of ``total``, scaled."""
     return _Carried.apply(value.detach(), total, scale)

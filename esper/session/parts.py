@@ -1,4 +1,4 @@
-"""Builds the parts of a session from what a user's loop has, and makes sure that all ranks brought the same."""
+"""Builds the parts of a session from the objects of a user's loop, and checks that all ranks have the same ones."""
 
 import os
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ from esper.tolaria.ranks.world import World
 
 @dataclass(kw_only=True, slots=True)
 class Given:
-    """What a user hands in beside model and optimizer; see `esper.Session`."""
+    """The arguments of `esper.Session` beside model and optimizer."""
 
     controller: Any
     loss: UserLoss | None
@@ -52,7 +52,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
     planted = [slot for slot, holder in grown.slots.items() if holder.seed is not None]
     if planted:
         raise ConfigError(f"grown: {', '.join(planted)} already hold seeds; use Session.restore, or load_state_dict")
-    decider, controller_plain = read_controller(given.controller, tuple(grown.slots), config.seed)
+    controller, controller_plain = read_controller(given.controller, tuple(grown.slots), config.seed)
     first = next(grown.model.parameters())
     sources = (("probe", given.probe), ("validation", given.validation))
     held_out = {name: Batches(source, name, first.device) for name, source in sources if source is not None}
@@ -64,7 +64,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         marks = world.heartbeat = LastWord(world.store, world.rank, world.size)
         try:
             terms = make_session_terms(config, grown, world.size)
-            world.allow_slow(True)  # ranks may come late to the first step: they load data, they compile
+            world.allow_slow(True)  # ranks may come late to the first step, because they load data and compile
             _shake_hands(world, config, grown, adopted, controller_plain, held_out)
             growth = Growth(grown, adopted.owner, world, terms, run_seed=config.seed, dtype=first.dtype)
             model = LiveModel(growth)
@@ -84,7 +84,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                 window=window,
                 narrator=narrator,
                 recorder=recorder,
-                controller=decider if world.rank == 0 else None,
+                controller=controller if world.rank == 0 else None,
                 controller_plain=controller_plain,
                 loss=loss,
                 evaluator=BatchEvaluator(
@@ -118,6 +118,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
 
 
 def _check_probe(config: SessionConfig, probe: Batches | None) -> None:
+    """Refuses a probe from which two looks could not draw different samples."""
     wanted = config.gates.probe_samples
     if probe is not None and probe.samples < 2 * wanted:
         raise ConfigError(
@@ -127,7 +128,7 @@ def _check_probe(config: SessionConfig, probe: Batches | None) -> None:
 
 
 def weights_digest(grown: Grown) -> int:
-    """62 bits of all parameters and buffers."""
+    """62-bit digest of all parameters and buffers."""
     return digest_tensors(grown.model.state_dict().items())
 
 
@@ -139,6 +140,7 @@ def _shake_hands(
     controller_plain: dict[str, Any] | None,
     held_out: dict[str, Batches],
 ) -> None:
+    """Checks that settings, code, weights, optimizer, slots and data are the same on all ranks."""
     names = [group["names"] for group in adopted.host_groups()]
     fields = {
         "settings": str(digest62([to_plain(config), controller_plain or "an object"])),

@@ -1,4 +1,4 @@
-"""What a session's checkpoint holds, and how a session is made what one says: the topology first, then every tensor."""
+"""Collects a session's state for a checkpoint, and loads one: first the topology, then every tensor."""
 
 import io
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ from esper.tolaria.ranks.handshake import shake_hands
 
 
 def collect(loop: Loop) -> dict[str, Any]:
-    """The whole state, tensors copied to the CPU. Every rank calls it; a re-wrap point on all of them.
+    """Collects the whole state, tensors copied to the CPU. Every rank calls it and wraps its model anew.
 
     Raises:
-        LockstepError: the ranks are not one network any more.
+        LockstepError: the ranks no longer hold the same network.
         CheckpointError: scheduler, optimizer or controller hold something that cannot be saved.
     """
     parts, grown = loop.parts, loop.grown
@@ -36,7 +36,7 @@ def collect(loop: Loop) -> dict[str, Any]:
     buffer = io.BytesIO()
     torch.save(_collect_own(loop), buffer)
     ranks = loop.world.gather_bytes(buffer.getvalue(), what="save")
-    loop.follow(force=True)  # a resumed run wraps here, so this one does, too: the order of sums is then the same
+    loop.follow(force=True)  # as a restored session does, so that both sum gradients in the same order
     adopted, controller = loop.adopted, parts.controller
     return {
         "format": FORMAT,
@@ -66,7 +66,7 @@ OWN_KEYS = {"rng", "window", "health", "overflows", "tallies"}
 
 
 def _collect_own(loop: Loop) -> dict[str, Any]:
-    """What is this rank's own: `OWN_KEYS`."""
+    """The state that only this rank has: `OWN_KEYS`."""
     return {
         "rng": rng_state(loop.world.device),
         "window": loop.window.state(),
@@ -77,13 +77,14 @@ def _collect_own(loop: Loop) -> dict[str, Any]:
 
 
 def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
-    """Makes a session what a payload of `collect` says; whatever had grown meanwhile is uprooted first.
+    """Puts a session into the state of a payload of `collect`; seeds that have grown since are removed first.
 
-    On another number of ranks a rank takes up what several had counted, or nothing, and one that was not there draws
+    On another number of ranks each rank takes the counts of several saved ranks, or none, and its random numbers come
     from a stream keyed by (seed, rank, step).
 
     Raises:
-        CheckpointError: it does not fit this session; nothing was changed then, unless a tensor's shape did not fit.
+        CheckpointError: the payload does not fit this session. Nothing was changed then, unless the shape of a tensor
+            did not fit.
     """
     state = _check_payload(loop, payload, where)
     grown, adopted, owner, world = loop.grown, loop.adopted, loop.owner, loop.world
@@ -104,25 +105,26 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     loop.window.load(counted["window"])
     owner.health.load(counted["health"], world.device)
     adopted.overflows = dict(counted["overflows"])
-    mine = ranks[world.rank :: world.size]
+    taken = ranks[world.rank :: world.size]  # the saved ranks whose counts this rank takes
     for slot, holder in grown.slots.items():
-        holder.tally.load(_sum_counts([own["tallies"][slot] for own in mine]))
+        holder.tally.load(_sum_counts([own["tallies"][slot] for own in taken]))
     if len(ranks) == world.size:
         set_rng_state(ranks[world.rank]["rng"], world.device)
     else:
-        loop.window.take_sums(_sum_counts([own["window"]["_sums"] for own in mine]))
+        loop.window.take_sums(_sum_counts([own["window"]["_sums"] for own in taken]))
         seed_rank(loop.config.seed, world.rank, loop.steps)
     loop.growth.restage(state)
     loop.follow(force=True)
 
 
 def _sum_counts(counts: list[Tensor | None]) -> Tensor | None:
-    """What several saved ranks had counted; over the ranks of today it is the whole."""
-    found = [count for count in counts if count is not None]
-    return torch.stack(found).sum(0) if found else None
+    """Sums up the counts of several saved ranks, so that the present ranks together have all of them."""
+    present = [count for count in counts if count is not None]
+    return torch.stack(present).sum(0) if present else None
 
 
 def _check_payload(loop: Loop, payload: Mapping[str, Any], where: str) -> RunState:
+    """Checks that a payload fits the session, and returns its record."""
     check_layout(payload, where)
     for rank, own in enumerate(payload["ranks"]):
         if set(own) != OWN_KEYS:
@@ -157,20 +159,21 @@ def _check_payload(loop: Loop, payload: Mapping[str, Any], where: str) -> RunSta
 _OPERATIONAL = (".control.timeout_s", ".control.slow_timeout_s", ".control.startup_timeout_s")
 
 
-def _differences(mine: Any, saved: Any, path: str) -> list[str]:
+def _differences(present: Any, saved: Any, path: str) -> list[str]:
+    """The settings that differ, without operational ones, a line each."""
     if path in _OPERATIONAL:
         return []
-    if isinstance(mine, dict) and isinstance(saved, dict):
-        keys = dict.fromkeys([*mine, *saved])
-        return [line for key in keys for line in _differences(mine.get(key), saved.get(key), f"{path}.{key}")]
-    return [] if mine == saved else [f"{path[1:]} was {saved!r}, is {mine!r}"]
+    if isinstance(present, dict) and isinstance(saved, dict):
+        keys = dict.fromkeys([*present, *saved])
+        return [line for key in keys for line in _differences(present.get(key), saved.get(key), f"{path}.{key}")]
+    return [] if present == saved else [f"{path[1:]} was {saved!r}, is {present!r}"]
 
 
-# from nothing ---------------------------------------------------------------------------------------------------------
+# from a file ---------------------------------------------------------------------------------------------------------
 
 
 def rebuild_host(payload: Mapping[str, Any], host: nn.Module, where: str) -> Grown:
-    """Attaches the recorded slots and loads the host's weights; the seeds come with `load`.
+    """Attaches the recorded slots and loads the host's weights; `load` plants the seeds.
 
     Raises:
         CheckpointError: the host is not the recorded one.
@@ -180,26 +183,26 @@ def rebuild_host(payload: Mapping[str, Any], host: nn.Module, where: str) -> Gro
     except ValueError as error:
         raise CheckpointError(f"{where}: topology: {error}") from error
     grown = attach_described(host, sites)
-    own = {name: t for name, t in payload["model"].items() if not name.startswith(f"{CONTAINER}.")}
-    load_weights(grown, own, where)
+    host_weights = {name: t for name, t in payload["model"].items() if not name.startswith(f"{CONTAINER}.")}
+    load_weights(grown, host_weights, where)
     return grown
 
 
 def rebuild_optimizer(payload: Mapping[str, Any], host: nn.Module, where: str) -> torch.optim.Optimizer:
-    """The recorded optimizer, where it is one of torch's.
+    """Builds the recorded optimizer, if it is one of torch's.
 
     Raises:
-        CheckpointError: it is somebody else's class, or a recorded parameter is not the host's.
+        CheckpointError: its class is not torch's, or a recorded parameter is not the host's.
     """
     record = payload["optimizer"]
     module, _, name = record["class"].rpartition(".")
     if not module.startswith("torch.optim") or not hasattr(torch.optim, name):
         raise CheckpointError(f"{where}: its optimizer is a {record['class']}; pass optimizer=lambda model: ...")
-    named = dict(host.named_parameters())
+    parameters = dict(host.named_parameters())
     groups = []
     for index, group in enumerate(record["groups"]):
-        missing = [name for name in group["names"] if name not in named]
+        missing = [name for name in group["names"] if name not in parameters]
         if missing:
             raise CheckpointError(f"{where}: optimizer group {index} holds {missing[0]}, which the host has not")
-        groups.append({**group["options"], "params": [named[name] for name in group["names"]]})
+        groups.append({**group["options"], "params": [parameters[name] for name in group["names"]]})
     return getattr(torch.optim, name)(groups)

@@ -1,4 +1,4 @@
-"""Where a session's events go: the newest are kept, all are handed on."""
+"""The recorder of a session's events: it keeps the newest and passes all on to the user's sink."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ EVENTS_KEPT = 1000
 
 
 class Recorder:
-    """Keeps the newest events, and hands all on."""
+    """A sink that keeps the newest events and passes all on."""
 
     def __init__(self, sink: EventSink) -> None:
         self.sink = sink
@@ -35,7 +35,7 @@ class Recorder:
 
 
 def open_sink(sink: EventSink | str | os.PathLike[str] | None, rank: int) -> EventSink:
-    """The sink that was given, a file of JSON lines for a path, nothing without one or on another rank than 0."""
+    """The given sink, or a file of JSON lines for a path. Without one, or on another rank than 0, it does nothing."""
     if sink is None or rank != 0:
         return NullSink()
     if isinstance(sink, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""Growth in somebody's own training loop, alone or under torchrun, by the same lockstep code as the trainer's.
+"""Growth in a user's own training loop, on one process or under torchrun, by the same lockstep code as the trainer's.
 
 session = esper.Session(grown, optimizer, controller="heuristic", loss=loss_fn, probe=val_loader)
 for batch in session.epoch(loader):
@@ -42,8 +42,8 @@ from esper.tolaria.ranks.world import World
 class Session:
     """Growth in a user's own loop.
 
-    Every rank makes the same calls in the same order. What could go wrong in a loop (a step forgotten, twice a loss,
-    the optimizer stepped beside the session) is one `LoopError` that says which call comes first.
+    Every rank makes the same calls in the same order. A wrong order (a forgotten step, two losses for one step, the
+    optimizer stepped without the session) raises a `LoopError` that says which call comes first.
     """
 
     def __init__(
@@ -64,26 +64,30 @@ class Session:
         control: Any = None,
         **settings: Any,
     ) -> None:
-        """Joins the ranks, checks that they hold one model, and takes the optimizer.
+        """Joins the ranks, checks that all have the same model, and takes over the optimizer.
 
         Args:
             grown: from `esper.attach`, its slots empty; equal weights on all ranks.
-            optimizer: of the host, any class of torch that takes groups; stepped by the session alone.
-            controller: kind by name, a mapping or config object of a kind, or a `Controller`.
+            optimizer: the host's, of any torch class that takes groups; only the session steps it.
+            controller: name of a kind, a mapping or config object of a kind, or a `Controller`.
             loss: (model, batch) -> loss [B] in nats, or (loss [B], correct [B] in 0 to 1); it calls the model once.
-            probe: what evidence is drawn from, at least twice ``gates.probe_samples``; report no number on it. A
-                `DataLoader` over a map-style dataset, or a list of batches; the same on every rank, sharded here.
-            validation: held out, measured at ticks; likewise.
-            scheduler: of the optimizer; stepped by the session, once per optimizer step, or per epoch
-                (``scheduler_per="epoch"``). scaler: a `torch.amp.GradScaler`; `loss` applies it, `step` undoes it.
+            probe: the data that evidence is drawn from, at least twice ``gates.probe_samples``; report no number on
+                them. A `DataLoader` over a map-style dataset, or a list of batches; the same on every rank, sharded
+                here.
+            validation: held-out data, measured at ticks; given like ``probe``.
+            scheduler: of the optimizer; the session steps it once per optimizer step, or once per epoch
+                (``scheduler_per="epoch"``).
+            scaler: a `torch.amp.GradScaler`; `loss` applies it, `step` undoes it.
             sink: takes events on rank 0; a path becomes a file of JSON lines.
-            every: optimizer steps between ticks (``control.every``); 0: one at each epoch's end.
-            slots, gates, control: `SlotsConfig`, `GateConfig`, `ControlConfig`, or mappings of what differs.
+            every: optimizer steps between ticks (``control.every``); 0 for one at the end of each epoch.
+            slots: a `SlotsConfig`, or a mapping of what differs from its defaults.
+            gates: a `GateConfig`, or such a mapping.
+            control: a `ControlConfig`, or such a mapping.
             settings: the other fields of `esper.session.config.SessionConfig`, such as ``steps``, ``seed``.
 
         Raises:
-            ConfigError: what was handed in cannot work; one line each.
-            LockstepError: the ranks did not meet, or are unequal (weights, settings, machine); the text names them.
+            ConfigError: the arguments cannot work; one line for each problem.
+            LockstepError: the ranks did not meet, or differ (weights, settings, machine); the text names them.
         """
         config = make_config(slots, gates, control, every, settings, has_loss=loss is not None)
         given = Given(
@@ -104,10 +108,10 @@ class Session:
     # the loop -----------------------------------------------------------------------------------------------------
 
     def epoch(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The loader's batches, as many on every rank.
+        """Yields the loader's batches, as many on every rank.
 
-        Loaders with a length agree on the smallest, once. Without one the ranks ask each other before every batch (one
-        all-reduce of 8 bytes), and the first that has no more ends the epoch for all.
+        Loaders with a length agree once on the smallest. Without a length the ranks ask each other before every batch
+        (one all-reduce of 8 bytes), and the first rank that has no more ends the epoch for all.
 
         Raises:
             ConfigError: a loader is empty, ends before its own length, or has a length on some ranks only.
@@ -115,31 +119,33 @@ class Session:
         return self._loop.epoch(loader)
 
     def loss(self, batch: Any) -> Tensor:
-        """The host's mean loss on this rank's batch, 0-D; its backward serves the seeds that incubate, too.
+        """The host's mean loss on this rank's batch, 0-D; its backward also trains the seeds that incubate.
 
-        With a scaler the gradient is scaled, the value is not. Without gradients enabled it only evaluates.
+        With a scaler the gradient is scaled, the value is not. With gradients disabled it only evaluates.
 
         Raises:
-            LoopError: the last loss has not been stepped. ConfigError: ``loss`` gave no value per sample.
+            LoopError: `step` was not called after the last loss.
+            ConfigError: ``loss`` did not return one value per sample.
         """
         return self._loop.loss(batch)
 
     def accumulate(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block gradients add up on this rank only; the last pass of a window goes outside, then `step`.
+        """Within the block gradients add up on this rank only; the window's last loss goes after it, then `step`.
 
         The window's gradient is the mean over its passes; do not divide the loss.
         """
         return self._loop.accumulate()
 
     def step(self) -> StepReport:
-        """One optimizer step, judged and clipped per owner; the scheduler's; a tick when one is due.
+        """Takes one optimizer step, judged and clipped per owner, one of the scheduler, and a tick if one is due.
 
         Returns:
             Norms per owner, owners whose gradient was not finite, whether the step was skipped.
 
         Raises:
-            LoopError: no loss, or no backward, came before. DivergedError: too many steps in a row were skipped.
-            LockstepError: at a tick, ranks parted or one is lost.
+            LoopError: there was no loss, or no backward, before.
+            DivergedError: too many steps in a row were skipped.
+            LockstepError: at a tick, ranks differ or one is lost.
         """
         return self._loop.step()
 
@@ -147,17 +153,17 @@ class Session:
 
     @property
     def model(self) -> LiveModel:
-        """The grown model, one object for life; it calls what wraps the model at present."""
+        """The grown model, one object for the whole session; it calls the present wrapper of the model."""
         return self._loop.model
 
     @property
     def grown(self) -> Grown:
-        """The model's slots, as `esper.attach` gave them."""
+        """The model and its slots, as `esper.attach` returned them."""
         return self._loop.grown
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The user's, with groups for the seeds."""
+        """The user's optimizer, with groups for the seeds."""
         return self._loop.adopted.optimizer
 
     @property
@@ -187,7 +193,7 @@ class Session:
 
     @property
     def parts(self) -> Parts:
-        """What the session is made of."""
+        """The parts of the session."""
         return self._loop.parts
 
     @property
@@ -197,15 +203,17 @@ class Session:
 
     @property
     def sink(self) -> EventSink:
-        """What takes all events; nothing on another rank than 0."""
+        """The sink that takes all events; on another rank than 0 it does nothing."""
         return self.parts.recorder.sink
 
     def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
         """A plain module that computes what the model computes now; see `esper.kasmina.export.export`.
 
         Args:
-            example: one batch of inputs to trace and to check with; None: the one given to `attach` (a restored
-                session has none). fold, partial: as there.
+            example: one batch of inputs to trace and to check with; None for the one given to `attach` (a restored
+                session has none).
+            fold: as there.
+            partial: as there.
         """
         return export(self.grown, example, fold=fold, partial=partial).module
 
@@ -213,7 +221,7 @@ class Session:
         """Prints, and returns, a table of the slots: site, stage, blueprint, alpha, parameters, contribution.
 
         Args:
-            console: where to print; None: standard output.
+            console: where to print; None for standard output.
         """
         table = Table(title=f"step {self.steps}, tick {self.state.tick}, epoch {self.epochs}")
         for column in ("slot", "site", "stage", "blueprint", "alpha", "parameters", "contribution"):
@@ -233,7 +241,7 @@ class Session:
         return table
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves or casts the model, its moments and what waits beside it, as ``nn.Module.to``; on every rank alike."""
+        """Moves or casts model, optimizer moments and staged seeds, as ``nn.Module.to``; on every rank alike."""
         loop = self._loop
         loop.check_between("session.to")
         loop.growth.call = self.grown.model  # the old reducer must be gone first
@@ -252,21 +260,22 @@ class Session:
     # saving -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a restore needs, tensors copied to the CPU. Every rank calls it; rank 0's holds the state of
-        the controller.
+        """Everything that a restore needs, tensors copied to the CPU. Every rank calls it; only rank 0's result holds
+        the state of the controller.
 
         Raises:
-            LoopError: in the middle of a step. LockstepError: the ranks are not one network any more.
+            LoopError: it was called in the middle of a step.
+            LockstepError: the ranks no longer hold the same network.
         """
         self._loop.check_between("session.state_dict()")
         self.world.allow_slow(True)
         return collect(self._loop)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes `state_dict` back, in place: whatever has grown since is gone from model, optimizer and reducer.
+        """Loads a `state_dict` in place; seeds that have grown since are removed from model, optimizer and reducer.
 
         Raises:
-            CheckpointError: it does not fit this session.
+            CheckpointError: the state does not fit this session.
         """
         self._loop.check_between("session.load_state_dict()")
         load(self._loop, state, "state")
@@ -275,7 +284,7 @@ class Session:
         """Writes `state_dict` to one file, whole or not at all. Every rank calls it; rank 0 writes.
 
         Raises:
-            CheckpointError: it could not be written, on every rank alike; a file that was there is as it was.
+            CheckpointError: the file could not be written; on every rank alike. An earlier file is unchanged.
         """
         payload, error = self.state_dict(), ""
         if self.world.rank == 0:
@@ -283,9 +292,9 @@ class Session:
                 write_session_file(Path(path), payload)
             except (OSError, RuntimeError) as failure:  # torch.save reports a full disk as RuntimeError
                 error = one_line(failure)
-        (told, *_) = self.world.gather_text(error, what="save")
-        if told:
-            raise CheckpointError(f"{path}: not saved: {told}")
+        (error_of_rank_0, *_) = self.world.gather_text(error, what="save")
+        if error_of_rank_0:
+            raise CheckpointError(f"{path}: not saved: {error_of_rank_0}")
 
     @classmethod
     def restore(
@@ -302,16 +311,22 @@ class Session:
         validation: Iterable[Any] | None = None,
         sink: EventSink | str | os.PathLike[str] | None = None,
     ) -> Self:
-        """A session that goes on where the saved one was: the topology is rebuilt, then every tensor is loaded.
+        """Returns a session that goes on where the saved one was: rebuilds the topology, then loads every tensor.
 
-        Settings and slots are the file's. It goes on bit for bit on the same number of ranks; where the user's loader
-        was is the user's to know.
+        Settings and slots come from the file. On the same number of ranks it goes on bit for bit. The position of the
+        user's loader is not saved; the user restores it.
 
         Args:
-            path: of `save`; every rank reads it. build_host: the host as it was before `esper.attach`, on its device.
-            optimizer: builds the host's; None: the recorded one, where it is one of torch's.
-            scheduler: builds the one of that optimizer. scaler, controller: where the saved session was handed one.
-            loss, probe, validation, sink: as at construction.
+            path: a file of `save`; every rank reads it.
+            build_host: builds the host as it was before `esper.attach`, on its device.
+            optimizer: builds the host's optimizer; None for the recorded one, if it is one of torch's.
+            scheduler: builds the scheduler of that optimizer, if the saved session had one.
+            scaler: a scaler, if the saved session had one.
+            controller: the controller, if the saved session was given an object.
+            loss: as at construction.
+            probe: as at construction.
+            validation: as at construction.
+            sink: as at construction.
 
         Raises:
             CheckpointError: the file is damaged, or does not fit; the text names the key.
@@ -328,30 +343,30 @@ class Session:
         if controller is None and payload["controller"]["config"] is None:
             raise CheckpointError(f"{where}: its controller was an object; pass controller=")
         grown = rebuild_host(payload, build_host(), where)
-        made = optimizer(grown.model) if optimizer is not None else rebuild_optimizer(payload, grown.model, where)
+        host_optimizer = rebuild_optimizer(payload, grown.model, where) if optimizer is None else optimizer(grown.model)
         given = Given(
             controller=controller or payload["controller"]["config"],
             loss=loss,
             probe=probe,
             validation=validation,
-            scheduler=None if scheduler is None else scheduler(made),
+            scheduler=None if scheduler is None else scheduler(host_optimizer),
             scaler=scaler,
             sink=sink,
         )
-        loop = begin_loop(config, grown, made, given)
+        loop = begin_loop(config, grown, host_optimizer, given)
         try:
             load(loop, payload, where)
         except Exception as error:
             loop.leave(one_line(error))
             raise
-        session = cls.__new__(cls)  # a session is what has a loop
+        session = cls.__new__(cls)  # without __init__, which would begin another loop
         session._loop = loop
         return session
 
     # ending -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Gives model and optimizer back, leaves the ranks; safe to call twice. A process group of the user's stays."""
+        """Gives model and optimizer back and leaves the ranks; safe to call twice. A user's process group stays up."""
         self._loop.leave("closed its session")
 
     def __enter__(self) -> Self:
@@ -362,12 +377,12 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes; the other ranks are told of an error that ends the block."""
+        """Closes the session; the other ranks can read the error that ended the block."""
         self._loop.leave("closed its session" if error is None else f"failed: {one_line(error)}")
 
 
 def begin_loop(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Loop:
-    """Joins the ranks, builds the parts, and makes the model what the first record says."""
+    """Joins the ranks, builds the parts, and brings the model into the state of the first record."""
     loop = Loop(assemble_session(config, grown, optimizer, given))
     loop.growth.plant_record(loop.state)  # seeds that are planted from the start
     loop.follow(force=True)

@@ -30,7 +30,7 @@ def test_the_evidence_is_that_of_two_forwards_by_hand():
     found = evaluator.probe_sums(A, REQUEST, session.config.gates)
     assert torch.equal(torch.get_rng_state(), before)
     assert grown.model.training
-    units = evaluator.probe.drawn(16, "probe", 0, A, REQUEST.draw)
+    units = evaluator.probe.draw_units(16, "probe", 0, A, REQUEST.draw)
     assert len(units) == 2
     grown.model.eval()
     differences = []
@@ -52,19 +52,19 @@ def test_the_evidence_is_that_of_two_forwards_by_hand():
 def test_shares_of_all_ranks_are_the_whole_once(source: str):
     whole = dataset()
     batches = Batches(DataLoader(whole, 8, shuffle=True) if source == "loader" else list(DataLoader(whole, 8)), "probe")
-    units = batches.drawn(24, "key", 1)
+    units = batches.draw_units(24, "key", 1)
     alone = samples(batches, units)
     assert len(alone) == 24 == len(set(alone))
     for world in (2, 3, 5):
         assert [x for rank in range(world) for x in samples(batches, units, rank, world)] == alone
-    assert units == batches.drawn(24, "key", 1)
-    assert units != batches.drawn(24, "key", 2)
+    assert units == batches.draw_units(24, "key", 1)
+    assert units != batches.draw_units(24, "key", 2)
 
 
 def test_a_loader_with_a_sampler_of_a_part_shows_that_part_alone():
     whole = dataset()
     part = Batches(DataLoader(whole, 8, sampler=SubsetRandomSampler([3, 5, 8])), "probe")
-    assert samples(part, part.drawn(9, 1)) != []
+    assert samples(part, part.draw_units(9, 1)) != []
     assert sorted(samples(part, [0, 1, 2])) == sorted(float(whole[i][0].flatten()[0]) for i in (3, 5, 8))
     assert Batches(DataLoader(Subset(whole, range(9)), 4), "probe").samples == 9
 
