@@ -1,4 +1,4 @@
-"""From agreed sums to agreed state, and from there to what a controller sees. Pure functions, same on all ranks."""
+"""Absorbs a tick's agreed sums into the agreed state. Pure functions, the same on all ranks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,20 +68,25 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
 
 
 def _flops(state: RunState, sums: Mapping[str, float], terms: Terms) -> int | None:
-    """What was spent since the state's tick, on top of what it had spent."""
+    """The FLOPs spent up to this tick: the state's total plus those spent since."""
     if terms.costs is None:
         return None
-    probed = {entry.slot: int(sums[f"{entry.slot}.probe_count"]) for entry in state.slots if entry.request is not None}
-    spent = int(sums["train_samples"]) * step_flops(state.slots, terms.costs, terms.slots_config)
-    return (state.flops or 0) + spent + probe_flops(state.slots, terms.costs, probed)
+    counts = {entry.slot: int(sums[f"{entry.slot}.probe_count"]) for entry in state.slots if entry.request is not None}
+    training = int(sums["train_samples"]) * step_flops(state.slots, terms.costs, terms.slots_config)
+    return (state.flops or 0) + training + probe_flops(state.slots, terms.costs, counts)
 
 
 def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: int, epoch: int) -> RunState:
-    """The state with one tick's agreed sums taken in. A sum that lacks a term that was not finite is absent evidence.
+    """Returns the state after absorbing one tick's agreed sums.
+
+    If a term was not finite and so was left out of a sum, the evidence from that sum is absent.
 
     Args:
-        state: as of the previous tick. sums: the reduced observe vector by name.
-        terms: of the run. step, epoch: optimizer steps done and epochs begun, equal on all ranks.
+        state: the state as of the previous tick.
+        sums: the reduced observe vector by name.
+        terms: terms of the run.
+        step: optimizer steps done, equal on all ranks.
+        epoch: epochs begun, equal on all ranks.
     """
     tick = state.tick + 1
     count = sums["train_count"]

@@ -1,4 +1,4 @@
-"""The agreed record under change: each change makes its effects and its events, so that none happens untold."""
+"""Changes of the agreed record; each one also appends its effects and events, so that no change goes unreported."""
 
 from dataclasses import replace
 
@@ -15,74 +15,80 @@ from esper.leyline.stages import Mechanical, Op, Stage
 
 
 class Changes:
-    """Collects what happens to an agreed state. ``out`` is what has become of it; ``moved`` are slots that changed.
+    """Applies changes to an agreed state and collects their effects and events.
 
     Args:
-        state: with this tick's evidence taken in. terms: of the run.
+        state: the state with this tick's evidence absorbed.
+        terms: terms of the run.
+
+    Attributes:
+        outcome: the state as changed so far, with effects and events.
+        moved: slots that changed stage in this tick, or staged a seed or let one go.
+        axes: step, tick and epoch of the events.
     """
 
     def __init__(self, state: RunState, terms: Terms) -> None:
-        self.out = Outcome(state)
+        self.outcome = Outcome(state)
         self.terms = terms
         self.moved: set[str] = set()
         self.axes = {"step": state.step, "tick": state.tick, "epoch": state.epoch}
-        self._spent: Spent | None = None  # by all slots, kept along once somebody has asked
+        self._spent: Spent | None = None  # by all slots; kept up to date from the first time it is needed
 
     @property
     def state(self) -> RunState:
-        """As it is now."""
-        return self.out.state
+        """The state as changed so far."""
+        return self.outcome.state
 
     @property
     def budgets(self) -> Budgets:
-        """What may still be spent, as it is now."""
+        """What may still be spent after the changes so far."""
         if self._spent is None:
             self._spent = sum((self.terms.spent_by(entry) for entry in self.state.slots), Spent(0, 0, 0))
         return self.terms.budgets(self.state, self._spent)
 
     @property
     def breaker(self) -> BreakerView:
-        """Whether seeds may be born, as it is now."""
+        """The breaker after the changes so far."""
         return self.state.governor.breaker.view(self.state.tick)
 
     def put(self, slot: SlotState) -> None:
         """Replaces one slot's record."""
         if self._spent is not None:
             self._spent += self.terms.spent_by(slot) - self.terms.spent_by(self.state.slot(slot.slot))
-        self.out.state = self.state.with_slots({slot.slot: slot})
+        self.outcome.state = self.state.with_slots({slot.slot: slot})
 
     def move(self, slot: SlotState, cause: Op | Mechanical, target: Stage, proposal: int = 0) -> SlotState:
-        """Takes a slot along an edge, tells it, and has a seed that is pruned uprooted."""
-        after, happened = move(
+        """Moves a slot along an edge, reports it, and uproots a seed that is pruned."""
+        after, transition = move(
             slot, cause, target, tick=self.state.tick, proposal=proposal, history=self.terms.slots_config.history
         )
         self.put(after)
         self.moved.add(slot.slot)
-        self._tell(happened)
+        self._report_transition(transition)
         if target is Stage.PRUNED:
-            self.out.effects.append(Uproot(slot.slot))
+            self.outcome.effects.append(Uproot(slot.slot))
         return after
 
-    def _tell(self, happened: Transition) -> None:
-        if happened.source is not happened.target:
-            self.out.events.append(
+    def _report_transition(self, transition: Transition) -> None:
+        if transition.source is not transition.target:
+            self.outcome.events.append(
                 StageChanged(
                     **self.axes,
-                    slot=happened.slot,
-                    source=happened.source,
-                    target=happened.target,
-                    cause=happened.cause,
-                    generation=happened.generation,
-                    blueprint=happened.blueprint,
-                    proposal=happened.proposal,
+                    slot=transition.slot,
+                    source=transition.source,
+                    target=transition.target,
+                    cause=transition.cause,
+                    generation=transition.generation,
+                    blueprint=transition.blueprint,
+                    proposal=transition.proposal,
                 )
             )
 
     def ramp(self, slot: SlotState, *, target: float, ticks: int, curve: Curve, steepness: float, op: Operator) -> None:
-        """Commits a path from the present alpha; it begins with the coming optimizer step."""
+        """Commits a ramp from the present alpha; it starts with the next optimizer step."""
         step = self.state.step
         start, (now, _) = slot.alpha(step), slot.operators(step)
-        if op.is_gated and slot.stage is Stage.HOLDING:  # from full alpha to full alpha: what it would be there
+        if op.is_gated and slot.stage is Stage.HOLDING:  # a ramp from full to full alpha, where a gated operator is ADD
             op = Operator.ADD
         ramp = Ramp(
             start=start,
@@ -95,7 +101,7 @@ class Changes:
             fades_from=now if start > 0.0 and now is not op else None,  # at alpha 0 there is nothing to fade
         )
         self.put(replace(slot, operator=op, ramp=ramp, request=None, changed_tick=self.state.tick))
-        self.out.events.append(
+        self.outcome.events.append(
             RampCommitted(
                 **self.axes,
                 slot=slot.slot,
@@ -110,7 +116,7 @@ class Changes:
         )
 
     def blend(self, slot: SlotState) -> None:
-        """Starts the ramp that the birth command chose."""
+        """Starts the ramp that the birth command asked for."""
         assert slot.curve is not None
         assert slot.operator is not None
         self.ramp(
@@ -118,11 +124,11 @@ class Changes:
         )
 
     def discard(self, slot: SlotState) -> None:
-        """A staged seed is let go: nothing has changed, so its germination is not spent either."""
-        self.out.state = replace(self.state, germinations=self.state.germinations - 1)
-        self.out.effects.append(Discard(slot.slot))
+        """Discards a staged seed and gives its germination back, since the seed never entered the model."""
+        self.outcome.state = replace(self.state, germinations=self.state.germinations - 1)
+        self.outcome.effects.append(Discard(slot.slot))
 
-    def judged(self, slot: str, result: GateResult) -> None:
-        """Tells a gate's verdict."""
+    def report_verdict(self, slot: str, result: GateResult) -> None:
+        """Reports a gate's verdict."""
         enforced = self.terms.gates.evidence == EvidencePolicy.ENFORCE
-        self.out.events.append(GateJudged(**self.axes, slot=slot, enforced=enforced, result=result))
+        self.outcome.events.append(GateJudged(**self.axes, slot=slot, enforced=enforced, result=result))

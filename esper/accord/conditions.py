@@ -1,4 +1,4 @@
-"""What the law asks of one slot: read off its record, without a gate's verdict and without the other slots."""
+"""The conditions of one slot that legality depends on, from its record alone: no gate's verdict, no other slot."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Conditions:
 
 
 def embargo_left(slot: SlotState, tick: int, terms: Terms) -> int:
-    """Ticks until a cooling slot is empty again; 0 when it is not cooling."""
+    """Returns the ticks until a cooling slot is empty again; 0 if it is not cooling."""
     rest = {
         Stage.PRUNED: 1 + terms.slots_config.embargo_ticks + 1,
         Stage.EMBARGOED: terms.slots_config.embargo_ticks + 1,
@@ -40,7 +40,7 @@ def embargo_left(slot: SlotState, tick: int, terms: Terms) -> int:
 
 
 def conditions_of(state: RunState, slot: SlotState, terms: Terms) -> Conditions:
-    """What legality asks of one slot now."""
+    """Returns the present conditions of one slot that legality depends on."""
     step = state.step
     ramp = slot.ramp if slot.stage.is_blended else None
     return Conditions(

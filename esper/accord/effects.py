@@ -1,4 +1,4 @@
-"""What the reducer leaves to be done to the model: effects in canonical order, beside the new state and the events."""
+"""Effects: what the owner of the model must do after a tick, in canonical order; and the outcome that holds them."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -26,7 +26,7 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Let go of the staged seed."""
+    """Discard the staged seed."""
 
     slot: str
 
@@ -43,7 +43,7 @@ Effect = Prepare | Register | Discard | Uproot
 
 @dataclass(slots=True)
 class Outcome:
-    """What a tick did. ``state`` is the new agreed state."""
+    """The result of a tick: the new agreed state, the effects on the model, and the events."""
 
     state: RunState
     effects: list[Effect] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Outcome:
 
 
 class Veto(IntEnum):
-    """Why a rank cannot hold a staged seed; 0 is no veto."""
+    """Reasons why a rank cannot hold a staged seed; 0 is no veto."""
 
     NONE = 0
     NOT_READY = 1

@@ -1,4 +1,4 @@
-"""What a gate may know of a slot, read off the agreed state."""
+"""The facts of a slot that gates judge, from the agreed state."""
 
 from esper.accord.gates import GateFacts, judge_gate
 from esper.accord.lifecycle import SlotState
@@ -15,7 +15,7 @@ GATE_AHEAD: dict[Stage, Gate] = {
 
 
 def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None = None) -> GateFacts:
-    """What a gate may know of a slot."""
+    """Returns the facts of a slot that a gate may judge."""
     fresh = terms.gates.fresh_ticks
     parameters = terms.info(slot.slot, slot.blueprint).parameters if slot.blueprint is not None else 0
     return GateFacts(
@@ -39,7 +39,7 @@ def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None
 
 
 def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult | None:
-    """The gate on this slot's way forward, judged on present evidence; None where there is none."""
+    """Returns the verdict of the gate ahead of this slot on present evidence; None if there is no gate ahead."""
     gate = GATE_AHEAD.get(slot.stage)
     if gate is None or slot.ending:
         return None
@@ -47,7 +47,7 @@ def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult 
 
 
 def max_looks(stage: Stage, terms: Terms) -> int:
-    """Scheduled looks a life in a stage, for each aim; 0 where nothing is measured."""
+    """Returns the number of scheduled looks of a life in this stage, for each aim; 0 if the stage has none."""
     if stage in (Stage.TRAINING, Stage.BLENDING):
         return terms.gates.looks
     return terms.gates.hold_looks if stage is Stage.HOLDING else 0

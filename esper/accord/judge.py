@@ -1,13 +1,7 @@
-"""The governor's judgement of a tick, and what a replay does otherwise: pure functions of what all ranks agree on.
+"""The governor's judgement of a tick: a pure function of what all ranks agree on, so that every rank reaches the same.
 
-    judge    the state with this tick's sums taken in -> the same with a verdict; every rank reaches the same one
-    replay   (state that panicked, cleared state gone back to) -> the state to go on from, which differs from the latter
-
-A replay must differ, or it would end where the first run did. Blamed is the newest change (birth, stage, ramp) among
-the seeds that reach the host: its seed is pruned and its slot barred. A seed that incubates cannot have done it, since
-the host computes and learns as without it, bit for bit. With nothing to blame the window of samples between the last
-healthy tick and the panic is skipped. Each further replay without a recovery goes wider: one more change is blamed,
-twice as many samples are skipped besides, and the generation gone back to is one older.
+It turns the state with this tick's sums absorbed into the same state with a verdict. `esper.accord.replay` is what
+follows a panic.
 """
 
 from collections.abc import Mapping
@@ -21,20 +15,22 @@ from esper.leyline.alpha import AlphaMode
 from esper.leyline.stages import Stage
 
 
-def _quarantined(state: RunState) -> bool:
-    """The reducer takes out a broken seed at this tick, or at the one that a row of skipped steps is about to bring
-    (see `esper.accord.reducer`); that costs less than a rollback, since skipped steps have left the weights alone."""
+def _will_quarantine(state: RunState) -> bool:
+    """Checks whether the reducer removes a broken seed at this tick, or at the tick that a row of skipped steps is
+    about to bring (see `esper.accord.reducer`). That costs less than a rollback, since skipped steps do not change the
+    weights."""
     if any(entry.stage.is_live and entry.nonfinite_steps > 0 for entry in state.slots):
         return True
     reaching = any(entry.stage in (Stage.BLENDING, Stage.HOLDING) for entry in state.slots)
     return state.judged_row > 0 and reaching
 
 
-def unsettled(state: RunState, since: int) -> bool:
-    """The network was made to do without a seed since the last tick, so that a higher loss is no sign of sickness.
+def has_lost_seed(state: RunState, since: int) -> bool:
+    """Checks whether a blended seed was removed or faded since the last tick; then a higher loss is no sign of trouble.
 
     Args:
-        state: of this tick. since: optimizer step of the tick before.
+        state: the state at this tick.
+        since: optimizer step of the tick before.
     """
     for entry in state.slots:
         last = entry.history[-1] if entry.history else None
@@ -46,8 +42,10 @@ def unsettled(state: RunState, since: int) -> bool:
 
 
 def _nonfinite(state: RunState, sums: Mapping[str, float], terms: Terms) -> tuple[str, bool]:
-    """What is not finite, in words, and whether that alone is a panic: a row of skipped steps does no harm while it is
-    short, but nothing since its beginning has been seen to be healthy."""
+    """Describes what is not finite (empty if nothing is) and says whether that alone is a panic.
+
+    A short row of skipped steps does no harm, but no step since its start has been seen to be healthy.
+    """
     if sums["validation_nonfinite"] > 0:
         return "the validation loss is not finite", True
     if state.judged_row > 0:
@@ -56,7 +54,7 @@ def _nonfinite(state: RunState, sums: Mapping[str, float], terms: Terms) -> tupl
     return "", False
 
 
-def _out_of_line(state: RunState, chance: float, config: GovernorConfig) -> tuple[Symptom, str]:
+def _find_outlier(state: RunState, chance: float, config: GovernorConfig) -> tuple[Symptom, str]:
     governor = state.governor
     for name, reading, series in (
         ("training", state.train_loss, governor.train),
@@ -75,27 +73,31 @@ def _out_of_line(state: RunState, chance: float, config: GovernorConfig) -> tupl
     return Symptom.NONE, ""
 
 
-def _taken_in(series: Series, value: float | None, fresh: bool, config: GovernorConfig) -> Series:
+def _append_if_fresh(series: Series, value: float | None, fresh: bool, config: GovernorConfig) -> Series:
     return series if value is None or not fresh else append_loss(series, value, config)
 
 
 def judge_tick(
     state: RunState, sums: Mapping[str, float], terms: Terms, config: GovernorConfig, *, chance: float, since: int
 ) -> RunState:
-    """The state with this tick's verdict.
+    """Returns the state with this tick's verdict.
 
     Args:
-        state: with this tick's sums taken in. sums: the reduced observe vector by name. terms, config: of the run.
-        chance: see `esper.accord.verdict.chance_level`. since: optimizer step of the tick before.
+        state: the state with this tick's sums absorbed.
+        sums: the reduced observe vector by name.
+        terms: terms of the run.
+        config: settings of the governor.
+        chance: loss at chance level, see `esper.accord.verdict.chance_level`.
+        since: optimizer step of the tick before.
     """
     governor = state.governor
-    if unsettled(state, since):
+    if has_lost_seed(state, since):
         governor = replace(governor, train=Series(), validation=Series())
         state = replace(state, governor=governor)
     words, at_once = _nonfinite(state, sums, terms)
     symptom = Symptom.NONFINITE if words else Symptom.NONE
     if symptom is Symptom.NONE:
-        symptom, words = _out_of_line(state, chance, config)
+        symptom, words = _find_outlier(state, chance, config)
     healthy = symptom is Symptom.NONE
     governor = replace(
         governor,
@@ -121,14 +123,11 @@ def judge_tick(
             healthy_tick=state.tick,
             healthy_step=state.step,
             replays=0 if recovered else governor.replays,
-            train=_taken_in(governor.train, state.train_loss.value, state.train_loss.tick == state.tick, config),
-            validation=_taken_in(governor.validation, state.validation_loss.value, fresh, config),
+            train=_append_if_fresh(governor.train, state.train_loss.value, state.train_loss.tick == state.tick, config),
+            validation=_append_if_fresh(governor.validation, state.validation_loss.value, fresh, config),
         )
         return replace(state, governor=governor)
     strikes = governor.strikes + 1
     sick = at_once if symptom is Symptom.NONFINITE else strikes >= config.patience
-    verdict = Verdict.PANIC if sick and not _quarantined(state) else Verdict.SUSPECT
+    verdict = Verdict.PANIC if sick and not _will_quarantine(state) else Verdict.SUSPECT
     return replace(state, governor=replace(governor, verdict=verdict, strikes=strikes))
-
-
-# replay -----------------------------------------------------------------------------------------------------------

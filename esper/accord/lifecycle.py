@@ -1,7 +1,7 @@
-"""The agreed record of a slot, and the one door through which its stage changes.
+"""The agreed record of a slot, and the one function through which its stage changes.
 
 `SlotState` is plain, frozen data, the same on every rank; a checkpoint stores it and a digest compares it. Nothing here
-touches a tensor: what a stage means for the model is read off the state by whoever owns the model.
+touches a tensor: the owner of the model reads from the state what a stage means for the model.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,12 +16,12 @@ REST = "REST"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeRequest:
-    """Paired evidence asked for at one tick and measured for the next.
+    """A request for paired evidence, made at one tick and measured for the next.
 
     Fields:
-        look: number of this look in the seed's life among those of its aim, from 1.
-        alpha: loss at this alpha is compared with loss at 0.
-        aim: what it is for: the gate that asks (G2, G3, G5), or REST for one at a partial alpha, where no gate asks.
+        look: number of this look among the looks of the seed's life with the same aim, from 1.
+        alpha: the loss at this alpha is compared with the loss at 0.
+        aim: purpose of the look: the gate that needs it (G2, G3, G5), or REST at a partial alpha, where no gate does.
         draw: key of the samples, unique to (generation, aim, look) in the slot.
     """
 
@@ -44,25 +44,40 @@ class HistoryLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotState:
-    """What all ranks agree on about one slot.
+    """The agreed record of one slot.
 
     Fields:
-        slot, stage, since_tick: where it is, and the tick at which it came there.
+        slot: slot id.
+        stage: present stage.
+        since_tick: tick at which the slot entered this stage.
         generation: births so far.
-        staged, staged_tick: a germination waiting for its second tick, and when it was committed.
-        blueprint, curve, steepness, tempo, target: of the living seed's birth command (tempo in ticks).
-        operator: of the present ramp, before blending of the one to come. ADD from HOLDING on where it was gated.
-        ramp: committed path of alpha, None before blending.
-        ending: a prune by ramp is under way; the seed is frozen.
+        staged: command of a germination that waits for its second tick, or None.
+        staged_tick: tick at which that germination was committed.
+        blueprint: blueprint of the living seed, or None.
+        operator: operator of the present ramp, or before blending of the coming one; a gated operator becomes ADD from
+            HOLDING on.
+        curve: curve of the seed's birth command.
+        steepness: steepness of the seed's birth command.
+        tempo: length of the ramp that the birth command asked for, in ticks.
+        target: alpha that the birth command asked for.
+        ramp: committed path of alpha; None before blending.
+        ending: whether a prune by ramp is under way; then the seed is frozen.
         learn_step: first optimizer step in which the seed learns; its warm-up counts from there.
-        spent: looks spent in this life by their aim (see `ProbeRequest`); no retarget gives one back.
-        request: evidence being measured for the next tick.
-        contribution, contribution_alpha: latest paired evidence.
-        gate_mean, gate_std: latest g_eff over training samples, where the operator is gated.
-        gradient_norm, health, nonfinite_steps, finite, owned: latest agreed health of the seed.
-        degraded, degraded_tick: ranks on which the seed runs by a fallback, and since which tick without a break.
-        frozen_step: the ramp stands still at this optimizer step while the seed is degraded; None while it moves.
-        changed_tick: tick of the seed's latest stage change or committed ramp, 0 without a seed.
+        spent: looks spent in this life, by aim (see `ProbeRequest`); a new target gives none back.
+        request: evidence that is being measured for the next tick, or None.
+        contribution: latest paired evidence.
+        contribution_alpha: alpha at which ``contribution`` was measured.
+        gate_mean: latest mean of g_eff over training samples, if the operator is gated.
+        gate_std: standard deviation of g_eff over the same samples.
+        gradient_norm: latest mean L2 norm of the seed's gradient.
+        health: latest health of the seed's gradient.
+        nonfinite_steps: steps since the last tick with a non-finite gradient.
+        finite: whether the seed's parameters are finite on every rank.
+        owned: whether each of the seed's parameters is in exactly one optimizer group on every rank.
+        degraded: number of ranks on which the seed runs by a fallback.
+        degraded_tick: tick since which some rank has run it by a fallback without a break, or None.
+        frozen_step: optimizer step at which the ramp was stopped because the seed is degraded; None while it moves.
+        changed_tick: tick of the seed's latest stage change or committed ramp; 0 without a seed.
         proposal: id of the command that last changed this slot.
         history: latest stage changes, bounded.
     """
@@ -104,15 +119,15 @@ class SlotState:
         return step if self.frozen_step is None else min(step, self.frozen_step)
 
     def ramp_progress(self, step: int) -> float:
-        """Share of the present ramp done at an optimizer step, 0 without one."""
+        """Share of the present ramp that is done at an optimizer step; 0 without a ramp."""
         return self.ramp.progress(self._clock(step)) if self.ramp is not None and self.stage.is_blended else 0.0
 
-    def frozen(self, step: int) -> "SlotState":
-        """The same with alpha and operators standing still from this optimizer step on."""
+    def freeze(self, step: int) -> "SlotState":
+        """Returns the record with alpha and operators stopped from this optimizer step on."""
         return self if self.frozen_step is not None else replace(self, frozen_step=step)
 
-    def thawed(self, step: int) -> "SlotState":
-        """The same with a ramp that was interrupted going on from where it stands, as if no time had passed."""
+    def thaw(self, step: int) -> "SlotState":
+        """Returns the record with a stopped ramp moving again from where it stopped, as if no time had passed."""
         if self.frozen_step is None:
             return self
         ramp, waited = self.ramp, step - self.frozen_step
@@ -125,19 +140,19 @@ class SlotState:
         return self.ramp.value(self._clock(step)) if self.ramp is not None and self.stage.is_blended else 0.0
 
     def alpha_mode(self, step: int) -> AlphaMode:
-        """HOLD at rest, else the ramp's direction."""
+        """HOLD at rest, else the direction of the ramp."""
         return self.ramp.mode(self._clock(step)) if self.ramp is not None and self.stage.is_blended else AlphaMode.HOLD
 
     def ramp_done(self, step: int) -> bool:
-        """The committed ramp has reached its target."""
+        """True if the committed ramp has reached its target."""
         return self.ramp is not None and self.alpha_mode(step) is AlphaMode.HOLD
 
     def fade(self, step: int) -> float:
-        """Share of the operator in force at an optimizer step, the rest being that of the one that is faded out."""
+        """Share of the operator in force at an optimizer step; the rest belongs to the one that is faded out."""
         return self.ramp.fade(self._clock(step)) if self.ramp is not None and self.stage.is_blended else 1.0
 
     def operators(self, step: int) -> tuple[Operator, Operator | None]:
-        """The operator in force, and the one that is being faded out (None: none).
+        """The operator in force, and the one that is being faded out, or None.
 
         Before blending a seed learns for full alpha, where a gated operator is ADD.
         """
@@ -146,12 +161,12 @@ class SlotState:
         return (Operator.ADD if self.operator is None or self.operator.is_gated else self.operator), None
 
     def wants_gate(self, step: int) -> bool:
-        """The slot has a gate exactly while this holds."""
+        """True if and only if the slot must have a gate."""
         return self.stage is Stage.BLENDING and Operator.GATE in self.operators(step)
 
     @property
     def aim(self) -> str | None:
-        """What a look would be for now; None where nothing is measured."""
+        """Purpose of a look taken now (see `ProbeRequest`); None in stages without looks."""
         if self.stage is Stage.BLENDING:
             return "G3" if self.ramp is not None and self.ramp.target == 1.0 else REST
         return {Stage.TRAINING: "G2", Stage.HOLDING: "G5"}.get(self.stage)
@@ -163,7 +178,7 @@ class SlotState:
 
     @property
     def taken(self) -> bool:
-        """The slot holds a seed, waits for one, or cools down."""
+        """True if the slot holds a seed, waits for one, or cools down."""
         return self.staged is not None or self.stage is not Stage.EMPTY
 
 
@@ -189,22 +204,29 @@ def move(
     proposal: int,
     history: int,
 ) -> tuple[SlotState, Transition]:
-    """The one door: takes the slot along an edge of the table.
+    """Moves the slot along an edge of the table; no stage changes in any other way.
 
-    Requests and contribution belong to the stage that is left; they are cleared, so that evidence of one stage is never
-    mistaken for that of the next. Looks stay spent for the whole life. Leaving for PRUNED clears all of the seed. From
-    HOLDING on a gated operator is on record as what it has become, ADD.
+    Request and contribution belong to the old stage. They are cleared, so that evidence of one stage is never mistaken
+    for evidence of the next. Looks stay spent for the whole life. Entering PRUNED clears everything of the seed. From
+    HOLDING on a gated operator is recorded as ADD, which it has become.
 
     Args:
-        state: before. cause, target: the edge. tick: now. proposal: id of the command behind it, 0 if mechanical.
-        history: stage changes to remember.
+        state: the record before the move.
+        cause: cause of the edge.
+        target: stage that the edge leads to.
+        tick: present tick.
+        proposal: id of the command that asked for it; 0 if mechanical.
+        history: number of stage changes to remember.
+
+    Returns:
+        The record after the move, and the transition.
 
     Raises:
-        IllegalTransition: no such edge.
+        IllegalTransition: there is no such edge.
     """
     edge = find_edge(state.stage, cause, target)
     line = HistoryLine(tick=tick, source=edge.source, target=target, cause=cause.name, blueprint=state.blueprint)
-    happened = Transition(
+    transition = Transition(
         slot=state.slot,
         source=edge.source,
         target=target,
@@ -216,7 +238,7 @@ def move(
     lines = (*state.history, line)[-history:]
     if target is Stage.PRUNED:
         blank = SlotState(slot=state.slot, generation=state.generation)
-        return replace(blank, stage=target, since_tick=tick, proposal=proposal, history=lines), happened
+        return replace(blank, stage=target, since_tick=tick, proposal=proposal, history=lines), transition
     changed = target is not edge.source
     if target is Stage.HOLDING and state.ramp is not None and state.ramp.operator.is_gated:
         state = replace(state, operator=Operator.ADD, ramp=replace(state.ramp, operator=Operator.ADD, fades_from=None))
@@ -233,11 +255,11 @@ def move(
         proposal=proposal or state.proposal,
         history=lines if changed else state.history,
     )
-    return after, happened
+    return after, transition
 
 
 def learns(stage: Stage, *, ending: bool, train_fossils: bool) -> bool:
-    """Whether a seed's parameters get a gradient in every step of this stage."""
+    """Returns whether a seed's parameters get a gradient in every step of this stage."""
     if stage is Stage.FOSSILIZED:
         return train_fossils
     return stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING) and not ending

@@ -1,12 +1,12 @@
-"""When evidence is measured: at scheduled looks, asked for at one tick and measured for the next.
+"""The schedule of looks: evidence is requested at one tick and measured for the next.
 
     TRAINING   at dwell first_look, first_look + look_every, ...: loss at alpha 1 against loss at 0
-    BLENDING   once the ramp will be at rest by then, every look_every ticks: at the alpha it rests at
-    HOLDING    likewise
+    BLENDING   if the ramp will be at rest by then, every look_every ticks: at the alpha at which it rests
+    HOLDING    as in BLENDING
 
-A seed that is looked at often enough passes any gate in the end. So looks are counted per life and aim, and bounded:
-neither a new ramp nor a second visit to a stage gives one back. Looks at a partial alpha serve no gate and have a count
-of their own. Each look draws its own samples.
+A seed that is looked at often enough passes any gate in the end. So looks are counted per life and aim, and their
+number is bounded: neither a new ramp nor a second visit to a stage gives one back. Looks at a partial alpha serve no
+gate and have a count of their own. Each look draws its own samples.
 """
 
 from esper.accord.facts import max_looks
@@ -16,10 +16,12 @@ from esper.leyline.stages import Stage
 
 
 def next_look(state: RunState, slot: SlotState, terms: Terms) -> ProbeRequest | None:
-    """The look to measure for the coming tick, None when none is due.
+    """Returns the look to measure for the next tick, or None if none is due.
 
     Args:
-        state: agreed, after this tick's changes. slot: one of its records. terms: of the run.
+        state: the agreed state after this tick's changes.
+        slot: one of its records.
+        terms: terms of the run.
     """
     aim = slot.aim
     if aim is None or slot.ending or slot.degraded or slot.looks >= max_looks(slot.stage, terms):

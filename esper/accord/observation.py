@@ -1,4 +1,4 @@
-"""What a controller sees of the agreed state. Pure functions, same on all ranks."""
+"""Builds observations from the agreed state. Pure functions, the same on all ranks."""
 
 from dataclasses import fields, replace
 
@@ -11,15 +11,15 @@ from esper.leyline.observation import Observation, SlotObservation
 
 
 def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
-    """Mean gradient norm of the seed over the host's in the same window; absent unless both were measured in it."""
-    own, host = slot.gradient_norm, state.host_norm
-    if own.value is None or own.tick is None or own.tick != host.tick or not host.value:
+    """Returns the seed's mean gradient norm over the host's; absent unless both were measured at the same tick."""
+    seed, host = slot.gradient_norm, state.host_norm
+    if seed.value is None or seed.tick is None or seed.tick != host.tick or not host.value:
         return ABSENT
-    return measured(own.value / host.value, tick=own.tick, n=min(own.n, host.n))
+    return measured(seed.value / host.value, tick=seed.tick, n=min(seed.n, host.n))
 
 
 def effective_alpha(state: RunState, slot: SlotState) -> Reading:
-    """alpha times the mean of g_eff: how strongly a gated seed is joined on average; absent where none is measured."""
+    """Returns alpha times the mean of g_eff, the average strength of a gated seed; absent if g_eff is not measured."""
     mean, alpha = slot.gate_mean, slot.alpha(state.step)
     if mean.value is None or mean.tick is None:
         return ABSENT
@@ -58,7 +58,7 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
 
 
 def observation_of(state: RunState, terms: Terms) -> Observation:
-    """What every controller sees of this state."""
+    """Returns the observation of this state that every controller sees."""
     fresh = terms.gates.fresh_ticks
     return Observation(
         tick=state.tick,

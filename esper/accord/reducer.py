@@ -1,17 +1,17 @@
 """The pure reducer: (state, commands, vetoes) -> (state', effects, events), the same on every rank.
 
-Order within a tick, so that it is one order everywhere:
+The order within a tick, the same everywhere:
 
     1. staged births   registered, kept waiting, or discarded, by the vetoes of this commit
-    2. quarantine      slots whose gradient was not finite; the newest blending seed when the host's steps keep failing;
-                       seeds that run by a fallback stand still, and go if it lasts
-    3. commands        row-major; each is judged (legality, then its gate) before anything of it happens
-    4. auto-advance    slots without a command whose gate ahead passes, where gates.auto_advance says so
+    2. quarantine      slots whose gradient was not finite; the newest blending seed if the host's steps keep failing;
+                       seeds that run by a fallback are frozen, and pruned if it lasts
+    3. commands        row-major; each is judged (legality, then its gate) before any part of it takes effect
+    4. auto-advance    slots without a command whose gate ahead passes, if gates.auto_advance lists that gate
     5. mechanics       ends of prune ramps, cool-down
     6. looks           evidence to measure for the next tick
 
-A gate's verdict is taken here and nowhere else. Effects are what the owner of the model must do; everything else about
-the model (alpha, phase, what learns) follows from the state.
+Only the reducer acts on a gate's verdict. Effects are what the owner of the model must do; everything else about the
+model (alpha, phase, what learns) follows from the state.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class _Reduction(Changes):
 
     # 1 ------------------------------------------------------------------------------------------------------------
 
-    def births(self, vetoes: Mapping[str, tuple[Veto, int]]) -> None:
+    def settle_births(self, vetoes: Mapping[str, tuple[Veto, int]]) -> None:
         for slot in self.state.slots:
             command = slot.staged
             if command is None:
@@ -51,8 +51,8 @@ class _Reduction(Changes):
             if veto is not Veto.NONE:
                 self.put(replace(slot, staged=None))
                 self.discard(slot)
-                reason = veto.name + (f" after {waited} ticks" if veto is Veto.NOT_READY else "")
-                self.out.events.append(
+                reason = f"{veto.name} after {waited} ticks" if veto is Veto.NOT_READY else veto.name
+                self.outcome.events.append(
                     BirthVetoed(
                         **self.axes,
                         slot=slot.slot,
@@ -75,7 +75,7 @@ class _Reduction(Changes):
                 target=command.target,
             )
             self.move(born, Op.GERMINATE, Stage.GERMINATED, command.proposal)
-            self.out.effects.append(Register(slot.slot))
+            self.outcome.effects.append(Register(slot.slot))
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
@@ -89,21 +89,21 @@ class _Reduction(Changes):
                 newest = max(blending, key=lambda s: (s.ramp.first_step if s.ramp else -1, s.slot))
                 self.move(newest, Mechanical.QUARANTINE, Stage.PRUNED)
 
-    def degraded(self) -> None:
-        """A seed that runs by a fallback stands still where it is; one that is on its way out goes on."""
+    def freeze_degraded(self) -> None:
+        """Stops the ramps of seeds that run by a fallback, except of those that are on their way out."""
         for slot in self.state.slots:
             if slot.slot in self.moved or not slot.stage.is_live:
                 continue
             if slot.degraded_tick is None:
-                self.put(slot.thawed(self.state.step))
+                self.put(slot.thaw(self.state.step))
             elif self.state.tick - slot.degraded_tick >= self.terms.gates.degraded_ticks:
                 self.move(slot, Mechanical.DEGRADED, Stage.PRUNED)
             elif not slot.ending:
-                self.put(slot.frozen(self.state.step))
+                self.put(slot.freeze(self.state.step))
 
     # 3 ------------------------------------------------------------------------------------------------------------
 
-    def command(self, command: Command) -> None:
+    def judge_command(self, command: Command) -> None:
         if command.op is Op.WAIT:
             return
         slot = self.state.slot(command.slot)
@@ -114,21 +114,21 @@ class _Reduction(Changes):
             gate = GATE_AHEAD.get(slot.stage)
         if gate is not None and (reason is None or gate is Gate.G0):
             result = judge_gate(gate, facts_of(self.state, slot, self.terms, reason), self.terms.gates)
-            self.judged(slot.slot, result)
+            self.report_verdict(slot.slot, result)
             if reason is None and not result.passed:
                 reason = f"{gate.name}: {result.reason}"
         if reason is not None:
-            self.out.events.append(CommandRefused(**self.axes, command=command, applied=False, reason=reason))
+            self.outcome.events.append(CommandRefused(**self.axes, command=command, applied=False, reason=reason))
             return
-        self.out.events.append(CommandJudged(**self.axes, command=command, applied=True, reason=command.reason))
+        self.outcome.events.append(CommandJudged(**self.axes, command=command, applied=True, reason=command.reason))
         _APPLY[command.op](self, slot, command)
 
     def germinate(self, slot: SlotState, command: Command) -> None:
         staged = replace(command, reason="")
         self.put(replace(slot, staged=staged, staged_tick=self.state.tick, proposal=command.proposal))
         governor = replace(self.state.governor, breaker=after_birth(self.state.governor.breaker, slot.slot))
-        self.out.state = replace(self.state, germinations=self.state.germinations + 1, governor=governor)
-        self.out.effects.append(Prepare(slot.slot, staged, slot.generation + 1))
+        self.outcome.state = replace(self.state, germinations=self.state.germinations + 1, governor=governor)
+        self.outcome.effects.append(Prepare(slot.slot, staged, slot.generation + 1))
         self.moved.add(slot.slot)
 
     def advance(self, slot: SlotState, command: Command) -> None:
@@ -165,7 +165,7 @@ class _Reduction(Changes):
         elif command.ticks == 0:
             self.move(slot, Op.PRUNE, Stage.PRUNED, command.proposal)
         else:
-            after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal).thawed(self.state.step)
+            after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal).thaw(self.state.step)
             self.ramp(
                 replace(after, ending=True),
                 target=0.0,
@@ -176,7 +176,7 @@ class _Reduction(Changes):
             )
 
     def fossilize(self, slot: SlotState, command: Command) -> None:
-        # What it was worth when it became part of the network stays on record; no later look replaces it.
+        # The contribution at the moment of fossilising stays on record, since no later look replaces it.
         after = self.move(slot, Op.FOSSILIZE, Stage.FOSSILIZED, command.proposal)
         self.put(replace(after, contribution=slot.contribution, contribution_alpha=slot.contribution_alpha))
 
@@ -192,9 +192,9 @@ class _Reduction(Changes):
             if verdict is None or not verdict.passed:
                 continue
             if find_refusal(self, conditions_of(self.state, slot, self.terms), command) is None:
-                self.command(command)
+                self.judge_command(command)
 
-    def mechanics(self) -> None:
+    def run_mechanics(self) -> None:
         rest = {Stage.PRUNED: 1, Stage.EMBARGOED: self.terms.slots_config.embargo_ticks, Stage.RESETTING: 1}
         onward = {Stage.PRUNED: Stage.EMBARGOED, Stage.EMBARGOED: Stage.RESETTING, Stage.RESETTING: Stage.EMPTY}
         for slot in self.state.slots:
@@ -204,9 +204,10 @@ class _Reduction(Changes):
                 self.move(slot, Mechanical.RAMP_END, Stage.PRUNED)
                 continue
             while slot.stage in rest and self.state.tick - slot.since_tick >= rest[slot.stage]:
-                slot = self.move(slot, Mechanical.COOLDOWN, onward[slot.stage])  # no embargo: two stages at once
+                # The loop goes through two stages at once if the embargo is 0 ticks.
+                slot = self.move(slot, Mechanical.COOLDOWN, onward[slot.stage])
 
-    def looks(self) -> None:
+    def request_looks(self) -> None:
         for slot in self.state.slots:
             request = next_look(self.state, slot, self.terms)
             if request is not None:
@@ -235,22 +236,24 @@ def reduce_tick(
     """Applies one commit.
 
     Args:
-        state: agreed state with this tick's evidence taken in (see `absorb`).
-        commands: one command per slot. vetoes: (code, rank) per vetoed slot.
-        terms: of the run. stage_ticks: ticks that a staged seed may stay not ready.
+        state: the agreed state with this tick's evidence absorbed (see `absorb`).
+        commands: one command per slot.
+        vetoes: (code, rank) for each vetoed slot.
+        terms: terms of the run.
+        stage_ticks: ticks for which a staged seed may stay not ready.
 
     Returns:
         New state, effects in canonical order, events.
     """
     reduction = _Reduction(state, terms, stage_ticks)
-    reduction.births(vetoes)
+    reduction.settle_births(vetoes)
     reduction.quarantine()
-    reduction.degraded()
+    reduction.freeze_degraded()
     for slot in state.slots:
-        reduction.command(commands[slot.slot])
+        reduction.judge_command(commands[slot.slot])
     reduction.auto_advance()
-    reduction.mechanics()
-    reduction.looks()
+    reduction.run_mechanics()
+    reduction.request_looks()
     proposals = [command.proposal for command in commands.values()]
-    reduction.out.state = replace(reduction.state, proposals=max([state.proposals, *proposals]))
-    return reduction.out
+    reduction.outcome.state = replace(reduction.state, proposals=max([state.proposals, *proposals]))
+    return reduction.outcome

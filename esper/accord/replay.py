@@ -1,4 +1,13 @@
-""""""
+"""The replay after a panic: a pure function of what all ranks agree on.
+
+    replay   (state that panicked, cleared state restored) -> the state to go on from, which differs from the restored
+
+A replay must differ, or it would end where the first run did. The newest change (birth, stage, ramp) among the seeds
+that reach the host is blamed: its seed is pruned and its slot barred. An incubating seed cannot be the cause, since the
+host computes and learns as if it were not there, bit for bit. If there is nothing to blame, the samples between the
+last healthy tick and the panic are skipped. Each further replay without a recovery reaches further: one more change is
+blamed, samples are skipped as well and twice as many each time, and the restored generation is one older.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -15,27 +24,34 @@ from esper.leyline.stages import Mechanical, Stage
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a replay does otherwise. ``outcome``: the state to go on from, effects on the model that was gone back to,
-    events on its axes. ``blamed``: records of blamed slots at the panic. ``skip``: samples left out."""
+    """The differences between a replay and the run before it.
+
+    Fields:
+        outcome: the state to go on from, effects on the restored model, and events on the axes of the restored state.
+        blamed: records of the blamed slots at the panic.
+        skip: window of samples that is left out, or None.
+    """
 
     outcome: Outcome
     blamed: tuple[SlotState, ...]
     skip: Skip | None
 
 
-def suspects(present: RunState, target: RunState, config: GovernorConfig) -> list[SlotState]:
-    """Records at the panic that may be to blame, the newest change first.
+def find_suspects(present: RunState, target: RunState, config: GovernorConfig) -> list[SlotState]:
+    """Returns the records at the panic that may be to blame, the newest change first.
 
     Args:
-        present: the state that panicked. target: the one gone back to, where a fossil stays what it is.
+        present: the state that panicked.
+        target: the restored state; seeds that are fossils there are never blamed.
+        config: settings of the governor.
     """
     oldest = present.governor.healthy_tick - config.blame_ticks
-    found = [
+    suspects = [
         entry
         for entry in present.slots
         if entry.stage.is_blended and entry.changed_tick > oldest and not _is_fossil(target.slot(entry.slot), entry)
     ]
-    return sorted(found, key=lambda entry: (-entry.changed_tick, entry.slot))
+    return sorted(suspects, key=lambda entry: (-entry.changed_tick, entry.slot))
 
 
 def _is_fossil(before: SlotState, entry: SlotState) -> bool:
@@ -43,14 +59,17 @@ def _is_fossil(before: SlotState, entry: SlotState) -> bool:
 
 
 def replay(present: RunState, target: RunState, terms: Terms, config: GovernorConfig) -> Replay:
-    """How training goes on from a generation so that it does not end as it did.
+    """Decides how training goes on from a restored generation so that it does not end in the same panic.
 
     Args:
-        present: the state that panicked. target: the generation gone back to. terms, config: of the run.
+        present: the state that panicked.
+        target: the state of the restored generation.
+        terms: terms of the run.
+        config: settings of the governor.
     """
     trouble = present.governor
     number = trouble.replays + 1
-    blamed = tuple(suspects(present, target, config)[:number])
+    blamed = tuple(find_suspects(present, target, config)[:number])
     skip = None
     if not blamed or number > 1:
         window = present.step - trouble.healthy_step
@@ -72,7 +91,7 @@ def replay(present: RunState, target: RunState, terms: Terms, config: GovernorCo
         breaker=breaker,
         skips=trouble.skips if skip is None else (*trouble.skips, skip),
     )
-    # What was spent stays spent, and ids stay unique.
+    # The accounts of samples and FLOPs are not rolled back, and proposal ids stay unique.
     changes = Changes(
         replace(target, governor=governor, samples=present.samples, flops=present.flops, proposals=present.proposals),
         terms,
@@ -84,4 +103,4 @@ def replay(present: RunState, target: RunState, terms: Terms, config: GovernorCo
             changes.discard(before)
         elif before.stage.is_live and before.generation == entry.generation:
             changes.move(before, Mechanical.ROLLBACK, Stage.PRUNED)
-    return Replay(changes.out, blamed, skip)
+    return Replay(changes.outcome, blamed, skip)

@@ -1,4 +1,5 @@
-"""What all ranks agree on, and the terms under which it changes. Plain, frozen data; a checkpoint stores it whole."""
+"""The agreed record of a run, and the terms under which it changes. Plain, frozen data; a checkpoint holds all of the
+record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,18 +21,26 @@ class RunState:
     """The agreed record of a run between two ticks.
 
     Fields:
-        tick, step: ticks and optimizer steps done (a skipped step counts).
+        tick: control ticks done.
+        step: optimizer steps done (a skipped step counts).
         epoch: passes over the training part begun.
-        germinations: births committed so far. proposals: proposal ids given so far.
+        germinations: births committed so far.
+        proposals: proposal ids given so far.
         slots: one record per slot, row-major.
-        train_loss, train_accuracy: means over the steps before the latest tick.
-        validation_loss, validation_accuracy: latest validation.
-        host_norm, host_health: mean L2 norm of the host's reduced gradient, and how healthy it was.
-        skipped, skipped_in_row: optimizer steps skipped since the last tick; in a row at its end.
-        judged_row: the row that is judged: that one, or a full one (trainer.max_skips) that has ended just before the
-            tick that it brought, as it can where steps are judged on the device.
-        samples: training samples seen. flops: training FLOPs spent, None where nobody keeps an account.
-        governor: what is agreed about the health of the run; as at the beginning where no governor judges.
+        train_loss: mean training loss over the steps before the latest tick.
+        train_accuracy: mean training accuracy over the same steps.
+        validation_loss: loss of the latest validation.
+        validation_accuracy: accuracy of the latest validation.
+        host_norm: mean L2 norm of the host's reduced gradient.
+        host_health: health of the host's gradient.
+        skipped: optimizer steps skipped since the last tick.
+        skipped_in_row: consecutive skipped steps up to the latest tick.
+        judged_row: number of consecutive skipped steps that the governor judges. It is ``skipped_in_row``, or the
+            length of a full row (trainer.max_skips) that brought this tick but ended just before it, which can happen
+            if steps are judged on the device.
+        samples: training samples seen.
+        flops: training FLOPs spent; None if no account is kept.
+        governor: agreed record of the run's health; it keeps its first value in a run without a governor.
     """
 
     tick: int = 0
@@ -54,19 +63,23 @@ class RunState:
     governor: RunHealth = field(default_factory=RunHealth)
 
     def slot(self, slot: str) -> SlotState:
-        """The record of one slot; KeyError if there is none."""
+        """Returns the record of one slot.
+
+        Raises:
+            KeyError: there is no slot of that id.
+        """
         for entry in self.slots:
             if entry.slot == slot:
                 return entry
         raise KeyError(slot)
 
     def with_slots(self, changed: dict[str, SlotState]) -> "RunState":
-        """The same state with some slots replaced."""
+        """Returns the state with some slots replaced."""
         return replace(self, slots=tuple(changed.get(entry.slot, entry) for entry in self.slots))
 
 
 def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState, ...]:
-    """First records of a run: empty, but for the seeds that are planted from the start, which stand as fossils."""
+    """Returns the first records of a run: empty slots, and fossils where a seed is planted from the start."""
     rest = Ramp(
         start=1.0, target=1.0, first_step=0, last_step=0, curve=Curve.LINEAR, steepness=6.0, operator=Operator.ADD
     )
@@ -90,7 +103,7 @@ def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState,
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What slots take of the budgets: live seeds, parameters, forward FLOPs per sample."""
+    """Use of the budgets by slots: live seeds, parameters, forward FLOPs per sample."""
 
     live: int
     parameters: int
@@ -105,18 +118,20 @@ class Spent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What does not change in a run and what the reducer judges by; equal on all ranks by the start handshake.
+    """The constants of a run that the reducer judges by; the start handshake checks that they are equal on all ranks.
 
     Fields:
-        slots_config, gates: thresholds and budgets.
+        slots_config: settings of slots, with the budgets.
+        gates: thresholds of the gates.
         catalogue: blueprints that fit each slot, with exact parameters and FLOPs.
-        names: all blueprint names, sorted: the catalogue index on the wire.
-        operators: those that each slot may use. channels: what is known of CHANNEL's vector, where a slot has one.
+        names: all blueprint names, sorted; commands carry the index into it between ranks.
+        operators: operators that each slot may use.
+        channels: summary of CHANNEL's vector for each slot that has one.
         places: normalised (row, col) of each slot, in [0, 1].
         total_steps: optimizer steps of the run.
         tick_steps: nominal optimizer steps between ticks; the unit of tempo and speed.
         max_skips: skipped steps in a row after which the newest blending seed is pruned.
-        world_size: ranks.
+        world_size: number of ranks.
         costs: FLOPs per sample of host and seeds; None keeps no account.
     """
 
@@ -134,14 +149,22 @@ class Terms:
     costs: Costs | None
 
     def first_slots(self) -> tuple[SlotState, ...]:
-        """The records that a run begins with, row-major; ConfigError where what is planted does not fit."""
+        """Returns the records that a run begins with, row-major.
+
+        Raises:
+            ConfigError: a planted seed names an unknown slot, or does not fit its slot.
+        """
         for slot, blueprint in (self.slots_config.planted or {}).items():
             parse_slot(slot, known=self.places)
             self.info(slot, blueprint)
         return planted_slots(list(self.places), self.slots_config)
 
     def info(self, slot: str, blueprint: str) -> BlueprintInfo:
-        """Cost of a blueprint in a slot; ConfigError when it does not fit there."""
+        """Returns the cost of a blueprint in a slot.
+
+        Raises:
+            ConfigError: the blueprint does not fit the slot.
+        """
         for entry in self.catalogue[slot]:
             if entry.name == blueprint:
                 return entry
@@ -149,7 +172,7 @@ class Terms:
         raise ConfigError(f"blueprint {blueprint!r} does not fit slot {slot}; it takes {names}")
 
     def spent_by(self, entry: SlotState) -> Spent:
-        """What one slot takes of the budgets; a staged seed counts as alive and paid for."""
+        """Returns how much one slot uses of the budgets; a staged seed counts like a living one."""
         live = int(entry.staged is not None or entry.stage.is_live)
         name = entry.staged.blueprint if entry.staged is not None else entry.blueprint
         if name is None or not (entry.staged is not None or entry.stage.has_seed):
@@ -158,11 +181,11 @@ class Terms:
         return Spent(live, info.parameters, info.flops)
 
     def budgets(self, state: RunState, spent: Spent | None = None) -> Budgets:
-        """What may still be spent.
+        """Returns what may still be spent.
 
         Args:
-            state: of the run.
-            spent: by all its slots, where the caller has kept count; None: it is added up here.
+            state: state of the run.
+            spent: use by all slots, if the caller has kept count; None adds it up here.
         """
         config = self.slots_config
         if spent is None:

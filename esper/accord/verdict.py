@@ -1,17 +1,18 @@
-"""Whether a loss is out of line with those before it: robust statistics on the metric's own scale, pure functions.
+"""Robust statistics that tell whether a loss is out of line with those before it, on the loss's own scale.
 
     jump       loss > median + max(deviations * 1.4826 * MAD, rise * chance)      of the losses of healthy ticks
     blow-up    training loss > blowup * max(chance, least loss so far)
     collapse   training loss >= collapse * chance, though the median had once been < clearly_better * chance
 
-The median absolute deviation is a standard deviation that up to half of the numbers cannot spoil (Hampel 1974; 1.4826
-makes it one for normal noise). It measures what the loss does from tick to tick, trend and noise alike: a loss that
-falls fast, or wavers, widens its own limit. ``chance`` is the entropy of the targets, the loss of a network that knows
-their frequencies and nothing else: log(classes) where those are balanced. A rise below a share of it is never a panic,
-however smooth the curve had been. A loss that climbs for long widens its limit as it goes; that is what the other two
-are for, which stand on chance. They ask the training loss alone: a network that memorises may well come to do worse
-than chance on what it has not seen. Scaling losses and ``chance`` together changes no verdict; a higher loss is never
-judged better than a lower one.
+The median absolute deviation (MAD) is a measure of spread that outliers cannot spoil while they are less than half of
+the numbers (Hampel 1974); times 1.4826 it equals the standard deviation of normal noise. It covers everything that the
+loss does from tick to tick, trend and noise alike: a loss that falls fast, or wavers, widens its own limit. ``chance``
+is the entropy of the targets, the loss of a network that knows their frequencies and nothing else: log(classes) if
+classes are balanced. A rise below a share of it is never a panic, however smooth the curve had been. A loss that climbs
+slowly widens its limit as it climbs; blow-up and collapse catch it, since they compare with chance. They look at the
+training loss alone, because a network that memorises may well do worse than chance on samples that it has not seen.
+Scaling losses and ``chance`` together changes no verdict; a higher loss is never judged better than a lower one. All
+functions are pure.
 """
 
 import math
@@ -24,7 +25,7 @@ from esper.accord.config import GovernorConfig
 
 
 class Verdict(StrEnum):
-    """Of one tick. SUSPECT: out of line, not yet long enough to act on."""
+    """Verdict on one tick. SUSPECT: the tick is out of line, but not yet for long enough to act."""
 
     HEALTHY = "HEALTHY"
     SUSPECT = "SUSPECT"
@@ -32,7 +33,7 @@ class Verdict(StrEnum):
 
 
 class Symptom(StrEnum):
-    """What is wrong; NONE of a healthy tick."""
+    """The trouble with a tick; NONE if it is healthy."""
 
     NONE = "NONE"
     NONFINITE = "NONFINITE"
@@ -42,7 +43,13 @@ class Symptom(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Losses of healthy ticks, newest last; the lowest median that they ever had, and the least of all; nats."""
+    """Losses of healthy ticks, in nats.
+
+    Fields:
+        losses: the latest ones, newest last.
+        best: lowest median that they ever had; None while there are too few.
+        least: lowest loss of all; None while there is none.
+    """
 
     losses: tuple[float, ...] = ()
     best: float | None = None
@@ -50,7 +57,7 @@ class Series:
 
 
 def chance_level(targets: Iterable[int]) -> float:
-    """Entropy of the targets' frequencies, in nats; 0 where all are the same."""
+    """Returns the entropy of the targets' frequencies, in nats; 0 if all targets are the same."""
     counts: dict[int, int] = {}
     for target in targets:
         counts[target] = counts.get(target, 0) + 1
@@ -59,13 +66,13 @@ def chance_level(targets: Iterable[int]) -> float:
 
 
 def deviation(losses: Sequence[float]) -> float:
-    """1.4826 times the median absolute deviation from the median."""
+    """Returns 1.4826 times the median absolute deviation from the median."""
     middle = statistics.median(losses)
     return 1.4826 * statistics.median(abs(loss - middle) for loss in losses)
 
 
-def limit(series: Series, chance: float, config: GovernorConfig) -> float | None:
-    """The loss above which the next one is out of line; None while there are too few to say."""
+def jump_limit(series: Series, chance: float, config: GovernorConfig) -> float | None:
+    """Returns the loss above which the next one is a jump; None while there are too few losses to tell."""
     if len(series.losses) < config.min_history:
         return None
     noise = config.deviations * deviation(series.losses)
@@ -73,35 +80,39 @@ def limit(series: Series, chance: float, config: GovernorConfig) -> float | None
 
 
 def ceiling(series: Series, chance: float, config: GovernorConfig, *, training: bool) -> float | None:
-    """The loss above which the next one is a divergence, by jump or by blow-up; None: it cannot be said yet."""
-    jump = limit(series, chance, config)
+    """Returns the loss above which the next one is a divergence, by jump or by blow-up; None if that is not known
+    yet."""
+    jump = jump_limit(series, chance, config)
     if not training or series.least is None:
         return jump
     blowup = config.blowup * max(chance, series.least)
     return blowup if jump is None else min(jump, blowup)
 
 
-def collapsed(series: Series, loss: float, chance: float, config: GovernorConfig) -> bool:
-    """A network that knew more than the frequencies of the targets knows no more than those."""
-    known = series.best is not None and series.best < config.clearly_better * chance
-    return known and loss >= config.collapse * chance
+def has_collapsed(series: Series, loss: float, chance: float, config: GovernorConfig) -> bool:
+    """Returns whether a network that once was clearly better than chance has fallen back to chance."""
+    was_better = series.best is not None and series.best < config.clearly_better * chance
+    return was_better and loss >= config.collapse * chance
 
 
 def symptom_of(series: Series, loss: float, chance: float, config: GovernorConfig, *, training: bool) -> Symptom:
-    """What is wrong with one finite loss.
+    """Returns what is wrong with one finite loss.
 
     Args:
-        series: of the healthy ticks before. loss: nats a sample. chance: nats, see `chance_level`.
-        training: it is the training loss, which can be told by chance, too.
+        series: losses of the healthy ticks before.
+        loss: the loss to judge, in nats per sample.
+        chance: loss at chance level in nats, see `chance_level`.
+        config: settings of the governor.
+        training: whether it is the training loss, which is also compared with chance.
     """
     most = ceiling(series, chance, config, training=training)
     if most is not None and loss > most:
         return Symptom.DIVERGENCE
-    return Symptom.COLLAPSE if training and collapsed(series, loss, chance, config) else Symptom.NONE
+    return Symptom.COLLAPSE if training and has_collapsed(series, loss, chance, config) else Symptom.NONE
 
 
 def append_loss(series: Series, loss: float, config: GovernorConfig) -> Series:
-    """The series with the loss of one more healthy tick."""
+    """Returns the series with the loss of one more healthy tick."""
     losses = (*series.losses, loss)[-config.history :]
     least = loss if series.least is None else min(series.least, loss)
     if len(losses) < config.min_history:

@@ -12,7 +12,7 @@ from esper.accord.health import RunHealth, Skip
 from esper.accord.judge import judge_tick
 from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
-from esper.accord.replay import replay, suspects
+from esper.accord.replay import find_suspects, replay
 from esper.accord.state import RunState
 from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.breaker import BreakerPhase
@@ -161,15 +161,17 @@ def two_blended() -> tuple[Run, list[RunState]]:
 def test_the_newest_change_first_and_only_of_seeds_that_reach_the_host() -> None:
     run, states = two_blended()
     assert run.slot("r0c1").stage is Stage.TRAINING
-    assert [entry.slot for entry in suspects(run.state, states[0], CONFIG)] == ["r1c0", "r0c0"]
+    assert [entry.slot for entry in find_suspects(run.state, states[0], CONFIG)] == ["r1c0", "r0c0"]
     tick(run, ask("r0c0", "SET_ALPHA_TARGET", target=0.5, ticks=2))
-    assert [entry.slot for entry in suspects(run.state, states[0], CONFIG)] == ["r0c0", "r1c0"], "a ramp is a change"
+    assert [entry.slot for entry in find_suspects(run.state, states[0], CONFIG)] == ["r0c0", "r1c0"], (
+        "a ramp is a change"
+    )
 
 
 def test_what_is_long_past_is_not_blamed() -> None:
     run, states = two_blended()
     well(run, CONFIG.blame_ticks)
-    assert suspects(run.state, states[0], CONFIG) == []
+    assert find_suspects(run.state, states[0], CONFIG) == []
 
 
 def test_a_seed_that_was_a_fossil_by_then_is_not_blamed_one_that_became_it_since_is() -> None:
@@ -177,8 +179,8 @@ def test_a_seed_that_was_a_fossil_by_then_is_not_blamed_one_that_became_it_since
     before = run.state
     tick(run, ask("r0c0", "FOSSILIZE"))
     assert run.slot().stage is Stage.FOSSILIZED
-    assert [entry.slot for entry in suspects(run.state, before, CONFIG)] == ["r0c0"]
-    assert suspects(run.state, run.state, CONFIG) == []
+    assert [entry.slot for entry in find_suspects(run.state, before, CONFIG)] == ["r0c0"]
+    assert find_suspects(run.state, run.state, CONFIG) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from esper.accord.config import GovernorConfig
-from esper.accord.verdict import Series, Symptom, append_loss, chance_level, deviation, limit, symptom_of
+from esper.accord.verdict import Series, Symptom, append_loss, chance_level, deviation, jump_limit, symptom_of
 
 CONFIG = GovernorConfig()
 LOSSES = st.lists(st.floats(1e-3, 10.0), min_size=CONFIG.min_history, max_size=CONFIG.history)
@@ -47,7 +47,10 @@ def test_a_higher_loss_is_never_judged_better(losses: list[float], one: float, o
 def test_only_which_losses_there_were_counts_not_their_order(losses: list[float], loss: float, random) -> None:  # type: ignore[no-untyped-def]
     mixed = losses[:]
     random.shuffle(mixed)
-    a, b = limit(Series(losses=tuple(losses)), CHANCE, CONFIG), limit(Series(losses=tuple(mixed)), CHANCE, CONFIG)
+    a, b = (
+        jump_limit(Series(losses=tuple(losses)), CHANCE, CONFIG),
+        jump_limit(Series(losses=tuple(mixed)), CHANCE, CONFIG),
+    )
     assert a == b
 
 
@@ -57,7 +60,7 @@ def test_less_than_half_of_the_losses_cannot_move_the_limit_far(losses: list[flo
     count = min(count, (len(losses) - 1) // 2)
     spoiled = Series(losses=(*losses[count:], *[wild] * count))
     span = max(losses) - min(losses)
-    most = limit(spoiled, CHANCE, CONFIG)
+    most = jump_limit(spoiled, CHANCE, CONFIG)
     assert most is not None
     assert most <= max(losses) + max(CONFIG.deviations * 1.4826 * span, CONFIG.rise * CHANCE)
 
