@@ -1,1 +1,1 @@
-"""Arms beside each other: which runs a comparison needs, and running them."""
+"""Comparisons of arms: derives the runs that one needs, runs them and collects the results."""

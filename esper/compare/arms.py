@@ -1,12 +1,12 @@
-"""The arms of a comparison: each is a whole config, derived here; nothing in the engine knows which arm it runs.
+"""The arms of a comparison: each becomes a whole config here; the engine does not know which arm it runs.
 
-conf/compare/NAME.yaml holds what all arms share (Hydra overrides), the seeds, and per arm what is its own:
+conf/compare/NAME.yaml holds the Hydra overrides that all arms share, the seeds, and for each arm:
 
-    overrides   of this arm alone
-    flops       an arm: train as many steps as cost what that arm's run with the same seed cost
-    topology    an arm: the network that its run with the same seed ended with, planted from the first step on
+    overrides   Hydra overrides of this arm alone
+    flops       the name of an arm: train for as many FLOPs as that arm's run with the same seed
+    topology    the name of an arm: plant the final network of its run with the same seed from the first step on
 
-So an arm may wait for another one's runs; a circle is an error. Lengths for equal FLOPs come from the same cost table
+So an arm may wait for another arm's runs; a circle is an error. Lengths for equal FLOPs come from the same cost table
 as the run's own account (`esper.accord.account`).
 """
 
@@ -35,7 +35,7 @@ from esper.leyline.files import RunDir
 from esper.run.assembly import build_costs, build_grown
 from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data
 
-_COMPOSING = threading.Lock()  # Hydra's state is one per process, and jobs are derived in threads
+_COMPOSING = threading.Lock()  # Hydra has one state per process, and jobs are derived in threads
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,12 +91,13 @@ class CompareConfig:
         for name, arm in self.arms.items():
             unknown = sorted(arm.waits_for - set(self.arms))
             problems += [f"arms.{name}: waits for {other}, which is no arm" for other in unknown]
-            if self._circle(name):
+            if self._in_circle(name):
                 problems.append(f"arms.{name}: waits for itself; name an arm in flops or topology that does not")
         if problems:
             raise ConfigError(problems)
 
-    def _circle(self, name: str) -> bool:
+    def _in_circle(self, name: str) -> bool:
+        """Whether an arm waits for itself, over any number of others."""
         seen: set[str] = set()
         ahead = set(self.arms[name].waits_for)
         while ahead:
@@ -105,7 +106,7 @@ class CompareConfig:
         return name in seen
 
     def in_order(self) -> list[str]:
-        """Arm names, those that others wait for first, else as written."""
+        """Arm names: those that others wait for first, otherwise in the order of the file."""
         done: list[str] = []
         while len(done) < len(self.arms):
             done += [n for n, arm in self.arms.items() if n not in done and arm.waits_for <= set(done)][:1]
@@ -116,11 +117,11 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
     """Reads conf/compare/NAME.yaml.
 
     Args:
-        name: of a shipped comparison, or the path of a YAML file (ending so) of one's own.
+        name: name of a shipped comparison, or the path of a file that ends in .yaml.
         overrides: ``key=value`` for its settings, for example ``seeds=[1,2]``.
 
     Raises:
-        ConfigError: no such comparison, or what is wrong in it, all problems at once.
+        ConfigError: there is no such comparison, or it has problems; the text lists all of them.
     """
     folder = conf_folder() / "compare"
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
@@ -136,9 +137,9 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
     arms = plain.get("arms") or {}
     if not isinstance(arms, dict):
         raise ConfigError(f"{path}: compare.arms = {arms!r}: must be a mapping of names to arms")
-    odd = {name: arm for name, arm in arms.items() if not isinstance(arm, dict | None)}
-    if odd:
-        raise ConfigError([f"{path}: compare.arms.{name} = {arm!r}: must be a mapping" for name, arm in odd.items()])
+    wrong = {name: arm for name, arm in arms.items() if not isinstance(arm, dict | None)}
+    if wrong:
+        raise ConfigError([f"{path}: compare.arms.{name} = {arm!r}: must be a mapping" for name, arm in wrong.items()])
     plain["arms"] = {name: {**defaults_of(Arm), **(arm or {})} for name, arm in arms.items()}
     reader = Reader()
     config = reader.section(CompareConfig, plain, "compare")
@@ -149,10 +150,10 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """RUN/result.json of a run that has finished.
+    """Reads RUN/result.json of a run that has finished.
 
     Raises:
-        RunDirError: it cannot be read, or lacks what arms are derived from and data are known by.
+        RunDirError: it cannot be read, or lacks a key that other arms are derived from, or the digest of the data.
     """
     path = RunDir(folder).result
     again = f"remove {folder}, and the same command runs it again"
@@ -166,15 +167,15 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
-class DataOnce:
-    """Loads each data set once: arms and seeds share it."""
+class DataCache:
+    """Loads each data set once; arms and seeds share it."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Bundle] = {}
         self._lock = threading.Lock()
 
     def __call__(self, config: DataConfig) -> Bundle:
-        """What `esper.tolaria.data.load_data` returns, and raises."""
+        """As `esper.tolaria.data.load_data`, with its errors."""
         with self._lock:
             key = repr(config)
             if key not in self._loaded:
@@ -183,7 +184,7 @@ class DataOnce:
 
 
 def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
-    """Training FLOPs per sample of a network that does not change: the host, and what is planted in it."""
+    """Training FLOPs per sample of a network that does not change: the host and its planted seeds."""
     streams = torch.get_rng_state()
     grown = build_grown(config, bundle, torch.device("cpu"))
     torch.set_rng_state(streams)
@@ -192,7 +193,7 @@ def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
 
 
 def steps_for(samples: float, plan: BatchPlan) -> int:
-    """Optimizer steps that train nearest to so many samples; at least one. The last batch of an epoch may be short."""
+    """The number of optimizer steps, at least 1, nearest to ``samples``; the last batch of an epoch may be short."""
     epochs, left = divmod(samples, plan.size)
     below = int(left // plan.batch)
     above = min((below + 1) * plan.batch, plan.size)
@@ -201,19 +202,23 @@ def steps_for(samples: float, plan: BatchPlan) -> int:
 
 
 def derive(
-    compare: CompareConfig, arm_name: str, seed: int, runs: Mapping[str, Path], data: DataOnce
+    compare: CompareConfig, arm_name: str, seed: int, runs: Mapping[str, Path], data: DataCache
 ) -> tuple[EsperConfig, dict[str, Any]]:
-    """The whole config of one run.
+    """Derives the whole config of one run; returns it and its plain data.
 
     Args:
-        runs: finished runs of this seed, by arm: those that the arm waits for. data: loads what lengths depend on.
+        compare: the comparison.
+        arm_name: the arm.
+        seed: the run's seed.
+        runs: folders of the finished runs of this seed that the arm waits for, by arm.
+        data: loads the data that the run's length depends on.
 
     Raises:
-        ConfigError: the overrides do not compose or do not fit each other.
-        RunDirError: a run that it is derived from cannot be read.
+        ConfigError: the overrides do not compose, or do not fit each other.
+        RunDirError: a run that this one is derived from cannot be read.
     """
     arm = compare.arms[arm_name]
-    wanted = [*compare.base, *arm.overrides, f"seed={seed}"]
+    overrides = [*compare.base, *arm.overrides, f"seed={seed}"]
     if arm.topology is not None:
         grown = read_result(runs[arm.topology])["topology"]
         joined = sorted({entry["operator"] for entry in grown.values()} - {"ADD"})
@@ -223,14 +228,14 @@ def derive(
             )
         planted = {slot: entry["blueprint"] for slot, entry in grown.items()}
         text = ",".join(f"{slot}:{blueprint}" for slot, blueprint in planted.items())
-        wanted.append(f"slots.planted={{{text}}}")
+        overrides.append(f"slots.planted={{{text}}}")
     where = f"compare: arm {arm_name}"
     try:
         with _COMPOSING, initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            plain = plain_of(compose("config", wanted))
+            plain = plain_of(compose("config", overrides))
     except ConfigError:
         raise
-    except Exception as error:  # Hydra has no common class for what a person may get wrong
+    except Exception as error:  # Hydra's errors have no common class
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
     plain.pop("launch", None)
     config = build_config(plain)

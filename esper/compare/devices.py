@@ -1,4 +1,4 @@
-"""Where jobs of a comparison run beside each other: cores and GPUs of this machine."""
+"""The cores and GPUs of this machine, shared among the jobs of a comparison."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ from esper.tolaria.ranks.config import Device
 
 
 class Devices:
-    """GPUs of this machine, handed to jobs: each gets those that the fewest others are on.
+    """Gives GPUs of this machine to jobs: each job gets the GPUs that the fewest others use.
 
     Args:
-        names: as CUDA_VISIBLE_DEVICES writes them.
+        names: the GPUs as CUDA_VISIBLE_DEVICES writes them.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ class Devices:
 
     @contextlib.contextmanager
     def take(self, count: int) -> Iterator[dict[str, str]]:
-        """The environment of a job on ``count`` of them; empty where there are none to choose from."""
+        """The environment of a job on ``count`` GPUs; empty if there are none."""
         with self._lock:
             chosen = sorted(self._jobs, key=lambda name: self._jobs[name])[:count]
             for name in chosen:
@@ -38,19 +38,19 @@ class Devices:
 
 
 def visible_gpus() -> list[str]:
-    """What this process may use, as CUDA_VISIBLE_DEVICES writes it."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES writes them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    return asked.split(",")[:count] if asked else [str(index) for index in range(count)]
+    return chosen.split(",")[:count] if chosen else [str(index) for index in range(count)]
 
 
 def on_gpu(config: EsperConfig) -> bool:
-    """Whether ranks of a run want a GPU each."""
+    """Whether each rank of a run needs a GPU."""
     return config.world.device == Device.GPU
 
 
 def default_parallel(config: EsperConfig) -> int:
-    """Jobs that fit beside each other: on the cores that this process may use, or on this machine's GPUs."""
+    """The number of jobs that fit at a time: on the cores that this process may use, or on this machine's GPUs."""
     if on_gpu(config):
         return max(1, torch.cuda.device_count() // config.world.nproc_per_node)
     return max(1, len(os.sched_getaffinity(0)) // (config.world.nproc_per_node * config.world.threads))

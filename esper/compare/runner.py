@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper.compare.arms import CompareConfig, DataOnce, derive, read_result
+from esper.compare.arms import CompareConfig, DataCache, derive, read_result
 from esper.compare.devices import Devices, on_gpu, visible_gpus
 from esper.config.tree import EsperConfig, build_config, config_digest
 from esper.launcher.supervise import torchrun_environment
@@ -63,7 +63,7 @@ class Comparer:
 
     def __init__(self, config: CompareConfig, out: Path, say: Callable[[str], None]) -> None:
         self.config, self.out, self.say = config, out, say
-        self.data = DataOnce()
+        self.data = DataCache()
         self._gpus = Devices(visible_gpus())
         self._running: dict[Path, threading.Lock] = {}  # two arms may have the same config
         self.folders: dict[tuple[str, int], Path] = {}

@@ -1,1 +1,1 @@
-"""Looking at runs: what several of them say together."""
+"""Evaluation of several runs: records, statistics, tables and a page."""

@@ -1,14 +1,14 @@
-"""Arms side by side: what each reached, at which cost, and what may be said of it. Pure functions of run records.
+"""Compares arms: scores, costs and the claims that the runs support. Pure functions of run records.
 
-A number stands over seeds with its 95 % t-interval; arms on the same seeds are compared by paired differences.
+Each number is a mean over seeds with its 95 % t-interval; arms on the same seeds are compared by paired differences.
 
     headroom     does the final topology, trained from the start, beat the host (same steps) and every fixed size
                  between them (same FLOPs) by more than two standard errors? If not, capacity does not matter here: the
-                 experiment is *uninformative*, whatever the other rows say. A size that is no smaller than what grew
-                 is not asked; without any that is, the question stays open
-    equal FLOPs  validation loss when the account stood at the smallest total of all arms but `none`, on the seeds that
-                 all of them have
-    to final     training FLOPs until validation loss first came down to the best of `final`, over what `final` spent
+                 experiment is *uninformative*, whatever the other rows say. A size that is no smaller than the grown
+                 network is left out; if none is left, the question stays open
+    equal FLOPs  validation loss after the same training FLOPs, the smallest total of all arms but `none`, on the seeds
+                 that all of them have
+    to final     training FLOPs until validation loss first reached the best of `final`, divided by the FLOPs of `final`
 
 Score: test accuracy, or minus test loss (nats), of the checkpoint that validation chose; higher is better.
 """
@@ -29,23 +29,23 @@ BASELINES = ("none", "random", "schedule")
 
 
 class Metric(StrEnum):
-    """What a score is: test accuracy, or minus test loss."""
+    """The score of a run: test accuracy, or minus test loss."""
 
     ACCURACY = "accuracy"
     LOSS = "loss"
 
     def score(self, run: RunRecord) -> float:
-        """Of one run; higher is better."""
+        """The score of one run; higher is better."""
         return run.test_accuracy if self is Metric.ACCURACY else -run.test_loss
 
     @property
     def unit(self) -> str:
-        """In which differences of scores are told."""
+        """The unit of differences of scores."""
         return "points" if self is Metric.ACCURACY else "nats"
 
     @property
     def scale(self) -> float:
-        """What a score is multiplied by to stand in its unit."""
+        """The factor that turns a score into its unit."""
         return 100.0 if self is Metric.ACCURACY else 1.0
 
     @property
@@ -56,18 +56,29 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One arm.
+    """The numbers of one arm.
 
     Fields:
-        arm, seeds: whose numbers these are.
-        score, iqm: test score; its interquartile mean with a bootstrap interval.
-        final_loss, best_loss: validation, nats per sample. final_accuracy, best_accuracy: validation, share.
-        test_accuracy, test_loss: of the chosen checkpoint.
-        equal_loss: validation loss at equal FLOPs; None without a seed to ask, or where one is missing or ended below.
-        to_final: median over seeds of FLOPs to final's loss over final's FLOPs (inf: half or more never got there);
-            None without a `final` arm. reached: seeds that got there, of the ``asked`` that `final` has too.
-        flops, parameters, wall_s: means over seeds.
-        against: paired differences of score to each baseline that was run. beats: P(arm > baseline).
+        arm: its name.
+        seeds: the seeds that it was run on.
+        score: test score.
+        iqm: interquartile mean of the test score, with a bootstrap interval.
+        final_loss: validation loss at the end, nats per sample.
+        best_loss: lowest validation loss, nats per sample.
+        final_accuracy: validation accuracy at the end, a share.
+        best_accuracy: highest validation accuracy, a share.
+        test_accuracy: of the checkpoint that validation chose, a share.
+        test_loss: of the same checkpoint, nats per sample.
+        equal_loss: validation loss at equal FLOPs; None without common seeds, or if a run is missing or ended before.
+        to_final: median over seeds of FLOPs to final's loss over final's FLOPs (inf if half or more never reached it);
+            None without a `final` arm.
+        reached: seeds that reached final's loss.
+        asked: seeds that both this arm and `final` have.
+        flops: training FLOPs, mean over seeds.
+        parameters: at the end, mean over seeds.
+        wall_s: seconds, mean over seeds.
+        against: paired differences of score to each baseline that was run.
+        beats: P(arm > baseline), for each baseline that was run.
     """
 
     arm: str
@@ -93,7 +104,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One claim, with the figure that decides it. ``holds`` is None where the runs there are cannot decide it."""
+    """One claim about an arm.
+
+    Fields:
+        claim: the claim in words.
+        holds: whether it holds; None if the runs cannot decide it.
+        figure: the number that decides it, in words.
+    """
 
     claim: str
     holds: bool | None
@@ -105,10 +122,13 @@ class Comparison:
     """Everything that the table and the page show.
 
     Fields:
-        name, metric: of the experiment. rows: one per arm, in the order given.
-        equal_flops: per seed that every arm but `none` has.
-        informative: there is headroom; None while that is open (one NO decides). verdicts: claims, in order.
-        notes: what a reader has to know beside them, a line each.
+        name: of the experiment.
+        metric: of its score.
+        rows: one per arm, in the order given.
+        equal_flops: the FLOPs of the column "equal FLOPs", for each seed that every arm but `none` has.
+        informative: whether there is headroom (a single NO decides against it); None while that is open.
+        verdicts: the claims, in order.
+        notes: what a reader must know beside the numbers, one line each.
     """
 
     name: str
@@ -120,11 +140,12 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def row(self, arm: str) -> Row | None:
-        """The row of an arm, None if it was not run."""
+        """The row of an arm; None if it was not run."""
         return next((row for row in self.rows if row.arm == arm), None)
 
 
 def _shared_seeds(runs: Runs, *arms: str) -> list[int]:
+    """The seeds that all these arms have, in order."""
     return sorted(set.intersection(*(set(runs.get(arm, {})) for arm in arms)))
 
 
@@ -137,7 +158,7 @@ def difference(runs: Runs, metric: Metric, arm: str, other: str) -> Estimate | N
 
 
 def equal_flops(runs: Runs) -> dict[int, float]:
-    """Per seed that every arm but `none` has, the smallest of their totals: a missing run must not move the budget."""
+    """The smallest total of all arms but `none`, on the seeds that all have: a missing run must not move the budget."""
     arms = [arm for arm, by_seed in runs.items() if by_seed and arm != "none"]
     if not arms:
         return {}
@@ -145,7 +166,7 @@ def equal_flops(runs: Runs) -> dict[int, float]:
 
 
 def ratios_to_final(runs: Runs, arm: str) -> list[float]:
-    """FLOPs to final's best validation loss over final's FLOPs, by seed that both have; inf where it never came."""
+    """FLOPs to final's best validation loss over final's FLOPs, for each shared seed; inf if it was never reached."""
     ratios = []
     for seed in _shared_seeds(runs, arm, "final"):
         final = runs["final"][seed]
@@ -155,11 +176,11 @@ def ratios_to_final(runs: Runs, arm: str) -> list[float]:
 
 
 def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
-    """The row of an arm that has at least one run."""
+    """Computes the row of an arm that has at least one run."""
     by_seed = runs[arm]
     seeds = tuple(sorted(by_seed))
-    own = [by_seed[seed] for seed in seeds]
-    scores = np.array([metric.score(run) for run in own])
+    records = [by_seed[seed] for seed in seeds]
+    scores = np.array([metric.score(run) for run in records])
     at_equal = equal_flops(runs)
     equal = [by_seed[seed].loss_at(flops) if seed in by_seed else None for seed, flops in at_equal.items()]
     measured = [loss for loss in equal if loss is not None]
@@ -167,71 +188,71 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
     others = [other for other in BASELINES if other != arm and other in runs]
     against, beats = {}, {}
     for other in others:
-        found = difference(runs, metric, arm, other)
-        if found is not None:
-            against[other] = found
-            theirs = np.array([metric.score(run) for run in runs[other].values()])
-            beats[other] = bootstrap(improvement, scores, theirs)
+        margin = difference(runs, metric, arm, other)
+        if margin is not None:
+            against[other] = margin
+            other_scores = np.array([metric.score(run) for run in runs[other].values()])
+            beats[other] = bootstrap(improvement, scores, other_scores)
     return Row(
         arm=arm,
         seeds=seeds,
         score=mean(list(scores)),
         iqm=bootstrap(interquartile_mean, scores),
-        final_loss=mean([run.final_loss for run in own]),
-        best_loss=mean([run.best_loss for run in own]),
-        final_accuracy=mean([run.final_accuracy for run in own]),
-        best_accuracy=mean([run.best_accuracy for run in own]),
-        test_accuracy=mean([run.test_accuracy for run in own]),
-        test_loss=mean([run.test_loss for run in own]),
+        final_loss=mean([run.final_loss for run in records]),
+        best_loss=mean([run.best_loss for run in records]),
+        final_accuracy=mean([run.final_accuracy for run in records]),
+        best_accuracy=mean([run.best_accuracy for run in records]),
+        test_accuracy=mean([run.test_accuracy for run in records]),
+        test_loss=mean([run.test_loss for run in records]),
         equal_loss=mean(measured) if measured and len(measured) == len(equal) else None,
         to_final=statistics.median(ratios) if ratios else None,
         reached=sum(map(math.isfinite, ratios)),
         asked=len(ratios),
-        flops=mean([run.flops for run in own]),
-        parameters=mean([run.parameters for run in own]),
-        wall_s=statistics.fmean(run.wall_s for run in own),
+        flops=mean([run.flops for run in records]),
+        parameters=mean([run.parameters for run in records]),
+        wall_s=statistics.fmean(run.wall_s for run in records),
         against=against,
         beats=beats,
     )
 
 
-def _judge_difference(found: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Claim:
-    """Whether a difference exceeds so many standard errors (a negative number allows a loss of as many)."""
-    if found is None or found.se is None:
+def _judge_difference(margin: Estimate | None, metric: Metric, claim: str, standard_errors: float) -> Claim:
+    """Judges whether a difference exceeds so many standard errors; a negative number allows a loss of as many."""
+    if margin is None or margin.se is None:
         return Claim(claim=claim, holds=None, figure="needs runs of both on two seeds or more")
-    value = f"{found.value * metric.scale:+.{metric.places}f} {metric.unit}"
-    if found.se > 1e-9 * abs(found.value):
-        in_se = found.value / found.se
-        error = f"{found.se * metric.scale:.{metric.places}f}"
-        figure = f"{value}, standard error {error} over {found.n} seeds ({in_se:+.1f} SE)"
+    value = f"{margin.value * metric.scale:+.{metric.places}f} {metric.unit}"
+    if margin.se > 1e-9 * abs(margin.value):
+        in_se = margin.value / margin.se
+        error = f"{margin.se * metric.scale:.{metric.places}f}"
+        figure = f"{value}, standard error {error} over {margin.n} seeds ({in_se:+.1f} SE)"
         return Claim(claim=claim, holds=in_se > standard_errors, figure=figure)
-    if found.value == 0:
-        return Claim(claim=claim, holds=standard_errors < 0, figure=f"no difference on any of {found.n} seeds")
-    # Coarse scores on few seeds: a spread of zero is chance, so it cannot say how sure the difference is.
+    if margin.value == 0:
+        return Claim(claim=claim, holds=standard_errors < 0, figure=f"no difference on any of {margin.n} seeds")
+    # With coarse scores on few seeds a spread of zero is chance; it says nothing about the error of the difference.
     return Claim(
-        claim=claim, holds=None, figure=f"all {found.n} seeds differ by the same, {value}: more seeds are needed"
+        claim=claim, holds=None, figure=f"all {margin.n} seeds differ by the same, {value}: more seeds are needed"
     )
 
 
 def choose_smaller_sizes(runs: Runs, sizes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The fixed sizes to ask about headroom, and a note on each that is no smaller than `final`.
+    """Chooses the fixed sizes that are smaller than `final`; returns them, and a note on each that is not.
 
-    Parameters are means over the seeds that both have; a size without such a seed stays, and keeps its claim open.
+    Parameters are means over the seeds that both have; a size without such a seed stays, and its claim stays open.
     """
-    asked, notes = [], []
+    chosen, notes = [], []
     for size in sizes:
         seeds = _shared_seeds(runs, size, "final")
-        own, final = (sum(runs[arm][seed].parameters for seed in seeds) for arm in (size, "final"))
-        if seeds and own >= final:
-            means = f"{own / len(seeds):,.0f} against {final / len(seeds):,.0f} parameters"
+        parameters, final = (sum(runs[arm][seed].parameters for seed in seeds) for arm in (size, "final"))
+        if seeds and parameters >= final:
+            means = f"{parameters / len(seeds):,.0f} against {final / len(seeds):,.0f} parameters"
             notes.append(f"{size} is no smaller than final here ({means}): not asked")
         else:
-            asked.append(size)
-    return asked, notes
+            chosen.append(size)
+    return chosen, notes
 
 
 def judge_headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Claim]:
-    """Whether capacity matters: `final` against `none`, and against each smaller size at its FLOPs."""
+    """Judges whether capacity matters: `final` against `none`, and against each smaller size at equal FLOPs."""
     return [
         _judge_difference(
             difference(runs, metric, "final", other), metric, f"final beats {other} by more than 2 SE", 2.0
@@ -241,12 +262,12 @@ def judge_headroom(runs: Runs, metric: Metric, sizes: Sequence[str]) -> list[Cla
 
 
 def make_claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> list[Claim]:
-    """What a controller has to show: better than nothing and chance, no worse than dumb schedules, and cheaper."""
-    found = [
+    """Judges a controller: better than no growth and chance, no worse than fixed schedules, cheaper than `final`."""
+    judged = [
         _judge_difference(difference(runs, metric, arm, other), metric, f"{arm} beats {other} by more than 2 SE", 2.0)
         for other in ("none", "random")
     ]
-    found += [
+    judged += [
         _judge_difference(
             difference(runs, metric, arm, other), metric, f"{arm} is not below {other} by more than 1 SE", -1.0
         )
@@ -255,12 +276,12 @@ def make_claims(runs: Runs, metric: Metric, arm: str, *, flops_share: float) -> 
     ratios = ratios_to_final(runs, arm)
     claim = f"{arm} reaches final's loss with at most {flops_share:g} of its FLOPs"
     if not ratios:
-        return [*found, Claim(claim=claim, holds=None, figure="needs runs of both")]
+        return [*judged, Claim(claim=claim, holds=None, figure="needs runs of both")]
     median, total = statistics.median(ratios), len(ratios)
     middle = f"median {median:.2f}" if math.isfinite(median) else "not reached on half of the seeds or more"
     within, ever = sum(ratio <= flops_share for ratio in ratios), sum(map(math.isfinite, ratios))
     figure = f"{middle}; within {flops_share:g} on {within} of {total} seeds, ever on {ever} of {total}"
-    return [*found, Claim(claim=claim, holds=median <= flops_share, figure=figure)]
+    return [*judged, Claim(claim=claim, holds=median <= flops_share, figure=figure)]
 
 
 def compare(
@@ -273,22 +294,27 @@ def compare(
     flops_share: float,
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Puts all arms beside each other.
+    """Compares all arms.
 
     Args:
+        name: of the experiment.
         runs: finished runs by arm and seed; arms without a run are left out.
-        sizes: arms of fixed size between host and final. subject: the arm that the claims are about.
-        flops_share: of `final`'s training FLOPs, within which the subject is to reach its loss.
-        notes: of the caller, a line each, shown before those made here.
+        metric: of the score.
+        sizes: arms of fixed size between host and final.
+        subject: the arm that the claims are about.
+        flops_share: the share of `final`'s training FLOPs within which the subject should reach its loss.
+        notes: the caller's notes, one line each, shown before those made here.
     """
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
-    asked, said = choose_smaller_sizes(present, sizes)
-    room = judge_headroom(present, metric, asked)
+    smaller, own_notes = choose_smaller_sizes(present, sizes)
+    room = judge_headroom(present, metric, smaller)
     holds = [verdict.holds for verdict in room]
-    undecided = not asked or None in holds
+    undecided = not smaller or None in holds
     at_equal, every = equal_flops(present), set[int]().union(*present.values())
     if len(at_equal) < len(every):
-        said.append(f"loss at equal FLOPs is over {len(at_equal)} of {len(every)} seeds: those of every arm but none")
+        own_notes.append(
+            f"loss at equal FLOPs is over {len(at_equal)} of {len(every)} seeds: those of every arm but none"
+        )
     return Comparison(
         name=name,
         metric=metric,
@@ -296,5 +322,5 @@ def compare(
         equal_flops=at_equal,
         informative=False if False in holds else None if undecided else True,
         verdicts=(*room, *make_claims(present, metric, subject, flops_share=flops_share)),
-        notes=(*notes, *said),
+        notes=(*notes, *own_notes),
     )

@@ -2,7 +2,7 @@
 
 loss against FLOPs        median over seeds, the range between the quartiles shaded, log FLOPs
 parameters, accuracy      one point per run
-stages                    which slot was where at which tick, for the first seed of each arm that grows
+stages                    the stage of each slot over ticks, for the first seed of each arm that grows
 """
 
 import html
@@ -41,6 +41,7 @@ svg { max-width: 100%; height: auto } h2 { margin-top: 2em } figcaption { color:
 
 
 def _matplotlib() -> Any:
+    """Imports pyplot with the backend for SVG; a ConfigError says how to go without it."""
     try:
         import matplotlib
     except ImportError:
@@ -54,6 +55,7 @@ def _matplotlib() -> Any:
 
 
 def _svg(plt: Any, figure: Any) -> str:
+    """A figure as an element of HTML; closes it."""
     text = io.StringIO()
     figure.savefig(text, format="svg", bbox_inches="tight")
     plt.close(figure)
@@ -99,7 +101,7 @@ def size_plot(plt: Any, runs: Runs) -> Any:
 
 
 def _spans(run: RunRecord) -> list[tuple[str, int, int, str]]:
-    """(slot, first tick, last tick, stage) of every stretch that a colour stands for."""
+    """(slot, first tick, last tick, stage) of every time that a slot spent in a stage with a colour."""
     spans, open_ = [], dict[str, tuple[int, str]]()
     for line in run.stages:
         if line.slot in open_:
@@ -111,7 +113,7 @@ def _spans(run: RunRecord) -> list[tuple[str, int, int, str]]:
 
 
 def stage_plot(plt: Any, runs: Runs) -> Any | None:
-    """Stage timelines of the first seed of each arm in which something grew; None where nothing did."""
+    """Stage timelines of the first seed of each arm in which something grew; None if nothing did."""
     grown = {arm: min(by_seed.items())[1] for arm, by_seed in runs.items() if any(r.stages for r in by_seed.values())}
     grown = {arm: run for arm, run in grown.items() if run.stages}
     if not grown:
@@ -146,23 +148,28 @@ def _table(part: TablePart) -> str:
     )
 
 
-def _verdicts(found: Comparison) -> str:
+def _verdicts(comparison: Comparison) -> str:
     rows = "".join(
         f'<tr><td class="{word.lower()}">{word}</td><td>{html.escape(claim)}</td><td>{html.escape(figure)}</td></tr>'
-        for word, claim, figure in verdict_lines(found)
+        for word, claim, figure in verdict_lines(comparison)
     )
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
     return f'<table class="said">{rows}</table>' + (f'<ul class="notes">{notes}</ul>' if notes else "")
 
 
-def write_page(found: Comparison, runs: Runs, path: Path, *, command: str, where: Mapping[str, str]) -> None:
-    """Writes the page; a reader sees the old file or the new one.
+def write_page(comparison: Comparison, runs: Runs, path: Path, *, command: str, where: Mapping[str, str]) -> None:
+    """Writes the page, whole or not at all.
 
     Args:
-        runs: what ``found`` was made of. command: that reproduces it. where: run folder by "arm/seed".
+        comparison: the comparison to show.
+        runs: the records that it was made of.
+        path: the file.
+        command: the command that reproduces it.
+        where: the folder of each run, by "arm/seed".
 
     Raises:
-        ConfigError: matplotlib is not installed. RunDirError: the file cannot be written.
+        ConfigError: matplotlib is not installed.
+        RunDirError: the file cannot be written.
     """
     plt = _matplotlib()
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
@@ -176,14 +183,15 @@ def write_page(found: Comparison, runs: Runs, path: Path, *, command: str, where
         for title, caption, figure in figures
         if figure is not None
     )
+    tables = "".join(map(_table, table_parts(comparison)))
     listed = "".join(f"<li>{html.escape(key)}: {html.escape(folder)}</li>" for key, folder in where.items())
     text = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(found.name)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(found.name)}</h1>"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(comparison.name)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(comparison.name)}</h1>"
         f"<p><code>{html.escape(command)}</code></p><p>± is half of a 95 % interval over seeds (Student's t); "
         "[low, high] is a 95 % bootstrap interval. Differences are of the test score, paired by seed. The test part "
-        f"was read once per run, on the checkpoint that validation chose.</p>{''.join(map(_table, table_parts(found)))}"
-        f"<h2>What may be said</h2>{_verdicts(found)}{drawn}"
+        f"was read once per run, on the checkpoint that validation chose.</p>{tables}"
+        f"<h2>What may be said</h2>{_verdicts(comparison)}{drawn}"
         f"<h2>Runs</h2><ul>{listed}</ul></body></html>"
     )
     try:

@@ -1,8 +1,8 @@
-"""A finished run as a table reads it: its curve over training FLOPs, its end, its stages.
+"""The record of a finished run for comparisons: its curve over training FLOPs, its final numbers, its stages.
 
-Everything comes from the run directory (events.jsonl, result.json); nothing is measured again. Curves hold the ticks at
-which validation was read; where an attempt was repeated, the newest one counts. A run whose record is damaged or has
-holes is refused: a missing tick may have been the best one.
+Everything comes from the run directory (events.jsonl, result.json); nothing is measured again. A curve holds the ticks
+at which validation was measured; of ticks that several attempts have made, the newest counts. A run whose record is
+damaged or has holes is refused: a missing tick may have been the best one.
 """
 
 import json
@@ -18,11 +18,14 @@ from esper.nissa.reading import Record, latest, read_events
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One validated tick.
+    """One tick at which validation was measured.
 
     Fields:
-        step: optimizer steps done. flops: training FLOPs spent. parameters: of the network then.
-        loss: validation, nats per sample. accuracy: validation, share of correct predictions.
+        step: optimizer steps done.
+        flops: training FLOPs spent.
+        parameters: of the network at that tick.
+        loss: validation loss, nats per sample.
+        accuracy: validation accuracy, share of correct predictions.
     """
 
     step: int
@@ -34,7 +37,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageLine:
-    """A stage change: at which tick which slot went where, with which blueprint."""
+    """A stage change.
+
+    Fields:
+        tick: of the change.
+        slot: that changed.
+        target: the new stage, by name.
+        blueprint: of the slot's seed; None without one.
+    """
 
     tick: int
     slot: str
@@ -47,11 +57,19 @@ class RunRecord:
     """One finished run.
 
     Fields:
-        folder: where it lies. curve: validated ticks, in order.
-        flops, samples, steps, ticks, parameters: at the end.
-        final_loss, final_accuracy: validation at the end.
-        test_loss, test_accuracy: of the checkpoint that validation chose, read once.
-        stages: stage changes, in order. wall_s: from the first event to the last, over all attempts.
+        folder: the run directory.
+        curve: the ticks at which validation was measured, in order.
+        flops: training FLOPs in all.
+        samples: training samples in all.
+        steps: optimizer steps in all.
+        ticks: ticks in all.
+        parameters: at the end.
+        final_loss: validation loss at the end, nats per sample.
+        final_accuracy: validation accuracy at the end, a share.
+        test_loss: of the checkpoint that validation chose, measured once.
+        test_accuracy: of the same checkpoint.
+        stages: stage changes, in order.
+        wall_s: seconds from the first event to the last, over all attempts.
     """
 
     folder: str
@@ -79,9 +97,9 @@ class RunRecord:
         return max(point.accuracy for point in self.curve)
 
     def loss_at(self, flops: float) -> float | None:
-        """Validation loss when the account stood at ``flops``, linear between ticks; None beyond the run's end.
+        """Lowest validation loss within ``flops``, linear between ticks; None outside the curve.
 
-        The lowest loss reached by then: at equal compute one would keep the best checkpoint.
+        The lowest, not the last: at equal compute one would keep the best checkpoint.
         """
         if flops < self.curve[0].flops or flops > self.curve[-1].flops:
             return None
@@ -95,7 +113,7 @@ class RunRecord:
         return best
 
     def flops_to(self, loss: float) -> float | None:
-        """FLOPs when validation loss first came down to ``loss``, linear between ticks; None if it never did."""
+        """FLOPs until validation loss first reached ``loss``, linear between ticks; None if it never did."""
         for before, after in zip((self.curve[0], *self.curve), self.curve):
             if after.loss <= loss:
                 if before.loss <= loss or before is after:
@@ -106,7 +124,7 @@ class RunRecord:
 
 
 def _field(plain: Any, name: str, *kinds: type) -> Any:
-    """A field of plain data; ValueError says what is there instead."""
+    """A field of plain data; a ValueError says what it is instead."""
     if not isinstance(plain, dict):
         raise ValueError(f"{plain!r:.60} where an object with {name} was expected")
     if name not in plain:
@@ -132,7 +150,7 @@ def _reading(result: Any, where: Path, name: str) -> float:
 
 
 def _point(record: Record) -> Point | None:
-    """The point of a tick, None where validation was not read or FLOPs are not kept."""
+    """The point of a tick; None if validation was not measured at it, or the run keeps no account of FLOPs."""
     payload = record["payload"]
     loss, accuracy = (_field(payload, name, dict) for name in ("validation_loss", "validation_accuracy"))
     fresh = _field(loss, "tick", int, type(None)) == record["tick"]
@@ -159,29 +177,32 @@ def _stage(record: Record) -> StageLine:
 
 
 def _check_whole(records: list[Record], ticks: list[int], validated: int, result: Any) -> None:
-    """ValueError where ticks are missing: sinks are flushed before every save, so neither kill nor rollback leaves any.
+    """Raises ValueError if ticks are missing: sinks are flushed before every save, so no kill or rollback loses any.
 
     Args:
-        ticks: that events tell of. validated: last one of the curve. result: what the run ended with.
+        records: the run's events.
+        ticks: the ticks that have an event.
+        validated: the last tick of the curve.
+        result: the content of result.json.
     """
     last = _field(result, "tick", int)
     missing = sorted(set(range(1, last + 1)) - set(ticks))
     if missing:
         faults = [record["payload"] for record in records if record["kind"] == "fault"]
-        said = [_field(fault, "what", str) for fault in faults if _field(fault, "where", str).startswith("telemetry")]
-        why = f"; the run said: {said[-1]}" if said else ""
+        texts = [_field(fault, "what", str) for fault in faults if _field(fault, "where", str).startswith("telemetry")]
+        why = f"; the run said: {texts[-1]}" if texts else ""
         raise ValueError(f"{len(missing)} of {last} ticks are missing, the first is {missing[0]}{why}")
-    ended = _field(_field(result, "validation_loss", dict), "tick", int)
-    if validated != ended:
-        raise ValueError(f"the last validated tick is {validated}, in result.json it is {ended}")
+    last_validated = _field(_field(result, "validation_loss", dict), "tick", int)
+    if validated != last_validated:
+        raise ValueError(f"the last validated tick is {validated}, in result.json it is {last_validated}")
 
 
 def read_run(folder: Path) -> RunRecord:
     """Reads a finished run.
 
     Raises:
-        RunDirError: it is not finished, its record is damaged or has holes, it keeps no account of FLOPs, or it told
-            nothing of its ticks (telemetry.level=full).
+        RunDirError: the run is not finished, its record is damaged or has holes, it keeps no account of FLOPs, or it
+            has no events of its ticks (which needs telemetry.level=full).
     """
     path, events = RunDir(folder).result, RunDir(folder).events
     mend = f"remove {folder}, and the same command runs it again"
@@ -204,7 +225,7 @@ def read_run(folder: Path) -> RunRecord:
         source = path
         if not curve or _field(result, "flops", int, type(None)) is None:
             raise RunDirError(f"{folder}: no validated ticks with FLOPs in events.jsonl; run with telemetry.level=full")
-        found = RunRecord(
+        run = RunRecord(
             folder=str(folder),
             curve=tuple(curve.values()),
             flops=_field(result, "flops", int),
@@ -223,4 +244,4 @@ def read_run(folder: Path) -> RunRecord:
         _check_whole(records, list(points), list(curve)[-1], result)
     except (AttributeError, TypeError, ValueError) as error:
         raise RunDirError(f"{source}: damaged: {error}; {mend}") from None
-    return found
+    return run

@@ -1,4 +1,4 @@
-"""What a handful of seeds can say: intervals, paired differences, interquartile means, probability of improvement.
+"""Statistics for a handful of seeds: intervals, paired differences, interquartile means, probability of improvement.
 
     mean ± t-interval       Student's t over seeds; two arms on the same seeds are compared by their paired differences
     interquartile mean      mean of the middle half of the scores: robust like a median, tighter with few runs
@@ -22,11 +22,14 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number over seeds.
+    """An estimate over seeds.
 
     Fields:
-        value: the estimate. se: standard error over seeds, None from a bootstrap or one seed.
-        low, high: 95 % interval; None where one seed says nothing about others. n: seeds.
+        value: the estimate.
+        se: standard error over seeds; None from a bootstrap or from one seed.
+        low: lower end of the 95 % interval; None from one seed, which says nothing about others.
+        high: upper end of the 95 % interval; None likewise.
+        n: number of seeds.
     """
 
     value: float
@@ -53,7 +56,11 @@ def mean(scores: Sequence[float]) -> Estimate:
 
 
 def paired_difference(scores: Sequence[float], others: Sequence[float]) -> Estimate:
-    """Mean of the differences seed by seed; ValueError where the seeds are not as many."""
+    """Mean of the differences, seed by seed.
+
+    Raises:
+        ValueError: the numbers of seeds differ, or a score is not finite.
+    """
     a, b = _finite(scores), _finite(others)
     if len(a) != len(b):
         raise ValueError(f"paired differences of {len(a)} and {len(b)} seeds: the same seeds on both sides are needed")
@@ -63,8 +70,8 @@ def paired_difference(scores: Sequence[float], others: Sequence[float]) -> Estim
 def interquartile_mean(scores: Array) -> float:
     """Mean of the scores between the quartiles (25 % trimmed), over scores of any shape.
 
-    Runs that a quartile cuts count by their share inside. rliable (``scipy.stats.trim_mean``) drops whole runs, a
-    quarter rounded down at either end: the same where four divides the number of scores, close to it elsewhere.
+    A run that a quartile cuts counts by its share inside. rliable (``scipy.stats.trim_mean``) drops whole runs, a
+    quarter rounded down at either end: the same if four divides the number of scores, and close to it otherwise.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     n = len(ordered)
@@ -79,10 +86,11 @@ def bootstrap(statistic: Callable[..., float], *groups: Array, draws: int = 2000
     Args:
         statistic: of as many arrays as there are groups.
         groups: scores [N] or [N, E] each; runs are resampled within every experiment by itself.
-        draws: resamples. seed: of the resampling alone.
+        draws: number of resamples.
+        seed: of the resampling alone.
 
     Returns:
-        Without an interval where a group is one run: resampled, it is always itself.
+        The estimate; without an interval if a group is a single run, whose resample is always itself.
     """
     random = np.random.default_rng(seed)
     tables = [np.asarray(group, dtype=np.float64).reshape(len(group), -1) for group in groups]
@@ -100,7 +108,8 @@ def improvement(scores: Array, others: Array) -> float:
     """P(X > Y) averaged over experiments: share of pairs in which the first is higher, ties half.
 
     Args:
-        scores, others: [N] or [N, E] and [M] or [M, E]; higher is better.
+        scores: [N] or [N, E]; higher is better.
+        others: [M] or [M, E].
     """
     x = np.asarray(scores, dtype=np.float64).reshape(len(scores), -1)
     y = np.asarray(others, dtype=np.float64).reshape(len(others), -1)
@@ -109,6 +118,7 @@ def improvement(scores: Array, others: Array) -> float:
 
 
 def _finite(scores: Sequence[float]) -> Array:
+    """The scores as an array, if there are any and all are finite."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"scores {list(scores)}: need at least one finite number per seed")

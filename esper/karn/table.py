@@ -1,6 +1,7 @@
-"""A comparison in tables: what terminal, page and Markdown show, column by column, and how the first and last do.
+"""A comparison as tables: the columns that terminal, page and Markdown share, and the output for terminal and Markdown.
 
-Three parts, each as wide as a terminal: scores and their differences, validation loss and cost, robust statistics.
+There are three parts, each as wide as a terminal: scores and their differences, validation loss and cost, robust
+statistics.
 """
 
 import math
@@ -21,7 +22,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePart:
-    """One table: title, column heads (lines parted by a newline), and a row of cells per arm."""
+    """One table: title, column heads (a newline breaks a line), and a row of cells per arm."""
 
     title: str
     heads: tuple[str, ...]
@@ -29,7 +30,7 @@ class TablePart:
 
 
 def format_number(estimate: Estimate | None, places: int, scale: float = 1.0, sign: str = "") -> str:
-    """``value ± half of the 95 % interval``; a dash where there is nothing. ``sign="+"`` writes a plus too."""
+    """``value ± half of the 95 % interval``; a dash for None. ``sign="+"`` also writes a plus."""
     if estimate is None:
         return "–"
     value = f"{estimate.value * scale:{sign},.{places}f}"
@@ -39,7 +40,7 @@ def format_number(estimate: Estimate | None, places: int, scale: float = 1.0, si
 
 
 def format_interval(estimate: Estimate | None, places: int, scale: float = 1.0) -> str:
-    """``value [low, high]`` of a bootstrap, whose intervals need not be symmetric; a dash where there is nothing."""
+    """``value [low, high]`` of a bootstrap, whose intervals need not be symmetric; a dash for None."""
     if estimate is None:
         return "–"
     value = f"{estimate.value * scale:.{places}f}"
@@ -50,7 +51,7 @@ def format_interval(estimate: Estimate | None, places: int, scale: float = 1.0) 
 
 
 def format_ratio(row: Row) -> str:
-    """FLOPs to final's loss over final's FLOPs, and on how many of the seeds that `final` has it got there."""
+    """FLOPs to final's loss over final's FLOPs, and the number of shared seeds on which the arm reached that loss."""
     if row.to_final is None:
         return "–"
     share = "–" if math.isinf(row.to_final) else f"{row.to_final:.2f}"
@@ -78,9 +79,9 @@ def _score_columns(metric: Metric) -> list[Column]:
     return [("seeds", lambda row: str(len(row.seeds))), *shown, *map(minus, BASELINES)]
 
 
-def _loss_columns(found: Comparison) -> list[Column]:
-    at = found.equal_flops.values()
-    places = 1 if min(row.flops.value for row in found.rows) > 10e9 else 4
+def _loss_columns(comparison: Comparison) -> list[Column]:
+    at = comparison.equal_flops.values()
+    places = 1 if min(row.flops.value for row in comparison.rows) > 10e9 else 4
     where = f"{statistics.fmean(at) / 1e9:,.{places}f} GFLOP (mean)" if at else "equal FLOPs"
     return [
         ("final loss", lambda row: format_number(row.final_loss, 4)),
@@ -101,46 +102,46 @@ def _robust_columns(metric: Metric) -> list[Column]:
     return [(f"IQM of\n{name}", lambda row: format_interval(row.iqm, metric.places, scale)), *map(above, BASELINES)]
 
 
-def table_parts(found: Comparison) -> list[TablePart]:
-    """The tables, each with its columns' units in their heads."""
-    accuracy = found.metric is Metric.ACCURACY
+def table_parts(comparison: Comparison) -> list[TablePart]:
+    """Builds the tables; the head of a column names its unit."""
+    accuracy = comparison.metric is Metric.ACCURACY
     unit = "points (of 100) of test accuracy" if accuracy else "nats of test loss"
     tables = (
         (
             f"Validation and test; differences in {unit}, paired by seed, positive is better",
-            _score_columns(found.metric),
+            _score_columns(comparison.metric),
         ),
         (
             "Validation loss in nats per sample, and cost; means, but a median for FLOPs to final's loss",
-            _loss_columns(found),
+            _loss_columns(comparison),
         ),
         (
             "Interquartile mean of the test score, and probability of a better one than the baseline's; "
             "[95 % interval] by bootstrap",
-            _robust_columns(found.metric),
+            _robust_columns(comparison.metric),
         ),
     )
     return [
         TablePart(
             title=title,
             heads=("arm", *(head for head, _ in columns)),
-            rows=tuple((row.arm, *(cell(row) for _, cell in columns)) for row in found.rows),
+            rows=tuple((row.arm, *(cell(row) for _, cell in columns)) for row in comparison.rows),
         )
         for title, columns in tables
     ]
 
 
-def verdict_lines(found: Comparison) -> list[tuple[str, str, str]]:
-    """(yes, no or open; claim; figure) of every verdict, the headroom's conclusion first."""
+def verdict_lines(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(yes, no or open; claim; figure) of every verdict; the conclusion on headroom comes first."""
     word = {True: "yes", False: "NO", None: "open"}
     conclusion = {
         True: "informative: capacity matters here",
         False: "UNINFORMATIVE: capacity does not matter here, whatever the rows say",
         None: "headroom not decided: it takes final above none and above a smaller fixed size, on seeds that differ",
-    }[found.informative]
+    }[comparison.informative]
     return [
-        (word[found.informative], conclusion, ""),
-        *((word[verdict.holds], verdict.claim, verdict.figure) for verdict in found.verdicts),
+        (word[comparison.informative], conclusion, ""),
+        *((word[verdict.holds], verdict.claim, verdict.figure) for verdict in comparison.verdicts),
     ]
 
 
@@ -153,25 +154,25 @@ def _table(part: TablePart) -> Table:
     return table
 
 
-def comparison_table(found: Comparison) -> RenderableType:
-    """Tables, verdicts and notes; ± is half of a 95 % interval over seeds."""
-    shown: list[RenderableType] = [Text(f"{found.name}: ± half of a 95 % interval over seeds (Student's t)")]
-    for part in table_parts(found):
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Tables, verdicts and notes for a terminal; ± is half of a 95 % interval over seeds."""
+    shown: list[RenderableType] = [Text(f"{comparison.name}: ± half of a 95 % interval over seeds (Student's t)")]
+    for part in table_parts(comparison):
         shown += [Text(f"\n{part.title}"), _table(part)]
-    said = Table(box=None, show_header=False)
-    for line in verdict_lines(found):
-        said.add_row(*map(Text, line))  # Text: names and notes may hold brackets, which are markup to rich
-    return Group(*shown, said, *(Text(f"note: {note}") for note in found.notes))
+    verdicts = Table(box=None, show_header=False)
+    for line in verdict_lines(comparison):
+        verdicts.add_row(*map(Text, line))  # Text: names and notes may hold brackets, which are markup to rich
+    return Group(*shown, verdicts, *(Text(f"note: {note}") for note in comparison.notes))
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
-def markdown(found: Comparison) -> str:
-    """The same as Markdown, for a results page or an issue."""
+def markdown(comparison: Comparison) -> str:
+    """Tables, verdicts and notes as Markdown, for a results page or an issue."""
     text = []
-    for part in table_parts(found):
+    for part in table_parts(comparison):
         text += [f"{part.title}:", "", _line(part.heads), "|---" * len(part.heads) + "|", *map(_line, part.rows), ""]
-    text += ["| | claim | figure |", "|---|---|---|", *map(_line, verdict_lines(found))]
-    return "\n".join([*text, *(f"\nNote: {note}." for note in found.notes)])
+    text += ["| | claim | figure |", "|---|---|---|", *map(_line, verdict_lines(comparison))]
+    return "\n".join([*text, *(f"\nNote: {note}." for note in comparison.notes)])

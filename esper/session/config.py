@@ -1,6 +1,6 @@
-"""What a session is told beside the objects of a user's loop: settings by the config classes of their owners.
+"""The settings of a session, in the config classes of their owners.
 
-Each may be given as such an object or as a mapping of the settings that differ from its defaults.
+Each may be given as an object of its class, or as a mapping of the settings that differ from the defaults.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ import pytest
 from esper.compare.arms import (
     Arm,
     CompareConfig,
-    DataOnce,
+    DataCache,
     derive,
     flops_per_sample,
     load_compare,
@@ -34,8 +34,8 @@ def result(folder: Path, flops: int, topology: dict[str, str], operator: str = "
 
 
 @pytest.fixture(scope="module")
-def data() -> DataOnce:
-    return DataOnce()
+def data() -> DataCache:
+    return DataCache()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
