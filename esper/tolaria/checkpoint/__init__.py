@@ -1,1 +1,1 @@
-"""Checkpoints: collected, copied, written whole, read back."""
+"""Checkpoints: collecting, copying, writing whole, reading back."""

@@ -1,8 +1,8 @@
-"""A twin of nested plain data in standing host buffers, so that training may go on while a thread writes the twin.
+"""Copies nested plain data into lasting CPU buffers, so that training may go on while a thread writes the copy.
 
-Buffers are kept between two takes and used again where place, dtype, shape and strides are the same; what grew gets
-new ones, what is gone gives its own back. Two names of one tensor (tied weights) are one buffer. From a device the
-copies are asynchronous, into pinned memory; `ready` waits for them.
+A buffer is kept from one take to the next and used again if path, dtype, shape and strides are the same. New tensors
+get new buffers; those of tensors that are gone are freed. Two names of one tensor (tied weights) share one buffer.
+Copies from a device are asynchronous, into pinned memory; `ready` waits for them.
 """
 
 from typing import Any
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 class HostCopy:
-    """Holds one twin at a time: a take overwrites what the one before it returned."""
+    """Holds one copy at a time: a take overwrites what the previous one returned."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._event: Any = None
 
     def take(self, payload: Any) -> Any:
-        """Copies.
+        """Copies a payload.
 
         Args:
             payload: dicts, lists and tuples of tensors and of plain immutable values.
 
         Returns:
-            The same structure; its tensors lie on the host and do not follow the originals.
+            The same structure; its tensors lie on the CPU and do not follow the originals.
         """
         used: dict[str, Tensor] = {}
         seen: dict[tuple[Any, ...], Tensor] = {}
@@ -61,6 +61,6 @@ class HostCopy:
         return copied
 
     def ready(self) -> None:
-        """Waits until the latest take has arrived; from any thread."""
+        """Waits until the latest take has arrived; may be called from any thread."""
         if self._event is not None:
             self._event.synchronize()

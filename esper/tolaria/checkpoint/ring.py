@@ -1,7 +1,7 @@
-"""Snapshots in memory: standing host buffers, written over in turn, so that a snapshot costs a copy and no allocation.
+"""Snapshots in memory: lasting CPU buffers, overwritten in turn, so that a snapshot costs a copy and no allocation.
 
-A snapshot is *cleared* once a later healthy tick has confirmed it. They are taken at healthy ticks only, and a healthy
-tick clears all before it: so at most the newest is not cleared, and the oldest may always be written over.
+A snapshot is *cleared* once a later healthy tick has confirmed it. Snapshots are taken at healthy ticks only, and a
+healthy tick clears all before it. So at most the newest is not cleared, and the oldest may always be overwritten.
 """
 
 import copy
@@ -21,8 +21,12 @@ class Generation:
     """A state of a whole run on one rank, to go back to.
 
     Fields:
-        state: the agreed record. common, own: what is equal on all ranks, and what is this rank's; as in a checkpoint.
-        where: what an error calls it. source: "ram" or "disk". cleared: a later healthy tick has confirmed it.
+        state: the agreed record.
+        common: everything that is equal on all ranks, as in a checkpoint.
+        own: everything that is this rank's own, as in a checkpoint; None if it is not known.
+        where: its name in an error.
+        source: "ram" or "disk".
+        cleared: whether a later healthy tick has confirmed it.
     """
 
     state: RunState
@@ -55,13 +59,15 @@ class Ring:
         return len(self._held)
 
     def take(self, state: RunState, common: dict[str, Any], own: dict[str, Any]) -> tuple[int, float]:
-        """Copies a state, over the oldest one when the ring is full.
+        """Copies a state; overwrites the oldest one if the ring is full.
 
         Args:
-            state: the agreed record. common, own: living tensors and plain data.
+            state: the agreed record.
+            common: living tensors and plain data that are equal on all ranks.
+            own: those that are this rank's own.
 
         Returns:
-            Bytes, and milliseconds that the copy took the caller.
+            Bytes, and milliseconds for which the caller waited.
         """
         began = time.perf_counter()
         if len(self._held) == self.size:
@@ -74,18 +80,19 @@ class Ring:
         return size, 1e3 * (time.perf_counter() - began)
 
     def confirm(self, tick: int) -> None:
-        """The tick is healthy: what was taken before it is cleared."""
+        """Clears every snapshot before a healthy tick."""
         for held in self._held:
             held.generation.cleared |= held.generation.state.tick < tick
 
     def newest(self, back: int, *, from_step: int = 0) -> Generation | None:
-        """The ``back``-th newest cleared snapshot, or the oldest if there are fewer; None without any.
+        """The ``back``-th newest cleared snapshot, or the oldest if there are fewer; None if there is none.
 
         Args:
-            back: from 1. from_step: older ones are no choice.
+            back: 1 for the newest.
+            from_step: optimizer step before which no snapshot is chosen.
 
         Returns:
-            Its tensors are the standing buffers, to be copied from; its plain data stands for itself.
+            The snapshot. Its tensors are the ring's buffers, to be copied from; its plain data is a copy.
         """
         cleared = [h for h in self._held if h.generation.cleared and h.generation.state.step >= from_step]
         if not cleared:
@@ -93,7 +100,7 @@ class Ring:
         held = cleared[max(0, len(cleared) - back)]
         held.buffers.ready()
         generation = held.generation
-        controller = copy.deepcopy(generation.common["controller"])  # who loads it may go on to change it
+        controller = copy.deepcopy(generation.common["controller"])  # whoever loads it may change it
         return Generation(
             generation.state,
             {**generation.common, "controller": controller},
@@ -104,7 +111,7 @@ class Ring:
         )
 
     def forget_after(self, step: int) -> None:
-        """Lets go of what was taken after ``step``: that never happened."""
+        """Drops the snapshots after ``step``, which belong to a course that the run has left."""
         for held in [held for held in self._held if held.generation.state.step > step]:
             self._held.remove(held)
             self._free.append(held.buffers)

@@ -1,15 +1,15 @@
-"""Saving from a running engine: copied at the tick, written by a thread, its fate told in a later commit.
+"""Saves from a running engine: a copy at the tick, a thread that writes it, and a commit that settles it.
 
-    tick t      every rank copies its share into standing host buffers; a thread writes and fsyncs them
+    tick t      every rank copies its share into lasting CPU buffers; a thread writes and fsyncs them
     tick t+n    the commit in which every rank says WRITTEN (or FAILED): on rank 0 a thread hashes, writes the manifest
-                and renames; what was written of a save that failed anywhere is thrown away
-    later       rank 0 tells what became of it
+                and renames; a save that failed on any rank is removed
+    later       rank 0 reports the result
 
-No collective is added, and training stands still for the copy alone. One save is in flight at a time: when the next is
-due it is waited for, at most half as long as a collective may take; if it is still being written then, all ranks have
-that from the same commit, and the save that was due is left out and reported. The last save of a run is synchronous.
+No collective is added, and training waits for the copy alone. One save is in flight at a time. When the next one is
+due, a rank waits for it, at most half as long as a collective may take. If it is still being written then, all ranks
+learn that from the same commit; the save that was due is left out and reported. The last save of a run is synchronous.
 
-A thread lives as long as its job, so none is left behind by a run that ends well; a killed one leaves a folder with a
+A thread lives as long as its job, so a run that ends well leaves none behind. A killed run leaves a folder with a
 temporary name, which nobody reads and the next attempt removes.
 """
 
@@ -32,14 +32,14 @@ from esper.tolaria.ranks.world import World
 
 
 class _Job(threading.Thread):
-    """Runs ``work`` once the job before it is over. What it raises is kept in words, never lost."""
+    """Runs ``work`` once the job before it is over. Its errors are kept as text, never lost."""
 
     def __init__(self, work: Callable[[], None], after: "_Job | None") -> None:
         # A daemon, so that a disk that hangs cannot keep a failed process alive; `Saver.close` waits for it.
         super().__init__(name="esper-saver", daemon=True)
         self._work, self._after = work, after
         self.error, self.ms = "", 0.0
-        self.lease: LeaseError | None = None  # lost: nothing may be saved any more
+        self.lease: LeaseError | None = None  # the lease is lost: nothing may be saved any more
         self.start()
 
     def run(self) -> None:
@@ -75,10 +75,11 @@ class _Landing:
 
 
 class Saver:
-    """Writes this rank's share of a save and settles it once all ranks have spoken.
+    """Writes this rank's share of a save, and settles the save once all ranks have given their word.
 
     Args:
-        store: where. world: for the last, synchronous save, and for how long a collective may take.
+        store: the checkpoints on disk.
+        world: the ranks, for the last, synchronous save; it also says how long a collective may take.
     """
 
     def __init__(self, store: CheckpointStore, world: World) -> None:
@@ -90,7 +91,7 @@ class Saver:
 
     @property
     def word(self) -> SaveWord:
-        """What this rank says of the save in flight."""
+        """This rank's word on the save in flight."""
         if self._flight is None:
             return SaveWord.NONE
         if self._flight.job.is_alive():
@@ -99,14 +100,14 @@ class Saver:
 
     @property
     def in_flight(self) -> int | None:
-        """Step of the save whose fate is not agreed yet; the same on every rank after a `settle`."""
+        """Step of the save that is not settled yet, or None; the same on every rank after a `settle`."""
         return None if self._flight is None else self._flight.step
 
     def wait(self, seconds: float | None = None) -> None:
-        """Before a commit after which a save is due: waits for this rank's share of the one in flight.
+        """Waits for this rank's share of the save in flight; called before a commit after which another is due.
 
         Args:
-            seconds: at most; None: half of what a collective may take now.
+            seconds: longest wait; None for half of what a collective may take now.
         """
         if self._flight is not None:
             began = time.perf_counter()
@@ -116,7 +117,15 @@ class Saver:
     def begin(
         self, step: int, tick: int, score: float | None, common: dict[str, Any] | None, own: dict[str, Any]
     ) -> None:
-        """Copies this rank's share, on rank 0 with what is common, and has it written. None may be in flight."""
+        """Copies this rank's share and lets a thread write it. No other save may be in flight.
+
+        Args:
+            step: optimizer step of the state.
+            tick: tick of the state.
+            score: what ranks it among checkpoints, higher is better; None if validation may not choose it.
+            common: everything that is equal on all ranks; on rank 0 alone.
+            own: everything that is this rank's own.
+        """
         assert self._flight is None
         began = time.perf_counter()
         landing = None if self._landing is None else self._landing.job  # it does not use the buffers
@@ -133,30 +142,31 @@ class Saver:
         self._flight = _Flight(step, tick, score, stall_ms, _Job(write, landing))
 
     def settle(self, ranks: tuple[RankWord, ...], axes: dict[str, int]) -> list[Event]:
-        """After a commit: if every rank has spoken, rank 0 commits the save in flight, or it is thrown away.
+        """Called after a commit: once every rank is done, rank 0 commits the save in flight, or removes it.
 
         Args:
-            ranks: each rank's word of this commit. axes: of what there is to tell.
+            ranks: each rank's word in this commit.
+            axes: axes of the events.
 
         Returns:
-            What this rank has to tell: on rank 0 outcomes, on another its own failure.
+            Events: on rank 0 the results of saves, on another rank its own failure.
 
         Raises:
             LeaseError: on rank 0, a newer attempt has begun.
         """
-        told = self._landed(axes)
+        events = self._take_landing(axes)
         words = [word.save for word in ranks]
         if self._flight is None or SaveWord.WRITING in words:
-            return told
+            return events
         flight, self._flight = self._flight, None
         where = str(self.store.path(flight.step))
         failed = [rank for rank, word in enumerate(words) if word is not SaveWord.WRITTEN]
         if self.world.rank != 0:
             if flight.job.error:
                 what = f"save of step {flight.step} failed here: {flight.job.error}"
-                told.append(Fault(**axes, what=what, where=where))
+                events.append(Fault(**axes, what=what, where=where))
         elif failed:
-            told.append(self._abandon(flight, failed, flight.job.error, axes))
+            events.append(self._abandon(flight, failed, flight.job.error, axes))
         else:
             size: list[int] = []
 
@@ -167,10 +177,10 @@ class Saver:
 
             assert self._landing is None  # this flight's writing began after it
             self._landing = _Landing(flight, _Job(commit, None), size)
-        return told
+        return events
 
-    def _landed(self, axes: dict[str, int], *, join: bool = False) -> list[Event]:
-        """What became of the save that rank 0 was committing; nothing while it still does."""
+    def _take_landing(self, axes: dict[str, int], *, join: bool = False) -> list[Event]:
+        """The result of the save that rank 0 was committing; empty while it is not done."""
         landing = self._landing
         if landing is not None and join:
             landing.job.join()
@@ -207,10 +217,11 @@ class Saver:
         """Settles the save in flight now, on all ranks together.
 
         Args:
-            axes: of what there is to tell. seconds: that the writing may still take.
+            axes: axes of the events.
+            seconds: longest wait for the writing.
 
         Raises:
-            CheckpointError: it is still being written somewhere; the same text on every rank.
+            CheckpointError: it is still being written on some rank; every rank raises the same text.
         """
         self.wait(seconds)
         words = torch.zeros(self.world.size, dtype=torch.int64)
@@ -218,38 +229,39 @@ class Saver:
         self.world.all_reduce(words, dist.ReduceOp.MAX, what="save", on="default")
         ranks = tuple(RankWord(save=SaveWord(value)) for value in words.tolist())
         step = self.in_flight
-        told = self.settle(ranks, axes)
+        events = self.settle(ranks, axes)
         if self._flight is not None:
             slow = ", ".join(str(rank) for rank, word in enumerate(ranks) if word.save is SaveWord.WRITING)
             raise CheckpointError(
                 f"save of step {step} is still being written on rank {slow} after {seconds:.0f} s more; "
                 f"is its disk reachable? {self._newest()}"
             )
-        return told + self._landed(axes, join=True)
+        return events + self._take_landing(axes, join=True)
 
     def finish(self, axes: dict[str, int], seconds: float) -> list[Event]:
         """Settles the save in flight synchronously: the last save of a run.
 
         Args:
-            axes: of what there is to tell. seconds: that the writing may still take.
+            axes: axes of the events.
+            seconds: longest wait for the writing.
 
         Raises:
-            CheckpointError: it failed; the text names the newest checkpoint that there is.
+            CheckpointError: it failed; the text names the newest checkpoint.
         """
         step = self.in_flight
         if step is None:
-            return self._landed(axes, join=True)
-        told = self.drain(axes, seconds)
-        saved = any(isinstance(event, CheckpointSaved) and event.saved_step == step for event in told)
+            return self._take_landing(axes, join=True)
+        events = self.drain(axes, seconds)
+        saved = any(isinstance(event, CheckpointSaved) and event.saved_step == step for event in events)
         committed = torch.tensor([int(saved)], dtype=torch.int64)
         self.world.all_reduce(committed, dist.ReduceOp.MAX, what="save-commit", on="default")
         if not committed.item():
-            faults = [event.what for event in told if isinstance(event, Fault)]
+            faults = [event.what for event in events if isinstance(event, Fault)]
             raise CheckpointError(f"{faults[-1] if faults else f'save of step {step} failed'}; {self._newest()}")
-        return told
+        return events
 
     def close(self, seconds: float = 10.0) -> None:
-        """Waits for what is being written, at most so long; for a run that ends by an error."""
+        """Waits at most ``seconds`` for what is being written; for a run that ends with an error."""
         until = time.monotonic() + seconds
         for pending in (self._landing, self._flight):
             if pending is not None:

@@ -1,4 +1,4 @@
-"""When a run saves, and what it says of it; the copying and writing is `esper.tolaria.checkpoint.saver`'s."""
+"""Decides when a run saves, and reports its saves; `esper.tolaria.checkpoint.saver` copies and writes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +21,14 @@ class Saves(Observer):
 
     Args:
         saver: writes them.
-        narrator: tells of them.
-        heartbeat: where this rank is.
-        sink: what is flushed before a save is committed.
-        control: limits.
-        objective: what scores a save.
-        every_ticks: ticks between saves; 0: at the end alone.
+        narrator: reports them.
+        heartbeat: marks where this rank is.
+        sink: flushed before a save is committed.
+        control: time limits.
+        objective: scores a save.
+        every_ticks: ticks between saves; 0 saves at the end alone.
         total_steps: optimizer steps of the run.
-        collect: copies everything of the run in a state.
+        collect: returns everything of the run in a state.
     """
 
     name = "saves"
@@ -52,22 +52,22 @@ class Saves(Observer):
         self._due = self._last = False
 
     def before_commit(self, turn: Turn) -> None:
-        """Whether a save follows this tick: by count, at the end, or because a stop was asked for."""
+        """Decides whether a save follows this tick: by count, at the end, or because a stop was requested."""
         stop, ended = turn.sums["stop"] > 0, turn.state.step >= self._total
         self._due = ended or (self._every > 0 and turn.state.tick % self._every == 0)
         self._last = stop or ended
         turn.save = self._due or stop
-        if turn.save:  # the one before must be out of the way; every rank waits for its own share
+        if turn.save:  # the previous save must be done; every rank waits for its own share
             self.saver.wait()
             turn.full = True
         turn.word = replace(turn.word, save=self.saver.word)
 
     def after_commit(self, turn: Turn) -> None:
-        """The fate of the save in flight, and whether another can begin."""
+        """Settles the save in flight, and checks whether another can begin."""
         self.heartbeat.mark("save-commit")
         self.flush_before_commit()
         self.narrator.emit_all(self.saver.settle(turn.agreed.agreed.ranks, axes_of(turn.state)))
-        if turn.state.governor.verdict is not Verdict.PANIC:  # else the governor settles them all
+        if turn.state.governor.verdict is not Verdict.PANIC:  # after a panic the governor settles them all
             turn.save = turn.save and self.make_room(turn.state, last=self._last)
 
     def after_follow(self, turn: Turn) -> None:
@@ -83,10 +83,12 @@ class Saves(Observer):
         return (state.validation_accuracy if accuracy else state.validation_loss).value
 
     def begin(self, state: RunState, *, scored: bool) -> None:
-        """Begins a save of the state at the end of a tick; its fate is told in a later commit.
+        """Begins a save of the state at the end of a tick; a later commit settles it.
 
-        ``scored`` is whether validation may choose it for the test: a save that only a stop asked for has no score, so
-        that a run which was stopped chooses among the same checkpoints as one which was not.
+        Args:
+            state: at the end of the tick.
+            scored: whether validation may choose it for the test. A save that only a stop requested has no score, so
+                that a stopped run chooses among the same checkpoints as one that was not stopped.
         """
         value, fresh = self.objective(state), state.validation_loss.tick == state.tick
         score = None
@@ -96,23 +98,23 @@ class Saves(Observer):
         self.saver.begin(state.step, state.tick, score, common if self.saver.world.rank == 0 else None, own)
 
     def make_room(self, state: RunState, *, last: bool) -> bool:
-        """Whether a save can begin: where the one before is still being written, all ranks have that from one commit.
-        The last save of a run waits for it, another is left out."""
-        before = self.saver.in_flight
-        if before is None:
+        """Whether a save can begin. If the previous one is still being written, all ranks know it from the same commit:
+        the last save of a run waits for it, any other is left out."""
+        previous = self.saver.in_flight
+        if previous is None:
             return True
         if last:
             self.settle_now(state)
             return True
         what = (
-            f"save of step {state.step} left out: that of step {before} is still being written; is the disk slow? "
+            f"save of step {state.step} left out: that of step {previous} is still being written; is the disk slow? "
             "raise checkpoint.every_ticks"
         )
         self.narrator.report_fault(state, what, str(self.saver.store.path(state.step)))
         return False
 
     def settle_now(self, state: RunState) -> None:
-        """Waits until nothing is being written or committed, on all ranks together."""
+        """Waits on all ranks together until nothing is being written or committed."""
         self.narrator.emit_all(self.saver.drain(axes_of(state), self._patience))
 
     def finish(self, state: RunState) -> None:
@@ -122,6 +124,6 @@ class Saves(Observer):
         self.narrator.emit_all(self.saver.finish(axes_of(state), self._patience))
 
     def flush_before_commit(self) -> None:
-        """What was told up to a saved tick is written first: a resume from there trains nothing of it again."""
+        """Writes the events up to a saved tick first: a resume from there does not produce them again."""
         if self.saver.word in (SaveWord.WRITTEN, SaveWord.FAILED):
             self.sink.flush()

@@ -1,7 +1,7 @@
-"""What a checkpoint holds, and how a run is rebuilt from it: the topology from the record first, then every tensor.
+"""Collects what a checkpoint holds, and rebuilds a run from it: first the topology from the record, then every tensor.
 
-state.pt      format, config digest, agreed state, model, optimizer by parameter name, controller, wandb run id, and who
-              taught (never the teacher itself)
+state.pt      format, config digest, agreed state, model, optimizer by parameter name, controller, wandb run id, and the
+              teacher's identity (never the teacher itself)
 rank-N.pt     format, rank, random number state of this rank
 """
 
@@ -20,7 +20,7 @@ from esper.tolaria.growth.planting import load_weights
 from esper.tolaria.ranks.world import World
 
 COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id", "teacher"}
-OPTIONAL_KEYS = {"observers"}  # there exactly where an observer remembers something
+OPTIONAL_KEYS = {"observers"}  # present exactly if an observer has a state
 OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda"}
 
 
@@ -34,13 +34,21 @@ def collect_common(
     teacher: dict[str, Any] | None,
     observers: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Everything that is equal on all ranks; plain data and tensors only, the tensors those that live.
+    """Everything that is equal on all ranks: plain data and the living tensors, not copies.
 
-    ``observers``: what those hold that remember something; without any there is no such key.
+    Args:
+        grown: the model.
+        owner: owns its optimizer.
+        state: the agreed record.
+        controller: the controller's state.
+        config_digest: digest of the run's config.
+        run_id: of wandb.
+        teacher: the teacher's identity, or None.
+        observers: states of those observers that have one; without any the key is left out.
     """
-    remembered = {"observers": observers} if observers else {}
+    optional = {"observers": observers} if observers else {}
     return {
-        **remembered,
+        **optional,
         "format": FORMAT,
         "config_digest": config_digest,
         "run_state": to_plain(state),
@@ -53,13 +61,15 @@ def collect_common(
 
 
 def check_teacher(payload: dict[str, Any], present: dict[str, Any] | None, where: str) -> None:
-    """A run goes on with the teacher that it had.
+    """Checks that a run goes on with the teacher that it had.
 
     Args:
-        payload: common part of a checkpoint. present: identity of this run's teacher. where: the checkpoint lies.
+        payload: common part of a checkpoint.
+        present: identity of this run's teacher, or None.
+        where: where the checkpoint lies, for an error.
 
     Raises:
-        CheckpointError: it had another one; the text says which.
+        CheckpointError: the run had another teacher; the text says which.
     """
     before = payload["teacher"]
     if (before and before["digest"]) != (present and present["digest"]):
@@ -68,21 +78,25 @@ def check_teacher(payload: dict[str, Any], present: dict[str, Any] | None, where
 
 
 def collect_own(world: World) -> dict[str, Any]:
-    """What is this rank's own."""
+    """Everything that is this rank's own."""
     return {"format": FORMAT, "rank": world.rank, **rng_state(world.device)}
 
 
-def _keys(payload: dict[str, Any], wanted: set[str], where: str) -> None:
+def _check_keys(payload: dict[str, Any], wanted: set[str], where: str) -> None:
     missing, unknown = sorted(wanted - set(payload)), sorted(set(payload) - wanted)
     if missing or unknown:
         raise CheckpointError(f"{where}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
 
 
 def read_common(store: CheckpointStore, step: int) -> tuple[dict[str, Any], RunState]:
-    """Loads state.pt of a verified checkpoint, strictly; CheckpointError names a missing or unknown key."""
+    """Loads state.pt of a verified checkpoint.
+
+    Raises:
+        CheckpointError: a key is missing or unknown; the text names it.
+    """
     where = str(store.path(step) / "state.pt")
     payload = store.load(step, "state.pt")
-    _keys(payload, COMMON_KEYS | (OPTIONAL_KEYS & set(payload)), where)
+    _check_keys(payload, COMMON_KEYS | (OPTIONAL_KEYS & set(payload)), where)
     try:
         return payload, from_plain(RunState, payload["run_state"], "run_state")
     except ValueError as error:
@@ -90,7 +104,7 @@ def read_common(store: CheckpointStore, step: int) -> tuple[dict[str, Any], RunS
 
 
 def read_generation(store: CheckpointStore, step: int, world: World) -> Generation:
-    """Reads a verified checkpoint for this rank; nothing else is touched.
+    """Reads a verified checkpoint for this rank; changes nothing.
 
     Raises:
         CheckpointError: a key is missing or unknown; the text names it.
@@ -100,21 +114,21 @@ def read_generation(store: CheckpointStore, step: int, world: World) -> Generati
     manifest = store.manifest(step)
     if name in manifest.files and manifest.world_size == world.size:
         own = store.load(step, name)
-        _keys(own, OWN_KEYS, str(store.path(step) / name))
+        _check_keys(own, OWN_KEYS, str(store.path(step) / name))
     return Generation(state, payload, own, str(store.path(step)), "disk", cleared=True)
 
 
 def put_back(
     generation: Generation, grown: Grown, owner: ParameterOwner, growth: Growth, world: World, seed: int
 ) -> None:
-    """Makes the run what a generation says: topology, weights, moments, random numbers, staged births.
+    """Restores the run of a generation: topology, weights, moments, random numbers, staged births.
 
-    The model may have grown meanwhile, in whatever way: first of all everything that stands or waits is uprooted, so
-    that what comes out is the same as from a fresh start. On another world size a rank without random numbers of its
-    own draws from a stream keyed by (seed, rank, step). Its tensors are copied from.
+    The model may have grown in any way since. So every seed and every birth under way is removed first, and the result
+    is the same as from a fresh start. On another world size a rank without random numbers of its own draws from a
+    stream keyed by (seed, rank, step). The generation's tensors are copied.
 
     Raises:
-        CheckpointError: it does not fit this model; the text says where it lies.
+        CheckpointError: it does not fit this model; the text says which checkpoint it is.
     """
     state, where = generation.state, generation.where
     if [entry.slot for entry in state.slots] != list(grown.slots):

@@ -2,15 +2,15 @@
 
     step-00000100/            a committed checkpoint
       state.pt                rank 0: everything that is equal on all ranks
-      rank-00000.pt ...       what is each rank's own (its random number state)
+      rank-00000.pt ...       each rank's own data (its random number state)
       manifest.json           step, tick, score, world size, and size and SHA-256 of every file
     step-00000150.a2.tmp/     being written by attempt 2; never read
 
-A save takes two phases: every rank writes and fsyncs its file into the temporary folder; once all have said that they
-did, rank 0 hashes the files, writes the manifest, fsyncs and renames. Only whole folders ever bear a checkpoint's name,
-and one that goes loses its name first, so a process killed at any moment leaves the others as they were, and whatever
-is amiss in a folder of that name is damage, to be reported. Files load with plain ``torch.load``
-(``weights_only=True``).
+A save takes two phases. First every rank writes and fsyncs its file into the temporary folder. Once all have said that
+they did, rank 0 hashes the files, writes the manifest, fsyncs and renames. Only complete folders ever have a
+checkpoint's name, and a checkpoint that is removed loses its name first. So a process killed at any moment leaves the
+other checkpoints as they were, and anything wrong in a folder of that name is damage, to be reported. Files load with
+plain ``torch.load`` (``weights_only=True``).
 """
 
 import hashlib
@@ -46,7 +46,16 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a committed checkpoint says of itself. ``score``: the objective there, higher is better, None if unknown."""
+    """The manifest of a committed checkpoint.
+
+    Fields:
+        format: of the checkpoint's files.
+        step: optimizer step.
+        tick: control tick.
+        world_size: ranks that wrote it.
+        score: the objective at that step, higher is better; None if unknown.
+        files: size and hash of each file, by name.
+    """
 
     format: int
     step: int
@@ -65,8 +74,10 @@ class CheckpointStore:
     """The checkpoints of one run directory.
 
     Args:
-        folder: ``RUN/checkpoints``. attempt: of this process group. keep: newest ones to keep.
-        lease: raises when a newer attempt has begun; asked before anything that bears a checkpoint's name is touched.
+        folder: ``RUN/checkpoints``.
+        attempt: number of this process group's attempt.
+        keep: number of newest checkpoints to keep.
+        lease: raises if a newer attempt has begun; called before a folder with a checkpoint's name is touched.
     """
 
     def __init__(self, folder: Path, *, attempt: int, keep: int, lease: Callable[[], None] = lambda: None) -> None:
@@ -74,7 +85,7 @@ class CheckpointStore:
 
     @classmethod
     def of_run(cls, run: Path) -> "CheckpointStore":
-        """The checkpoints of a run directory, to read: it holds no lease, and keeps none."""
+        """The checkpoints of a run directory, for reading only: without a lease."""
         return cls(RunDir(run).checkpoints, attempt=0, keep=1)
 
     def path(self, step: int) -> Path:
@@ -86,32 +97,36 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, valid or not, newest first."""
-        found = []
+        steps = []
         for entry in self.folder.glob("step-*") if self.folder.is_dir() else ():
             digits = entry.name.removeprefix("step-")
             if digits.isdigit():
-                found.append(int(digits))
-        return sorted(found, reverse=True)
+                steps.append(int(digits))
+        return sorted(steps, reverse=True)
 
     def clean(self) -> None:
-        """Removes what killed attempts left half-written; rank 0, before anybody writes."""
+        """Removes what killed attempts left half-written; called on rank 0 before any rank writes."""
         self.lease()
         for entry in self.folder.glob("step-*.tmp") if self.folder.is_dir() else ():
             shutil.rmtree(entry, ignore_errors=True)
 
     def write(self, step: int, name: str, payload: dict[str, Any]) -> None:
-        """Writes and fsyncs one file of a save in progress; OSError when the disk says no."""
+        """Writes and fsyncs one file of a save in progress.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         folder = self._temporary(step)
         folder.mkdir(parents=True, exist_ok=True)
         write_synced(folder / name, lambda file: torch.save(payload, file))
 
     def commit(self, step: int, *, tick: int, world_size: int, score: float | None) -> int:
-        """Turns a fully written save into a checkpoint (rank 0); returns its bytes. Older ones beyond ``keep`` go.
+        """Turns a complete save into a checkpoint (rank 0), and removes older ones beyond ``keep``; returns its bytes.
 
         Raises:
             CheckpointError: a rank's file is not there.
             LeaseError: a newer attempt has begun; nothing was touched.
-            OSError: the disk says no; the save stays temporary.
+            OSError: the disk refuses; the save stays temporary.
         """
         folder, final = self._temporary(step), self.path(step)
         self.lease()
@@ -124,7 +139,7 @@ class CheckpointStore:
         manifest = Manifest(format=FORMAT, step=step, tick=tick, world_size=world_size, score=score, files=files)
         write_synced(folder / "manifest.json", json.dumps(to_plain(manifest), indent=1))
         sync(folder)
-        self.lease()  # again, now that hashing is done: what is left takes no time
+        self.lease()  # again, after the hashing: what is left takes no time
         if final.exists():  # an older attempt of the same step that a later one found damaged or replayed
             self._remove(step)
         folder.rename(final)
@@ -143,13 +158,13 @@ class CheckpointStore:
         shutil.rmtree(stale, ignore_errors=True)
 
     def set_aside(self, after: int) -> list[int]:
-        """Takes the name from every checkpoint after step ``after``, so that nobody goes on from it (rank 0).
+        """Renames every checkpoint after step ``after``, so that no resume goes on from it (rank 0).
 
-        They stay as ``aside-<step>``, until the next ones are set aside.
+        They are kept as ``aside-<step>`` until the next ones are set aside.
 
         Raises:
             LeaseError: a newer attempt has begun; nothing was touched.
-            OSError: the disk says no.
+            OSError: the disk refuses.
         """
         self.lease()
         steps = [step for step in self.steps() if step > after]
@@ -166,7 +181,11 @@ class CheckpointStore:
                 self._remove(step)
 
     def manifest(self, step: int) -> Manifest:
-        """Reads a manifest; CheckpointError when it is damaged or of another format."""
+        """Reads a manifest.
+
+        Raises:
+            CheckpointError: it is damaged, or has another format.
+        """
         path = self.path(step) / "manifest.json"
         try:
             manifest = from_plain(Manifest, json.loads(path.read_text()))
@@ -177,7 +196,7 @@ class CheckpointStore:
         return manifest
 
     def verify(self, step: int, names: Iterable[str] | None = None) -> Manifest:
-        """Checks size and SHA-256 of a checkpoint's files (all of them, or ``names`` where they are listed).
+        """Checks size and SHA-256 of a checkpoint's files: all of them, or those of ``names`` that its manifest lists.
 
         Raises:
             CheckpointError: names the damaged file and what is wrong with it.
@@ -196,7 +215,7 @@ class CheckpointStore:
         return manifest
 
     def load(self, step: int, name: str) -> dict[str, Any]:
-        """Loads one file of a verified checkpoint, tensors on CPU."""
+        """Loads one file of a verified checkpoint, with its tensors on the CPU."""
         path = self.path(step) / name
         try:
             payload: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -205,7 +224,7 @@ class CheckpointStore:
         return payload
 
     def ranked(self) -> list[int]:
-        """Steps with a score in a readable manifest, the best first; of equals the later."""
+        """Steps with a score in a readable manifest, best first; of two equal scores the later step first."""
         scored = []
         for step in self.steps():
             try:
@@ -217,5 +236,5 @@ class CheckpointStore:
         return [step for _, step in sorted(scored, reverse=True)]
 
     def best(self) -> int | None:
-        """The first of `ranked`; None without any score."""
+        """The first of `ranked`; None if no checkpoint has a score."""
         return next(iter(self.ranked()), None)

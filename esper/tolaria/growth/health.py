@@ -135,7 +135,7 @@ class GradientMeter:
         return self._constants[key]
 
     def take(self) -> dict[str, OwnerHealth]:
-        """Returns the sums since the last call and begins anew; waits for the device, once per set of owners."""
+        """Returns the sums since the last call and begins anew; waits for the device once per set of owners."""
         groups = [*self._shares, *(tuple(owner for owner, _ in key) for key in self._broken)]
         health = {owner: OwnerHealth() for owners in groups for owner in owners}
         for owners, shares in self._shares.items():
