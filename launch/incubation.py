@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from esper.config.digest import config_digest
 from esper.config.strict import as_plain
-from esper.config.tree import build_config, config_digest
+from esper.config.tree import build_config
 from esper.kasmina.attribution.worth import evaluating
 from esper.launcher.compose import conf_folder
 from esper.leyline.commands import Command

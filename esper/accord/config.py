@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esper.leyline.channels import channels_path, parse_channels
-from esper.leyline.checks import Checks
+from esper.leyline.fields import Checks
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 

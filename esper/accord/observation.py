@@ -2,8 +2,7 @@
 
 from dataclasses import fields, replace
 
-from esper.accord.conditions import conditions_of
-from esper.accord.facts import max_looks, verdict_ahead
+from esper.accord.facts import conditions_of, max_looks, verdict_ahead
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.evidence import ABSENT, Reading, measured

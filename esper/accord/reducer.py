@@ -19,9 +19,8 @@ from dataclasses import replace
 
 from esper.accord.breaker import after_birth
 from esper.accord.changes import Changes
-from esper.accord.conditions import conditions_of
 from esper.accord.effects import Outcome, Prepare, Register, Veto
-from esper.accord.facts import GATE_AHEAD, facts_of, verdict_ahead
+from esper.accord.facts import GATE_AHEAD, conditions_of, facts_of, verdict_ahead
 from esper.accord.gates import judge_gate
 from esper.accord.lifecycle import SlotState
 from esper.accord.looks import next_look

@@ -29,8 +29,8 @@ from esper.config.strict import Reader, defaults_of
 from esper.config.tree import EsperConfig, build_config
 from esper.karn.comparison import Metric
 from esper.launcher.compose import conf_folder, plain_of
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.fields import Checks
 from esper.leyline.files import RunDir
 from esper.run.assembly import build_costs, build_grown
 from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data

@@ -20,7 +20,8 @@ from typing import Any
 
 from esper.compare.arms import CompareConfig, DataCache, derive, read_result
 from esper.compare.devices import Devices, on_gpu, visible_gpus
-from esper.config.tree import EsperConfig, build_config, config_digest
+from esper.config.digest import config_digest
+from esper.config.tree import EsperConfig, build_config
 from esper.launcher.supervise import torchrun_environment
 from esper.leyline.errors import EsperError, RunDirError, one_line
 from esper.leyline.files import RunDir

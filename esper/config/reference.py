@@ -12,7 +12,7 @@ import yaml
 from esper.config.folder import conf_folder
 from esper.config.strict import defaults_of, in_words, override_text
 from esper.config.tree import FIXED_SECTIONS, KINDS, EsperConfig
-from esper.leyline.fielddocs import as_markdown, class_doc, field_docs
+from esper.leyline.fields import as_markdown, class_doc, field_docs
 
 _HEAD = """# Configuration
 

@@ -16,8 +16,8 @@ from esper.accord.effects import Veto
 from esper.accord.state import RunState
 from esper.drill.bus import Bus, ProtocolBroken, RankEnd
 from esper.drill.replica import FaultKind, InjectedFault, Replica, build_chain, terms_for
-from esper.leyline.checks import Checks
 from esper.leyline.events import Event
+from esper.leyline.fields import Checks
 from esper.leyline.plain import digest62
 from esper.leyline.protocols import NullSink
 from esper.leyline.stages import Incubation

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from esper.leyline.checks import Checks
 from esper.leyline.events import Event
+from esper.leyline.fields import Checks
 
 _WANDB_NAME = re.compile(r"[^/\\#?%:]{1,128}")
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from esper.accord.breaker import BreakerOrder
-from esper.config.tree import Resume, RunConfig, differences, read_plain, same_file, write_config
+from esper.config.digest import differences, same_file
+from esper.config.tree import Resume, RunConfig, read_plain, write_config
 from esper.leyline.errors import ConfigError, DataError, RunDirError
 from esper.leyline.files import RunDir, package_folder, write_json
 from esper.leyline.plain import from_plain, to_plain

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from esper.config.tree import EsperConfig, config_digest
+from esper.config.digest import config_digest
+from esper.config.tree import EsperConfig
 from esper.kasmina.blueprints import registry
 from esper.leyline.errors import CheckpointError, LockstepError
 from esper.leyline.events import Event, Fault, RunEnded

@@ -12,8 +12,8 @@ from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.state import Terms
 from esper.config.strict import UNSET, Reader, as_plain, defaults_of
 from esper.kasmina.slots.grown import Grown
-from esper.leyline.checks import Checks
 from esper.leyline.errors import CheckpointError, ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.plain import from_plain
 from esper.leyline.protocols import Controller
 from esper.leyline.slots import sort_slots

@@ -11,8 +11,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.imports import import_object, is_dotted
 from esper.leyline.protocols import Controller
 from esper.tamiyo.registry import register

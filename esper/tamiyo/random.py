@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from esper.leyline.alpha import Curve, check_alpha
-from esper.leyline.checks import Checks
 from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.legality import legal_ops, spent_budget, why_refused
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.stages import Op

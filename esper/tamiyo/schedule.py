@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esper.leyline.alpha import Curve, Operator
-from esper.leyline.checks import Checks
 from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.observation import Observation
 from esper.leyline.slots import parse_slot, sort_slots
 from esper.leyline.stages import Op

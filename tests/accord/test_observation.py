@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from esper.accord.absorb import absorb
-from esper.accord.conditions import embargo_left
 from esper.accord.config import EvidencePolicy
-from esper.accord.facts import facts_of, max_looks, verdict_ahead
+from esper.accord.facts import embargo_left, facts_of, max_looks, verdict_ahead
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp

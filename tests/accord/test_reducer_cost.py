@@ -7,7 +7,7 @@ import pytest
 from esper.accord import reducer
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import Spent, Terms
-from esper.leyline.events.run import CommandJudged
+from esper.leyline.events.growth import CommandJudged
 from tests.support.agreed_states import germinate, run_of
 
 

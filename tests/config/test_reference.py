@@ -7,7 +7,7 @@ import pytest
 from esper.compare.arms import Arm, CompareConfig
 from esper.config import reference
 from esper.config.tree import EsperConfig, config_classes
-from esper.leyline.fielddocs import class_doc, field_docs
+from esper.leyline.fields import class_doc, field_docs
 from esper.leyline.files import package_folder
 from esper.nissa.config import WandbConfig
 from esper.session.config import SessionConfig

@@ -12,6 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from esper.config.digest import config_digest, differences
 from esper.config.strict import as_plain, defaults_of
 from esper.config.tree import (
     FIXED_SECTIONS,
@@ -19,9 +20,7 @@ from esper.config.tree import (
     Resume,
     build_config,
     config_classes,
-    config_digest,
     cross_check,
-    differences,
     load_config,
     write_config,
 )

@@ -16,7 +16,7 @@ from esper.config.tree import EsperConfig
 from esper.leyline.events import CommandJudged, StageChanged, TickDone
 from esper.leyline.plain import to_plain
 from esper.leyline.stages import Stage
-from esper.tamiyo.heuristic import HeuristicConfig
+from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tolaria.data import DigitsConfig, PySourceConfig, load_data
 from esper.tolaria.data.sampler import BatchPlan
 from tests.support.dist import run_distributed

@@ -29,7 +29,7 @@ from esper.leyline.events import (
     TickDone,
 )
 from esper.leyline.stages import Mechanical
-from esper.tamiyo.heuristic import HeuristicConfig
+from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tolaria.training.engine import Engine
 from esper.tolaria.training.governor import Recovery
 from tests.support.collective_counter import CollectiveCounter

@@ -16,7 +16,7 @@ import torch
 
 from esper.leyline.errors import CheckpointError, Preempted
 from esper.nissa.reading import read_events
-from esper.tamiyo.heuristic import HeuristicConfig
+from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import DigitsConfig
 from esper.tolaria.training.engine import Engine

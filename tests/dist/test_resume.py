@@ -12,7 +12,7 @@ import pytest
 
 from esper.kasmina.hosts import registry
 from esper.nissa.reading import latest, read_events
-from esper.tamiyo.heuristic import HeuristicConfig
+from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tolaria.data import DigitsConfig, PySourceConfig
 from tests.support.fault_places import PLACES
 from tests.support.killed_runs import Kill, assert_same_run, final, live, prepare_run

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from esper.leyline import errors
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, EsperError
 from esper.leyline.events import EVENTS
+from esper.leyline.fields import Checks
 from esper.leyline.protocols import NullSink
 from esper.leyline.topology import Topology
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from esper.leyline.events import EVENTS, reference
-from esper.leyline.fielddocs import class_doc, field_docs
+from esper.leyline.fields import class_doc, field_docs
 from esper.leyline.files import package_folder
 
 

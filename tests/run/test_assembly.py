@@ -8,7 +8,7 @@ from torch import nn
 
 from esper.kasmina.hosts import CustomHostConfig
 from esper.leyline.errors import ConfigError
-from esper.tamiyo.heuristic import HeuristicConfig
+from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tamiyo.none import NoneConfig
 from tests.support.tiny import make_engine, tiny_config
 

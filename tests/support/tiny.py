@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from esper.config.digest import config_digest
 from esper.config.strict import as_plain
-from esper.config.tree import FIXED_SECTIONS, EsperConfig, RunConfig, build_config, config_digest
+from esper.config.tree import FIXED_SECTIONS, EsperConfig, RunConfig, build_config
 from esper.kasmina.hosts import CNNConfig, GPTConfig
 from esper.leyline.events import Event
 from esper.leyline.plain import to_plain

@@ -12,7 +12,7 @@ from esper.leyline.evidence import measured
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Gate, Op, Stage
 from esper.tamiyo import build_controller
-from esper.tamiyo.heuristic import HeuristicConfig, PlateauMetric, Undecided
+from esper.tamiyo.heuristic_config import HeuristicConfig, PlateauMetric, Undecided
 from tests.support.observations import FREE, World, observe, slot_view, verdict
 
 LIFE = [Stage.EMPTY, Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]

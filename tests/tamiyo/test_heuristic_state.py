@@ -7,7 +7,7 @@ import random
 import pytest
 
 from esper.tamiyo import build_controller
-from esper.tamiyo.heuristic import HeuristicConfig
+from esper.tamiyo.heuristic_config import HeuristicConfig
 from tests.support.observations import World
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from esper.leyline.checks import Checks
+from esper.leyline.fields import Checks
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,8 +13,8 @@ from torch.nn.functional import relu
 from esper.kasmina.blueprints.parts import GroupNorm
 from esper.kasmina.hosts.registry import InjectionPoint, host
 from esper.kasmina.hosts.resume import Chain
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.topology import Topology
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
 from esper.kasmina.slots.sites import list_some
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.imports import import_object, is_dotted
 from esper.leyline.slots import sort_slots
 

@@ -15,8 +15,8 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
 from esper.kasmina.hosts.resume import State, join_slots, places
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.slots import parse_slot
 from esper.leyline.topology import Topology
 

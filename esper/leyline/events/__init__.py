@@ -6,23 +6,25 @@ dropped.
 """
 
 from esper.leyline.events.base import SCHEMA_VERSION, Event
-from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
-from esper.leyline.events.run import (
+from esper.leyline.events.growth import (
     BirthVetoed,
-    CheckpointSaved,
     CommandJudged,
     CommandRefused,
     ContributionMeasured,
-    Fault,
     GateJudged,
     LibraryUsed,
     RampCommitted,
+    SlotDegraded,
+    StageChanged,
+)
+from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import (
+    CheckpointSaved,
+    Fault,
     Rewrapped,
     RunEnded,
     RunStarted,
-    SlotDegraded,
     SlotLine,
-    StageChanged,
     StepSkipped,
     TickDone,
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from esper.leyline.events.base import SCHEMA_VERSION, Event
 from esper.leyline.events.table import EVENTS
-from esper.leyline.fielddocs import as_markdown, class_doc, field_docs
+from esper.leyline.fields import as_markdown, class_doc, field_docs
 
 _HEAD = f"""# Events
 

@@ -1,25 +1,19 @@
 """The table of event kinds, for reading an event file back."""
 
 from esper.leyline.events.base import Event
-from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
-from esper.leyline.events.run import (
+from esper.leyline.events.growth import (
     BirthVetoed,
-    CheckpointSaved,
     CommandJudged,
     CommandRefused,
     ContributionMeasured,
-    Fault,
     GateJudged,
     LibraryUsed,
     RampCommitted,
-    Rewrapped,
-    RunEnded,
-    RunStarted,
     SlotDegraded,
     StageChanged,
-    StepSkipped,
-    TickDone,
 )
+from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import CheckpointSaved, Fault, Rewrapped, RunEnded, RunStarted, StepSkipped, TickDone
 
 EVENTS: dict[str, type[Event]] = {
     cls.kind: cls

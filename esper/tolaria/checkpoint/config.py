@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from esper.leyline.checks import Checks
+from esper.leyline.fields import Checks
 
 
 class Objective(StrEnum):

@@ -16,8 +16,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from esper.leyline.checks import Checks
 from esper.leyline.errors import DataError
+from esper.leyline.fields import Checks
 from esper.tolaria.data.hashing import hashed_order
 from esper.tolaria.data.parts import Bundle, BytePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root, register

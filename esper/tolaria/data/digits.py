@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from esper.leyline.checks import Checks
+from esper.leyline.fields import Checks
 from esper.tolaria.data.images import channel_statistics
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle

@@ -15,8 +15,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, DataError
+from esper.leyline.fields import Checks
 from esper.tolaria.data.augment import Augment
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle

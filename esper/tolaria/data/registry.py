@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError, DataError
+from esper.leyline.fields import Checks
 from esper.tolaria.data.hashing import hashed_order
 from esper.tolaria.data.parts import Bundle
 

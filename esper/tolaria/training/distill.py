@@ -27,8 +27,8 @@ from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.feature import place_of, take
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
-from esper.leyline.checks import Checks
 from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
 from esper.leyline.imports import is_dotted
 from esper.leyline.slots import sort_slots
 from esper.tolaria.ranks.digest import digest_tensors

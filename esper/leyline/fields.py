@@ -1,4 +1,4 @@
-"""The docstring under each field of a dataclass, read from its source, for the pages of all settings and all events.
+"""Fields of dataclasses: range checks that name the field, and the docstring under each, for the pages of all settings.
 
     @dataclass
     class GateConfig:
@@ -13,6 +13,9 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from typing import Any
+
+from esper.leyline.errors import ConfigError
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -49,3 +52,29 @@ def _line(text: str) -> str:
 def as_markdown(text: str) -> str:
     """Our docstrings' double backticks as single ones, and no bar that would end a table's cell."""
     return re.sub(r"``(.+?)``", r"`\1`", text).replace("|", "\\|")
+
+
+class Checks:
+    """Collects failed checks of one config object, then raises them together.
+
+    Example:
+        >>> def __post_init__(self):
+        ...     with Checks(self) as check:
+        ...         check("lr", self.lr > 0, "must be > 0")
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._problems: list[str] = []
+
+    def __enter__(self) -> "Checks":
+        return self
+
+    def __call__(self, field: str, ok: bool, expected: str) -> None:
+        """Notes a problem unless ``ok``; ``expected`` says what value the field must have."""
+        if not ok:
+            self._problems.append(f"{field} = {getattr(self._owner, field)!r}: {expected}")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None and self._problems:
+            raise ConfigError(self._problems)

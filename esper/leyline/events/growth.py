@@ -1,0 +1,213 @@
+"""Events of seeds: what was asked, judged, moved, measured and built."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from esper.leyline.commands import Command
+from esper.leyline.events.base import Event
+from esper.leyline.evidence import GateResult, Reading
+from esper.leyline.stages import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandJudged(Event):
+    """A command of the controller was applied; a refused one is a `CommandRefused`."""
+
+    kind: ClassVar[str] = "command"
+    command: Command
+    """What was asked for."""
+
+    applied: bool
+    """Whether it was done."""
+
+    reason: str
+    """The controller's reason for an applied command, or why it was refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRefused(CommandJudged):
+    """A command that legality, a gate or a budget refused."""
+
+    kind: ClassVar[str] = "refusal"
+    priority: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateJudged(Event):
+    """A gate gave its verdict on a command."""
+
+    kind: ClassVar[str] = "gate"
+    slot: str
+    """Slot id, as r0c0."""
+
+    enforced: bool
+    """Whether checks of evidence bind (gates.evidence=enforce)."""
+
+    result: GateResult
+    """The verdict, with every check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageChanged(Event):
+    """A slot moved along an edge."""
+
+    kind: ClassVar[str] = "stage"
+    slot: str
+    """Slot id, as r0c0."""
+
+    source: Stage
+    """Stage before."""
+
+    target: Stage
+    """Stage from now on."""
+
+    cause: str
+    """Name of the command's op (GERMINATE, PRUNE, ...) or of what nobody commanded (RAMP_END, COOLDOWN, QUARANTINE,
+    DEGRADED, ROLLBACK).
+    """
+
+    generation: int
+    """Births in this slot so far."""
+
+    blueprint: str | None
+    """Blueprint of the seed; None: there is no seed."""
+
+    proposal: int
+    """Id of the command behind it; 0: nobody commanded it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RampCommitted(Event):
+    """A path of alpha was agreed on; it begins with the coming optimizer step."""
+
+    kind: ClassVar[str] = "ramp"
+    slot: str
+    """Slot id, as r0c0."""
+
+    start: float
+    """Alpha at the beginning, 0 to 1."""
+
+    target: float
+    """Alpha at the end, 0 to 1."""
+
+    first_step: int
+    """First optimizer step of the ramp."""
+
+    last_step: int
+    """Last optimizer step of the ramp."""
+
+    curve: str
+    """Shape: LINEAR, COSINE or SIGMOID."""
+
+    operator: str
+    """How the seed joins the host: ADD, MULTIPLY, GATE, CONFIDENCE or CHANNEL."""
+
+    fades_from: str | None
+    """Operator that fades out along the ramp; None: the operator stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionMeasured(Event):
+    """Paired evidence arrived."""
+
+    kind: ClassVar[str] = "contribution"
+    slot: str
+    """Slot id, as r0c0."""
+
+    stage: Stage
+    """Stage of the seed."""
+
+    look: int
+    """Number of this look in the seed's life among those for the same gate, from 1."""
+
+    alpha: float
+    """Alpha at which it was measured, 0 to 1."""
+
+    contribution: Reading
+    """Mean paired loss without minus with the seed, in nats per sample; positive helps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BirthVetoed(Event):
+    """A staged seed was discarded on every rank because one of them could not hold it."""
+
+    kind: ClassVar[str] = "veto"
+    priority: ClassVar[bool] = True
+    slot: str
+    """Slot id, as r0c0."""
+
+    blueprint: str
+    """Blueprint of the seed that was discarded."""
+
+    rank: int
+    """A rank that could not hold it."""
+
+    reason: str
+    """Why: NOT_READY after so many ticks, BUILD_FAILED, OUT_OF_MEMORY, NONFINITE_AT_BIRTH, LIBRARY_MISSING or
+    LIBRARY_DAMAGED.
+    """
+
+    proposal: int
+    """Id of the command that asked for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotDegraded(Event):
+    """A seed runs by a fallback taken at run time, or was pruned because that lasted."""
+
+    kind: ClassVar[str] = "degraded"
+    priority: ClassVar[bool] = True
+    slot: str
+    """Slot id, as r0c0."""
+
+    blueprint: str
+    """Blueprint of the seed."""
+
+    ranks: int
+    """Number of ranks on which it runs so."""
+
+    reason: str
+    """Why, in words, where this rank is one of them; else that it is another."""
+
+    pruned: bool
+    """True: pruned because it lasted; false: found so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryUsed(Event):
+    """What rank 0's seed library did since the last tick, where it did something."""
+
+    kind: ClassVar[str] = "library"
+    level: ClassVar[str] = "full"
+    births: int
+    """Seeds asked for: found in memory, found on disk, built, or failed."""
+
+    memory_hits: int
+    """Seeds found in memory."""
+
+    memory_misses: int
+    """Lookups in memory without a hit."""
+
+    disk_hits: int
+    """Seeds found on disk."""
+
+    built: int
+    """Seeds found nowhere, and built."""
+
+    failed: int
+    """Seeds that could not be had."""
+
+    evicted: int
+    """Entries let go from memory."""
+
+    entries: int
+    """Entries in memory now."""
+
+    bytes: int
+    """Size of the entries in memory now, in bytes."""
+
+    oldest_ticks: int
+    """Ticks since the entry that goes next was last used."""
+
+    waited_ms: float
+    """Milliseconds that rank 0's tick waited for the library."""
