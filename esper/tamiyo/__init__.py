@@ -1,6 +1,6 @@
-"""Controllers: who decides what grows, from the agreed observation alone.
+"""Controllers: they decide what grows, from the agreed observation alone.
 
-Importing the package registers every kind; `build_controller` makes one from its config.
+Importing the package registers every kind; `build_controller` builds a controller from its config.
 """
 
 from esper.tamiyo import custom, heuristic, none, random, schedule

@@ -1,4 +1,4 @@
-"""What controllers share: check that an observation is the right one, and spend budgets while proposing."""
+"""Helpers that controllers share: checking an observation, charging budgets while proposing, having no state."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ def check_observation(observation: Observation, slots: tuple[str, ...]) -> None:
     """Refuses an observation that this code would misread.
 
     Raises:
-        EsperError: of another version, or of other slots than the controller was built for.
+        EsperError: the observation has another version, or other slots than the controller was built for.
     """
     if observation.version != OBSERVATION_VERSION:
         raise EsperError(
@@ -23,37 +23,37 @@ def check_observation(observation: Observation, slots: tuple[str, ...]) -> None:
         raise EsperError(f"observation of slots {', '.join(seen)}: the controller was built for {', '.join(slots)}")
 
 
-def after_birth(observation: Observation, info: BlueprintInfo) -> Observation:
-    """The observation as it will be once a proposed germination was granted: its price is off the budgets.
+def charge_budgets(observation: Observation, info: BlueprintInfo) -> Observation:
+    """Returns the observation with the cost of a proposed germination taken off the budgets.
 
-    Two births proposed at one tick would otherwise spend the same budget twice.
+    Otherwise two births proposed at one tick would spend the same budget twice.
     """
 
-    def less(left: int | None, price: int) -> int | None:
-        return None if left is None else left - price
+    def subtract(left: int | None, cost: int) -> int | None:
+        return None if left is None else left - cost
 
     budgets = dataclasses.replace(
         observation.budgets,
-        live=less(observation.budgets.live, 1),
-        germinations=less(observation.budgets.germinations, 1),
-        parameters=less(observation.budgets.parameters, info.parameters),
-        flops=less(observation.budgets.flops, info.flops),
+        live=subtract(observation.budgets.live, 1),
+        germinations=subtract(observation.budgets.germinations, 1),
+        parameters=subtract(observation.budgets.parameters, info.parameters),
+        flops=subtract(observation.budgets.flops, info.flops),
     )
     return dataclasses.replace(observation, budgets=budgets)
 
 
 class Stateless:
-    """State of a controller whose commands follow from settings and observation alone: none, strictly so."""
+    """Base of a controller without state: its commands follow from settings and observation alone."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty."""
+        """Returns the empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the empty state back.
+        """Accepts the empty state.
 
         Raises:
-            ValueError: it holds anything; it was saved by another controller.
+            ValueError: the state is not empty, so another controller saved it.
         """
         if state:
             raise ValueError(f"{type(self).__name__}: unknown {', '.join(sorted(map(str, state)))}; it has no state")

@@ -1,10 +1,10 @@
-"""A controller of your own, by dotted path.
+"""Builds a controller of your own from its dotted path.
 
     kind: custom
     path: my_lab.growth:Greedy
     options: {threshold: 0.1}
 
-is built as ``Greedy(slots=("r0c0", ...), seed=1, threshold=0.1)`` and must satisfy the `Controller` protocol.
+is built as ``Greedy(slots=("r0c0", ...), seed=1, threshold=0.1)``. It must satisfy the `Controller` protocol.
 """
 
 import inspect
@@ -46,22 +46,22 @@ def build_custom(config: CustomConfig, *, slots: tuple[str, ...], seed: int) -> 
     """Builds the class at ``config.path``.
 
     Raises:
-        ConfigError: it cannot be imported, does not take the options, or does not satisfy the protocol.
+        ConfigError: the class cannot be imported, does not take the options, or does not satisfy the protocol.
     """
-    maker, options = import_object(config.path, "controller.path"), config.options or {}
+    cls, options = import_object(config.path, "controller.path"), config.options or {}
     try:
-        inspect.signature(maker).bind(slots=slots, seed=seed, **options)
+        inspect.signature(cls).bind(slots=slots, seed=seed, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"controller.path = {config.path!r}: must take slots=..., seed=... and "
             f"controller.options = {options!r}; {error}"
         ) from None
-    made = maker(slots=slots, seed=seed, **options)
-    missing = [name for name in _MEMBERS if not callable(getattr(made, name, None))]
-    missing += [] if isinstance(getattr(made, "name", None), str) else ["name (a string)"]
+    controller = cls(slots=slots, seed=seed, **options)
+    missing = [name for name in _MEMBERS if not callable(getattr(controller, name, None))]
+    missing += [] if isinstance(getattr(controller, "name", None), str) else ["name (a string)"]
     if missing:
         raise ConfigError(
-            f"controller.path = {config.path!r}: {type(made).__name__} is no Controller; "
+            f"controller.path = {config.path!r}: {type(controller).__name__} is no Controller; "
             f"it lacks {', '.join(missing)} (see esper.leyline.protocols.Controller)"
         )
-    return made
+    return controller

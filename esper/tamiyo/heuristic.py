@@ -1,19 +1,19 @@
 """Rules with reasons, for any topology and any number of slots.
 
-    EMPTY       germinate: at once after the warm-up (eager), or at a plateau judged by the metric's own noise; at most
+    EMPTY       GERMINATE at once after the warm-up (eager), or at a plateau judged by the metric's own noise; at most
                 one birth a tick, into the slot with the fewest recent failures, while enough of the run is left
     GERMINATED  ADVANCE as soon as G1 would pass
     TRAINING    ADVANCE on fresh evidence that passes G2; PRUNE once every look is spent without it
     BLENDING    at rest at full alpha: ADVANCE when G3 passes; PRUNE by a ramp after ``patience`` readings against it
-    HOLDING     FOSSILIZE when G5 passes on fresh evidence; once every look is spent, PRUNE by a ramp what the last
-                reading speaks against, while a seed that it speaks for stays as it is: *undecided* (``undecided``)
+    HOLDING     FOSSILIZE when G5 passes on fresh evidence; once every look is spent, PRUNE by a ramp if the last
+                reading speaks against the seed, else leave it as it is: *undecided* (``undecided``)
 
-An undecided seed has not earned its place and was not seen to hurt: given up, what it learned is lost. It makes way
-where such seeds hold every place of living seeds and another slot waits for a birth.
+An undecided seed has not earned its place, but was not seen to hurt; pruning it would lose what it learned. It makes
+way if undecided seeds use up the whole budget of live seeds and another slot waits for a birth.
 
 Quarantine, ramps and cool-down are mechanical and not decided here. Absent or stale evidence is never read as a number:
-without a fresh reading nothing advances. Births are remembered by what later observations show, not by what was asked:
-a seed that is gone counts as failed whoever ended it, and so does a birth that never came.
+without a fresh reading nothing advances. Births are remembered by what later observations show, not by what was
+proposed: a seed that is gone counts as failed, whatever ended it, and so does a proposed birth that never happened.
 """
 
 import dataclasses
@@ -28,19 +28,26 @@ from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.stages import Op, Stage
 from esper.tamiyo.common import check_observation
 from esper.tamiyo.heuristic_config import HeuristicConfig, PlateauMetric, Undecided
-from esper.tamiyo.plateau import trend
+from esper.tamiyo.plateau import measure_trend
 from esper.tamiyo.registry import register
-from esper.tamiyo.rotation import Rotation, SlotRecord, check_preference, choose_blueprint, failures, note
+from esper.tamiyo.rotation import (
+    Rotation,
+    SlotRecord,
+    check_preference,
+    choose_blueprint,
+    count_failures,
+    update_record,
+)
 
 
 @dataclass(slots=True, kw_only=True)
 class HeuristicState:
-    """All that the rules remember.
+    """Memory of the rules.
 
     Fields:
-        losses: readings of the plateau metric since the last birth, oldest first, bounded by two windows.
-        loss_tick: when the newest of them was measured.
-        slots: what happened in each slot.
+        losses: readings of the plateau metric since the last birth, oldest first; at most two windows.
+        loss_tick: tick at which the newest of them was measured.
+        slots: history of each slot.
     """
 
     losses: list[float]
@@ -50,7 +57,7 @@ class HeuristicState:
 
 @register("heuristic", HeuristicConfig)
 class HeuristicController:
-    """The rules above."""
+    """Applies the rules above."""
 
     name = "heuristic"
 
@@ -66,11 +73,11 @@ class HeuristicController:
         self._state = HeuristicState(losses=[], loss_tick=None, slots={slot: SlotRecord() for slot in slots})
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data of `HeuristicState`."""
+        """Returns `HeuristicState` as plain data."""
         return to_plain(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes ``state_dict`` back.
+        """Restores the state that ``state_dict`` returned.
 
         Raises:
             ValueError: a field is missing or unknown, or the slots are not this controller's.
@@ -81,19 +88,19 @@ class HeuristicController:
         self._state = loaded
 
     def decide(self, observation: Observation) -> list[Command]:
-        """At most one legal command per slot, each with its reason, row-major."""
+        """Returns at most one legal command per slot, each with its reason, row-major."""
         check_observation(observation, self._slots)
         check_preference(self._rotation, observation)
         self._remember(observation)
         commands = {view.slot: self._tend(observation, view) for view in observation.slots}
-        change = self._birth(observation) or self._make_way(observation)
-        if change is not None:
-            commands[change.slot] = change
+        growth = self._propose_birth(observation) or self._make_way(observation)
+        if growth is not None:
+            commands[growth.slot] = growth
         return [command for command in commands.values() if command and why_refused(observation, command) is None]
 
     def _remember(self, observation: Observation) -> None:
         for view in observation.slots:
-            note(self._state.slots[view.slot], view, observation.tick, self._rotation)
+            update_record(self._state.slots[view.slot], view, observation.tick, self._rotation)
         validation = self._config.plateau_metric is PlateauMetric.VALIDATION
         reading = observation.validation_loss if validation else observation.train_loss
         if reading.is_measured and reading.value is not None and reading.tick != self._state.loss_tick:
@@ -101,7 +108,7 @@ class HeuristicController:
             self._state.loss_tick = reading.tick
 
     def _tend(self, observation: Observation, view: SlotObservation) -> Command | None:
-        """The rule of a living seed's stage; None waits."""
+        """Applies the rule of a living seed's stage; None lets it wait."""
         if view.ending or view.alpha_mode is not AlphaMode.HOLD:
             return None
         record, evidence = self._state.slots[view.slot], f"contribution {view.contribution}"
@@ -129,12 +136,13 @@ class HeuristicController:
         return None
 
     def _is_spent(self, observation: Observation, view: SlotObservation) -> bool:
-        """No looks left, and the evidence of the last one has had its tick."""
+        """Returns whether no looks are left and the evidence of the last one has had a tick to arrive."""
         spent = self._state.slots[view.slot].spent_tick
         return spent is not None and observation.tick > spent
 
     def _is_undecided(self, observation: Observation, view: SlotObservation) -> bool:
-        """Held, sound, with no looks left, not past G5, and its last reading speaks for it."""
+        """Returns whether a seed is undecided: in HOLDING, sound, without looks left, refused by G5, and its last
+        reading speaks for it."""
         if self._config.undecided is Undecided.PRUNE or view.stage is not Stage.HOLDING:
             return False
         if view.verdict is None or view.verdict.passed:
@@ -164,35 +172,37 @@ class HeuristicController:
     def _prune(self, view: SlotObservation, ticks: int, reason: str) -> Command:
         return Command(slot=view.slot, op=Op.PRUNE, ticks=ticks, curve=self._config.curve, reason=reason)
 
-    def _birth(self, observation: Observation) -> Command | None:
-        """At most one GERMINATE: births one by one, so that the evidence of each stands alone for longer."""
+    def _propose_birth(self, observation: Observation) -> Command | None:
+        """Returns at most one GERMINATE: births come one by one, so that the evidence of each stands alone for
+        longer."""
         why = self._why_grow(observation)
         if why is None:
             return None
         records = self._state.slots
         empty = [view for view in observation.slots if view.stage is Stage.EMPTY and not view.staged]
-        order = sorted(empty, key=lambda view: failures(records[view.slot], observation.tick, self._rotation))
+        order = sorted(empty, key=lambda view: count_failures(records[view.slot], observation.tick, self._rotation))
         for view in order:  # sorted() is stable: equals stay row-major
-            chosen = choose_blueprint(self._rotation, records, observation, view)
-            if chosen is None:
+            choice = choose_blueprint(self._rotation, records, observation, view)
+            if choice is None:
                 continue
-            name, tried = chosen
+            name, why_this = choice
             command = Command(
                 slot=view.slot,
                 op=Op.GERMINATE,
                 blueprint=name,
                 ticks=self._config.tempo_ticks,
                 curve=self._config.curve,
-                reason=f"{why}; {tried}",
+                reason=f"{why}; {why_this}",
             )
             if why_refused(observation, command) is None:
                 records[view.slot].proposed = name
-                self._state.losses = []  # a plateau pays for one birth
+                self._state.losses = []  # a plateau justifies one birth only
                 return command
         return None
 
     def _make_way(self, observation: Observation) -> Command | None:
-        """PRUNE for the least of the undecided seeds where they hold every live place and another slot waits."""
+        """Returns a PRUNE of the least of the undecided seeds if they use up the budget of live seeds and another slot
+        waits for a birth."""
         live = observation.budgets.live
         why = None if live is None or live > 0 else self._why_grow(observation)
         if why is None:
@@ -214,7 +224,7 @@ class HeuristicController:
         return self._prune(least, self._config.prune_ticks, reason)
 
     def _why_grow(self, observation: Observation) -> str | None:
-        """The reason for a birth now, or None."""
+        """Returns the reason for a birth now, or None."""
         if observation.tick < self._config.warmup_ticks or observation.tick == 0:
             return None
         ticks_left = (observation.total_steps - observation.step) / (observation.step / observation.tick)
@@ -222,8 +232,8 @@ class HeuristicController:
             return None
         if self._config.eager:
             return f"warm-up of {self._config.warmup_ticks} ticks is over"
-        seen = trend(self._state.losses, self._config.plateau_window)
-        if seen is None or seen.improvement > self._config.plateau_k_se * seen.se:
+        trend = measure_trend(self._state.losses, self._config.plateau_window)
+        if trend is None or trend.improvement > self._config.plateau_k_se * trend.se:
             return None
         metric, window = self._config.plateau_metric.value, self._config.plateau_window
-        return f"plateau: {metric} loss fell by {seen.improvement:.3g} ± {seen.se:.2g} in {window} readings"
+        return f"plateau: {metric} loss fell by {trend.improvement:.3g} ± {trend.se:.2g} in {window} readings"

@@ -1,4 +1,4 @@
-"""The controller that never grows anything: the control arm beside every claim."""
+"""The controller that never grows anything: the control arm of every comparison."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class NoneConfig:
 
 @register("none", NoneConfig)
 class NoneController(Stateless):
-    """Lets every slot wait, for ever."""
+    """Lets every slot wait for ever."""
 
     name = "none"
 
@@ -26,6 +26,6 @@ class NoneController(Stateless):
         self._slots = slots
 
     def decide(self, observation: Observation) -> list[Command]:
-        """No commands."""
+        """Returns no commands."""
         check_observation(observation, self._slots)
         return []

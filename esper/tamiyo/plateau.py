@@ -1,4 +1,4 @@
-"""Has a metric stopped falling? Judged by the metric's own noise, not by a fixed number of points.
+"""The trend of a metric, which tells whether it has stopped falling, judged by its own noise instead of a fixed margin.
 
 Over the last 2w values x, with d_i = x_{i+1} - x_i (m = 2w - 1 of them):
 
@@ -6,8 +6,8 @@ Over the last 2w values x, with d_i = x_{i+1} - x_i (m = 2w - 1 of them):
     noise^2     = sum (d_i - mean d)^2 / (2 (m - 1/m))      unbiased for white noise about a straight trend
     SE          = noise * sqrt(2 / w)
 
-Differences cancel the trend (von Neumann's idea), so a steep fall does not pass for noise. The standard error of a
-single validation would be the wrong scale: the same samples are read at each tick, so it cancels in the comparison.
+Differences cancel the trend (von Neumann's idea), so a steep fall is not mistaken for noise. The standard error of a
+single validation would be the wrong scale: every tick uses the same samples, so it cancels in the comparison.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 
 class Trend(NamedTuple):
-    """How far the mean fell between two windows, and the standard error of that; unit of the metric."""
+    """The fall of the mean between two windows, and its standard error, in the unit of the metric."""
 
     improvement: float
     se: float
 
 
-def trend(values: Sequence[float], window: int) -> Trend | None:
-    """Compares the last ``window`` values with the ``window`` before them; None with fewer than both.
+def measure_trend(values: Sequence[float], window: int) -> Trend | None:
+    """Compares the last ``window`` values with the ``window`` before them; None with fewer than two windows.
 
     Args:
         values: one metric, oldest first; lower is better.

@@ -1,8 +1,8 @@
-"""Seeded uniform choice over legal actions: the baseline that tells whether deciding matters at all.
+"""Seeded uniform choice over legal actions: the baseline that shows whether deciding matters at all.
 
-Every draw is a hash of (seed, tick, slot, what is drawn), so there is no generator whose state could be lost: the
-controller resumes anywhere, and no other random stream moves. Arguments are drawn for legality only; evidence is
-asked by the gates, which refuse what has none.
+Every draw is a hash of (seed, tick, slot, label of the draw), so there is no generator whose state could be lost: the
+controller resumes anywhere, and no other random stream moves. Arguments are drawn so that the command is legal; the
+gates judge evidence, and refuse commands without it.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from esper.leyline.fields import Checks
 from esper.leyline.legality import legal_ops, spent_budget, why_refused
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.stages import Op
-from esper.tamiyo.common import Stateless, after_birth, check_observation
+from esper.tamiyo.common import Stateless, charge_budgets, check_observation
 from esper.tamiyo.registry import register
 
 T = TypeVar("T")
@@ -54,18 +54,18 @@ class RandomConfig:
 
 
 class Draws:
-    """Independent uniform draws for one (seed, tick, slot), each by its label."""
+    """Independent uniform draws for one (seed, tick, slot), one per label."""
 
     def __init__(self, seed: int, tick: int, slot: str) -> None:
         self._key = f"{seed}/{tick}/{slot}"
 
     def unit(self, label: str) -> float:
-        """Uniform in [0, 1), 53 bits."""
+        """Returns a uniform number in [0, 1), of 53 bits."""
         word = hashlib.blake2b(f"{self._key}/{label}".encode(), digest_size=8).digest()
         return (int.from_bytes(word, "big") >> 11) * 2.0**-53
 
     def choice(self, label: str, options: Sequence[T]) -> T:
-        """One of ``options``, all alike."""
+        """Returns one of ``options``, each with the same probability."""
         return options[int(self.unit(label) * len(options))]
 
 
@@ -81,7 +81,7 @@ class RandomController(Stateless):
         self._seed = seed
 
     def decide(self, observation: Observation) -> list[Command]:
-        """Legal commands; a drawn WAIT is left out."""
+        """Returns legal commands; a drawn WAIT is left out."""
         check_observation(observation, self._slots)
         commands = []
         for view in observation.slots:
@@ -94,7 +94,7 @@ class RandomController(Stateless):
             commands.append(command)
             for info in view.catalogue:
                 if command.op is Op.GERMINATE and info.name == command.blueprint:
-                    observation = after_birth(observation, info)
+                    observation = charge_budgets(observation, info)
         return commands
 
     def _draw(self, observation: Observation, view: SlotObservation, draws: Draws) -> Command:
@@ -104,12 +104,12 @@ class RandomController(Stateless):
         command = Command(slot=view.slot, op=op, reason=f"drawn from {', '.join(option.name for option in ops)}")
         if op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE):
             ticks, curve = draws.choice("ticks", range(self._config.max_ticks + 1)), draws.choice("curve", list(Curve))
-            shaped = dataclasses.replace(command, ticks=ticks, curve=curve)
+            with_ramp = dataclasses.replace(command, ticks=ticks, curve=curve)
+            if op is Op.PRUNE:  # where no ramp may run, prune at once
+                return command if why_refused(observation, with_ramp) else with_ramp
             if op is Op.GERMINATE:
-                shaped = dataclasses.replace(shaped, blueprint=draws.choice("blueprint", affordable))
-            if op is not Op.PRUNE:
-                target = float(draws.choice("target", self._config.targets))
-                every = [dataclasses.replace(shaped, target=target, operator=operator) for operator in view.operators]
-                return draws.choice("operator", [one for one in every if why_refused(observation, one) is None])
-            return command if why_refused(observation, shaped) else shaped  # where no ramp may run, prune at once
+                with_ramp = dataclasses.replace(with_ramp, blueprint=draws.choice("blueprint", affordable))
+            target = float(draws.choice("target", self._config.targets))
+            options = [dataclasses.replace(with_ramp, target=target, operator=operator) for operator in view.operators]
+            return draws.choice("operator", [option for option in options if why_refused(observation, option) is None])
         return command

@@ -1,9 +1,10 @@
-"""Controllers by kind: a decorator files a config class and a builder under one name.
+"""The registry of controllers: a decorator registers a config class and a builder under one kind.
 
 To add a controller: write a config dataclass with ``kind: str = "<name>"`` and a class that satisfies
 `esper.leyline.protocols.Controller`, decorate it with ``@register("<name>", ItsConfig)``, import its module in
 ``esper/tamiyo/__init__.py``, and add ``conf/controller/<name>.yaml`` (``defaults: [/ItsConfig@_here_, _self_]`` and
-``kind: <name>``). Without touching this package: kind ``custom``.
+``kind: <name>``). To use a controller without changing
+this package, see kind ``custom``.
 """
 
 from collections.abc import Callable
@@ -26,23 +27,23 @@ _KINDS: dict[str, _Entry] = {}
 
 
 def register(kind: str, config_class: type) -> Callable[[B], B]:
-    """Decorator that files a builder (a class counts) under ``kind``.
+    """Returns a decorator that registers a builder (a class is one too) under ``kind``.
 
     Raises:
         ConfigError: the kind is taken.
     """
 
-    def file(builder: B) -> B:
+    def add(builder: B) -> B:
         if kind in _KINDS:
             raise ConfigError(f"controller kind {kind!r}: registered twice; taken are {', '.join(controller_kinds())}")
         _KINDS[kind] = _Entry(config_class, builder)
         return builder
 
-    return file
+    return add
 
 
 def controller_kinds() -> tuple[str, ...]:
-    """Registered kinds, sorted."""
+    """Returns the registered kinds, sorted."""
     return tuple(sorted(_KINDS))
 
 
@@ -53,10 +54,10 @@ def _entry(kind: Any) -> _Entry:
 
 
 def controller_config_class(kind: str) -> type:
-    """The config dataclass of a kind.
+    """Returns the config dataclass of a kind.
 
     Raises:
-        ConfigError: no such kind; the text lists those there are.
+        ConfigError: there is no such kind; the text lists the registered ones.
     """
     return _entry(kind).config_class
 
@@ -67,10 +68,11 @@ def build_controller(config: Any, *, slots: tuple[str, ...], seed: int) -> Contr
     Args:
         config: an instance of the kind's config class.
         slots: slot ids in use, in any order.
-        seed: of the run; controllers that draw derive their numbers from it.
+        seed: seed of the run; controllers that draw derive their numbers from it.
 
     Raises:
-        ConfigError: unknown kind, a config of another kind, bad slots, or settings that do not fit them.
+        ConfigError: the kind is unknown, the config is of another kind, a slot is bad, or settings do not fit the
+            slots.
     """
     entry = _entry(getattr(config, "kind", None))
     if type(config) is not entry.config_class:

@@ -1,4 +1,4 @@
-"""Which blueprint next? Rotation with penalties, from what was seen to happen in each slot.
+"""The choice of the next blueprint: rotation with penalties, from what was observed in each slot.
 
 A failed birth adds 1 to its blueprint's penalty in that slot; a penalty halves every ``half_life`` ticks. Untried
 blueprints come first, then those with the smallest penalty, then (``spread``) the one least alive elsewhere, so that
@@ -19,8 +19,14 @@ DO_NOTHING = "noop"  # the blueprint for controls; never chosen unless preferred
 
 
 class Rotation(NamedTuple):
-    """Preferred names in order (empty: all, most parameters first), half-life in ticks, highest penalty tried; whether
-    slots are to try different things."""
+    """Settings of the rotation.
+
+    Fields:
+        preference: preferred names in order; empty takes all, the one with most parameters first.
+        half_life: ticks in which a penalty halves.
+        max_penalty: highest penalty at which a blueprint is still tried.
+        spread: whether slots are to try different blueprints.
+    """
 
     preference: tuple[str, ...]
     half_life: float
@@ -30,7 +36,7 @@ class Rotation(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Failures:
-    """Decaying count of one blueprint's failures in one slot: ``penalty`` as it was at ``tick``."""
+    """Decaying count of one blueprint's failures in one slot; ``penalty`` is its value at ``tick``."""
 
     penalty: float
     tick: int
@@ -38,16 +44,17 @@ class Failures:
 
 @dataclass(slots=True, kw_only=True)
 class SlotRecord:
-    """What was seen in one slot.
+    """History of one slot, as observed.
 
     Fields:
-        stage: at the last tick.
-        living: blueprint of the seed that lives there.
-        proposed: blueprint of the birth asked for and not yet seen.
-        tried: every blueprint that was born or asked for here, with its failures.
-        spent_tick: since when all looks of this stage are spent; None while some are left.
-        held: the last reading of a look at G5, nats; None before the first of this stay in HOLDING.
-        against: readings in a row that speak against a blending seed; against_tick: when the last was measured.
+        stage: stage at the last tick.
+        living: blueprint of the seed that lives there, or None.
+        proposed: blueprint of a birth that was proposed and not yet observed, or None.
+        tried: every blueprint that was born or proposed here, with its failures.
+        spent_tick: tick since which all looks of this stage are spent; None while some are left.
+        held: last reading of a look for G5, in nats; None before the first one of this stay in HOLDING.
+        against: readings in a row that speak against a blending seed.
+        against_tick: tick at which the last weighed reading was measured, or None.
         stalled: ticks at rest in this stage without a passing verdict.
     """
 
@@ -62,21 +69,21 @@ class SlotRecord:
     stalled: int = 0
 
 
-def _decayed(failed: Failures, tick: int, half_life: float) -> float:
+def _decay(failed: Failures, tick: int, half_life: float) -> float:
     return failed.penalty * 0.5 ** ((tick - failed.tick) / half_life)
 
 
-def failures(record: SlotRecord, tick: int, rotation: Rotation) -> float:
-    """Decayed count of failed births in a slot."""
-    return sum(_decayed(failed, tick, rotation.half_life) for failed in record.tried.values())
+def count_failures(record: SlotRecord, tick: int, rotation: Rotation) -> float:
+    """Returns the decayed count of failed births in a slot."""
+    return sum(_decay(failed, tick, rotation.half_life) for failed in record.tried.values())
 
 
-def _fail(record: SlotRecord, name: str, tick: int, half_life: float) -> None:
+def _add_failure(record: SlotRecord, name: str, tick: int, half_life: float) -> None:
     before = record.tried.get(name)
-    record.tried[name] = Failures(penalty=1.0 + (_decayed(before, tick, half_life) if before else 0.0), tick=tick)
+    record.tried[name] = Failures(penalty=1.0 + (_decay(before, tick, half_life) if before else 0.0), tick=tick)
 
 
-def note(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotation) -> None:
+def update_record(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotation) -> None:
     """Brings a slot's record up to this tick's observation."""
     if view.stage is not record.stage:
         record.stage, record.spent_tick, record.held = view.stage, None, None
@@ -86,14 +93,14 @@ def note(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotatio
         if view.blueprint is not None:
             record.tried.setdefault(view.blueprint, Failures(penalty=0.0, tick=tick))
     elif not view.staged:
-        gone = record.living or record.proposed  # ended by whoever, or refused, or vetoed
-        if gone is not None:
-            _fail(record, gone, tick, rotation.half_life)
+        failed = record.living or record.proposed  # pruned for any reason, or refused, or vetoed
+        if failed is not None:
+            _add_failure(record, failed, tick, rotation.half_life)
         record.living = record.proposed = None
     if view.looks < view.max_looks:
         record.spent_tick = None
     elif record.spent_tick is None:
-        record.spent_tick = tick  # evidence of the last look may still be on its way; the next tick has it
+        record.spent_tick = tick  # the evidence of the last look may only arrive at the next tick
     if view.stage is Stage.HOLDING and view.looks > 0 and view.contribution.is_measured:
         record.held = view.contribution.value
     if view.alpha_mode is AlphaMode.HOLD and not view.ending:
@@ -102,7 +109,7 @@ def note(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotatio
 
 
 def _weigh(record: SlotRecord, view: SlotObservation) -> None:
-    """Counts fresh readings at the present full alpha, each once, that a gate's evidence checks refused."""
+    """Counts the fresh readings in a row, at the present full alpha, that a gate's evidence checks refused."""
     fresh = view.contribution.is_measured and view.contribution.tick != record.against_tick
     if view.verdict is None or not fresh or view.alpha_target < 1.0 or view.contribution_alpha != view.alpha:
         return
@@ -112,22 +119,21 @@ def _weigh(record: SlotRecord, view: SlotObservation) -> None:
 
 
 def check_preference(rotation: Rotation, observation: Observation) -> None:
-    """Before anything grew, a preferred name that no slot takes is a mistake.
+    """Checks, before anything has grown, that every preferred blueprint fits some slot.
 
     Raises:
-        ConfigError: names such blueprints and lists those that fit.
+        ConfigError: some fit no slot; the text names them and lists those that fit.
     """
     if any(view.stage is not Stage.EMPTY or view.staged for view in observation.slots):
         return
     known = {info.name for view in observation.slots for info in view.catalogue}
-    lost = [name for name in rotation.preference if name not in known]
-    if lost:
-        raise ConfigError(
-            f"controller.blueprints: {', '.join(lost)} fits no slot of this host; it takes {', '.join(sorted(known))}"
-        )
+    unknown = [name for name in rotation.preference if name not in known]
+    if unknown:
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"controller.blueprints: {', '.join(unknown)} fits no slot of this host; it takes {names}")
 
 
-def _by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]) -> list[BlueprintInfo]:
+def _sort_by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]) -> list[BlueprintInfo]:
     if rotation.preference:
         fitting = {info.name: info for info in catalogue}
         return [fitting[name] for name in rotation.preference if name in fitting]
@@ -138,13 +144,13 @@ def _by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]) -> 
 def choose_blueprint(
     rotation: Rotation, records: Mapping[str, SlotRecord], observation: Observation, view: SlotObservation
 ) -> tuple[str, str] | None:
-    """Name of the blueprint to try next in a slot and why, or None when none is affordable and due."""
+    """Returns the name of the blueprint to try next in a slot and the reason; None if none is affordable and due."""
     record, tick = records[view.slot], observation.tick
     alive = [other.living if other.stage.is_live else other.proposed for other in records.values()]
     ranked: list[tuple[tuple[bool, float, int], BlueprintInfo]] = []
-    for info in _by_preference(rotation, view.catalogue):
+    for info in _sort_by_preference(rotation, view.catalogue):
         failed = record.tried.get(info.name)
-        penalty = 0.0 if failed is None else _decayed(failed, tick, rotation.half_life)
+        penalty = 0.0 if failed is None else _decay(failed, tick, rotation.half_life)
         if penalty <= rotation.max_penalty and spent_budget(observation.budgets, info) is None:
             elsewhere = alive.count(info.name) if rotation.spread else 0
             ranked.append(((failed is not None, penalty, elsewhere), info))

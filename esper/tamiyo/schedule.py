@@ -1,7 +1,7 @@
-"""A fixed list of (tick, slot, action): the dumb schedule that a clever controller has to beat.
+"""A fixed list of (tick, slot, action): the simple schedule that a clever controller has to beat.
 
-An entry is proposed at its tick, legal or not: a refusal is then an event that people see, where a silent skip would
-make the schedule lie. Entries are plain mappings, so that YAML writes them:
+An entry is proposed at its tick, legal or not. A refusal is then an event that people see; to skip the entry silently
+would hide that the schedule was not followed. Entries are plain mappings, which YAML can write:
 
     actions:
       - {tick: 2, slot: r0c0, op: GERMINATE, blueprint: conv_small, ticks: 4, curve: COSINE}
@@ -76,29 +76,29 @@ _RULES: dict[str, tuple[Any, str]] = {
 }
 
 
-def _problems(entry: dict[str, Any], slots: tuple[str, ...]) -> list[str]:
-    """What is wrong with one entry, each as ``field = value: expected``."""
-    found = [f"{key}: missing" for key in _ALWAYS if key not in entry]
+def _find_problems(entry: dict[str, Any], slots: tuple[str, ...]) -> list[str]:
+    """Returns the problems of one entry, each as ``field = value: expected``."""
+    problems = [f"{key}: missing" for key in _ALWAYS if key not in entry]
     for key, (rule, expected) in _RULES.items():
         if key in entry and not (isinstance(entry[key], str | int | float) and rule(entry[key])):
-            found.append(f"{key} = {entry[key]!r}: {expected}")
+            problems.append(f"{key} = {entry[key]!r}: {expected}")
     if "slot" in entry:
         try:
             parse_slot(entry["slot"], slots)
         except ConfigError as error:
-            found += error.problems
+            problems += error.problems
     op = Op.__members__.get(entry["op"]) if isinstance(entry.get("op"), str) else None
     used = {*_RULES, "slot"} if op is None else {*_ALWAYS, *_REQUIRED.get(op, ()), *_OPTIONAL.get(op, ())}
     if op is not None:
-        found += [f"{key}: missing, {op.name} needs it" for key in _REQUIRED.get(op, ()) if key not in entry]
-    whose = "an entry" if op is None else op.name
-    found += [
-        f"{key}: {whose} has no such field; it takes {', '.join(sorted(used))}" for key in sorted(set(entry) - used)
+        problems += [f"{key}: missing, {op.name} needs it" for key in _REQUIRED.get(op, ()) if key not in entry]
+    owner = "an entry" if op is None else op.name
+    problems += [
+        f"{key}: {owner} has no such field; it takes {', '.join(sorted(used))}" for key in sorted(set(entry) - used)
     ]
-    return found
+    return problems
 
 
-def _command(entry: dict[str, Any]) -> Command:
+def _parse_command(entry: dict[str, Any]) -> Command:
     arguments = {key: value for key, value in entry.items() if key not in _ALWAYS}
     if "curve" in arguments:
         arguments["curve"] = Curve[arguments["curve"]]
@@ -110,10 +110,10 @@ def _command(entry: dict[str, Any]) -> Command:
 
 
 def parse_actions(actions: list[dict[str, Any]], slots: tuple[str, ...]) -> dict[int, list[Command]]:
-    """Commands by tick, row-major within a tick.
+    """Returns the commands by tick, row-major within a tick.
 
     Raises:
-        ConfigError: bad entries, all of them together, each problem with its place in the list.
+        ConfigError: some entries are bad; the text lists all problems, each with its place in the list.
     """
     problems: list[str] = []
     due: dict[int, dict[str, Command]] = {}
@@ -122,16 +122,16 @@ def parse_actions(actions: list[dict[str, Any]], slots: tuple[str, ...]) -> dict
         if not isinstance(entry, dict):
             problems.append(f"{path} = {entry!r}: must be a mapping with {', '.join(_ALWAYS)}")
             continue
-        wrong = _problems(entry, slots)
-        problems += [f"{path}.{line}" for line in wrong]
-        if not wrong:
-            command, at = _command(entry), due.setdefault(entry["tick"], {})
-            if command.slot in at:
+        entry_problems = _find_problems(entry, slots)
+        problems += [f"{path}.{line}" for line in entry_problems]
+        if not entry_problems:
+            command, commands = _parse_command(entry), due.setdefault(entry["tick"], {})
+            if command.slot in commands:
                 problems.append(f"{path}: slot {command.slot} has an entry at tick {entry['tick']} already")
-            at[command.slot] = command
+            commands[command.slot] = command
     if problems:
         raise ConfigError(problems)
-    return {tick: [at[slot] for slot in sort_slots(at)] for tick, at in due.items()}
+    return {tick: [commands[slot] for slot in sort_slots(commands)] for tick, commands in due.items()}
 
 
 @register("schedule", ScheduleConfig)
@@ -145,6 +145,6 @@ class ScheduleController(Stateless):
         self._due = parse_actions(config.actions, slots)
 
     def decide(self, observation: Observation) -> list[Command]:
-        """The entries due at this tick."""
+        """Returns the entries due at this tick."""
         check_observation(observation, self._slots)
         return list(self._due.get(observation.tick, ()))
