@@ -25,7 +25,7 @@ from esper.config.strict import Reader
 from esper.config.tree import read_plain
 from esper.leyline.errors import ConfigError
 from esper.leyline.events import Event, RolledBack
-from esper.nissa.reading import latest, read_events
+from esper.nissa.reading import keep_latest, read_events
 from esper.run.assembly import chance_of
 from esper.tolaria.data import data_config_class, load_data
 from esper.tolaria.training.engine import Engine
@@ -61,7 +61,7 @@ def show_alarms(args: argparse.Namespace) -> None:
                 raise ConfigError([f"{folder}: {problem}" for problem in reader.problems])
             chances[data] = chance_of(load_data(section))
         rule = GovernorConfig(deviations=args.deviations, rise=args.rise)
-        ticks = [r for r in latest(read_events(folder / "events.jsonl")) if r["kind"] == "tick"]
+        ticks = [r for r in keep_latest(read_events(folder / "events.jsonl")) if r["kind"] == "tick"]
         found = Counter(runs=1)
         for name in ("train_loss", "validation_loss"):
             fresh = [r["payload"][name]["value"] for r in ticks if r["payload"][name]["tick"] == r["tick"]]

@@ -13,7 +13,7 @@ from typing import Any
 
 from esper.leyline.errors import RunDirError, one_line
 from esper.leyline.files import RunDir
-from esper.nissa.reading import Record, latest, read_events
+from esper.nissa.reading import Record, keep_latest, read_events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,7 @@ def read_run(folder: Path) -> RunRecord:
     except (OSError, ValueError) as error:
         raise RunDirError(f"{path}: not readable ({error}); if this run has finished, {mend}") from None
     try:
-        records = latest(read_events(events))
+        records = keep_latest(read_events(events))
     except RunDirError as error:
         raise RunDirError(f"{error}; or {mend}") from None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Settings of telemetry: how much is written, what the screen shows, where wandb stands."""
+"""Settings of telemetry: the events that are written, the screen, and wandb."""
 
 import re
 from dataclasses import dataclass, field

@@ -1,10 +1,10 @@
-"""Progress on the screen, from rank 0: a bar on a terminal, plain lines into a file or a pipe.
+"""Progress on the screen, from rank 0: a bar on a terminal, plain lines in a file or a pipe.
 
     ━━━━━━━━━━━━━━━╸━━━━━━━━━ 350/600  0:00:12 left 0:00:09  loss 0.412  acc 87.1%  val 0.390 88.2%
     r0c0 BLENDING 0.45 conv_light   r0c1 EMPTY   r1c0 FOSSILIZED 1.00 conv_heavy
 
 Stage changes, refusals, vetoes, skipped steps, panics, rollbacks and faults get a line each, above the bar. Wall-clock
-time decides only how often a plain line is shown.
+time only decides how often a plain line is shown.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def _slot(line: SlotLine) -> Text:
 
 
 def _number(reading: Reading, form: str) -> str:
-    """A reading for the screen; '-' without one."""
+    """Formats a reading for the screen; '-' if it is absent."""
     return "-" if reading.value is None else format(reading.value, form)
 
 
@@ -81,19 +81,19 @@ def _scores(event: TickDone) -> str:
 
 def _rollback(event: RolledBack) -> str:
     blamed = zip(event.blamed, event.blamed_ticks, strict=True)
-    what = [f"{slot} blamed for its change at tick {tick}" for slot, tick in blamed]
+    measures = [f"{slot} blamed for its change at tick {tick}" for slot, tick in blamed]
     if event.skipped_steps:
-        what.append(f"samples of steps {event.skipped_from} to {event.skipped_from + event.skipped_steps} left out")
+        measures.append(f"samples of steps {event.skipped_from} to {event.skipped_from + event.skipped_steps} left out")
     slow = "" if event.recovery_ms <= event.budget_ms else f", more than the {event.budget_ms:.0f} it may take"
     place = {"ram": "memory", "disk": "disk"}[event.source]
     return (
         f"back to step {event.to_step} from {place} in {event.recovery_ms:.0f} ms{slow}, replay {event.replay}: "
-        f"{'; '.join(what)}"
+        f"{'; '.join(measures)}"
     )
 
 
 def describe_event(event: Event) -> tuple[str, str] | None:
-    """One line for an event that people want to see at once, and its style; None for all others."""
+    """Returns one line for an event that people want to see at once, and its style; None for all other events."""
     at = f"step {event.step}"
     if isinstance(event, StageChanged):
         seed = f" {event.blueprint}" if event.blueprint else ""
@@ -132,12 +132,13 @@ def describe_event(event: Event) -> tuple[str, str] | None:
 
 
 class ConsoleSink:
-    """Shows a run while it goes.
+    """Shows the progress of a run.
 
     Args:
         mode: auto, bar, plain or off.
-        stream: where; stdout by default. console: a rich console instead, for width and colours.
-        every_s: least seconds between plain lines of ticks; the last tick is always shown.
+        stream: where to write; stdout by default.
+        console: a rich console to write to instead of ``stream``, with its own width and colours.
+        every_s: minimum seconds between plain lines of ticks; the last tick is always shown.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class ConsoleSink:
         )
 
     def emit(self, event: Event) -> None:
-        """Shows one event; a screen that is gone (a closed pipe) ends the showing."""
+        """Shows one event; if the screen is gone (a closed pipe), nothing is shown any more."""
         with self._lock:
             try:
                 self._show(event)
@@ -184,7 +185,7 @@ class ConsoleSink:
             self._plain_tick()
 
     def close(self) -> None:
-        """Leaves the bar as it stands and gives the cursor back; safe to call twice."""
+        """Leaves the bar on the screen and restores the cursor; safe to call twice."""
         self.flush()
         with self._lock:
             self._stop()

@@ -1,9 +1,9 @@
-"""The envelope of an event on disk: which run, attempt and rank, in which order, when, in which schema.
+"""The envelope of an event on disk: its run, attempt and rank, its number and time, and the version of the schema.
 
     {"schema": 1, "run_id": "...", "attempt": 1, "rank": 0, "seq": 7, "time": 1.7e9,
      "kind": "stage", "step": 300, "tick": 6, "epoch": 2, "payload": {...the event's own fields...}}
 
-Numbers count what a process *emitted*, so a gap in ``seq`` shows where something was dropped.
+``seq`` counts the events that a process *emitted*, so a gap shows where some were dropped.
 """
 
 import dataclasses
@@ -22,7 +22,9 @@ class Envelope:
     """Numbers the events of one process.
 
     Args:
-        run_id: stable over attempts. attempt: which start of the run this is, from 1. rank: of this process.
+        run_id: id of the run, the same in every attempt.
+        attempt: number of this start of the run, from 1.
+        rank: rank of this process.
     """
 
     def __init__(self, run_id: str, attempt: int, rank: int) -> None:
@@ -32,7 +34,7 @@ class Envelope:
         self._numbers = itertools.count()
 
     def to_record(self, event: Event) -> dict[str, Any]:
-        """Plain data of an event under the next sequence number. Safe from several threads."""
+        """Returns an event as plain data, with the next sequence number. Safe to call from several threads."""
         payload = to_plain(event)
         axes = {axis: payload.pop(axis) for axis in AXES}
         return {
@@ -49,10 +51,10 @@ class Envelope:
 
 
 def from_record(record: dict[str, Any]) -> Event:
-    """The event of a record.
+    """Returns the event of a record.
 
     Raises:
-        ValueError: a field is missing, unknown or of another type, or kind or schema are not ours; the text names it.
+        ValueError: a field is missing, unknown or of another type, or kind or schema are unknown; the text names it.
     """
     missing, unknown = set(FIELDS) - set(record), set(record) - set(FIELDS)
     if missing or unknown:
@@ -65,7 +67,7 @@ def from_record(record: dict[str, Any]) -> Event:
     payload = record["payload"]
     if not isinstance(payload, dict):
         raise ValueError(f"{cls.__name__}: payload must be a mapping, got {type(payload).__name__}")
-    own = {field.name for field in dataclasses.fields(cls)} - set(AXES)
-    if stray := set(payload) - own:
+    names = {field.name for field in dataclasses.fields(cls)} - set(AXES)
+    if stray := set(payload) - names:
         raise ValueError(f"{cls.__name__}: unknown {', '.join(sorted(stray))}")
     return from_plain(cls, {**{axis: record[axis] for axis in AXES}, **payload})

@@ -1,4 +1,4 @@
-"""One sink that is many: each takes every event, and one that breaks is left out while the others go on."""
+"""A sink that passes every event to several others; one that breaks is left out while the others go on."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ class MultiSink:
     """Fans events out in a fixed order.
 
     Args:
-        sinks: in the order in which they take an event. One that raises is closed and left out; the others get a
-            `Fault` that names it.
+        sinks: sinks in the order in which they take an event. One that raises is closed and left out, and the others
+            get a `Fault` that names it.
     """
 
     def __init__(self, sinks: Sequence[EventSink]) -> None:
@@ -32,14 +32,14 @@ class MultiSink:
         self._each(lambda sink: sink.flush())
 
     def close(self) -> None:
-        """Closes every sink, the last one first: the first, the event file, still takes what the others report."""
+        """Closes every sink, the last one first, so that the first one, the event file, can record their faults."""
         self._each(lambda sink: sink.close(), backwards=True)
 
-    def _each(self, do: Callable[[EventSink], None], *, backwards: bool = False) -> None:
+    def _each(self, call: Callable[[EventSink], None], *, backwards: bool = False) -> None:
         for sink in self._sinks[::-1] if backwards else self._sinks[:]:
             try:
-                do(sink)
-            except Exception as error:  # whatever a sink's library raises must not reach training
+                call(sink)
+            except Exception as error:  # an error of a sink's library must not reach training
                 self._leave_out(sink, error)
 
     def _leave_out(self, sink: EventSink, error: Exception) -> None:

@@ -1,8 +1,8 @@
-"""The run's event file: one JSON object a line, appended by one process and its own writer thread.
+"""The run's event file: one JSON object per line, appended by one process in a writer thread of its own.
 
-The file appears with the first record, so a rank that has nothing to say leaves none. A write error (full disk,
-read-only file system) never reaches training: it is said once, ordinary records are counted as lost, and priority
-records are kept and tried again with each later write. For reading see `esper.nissa.reading`.
+The file is created with the first record, so a rank without events leaves no file. A write error (full disk, read-only
+file system) never reaches training: it is reported once, ordinary records are counted as lost, and priority records are
+kept and written again with each later write. `esper.nissa.reading` reads the file.
 """
 
 import json
@@ -24,7 +24,7 @@ class _Line(NamedTuple):
 
 
 def _finite(value: Any) -> Any:
-    """Non-finite floats as the strings 'nan', 'inf' and '-inf': JSON has no numbers for them."""
+    """Replaces non-finite floats by the strings 'nan', 'inf' and '-inf', since JSON has no numbers for them."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -33,7 +33,7 @@ def _finite(value: Any) -> Any:
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """One line of strict JSON in ASCII, with its newline."""
+    """Returns one line of strict JSON in ASCII, with its newline."""
     try:
         text = json.dumps(record, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -44,20 +44,22 @@ def encode(record: dict[str, Any]) -> bytes:
 class JsonlSink:
     """Writes events to one file.
 
-    Priority events are handed to the writer thread at once, written in order and synced to disk; others travel in
-    batches, at most ``linger_s`` later. A record is never half a line: a torn one is cut off again, and a line that a
-    killed attempt left torn is closed before the first record.
+    Priority events go to the writer thread at once, are written in order and synced to disk; others are written in
+    batches, at most ``linger_s`` later. The file never keeps half a record: one that was written in part is cut off
+    again, and a torn last line of a killed attempt is ended before the first record.
 
     Args:
-        path: the file; its folder is created with it. One process at a time writes a file.
-        level: which ordinary events are written; ``Level.OFF`` leaves priority events alone (ranks above 0).
-        capacity: records that may wait; what comes on top is dropped and counted.
+        path: the file; its folder is created with it. Only one process at a time may write a file.
+        envelope: numbers the events of this process.
+        level: the ordinary events that are written; with ``Level.OFF`` only priority events are (ranks above 0).
+        capacity: ordinary records that may wait; further ones are dropped and counted.
+        linger_s: seconds that an ordinary record may wait for others.
         timeout_s: seconds that ``flush`` and ``close`` wait for a hanging file system.
 
     Attributes:
         dropped: ordinary records refused by a full queue.
         lost: ordinary records that could not be written or encoded.
-        error: the first thing that went wrong, or None.
+        error: the first error, or None.
     """
 
     def __init__(
@@ -98,12 +100,12 @@ class JsonlSink:
                 self.dropped += 1
 
     def flush(self) -> None:
-        """Returns when everything taken so far has been written, or the file system hung for ``timeout_s``."""
+        """Returns when all events taken so far have been written, or the file system hung for ``timeout_s``."""
         if not self._lane.flush(self._timeout_s):
             self._note(TimeoutError(f"no answer from the file system in {self._timeout_s:g} s"))
 
     def close(self) -> None:
-        """Writes what is queued and, if anything went missing, a last record with the counts; safe to call twice."""
+        """Writes the queued records and, if any were lost, a last record with the counts; safe to call twice."""
         if self._closed:
             return
         self._closed = True

@@ -2,8 +2,8 @@
 
     emit -> put --[ queue ]--> thread -> write(batch, urgent)
 
-Ordinary items linger up to ``linger_s`` and travel in batches; what finds the queue full is refused, and the owner
-counts it. Priority items wake the thread at once and are taken even by a full queue. Order is kept across both kinds.
+Ordinary items wait up to ``linger_s`` and are written in batches; if the queue is full they are refused, and the owner
+counts them. Priority items wake the thread at once, and even a full queue takes them. Order is kept across both kinds.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """One line on stderr; silent where stderr is gone."""
+    """Writes one line to stderr; does nothing if stderr is gone."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"esper: {text}\n")
         sys.stderr.flush()
@@ -26,9 +26,10 @@ class Lane(Generic[T]):
     """Queue and thread of one sink.
 
     Args:
-        name: of the thread.
-        write: takes a batch and whether it is urgent; runs on the lane's thread alone and must not raise.
-        capacity: ordinary items that may wait. linger_s: seconds that they may wait for company.
+        name: name of the thread.
+        write: takes a batch and whether it is urgent; runs only on the lane's thread and must not raise.
+        capacity: ordinary items that may wait.
+        linger_s: seconds that an ordinary item may wait for others.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Lane(Generic[T]):
         self._thread.start()
 
     def put(self, item: T, *, priority: bool = False) -> bool:
-        """Queues an item; False when it was refused: the queue is full, or closed."""
+        """Queues an item; returns False if the queue is full or closed and refuses it."""
         with self._changed:
             if self._closing or (not priority and len(self._queue) >= self._capacity):
                 return False
@@ -54,14 +55,14 @@ class Lane(Generic[T]):
             return True
 
     def flush(self, timeout_s: float) -> bool:
-        """Waits until everything taken so far went through ``write``; False when ``timeout_s`` passed first."""
+        """Waits until all items taken so far went through ``write``; returns False if ``timeout_s`` passed first."""
         with self._changed:
             target, self._urgent = self._taken, bool(self._queue)
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._done >= target, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Lets the thread finish the queue and end; False when it was still busy after ``timeout_s``."""
+        """Lets the thread finish the queue and end; returns False if it was still busy after ``timeout_s``."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

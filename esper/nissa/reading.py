@@ -1,4 +1,4 @@
-"""Reading event files back: torn lines of killed attempts are passed over, replays after a kill count once."""
+"""Reads event files: torn lines of killed attempts are skipped, and steps that were repeated count once."""
 
 import json
 import os
@@ -14,18 +14,18 @@ Record = dict[str, Any]
 def _parse(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:  # also bytes that are no UTF-8
+    except ValueError:  # also raised for bytes that are not UTF-8
         return None
     return record if isinstance(record, dict) and set(FIELDS) <= set(record) else None
 
 
 def read_events(path: str | os.PathLike[str]) -> list[Record]:
-    """All records of an event file, in the order in which they were written.
+    """Returns all records of an event file, in the order in which they were written.
 
-    A line that a kill tore is passed over: it is the file's last, or the next record is of a newer attempt.
+    A line torn by a kill is skipped: it is the last line of the file, or the next record is of a newer attempt.
 
     Raises:
-        RunDirError: the file is missing, or an unreadable line stands where no attempt ended.
+        RunDirError: the file is missing, or there is an unreadable line where no attempt ended.
     """
     path = Path(path)
     try:
@@ -52,7 +52,7 @@ def read_events(path: str | os.PathLike[str]) -> list[Record]:
     return records
 
 
-# What happened when it happened, whatever became of the steps around it.
+# Kinds of records that are always kept, even if the steps around them were repeated.
 ALWAYS = ("fault", "panic", "rollback", "breaker")
 
 
@@ -62,16 +62,16 @@ def _key(record: Record) -> tuple[Any, ...]:
     return record["rank"], record["step"], record["tick"], record["kind"], slot
 
 
-def latest(records: list[Record]) -> list[Record]:
-    """The records of the run as it stands: what was done again is taken from where it was done last.
+def keep_latest(records: list[Record]) -> list[Record]:
+    """Returns the records of the run without those that were replaced: of repeated steps only the last pass is kept.
 
-    An attempt begins at the step of its ``run_started`` (without one, at its first record), and so does what follows a
-    ``rollback``, at the step that it went back to. Beyond that step older records count no more. At that very step an
-    older record stays unless a newer attempt has one of the same rank, step, tick, kind and slot: the tick that the
-    checkpoint was taken at is not trained again. An attempt that resumed from nothing replaces all before it. Faults,
-    panics, rollbacks and the breaker's turns happened when they happened and always stay.
+    A part of the run begins with an attempt, at the step of its ``run_started`` (without one, at its first record), or
+    with a ``rollback``, at the step that the run went back to. It replaces all older records of later steps. An older
+    record of that very step stays, unless a newer attempt has one of the same rank, step, tick, kind and slot, since
+    the tick of the checkpoint is not trained again. An attempt that did not resume from a checkpoint replaces
+    everything before it. Faults, panics, rollbacks and turns of the breaker always stay.
     """
-    parts: list[tuple[int, int]] = []  # of each record: attempt, and rollbacks in it so far
+    parts: list[tuple[int, int]] = []  # for each record: its attempt, and the number of rollbacks in it so far
     rollbacks: dict[int, int] = {}
     begins: dict[tuple[int, int], int] = {}
     fresh: set[tuple[int, int]] = set()
@@ -91,16 +91,16 @@ def latest(records: list[Record]) -> list[Record]:
     for record, part in zip(records, parts, strict=True):
         begins.setdefault(part, record["step"])
 
-    def stands(record: Record, own: tuple[int, int]) -> bool:
+    def is_current(record: Record, record_part: tuple[int, int]) -> bool:
         if record["kind"] in ALWAYS:
             return True
         for part, begin in begins.items():
-            if part <= own or record["step"] < begin:
+            if part <= record_part or record["step"] < begin:
                 continue
             if record["step"] > begin or part in fresh:
                 return False
-            if part[0] > own[0] and _key(record) in keys.get(part, ()):
+            if part[0] > record_part[0] and _key(record) in keys.get(part, ()):
                 return False
         return True
 
-    return [record for record, part in zip(records, parts, strict=True) if stands(record, part)]
+    return [record for record, part in zip(records, parts, strict=True) if is_current(record, part)]

@@ -1,7 +1,7 @@
-"""What a run says at its end: accuracy before and after growth, what grew where and why, where it lies, what is next.
+"""The summary at the end of a run: accuracy before and after growth, the seeds that grew, the folder, next commands.
 
-The worker fills a `RunSummary`; it is plain data (`to_plain` and back), so it may travel in ``RunEnded.summary`` and
-be shown by another process.
+The worker fills a `RunSummary`. It is plain data (`to_plain` and back), so ``RunEnded.summary`` can carry it and
+another process can show it.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,10 @@ class Score:
     """The network at one moment.
 
     Fields:
-        step: optimizer steps done. parameters: of the whole network.
-        loss: validation, nats per sample. accuracy: validation, share of correct predictions.
+        step: optimizer steps done.
+        parameters: parameters of the whole network.
+        loss: validation loss, nats per sample.
+        accuracy: share of correct validation predictions.
     """
 
     step: int
@@ -37,9 +39,13 @@ class GrownSeed:
     """A seed that is in the network at the end.
 
     Fields:
-        slot, blueprint, stage, alpha: what stands where. parameters: that it added.
-        contribution: paired loss without minus with it, nats per sample; positive helps.
-        reason: why it is there, in a few words.
+        slot: slot of the seed.
+        blueprint: blueprint of the seed.
+        stage: stage of the slot.
+        alpha: alpha of the slot.
+        parameters: parameters that the seed added.
+        contribution: paired loss without minus with the seed, nats per sample; positive helps.
+        reason: why the seed is there, in a few words.
     """
 
     slot: str
@@ -53,7 +59,7 @@ class GrownSeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunedSeeds:
-    """Seeds of one blueprint that were taken out of one slot for one reason, ``count`` times."""
+    """Seeds of one blueprint that were removed from one slot for one reason, ``count`` times."""
 
     slot: str
     blueprint: str
@@ -63,10 +69,16 @@ class PrunedSeeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LibraryTotals:
-    """What the seed library did in a run, on rank 0: seeds asked for, and where they were found.
+    """Totals of the seed library in a run, on rank 0.
 
     Fields:
-        births, memory_hits, disk_hits, built, failed, evicted: counts. waited_ms: that ticks waited for it, in all.
+        births: seeds that were requested.
+        memory_hits: seeds that were in memory.
+        disk_hits: seeds that were on disk.
+        built: seeds that had to be built.
+        failed: seeds that could not be built.
+        evicted: seeds that were dropped from memory.
+        waited_ms: milliseconds for which ticks waited for the library, in total.
     """
 
     births: int
@@ -80,7 +92,7 @@ class LibraryTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextCommand:
-    """A command to type, and what it is for."""
+    """A command to type, and its purpose."""
 
     command: str
     what: str
@@ -91,12 +103,17 @@ class RunSummary:
     """A run in a few numbers.
 
     Fields:
-        status: as in STATUS.json. ticks: control ticks done. world_size: ranks. wall_s: seconds of this attempt.
-        before: the network at the last validation before a seed first took part in the host's forward.
+        status: status as in STATUS.json.
+        ticks: control ticks done.
+        world_size: number of ranks.
+        wall_s: seconds of this attempt.
+        before: the network at the last validation before a seed first took part in the host's forward pass.
         after: the network at the end.
-        grown: seeds in the network now, row-major. pruned: those that went, counted.
-        library: what the seed library did; None without one, or where telemetry.level keeps no record of it.
-        run_dir: where the run lies, as the user named it. next_commands: what to type next.
+        grown: seeds in the network now, row-major.
+        pruned: seeds that were pruned, counted.
+        library: totals of the seed library; None without one, or if telemetry.level keeps no record of it.
+        run_dir: folder of the run, as the user named it.
+        next_commands: commands to type next.
     """
 
     status: str
@@ -204,15 +221,15 @@ def _where(summary: RunSummary) -> Text:
     return lines
 
 
-def summary_table(summary: RunSummary | dict[str, Any], console: Console | None = None) -> None:
+def print_summary(summary: RunSummary | dict[str, Any], console: Console | None = None) -> None:
     """Prints the closing table.
 
     Args:
-        summary: the numbers, or their plain form.
-        console: where; by default stdout, 100 columns wide unless it is a terminal.
+        summary: the summary, or its plain form.
+        console: console to print to; by default stdout, 100 columns wide unless it is a terminal.
 
     Raises:
-        ValueError: a plain form with a missing or unknown field; the text names it.
+        ValueError: the plain form has a missing or unknown field; the text names it.
     """
     if isinstance(summary, dict):
         summary = from_plain(RunSummary, summary)

@@ -1,11 +1,11 @@
 """wandb, from rank 0: a view of the run. Our own event files are the truth, and no outage of wandb stops training.
 
 Every call into wandb after `wandb.init` is made on a thread of the sink's own, because a call to a wandb service that
-hangs blocks its caller for ever. The first failure ends the sink: one line, one `Fault`, and it does nothing from then
-on. Values come already reduced. ``step=`` is never passed: wandb drops a row whose step is lower than the last, which
-every resume would bring; the axes ``train/step`` and ``tick`` are logged as values instead.
+hangs blocks its caller for ever. After its first failure the sink writes one line, emits one `Fault`, and then does
+nothing any more. Values are reduced before they come here. ``step=`` is never passed: wandb drops a row whose step is
+lower than the last, and every resume has such rows. The axes ``train/step`` and ``tick`` are logged as values instead.
 
-What is logged at a tick:
+Values logged at a tick:
 
     train/step, tick, epoch            axes: optimizer steps, control ticks, passes over the training part
     train/loss, train/accuracy         mean since the last tick (nats per sample; share)
@@ -16,13 +16,13 @@ What is logged at a tick:
     slots/<slot>/stage                 `Stage.code`: 0 EMPTY, 1 GERMINATED, 2 TRAINING, 3 BLENDING, 4 HOLDING, ...
     slots/<slot>/alpha
     slots/<slot>/effective_alpha       alpha times gate_mean, where the operator is gated
-    slots/<slot>/gate_mean, gate_std   how open the gate was, over the training samples since the last tick
+    slots/<slot>/gate_mean, gate_std   openness of the gate, over the training samples since the last tick
     slots/<slot>/contribution          paired loss without minus with the seed (nats; positive helps), with _se
     slots/<slot>/gradient_norm, gradient_ratio            the ratio is to the host's norm
     slots/<slot>/gradient_vanishing, _exploding, _nans, _infs
 
-A reading that is absent or stale is left out of the row: it is not zero, and not this tick's. At the end come the
-table ``growth`` (the stage changes of this attempt) and the run's summary.
+A reading that is absent or stale is left out of the row, since it is neither zero nor of this tick. At the end the
+table ``growth`` (the stage changes of this attempt) and the run's summary are logged.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _CLOSE = object()
 
 
 def tick_row(event: TickDone) -> dict[str, float]:
-    """The values of one tick under their wandb names; see the module's list."""
+    """Returns the values of one tick under their wandb names, as listed in the module."""
     row: dict[str, float] = {
         "train/step": event.step,
         "tick": event.tick,
@@ -59,36 +59,36 @@ def tick_row(event: TickDone) -> dict[str, float]:
     if event.flops is not None:
         row["training_flops"] = event.flops
 
-    def read(name: str, reading: Reading, *, with_se: bool = False) -> None:
+    def add(name: str, reading: Reading, *, with_se: bool = False) -> None:
         if reading.is_measured and reading.value is not None:
             row[name] = reading.value
             if with_se and reading.se is not None:
                 row[f"{name}_se"] = reading.se
 
-    read("train/loss", event.train_loss)
-    read("train/accuracy", event.train_accuracy)
-    read("validation/loss", event.validation_loss)
-    read("validation/accuracy", event.validation_accuracy)
-    read("host_gradient_norm", event.host_gradient_norm)
+    add("train/loss", event.train_loss)
+    add("train/accuracy", event.train_accuracy)
+    add("validation/loss", event.validation_loss)
+    add("validation/accuracy", event.validation_accuracy)
+    add("host_gradient_norm", event.host_gradient_norm)
 
-    def health(name: str, found: GradientHealth) -> None:
-        read(f"{name}_vanishing", found.vanishing)
-        read(f"{name}_exploding", found.exploding)
-        row[f"{name}_nans"], row[f"{name}_infs"] = found.nans, found.infs
+    def add_health(name: str, health: GradientHealth) -> None:
+        add(f"{name}_vanishing", health.vanishing)
+        add(f"{name}_exploding", health.exploding)
+        row[f"{name}_nans"], row[f"{name}_infs"] = health.nans, health.infs
 
-    health("host_gradient", event.host_health)
+    add_health("host_gradient", event.host_health)
     for line in event.slots:
         name = f"slots/{line.slot}"
         row[f"{name}/stage"] = line.stage.code
         row[f"{name}/alpha"] = line.alpha
-        read(f"{name}/effective_alpha", line.effective_alpha)
-        read(f"{name}/gate_mean", line.gate_mean)
-        read(f"{name}/gate_std", line.gate_std)
-        read(f"{name}/contribution", line.contribution, with_se=True)
-        read(f"{name}/gradient_norm", line.gradient_norm)
-        read(f"{name}/gradient_ratio", line.gradient_ratio)
+        add(f"{name}/effective_alpha", line.effective_alpha)
+        add(f"{name}/gate_mean", line.gate_mean)
+        add(f"{name}/gate_std", line.gate_std)
+        add(f"{name}/contribution", line.contribution, with_se=True)
+        add(f"{name}/gradient_norm", line.gradient_norm)
+        add(f"{name}/gradient_ratio", line.gradient_ratio)
         if line.stage.has_seed:
-            health(f"{name}/gradient", line.health)
+            add_health(f"{name}/gradient", line.health)
     return row
 
 
@@ -100,13 +100,14 @@ class WandbSink:
 
     Args:
         config: mode, project and names.
-        run_dir: wandb's own files go to ``run_dir/wandb``.
-        run_id: wandb's id, stable over attempts: a second attempt continues the run (offline it makes a second
-            folder, which ``wandb sync`` merges).
-        group: of a sweep; ``config.group`` goes before it.
-        config_dict: the resolved configuration, plain data.
+        run_dir: run directory; wandb's own files go to ``run_dir/wandb``.
+        run_id: wandb's id, the same in every attempt, so that a second attempt continues the run (offline it creates a
+            second folder, which ``wandb sync`` merges).
+        group: group of a sweep; ``config.group`` takes precedence.
+        config_dict: the resolved configuration as plain data.
         on_fault: takes the one `Fault`, on the sink's thread, if wandb fails.
-        init_timeout_s, finish_timeout_s: seconds after which wandb is given up at start and at the end.
+        init_timeout_s: seconds after which the sink gives up on wandb at the start.
+        finish_timeout_s: seconds after which the sink gives up on wandb at the end.
 
     Attributes:
         dropped: ticks refused by a full queue.
@@ -134,7 +135,7 @@ class WandbSink:
         self._once, self._failed = threading.Lock(), False
         if config.mode is WandbMode.DISABLED:
             return
-        hooks = sys.exit, sys.excepthook  # wandb replaces both to learn the exit code, which we tell it
+        hooks = sys.exit, sys.excepthook  # wandb replaces both to learn the exit code, which we pass to it
         try:
             self._run = _start(config, run_dir, run_id, group, config_dict, init_timeout_s, finish_timeout_s)
             self._lane = Lane("esper-wandb", self._write, capacity=4096)
@@ -152,9 +153,10 @@ class WandbSink:
             self.dropped += 1
 
     def flush(self) -> None:
-        """Hands everything taken so far to wandb, which writes its file within two seconds.
+        """Hands all events taken so far to wandb, which writes its file within two seconds.
 
-        A service that does not take it in ``_FLUSH_S`` is given up: a view must not hold training up at every save.
+        If the service does not take them within ``_FLUSH_S``, the sink gives up on it: a view must not delay training
+        at every save.
         """
         if self._lane is not None and not self._failed and not self._lane.flush(min(_FLUSH_S, self._finish_timeout_s)):
             self._fail(TimeoutError(f"wandb took nothing for {_FLUSH_S:g} s; try `wandb sync` later"))
@@ -216,8 +218,8 @@ class WandbSink:
 
 
 def _abandon() -> None:
-    """Ends a service that died or hangs; else wandb waits for it, or complains, when the interpreter exits."""
-    with contextlib.suppress(Exception):  # wandb has no public way to end a hung service, and its insides change
+    """Ends a service that died or hangs; otherwise wandb waits for it, or complains, when the interpreter exits."""
+    with contextlib.suppress(Exception):  # wandb has no public way to end a hung service, and its internals change
         from wandb.sdk import wandb_setup
 
         setup: Any = wandb_setup.singleton()
@@ -237,18 +239,18 @@ def _start(
     init_timeout_s: float,
     finish_timeout_s: float,
 ) -> Any:
-    import wandb  # here, not above: it takes half a second, and where it is broken the run goes on without it
+    import wandb  # here, since it takes half a second, and if it is broken the run goes on without it
 
-    wanted: dict[str, Any] = {
+    values: dict[str, Any] = {
         "init_timeout": init_timeout_s,
-        "finish_timeout": finish_timeout_s,  # else `finish` waits for a dead network for ever
+        "finish_timeout": finish_timeout_s,  # otherwise `finish` waits for a dead network for ever
         "console": "off",
         "silent": True,
-        "x_transaction_log_flush_interval": 2.0,  # of 15 s: what a SIGKILL may take along
+        "x_transaction_log_flush_interval": 2.0,  # instead of 15 s: a SIGKILL loses what is not flushed
     }
     known = wandb.Settings.model_fields  # releases differ, and an unknown setting is an error
-    settings = wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
-    quiet = wandb.Settings(silent=True, login_timeout=1)  # no key and a terminal: fail, rather than ask and wait
+    settings = wandb.Settings(**{name: value for name, value in values.items() if name in known})
+    quiet = wandb.Settings(silent=True, login_timeout=1)  # on a terminal without a key: fail instead of asking
     wandb.setup(quiet)
     run = wandb.init(
         id=run_id,

@@ -11,7 +11,7 @@ from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.files import RunDir
 from esper.leyline.plain import from_plain
 from esper.leyline.stages import Stage
-from esper.nissa.reading import latest, read_events
+from esper.nissa.reading import keep_latest, read_events
 from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score
 
 
@@ -46,7 +46,7 @@ def summarise(
         wall_s: seconds of this attempt.
     """
     path = RunDir(run_dir).events
-    records = latest(read_events(path)) if path.exists() else []
+    records = keep_latest(read_events(path)) if path.exists() else []
     parameters = sum(p.numel() for p in grown.model.parameters())
     after = Score(
         step=state.step, parameters=parameters, loss=state.validation_loss, accuracy=state.validation_accuracy

@@ -26,7 +26,7 @@ from esper.nissa.console import ConsoleSink
 from esper.nissa.envelope import Envelope
 from esper.nissa.fanout import MultiSink
 from esper.nissa.jsonl import JsonlSink
-from esper.nissa.summary import summary_table
+from esper.nissa.summary import print_summary
 from esper.nissa.wandb_sink import WandbSink
 from esper.run.assembly import assemble
 from esper.run.attempt import Attempt
@@ -259,4 +259,4 @@ def _close_run(
     sink.emit(RunEnded(**axes, status="done", summary=to_plain(summary)))
     sink.close()
     if config.telemetry.console != "off":
-        summary_table(summary)
+        print_summary(summary)

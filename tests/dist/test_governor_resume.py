@@ -15,7 +15,7 @@ from esper.config.tree import load_config
 from esper.launcher.resume import make_order
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError
-from esper.nissa.reading import latest, read_events
+from esper.nissa.reading import keep_latest, read_events
 from esper.run import train
 from esper.run.directory import read_order, write_order
 from esper.tolaria.checkpoint.store import CheckpointStore
@@ -96,7 +96,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_with_a_rollback_reads_as_one_life(undisturbed: Path) -> None:
     """What a reader takes for the run: every tick once, the healthy one; the panic is told all the same."""
-    records = latest(read_events(undisturbed / "events.jsonl"))
+    records = keep_latest(read_events(undisturbed / "events.jsonl"))
     ticks = [r for r in records if r["kind"] == "tick"]
     assert [r["tick"] for r in ticks] == list(range(1, STEPS // EVERY + 1))
     assert max(r["payload"]["train_loss"]["value"] for r in ticks) < 3.0

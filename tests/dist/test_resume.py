@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from esper.kasmina.hosts import registry
-from esper.nissa.reading import latest, read_events
+from esper.nissa.reading import keep_latest, read_events
 from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tolaria.data import DigitsConfig, PySourceConfig
 from tests.support.fault_places import PLACES
@@ -152,7 +152,7 @@ def test_killed_again_and_again_the_run_is_the_one_that_nobody_disturbed(
     assert max(record["attempt"] for record in records) == len(CHAINS[world]) + 1
     ticks = [record["tick"] for record in records if record["kind"] == "tick"]
     assert len(ticks) > TICKS, "something was trained twice"
-    assert [record["tick"] for record in latest(records) if record["kind"] == "tick"] == list(range(1, TICKS + 1))
+    assert [record["tick"] for record in keep_latest(records) if record["kind"] == "tick"] == list(range(1, TICKS + 1))
     assert not list((run_dir / "checkpoints").glob("*.tmp"))
 
 

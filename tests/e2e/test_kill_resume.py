@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from esper.nissa.reading import latest, read_events
+from esper.nissa.reading import keep_latest, read_events
 from tests.e2e.conftest import Finished, Start
 from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, assert_gone, mark, saved
 from tests.support.killed_runs import assert_same_run, final
@@ -104,7 +104,7 @@ def test_a_killed_launcher_leaves_nobody_behind_and_esper_resume_goes_on(
     assert [row["tick"] for row in rows] == list(range(step // 10 + 1, TICKS + 1))
     seen = {row["tick"]: row for row in before.history if "lr" in row}
     seen |= {row["tick"]: row for row in rows}
-    records = {r["tick"]: r for r in latest(read_events(run / "events.jsonl")) if r["kind"] == "tick"}
+    records = {r["tick"]: r for r in keep_latest(read_events(run / "events.jsonl")) if r["kind"] == "tick"}
     assert set(records) == set(range(1, TICKS + 1))
     for tick, row in seen.items():
         assert (row["train/step"], row["train/loss"]) == (10 * tick, records[tick]["payload"]["train_loss"]["value"])

@@ -18,7 +18,7 @@ from esper.nissa.envelope import Envelope
 from esper.nissa.fanout import MultiSink
 from esper.nissa.jsonl import JsonlSink
 from esper.nissa.reading import read_events
-from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score, summary_table
+from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score, print_summary
 from tests.nissa.samples import SAMPLES, fault, run_started, stage_changed, tick_done
 
 
@@ -177,7 +177,7 @@ SUMMARY = RunSummary(
 
 def test_summary_table_says_it_all():
     console = Console(file=io.StringIO(), width=100)
-    summary_table(json.loads(json.dumps(to_plain(SUMMARY))), console)
+    print_summary(json.loads(json.dumps(to_plain(SUMMARY))), console)
     lines = [re.sub(r"\s+", " ", line).strip() for line in console.file.getvalue().splitlines()]
     for expected in (
         "Run done · 600 steps, 12 ticks, 2 ranks, 1:03 min",
@@ -200,7 +200,7 @@ def test_summary_of_a_run_that_did_not_grow():
     console = Console(file=io.StringIO(), width=100)
     plain = to_plain(SUMMARY) | {"grown": [], "pruned": [], "library": None}
     plain["before"]["accuracy"] = to_plain(ABSENT)
-    summary_table(plain, console)
+    print_summary(plain, console)
     text = console.file.getvalue()
     assert "Nothing grew." in text
     assert "library" not in text
@@ -211,7 +211,7 @@ def test_a_summary_with_a_missing_field_is_refused():
     plain = to_plain(SUMMARY)
     del plain["run_dir"]
     with pytest.raises(ValueError, match="RunSummary: missing run_dir"):
-        summary_table(plain)
+        print_summary(plain)
 
 
 class BrokenSink:

@@ -13,7 +13,7 @@ from esper.leyline.stages import Stage
 from esper.nissa.config import Level
 from esper.nissa.envelope import Envelope, from_record
 from esper.nissa.jsonl import JsonlSink
-from esper.nissa.reading import latest, read_events
+from esper.nissa.reading import keep_latest, read_events
 from tests.nissa.samples import SAMPLES, axes, fault, refused, run_started, stage_changed, tick_done
 from tests.support.dist import ROOT
 from tests.support.patience import run_patiently
@@ -232,7 +232,7 @@ def test_replays_count_once(tmp_path):
     change = stage_changed(5, Stage.TRAINING, Stage.BLENDING)
     write(path, [run_started(40, 40), tick_done(5), change, tick_done(6)], attempt=2)
     write(path, [run_started(50, 50), tick_done(6), tick_done(7), tick_done(8)], attempt=3)
-    kept = [(r["attempt"], r["kind"], r["tick"]) for r in latest(read_events(path))]
+    kept = [(r["attempt"], r["kind"], r["tick"]) for r in keep_latest(read_events(path))]
     assert kept == [
         (1, "run_started", 0),
         *((1, "tick", tick) for tick in range(1, 5)),  # tick 4 ended where attempt 2 began
@@ -250,7 +250,7 @@ def test_a_record_at_the_resume_step_is_replaced_when_written_again(tmp_path):
     write(path, [run_started(), tick_done(4), stage_changed(4, Stage.TRAINING, Stage.BLENDING)])
     again = stage_changed(4, Stage.TRAINING, Stage.PRUNED)
     write(path, [run_started(40, 40), again], attempt=2)
-    kept = [(r["attempt"], r["kind"]) for r in latest(read_events(path))]
+    kept = [(r["attempt"], r["kind"]) for r in keep_latest(read_events(path))]
     assert kept == [(1, "run_started"), (1, "tick"), (2, "run_started"), (2, "stage")]
 
 
@@ -258,14 +258,14 @@ def test_a_start_from_nothing_replaces_all(tmp_path):
     path = tmp_path / "e.jsonl"
     write(path, [run_started(), tick_done(1)])
     write(path, [run_started(), tick_done(2)], attempt=2)
-    assert [(r["attempt"], r["kind"]) for r in latest(read_events(path))] == [(2, "run_started"), (2, "tick")]
+    assert [(r["attempt"], r["kind"]) for r in keep_latest(read_events(path))] == [(2, "run_started"), (2, "tick")]
 
 
 def test_an_attempt_without_its_start_begins_at_its_first_record(tmp_path):
     path = tmp_path / "e.jsonl"
     write(path, [refused(3), refused(5)], Level.OFF)
     write(path, [refused(4), refused(5)], Level.OFF, attempt=2)
-    assert [(r["attempt"], r["tick"]) for r in latest(read_events(path))] == [(1, 3), (2, 4), (2, 5)]
+    assert [(r["attempt"], r["tick"]) for r in keep_latest(read_events(path))] == [(1, 3), (2, 4), (2, 5)]
 
 
 def test_what_came_before_a_rollback_beyond_its_generation_counts_no_more(tmp_path):
@@ -277,7 +277,7 @@ def test_what_came_before_a_rollback_beyond_its_generation_counts_no_more(tmp_pa
     well = [stage_changed(4, Stage.BLENDING, Stage.PRUNED), *[tick_done(tick) for tick in (5, 6, 7, 8)]]
     write(path, [run_started(), *sick[:2], blended, *sick[2:], fault(6), back, *well])
     write(path, [run_started(80, 80), tick_done(9)], attempt=2)
-    kept = [(r["seq"], r["kind"], r["tick"]) for r in latest(read_events(path)) if r["kind"] != "run_started"]
+    kept = [(r["seq"], r["kind"], r["tick"]) for r in keep_latest(read_events(path)) if r["kind"] != "run_started"]
     assert kept == [
         (1, "tick", 3),
         (2, "tick", 4),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from esper import worker
 from esper.config.tree import write_config
-from esper.nissa.reading import latest, read_events
+from esper.nissa.reading import keep_latest, read_events
 from esper.tolaria.checkpoint.store import CheckpointStore
 from tests.support.dist import RanksFailed, run_distributed
 from tests.support.fault_places import PLACES, WRITING, strike_at
@@ -121,7 +121,7 @@ def final(run_dir: Path) -> dict[str, Any]:
         sort(store.load(newest, name), name)
     del plain["state.pt/run_id"]
     plain["result"] = json.loads((run_dir / "result.json").read_text())
-    events = [event for event in latest(read_events(run_dir / "events.jsonl")) if event["kind"] in TOLD]
+    events = [event for event in keep_latest(read_events(run_dir / "events.jsonl")) if event["kind"] in TOLD]
     plain["events"] = [
         [
             event["kind"],
