@@ -185,7 +185,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             "order to the breaker": str(order),
             "config": str(digest),
             "code": code,
-            "registry": registry.registry_words(world.device, dtype_of(config.trainer.precision)),
+            "registry": registry.describe_registry(world.device, dtype_of(config.trainer.precision)),
             "data": str(bundle.digest),
             "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
             "observers": " ".join(engine.cycle.observers.names),

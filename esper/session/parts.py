@@ -145,7 +145,7 @@ def _shake_hands(
     fields = {
         "settings": str(digest62([to_plain(config), controller_plain or "an object"])),
         "code": code_digest(),
-        "registry": registry.registry_words(world.device, next(grown.model.parameters()).dtype),
+        "registry": registry.describe_registry(world.device, next(grown.model.parameters()).dtype),
         "weights": str(weights_digest(grown)),
         "optimizer": f"{type(adopted.optimizer).__name__} {digest62(names)}",
         "slots": " ".join(f"{slot}={site.module}" for slot, site in grown.sites.items()),

@@ -1,4 +1,4 @@
-"""What a seed may be: the registry, and the built-in blueprints it holds once this package is imported."""
+"""Blueprints, the networks that a seed may be: the registry, and the built-in ones, which register on import."""
 
 from esper.kasmina.blueprints import feature_map, sequence, vector  # noqa: F401, importing them registers
 from esper.kasmina.blueprints.registry import (

@@ -1,4 +1,4 @@
-"""One blueprint: a module class, what it is built with, and formulas that must agree with what is built."""
+"""One blueprint: a module class, the arguments that build it, and formulas that must agree with the built module."""
 
 import inspect
 import random
@@ -21,7 +21,12 @@ _ARGUMENT_TYPES = (bool, int, float, str)
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """An implementation of a blueprint and, where it is a fallback, why, in one line."""
+    """An implementation of a blueprint.
+
+    Fields:
+        name: name of the implementation.
+        why: if it is a fallback, the reason in one line; else empty.
+    """
 
     name: str
     why: str = ""
@@ -30,24 +35,26 @@ class Backend:
 Chooser = Callable[[torch.device, torch.dtype], Backend]
 
 
-def _outside_torch() -> tuple[Any, ...]:
-    """State of the random streams that a birth cannot make private."""
+def _streams_outside_torch() -> tuple[Any, ...]:
+    """Reads the state of the random streams that a birth cannot make private."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return random.getstate(), kind, np.asarray(keys).tobytes(), rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
-    """One entry: a module class with the arguments it is built with under this name.
+    """An entry of the registry: a module class with the arguments that build it under this name.
 
     Fields:
-        name, topology: the key of the entry.
+        name: name of the blueprint.
+        topology: axes of its features; unique together with the name.
         factory: the module class.
         arguments: every keyword argument of the class, with its value under this name.
-        parameters, flops: formulas; see the module's docstring.
+        parameters: formula for the parameter count; see `esper.kasmina.blueprints.registry`.
+        flops: formula for the FLOPs of one forward over one sample; see there.
         version: raised when the name comes to mean another network.
         min_dim: fewest channels it can serve.
-        backend: chooses the implementation for a device and dtype, None where there is but one.
+        backend: chooses the implementation for a device and dtype, None where there is only one.
     """
 
     name: str
@@ -68,11 +75,11 @@ class Blueprint:
             raise self._error(dim, f"needs an integer >= {self.min_dim}")
 
     def backend_for(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Name of the implementation chosen for a device and dtype; None where there is but one."""
+        """Returns the name of the implementation for a device and dtype; None where there is only one."""
         return None if self.backend is None else self.backend(device, dtype).name
 
     def build(self, dim: int, backend: str | None = None) -> nn.Module:
-        """The module for ``dim`` channels, on torch's present defaults; see `esper.kasmina.births.build` for a seed.
+        """Builds the module for ``dim`` channels with torch's present defaults; seeds use `esper.kasmina.births.build`.
 
         Args:
             dim: channels.
@@ -89,7 +96,7 @@ class Blueprint:
             raise self._error(dim, error) from error
 
     def info(self, dim: int, positions: int) -> BlueprintInfo:
-        """What it would add to a slot with ``dim`` channels at ``positions`` places (H*W, T or 1).
+        """Returns what it would add to a slot with ``dim`` channels at ``positions`` positions (H*W, T or 1).
 
         Raises:
             ValueError: the blueprint cannot serve ``dim``.
@@ -103,19 +110,19 @@ class Blueprint:
         return BlueprintInfo(name=self.name, parameters=parameters, flops=flops)
 
     def info_or_none(self, dim: int, positions: int) -> BlueprintInfo | None:
-        """As `info`, None if it cannot serve ``dim``."""
+        """Like `info`, but returns None if the blueprint cannot serve ``dim``."""
         try:
             return self.info(dim, positions)
         except ValueError:
             return None
 
     def problems(self, dims: Iterable[int]) -> list[str]:
-        """What `check_formulas` of the registry would say about this entry, one line each."""
-        before = _outside_torch()
-        found = [self._problem_at(dim) for dim in dims]
-        if _outside_torch() != before:
-            found.append("its constructor draws from random or numpy.random; use torch's random functions")
-        return [f"blueprint {self.name!r} ({self.topology.value}): {text}" for text in found if text is not None]
+        """Lists the problems that `check_formulas` of the registry reports for this entry, one line each."""
+        before = _streams_outside_torch()
+        texts = [self._problem_at(dim) for dim in dims]
+        if _streams_outside_torch() != before:
+            texts.append("its constructor draws from random or numpy.random; use torch's random functions")
+        return [f"blueprint {self.name!r} ({self.topology.value}): {text}" for text in texts if text is not None]
 
     def _problem_at(self, dim: int) -> str | None:
         claimed = None
@@ -133,7 +140,7 @@ class Blueprint:
         if claimed.parameters != counted:
             return f"has {counted} parameters at dim = {dim}, its formula says {claimed.parameters}"
         drifting = [name for name, buffer in built.named_buffers() if buffer.is_floating_point()]
-        if drifting:  # each rank would update them from its own samples, and for seeds no average is agreed
+        if drifting:  # each rank would update them from its own samples; those of seeds are not averaged
             return f"has running statistics ({', '.join(drifting[:3])}); use GroupNorm or LayerNorm, not BatchNorm"
         return None
 
@@ -141,10 +148,16 @@ class Blueprint:
 def read_arguments(
     where: str, factory: type[nn.Module], given: Mapping[str, Any], *, chosen: tuple[str, ...] = ()
 ) -> Mapping[str, Any]:
-    """Keyword arguments of ``factory`` with the values in force: its defaults, overridden by ``given``.
+    """Returns the keyword arguments of ``factory`` with their values: its defaults, overridden by ``given``.
 
     Args:
-        where: of the error. chosen: arguments that are decided at build and are no part of what the name means.
+        where: what an error calls the blueprint.
+        factory: the module class.
+        given: values that differ from the defaults.
+        chosen: arguments that are decided at build, and so do not belong to the blueprint's meaning.
+
+    Raises:
+        ConfigError: an argument without type or default, a value of another type, or an unknown argument.
     """
     parameters = list(inspect.signature(factory).parameters.values())
     if not parameters or parameters[0].name != "dim":

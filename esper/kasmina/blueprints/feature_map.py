@@ -1,4 +1,4 @@
-"""Blueprints for feature maps, x_BCHW -> delta_BCHW, from cheap to dear.
+"""Blueprints for feature maps, x_BCHW -> delta_BCHW, from cheap to expensive.
 
     name         delta (gamma is the layer scale)                                    parameters at C = 64
     noop         0                                                                                      0
@@ -10,7 +10,7 @@
     conv_light   gamma K3 silu(GN(x))                            one full 3x3                      37,120
     conv_heavy   gamma K3 silu(K3 GN(x))                         two full 3x3                      74,048
 
-Squeeze-and-excitation: Hu et al. 2018; tanh where they have a sigmoid, since a delta must be able to go both ways.
+Squeeze-and-excitation: Hu et al. 2018; tanh in place of their sigmoid, since a delta must be able to have either sign.
 SiLU rather than ReLU, so that no unit is born dead; GroupNorm rather than BatchNorm, so that nothing depends on the
 batch or differs between ranks.
 """
@@ -28,19 +28,19 @@ MAP = Topology.FEATURE_MAP
 
 @blueprint("noop", topology=MAP, parameters=lambda dim: 0, flops=lambda dim, positions: 0)
 class NoopMap(nn.Module):
-    """No parameters and a delta of zeros: the control that a growth step itself changes nothing."""
+    """No parameters and a delta of zeros: a control, to show that a growth step itself changes nothing."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Zeros like ``x_BCHW``."""
+        """Returns zeros like ``x_BCHW``."""
         return torch.zeros_like(x_BCHW)
 
 
 @blueprint("norm", topology=MAP, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0)
 class NormMap(nn.Module):
-    """A normalised copy: lets features be rescaled and shifted per channel."""
+    """A normalised copy: rescales and shifts features per channel."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class NormMap(nn.Module):
         self.scale = LayerScale(dim, MAP)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.norm(x_BCHW))
 
 
@@ -64,11 +64,11 @@ def _attention_parameters(dim: int, reduction: int) -> int:
     flops=lambda dim, positions, reduction: 4 * dim * narrow(dim, reduction),
 )
 class SqueezeExcite(nn.Module):
-    """Reweights channels by what the whole map shows.
+    """Reweights channels by their means over the whole map.
 
     Args:
         dim: channels.
-        reduction: how many times narrower the squeeze is.
+        reduction: factor by which the squeeze is narrower than ``dim``.
     """
 
     def __init__(self, dim: int, *, reduction: int = 4) -> None:
@@ -79,7 +79,7 @@ class SqueezeExcite(nn.Module):
         self.scale = LayerScale(dim, MAP)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Delta of the same shape, |delta| <= |gamma x|."""
+        """Returns a delta of the same shape, |delta| <= |gamma x|."""
         gain_BC = torch.tanh(self.excite(silu(self.squeeze(x_BCHW.mean(dim=(2, 3))))))
         return self.scale(x_BCHW * gain_BC[:, :, None, None])
 
@@ -101,7 +101,7 @@ class Depthwise(nn.Module):
         self.scale = LayerScale(dim, MAP)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.across(silu(self.within(self.norm(x_BCHW)))))
 
 
@@ -121,7 +121,7 @@ class Bottleneck(nn.Module):
 
     Args:
         dim: channels.
-        reduction: how many times narrower the middle is.
+        reduction: factor by which the middle is narrower than ``dim``.
     """
 
     def __init__(self, dim: int, *, reduction: int = 4) -> None:
@@ -134,7 +134,7 @@ class Bottleneck(nn.Module):
         self.scale = LayerScale(dim, MAP)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         x = silu(self.down(self.norm(x_BCHW)))
         return self.scale(self.up(silu(self.middle(x))))
 
@@ -150,7 +150,7 @@ class ConvSmall(nn.Module):
 
     Args:
         dim: channels.
-        reduction: how many times narrower the middle is.
+        reduction: factor by which the middle is narrower than ``dim``.
     """
 
     def __init__(self, dim: int, *, reduction: int = 4) -> None:
@@ -162,7 +162,7 @@ class ConvSmall(nn.Module):
         self.scale = LayerScale(dim, MAP)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.up(silu(self.conv(self.norm(x_BCHW)))))
 
 
@@ -182,7 +182,7 @@ class ConvLight(nn.Module):
         self.scale = LayerScale(dim, MAP)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.conv(silu(self.norm(x_BCHW))))
 
 
@@ -203,5 +203,5 @@ class ConvHeavy(nn.Module):
         self.scale = LayerScale(dim, MAP)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.second(silu(self.first(self.norm(x_BCHW)))))

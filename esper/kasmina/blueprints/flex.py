@@ -1,11 +1,11 @@
-"""Causal attention by FlexAttention (Dong et al. 2024), where it runs; elsewhere by SDPA. Chosen when a seed is built.
+"""Causal attention by FlexAttention (Dong et al. 2024) where it runs, else by SDPA. Chosen when a seed is built.
 
 FlexAttention computes scaled dot-product attention under a *block mask*: blocks of positions that no query may see are
-never computed. What it needs differs by device, dtype and torch: on CPU (torch 2.9 to 2.13) it has a forward alone and
-refuses tensors that need a gradient, so nothing could be trained with it. So it is asked once per device type and
-dtype, by running forward and backward of a tiny problem and comparing with SDPA. The answer is part of the registry's
-words, on which all ranks agree at start; a seed never changes its mind while it runs. Both paths have the same weights
-under the same names.
+never computed. Where it runs depends on device, dtype and torch: on CPU (torch 2.9 to 2.13) it only has a forward and
+refuses tensors that need a gradient, so nothing could be trained with it. So it is tried once per device type and
+dtype, by running forward and backward of a tiny problem and comparing with SDPA. The answer is part of
+`describe_registry`, on which all ranks agree at start; a seed never changes its implementation while it runs. Both have
+the same weights under the same names.
 
 Only the compiled kernel is used: uncompiled, FlexAttention writes out all T x T scores and gains nothing over SDPA.
 """
@@ -34,7 +34,7 @@ def _causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 class BlockMasks:
-    """Causal block masks by (length, device): the newest ``limit`` are kept, the one longest unused goes first.
+    """Causal block masks by (length, device); keeps the ``limit`` used last.
 
     Fields:
         built: masks built so far.
@@ -49,7 +49,7 @@ class BlockMasks:
         return len(self._masks)
 
     def get(self, length: int, device: torch.device) -> BlockMask:
-        """The mask of ``length`` positions; inside a compiled region it becomes part of the graph instead."""
+        """Returns the mask of ``length`` positions; inside a compiled region it becomes part of the graph instead."""
         if torch.compiler.is_compiling():
             return self._build(length, device)
         with self._lock:
@@ -77,12 +77,12 @@ def _kernel() -> Callable[..., Any]:
 
 
 def _width(dim: int) -> int:
-    """The next power of two, at least `MIN_WIDTH`."""
+    """Returns the next power of two, at least `MIN_WIDTH`."""
     return max(MIN_WIDTH, 1 << (dim - 1).bit_length())
 
 
 def flex_causal(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
-    """Causal attention, [B, H, T, D] in and out: `scaled_dot_product_attention(q, k, v, is_causal=True)`.
+    """Computes causal attention, [B, H, T, D] in and out: `scaled_dot_product_attention(q, k, v, is_causal=True)`.
 
     Heads of a width that the kernel does not take are padded with zeros, which changes no score.
     """
@@ -95,8 +95,8 @@ def flex_causal(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
 
 
 @functools.cache
-def _probed(device: str, dtype: torch.dtype) -> Backend:
-    """What runs on one kind of device; see `attention_backend`."""
+def _probe_backend(device: str, dtype: torch.dtype) -> Backend:
+    """Tries FlexAttention on one kind of device; see `attention_backend`."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(1, 2, 24, MIN_WIDTH, generator=generator).to(device, dtype) for _ in range(3)]
 
@@ -107,10 +107,10 @@ def _probed(device: str, dtype: torch.dtype) -> Backend:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is slow uncompiled is known
-            run(flex_attention)  # where it refuses, it does so here, before anything is compiled
+            warnings.simplefilter("ignore")  # torch warns that it is slow uncompiled
+            run(flex_attention)  # if it refuses, it does so here, before anything is compiled
         ours, theirs = run(flex_causal), run(functools.partial(scaled_dot_product_attention, is_causal=True))
-    except Exception as error:  # whatever it is, it says that this device has no FlexAttention to train with
+    except Exception as error:  # any error means that FlexAttention cannot train on this device
         return Backend(SDPA, one_line(error, 160))
     apart = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
     if not apart < 0.05:
@@ -119,10 +119,10 @@ def _probed(device: str, dtype: torch.dtype) -> Backend:
 
 
 def attention_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """How a ``flex_attention`` seed for this device and dtype attends: `FLEX` where it runs forward and backward.
+    """Chooses how a ``flex_attention`` seed attends: `FLEX` where it runs forward and backward, else `SDPA`.
 
-    The first question on a device that compiles takes some seconds, on CPU none.
+    The first call takes some seconds on a device that compiles, and none on CPU.
     """
     if device.type == "meta":
         return Backend(SDPA, "meta tensors have no kernels")
-    return _probed(device.type, dtype)
+    return _probe_backend(device.type, dtype)

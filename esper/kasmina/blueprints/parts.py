@@ -1,8 +1,8 @@
-"""Parts that blueprints and hosts share: the layer scale every seed ends in, and a GroupNorm safe in any layout.
+"""Parts that blueprints and hosts share: the layer scale that ends every seed, and a GroupNorm safe in any layout.
 
 LayerScale (Touvron et al. 2021, "Going deeper with image transformers"): delta = gamma * f(x) with one gamma per
-channel. Twist: gamma begins small but not at zero. At zero nothing behind it would get a gradient in the first step,
-and a norm or ReLU behind a zero init can stay dead for good; at 0.1 the seed is near the identity and all of it learns.
+channel. Twist: gamma begins small but not at zero. At zero nothing before it would get a gradient in the first step,
+and a norm or ReLU next to a zero init can stay dead for good; at 0.1 the delta is small and all of the seed learns.
 """
 
 import torch
@@ -18,7 +18,7 @@ class LayerScale(nn.Module):
 
     Args:
         dim: channels C.
-        topology: tells which axis is C.
+        topology: says which axis is C.
     """
 
     def __init__(self, dim: int, topology: Topology) -> None:
@@ -27,12 +27,12 @@ class LayerScale(nn.Module):
         self.trailing = topology.ndim - topology.channel_axis - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and memory format as ``x``."""
+        """Returns the same shape and memory format as ``x``."""
         return x * self.gamma.view(-1, *[1] * self.trailing)
 
 
 def groups_for(dim: int) -> int:
-    """Groups of a GroupNorm over ``dim`` channels: at most 8, of equal size, at least two channels each where it can.
+    """Chooses the groups of a GroupNorm over ``dim`` channels: at most 8, of equal size, if possible of two or more.
 
     A group of one channel at one position has nothing to normalise: its output would be the bias, whatever the input.
     """
@@ -42,13 +42,13 @@ def groups_for(dim: int) -> int:
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm, safe for a channels-last input that needs no gradient on CPU.
 
-    There torch (seen in 2.13) crashes the process in the backward of weight and bias, and a seed's detached input is
-    exactly that case. The same sums are then taken over a view, without a copy to contiguous; where no gradient is
-    recorded at all, torch's own kernel is safe and four times faster.
+    For such an input torch (seen in 2.13) crashes the process in the backward of weight and bias, and a seed's detached
+    input is exactly that case. The same sums are then computed over a view, without a copy to contiguous; where no
+    gradient is recorded at all, torch's own kernel is safe and four times faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x and result [B, C, H, W], same memory format."""
+        """Maps [B, C, H, W] to the same shape and memory format."""
         channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         if x.requires_grad or not torch.is_grad_enabled() or not channels_last or x.device.type != "cpu":
             return super().forward(x)
@@ -60,12 +60,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(dim: int) -> GroupNorm:
-    """A GroupNorm for ``dim`` channels with `groups_for` groups."""
+    """Makes a GroupNorm for ``dim`` channels with `groups_for` groups."""
     return GroupNorm(groups_for(dim), dim)
 
 
 def narrow(dim: int, reduction: int) -> int:
-    """Width of a bottleneck: ``dim / reduction``, at least 2 (one channel would carry a single direction)."""
+    """Computes a bottleneck's width: ``dim / reduction``, at least 2 (one channel would carry a single direction)."""
     if reduction < 1:
         raise ValueError(f"reduction = {reduction}: must be >= 1")
     return max(2, dim // reduction)

@@ -1,4 +1,4 @@
-"""The catalogue of blueprints: what a seed may be, by topology and name.
+"""The registry of blueprints, the networks that a seed may be, by topology and name.
 
 A blueprint is an ``nn.Module`` class taking ``dim`` and typed keyword arguments with defaults; ``forward(x)`` returns a
 *delta* of x's shape and memory format (the slot computes ``h + alpha * delta(x)``). To add one:
@@ -100,12 +100,12 @@ def blueprint(
 
 
 def names(topology: Topology) -> tuple[str, ...]:
-    """Registered names of one topology, sorted."""
+    """Returns the registered names of one topology, sorted."""
     return tuple(sorted(name for place, name in _REGISTRY if place is topology))
 
 
 def get(topology: Topology, name: str) -> Blueprint:
-    """One entry.
+    """Returns one entry.
 
     Raises:
         ConfigError: no such name for this topology; the text lists those that exist.
@@ -118,14 +118,14 @@ def get(topology: Topology, name: str) -> Blueprint:
 
 
 def info(topology: Topology, name: str, dim: int, positions: int) -> BlueprintInfo:
-    """What one blueprint would add; errors as `get` and `Blueprint.info`."""
+    """Returns what one blueprint would add to a slot; raises what `get` and `Blueprint.info` raise."""
     return get(topology, name).info(dim, positions)
 
 
 def catalogue(
     topology: Topology, dim: int, positions: int, names: Iterable[str] | None = None
 ) -> tuple[BlueprintInfo, ...]:
-    """What fits a slot, sorted by name.
+    """Returns what each blueprint that fits a slot would add, sorted by name.
 
     Args:
         topology, dim, positions: the slot's features; ``positions`` is H*W, T or 1.
@@ -146,12 +146,12 @@ def _entries() -> list[Blueprint]:
 
 
 def all_names() -> tuple[str, ...]:
-    """Names of every topology, sorted: a name's place here is its catalogue index on the wire."""
+    """Returns the names of every topology, sorted; a name's index here is its catalogue index on the wire."""
     return tuple(sorted({name for _, name in _REGISTRY}))
 
 
 def index_of(name: str) -> int:
-    """Catalogue index of a name.
+    """Returns the catalogue index of a name.
 
     Raises:
         ConfigError: not registered for any topology.
@@ -163,7 +163,7 @@ def index_of(name: str) -> int:
 
 
 def name_at(index: int) -> str:
-    """The name at a catalogue index.
+    """Returns the name at a catalogue index.
 
     Raises:
         ConfigError: the index is outside the catalogue.
@@ -175,32 +175,35 @@ def name_at(index: int) -> str:
 
 
 def registry_digest() -> int:
-    """62-bit digest of every entry: name, topology, version, arguments and both formulas at fixed dims.
+    """Computes a 62-bit digest of every entry: name, topology, version, arguments and both formulas at fixed dims.
 
     Equal on ranks that would build the same networks from the same names.
     """
-    return digest62([_described(entry) for entry in _entries()])
+    return digest62([_describe(entry) for entry in _entries()])
 
 
-def registry_words(device: torch.device, dtype: torch.dtype) -> str:
-    """Every entry as ``topology/name.version:digest``, with spaces between: shows where two registries differ.
+def describe_registry(device: torch.device, dtype: torch.dtype) -> str:
+    """Lists every entry as ``topology/name.version:digest``, with spaces between: shows where two registries differ.
+
+    An entry with several implementations names the chosen one.
 
     Args:
-        device, dtype: what seeds will run on and in; an entry with several implementations names the chosen one.
+        device: device that seeds will run on.
+        dtype: dtype that seeds will run in.
     """
     return " ".join(
-        f"{entry.topology.value}/{entry.name}.v{entry.version}{_chosen(entry, device, dtype)}"
-        f":{digest62(_described(entry)):016x}"
+        f"{entry.topology.value}/{entry.name}.v{entry.version}{_backend_suffix(entry, device, dtype)}"
+        f":{digest62(_describe(entry)):016x}"
         for entry in _entries()
     )
 
 
-def _chosen(entry: Blueprint, device: torch.device, dtype: torch.dtype) -> str:
+def _backend_suffix(entry: Blueprint, device: torch.device, dtype: torch.dtype) -> str:
     chosen = entry.backend_for(device, dtype)
     return "" if chosen is None else f"@{chosen}"
 
 
-def _described(entry: Blueprint) -> list[Any]:
+def _describe(entry: Blueprint) -> list[Any]:
     sizes = [entry.info_or_none(dim, 49) for dim in CHECKED_DIMS]
     return [entry.topology, entry.name, entry.version, entry.min_dim, dict(entry.arguments), sizes]
 
@@ -211,12 +214,12 @@ def check_formulas(entries: Iterable[Blueprint] | None = None, dims: Iterable[in
     Every blueprint passes it when it registers (milliseconds); call it again to check at other dims.
 
     Args:
-        entries: which; None is all.
-        dims: channels to check at; where formula and constructor both refuse one by a ValueError, all is well.
+        entries: entries to check; None for all.
+        dims: channels to check at; a dim that both formula and constructor refuse by a ValueError passes.
 
     Raises:
-        ConfigError: formulas that are wrong, builds that fail, constructors that draw from ``random`` or
-            ``numpy.random`` (ranks would differ), all of them in one text.
+        ConfigError: wrong formulas, builds that fail, or constructors that draw from ``random`` or ``numpy.random``
+            (ranks would differ); one text lists them all.
     """
     dims = tuple(dims)
     problems = [line for entry in (_entries() if entries is None else entries) for line in entry.problems(dims)]
@@ -228,10 +231,10 @@ def load_plugins() -> tuple[str, ...]:
     """Imports every module named in entry-point group ``esper.blueprints``, which registers its blueprints.
 
     Returns:
-        Names that are new since the last call, as ``topology/name``.
+        Names registered since the last call, as ``topology/name``.
 
     Raises:
-        ConfigError: modules that cannot be imported, or whose blueprints are refused, all of them in one text.
+        ConfigError: modules that cannot be imported, or whose blueprints are refused; one text lists them all.
     """
     before = set(_REGISTRY)
     problems = []

@@ -31,19 +31,19 @@ SEQ = Topology.SEQUENCE
 
 @blueprint("noop", topology=SEQ, parameters=lambda dim: 0, flops=lambda dim, positions: 0)
 class NoopSequence(nn.Module):
-    """No parameters and a delta of zeros: the control that a growth step itself changes nothing."""
+    """No parameters and a delta of zeros: a control, to show that a growth step itself changes nothing."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Zeros like ``x_BTC``."""
+        """Returns zeros like ``x_BTC``."""
         return torch.zeros_like(x_BTC)
 
 
 @blueprint("norm", topology=SEQ, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0, min_dim=2)
 class NormSequence(nn.Module):
-    """A normalised copy: lets features be rescaled and shifted per channel."""
+    """A normalised copy: rescales and shifts features per channel."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class NormSequence(nn.Module):
         self.scale = LayerScale(dim, SEQ)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.norm(x_BTC))
 
 
@@ -79,7 +79,7 @@ class LowRank(nn.Module):
 
     Args:
         dim: channels.
-        rank: of the map; at most ``dim`` is used.
+        rank: rank of the map; at most ``dim`` is used.
     """
 
     def __init__(self, dim: int, *, rank: int = 4) -> None:
@@ -89,7 +89,7 @@ class LowRank(nn.Module):
         self.scale = LayerScale(dim, SEQ)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.up(self.down(x_BTC)))
 
 
@@ -107,7 +107,7 @@ class CausalAttention(nn.Module):
 
     Args:
         dim: channels.
-        heads: wished; the largest number that divides both it and ``dim`` is used.
+        heads: wanted number of heads; the largest number that divides both it and ``dim`` is used.
     """
 
     def __init__(self, dim: int, *, heads: int = 4) -> None:
@@ -121,9 +121,9 @@ class CausalAttention(nn.Module):
         self.scale = LayerScale(dim, SEQ)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         qkv = self.qkv(self.norm(x_BTC)).unflatten(-1, (3, self.heads, -1))
-        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # by name: torch.fx counts them here
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # by name: torch.fx reads off it how many
         mixed_BHTD = self._mix(q_BHTD, k_BHTD, v_BHTD)
         return self.scale(self.project(mixed_BHTD.transpose(1, 2).flatten(-2)))
 
@@ -142,10 +142,11 @@ class CausalAttention(nn.Module):
 class FlexAttention(CausalAttention):
     """`CausalAttention` by another implementation: same weights, same names, equal within tolerance.
 
-    FLOPs are counted as those of ``attention``: what a block mask saves is not taken off, heads padded are not added.
+    FLOPs are counted like those of ``attention``: savings of the block mask and padding of heads are left out.
 
     Args:
-        dim, heads: as there.
+        dim: channels.
+        heads: as in `CausalAttention`.
         backend: "sdpa" or "flex", as `attention_backend` chose for the device that the seed is built for.
     """
 
@@ -191,5 +192,5 @@ class MLP(nn.Module):
         self.scale = LayerScale(dim, SEQ)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Delta of the same shape."""
+        """Returns a delta of the same shape."""
         return self.scale(self.down(gelu(self.up(self.norm(x_BTC)))))

@@ -1,4 +1,4 @@
-"""The table of what may grow."""
+"""The table of registered blueprints, for people."""
 
 import torch
 from rich import box
@@ -10,11 +10,11 @@ from esper.leyline.topology import Topology
 
 
 def blueprint_table(dim: int, positions: int) -> Table:
-    """Every registered blueprint, plugins among them, with what it would add to a slot.
+    """Returns a table of every registered blueprint, plugins included, with what it would add to a slot.
 
     Args:
-        dim: channels of the slot's features. One that a blueprint cannot serve is said in its row.
-        positions: places that a feature map or a sequence has (H*W, T); a vector has one.
+        dim: channels of the slot's features; the row of a blueprint that cannot serve them says so.
+        positions: positions of a feature map or a sequence (H*W, T); a vector has one.
 
     Raises:
         ConfigError: a plugin cannot be imported, or its blueprints are refused.

@@ -1,4 +1,4 @@
-"""Blueprints for vectors, x_BC -> delta_BC: those sequence blueprints that look at one position at a time, at one.
+"""Blueprints for vectors, x_BC -> delta_BC: sequence blueprints that look at one position at a time.
 
     name        delta (gamma is the layer scale)                                parameters at C = 64
     noop        0                                                                                  0
@@ -6,11 +6,11 @@
     lora        gamma U D x                             rank 4, linear, foldable                 576
     mlp         gamma W2 gelu(W1 LN(x))                 4 C wide                              33,280
 
-Their modules work on the last axis alone, which is C in both topologies, so that classes, arguments and formulas are
-those of `esper.kasmina.blueprints.sequence`, with ``positions`` = 1.
+Their modules work on the last axis alone, which is C in both topologies, so they share classes, arguments and formulas
+with `esper.kasmina.blueprints.sequence`; ``positions`` is 1.
 """
 
-from esper.kasmina.blueprints import sequence  # noqa: F401, importing it registers what is taken over here
+from esper.kasmina.blueprints import sequence  # noqa: F401, importing it registers the entries reused here
 from esper.kasmina.blueprints.registry import blueprint, get
 from esper.leyline.topology import Topology
 

@@ -1,4 +1,4 @@
-"""Networks that growth begins from: the registry, and the built-in hosts it holds once this package is imported."""
+"""Hosts, the networks that growth begins from: the registry, and the built-in hosts, which register on import."""
 
 from esper.kasmina.hosts.cnn import CNN, CNNConfig
 from esper.kasmina.hosts.custom import CustomHostConfig

@@ -1,8 +1,8 @@
 """A small convolutional host: stages of conv3x3, GroupNorm, ReLU, halved in resolution between stages.
 
-Small on purpose: the default leaves accuracy on the table, so that growth has something to win. GroupNorm, so that no
-statistic depends on the batch or differs between ranks; no operation works in place, so that a slot's feature is what
-the module returned.
+Small on purpose: the default leaves accuracy on the table, so that growth has something to win. It uses GroupNorm, so
+that no statistic depends on the batch or differs between ranks. No operation works in place, so that a slot's feature
+is what the module returned.
 """
 
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class ConvStage(nn.Module):
         self.norm = GroupNorm(norm_groups, width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, width, H, W]."""
+        """Maps [B, channels, H, W] to [B, width, H, W]."""
         return relu(self.norm(self.conv(x_BCHW)))
 
 
@@ -65,13 +65,13 @@ class CNN(Chain):
         r{s}c0     output of stage s, full resolution of the row   stages.{s}
         r{s}c1     the same after 2x2 max pooling, s < S - 1       pools.{s}
 
-    A row is a depth tier, so that rows mean the same in every host and row-major order is the order of execution too;
-    a stage's two resolutions are places in its tier. The last stage is pooled globally and has no c1. Widths [4, 8] on
+    A row is a depth tier, so that rows mean the same in every host, and row-major order is the order of execution too.
+    The columns are the two resolutions of a stage. The last stage is pooled globally and has no c1. Widths [4, 8] on
     8x8 images give r0c0 (4, 8, 8), r0c1 (4, 4, 4) and r1c0 (8, 4, 4).
 
     Args:
         config: see `CNNConfig`.
-        channels: of the input.
+        channels: channels of the input.
         classes: width of the logits.
     """
 
@@ -85,7 +85,7 @@ class CNN(Chain):
         self.head = nn.Linear(config.widths[-1], classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, channels, H, W] -> logits [B, classes]."""
+        """Maps [B, channels, H, W] to logits [B, classes]."""
         for stage, pool in zip(self.stages, self.pools):
             x_BCHW = pool(stage(x_BCHW))
         return self._tail(self.stages[-1](x_BCHW))
@@ -101,7 +101,7 @@ class CNN(Chain):
         return (*(link for pair in pairs for link in pair), f"stages.{len(self.pools)}")
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
-        """Places for seeds, row-major; see the slot map above."""
+        """Returns the places for seeds, row-major; see the slot map above."""
         points = []
         for row in range(len(self.stages)):
             points.append(InjectionPoint(slot=f"r{row}c0", module=f"stages.{row}", topology=Topology.FEATURE_MAP))

@@ -5,7 +5,7 @@
     options: {depth: 20}
     sites: {r0c0: layer2, r1c0: layer3}    # slot id -> dotted module name, as in model.named_modules()
 
-Topology and width at each site are read off a forward when the slots are attached.
+Topology and width at each site are read off one forward when the slots are attached.
 """
 
 import functools
@@ -57,14 +57,17 @@ def _points(sites: dict[str, str]) -> tuple[InjectionPoint, ...]:
 def call_builder(
     path: str, options: dict[str, Any], input_shape: tuple[int, ...], classes: int, *, section: str
 ) -> nn.Module:
-    """The model that a function of the user's own returns.
+    """Calls a user's own function, and returns the model that it builds.
 
     Args:
-        path: ``package.module:function``. options: its keyword arguments beside input_shape and classes.
-        input_shape, classes: of the data. section: of the config, where path and options stand, for an error.
+        path: ``package.module:function``.
+        options: its keyword arguments beside input_shape and classes.
+        input_shape: shape of one sample of the data, without the batch axis.
+        classes: classes of the data.
+        section: section of the config that holds path and options, for an error.
 
     Raises:
-        ConfigError: it cannot be imported, does not take the call, or returns no module.
+        ConfigError: the function cannot be imported, does not take these arguments, or returns no module.
     """
     build = import_object(path, f"{section}.path")
     try:
@@ -84,7 +87,7 @@ def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], clas
     """Builds the model at ``config.path`` and notes where its slots go.
 
     Raises:
-        ConfigError: it cannot be built (see `call_builder`), or lacks a named site.
+        ConfigError: the model cannot be built (see `call_builder`), or lacks a named site.
     """
     network = call_builder(config.path, config.options or {}, input_shape, classes, section="host")
     known = dict(network.named_modules())
@@ -92,6 +95,6 @@ def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], clas
         if name not in known:
             listed = list_some(list(known)[1:])
             raise ConfigError(f"host.sites.{slot} = {name!r}: the model has no such module; it has {listed}")
-    # A partial rather than a closure, so that the model can still be pickled and copied.
+    # A partial rather than a closure: the model can still be pickled and copied.
     network.injection_points = functools.partial(_points, dict(config.sites))  # type: ignore[assignment]
     return network

@@ -1,6 +1,7 @@
 """A small GPT: token and learned position embeddings, pre-LN blocks with causal attention, byte-level by default.
 
-After Radford et al. 2019: weights N(0, 0.02), those that write into the residual stream narrower by sqrt(2 * layers).
+After Radford et al. 2019: weights are N(0, 0.02); those that write into the residual stream are narrower by
+sqrt(2 * layers).
 The head is tied to the token embedding (Press & Wolf 2017): one parameter under two names, ``tokens.weight`` and
 ``head.weight``; it is owned, counted and optimised once.
 """
@@ -14,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
-from esper.kasmina.hosts.resume import State, join_slots, places
+from esper.kasmina.hosts.resume import State, join_slots, order_indices
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.slots import parse_slot
 from esper.leyline.topology import Topology
 
 INIT_STD = 0.02
-# Name in the config -> submodule of a block whose output is the feature; its place here is the slot's column.
+# Name in the config -> submodule of a block whose output is the feature; its index here is the slot's column.
 SITES = {"block": "", "attention": ".project", "mlp": ".down"}
-RUNS = ("attention", "mlp", "block")  # the order in which they run
+SITE_ORDER = ("attention", "mlp", "block")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,16 +63,18 @@ class GPTConfig:
 
 
 def _slot(row: int, site: str) -> str:
+    """Returns the slot id of a site in block ``row``."""
     return f"r{row}c{list(SITES).index(site)}"
 
 
-def _place(slot: str) -> tuple[int, str]:
+def _row_and_site(slot: str) -> tuple[int, str]:
+    """Returns the block and the site of a slot id."""
     row, col = parse_slot(slot)
     return row, list(SITES)[col]
 
 
 class Block(nn.Module):
-    """x + attention(LN x), then x + MLP(LN x)."""
+    """A pre-LN block: x + attention(LN x), then x + MLP(LN x)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -85,19 +88,19 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * dim, dim)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Same shape; position t sees 0..t."""
-        x_BTC = x_BTC + self.project(self.mixed(x_BTC))
-        return x_BTC + self.down(self.widened(x_BTC))
+        """Returns the same shape; position t sees 0..t."""
+        x_BTC = x_BTC + self.project(self.attend(x_BTC))
+        return x_BTC + self.down(self.widen(x_BTC))
 
-    def mixed(self, x_BTC: Tensor) -> Tensor:
-        """What the attention's output projection takes; same shape."""
+    def attend(self, x_BTC: Tensor) -> Tensor:
+        """Computes the input of the attention's output projection, same shape."""
         qkv = self.qkv(self.norm1(x_BTC)).unflatten(-1, (3, self.heads, -1))
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_BHTD = scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
         return mixed_BHTD.transpose(1, 2).flatten(-2)
 
-    def widened(self, x_BTC: Tensor) -> Tensor:
-        """What the MLP's second layer takes, [B, T, 4C]."""
+    def widen(self, x_BTC: Tensor) -> Tensor:
+        """Computes the input of the MLP's second layer, [B, T, 4C]."""
         return gelu(self.up(self.norm2(x_BTC)))
 
 
@@ -111,8 +114,7 @@ class GPT(nn.Module):
         r{l}c1     attention: what its attention is about to add to that stream      blocks.{l}.project
         r{l}c2     mlp: what its MLP is about to add to that stream                  blocks.{l}.down
 
-    They run in the order c1, c2, c0 (`slot_order`). Slots take no part in the keys of the state dict, whichever there
-    are.
+    They run in the order c1, c2, c0 (`slot_order`). The keys of the state dict do not depend on ``sites``.
 
     Args:
         config: see `GPTConfig`.
@@ -141,49 +143,54 @@ class GPT(nn.Module):
                 nn.init.normal_(tensor, std=INIT_STD / math.sqrt(2 * layers) if writes else INIT_STD)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """[B, T] int64 -> logits [B, T, V] of the next token at each position.
+        """Maps [B, T] int64 to logits [B, T, V] of the next token at each position.
 
         Raises:
             ValueError: T is larger than ``block``.
         """
-        x_BTC = self._embedded(tokens_BT)
+        x_BTC = self._embed(tokens_BT)
         for block in self.blocks:
             x_BTC = block(x_BTC)
         return self.head(self.norm(x_BTC))
 
-    def _embedded(self, tokens_BT: Tensor) -> Tensor:
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
         length = tokens_BT.shape[1]
         if length > self.block:
             raise ValueError(f"a sequence of {length} tokens: this GPT takes at most host.block = {self.block}")
         return self.tokens(tokens_BT) + self.positions(torch.arange(length, device=tokens_BT.device))
 
     def slot_order(self) -> tuple[str, ...]:
-        """Slot ids in the order of execution: block by block, in each c1, c2, c0."""
-        return tuple(_slot(row, site) for row in range(len(self.blocks)) for site in RUNS if site in self.sites)
+        """Returns slot ids in the order of execution: block by block, in each c1, c2, c0."""
+        return tuple(_slot(row, site) for row in range(len(self.blocks)) for site in SITE_ORDER if site in self.sites)
 
     def forward_to(self, x: Tensor, slot: str) -> State:
-        """See `hosts.resume`: x is [B, T] int64; inside a block the state's second entry is the stream it adds to.
+        """See `hosts.resume`. x is [B, T] int64; inside a block state[1] is the stream that state[0] is added to.
 
         Raises:
             ValueError: T is larger than ``block``.
             ConfigError: no such slot.
         """
-        places(self.slot_order(), slot, None)
-        return self._run(self._embedded(x), 0, slot)
+        order_indices(self.slot_order(), slot, None)
+        return self._run(self._embed(x), 0, slot)
 
     def forward_from(self, state: State, slot: str, *, until: str | None = None) -> Any:
-        """See `hosts.resume`. ConfigError on an unknown slot, ValueError on an ``until`` that is not later."""
-        places(self.slot_order(), slot, until)
-        row, site = _place(slot)
+        """See `hosts.resume`.
+
+        Raises:
+            ConfigError: no such slot.
+            ValueError: ``until`` does not come after ``slot``.
+        """
+        order_indices(self.slot_order(), slot, until)
+        row, site = _row_and_site(slot)
         feature_BTC = join_slots(self, f"blocks.{row}{SITES[site]}", state[0])
         if site == "block":
             return self._run(feature_BTC, row + 1, until)
         x_BTC, block = state[1] + feature_BTC, self._block(row)
-        here = until is not None and _place(until)[0] == row
+        here = until is not None and _row_and_site(until)[0] == row
         if site == "attention":
             if until == _slot(row, "mlp"):
-                return block.down.forward(block.widened(x_BTC)), x_BTC
-            x_BTC = x_BTC + block.down(block.widened(x_BTC))
+                return block.down.forward(block.widen(x_BTC)), x_BTC
+            x_BTC = x_BTC + block.down(block.widen(x_BTC))
         return (x_BTC,) if here else self._run(join_slots(self, f"blocks.{row}", x_BTC), row + 1, until)
 
     def _block(self, row: int) -> Block:
@@ -192,24 +199,24 @@ class GPT(nn.Module):
         return block
 
     def _run(self, x_BTC: Tensor, row: int, until: str | None) -> Any:
-        """From the stream before block ``row`` to a slot that comes after, or to the output."""
+        """Runs from the stream before block ``row`` to a later slot, or to the output."""
         if until is None:
             for block in self.blocks[row:]:
                 x_BTC = block(x_BTC)
             return self.head(self.norm(x_BTC))
-        last, site = _place(until)
+        last, site = _row_and_site(until)
         for before in self.blocks[row:last]:
             x_BTC = before(x_BTC)
         block = self._block(last)
         if site == "block":
             return (block.forward(x_BTC),)
         if site == "attention":
-            return block.project.forward(block.mixed(x_BTC)), x_BTC
-        x_BTC = x_BTC + block.project(block.mixed(x_BTC))
-        return block.down.forward(block.widened(x_BTC)), x_BTC
+            return block.project.forward(block.attend(x_BTC)), x_BTC
+        x_BTC = x_BTC + block.project(block.attend(x_BTC))
+        return block.down.forward(block.widen(x_BTC)), x_BTC
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
-        """Places for seeds, row-major; see the slot map above."""
+        """Returns the places for seeds, row-major; see the slot map above."""
         return tuple(
             InjectionPoint(slot=_slot(row, site), module=f"blocks.{row}{SITES[site]}", topology=Topology.SEQUENCE)
             for row in range(len(self.blocks))

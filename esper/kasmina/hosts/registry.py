@@ -24,7 +24,7 @@ class InjectionPoint:
     Fields:
         slot: canonical slot id.
         module: dotted name of the submodule whose output is the feature there; it runs exactly once a forward.
-        topology: what the axes of that feature mean; None where only a forward can tell.
+        topology: what the axes of that feature mean; None if only a forward can tell.
     """
 
     slot: str
@@ -33,22 +33,28 @@ class InjectionPoint:
 
 
 class Host(Protocol):
-    """What a built-in host has beside being an nn.Module."""
+    """The methods of a built-in host, beside those of an nn.Module."""
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
-        """Places for seeds, row-major."""
+        """Returns the places for seeds, row-major."""
 
 
 class Build(Protocol):
     """Builds a host from its config; initial weights come from torch's global generator, seeded by the caller."""
 
     def __call__(self, config: Any, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-        """input_shape: of one sample, without the batch axis. classes: width of the logits."""
+        """Builds the host.
+
+        Args:
+            config: an instance of the kind's config class.
+            input_shape: shape of one sample, without the batch axis.
+            classes: width of the logits.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class HostKind:
-    """One entry: the config class and the builder."""
+    """An entry of the registry: the config class and the builder."""
 
     config: type
     build: Build
@@ -60,7 +66,7 @@ Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 
 def host(kind: str, *, config: type) -> Callable[[Builder], Builder]:
-    """Decorator of a builder that registers it with its config class.
+    """Decorator that registers a builder with its config class.
 
     Raises:
         ConfigError: the kind is taken, or is not the config's default ``kind``.
@@ -85,10 +91,10 @@ def _kind(kind: str) -> HostKind:
 
 
 def host_config_class(kind: str) -> type:
-    """The config class of a kind.
+    """Returns the config class of a kind.
 
     Raises:
-        ConfigError: unknown; the text lists the kinds.
+        ConfigError: unknown kind; the text lists the kinds.
     """
     return _kind(kind).config
 
@@ -98,7 +104,7 @@ def build_host(config: Any, input_shape: tuple[int, ...], classes: int) -> nn.Mo
 
     Args:
         config: an instance of the kind's config class.
-        input_shape: of one sample, without the batch axis.
+        input_shape: shape of one sample, without the batch axis.
         classes: width of the logits.
 
     Raises:

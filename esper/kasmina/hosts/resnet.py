@@ -5,8 +5,8 @@ stage, global average pooling, a linear head: 20 layers with weights. Shortcuts 
 they skip every other pixel and pad the new channels with zeros (option A of the paper). At width 16, for three channels
 and ten classes, 269,722 parameters; width 4 is the quarter-width network.
 
-BatchNorm, as in the paper: each rank normalises with its own share of a batch, so that N ranks are near one process
-but not equal to it; running statistics are averaged over ranks at every tick and part again until the next. No
+BatchNorm, as in the paper: each rank normalises with its own share of a batch, so that N ranks are close to one process
+but not equal to it; running statistics are averaged over ranks at every tick and differ again until the next one. No
 operation works in place, so that a slot's feature is what the module returned.
 """
 
@@ -23,7 +23,7 @@ from esper.leyline.topology import Topology
 
 STAGES = 3
 BLOCKS = 3  # of each stage
-SMALLEST = 5  # pixels a side: 2x2 are left in the last stage, so that one sample is a batch that BatchNorm can take
+SMALLEST = 5  # pixels a side; 2x2 remain in the last stage, so that BatchNorm can take a batch of one sample
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class ResNet20Config:
 
 
 class BasicBlock(nn.Module):
-    """relu(shortcut(x) + BN conv3x3 relu BN conv3x3 x); the first convolution has the stride."""
+    """Computes relu(shortcut(x) + BN conv3x3 relu BN conv3x3 x); the first convolution has the stride."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, width, ceil(H / stride), ceil(W / stride)]."""
+        """Maps [B, channels, H, W] to [B, width, ceil(H / stride), ceil(W / stride)]."""
         residue = self.norm2(self.conv2(relu(self.norm1(self.conv1(x_BCHW)))))
         if self.stride > 1:
             x_BCHW = x_BCHW[:, :, :: self.stride, :: self.stride]
@@ -66,7 +66,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(Chain):
-    """Takes any resolution from 5x5.
+    """The residual host; takes images of at least 5x5 pixels.
 
     Slot map (row = stage, one column), for width W on H x H images:
 
@@ -77,7 +77,7 @@ class ResNet20(Chain):
 
     Args:
         config: see `ResNet20Config`.
-        channels: of the images.
+        channels: channels of the images.
         classes: width of the logits.
     """
 
@@ -98,7 +98,7 @@ class ResNet20(Chain):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, channels, H, W] -> logits [B, classes]."""
+        """Maps [B, channels, H, W] to logits [B, classes]."""
         x_BCHW = self._stem(x_BCHW)
         for stage in self.stages:
             x_BCHW = stage(x_BCHW)
@@ -114,7 +114,7 @@ class ResNet20(Chain):
         return tuple(f"stages.{row}" for row in range(STAGES))
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
-        """Places for seeds, row-major; see the slot map above."""
+        """Returns the places for seeds, row-major; see the slot map above."""
         return tuple(
             InjectionPoint(slot=f"r{row}c0", module=f"stages.{row}", topology=Topology.FEATURE_MAP)
             for row in range(STAGES)

@@ -4,10 +4,10 @@
     output = host.forward_from(state, slot)         that seed joins, then all that follows: host(x), bit for bit
     later  = host.forward_from(state, slot, until=other)        as far as a slot that comes later
 
-A `State` is what the rest of the forward needs: a tuple of tensors, the feature first; nothing writes into them. What
-seeds do (alphas, overrides) is read when a part runs, so one state serves many forwards that differ from its slot on.
-`slot_order` is the order of execution, which need not be row-major. Slots stand on forward hooks; a part that ends at a
-slot calls its module's bare ``forward``, and the next part begins with the slot's hook.
+A `State` is a tuple of the tensors that the rest of the forward needs, the feature first; nothing writes into them.
+Alphas and overrides of seeds are read when a part runs, so one state serves many forwards that differ from its slot on.
+`slot_order` is the order of execution, which need not be row-major. Slots are forward hooks: a part that ends at a slot
+calls its module's bare ``forward``, and the next part begins with the slot's hook.
 """
 
 from collections.abc import Sequence
@@ -26,23 +26,23 @@ State: TypeAlias = tuple[Tensor, ...]
 
 @runtime_checkable
 class Resumable(Protocol):
-    """What a host has that can resume; every built-in one does."""
+    """The methods of a host that can resume; every built-in host has them."""
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
-        """Places for seeds, row-major."""
+        """Returns the places for seeds, row-major."""
 
     def slot_order(self) -> tuple[str, ...]:
-        """All slot ids, in the order in which their modules run."""
+        """Returns all slot ids, in the order in which their modules run."""
 
     def forward_to(self, x: Tensor, slot: str) -> State:
-        """The forward up to a slot; its seed has not joined."""
+        """Runs the forward up to a slot, before its seed joins."""
 
     def forward_from(self, state: State, slot: str, *, until: str | None = None) -> Any:
-        """The rest of the forward, the slot's seed first: the output, or with ``until`` the state at a later slot."""
+        """Runs on from a slot, its seed first; returns the output, or with ``until`` the state at a later slot."""
 
 
 def join_slots(host: nn.Module, module: str, feature: Tensor) -> Tensor:
-    """What the slots on ``module`` make of its output; ``feature`` itself where there are none."""
+    """Runs the slots on ``module`` on its output; returns ``feature`` itself if there are none."""
     if hasattr(host, CONTAINER):
         for holder in host.get_submodule(CONTAINER).children():
             assert isinstance(holder, SeedSlot)
@@ -52,8 +52,8 @@ def join_slots(host: nn.Module, module: str, feature: Tensor) -> Tensor:
     return feature
 
 
-def places(order: Sequence[str], slot: str, until: str | None) -> tuple[int, int | None]:
-    """Where two slots are in the order of execution.
+def order_indices(order: Sequence[str], slot: str, until: str | None) -> tuple[int, int | None]:
+    """Returns the indices of two slots in the order of execution.
 
     Raises:
         ConfigError: one of them is not a slot of this host.
@@ -69,10 +69,10 @@ def places(order: Sequence[str], slot: str, until: str | None) -> tuple[int, int
 
 
 def resumable(grown: Grown) -> Resumable | None:
-    """The host, where it can resume from every slot of ``grown`` with nothing lost; None: only full forwards will do.
+    """Returns the host if it can resume exactly from every slot of ``grown``; None if only full forwards are exact.
 
-    It cannot where slots stand elsewhere than its `injection_points` say, or where somebody else's hooks watch or
-    change what a module takes and returns: a part would pass over them.
+    It cannot if slots are elsewhere than its `injection_points` say, or if other hooks watch or change what a module
+    takes and returns: a part would skip them.
     """
     host = grown.model
     if not isinstance(host, Resumable):
@@ -82,20 +82,20 @@ def resumable(grown: Grown) -> Resumable | None:
         return None
     sites = {site.module for site in grown.sites.values()}
     for name, module in host.named_modules():
-        own = int(name in sites) if name else len(module._forward_hooks)  # the root's mark where a forward begins
-        if name and (len(module._forward_hooks) != own or module._forward_pre_hooks):
+        slot_hooks = int(name in sites)  # the root, with its own hooks that mark a forward, is left out
+        if name and (len(module._forward_hooks) != slot_hooks or module._forward_pre_hooks):
             return None
     return host
 
 
 class Chain(nn.Module):
-    """A host that is a stem, then links one after another, then a tail; every link's output is the feature of a slot.
+    """A host made of a stem, a chain of links, and a tail; every link's output is the feature of a slot.
 
-    A subclass has ``_stem``, ``_tail``, ``_links`` and ``injection_points``; its forward runs them in that order.
+    A subclass defines ``_stem``, ``_tail``, ``_links`` and ``injection_points``; its forward runs them in that order.
     """
 
     def _links(self) -> tuple[str, ...]:
-        """Names of the submodules that are the links, in the order of execution."""
+        """Returns the names of the submodules that are the links, in the order of execution."""
         raise NotImplementedError
 
     def _stem(self, x: Tensor) -> Tensor:
@@ -105,26 +105,35 @@ class Chain(nn.Module):
         raise NotImplementedError
 
     def injection_points(self) -> tuple[InjectionPoint, ...]:
-        """Places for seeds, row-major."""
+        """Returns the places for seeds, row-major."""
         raise NotImplementedError
 
     def slot_order(self) -> tuple[str, ...]:
-        """Slot ids in the order of execution."""
+        """Returns slot ids in the order of execution."""
         slots = {point.module: point.slot for point in self.injection_points()}
         return tuple(slots[link] for link in self._links())
 
     def forward_to(self, x: Tensor, slot: str) -> State:
-        """See `Resumable`. ConfigError on an unknown slot."""
-        last, _ = places(self.slot_order(), slot, None)
+        """See `Resumable`.
+
+        Raises:
+            ConfigError: no such slot.
+        """
+        last, _ = order_indices(self.slot_order(), slot, None)
         x = self._stem(x)
         for link in self._links()[:last]:
             x = self.get_submodule(link)(x)
         return (self.get_submodule(self._links()[last]).forward(x),)
 
     def forward_from(self, state: State, slot: str, *, until: str | None = None) -> Any:
-        """See `Resumable`. ConfigError on an unknown slot, ValueError on an ``until`` that is not later."""
+        """See `Resumable`.
+
+        Raises:
+            ConfigError: no such slot.
+            ValueError: ``until`` does not come after ``slot``.
+        """
         links = self._links()
-        first, last = places(self.slot_order(), slot, until)
+        first, last = order_indices(self.slot_order(), slot, until)
         (x,) = state
         x = join_slots(self, links[first], x)
         for link in links[first + 1 : last]:

@@ -130,7 +130,7 @@ def test_the_chosen_implementation_is_in_the_words_that_ranks_compare(monkeypatc
         entry = blueprints.get(SEQ, "flex_attention")
         changed = type(entry)(**{name: getattr(entry, name) for name in type(entry).__slots__} | {"backend": chooser})
         monkeypatch.setitem(registry._REGISTRY, (SEQ, "flex_attention"), changed)
-        return set(registry.registry_words(CPU, torch.float32).split())
+        return set(registry.describe_registry(CPU, torch.float32).split())
 
     has, lacks = words(lambda device, dtype: Backend(FLEX)), words(lambda device, dtype: Backend(SDPA, "no kernel"))
     (ours,), (theirs,) = has - lacks, lacks - has
