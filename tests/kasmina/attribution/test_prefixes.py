@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from esper.kasmina.attribution.coalitions import Plan, Quantity, QuantityKind, make_plan
+from esper.kasmina.attribution.coalitions import Plan, QuantityKind, make_plan
 from esper.kasmina.attribution.prefixes import Entry, ForwardPart, account, forward_parts
 
 LEAVE = (QuantityKind.LEAVE_ONE_OUT,)
@@ -68,7 +68,9 @@ def test_every_coalition_reaches_one_output_and_what_can_be_shared_is_run_once(s
     stream = random.Random(seed)
     n = stream.randint(1, 6)
     pairs = stream.choice([0, 2, 3]) if n <= 4 else 2
-    plan = make_plan(levels(n), pairs=pairs, key=(seed,), ask=LEAVE if stream.random() < 0.3 else tuple(Quantity)[:3])
+    plan = make_plan(
+        levels(n), pairs=pairs, key=(seed,), ask=LEAVE if stream.random() < 0.3 else tuple(QuantityKind)[:3]
+    )
     order = [*levels(n), "r7c0", "r8c1"]  # the host has slots that are not asked about
     stream.shuffle(order)
     work = forward_parts(plan, order)
