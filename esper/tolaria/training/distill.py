@@ -1,17 +1,17 @@
-"""Knowledge distillation: beside the task's loss, a frozen teacher's word on every sample.
+"""Knowledge distillation: adds a frozen teacher's term to the task's loss of every sample.
 
     term_b = weight * T^2 * KL(softmax(t_b / T) || softmax(s_b / T))  +  feature_weight * sum_pairs mean((f_b - g_b)^2)
 
 with logits s of the student and t of the teacher (Hinton, Vinyals, Dean 2015, arXiv:1503.02531: T^2 keeps the size of
 the gradient when T changes) and features f at a slot's site and g at a module of the teacher (Romero et al. 2015,
-arXiv:1412.6550, without a regressor: shapes must fit). A sequence's term is the mean over its positions, as the task's
-loss is. The term adds to the loss of each sample, so whatever holds of that holds of it: N ranks equal one.
+arXiv:1412.6550, without a regressor, so shapes must fit). A sequence's term is the mean over its positions, as the
+task's loss is. The term is added to the loss of each sample, so N ranks equal one here, too.
 
-Seeds in their shadow forward see the same sum as the host: a seed is to learn what it will be blended in for. What
-judges them does not: validation, probes, gates and the training loss that is told are the task's alone.
+Seeds in their shadow forward get the same sum as the host, so that a seed learns what it will be blended in for. Their
+judges do not: validation, probes, gates and the reported training loss use the task's loss alone.
 
-The teacher runs once a batch, in eval() and without a graph, before the student's forward; it is no part of the model,
-so neither the wrapper, the digests nor the checkpoint hold it, but its identity, which a resume compares.
+The teacher runs once a batch, in eval() and without a graph, before the student's forward. It is no part of the model:
+wrapper, digests and checkpoint do not hold it. A checkpoint only holds its identity, which a resume compares.
 """
 
 import contextlib
@@ -105,10 +105,12 @@ def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Te
     rules out (a logit of minus infinity) adds nothing.
 
     Args:
-        student, teacher: logits [B, K] or [B, T, V]. temperature: T.
+        student: logits [B, K] or [B, T, V].
+        teacher: logits of the same shape.
+        temperature: T.
 
     Returns:
-        [B]; of a sequence the mean over its positions. In the dtype of the student, but never below float32.
+        [B]; for a sequence the mean over its positions. In the dtype of the student, but never below float32.
     """
     log_q = torch.log_softmax(_wide(student) / temperature, dim=-1)
     log_p = torch.log_softmax(_wide(teacher).to(log_q.dtype) / temperature, dim=-1)
@@ -122,7 +124,8 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of each sample's features; pure.
 
     Args:
-        student, teacher: [B, ...], of one shape.
+        student: [B, ...].
+        teacher: of the same shape.
 
     Returns:
         [B], never below float32.
@@ -131,11 +134,12 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Teacher:
-    """A network that teaches, on the CPU or where it was built.
+    """A network that teaches, on the CPU or on the device where it was built.
 
     Args:
-        module: what holds its parameters. source: who it is, in words.
-        call: inputs -> logits; None: the module itself.
+        module: holds its parameters.
+        source: describes where it comes from.
+        call: inputs -> logits; None to call the module itself.
     """
 
     def __init__(self, module: nn.Module, source: str, call: Callable[[Tensor], Any] | None = None) -> None:
@@ -146,7 +150,7 @@ class Teacher:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint says of it: source in words, digest of all its tensors as they were read."""
+        """Its identity in a checkpoint: its source, and the digest of all its tensors as they were read."""
         return {"source": self.source, "digest": self.digest}
 
 
@@ -154,11 +158,14 @@ class Distillation:
     """The teacher's term in the loss of a run.
 
     Args:
-        config: weights and pairs. teacher: on the device, in the run's number format.
-        grown: the student. example: a batch of inputs. autocast: the run's precision.
+        config: weights and pairs.
+        teacher: on the device, in the run's number format.
+        grown: the student.
+        example: a batch of inputs.
+        autocast: context of the run's precision.
 
     Raises:
-        ConfigError: logits or features do not fit, a pair names what is not there, or the teacher is not finite.
+        ConfigError: logits or features do not fit, a pair names an unknown slot or module, or logits are not finite.
     """
 
     def __init__(
@@ -183,18 +190,20 @@ class Distillation:
             if slot not in grown.sites:
                 raise ConfigError(f"distill.features.{slot}: no slot in use; there are {', '.join(grown.sites)}")
             if name not in modules:
-                some = ", ".join([known for known in modules if known][:12])
-                raise ConfigError(f"distill.features.{slot} = {name!r}: the teacher has no such module; it has {some}")
+                names = ", ".join([known for known in modules if known][:12])
+                raise ConfigError(f"distill.features.{slot} = {name!r}: the teacher has no such module; it has {names}")
             site = grown.sites[slot]
-            # Registered after the slot's own hook, so that what it sees is what flows on, the seed's delta included.
+            # Registered after the slot's own hook, so it sees the features that flow on, the seed's delta included.
             student = grown.model.get_submodule(site.module)
             self._hooks.append(student.register_forward_hook(partial(self._note, self._seen, slot, site.place)))
             self._hooks.append(modules[name].register_forward_hook(partial(self._note, self._taught, slot, ...)))
 
-    def _note(self, found: dict[str, Tensor], slot: str, place: Any, module: nn.Module, args: Any, output: Any) -> None:
+    def _note(
+        self, features: dict[str, Tensor], slot: str, place: Any, module: nn.Module, args: Any, output: Any
+    ) -> None:
         if self._open:
             try:
-                found[slot] = take(output, place_of(output) if place is ... else place)
+                features[slot] = take(output, place_of(output) if place is ... else place)
             except ValueError as error:
                 raise ConfigError(f"distill.features.{slot}: {error}") from None
 
@@ -203,11 +212,11 @@ class Distillation:
         with undisturbed(self.teacher.module), evaluating(self.teacher.module), self.lesson(example):
             logits = self._logits
             with evaluating(grown.model), self._autocast():
-                own = grown.model(example)
+                output = grown.model(example)
             seen, taught = dict(self._seen), dict(self._taught)
-        if not isinstance(logits, Tensor) or logits.shape != own.shape:
+        if not isinstance(logits, Tensor) or logits.shape != output.shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"{who} returns {got}, the host returns {tuple(own.shape)}; they must be of one shape")
+            raise ConfigError(f"{who} returns {got}, the host returns {tuple(output.shape)}; they must be of one shape")
         if bool(torch.isnan(logits).any() | torch.isposinf(logits).any()):
             raise ConfigError(f"{who} returns logits that are not finite for the first samples; is it trained?")
         for slot, name in (self.config.features or {}).items():
@@ -222,13 +231,13 @@ class Distillation:
 
     @contextlib.contextmanager
     def lesson(self, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Lets the teacher see a batch; within the block the student's features are noted.
+        """Runs the teacher on a batch; within the block the student's features are recorded.
 
         Args:
             x: inputs, [B, ...].
 
         Yields:
-            output -> the term of each sample [B], for the student's latest forward, which gave ``output``.
+            A function from the output of the student's latest forward to the term of each sample, [B].
         """
         self._open = True
         try:
@@ -245,12 +254,12 @@ class Distillation:
         config, terms = self.config, []
         if config.weight > 0:
             terms.append(config.weight * soft_target_loss(output, self._logits, config.temperature))
-        for slot in config.features or ():  # each forward gives its own
+        for slot in config.features or ():  # each forward records its own
             terms.append(config.feature_weight * feature_loss(self._seen.pop(slot), self._taught[slot]))
         return torch.stack([term.to(terms[0].dtype) for term in terms]).sum(0)
 
     def release(self) -> None:
-        """Lets go of the teacher and takes the hooks off the student."""
+        """Drops the teacher and removes the hooks from the student."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -3,10 +3,10 @@
     step    forward (and a shadow forward per TRAINING seed), one backward of the summed losses, per-owner judgement
             and clipping, optimizer step; alpha is evaluated from the committed ramps
     tick    measure -> observe -> commit -> follow (see `esper.tolaria.lockstep.tick`) -> save
-                       a tick judged a panic goes back instead (see `esper.tolaria.training.governor`)
+                       after a panic the run goes back instead of following (see `esper.tolaria.training.governor`)
 
-Everything that leads from one tick to the next is a function of the agreed state, the optimizer step and the run's
-seed; every rank takes the same branches. One process runs the same code without collectives.
+The course from one tick to the next is a function of the agreed state, the optimizer step and the run's seed, so every
+rank takes the same branches. One process runs the same code without collectives.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ from esper.tolaria.training.result import RunResult, build_result, choose_best, 
 
 @dataclass(kw_only=True, slots=True)
 class EngineSettings:
-    """Sections of the config that the loop reads, the run's seed, and what identifies the run in a checkpoint."""
+    """The sections of the config that the loop reads, the run's seed, and what identifies the run in a checkpoint."""
 
     seed: int
     trainer: TrainerConfig
@@ -63,10 +63,11 @@ class EngineSettings:
 
 
 class Engine:
-    """Runs one network on all ranks. The composition root builds the parts; see `esper.worker.assemble`.
+    """Runs one network on all ranks. `esper.run.assembly` builds its parts.
 
     Fields:
-        state: the agreed record. step: optimizer steps done.
+        state: the agreed record.
+        step: optimizer steps done.
         stop_asked: set by a signal handler; agreed at the next tick.
     """
 
@@ -129,10 +130,14 @@ class Engine:
         self._lr = 0.0
 
     def begin(self, resume_step: int | None, order: BreakerOrder | None = None) -> None:
-        """Starts from nothing, or from a checkpoint that every rank has verified, under an order that all have read.
+        """Starts from nothing, or from a checkpoint.
+
+        Args:
+            resume_step: step of a checkpoint that every rank has verified; None starts from nothing.
+            order: order to the breaker that every rank has read, or None.
 
         Raises:
-            CheckpointError: it does not fit this run.
+            CheckpointError: the checkpoint does not fit this run.
         """
         if resume_step is not None:
             self.heartbeat.mark("load")
@@ -142,7 +147,7 @@ class Engine:
                 raise CheckpointError(
                     f"{generation.where}: saved under other settings; config.yaml was edited since: put it back"
                 )
-            self._go_on_from(generation)
+            self._restore(generation)
         else:
             self.growth.plant_record(self.state)
         self.growth.follow(self.state, force=True)
@@ -155,8 +160,8 @@ class Engine:
             self.narrator.emit_all(self.governor.begin(self.state, self.collect))
         self.cycle.restart_clock()
 
-    def _go_on_from(self, generation: Generation) -> None:
-        """Makes this run what a generation says, but for the wrapper."""
+    def _restore(self, generation: Generation) -> None:
+        """Restores the run of a generation, except for the wrapper."""
         put_back(generation, self.grown, self.owner, self.growth, self.world, self.settings.seed)
         if self.controller is not None:
             self.controller.load_state_dict(generation.common["controller"])
@@ -171,7 +176,7 @@ class Engine:
 
         Raises:
             Preempted: a stop was agreed; a checkpoint is written.
-            DivergedError: too many steps in a row were skipped, or too many replays came to a panic again.
+            DivergedError: too many steps in a row were skipped, or too many replays ended in a panic again.
             LockstepError: ranks parted, or one is lost.
         """
         while self.step < self.terms.total_steps:
@@ -189,7 +194,7 @@ class Engine:
         self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
         at = self.state.governor.cursor(step)
         epoch, _ = self.plan.locate(at)
-        # Each rank's loss is its sum * world / global count: DDP's mean over ranks is then the global mean, exactly,
+        # Each rank's loss is its sum * world / global count, so DDP's mean over ranks is exactly the global mean,
         # whatever the sizes of the shards.
         scale = self.world.size / len(self.plan.indices(at))
         pieces = self.plan.pieces(at, self.world.rank, self.world.size, trainer.accumulate)
@@ -205,20 +210,20 @@ class Engine:
                 with self.world.collective("backward"):
                     loss.backward()
         self.heartbeat.mark("step")
-        with self.world.collective("step"):  # where the host first waits for a device's reduction, here or a step later
+        with self.world.collective("step"):  # the CPU first waits for a device's reduction here, or a step later
             report = self.owner.step()
             if self.world.slow and isinstance(report, Judgement):
-                report.wait()  # what may take longer is over before the limit is short again
+                report.wait()  # a slow step ends before the limit is short again
             self.window.add_step(report, step)
         self.world.allow_slow(False)
         self.step += 1
 
     def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
-        """Of one forward and backward; see `StepLoss`."""
+        """The loss of one forward; see `StepLoss`."""
         return self.losses(x, y, weights, scale, shadowed=self.growth.shadowed_slots(self.state))
 
     def tick_due(self) -> bool:
-        """Whether the tick comes now: by count, by epoch, at the end, or at once after a row of skipped steps."""
+        """Whether a tick is due: by count, by epoch, at the end, or at once after a row of skipped steps."""
         control, consecutive = self.settings.control, self.settings.trainer.max_consecutive
         if tick_due(self.state, self.step, self.window, control, self.terms, max_consecutive=consecutive):
             return True
@@ -226,13 +231,14 @@ class Engine:
         return control.every == 0 and self.plan.epoch_ends(cursor(self.step - 1), cursor(self.step))
 
     def tick(self) -> None:
-        """One control tick: two collectives, then the same changes on every rank.
+        """Takes one control tick: two collectives, then the same changes on every rank.
 
         Raises:
-            DivergedError: too many steps in a row were skipped. Preempted: a stop was agreed; a checkpoint is written.
+            DivergedError: too many steps in a row were skipped.
+            Preempted: a stop was agreed; a checkpoint is written.
             LockstepError: ranks parted, or one is lost.
         """
-        with self.world.collective("step"):  # still in that phase: a rank that stands still is waited for here
+        with self.world.collective("step"):  # still in that phase: this waits for a rank that is stuck in its step
             self.window.settle()
         epoch = self.plan.locate(self.state.governor.cursor(self.step - 1))[0] + 1
         turn = self.cycle.tick(self.state, self._measure, self.controller, step=self.step, epoch=epoch, lr=self._lr)
@@ -244,10 +250,10 @@ class Engine:
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
     def go_back(self, present: RunState, recovery: Recovery, began: float) -> tuple[RunState, float | None]:
-        """All ranks go back to one generation, and on from it otherwise; the state, and milliseconds of the wrap."""
+        """Takes all ranks back to one generation, from which they go on with the replay's changes; see `Loop`."""
         assert self.governor is not None
         outcome = recovery.replay.outcome
-        self._go_on_from(recovery.generation)
+        self._restore(recovery.generation)
         self.state = outcome.state
         self.growth.perform(outcome.effects)
         wrap_ms = self.growth.follow(self.state, force=True)
@@ -269,7 +275,7 @@ class Engine:
         return {**values, "stop": float(self.stop_asked)}, nonfinite
 
     def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Everything of this run in a state: what is equal on all ranks (but rank 0's controller), and what is not."""
+        """Everything of this run in a state: what all ranks share (and rank 0's controller), and this rank's own."""
         controller = {} if self.controller is None else self.controller.state_dict()
         digest, run_id = self.settings.config_digest, self.settings.run_id
         observers = self.cycle.observers.state_dict()
@@ -277,14 +283,12 @@ class Engine:
         return common, collect_own(self.world)
 
     def finish(self) -> RunResult:
-        """Settles the last save, and reads the test part once, on the checkpoint that validation chose."""
+        """Settles the last save, and reads the test part once, with the checkpoint that validation chose."""
         self.saves.finish(self.state)
         self.heartbeat.mark("test")
         store = self.saver.store
         best = choose_best(store, self.world, partial(self.narrator.report_fault, self.state))
         grown = self.grown if best is None else rebuild_checkpoint(store, best, self.fresh, self.growth)
-        test_loss, test_accuracy = read_test(self.evaluator.of_network(grown), self.world, self.state.tick)
+        loss, accuracy = read_test(self.evaluator.of_network(grown), self.world, self.state.tick)
         objective = self.saves.objective(self.state)
-        return build_result(
-            self.state, self.grown, objective=objective, best=best, loss=test_loss, accuracy=test_accuracy
-        )
+        return build_result(self.state, self.grown, objective=objective, best=best, loss=loss, accuracy=accuracy)

@@ -1,7 +1,7 @@
-"""Forwards that measure: validation, test, and the paired probe of a seed. No mutation, no collective, no gradient.
+"""Evaluates a network: validation, test, and the paired probe of a seed. No mutation, no collective, no gradient.
 
-Every function returns sums over this rank's share of the samples; they travel in the observe vector and are added up
-there, so that a mean and its standard error do not depend on how samples were sharded.
+Every function returns sums over this rank's share of the samples. They travel in the observe vector and are added up
+there, so a mean and its standard error do not depend on how samples were sharded.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """bf16 autocast where asked, else nothing."""
+    """bf16 autocast if the precision asks for it; otherwise a context that does nothing."""
     if precision is Precision.BF16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -38,9 +38,13 @@ class Evaluator:
     """Measures a grown model on the parts of a bundle.
 
     Args:
-        grown: model and slots. bundle: data. world: whose share of the samples to take.
-        precision: number format. batch: samples per forward. seed: of the run, for drawing probe samples.
-        channels_last: images go to the model in that memory format.
+        grown: model and slots.
+        bundle: the data.
+        world: says which share of the samples is this rank's.
+        precision: number format.
+        batch: samples per forward.
+        seed: the run's seed, for drawing probe samples.
+        channels_last: whether images go to the model in that memory format.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Evaluator:
         return other
 
     def to_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs on the device, floats in the run's format."""
+        """Inputs and targets on the device, floating-point inputs in the run's number format."""
         if x.is_floating_point():
             return self.world.put(x, dtype_of(self.precision), self.format), self.world.put(y)
         return self.world.put(x), self.world.put(y)
@@ -104,8 +108,8 @@ class Evaluator:
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the samples that the request draws.
 
-        See `paired_sums`: count, sum, sum_sq, sum_cube.
-        The samples are a function of (run seed, slot, draw key); no reported number uses the probe part.
+        Returns count, sum, sum_sq and sum_cube of `paired_sums`. The samples are a function of (run seed, slot, draw
+        key); no reported number uses the probe part.
         """
         part = self.bundle.probe
         chosen = draw(len(part), min(gates.probe_samples, len(part)), "probe", self.seed, slot, request.draw)

@@ -1,13 +1,13 @@
-"""Takes all ranks back: which generation, how the run is made it again, and what is told of it.
+"""Takes all ranks back after a panic: chooses a generation, restores it and reports the rollback.
 
-    tick     judged HEALTHY   what lies in memory before it is cleared; at times one more snapshot is taken
-             judged PANIC     the same tick, after its commit, on every rank: find a generation -> rebuild -> replay
+    tick     judged HEALTHY   earlier snapshots in memory are cleared; at some ticks a new one is taken
+             judged PANIC     in the same tick, after its commit, on every rank: find a generation -> rebuild -> replay
 
-Every rank comes to the same verdict, in the commit's digest of the agreed state, and holds the same snapshots, since
-all took them at the same ticks; so going back to one in memory needs no word between them. Without one in memory (a
-run just resumed) the ranks agree on the newest cleared checkpoint that is valid on all of them. What was saved after
-the generation is set aside, so that no resume goes on from it: a run killed before, in or after a rollback comes to the
-same panic again, and to the same rollback.
+Every rank comes to the same verdict, which the commit's digest of the agreed state checks, and holds the same
+snapshots, since all took them at the same ticks. So going back to one in memory needs no communication. Without one in
+memory (a run just resumed) the ranks agree on the newest cleared checkpoint that is valid on all of them. Checkpoints
+after the generation are set aside, so that no resume goes on from them: a run killed before, in or after a rollback
+comes to the same panic again, and to the same rollback.
 """
 
 import time
@@ -36,7 +36,7 @@ from esper.tolaria.ranks.world import World
 
 BUDGET_MS = {"ram": 500.0, "disk": 12_000.0}
 
-# What a rank copies of itself: what is equal on all ranks, and its own.
+# From a state to everything of the run: what is equal on all ranks, and what is this rank's own.
 Collect = Callable[[RunState], tuple[dict[str, Any], dict[str, Any]]]
 
 
@@ -49,10 +49,14 @@ class Recovery:
 
 
 class Governor:
-    """One rank's governor: the ring, and what was told.
+    """One rank's governor, which holds the ring of snapshots.
 
     Args:
-        config, terms: of the run. chance: see `esper.accord.verdict.chance_level`. world, store: ranks, checkpoints.
+        config: its settings.
+        chance: loss of guessing, see `esper.accord.verdict.chance_level`.
+        terms: of the run.
+        world: the ranks.
+        store: the checkpoints on disk.
     """
 
     def __init__(
@@ -62,14 +66,16 @@ class Governor:
         self.ring = Ring(config.ring)
 
     def begin(self, state: RunState, collect: Collect) -> list[Event]:
-        """The run begins, or goes on, from a state."""
+        """Takes the first snapshot, as the run begins or goes on from a state."""
         return self._take(state, collect)
 
     def obey(self, state: RunState, order: BreakerOrder, *, begun: bool) -> RunState:
-        """The state with the breaker turned as ordered, unless it has obeyed that order already.
+        """The state with the breaker set as ordered, unless it has obeyed that order already.
 
         Args:
-            begun: the run goes on; one that begins anew takes note of an order from before, and does nothing.
+            state: the agreed state.
+            order: the order that every rank has read.
+            begun: whether the run goes on; a new run only notes an order that is older than itself.
         """
         breaker = state.governor.breaker
         if breaker.obeyed == order.id:
@@ -79,15 +85,17 @@ class Governor:
         return replace(state, governor=replace(state.governor, breaker=replace(breaker, obeyed=order.id)))
 
     def judge(self, state: RunState, sums: Mapping[str, float], since: int) -> RunState:
-        """See `esper.accord.judge.judge_tick`; a healthy tick clears the snapshots before it."""
+        """Judges a tick by `esper.accord.judge.judge_tick`; a healthy tick clears the snapshots before it."""
         state = judge_tick(state, sums, self.terms, self.config, chance=self.chance, since=since)
         if state.governor.verdict is Verdict.HEALTHY:
             self.ring.confirm(state.tick)
         return state
 
     def keep(self, state: RunState, collect: Collect, *, saved: bool) -> list[Event]:
-        """At the end of a tick: takes a snapshot where one is due. A save takes one too, so that a resumed run holds
-        what the one before it held."""
+        """Takes a snapshot at the end of a tick, if one is due.
+
+        A save takes one too, so that a resumed run holds the same snapshots as the run before it.
+        """
         due = saved or state.tick % self.config.snapshot_ticks == 0
         return self._take(state, collect) if due and not state.governor.strikes else []
 
@@ -96,17 +104,18 @@ class Governor:
         return [SnapshotTaken(**axes_of(state), bytes=size, copy_ms=ms)]
 
     def find_recovery(self, present: RunState, *, from_step: int) -> Recovery | None:
-        """What to do about a panic; the same on every rank.
+        """Finds the generation to go back to after a panic; the same on every rank.
 
         Args:
-            present: the state that panicked. from_step: older generations are no choice.
+            present: the state that panicked.
+            from_step: optimizer step before which no generation is chosen.
 
         Returns:
-            None: there is nothing to go back to yet, and steps are being skipped, which leaves the weights alone: go
-            on, until ``trainer.max_consecutive`` of them end the run.
+            The recovery. None if there is no generation yet and steps are being skipped, which leaves the weights
+            alone: the run then goes on, until ``trainer.max_consecutive`` of them end it.
 
         Raises:
-            DivergedError: there have been too many replays, or there is nothing to go back to.
+            DivergedError: there were too many replays, or there is no generation to go back to.
         """
         sick = present.governor
         if sick.replays >= self.config.max_replays:
@@ -124,7 +133,7 @@ class Governor:
         )
 
     def _from_disk(self, present: RunState, from_step: int) -> Generation | None:
-        """The newest checkpoint that a healthy tick after it has confirmed, valid on all ranks."""
+        """The newest checkpoint that a later healthy tick has confirmed and that is valid on all ranks, or None."""
 
         def valid(step: int) -> bool:
             try:
@@ -138,7 +147,10 @@ class Governor:
         return None if step is None else read_generation(self.store, step, self.world)
 
     def discard_later(self, recovery: Recovery) -> list[Event]:
-        """The model is the generation's; what came after it never happened.
+        """Drops the snapshots and sets aside the checkpoints after a generation, once the model is back at it.
+
+        Returns:
+            A fault if checkpoints could not be set aside.
 
         Raises:
             LeaseError: on rank 0, a newer attempt has begun.
@@ -156,30 +168,32 @@ class Governor:
 
 
 def rollback_events(present: RunState, recovery: Recovery, began: float) -> list[Event]:
-    """What is told of a rollback that is done.
+    """The events of a rollback that is done.
 
     Args:
-        present: the state that panicked. began: clock (`time.perf_counter`) at the verdict.
+        present: the state that panicked.
+        recovery: the generation, and how the replay differs.
+        began: clock (`time.perf_counter`) at the verdict.
     """
-    generation, how = recovery.generation, recovery.replay
-    back = RolledBack(
+    generation, changes = recovery.generation, recovery.replay
+    rollback = RolledBack(
         **axes_of(present),
         to_step=generation.state.step,
         to_tick=generation.state.tick,
         source=generation.source,
-        replay=how.outcome.state.governor.replays,
-        blamed=tuple(entry.slot for entry in how.blamed),
-        blamed_ticks=tuple(entry.changed_tick for entry in how.blamed),
-        skipped_from=0 if how.skip is None else how.skip.first_step,
-        skipped_steps=0 if how.skip is None else how.skip.count,
+        replay=changes.outcome.state.governor.replays,
+        blamed=tuple(entry.slot for entry in changes.blamed),
+        blamed_ticks=tuple(entry.changed_tick for entry in changes.blamed),
+        skipped_from=0 if changes.skip is None else changes.skip.first_step,
+        skipped_steps=0 if changes.skip is None else changes.skip.count,
         recovery_ms=1e3 * (time.perf_counter() - began),
         budget_ms=BUDGET_MS[generation.source],
     )
-    return [back, *how.outcome.events, *trouble_events(present, how.outcome.state)]
+    return [rollback, *changes.outcome.events, *trouble_events(present, changes.outcome.state)]
 
 
 def explain_skips(state: RunState, agreed: Agreed) -> str:
-    """Why a run ends that skipped too many steps in a row."""
+    """The error text of a run that skipped too many steps in a row."""
     ranks = [str(rank) for rank in agreed.nonfinite_ranks]
     who = f"the loss was not finite on rank {', '.join(ranks)}" if ranks else "no rank's own loss was non-finite"
     return (
@@ -193,12 +207,12 @@ class GovernorObserver(Observer):
 
     Args:
         governor: of this rank.
-        settle_saves: settles every save on all ranks together: none may land beyond a generation gone back to.
-        narrator: tells.
-        marks: where this rank is.
-        collect: copies everything of the run in a state.
-        go_back: makes the run what a recovery says, from a state and a clock at the verdict.
-        from_step: optimizer step from which generations are a choice.
+        settle_saves: settles every save on all ranks together, so that none is committed after the rollback.
+        narrator: reports.
+        marks: marks where this rank is.
+        collect: returns everything of the run in a state.
+        go_back: takes the run back; from the state that panicked, the recovery, and the clock at the verdict.
+        from_step: returns the optimizer step before which no generation is chosen.
     """
 
     name, governs = "governor", True
@@ -218,12 +232,12 @@ class GovernorObserver(Observer):
         self.collect, self.go_back, self.from_step = collect, go_back, from_step
 
     def after_observe(self, turn: Turn) -> None:
-        """The state with this tick's verdict; while a replay is on trial everything is digested."""
+        """Adds this tick's verdict to the state. During a replay, all parameters are digested."""
         turn.state = self.governor.judge(turn.state, turn.sums, turn.before.step)
         turn.full |= turn.state.governor.replays > 0
 
     def after_commit(self, turn: Turn) -> None:
-        """After a panic the tick does not follow its decision but goes back, where there is something to go back to."""
+        """After a panic, makes the tick go back instead of following its decision, if there is a generation."""
         if turn.state.governor.verdict is not Verdict.PANIC:
             return
         judged = time.perf_counter()
@@ -232,11 +246,11 @@ class GovernorObserver(Observer):
         self.settle_saves(turn.state)
         recovery = self.governor.find_recovery(turn.state, from_step=self.from_step())
         if recovery is not None:
-            # The checkpoints beyond it have lost their names, and there may be no other: save at once.
+            # Later checkpoints are set aside, and there may be no other: save at once.
             turn.save = True
             turn.instead = partial(self.go_back, turn.state, recovery, judged)
 
     def after_follow(self, turn: Turn) -> None:
-        """A snapshot where one is due; the generation gone back to is one itself."""
+        """Takes a snapshot if one is due; not after a rollback, whose generation is one itself."""
         if turn.instead is None:
             self.narrator.emit_all(self.governor.keep(turn.state, self.collect, saved=turn.save))

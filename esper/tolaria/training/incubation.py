@@ -1,7 +1,7 @@
 """The loss of a step: the host's, plus one shadow loss per seed that learns in a forward of its own.
 
-Every shadow sees the same samples and the same random numbers as the host's forward; afterwards the stream stands
-where the host's forward left it, so that the host's run is bitwise that without seeds.
+Every shadow sees the same samples and the same random numbers as the host's forward. Afterwards the random stream is
+where the host's forward left it, so the host's run is bitwise the same as without seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,14 @@ def with_shadows(
     slots: Sequence[str],
     device: torch.device,
 ) -> Tensor:
-    """Sum of the host's loss and of one shadow loss per slot; 0-D, to be called backward on.
+    """Sum of the host's loss and of one shadow loss per slot; 0-D, with a graph for backward.
 
     Args:
-        host: the loss of the host's own forward. shadow: the loss where the given call stands for the model.
-        grown: model and slots. slots: whose seed learns in a forward of its own, row-major.
-        device: whose random numbers are replayed, beside the CPU's.
+        host: computes the loss of the host's own forward.
+        shadow: computes the loss with the given call in place of the model.
+        grown: model and slots.
+        slots: those whose seed learns in a forward of its own, row-major.
+        device: its random numbers are replayed, and the CPU's.
     """
     if not slots:
         return host()

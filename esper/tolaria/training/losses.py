@@ -1,4 +1,4 @@
-"""The loss that a step goes backward from: the host's, one per seed in a shadow forward, a teacher's terms."""
+"""The loss of an optimizer step: the host's, one for each seed in a shadow forward, and the teacher's terms."""
 
 import contextlib
 import math
@@ -19,14 +19,18 @@ from esper.tolaria.training.incubation import Call, with_shadows
 
 
 class StepLoss:
-    """Calls the model, and counts what the host's forward gave.
+    """Calls the model, and counts the losses of the host's forward.
 
     Args:
-        grown, growth: the model, and its present wrapper. window: counts. evaluator: of the run's precision and device.
-        task: what a sample costs. distillation: None: nobody teaches.
+        grown: the model.
+        growth: holds the model's present wrapper.
+        window: counts the samples.
+        evaluator: has the run's precision and device.
+        task: computes the loss of a sample.
+        distillation: the teacher's term; None if there is no teacher.
 
     Fields:
-        teacherless_from: optimizer step from which on there is no teacher though there was one; 0 before.
+        teacherless_from: optimizer step at which the teacher was released; 0 if none was.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class StepLoss:
         self.teacherless_from = 0
 
     def release_teacher(self, step: int) -> None:
-        """From ``distill.until_step`` on there is no teacher, and nothing of it is left."""
+        """Releases the teacher, with all its memory, from ``distill.until_step`` on."""
         if self.distillation is None or step < (self.distillation.config.until_step or math.inf):
             return
         self.teacherless_from = int(self.distillation.config.until_step or 0)
@@ -55,7 +59,11 @@ class StepLoss:
         """Host loss plus one shadow loss per slot of ``shadowed``, each with the teacher's term; 0-D.
 
         Args:
-            x, y: samples, on the device. weights: of each, [M]. scale: of their weighted sum.
+            x: inputs, on the device.
+            y: targets, on the device.
+            weights: weight of each sample, [M].
+            scale: factor of the weighted sum.
+            shadowed: slots whose seed learns in a shadow forward.
         """
 
         def share(loss: Tensor, output: Tensor) -> Tensor:

@@ -16,7 +16,16 @@ class Loop(Protocol):
         """Everything of the run in a state: what is equal on all ranks, and what is this rank's own."""
 
     def go_back(self, present: RunState, recovery: Recovery, began: float) -> tuple[RunState, float | None]:
-        """Takes the run back to a generation; returns the state, and milliseconds of the wrap."""
+        """Takes the run back to a generation.
+
+        Args:
+            present: the state that panicked.
+            recovery: the generation, and how the replay differs.
+            began: clock (`time.perf_counter`) at the verdict.
+
+        Returns:
+            The new state, and milliseconds of the wrap.
+        """
 
     def oldest_step(self) -> int:
         """Optimizer step before which no generation may be chosen."""

@@ -1,4 +1,4 @@
-"""How a finished run did. The test part is read once, on the checkpoint that validation chose."""
+"""The result of a finished run. The test part is read once, with the checkpoint that validation chose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,17 +22,21 @@ from esper.tolaria.training.evaluate import Evaluator
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """How a finished run did.
+    """The result of a finished run.
 
     Fields:
-        step, tick: where it ended.
-        validation_loss, validation_accuracy: at the end (nats per sample; share correct).
+        step: optimizer step at which it ended.
+        tick: control tick at which it ended.
+        validation_loss: at the end, nats per sample.
+        validation_accuracy: at the end, share of correct answers.
         best_step: checkpoint that validation chose; None if none was scored.
-        test_loss, test_accuracy: of that checkpoint, read once.
+        test_loss: of that checkpoint, read once.
+        test_accuracy: of that checkpoint, read once.
         objective: the validation metric that a sweep optimises, at the end.
-        samples: training samples seen. flops: training FLOPs spent (`esper.accord.account`).
-        parameters: of the network at the end.
-        topology: the seeds in the network at the end, by slot: blueprint, stage, alpha and how they are joined.
+        samples: training samples seen.
+        flops: training FLOPs spent (`esper.accord.account`).
+        parameters: number of parameters of the network at the end.
+        topology: the seeds in the network at the end, by slot: blueprint, stage, alpha, and operator.
     """
 
     step: int
@@ -50,7 +54,7 @@ class RunResult:
 
 
 def topology_of(state: RunState) -> dict[str, dict[str, Any]]:
-    """What grew, as plain data; seeds that take no part in the network's forward are left out."""
+    """The seeds that take part in the network's forward, as plain data."""
     return {
         entry.slot: {
             "blueprint": entry.blueprint,
@@ -69,7 +73,12 @@ def build_result(
     """The result of a run that ended in ``state``.
 
     Args:
-        grown: the network at the end. best: checkpoint that validation chose. loss, accuracy: its test reading.
+        state: the agreed record at the end.
+        grown: the network at the end.
+        objective: the validation metric that a sweep optimises.
+        best: step of the checkpoint that validation chose.
+        loss: its test loss.
+        accuracy: its test accuracy.
     """
     return RunResult(
         step=state.step,
@@ -88,14 +97,17 @@ def build_result(
 
 
 def rebuild_checkpoint(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:
-    """The network of a checkpoint, beside the one that was trained.
+    """Builds the network of a checkpoint, beside the one that was trained.
 
     Args:
-        store, step: a verified checkpoint. fresh: builds the host with empty slots. growth: knows how seeds are built.
+        store: the checkpoints on disk.
+        step: of a verified checkpoint.
+        fresh: builds the host with empty slots.
+        growth: holds what seeds are built by.
     """
     payload, state = read_common(store, step)
     device = growth.world.device
-    streams = rng_state(device)  # a fresh host is seeded alike on every rank; the ranks' own streams go on as they were
+    streams = rng_state(device)  # a fresh host is seeded alike on every rank; the ranks' own streams must not change
     grown = fresh()
     set_rng_state(streams, device)
     rebuild_record(
@@ -112,10 +124,12 @@ def rebuild_checkpoint(store: CheckpointStore, step: int, fresh: Callable[[], Gr
 
 
 def choose_best(store: CheckpointStore, world: World, report: Callable[[str, str], None]) -> int | None:
-    """Step that validation chose, as rank 0 reads it; the same answer on every rank.
+    """Step of the checkpoint that validation chose, as rank 0 reads it; the same on every rank. None without one.
 
     Args:
-        report: is told what is wrong with a better checkpoint that was passed over, and where it lies.
+        store: the checkpoints on disk.
+        world: the ranks.
+        report: called with what is wrong with a better checkpoint that was left out, and where it lies.
     """
     best = -1
     for step in store.ranked() if world.rank == 0 else ():
