@@ -1,4 +1,4 @@
-"""Data sets in four disjoint parts, and which sample is seen where and when."""
+"""Data sets in four disjoint parts, and which sample is seen on which rank at which step."""
 
 from esper.tolaria.data.augment import Augment
 from esper.tolaria.data.corpus import PySourceConfig, TextConfig

@@ -27,7 +27,8 @@ def crop_flip(x_NCHW: Tensor, ids: Tensor, *, seed: int, epoch: int, pad: int) -
     Args:
         x_NCHW: normalised images; the border is 0, so the mean colour of the training part.
         ids: sample ids, int64 [N].
-        seed, epoch: of the run; with the id they decide everything.
+        seed: the run's seed; seed, epoch and id decide everything.
+        epoch: pass over the data.
         pad: pixels on each side.
 
     Returns:

@@ -88,7 +88,7 @@ class TextConfig(DataConfig):
 
 
 def cut_windows(corpus: bytes, block: int) -> Tensor:
-    """uint8 [N, block + 1]; the rest at the end that fills no window is left out."""
+    """Cuts a corpus into windows, uint8 [N, block + 1]; the rest at the end that fills no window is left out."""
     count = len(corpus) // (block + 1)
     return torch.from_numpy(np.frombuffer(corpus, np.uint8, count * (block + 1)).copy()).view(count, block + 1)
 
@@ -97,7 +97,7 @@ def deal(config: DataConfig, windows: Tensor, held: dict[str, int], what: str) -
     """Deals windows to the ``held`` parts in that order, and the rest to "train".
 
     Raises:
-        DataError: too few windows for the sizes asked.
+        DataError: there are too few windows for the requested sizes.
     """
     rest = len(windows) - sum(held.values())
     if rest < 2:
@@ -112,7 +112,7 @@ def deal(config: DataConfig, windows: Tensor, held: dict[str, int], what: str) -
 
 
 def standard_library(root: Path, max_bytes: int) -> tuple[bytes, list[dict[str, Any]]]:
-    """The first ``max_bytes`` of the library's modules in the order of their paths, and what was read.
+    """Reads the first ``max_bytes`` of the library's modules in the order of their paths; also lists the files read.
 
     Tests, generated build settings and installed packages are left out.
     """

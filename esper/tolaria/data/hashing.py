@@ -1,7 +1,7 @@
 """Random numbers as pure functions of (key, position): splitmix64, vectorised.
 
-Splits and augmentation must not depend on batch composition, world size or the version of a random number library, so
-they are hashes of what they belong to rather than draws from a stream. Number i of a key's sequence is
+Splits and augmentation must not depend on batch composition, world size or the version of a random number library. So
+they are hashes of what they belong to, not draws from a stream. Number i of a key's sequence is
 
     mix(key + (i + 1) * golden),  all in 64-bit unsigned arithmetic
 
@@ -21,11 +21,11 @@ _MIX_2 = np.array([0x94D049BB133111EB], dtype=np.uint64)
 
 
 def hash_positions(positions: Tensor, *key: int | str) -> npt.NDArray[np.uint64]:
-    """One 64-bit number per position.
+    """Hashes each position with a key to a 64-bit number.
 
     Args:
         positions: int64 [N], not negative.
-        key: what the sequence belongs to; 1 and "1" are different keys.
+        key: identifies the sequence; 1 and "1" are different keys.
     """
     start = np.array([digest62(list(key))], dtype=np.uint64)
     state = start + (positions.numpy().astype(np.uint64) + np.uint64(1)) * _GOLDEN

@@ -1,7 +1,7 @@
 """Images in Parquet files of the Hugging Face layout: one struct{bytes, path} column, one integer label column.
 
 Images are decoded once into uint8 and normalised when fetched, with mean and deviation of the training part. Both are
-computed from a histogram of the bytes in whole numbers, so they do not depend on how a sum was ordered.
+computed from a histogram of the bytes in whole numbers, so they do not depend on the order of a sum.
 """
 
 import io
@@ -104,7 +104,7 @@ def channel_statistics(images_NCHW: Tensor, kind: str) -> tuple[list[float], lis
     """Mean and standard deviation of each channel, in units of the bytes.
 
     Raises:
-        DataError: a channel is constant, so there is nothing to normalise by.
+        DataError: a channel is constant, so its deviation is zero.
     """
     mean, std = [], []
     for channel in images_NCHW.unbind(1):
@@ -119,7 +119,7 @@ def channel_statistics(images_NCHW: Tensor, kind: str) -> tuple[list[float], lis
 
 
 class _Table:
-    """The two columns of one Parquet file; rows are decoded when asked for."""
+    """The two columns of one Parquet file; rows are decoded on request."""
 
     def __init__(self, config: ImagesConfig, path: Path) -> None:
         try:
@@ -158,9 +158,9 @@ class _Table:
                 f"{path}: not readable as Parquet ({_one_line(error)}); expected {layout}; get the file again"
             ) from error
         self._images = table.column(config.image_column)
-        self.labels = self._checked_labels(table.column(config.label_column))
+        self.labels = self._check_labels(table.column(config.label_column))
 
-    def _checked_labels(self, column: Any) -> Tensor:
+    def _check_labels(self, column: Any) -> Tensor:
         if column.null_count:
             raise DataError(f"{self.path}: {column.null_count} rows without a label; drop them from the file")
         labels = torch.from_numpy(column.to_numpy().astype(np.int64))
@@ -177,7 +177,7 @@ class _Table:
         return len(self.labels)
 
     def decode(self, rows: Tensor) -> Tensor:
-        """Images of these rows, uint8 [N, C, H, W]; all of the size of the first."""
+        """Decodes the images of these rows, uint8 [N, C, H, W]; all must have the size of the first."""
         images: Tensor | None = None
         for place, row in enumerate(rows.tolist()):
             image = self._decode_row(row)

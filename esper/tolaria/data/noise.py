@@ -1,8 +1,8 @@
-"""Wrong labels on purpose, in the training part alone: what a network must learn to see through.
+"""Label noise: wrong labels on purpose, in the training part alone.
 
 Symmetric label noise as in Zhang et al. 2017, "Understanding deep learning requires rethinking generalization": a share
-of the training labels is replaced by another class, each other class being as likely. Which labels, and by what, is a
-function of (split seed, place in the training part): the same in every run, epoch and process.
+of the training labels is replaced by another class, each with the same probability. The choice of labels and classes is
+a function of (split seed, place in the training part): the same in every run, epoch and process.
 """
 
 import numpy as np
@@ -13,11 +13,13 @@ from esper.tolaria.data.hashing import hash_positions, hashed_order
 
 
 def with_label_noise(labels: Tensor, share: float, *, classes: int, split_seed: int) -> Tensor:
-    """Labels of which ``round(share * N)`` are wrong.
+    """Returns labels of which ``round(share * N)`` are wrong.
 
     Args:
         labels: int64 [N], 0 to classes - 1; not changed in place.
-        share: of the labels, 0 to 1. classes: number of classes, at least 2. split_seed: of the data.
+        share: share of wrong labels, 0 to 1.
+        classes: number of classes, at least 2.
+        split_seed: of the data.
     """
     wrong = round(share * len(labels))
     chosen = hashed_order(len(labels), "label noise", split_seed)[:wrong]

@@ -1,9 +1,9 @@
-"""What a loader hands out: four disjoint parts of one data set, their digest, and a record of where they came from.
+"""The bundle that a loader returns: four disjoint parts of one data set, their digest, and a record of their source.
 
-    train        what the network learns from; the only part that is ever augmented
-    validation   what governor, controller and the choice of the best checkpoint see
-    probe        where gates draw samples for evidence; no reported number uses it
-    test         read once, on the checkpoint that validation chose
+    train        for learning; the only part that is ever augmented
+    validation   for governor, controller and the choice of the best checkpoint
+    probe        for the samples of gates' evidence; no reported number uses it
+    test         read once, with the checkpoint that validation chose
 
 Everything lives in memory as bytes and is turned into float32 images or int64 tokens when fetched.
 """
@@ -50,8 +50,10 @@ class ImagePart(Part):
     """Images as bytes, normalised when fetched.
 
     Args:
-        images_NCHW: uint8. labels: int64 [N].
-        mean, std: one number per channel, in units of the bytes.
+        images_NCHW: uint8.
+        labels: int64 [N].
+        mean: one number per channel, in units of the bytes.
+        std: the standard deviations likewise.
     """
 
     def __init__(self, images_NCHW: Tensor, labels: Tensor, mean: list[float], std: list[float]) -> None:
@@ -111,13 +113,17 @@ class Bundle:
 
     Fields:
         name: the registered kind.
-        task: what a sample is and costs.
+        task: kind of sample, and its loss.
         input_shape: shape of one x, without the batch axis.
         classes: number of classes, or of bytes in the vocabulary.
-        train, validation, probe, test: disjoint parts.
-        digest: 62 bits over the bytes of all parts; ranks with unequal ones are refused, runs are not compared.
+        train: the training part.
+        validation: the validation part.
+        probe: the probe part.
+        test: the test part.
+        digest: 62 bits over the bytes of all parts; ranks with different digests are refused, runs are not compared.
         record: plain data for the run's record: sizes, digest, files with their hash, normalisation.
-        augment, crop_pad: what `train_batch` does to images; pad in pixels.
+        augment: what `train_batch` does to images.
+        crop_pad: pixels by which a crop shifts at most.
     """
 
     name: str
@@ -134,21 +140,22 @@ class Bundle:
     crop_pad: int
 
     def example(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """x of two training samples: what a host is traced and measured with.
+        """x of two training samples, with which a host is traced and measured.
 
         Args:
-            device: where it is moved to; None: the CPU.
-            dtype: what it is cast to if it is floating-point; None: it stays as the data has it.
+            device: its device; None for the CPU.
+            dtype: its number format if it is floating-point; None for that of the data.
         """
         x = self.train.fetch(torch.arange(2))[0]
         return x.to(device, dtype if x.is_floating_point() else None)
 
     def train_batch(self, indices: Tensor, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Training samples, augmented where the config asks; a pure function of its arguments.
+        """Training samples, augmented if the config says so; a pure function of its arguments.
 
         Args:
             indices: int64 [N] into the training part, on the CPU.
-            seed, epoch: of the run; they decide the augmentation together with each index.
+            seed: the run's seed; seed, epoch and index decide the augmentation.
+            epoch: pass over the data.
         """
         x, y = self.train.fetch(indices)
         if self.augment is Augment.CROP_FLIP:
@@ -170,7 +177,7 @@ def make_bundle(
     """Digests the parts and completes the record.
 
     Raises:
-        DataError: a part is too small to use.
+        DataError: a part has fewer than two samples.
     """
     sizes = {part: len(parts[part]) for part in PART_NAMES}
     if min(sizes.values()) < 2:

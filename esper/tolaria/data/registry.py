@@ -87,7 +87,7 @@ def load_data(config: DataConfig) -> Bundle:
     """Loads a data set. The same config and files give the same parts and digest in every process.
 
     Raises:
-        ConfigError: unknown kind, or a config class of another one.
+        ConfigError: the kind is unknown, or the config's class belongs to another kind.
         DataError: the data is absent or malformed; the text says what is expected and what to do.
     """
     config_class, loader = _entry(config.kind)
@@ -100,8 +100,11 @@ def data_root(config: DataConfig, root: str | None, folder: str | None, layout: 
     """Folder of a data set on disk: ``data.root``, or ``folder`` below the one that ESPER_DATA names.
 
     Args:
-        root: the config's. folder: None where there is no usual name, so that data.root is needed.
-        layout: what the folder must hold. fix: the command that would fill FOLDER.
+        config: of the data set.
+        root: ``data.root``, or None.
+        folder: usual name of the folder; None if there is none, so that data.root is needed.
+        layout: what the folder must hold, for an error.
+        fix: command that would fill FOLDER, for an error.
 
     Raises:
         DataError: neither is set, or the folder does not exist.
@@ -124,10 +127,10 @@ def data_root(config: DataConfig, root: str | None, folder: str | None, layout: 
 
 
 def data_file(folder: Path, name: str, layout: str, fix: str) -> Path:
-    """A file of a data set.
+    """Path of a file of a data set.
 
     Raises:
-        DataError: it is not there.
+        DataError: the file does not exist.
     """
     path = folder / name
     if not path.is_file():
@@ -141,7 +144,7 @@ def split_order(config: DataConfig, size: int, needed: int, what: str) -> Tensor
     """The order in which ``size`` units are dealt to parts, int64 [size]; a pure function of ``split_seed``.
 
     Raises:
-        DataError: there are not more than the ``needed`` units that leave the training part.
+        DataError: after the ``needed`` units of the other parts, fewer than 2 are left for training.
     """
     if size < needed + 2:
         raise DataError(

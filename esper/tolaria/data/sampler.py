@@ -1,9 +1,9 @@
-"""Which samples, on which rank, at which step: pure functions, so that the cursor of a run is one number.
+"""Chooses the samples of each rank at each step by pure functions, so that the cursor of a run is one number.
 
-The global batch of an optimizer step depends on (seed, step) alone. It is cut into contiguous shards, one a rank, and
+The global batch of an optimizer step depends on (seed, step) alone. It is cut into contiguous shards, one per rank, and
 each shard into as many pieces as there are forward/backward passes in a step. Every rank does the same number of
-passes, also where the ragged last batch has fewer samples than there are passes: a piece without samples becomes one
-sample of weight 0, so that no rank is missing from a gradient reduction and every sample still counts once.
+passes, even if the ragged last batch has fewer samples than there are passes: a piece without samples becomes one
+sample of weight 0. So no rank is missing from a gradient reduction, and every sample still counts once.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class BatchPlan:
 
     Args:
         size: samples in the training part.
-        batch: samples of a global batch; the last one of an epoch has what is left.
+        batch: samples of a global batch; the last batch of an epoch has the rest.
         seed: the run's; each epoch has a permutation keyed by (seed, epoch).
 
     Raises:
@@ -32,11 +32,11 @@ class BatchPlan:
                 f"a batch plan needs at least one sample and a batch of one, got size={size} batch={batch}"
             )
         self.size, self.batch, self.seed = size, batch, seed
-        self._order: tuple[int, Tensor] | None = None  # the last epoch asked for, and its permutation
+        self._order: tuple[int, Tensor] | None = None  # the latest epoch that was used, and its permutation
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in a pass over the training part, the ragged last one included."""
+        """Optimizer steps in a pass over the training part, including the ragged last one."""
         return -(-self.size // self.batch)
 
     def locate(self, step: int) -> tuple[int, int]:
@@ -57,7 +57,7 @@ class BatchPlan:
         return self._order[1][place * self.batch : (place + 1) * self.batch]
 
     def pieces(self, step: int, rank: int, world: int, accumulate: int) -> list[tuple[Tensor, Tensor]]:
-        """What one rank does in a step: ``accumulate`` pairs of indices and weights (see `microbatches`)."""
+        """The pieces of one rank in a step: ``accumulate`` pairs of indices and weights (see `microbatches`)."""
         indices = self.indices(step)
         return microbatches(shard(indices, rank, world), accumulate, spare=int(indices[0]))
 
@@ -81,9 +81,9 @@ def microbatches(shard: Tensor, accumulate: int, *, spare: int) -> list[tuple[Te
     """Cuts a rank's shard into exactly ``accumulate`` pieces.
 
     Args:
-        shard: int64 [S], S may be 0.
-        accumulate: pieces.
-        spare: sample that stands in for an empty shard; it gets weight 0.
+        shard: int64 [S]; S may be 0.
+        accumulate: number of pieces.
+        spare: sample that stands in for an empty shard, with weight 0.
 
     Returns:
         Pairs of indices [M] and float32 weights [M], M >= 1. Weights are 1, or 0 for the one sample of an empty piece;
@@ -114,7 +114,7 @@ def draw(size: int, count: int, *key: int | str) -> Tensor:
     """``count`` different samples out of ``size``, int64; a pure function of its arguments.
 
     Raises:
-        ValueError: more samples asked than there are.
+        ValueError: ``count`` is larger than ``size``.
     """
     if not 0 <= count <= size:
         raise ValueError(f"cannot draw {count} different samples out of {size}")

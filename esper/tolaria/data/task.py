@@ -1,8 +1,8 @@
-"""What a sample is and what it costs: one loss and one share of correct answers per sample.
+"""The tasks: what a sample is, with one loss and one share of correct answers per sample.
 
 Everything that is counted over ranks (training loss, validation, paired evidence) is a sum over *samples*, so the unit
-is fixed here once: an image is a sample, and so is a whole sequence. A sequence's loss is the mean over its tokens,
-which keeps nats comparable between block lengths.
+is fixed here: an image is a sample, and so is a whole sequence. A sequence's loss is the mean over its tokens, which
+keeps nats comparable between block lengths.
 
 Shapes: B samples, K classes, T tokens, V bytes of the vocabulary.
 """

@@ -1,1 +1,1 @@
-"""The ranks of a run: how they meet, and how a missing one is named."""
+"""The ranks of a run: process groups, the start handshake, digests, and the naming of a missing rank."""

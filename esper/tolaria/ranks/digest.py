@@ -1,9 +1,9 @@
 """Digests of tensors: 62 bits that are equal exactly when the bits are (up to collisions).
 
-On CPU xxh3 of the bytes. On an accelerator the bytes stay there: an int64 sum of the mixed 8-byte words, each weighted
-by an odd number that depends on its position, so that neither an exchange nor a shift cancels out; one number a tensor
-comes back. Words are mixed first: where they differ in high bits only (x and -x, powers of two), the even difference
-of two weights would leave few of the sum's 64 bits, or none.
+On the CPU it is xxh3 of the bytes. On an accelerator the bytes stay there: it is an int64 sum of the mixed 8-byte
+words, each weighted by an odd number that depends on its position, so that neither an exchange nor a shift cancels out.
+One number per tensor comes back. Words are mixed first: if they differ in high bits only (x and -x, powers of two), the
+even difference of two weights would leave few of the sum's 64 bits, or none.
 """
 
 from collections.abc import Iterable

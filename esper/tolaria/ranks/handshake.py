@@ -1,7 +1,7 @@
-"""Before anything trains: do all ranks run the same program on the same kind of machine on the same run directory?
+"""The start handshake: all ranks must run the same program on the same kind of machine in the same run directory.
 
-Births and sums differ between CPU capabilities, thread counts and torch versions, so unequal ranks are refused. One
-all-reduce(MAX) of pairs (d, -d); only if a field differs, its values are gathered and shown.
+Births and sums differ between CPU capabilities, thread counts and torch versions, so unequal ranks are refused. This
+takes one all-reduce(MAX) of pairs (d, -d); only if a field differs, its values are gathered and shown.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from esper.leyline.files import package_folder
 from esper.leyline.plain import digest62
 from esper.tolaria.ranks.world import World
 
-WIDEST = 8192  # bytes of a value that travel for a diagnosis
-SHOWN = 96  # characters of a value in an error
+WIDEST = 8192  # bytes of a value that travel at most for a diagnosis
+SHOWN = 96  # characters of a value in an error at most
 
-# What to do about a field that differs.
+# Advice to the user on a field that differs.
 ADVICE = {
     "run directory": "RUN must be on a file system that all ranks share",
     "config": "start all ranks with the same RUN/config.yaml",
@@ -42,7 +42,7 @@ def code_digest() -> str:
 
 
 def machine_fields(device: torch.device) -> dict[str, str]:
-    """What sums and births depend on beside the program."""
+    """The properties of the machine on which sums and births depend."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "torch": torch.__version__,
@@ -53,8 +53,8 @@ def machine_fields(device: torch.device) -> dict[str, str]:
     }
 
 
-def _what_differs(values: list[str]) -> list[str]:
-    """Short values as they are; of long ones, which are lists of words, the words that not every rank has."""
+def _pick_differing(values: list[str]) -> list[str]:
+    """Short values unchanged; of long values, which are lists of words, the words that not every rank has."""
     if max(map(len, values)) <= SHOWN:
         return values
     rows = [value.split() for value in values]
@@ -67,11 +67,12 @@ def shake_hands(world: World, fields: Mapping[str, str]) -> None:
     """Compares named values over all ranks.
 
     Args:
-        world: the ranks. fields: name -> value in words, the same names on every rank; a long value is a list of
-            words, of which only those that differ are shown.
+        world: the ranks.
+        fields: name -> value as text, with the same names on every rank. Of a long value, which is a list of words, an
+            error shows only the words that differ.
 
     Raises:
-        LockstepError: naming every field that differs, the ranks, and their values; the same text on every rank.
+        LockstepError: names every field that differs, the ranks, and their values; every rank raises the same text.
     """
     names = sorted(fields)
     row = []
@@ -83,7 +84,7 @@ def shake_hands(world: World, fields: Mapping[str, str]) -> None:
     parts = []
     for index, name in enumerate(names):
         if agreed[2 * index] != -agreed[2 * index + 1]:
-            values = _what_differs(world.gather_text(fields[name], what="diagnosis", width=WIDEST))
+            values = _pick_differing(world.gather_text(fields[name], what="diagnosis", width=WIDEST))
             shown = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
             parts.append(f"{name}: {shown}" + (f" ({ADVICE[name]})" if name in ADVICE else ""))
     if parts:
@@ -93,16 +94,18 @@ def shake_hands(world: World, fields: Mapping[str, str]) -> None:
 def newest_valid_everywhere(world: World, steps: Sequence[int], valid: Callable[[int], bool]) -> int | None:
     """The newest step whose checkpoint every rank has verified; None if there is none.
 
-    Each rank verifies newest first and stops at the first good one; if another rank is further back, it goes on from
-    there. Reading may take long, so the ranks meet on the group with the longer limit.
+    Each rank verifies newest first and stops at the first valid one; if another rank is further back, it goes on from
+    there. Reading may take long, so the all-reduce runs on the group with the longer limit.
 
     Args:
-        world: the ranks. steps: that this rank sees, newest first. valid: whether one of them is whole here.
+        world: the ranks.
+        steps: those that this rank sees, newest first.
+        valid: whether the checkpoint of a step is valid on this rank.
     """
     bound = 2**62
     while True:
-        mine = next((step for step in steps if step <= bound and valid(step)), -1)
-        pair = torch.tensor([mine, -mine], dtype=torch.int64)
+        newest = next((step for step in steps if step <= bound and valid(step)), -1)
+        pair = torch.tensor([newest, -newest], dtype=torch.int64)
         agreed = world.all_reduce(pair, dist.ReduceOp.MIN, what="choice of checkpoint", on="default").tolist()
         low, high = agreed[0], -agreed[1]
         if low < 0:

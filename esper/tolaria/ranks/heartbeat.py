@@ -1,11 +1,11 @@
-"""Where each rank last was: one small file a rank in the run directory, overwritten in place.
+"""Heartbeats: one small file per rank in the run directory, overwritten in place, says where the rank last was.
 
-A collective that times out says only that somebody is missing. Each rank therefore marks the phase that it enters; the
+A collective that times out says only that some rank is missing. So each rank marks the phase that it enters, and the
 others read the marks to name the missing one. Files on the file system that all ranks share need no server that could
 itself be the stopped rank, and reading them never blocks on a peer.
 
-A mark is dated twice: by the wall clock, and by the clock that counts from the host's boot, which no correction of the
-time moves; ranks of one host go by that one.
+A mark is dated twice: by the wall clock, and by the clock that counts from the machine's boot, which no correction of
+the time moves. Ranks on one machine use the second.
 """
 
 import functools
@@ -16,13 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SIZE = 512
-LOST = "lost contact"  # how a rank's error begins that waits for another one
-PATIENCE_S = 2.0
+LOST = "lost contact"  # beginning of the error of a rank that waits for another one
+PATIENCE_S = 2.0  # longest wait for the marks of other ranks that wait in vain, too
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Fields: rank, optimizer step, tick, phase entered, when (in this reader's `time.time()`), and an error text."""
+    """One rank's latest mark.
+
+    Fields:
+        rank: the rank.
+        step: its optimizer step.
+        tick: its control tick.
+        phase: the phase that it entered.
+        at: when it entered, in the reader's `time.time()`.
+        error: its error text, or empty.
+    """
 
     rank: int
     step: int
@@ -49,11 +58,11 @@ class Heartbeat:
 
     def mark(self, phase: str, error: str = "") -> None:
         """Notes that this rank enters ``phase`` (a few microseconds)."""
-        if not error:  # an error is told from within a phase; how long that has lasted stays known
+        if not error:  # an error comes from within a phase, whose beginning must stay known
             self.marked_at = time.monotonic()
         self.phase = phase
         line, now = b"", [time.time(), _boot(), time.monotonic()]
-        for length in range(min(len(error), 300), -1, -1):  # escapes lengthen a text; a cut record could not be read
+        for length in range(min(len(error), 300), -1, -1):  # escapes lengthen a text, and a cut record cannot be read
             line = json.dumps([self.step, self.tick, phase, now, error[:length]]).encode()
             if len(line) <= SIZE:
                 break
@@ -75,9 +84,9 @@ class Heartbeat:
     def explain(self, patience_s: float = PATIENCE_S) -> str:
         """One line on who is missing, for an error text.
 
-        A rank that stopped where we wait has the same mark as we. So this rank first says that it has lost contact,
-        and waits a little for the others to say the same: who stays silent is missing, who says so is a victim as we
-        are. A rank that failed by itself is the cause, whoever else is silent.
+        A rank that stopped where this one waits has the same mark as this one. So this rank first marks that it has
+        lost contact, and waits a little for the others to do the same. A rank that stays silent is missing; a rank that
+        has lost contact is a victim like this one. A rank that failed by itself is the cause, whoever else is silent.
 
         Args:
             patience_s: longest wait for the others, in seconds.
@@ -86,16 +95,18 @@ class Heartbeat:
         until = time.monotonic() + patience_s
         while True:
             others = [(rank, mark) for rank, mark in enumerate(self.read()) if rank != self.rank]
-            failed = [mark for _, mark in others if mark is not None and mark.phase == "failed" and not _victim(mark)]
+            failed = [
+                mark for _, mark in others if mark is not None and mark.phase == "failed" and not _is_victim(mark)
+            ]
             if failed:
                 return "; ".join(f"rank {mark.rank} failed at step {mark.step}: {mark.error}" for mark in failed)
-            silent = [(rank, mark) for rank, mark in others if mark is None or not _victim(mark)]
-            elsewhere = [rank for rank, mark in silent if mark is None or self._elsewhere(mark)]
+            silent = [(rank, mark) for rank, mark in others if mark is None or not _is_victim(mark)]
+            elsewhere = [rank for rank, mark in silent if mark is None or self._is_elsewhere(mark)]
             if not silent or len(silent) == len(elsewhere) == 1 or time.monotonic() >= until:
                 break
             time.sleep(0.05)
         now, parts = time.time(), []
-        for rank, mark in silent or [(rank, mark) for rank, mark in others if mark and self._elsewhere(mark)]:
+        for rank, mark in silent or [(rank, mark) for rank, mark in others if mark and self._is_elsewhere(mark)]:
             if mark is None:
                 parts.append(f"rank {rank} never arrived")
             elif mark.phase == "failed":
@@ -105,7 +116,7 @@ class Heartbeat:
                 parts.append(f"rank {rank} was last seen in {where}, {now - mark.at:.1f} s ago")
         return "; ".join(parts) or "every rank says the same: the network between them may be cut"
 
-    def _elsewhere(self, mark: Mark) -> bool:
+    def _is_elsewhere(self, mark: Mark) -> bool:
         """Whether a rank is behind this one, or in another phase."""
         return (mark.tick, mark.step) < (self.tick, self.step) or mark.phase != self.phase
 
@@ -118,13 +129,13 @@ class Heartbeat:
 
 @functools.cache
 def _boot() -> str:
-    """Which boot of which host this is; "" where the kernel does not say."""
+    """Identifies this boot of this machine; "" if the kernel does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
         return ""
 
 
-def _victim(mark: Mark) -> bool:
-    """Whether this rank, too, waited in vain."""
+def _is_victim(mark: Mark) -> bool:
+    """Whether the rank of this mark, too, waited in vain."""
     return mark.error.startswith(LOST)

@@ -1,9 +1,9 @@
 """A thread that ends a rank which waits on a device for a peer that is gone.
 
-Work on a GPU is queued: the host does not wait in a collective, where a timeout would raise, but later and elsewhere,
-in whatever first reads a result; and NCCL's own watchdog ends the process without a word. So a thread watches this
-rank's own heartbeat: stuck in a phase that waits for peers for longer than the groups' limit, it asks the others' marks
-who is missing and hands that text on. On CPU gloo raises by itself and no watchdog is needed.
+Work on a GPU is queued. So the CPU does not wait in a collective, where a timeout would raise, but later, wherever a
+result is first read; and NCCL's own watchdog ends the process without a message. So a thread watches this rank's own
+heartbeat. If the rank stays longer than the groups' limit in a phase that waits for peers, the thread reads from the
+others' marks who is missing, and hands that text on. On CPUs gloo raises by itself and no watchdog is needed.
 """
 
 import threading
@@ -19,7 +19,10 @@ class Watchdog:
     """Calls ``on_stuck`` once, from its own thread, when this rank waits too long.
 
     Args:
-        heartbeat: of this rank. limit_s: seconds that a phase of `WAITING` may last now. on_stuck: takes one line.
+        heartbeat: of this rank.
+        limit_s: returns the seconds that a phase of `WAITING` may last now.
+        on_stuck: called with one line of text.
+        poll_s: seconds between two looks.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Process groups and the few collectives that Esper itself issues; on one process each is the identity.
 
-    data     the step's gradient reductions (gloo on CPU, NCCL on GPUs) and the average of BatchNorm statistics
+    data     the step's gradient reductions (gloo on CPUs, NCCL on GPUs) and the average of BatchNorm statistics
     control  two all-reduces a tick, always gloo on CPU tensors
-    default  start-up, load, the last save and the final test only, with a longer limit
+    default  only start-up, load, the last save and the final test, with a longer limit
 
-Every group has a timeout. A collective that fails raises `LockstepError` naming the rank that the heartbeat marks say
-is missing, never a bare transport error.
+Every group has a timeout. A collective that fails raises a `LockstepError` that names the missing rank by the heartbeat
+marks, never a bare transport error.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
 from esper.tolaria.ranks.lastword import LastWord
 
 
-def _arrived(rank: int) -> str:
+def _arrival_key(rank: int) -> str:
     return f"esper/arrived/{rank}"
 
 
@@ -32,18 +32,21 @@ class World:
     """This process's place among the ranks.
 
     Fields:
-        rank, size, local_rank: as torchrun set them.
-        device: where the model lives.
-        heartbeat: marks for naming a missing rank; set once the run directory is known.
+        rank: this rank, as torchrun set it.
+        size: number of ranks.
+        local_rank: this rank's number on its machine.
+        device: device of the model.
+        heartbeat: marks that name a missing rank; set once the run directory is known.
     """
 
     def __init__(self, config: WorldConfig, control: ControlConfig, *, within: torch.device | None = None) -> None:
         """Joins the process group that the environment describes (RANK, WORLD_SIZE, ...); alone without one.
 
         Args:
-            config, control: devices, limits.
-            within: the device of a model that somebody else's program has placed. That program may have a process group
-                already; then only the groups of our own are made, and it is left as it is.
+            config: processes and devices.
+            control: time limits.
+            within: device of a model that a user's program has placed. That program may already have a process group;
+                then it is left as it is, and only the data and control groups are made.
 
         Raises:
             ConfigError: a GPU world without enough CUDA devices.
@@ -55,8 +58,8 @@ class World:
         self.heartbeat: Heartbeat | LastWord | None = None
         self.find_unused = config.find_unused
         self.device = self._device(config) if within is None else within
-        self._mine = within is None or not dist.is_initialized()
-        if not self._mine:
+        self._made_default = within is None or not dist.is_initialized()
+        if not self._made_default:
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.control: dist.ProcessGroup | None = None
         self.data: dist.ProcessGroup | None = None
@@ -69,12 +72,12 @@ class World:
         limit = datetime.timedelta(seconds=control.timeout_s)
         gpu = config.device is Device.GPU
         with self.collective("start-up"):
-            if not self._mine:
+            if not self._made_default:
                 self._store = dist.distributed_c10d._get_default_store()
                 self._make_groups(limit, gpu)
                 return
             self._store, _, _ = next(dist.rendezvous("env://", timeout=startup))
-            self._store.set(_arrived(self.rank), "")
+            self._store.set(_arrival_key(self.rank), "")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
                 store=self._store,
@@ -87,7 +90,7 @@ class World:
 
     def _make_groups(self, limit: datetime.timedelta, gpu: bool) -> None:
         self.control = dist.new_group(backend="gloo", timeout=limit)
-        # NCCL's own watchdog ends the process without a word; ours (tolaria.watchdog) must come first.
+        # NCCL's own watchdog ends the process without a message; ours (`esper.tolaria.ranks.watchdog`) must be first.
         self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=2 * limit if gpu else limit)
 
     @property
@@ -116,16 +119,16 @@ class World:
         except (RuntimeError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) as error:
             if self.size == 1 or isinstance(error, torch.OutOfMemoryError) or not is_transport(error):
                 raise
-            text = self.heartbeat.explain() if self.heartbeat is not None else self._absent()
+            text = self.heartbeat.explain() if self.heartbeat is not None else self._describe_absent()
             first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             raise LockstepError(f"{LOST} in {what}: {text} ({first})") from error
 
-    def _absent(self) -> str:
-        """Who has not come to the rendezvous, before there are heartbeats."""
+    def _describe_absent(self) -> str:
+        """Names the ranks that have not come to the rendezvous, before there are heartbeats."""
         if self._store is None:
             return "the rendezvous store cannot be reached; is the first host up, and its port open?"
         try:
-            missing = [rank for rank in range(self.size) if not self._store.check([_arrived(rank)])]
+            missing = [rank for rank in range(self.size) if not self._store.check([_arrival_key(rank)])]
         except (RuntimeError, dist.DistError):
             return "the rendezvous store does not answer"
         parts = [f"rank {rank} never arrived" for rank in missing]
@@ -136,8 +139,9 @@ class World:
 
         Args:
             vector: CPU tensor; on the data group a tensor on `device`.
-            op: ``dist.ReduceOp``. what: phase name for an error.
-            on: the group: ``control``, ``data``, or ``default`` for what may take as long as a start.
+            op: ``dist.ReduceOp``.
+            what: name of the phase, for an error.
+            on: the group: ``control``, ``data``, or ``default``, which has the longer limit.
         """
         if self.size > 1:
             with self.collective(what):
@@ -156,22 +160,23 @@ class World:
         return rows
 
     def allow_slow(self, slow: bool) -> None:
-        """Gives the data and control groups the longer limit, or takes it back; every rank at the same step.
+        """Gives the data and control groups the longer limit, or the usual one; called on every rank at the same step.
 
-        For what may rightly keep a rank longer than control.timeout_s: writing a save, hashing it, a first step.
+        The longer limit is for work that may rightly take longer than control.timeout_s: writing a save, hashing it, a
+        first step.
         """
         if self.size == 1 or slow == self._slow:
             return
         self._slow = slow
         limit = datetime.timedelta(seconds=self.limit_s)
-        # Leading underscore and all, this is torch's way to change a limit later (its own torchtitan uses it).
+        # Despite its underscore, this is torch's way to change a limit later; torchtitan uses it, too.
         dist.distributed_c10d._set_pg_timeout(limit, self.control)
         dist.distributed_c10d._set_pg_timeout(2 * limit if self.device.type == "cuda" else limit, self.data)
 
     def put(
         self, tensor: Tensor, dtype: torch.dtype | None = None, layout: torch.memory_format = torch.preserve_format
     ) -> Tensor:
-        """A host's tensor on this rank's device; by way of pinned memory, so that a GPU's host does not wait."""
+        """Copies a CPU tensor to this rank's device; through pinned memory, so that the CPU does not wait for a GPU."""
         tensor = tensor.to(dtype or tensor.dtype, memory_format=layout)
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -188,28 +193,28 @@ class World:
         return max(self._limits) if self._slow else self._limits[0]
 
     def all_gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
-        """Each rank's ``vector`` (CPU, equal shapes), over the control group. Diagnostics and start-up only."""
+        """Gathers each rank's ``vector`` (CPU, equal shapes) on the control group. For diagnoses and start-up only."""
         if self.size == 1:
             return [vector]
         with self.collective(what):
             return self._gather(vector, what=what)
 
     def gather_text(self, text: str, *, what: str, width: int = 320) -> list[str]:
-        """Each rank's text, cut to ``width`` bytes, as fixed-size int8 rows: no pickled objects."""
+        """Gathers each rank's text, cut to ``width`` bytes, as uint8 rows of that size: no pickled objects."""
         raw = text.encode()[:width].ljust(width, b"\0")
         rows = self.all_gather(torch.tensor(list(raw), dtype=torch.uint8), what=what)
         return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows]
 
     def gather_bytes(self, data: bytes, *, what: str) -> list[bytes]:
-        """Each rank's bytes, of any length, over the control group. For start-up and saves."""
+        """Gathers each rank's bytes, of any length, on the control group. For start-up and saves."""
         lengths = [int(row) for row in self.all_gather(torch.tensor([len(data)]), what=what)]
         row = torch.zeros(max(lengths), dtype=torch.uint8)
         row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         rows = self.all_gather(row, what=what)
-        return [bytes(found[:length].numpy()) for found, length in zip(rows, lengths, strict=True)]
+        return [bytes(row[:length].numpy()) for row, length in zip(rows, lengths, strict=True)]
 
     def meet(self, what: str) -> None:
-        """Start-up barrier on the default group, with its longer limit."""
+        """Waits for all ranks at start-up, on the default group with its longer limit."""
         self.all_reduce(torch.zeros(1), dist.ReduceOp.SUM, what=what, on="default")
 
     def close(self) -> None:
@@ -218,7 +223,7 @@ class World:
             self.heartbeat.close()
         if self.size > 1 and dist.is_initialized():
             with contextlib.suppress(RuntimeError):
-                for group in (None,) if self._mine else (self.data, self.control):
+                for group in (None,) if self._made_default else (self.data, self.control):
                     dist.destroy_process_group(group)
 
 
