@@ -1,18 +1,18 @@
 """Ranks of one process, each a thread, and the collectives between them.
 
-One rank runs at a time: it goes on until it enters a collective or ends, then the baton goes to another, drawn by a
-seeded stream. So ranks arrive in every order that delays could give them, and a run repeats exactly. A collective is
-carried out once every rank has entered it, over the vectors that the ranks themselves encoded:
+One rank runs at a time, until it enters a collective or ends; then another one runs, drawn from a seeded stream. So
+ranks arrive in any order that delays could give them, and a run repeats exactly. A collective is carried out once every
+rank has entered it, on the vectors that the ranks themselves encoded:
 
     all_reduce   SUM or MAX over the ranks' tensors, written back into each
     all_gather   the ranks' tensors in rank order
 
-What no correct protocol does is a `ProtocolBroken`: ranks that meet in different collectives, or with tensors of other
-shapes (over gloo that returns wrong numbers without an error); a rank that ends while others wait for it. A rank may be
-lost (`Lost`), as by a kill; then the others' collective fails as a transport does, and from there on they run freely,
-since naming who is missing takes them time.
+A breach of the protocol raises `ProtocolBroken`: ranks meet in different collectives or with tensors of different
+shapes (over gloo that returns wrong numbers without an error), or a rank ends while others wait for it. A rank may be
+lost (`Lost`), as by a kill. Then the others' collective fails as a transport does, and from there on they run freely,
+since it takes them time to name the missing rank.
 
-Everything above the transport is the shipped `World`: what an error says, texts as rows of bytes, who is named missing.
+Everything above the transport is the shipped `World`: error texts, texts as rows of bytes, the naming of missing ranks.
 """
 
 import random
@@ -34,16 +34,16 @@ STACK_BYTES = 1 << 20  # of a rank's thread; a thousand of them must fit
 
 
 class Lost(BaseException):
-    """Raised in a rank to take it away without a word, as a kill does."""
+    """Raised in a rank to remove it without a message, as a kill does."""
 
 
 class ProtocolBroken(Exception):
-    """Ranks did not enter the same collectives; the text says who did what."""
+    """Ranks did not enter the same collectives; the text says which rank did what."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A rank in a collective: kind with its operation, phase, group, and the tensor it sends."""
+    """A rank's call of a collective: kind with its operation, phase, group, and the tensor that it sends."""
 
     kind: str
     what: str
@@ -56,11 +56,14 @@ class Call:
 
 @dataclass(slots=True)
 class RankEnd(Generic[T]):
-    """How a rank ended.
+    """The end of a rank.
 
     Fields:
-        value: what its function returned, None if it raised or was lost. error: what it raised. lost: taken away.
-        calls: phases of the collectives it entered, in order. sent: bytes of the tensors it sent, likewise.
+        value: result of its function; None if it raised or was lost.
+        error: the exception that it raised, or None.
+        lost: whether it was removed.
+        calls: phases of the collectives that it entered, in order.
+        sent: bytes of the tensors that it sent, in the same order.
         seconds: CPU time of its thread.
     """
 
@@ -76,7 +79,8 @@ class Bus:
     """Runs a function on every rank of a group.
 
     Args:
-        size: ranks. seed: of the order in which they go on.
+        size: number of ranks.
+        seed: decides the order in which they run.
     """
 
     def __init__(self, size: int, *, seed: int = 0) -> None:
@@ -87,17 +91,17 @@ class Bus:
         self._back = threading.Semaphore(0)
         self._calls: list[Call | None] = [None] * size
         self._rows: Tensor | None = None
-        self._ended: list[RankEnd[Any]] = []
+        self._ends: list[RankEnd[Any]] = []
         self._over: set[int] = set()
         self._cut = False
 
     def run(self, fn: Callable[["RankWorld"], T]) -> list[RankEnd[T]]:
-        """``fn(world)`` on every rank, once; how each ended, in rank order.
+        """Runs ``fn(world)`` once on every rank; returns how each ended, in rank order.
 
         Raises:
             ProtocolBroken: see the module.
         """
-        self._ended = [RankEnd() for _ in range(self.size)]
+        self._ends = [RankEnd() for _ in range(self.size)]
         before = threading.stack_size(STACK_BYTES)
         try:
             threads = [threading.Thread(target=self._rank, args=(rank, fn), daemon=True) for rank in range(self.size)]
@@ -113,18 +117,18 @@ class Bus:
                 self._go[rank].release()
             for thread in threads:
                 thread.join()
-        return self._ended
+        return self._ends
 
     def _rank(self, rank: int, fn: Callable[["RankWorld"], Any]) -> None:
-        ended = self._ended[rank]
+        end = self._ends[rank]
         self._go[rank].acquire()
         try:
-            ended.value = fn(RankWorld(self, rank))
+            end.value = fn(RankWorld(self, rank))
         except Lost:
-            ended.lost = True
+            end.lost = True
         except BaseException as error:
-            ended.error = error
-        ended.seconds = time.thread_time()
+            end.error = error
+        end.seconds = time.thread_time()
         self._over.add(rank)
         self._back.release()
 
@@ -143,10 +147,10 @@ class Bus:
             ready = waiting
 
     def _check_ended(self, waiting: list[int]) -> None:
-        gone = [rank for rank in sorted(self._over) if not self._ended[rank].lost]
+        gone = [rank for rank in sorted(self._over) if not self._ends[rank].lost]
         if waiting and gone:
             where = {str(self._calls[rank]) for rank in waiting}
-            error = self._ended[gone[0]].error
+            error = self._ends[gone[0]].error
             raise ProtocolBroken(
                 f"rank {', '.join(map(str, gone))} ended ({'returned' if error is None else repr(error)}) while rank "
                 f"{', '.join(map(str, waiting))} waits in {'; '.join(sorted(where))}"
@@ -154,11 +158,11 @@ class Bus:
 
     def _carry_out(self) -> None:
         calls = [call for call in self._calls if call is not None]
-        said: dict[str, list[int]] = {}
+        ranks_by_call: dict[str, list[int]] = {}
         for rank, call in enumerate(calls):
-            said.setdefault(str(call), []).append(rank)
-        if len(said) > 1:
-            parts = [f"rank {', '.join(map(str, ranks))} in {text}" for text, ranks in said.items()]
+            ranks_by_call.setdefault(str(call), []).append(rank)
+        if len(ranks_by_call) > 1:
+            parts = [f"rank {', '.join(map(str, ranks))} in {text}" for text, ranks in ranks_by_call.items()]
             raise ProtocolBroken(f"ranks met in different collectives: {'; '.join(parts)}")
         rows = torch.stack([call.tensor for call in calls])
         if calls[0].kind == "all_gather":
@@ -170,13 +174,13 @@ class Bus:
 
     def calls(self, rank: int) -> list[str]:
         """Phases of the collectives that a rank has entered."""
-        return self._ended[rank].calls
+        return self._ends[rank].calls
 
     def enter(self, rank: int, call: Call) -> list[Tensor]:
-        """On a rank's thread: waits until the collective has been carried out; the gathered rows."""
-        ended = self._ended[rank]
-        ended.calls.append(call.what)
-        ended.sent.append(call.tensor.numel() * call.tensor.element_size())
+        """Waits, on a rank's thread, until the collective has been carried out; returns the gathered rows."""
+        end = self._ends[rank]
+        end.calls.append(call.what)
+        end.sent.append(call.tensor.numel() * call.tensor.element_size())
         if not self._cut:
             self._calls[rank] = call
             self._back.release()
@@ -187,7 +191,7 @@ class Bus:
 
 
 class MemoryMarks(Heartbeat):
-    """Marks in memory, which all ranks of a `Bus` share; who is named missing is the shipped `explain`'s business."""
+    """Marks in memory, which all ranks of a `Bus` share; the shipped `explain` names the missing."""
 
     def __init__(self, bus: Bus, rank: int) -> None:
         self.bus, self.rank, self.world_size = bus, rank, bus.size
@@ -204,7 +208,7 @@ class MemoryMarks(Heartbeat):
         return list(self.bus.marks)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: it holds no file."""
 
 
 class RankWorld(World):
@@ -230,7 +234,7 @@ class RankWorld(World):
         return self.bus.enter(self.rank, Call("all_gather", what, "control", vector))
 
     def allow_slow(self, slow: bool) -> None:
-        """Nothing to do: a collective here has no limit."""
+        """Does nothing: a collective here has no limit."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is no process group."""

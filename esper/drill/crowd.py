@@ -1,10 +1,10 @@
-"""A crowd of ranks that lives through random lives, vetoes and delays, with at most one fault at the end.
+"""A crowd of ranks in a random run with random vetoes and delays, and at most one fault at the end.
 
     run_crowd(Crowd(ranks=1024, slots=12, ticks=3, fault=FaultKind.STAGE))
 
 Each rank is a whole `Replica`: its own slots and seeds, the shipped growth, controller, cycle and lockstep. Rank 0
 decides by the random controller. At every tick some ranks veto a birth, or say that it is not ready. The fault strikes
-one rank at the last tick, with one more tick for ranks that go after their commit.
+one rank at the last tick; there is one more tick, for a rank that is lost after its commit.
 """
 
 import random
@@ -31,12 +31,14 @@ VETOES = (Veto.NOT_READY, Veto.BUILD_FAILED, Veto.OUT_OF_MEMORY)
 
 @dataclass(kw_only=True, slots=True)
 class Crowd:
-    """How large, how long, and what goes wrong.
+    """Settings of a crowd: its size, its length, and its fault.
 
     Fields:
-        ranks, slots, ticks: numbers. seed: of lives, vetoes and delays.
-        fault: that strikes at the last tick, on a rank drawn from the seed; None: all stays well. The first tick must
-            be a healthy one.
+        ranks: number of ranks.
+        slots: number of slots.
+        ticks: number of ticks.
+        seed: decides commands, vetoes and delays.
+        fault: strikes at the last tick, on a rank drawn from the seed; None for none. The first tick must be healthy.
     """
 
     ranks: int
@@ -51,8 +53,8 @@ class Crowd:
             check("slots", self.slots >= 1, "must be >= 1")
             check("ticks", self.ticks >= (1 if self.fault is None else 2), "must be >= 1, and >= 2 with a fault")
 
-    def struck(self) -> InjectedFault | None:
-        """The fault with its rank and tick."""
+    def injected(self) -> InjectedFault | None:
+        """The fault with its rank and tick; None if there is none."""
         if self.fault is None:
             return None
         rank = 0 if self.fault is FaultKind.DECIDE else random.Random(f"{self.seed}/struck").randrange(self.ranks)
@@ -72,7 +74,7 @@ class EventList(NullSink):
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What a rank that came to the end tells: digests of the agreed state after each tick, the last state, events."""
+    """The result of a rank that reached the end: digests of the agreed state after each tick, last state, events."""
 
     digests: tuple[int, ...]
     state: RunState
@@ -81,12 +83,13 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class CrowdResult:
-    """How a crowd fared.
+    """The result of a crowd.
 
     Fields:
-        ranks: how each ended.
-        bytes_per_tick: bytes that a rank sends in a healthy tick. collectives: that it enters in one.
-        ms_per_tick: median over ranks of the CPU milliseconds a tick, model and seeds included.
+        ranks: the end of each rank.
+        bytes_per_tick: bytes that a rank sends in a healthy tick.
+        collectives: collectives that it enters in a healthy tick.
+        ms_per_tick: median over ranks of the CPU milliseconds per tick, model and seeds included.
     """
 
     ranks: list[RankEnd[Life]]
@@ -96,14 +99,14 @@ class CrowdResult:
 
 
 def _vetoes(crowd: Crowd, rank: int, state: RunState) -> dict[str, Veto]:
-    """On average one rank of the crowd has something against each staged seed."""
+    """This rank's vetoes in a tick; on average one rank of the crowd vetoes each staged seed."""
     draw = random.Random(f"{crowd.seed}/vetoes/{rank}/{state.tick}")
     staged = [entry.slot for entry in state.slots if entry.staged is not None]
     return {slot: draw.choice(VETOES) for slot in staged if draw.random() < 1.0 / crowd.ranks}
 
 
 class Setting:
-    """What the ranks of a crowd share: sites and terms."""
+    """The sites and terms that the ranks of a crowd share."""
 
     def __init__(self, setup: Crowd) -> None:
         self.sites = build_chain(setup.slots).sites
@@ -113,7 +116,7 @@ class Setting:
 
 
 def live(world: World, setup: Crowd, setting: Setting) -> Life:
-    """The life of one rank, on a `Bus` or over real process groups."""
+    """Runs one rank to its end, on a `Bus` or with real process groups."""
     sink = EventList() if world.rank == 0 else NullSink()
     controller = RandomController(RandomConfig(rate=0.8, max_ticks=2), slots=tuple(setting.sites), seed=setup.seed)
     replica = Replica(
@@ -125,35 +128,35 @@ def live(world: World, setup: Crowd, setting: Setting) -> Life:
         sink=sink,
         seed=setup.seed,
     )
-    struck, digests = setup.struck(), []
-    for tick in range(1, setup.ticks + (struck is not None) + 1):
-        fault = struck if struck is not None and struck.tick == tick else None
+    injected, digests = setup.injected(), []
+    for tick in range(1, setup.ticks + (injected is not None) + 1):
+        fault = injected if injected is not None and injected.tick == tick else None
         replica.tick(fault=fault, vetoes=_vetoes(setup, world.rank, replica.state))
         digests.append(digest62(replica.state))
     return Life(tuple(digests), replica.state, tuple(sink.events) if isinstance(sink, EventList) else ())
 
 
 def run_crowd(setup: Crowd) -> CrowdResult:
-    """Lets a crowd live; see the module.
+    """Runs a crowd; see the module.
 
     Raises:
         ProtocolBroken: ranks did not enter the same collectives.
     """
     setting = Setting(setup)
-    ended = Bus(setup.ranks, seed=setup.seed).run(lambda world: live(world, setup, setting))
-    first = [rank for rank in ended if rank.calls[:2] == ["observe", "commit"]]  # those that saw a whole tick
-    sent = {sum(rank.sent[:2]) for rank in first}
-    healthy = {rank.calls.index("observe", 1) if rank.calls.count("observe") > 1 else len(rank.calls) for rank in first}
+    ends = Bus(setup.ranks, seed=setup.seed).run(lambda world: live(world, setup, setting))
+    whole = [rank for rank in ends if rank.calls[:2] == ["observe", "commit"]]  # took a whole tick
+    sent = {sum(rank.sent[:2]) for rank in whole}
+    healthy = {rank.calls.index("observe", 1) if rank.calls.count("observe") > 1 else len(rank.calls) for rank in whole}
     if len(sent) != 1 or len(healthy) != 1:
         raise ProtocolBroken(f"in their first tick ranks sent {sorted(sent)} bytes in {sorted(healthy)} collectives")
     return CrowdResult(
-        ranks=ended,
+        ranks=ends,
         bytes_per_tick=sent.pop(),
         collectives=healthy.pop(),
-        ms_per_tick=1e3 * statistics.median(rank.seconds for rank in ended) / setup.ticks,
+        ms_per_tick=1e3 * statistics.median(rank.seconds for rank in ends) / setup.ticks,
     )
 
 
 def strip_ages(text: str) -> str:
-    """An error text without how long ago a rank was seen: ranks look at different moments."""
+    """Removes from an error text how long ago a rank was seen, since ranks look at different moments."""
     return ", ".join(part for part in text.split(", ") if not part.split(" s ago")[0].replace(".", "").isdigit())

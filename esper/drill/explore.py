@@ -1,17 +1,17 @@
-"""Every state of a small world, breadth first: what ranks agree on under all commands, vetoes and faults.
+"""Explores every state of a small world, breadth first, under all commands, vetoes and faults.
 
     explore(World(...), depth=3)      # three ranks, two slots
 
 From each settled state (see `esper.drill.invariants`) every situation of one tick is played by real ranks on a `Bus`:
-the shipped cycle, lockstep, encoder, decoder, absorb and reducer, each rank over slots of its own. A state seen before
-is not entered again. Checked at every tick:
+the shipped cycle, lockstep, encoder, decoder, absorb and reducer, each rank with slots of its own. A state that was
+seen before is not entered again. Checked at every tick:
 
     all ranks hold equal states, or all end with one text, which names the rank that a fault struck
     all ranks entered the same collectives in the same order: two on a healthy tick, three on one that parts
     stage changes are edges of the table; budgets and looks are never overdrawn; alpha stays in [0, 1]
     a staged birth is registered or discarded within stage_ticks; every slot without a fossil can be emptied again
 
-The first thing that does not hold ends the exploration; it is told with the way that leads there.
+The first violation ends the exploration; the error says what is wrong and which situations lead there.
 """
 
 import contextlib
@@ -41,11 +41,15 @@ CHUNK = 64  # situations that one start of the ranks plays
 
 @dataclass(kw_only=True, slots=True)
 class SmallWorld:
-    """A world small enough.
+    """A world that is small enough to explore.
 
     Fields:
-        ranks, slots: how many. max_live, max_germinations: budgets, null is unlimited.
-        embargo_ticks, stage_ticks: as in a run.
+        ranks: number of ranks.
+        slots: number of slots.
+        max_live: budget of live seeds; None is unlimited.
+        max_germinations: budget of germinations; None is unlimited.
+        embargo_ticks: as in a run.
+        stage_ticks: as in a run.
     """
 
     ranks: int = 3
@@ -57,18 +61,26 @@ class SmallWorld:
 
 
 class InvariantBroken(Exception):
-    """Something that must hold does not; the text says what, and the way there."""
+    """An invariant does not hold; the text says which, and how to get there."""
 
 
 @dataclass(slots=True)
 class Exploration:
-    """What an exploration saw: distinct states, ticks played, faults played, by depth the states first seen there."""
+    """The result of an exploration.
+
+    Fields:
+        states: distinct states.
+        ticks: ticks played.
+        faults: faults played.
+        levels: states first seen at each depth.
+        closed: whether no state was left to enter.
+    """
 
     states: int = 0
     ticks: int = 0
     faults: int = 0
     levels: list[int] = field(default_factory=list)
-    closed: bool = False  # no state was left to enter
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +127,28 @@ class Explorer:
         )
         self.control = ControlConfig(stage_ticks=small.stage_ticks, digest_every=1000)
         self.emptied: set[int] = set()
-        self.found = Exploration()
+        self.result = Exploration()
 
     def explore(self, depth: int, *, with_faults: bool = True, with_losses: bool = False) -> Exploration:
         """Enters every state within ``depth`` ticks of the beginning.
 
         Args:
-            with_faults: play what ends a run, too, from each state. with_losses: and losses of ranks, from each.
+            depth: in ticks.
+            with_faults: also play the faults that end a run, from each state.
+            with_losses: also play the loss of each rank, from each state.
 
         Raises:
             Broken: see the module.
         """
         root = _Node(settle(RunState(slots=self.terms.first_slots()), self.terms), None, None)
         seen, level = {key_of(root.state)}, [root]
-        self.found = Exploration(states=1, levels=[1])
+        self.result = Exploration(states=1, levels=[1])
         for _ in range(depth):
             following: list[_Node] = []
             plays = ((node, one) for node in level for one in situations(node.state, self.terms))
             for chunk in _chunks(plays, CHUNK):
                 for node, one, outcomes in self._play(chunk):
-                    after = self._healthy(node, one, outcomes)
+                    after = self._check_healthy(node, one, outcomes)
                     key = key_of(after)
                     if key not in seen:
                         seen.add(key)
@@ -144,17 +158,17 @@ class Explorer:
             if with_losses:
                 self._play_losses(level)
             level = following
-            self.found.levels.append(len(level))
-            self.found.states = len(seen)
-        self.found.closed = not level
-        return self.found
+            self.result.levels.append(len(level))
+            self.result.states = len(seen)
+        self.result.closed = not level
+        return self.result
 
     # playing ------------------------------------------------------------------------------------------------------
 
     def _play(self, chunk: Sequence[tuple[_Node, Situation]]) -> Iterator[tuple[_Node, Situation, list[Outcome]]]:
-        ended = self._run(chunk)
-        self.found.ticks += len(chunk)
-        for (node, one), *outcomes in zip(chunk, *(rank.value or [] for rank in ended), strict=True):
+        ends = self._run(chunk)
+        self.result.ticks += len(chunk)
+        for (node, one), *outcomes in zip(chunk, *(rank.value or [] for rank in ends), strict=True):
             yield node, one, outcomes
 
     def _run(self, chunk: Sequence[tuple[_Node, Situation]]) -> list[RankEnd[list[Outcome]]]:
@@ -162,16 +176,16 @@ class Explorer:
             replica = self._replica(world)
             return [self._tick(world, replica, node.state, one) for node, one in chunk]
 
-        with contextlib.redirect_stderr(io.StringIO()):  # of failures that were asked for
+        with contextlib.redirect_stderr(io.StringIO()):  # hides the stacks of injected failures
             try:
-                ended = Bus(self.small.ranks, seed=self.found.ticks).run(play)
+                ends = Bus(self.small.ranks, seed=self.result.ticks).run(play)
             except ProtocolBroken as error:
                 ways = {node.way() for node, _ in chunk}
                 raise InvariantBroken(f"{error}; after one of: {' | '.join(sorted(ways))}") from error
-        for rank in ended:
+        for rank in ends:
             if rank.error is not None:
                 raise rank.error
-        return ended
+        return ends
 
     def _replica(self, world: RankWorld) -> Replica:
         grown = self.grown[world.rank]
@@ -206,7 +220,7 @@ class Explorer:
     def _broken(self, node: _Node, one: Situation, text: str) -> InvariantBroken:
         return InvariantBroken(f"{text}; after {node.way()}; then {one}")
 
-    def _alike(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState | str:
+    def _check_alike(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState | str:
         result, calls = outcomes[0]
         for rank, (other, others) in enumerate(outcomes):
             if others != calls:
@@ -218,13 +232,13 @@ class Explorer:
             raise self._broken(node, one, f"all ranks entered {calls}, and came to {result}")
         return result
 
-    def _healthy(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState:
-        result = self._alike(node, one, outcomes)
+    def _check_healthy(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState:
+        result = self._check_alike(node, one, outcomes)
         if isinstance(result, str):
             raise self._broken(node, one, f"a healthy tick ended with: {result}")
         stage_ticks = self.small.stage_ticks
-        if broken := find_violations(node.state, result, self.terms, stage_ticks):
-            raise self._broken(node, one, "; ".join(broken))
+        if violations := find_violations(node.state, result, self.terms, stage_ticks):
+            raise self._broken(node, one, "; ".join(violations))
         after = settle(result, self.terms)
         if not can_empty(after, self.terms, stage_ticks, self.emptied):
             raise self._broken(node, one, "a slot cannot be emptied again")
@@ -234,8 +248,8 @@ class Explorer:
         plays = ((node, one) for node in level for one in troubles(node.state, self.terms))
         for chunk in _chunks(plays, CHUNK):
             for node, one, outcomes in self._play(chunk):
-                self.found.faults += 1
-                result, fault = self._alike(node, one, outcomes), one.fault
+                self.result.faults += 1
+                result, fault = self._check_alike(node, one, outcomes), one.fault
                 assert fault is not None
                 if not isinstance(result, str) or f"rank {fault.rank}" not in result:
                     raise self._broken(node, one, f"not told as what it is: {result}")
@@ -243,11 +257,11 @@ class Explorer:
     def _play_losses(self, level: list[_Node]) -> None:
         for node in level:
             for one in losses(node.state, self.terms):
-                self.found.faults += 1
+                self.result.faults += 1
                 self._lose(node, one)
 
     def _lose(self, node: _Node, one: Situation) -> None:
-        """A rank goes; the others end at the next collective, all alike, and name it."""
+        """Loses a rank; the others must end at the next collective, all alike, and name it."""
         fault, calm = one.fault, Situation()
         assert fault is not None
 
@@ -260,20 +274,20 @@ class Explorer:
             for situation in (one, calm):
                 replica.tick(fault=situation.fault)
 
-        ended = Bus(self.small.ranks, seed=self.found.faults).run(play)
-        calls = {tuple(rank.calls) for number, rank in enumerate(ended) if number != fault.rank}
+        ends = Bus(self.small.ranks, seed=self.result.faults).run(play)
+        calls = {tuple(rank.calls) for number, rank in enumerate(ends) if number != fault.rank}
         after = ("observe", "commit", "observe")
         wanted = {
             FaultKind.LOST_BEFORE_OBSERVE: after[:1],
             FaultKind.LOST_BEFORE_COMMIT: after[:2],
             FaultKind.LOST_AFTER_COMMIT: after,
         }[fault.kind]
-        for number, rank in enumerate(ended):
+        for number, rank in enumerate(ends):
             if number == fault.rank:
                 continue
             text = str(rank.error)
-            told = isinstance(rank.error, LockstepError) and text.startswith(LOST) and f"rank {fault.rank} " in text
-            if not told or calls != {wanted}:
+            named = isinstance(rank.error, LockstepError) and text.startswith(LOST) and f"rank {fault.rank} " in text
+            if not named or calls != {wanted}:
                 raise self._broken(node, one, f"rank {number} entered {rank.calls} and ended with {rank.error!r}")
 
 

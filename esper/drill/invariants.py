@@ -1,8 +1,8 @@
-"""What must hold of every agreed state and every tick, said anew: nothing here asks the code that is under test.
+"""The invariants of agreed states and of ticks, written anew: `find_violations` calls no code that is under test.
 
-Two readings of a state make an exploration finite. `settle` moves an agreed state in time to a fixed tick and forgets
-what decides nothing (history, generations, proposal ids, means of the losses); ages beyond every threshold are equal.
-It is itself a state that the shipped functions take. `can_empty` asks whether the slots can be emptied again.
+Two functions make an exploration finite. `settle` moves an agreed state in time to a fixed tick and drops what decides
+nothing (history, generations, proposal ids, means of the losses); all ages beyond every threshold become equal. The
+result is itself a state that the shipped functions take. `can_empty` checks that the slots can be emptied again.
 """
 
 from dataclasses import replace
@@ -17,8 +17,8 @@ from esper.leyline.plain import digest62
 from esper.leyline.stages import EDGES, Op, Stage
 from esper.tolaria.lockstep.wire import ObserveLayout
 
-TICK = 100  # where settled states stand
-OLD = 4  # ticks; every threshold of a small world is below
+TICK = 100  # tick of settled states
+OLD = 4  # ticks; every threshold of a small world is lower
 TABLE = {(edge.source, edge.cause.name, edge.target) for edge in EDGES}
 
 
@@ -58,7 +58,7 @@ def _slot(entry: SlotState, ticks: int, steps: int, terms: Terms) -> SlotState:
 
 
 def settle(state: RunState, terms: Terms) -> RunState:
-    """The same state, as far as it decides anything, at a fixed tick."""
+    """Moves a state to a fixed tick, and drops what decides nothing."""
     ticks = TICK - state.tick
     steps = TICK * terms.tick_steps - state.step
     return RunState(
@@ -71,12 +71,12 @@ def settle(state: RunState, terms: Terms) -> RunState:
 
 
 def key_of(state: RunState) -> int:
-    """Equal for equal settled states."""
+    """A number that is equal for equal settled states."""
     return digest62(state)
 
 
 def _budgets(state: RunState, terms: Terms) -> list[str]:
-    config, broken = terms.slots_config, []
+    config, violations = terms.slots_config, []
     live = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
     alive = [entry for entry in state.slots if entry.staged is not None or entry.stage in live]
     names = [entry.staged.blueprint if entry.staged is not None else entry.blueprint for entry in state.slots]
@@ -91,8 +91,8 @@ def _budgets(state: RunState, terms: Terms) -> list[str]:
         ("parameters", sum(sizes), config.max_parameters),
     ):
         if limit is not None and spent > limit:
-            broken.append(f"{spent} {what}, the budget is {limit}")
-    return broken
+            violations.append(f"{spent} {what}, the budget is {limit}")
+    return violations
 
 
 def _slot_broken(before: SlotState, after: SlotState, state: RunState, terms: Terms, stage_ticks: int) -> list[str]:
@@ -122,18 +122,21 @@ def _slot_broken(before: SlotState, after: SlotState, state: RunState, terms: Te
 
 
 def find_violations(before: RunState, after: RunState, terms: Terms, stage_ticks: int) -> list[str]:
-    """What a tick broke, in words; nothing where all is well."""
-    found = _budgets(after, terms)
+    """The invariants that a tick has broken, as texts; empty if there are none."""
+    violations = _budgets(after, terms)
     for old, new in zip(before.slots, after.slots, strict=True):
-        found += _slot_broken(old, new, after, terms, stage_ticks)
-    return found
+        violations += _slot_broken(old, new, after, terms, stage_ticks)
+    return violations
 
 
 def can_empty(state: RunState, terms: Terms, stage_ticks: int, known: set[int]) -> bool:
-    """Whether pruning what stands empties every slot without a fossil, within a birth and a cool-down.
+    """Whether pruning all seeds empties every slot without a fossil, within a birth and a cool-down.
 
     Args:
-        state: a settled one. known: keys of states of which that is known; what is found is added.
+        state: a settled state.
+        terms: of the run.
+        stage_ticks: ticks that a birth may wait.
+        known: keys of states for which this is known to hold; the states on the way are added.
     """
     names, passed = ObserveLayout([entry.slot for entry in state.slots]).names, []
     # A birth cannot be pruned in the tick that registers it; then PRUNED, the embargo, RESETTING, EMPTY.

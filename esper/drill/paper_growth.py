@@ -14,26 +14,26 @@ from esper.tolaria.ranks.world import World
 
 
 class Leaf(nn.Module):
-    """A seed of one number."""
+    """A seed with a single parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
 
 
-class _Nobody:
+class _NoOwner:
     def gradient_set(self) -> tuple[str, ...]:
         return ()
 
     def release(self, slot: str) -> None:
-        """Nobody owns anything."""
+        """Does nothing: it owns no parameter."""
 
 
 class PaperGrowth(Growth):
-    """The shipped `Growth` with seeds of one number, no optimizer and no wrapper, so that it can jump to any state."""
+    """The shipped `Growth` with tiny seeds, no optimizer and no wrapper, so that it can jump to any state."""
 
     def __init__(self, grown: Grown, world: World, terms: Terms) -> None:
-        owner: Any = _Nobody()
+        owner: Any = _NoOwner()
         self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
         self.library = self.compiler = None
         self.compiled = False
@@ -43,7 +43,7 @@ class PaperGrowth(Growth):
         self.staged[effect.slot] = Leaf()
 
     def plant(self, slot: str, seed: nn.Module) -> None:
-        """Plants it; nobody owns it."""
+        """Plants a seed without an optimizer."""
         self.grown.slots[slot].plant(seed)
 
     def follow(self, state: RunState, *, force: bool = False) -> float | None:
@@ -53,7 +53,7 @@ class PaperGrowth(Growth):
         return None
 
     def jump(self, state: RunState) -> None:
-        """Makes the model what ``state`` says, whatever it was, with fresh seeds."""
+        """Makes the model what ``state`` says, from any other state, with fresh seeds."""
         self.vetoes.clear()
         self.failures.clear()
         self.staged = {entry.slot: Leaf() for entry in state.slots if entry.staged is not None}

@@ -1,10 +1,10 @@
 """One rank of a drill: the shipped `Cycle` over a model that is never trained, and the faults that strike it.
 
-    measure   rank-dependent whole numbers in the place of losses and probes, so that their sums are exact in any order
+    measure   whole numbers that depend on the rank instead of losses and probes, so their sums are exact in any order
     observe, commit, follow   as shipped: encoder, all-reduce, absorb, controller, digests, decoder, reducer, growth
 
-A fault strikes one rank at one tick. Forgeries change what that rank holds, as a flipped bit would: its record, its
-clock, a weight. What comes of it is read off the outcome, never told to the protocol.
+A fault strikes one rank at one tick. A forgery changes what that rank holds, as a flipped bit would: its record, its
+clock, a weight. The protocol is never told of a fault; its outcome shows whether it noticed.
 """
 
 import random
@@ -47,7 +47,7 @@ OPERATORS = (Operator.ADD, Operator.MULTIPLY, Operator.GATE)
 
 
 class FaultKind(StrEnum):
-    """What can happen to a rank in a tick; the first three take it away."""
+    """The faults of a rank in a tick; the first three remove the rank."""
 
     LOST_BEFORE_OBSERVE = "lost before observe"
     LOST_BEFORE_COMMIT = "lost between observe and commit"
@@ -63,13 +63,13 @@ class FaultKind(StrEnum):
 
     @property
     def loses(self) -> bool:
-        """It takes the rank away."""
+        """Whether it removes the rank."""
         return self in (FaultKind.LOST_BEFORE_OBSERVE, FaultKind.LOST_BEFORE_COMMIT, FaultKind.LOST_AFTER_COMMIT)
 
 
 @dataclass(frozen=True, slots=True)
 class InjectedFault:
-    """One fault: what, on which rank, at which tick."""
+    """One fault: its kind, rank and tick."""
 
     kind: FaultKind
     rank: int
@@ -91,7 +91,12 @@ class ChainHost(nn.Module):
 
 
 def build_chain(layers: int, sites: Mapping[str, Site] | None = None) -> Grown:
-    """The host with empty slots r0c0, r1c0, ...; given sites of an earlier one, without a dry run."""
+    """Builds the host with empty slots r0c0, r1c0, ...
+
+    Args:
+        layers: number of layers.
+        sites: of an earlier host of the same size, which save a dry run; None to find them.
+    """
     torch.manual_seed(0)
     host = ChainHost(layers)
     if sites is not None:
@@ -109,7 +114,17 @@ def terms_for(
     names: tuple[str, ...] | None = None,
     max_skips: int = 3,
 ) -> Terms:
-    """Terms of a drill; ``names`` are the blueprints on offer, all that fit without."""
+    """The terms of a drill.
+
+    Args:
+        sites: by slot.
+        ranks: number of ranks.
+        slots: budgets.
+        gates: thresholds.
+        tick_steps: optimizer steps between ticks.
+        names: blueprints on offer; None for all that fit.
+        max_skips: skipped steps in a row after which the newest blending seed is pruned.
+    """
     return build_terms(
         sites,
         slots,
@@ -129,9 +144,14 @@ class Replica:
     """A rank that takes ticks.
 
     Args:
-        world: its place on the bus, or a real one. grown: its own model. terms, control: the same on all ranks.
-        controller: on rank 0, None elsewhere. sink: of events. growth: of its model; None: the shipped one.
-        seed: of the numbers it measures.
+        world: its place on the bus, or a real world.
+        grown: its own model.
+        terms: the same on all ranks.
+        control: the same on all ranks.
+        controller: on rank 0, None elsewhere.
+        sink: takes the events.
+        growth: of its model; None for the shipped one.
+        seed: decides the numbers that it measures.
     """
 
     def __init__(
@@ -174,11 +194,12 @@ class Replica:
     def tick(
         self, *, fault: InjectedFault | None = None, vetoes: Mapping[str, Veto] | None = None, **values: float
     ) -> RunState:
-        """One tick, as the engine takes it.
+        """Takes one tick, as the engine does.
 
         Args:
-            fault: strikes if it is this rank's. vetoes: what this rank says of its staged seeds.
-            values: entries of the observe vector in the place of what would be measured, ``r0c0__nonfinite=1``.
+            fault: strikes if it is this rank's.
+            vetoes: this rank's vetoes of its staged seeds.
+            values: entries of the observe vector that replace measured ones, such as ``r0c0__nonfinite=1``.
         """
         kind = self.kind = fault.kind if fault is not None and fault.rank == self.world.rank else None
         self.vetoes = vetoes or {}
@@ -198,28 +219,28 @@ class Replica:
         self.state = turn.state
         return self.state
 
-    def say_vetoes(self, state: RunState) -> None:
-        """Makes this rank's vetoes those of this tick: what was not ready is by now, unless said again."""
+    def set_vetoes(self, state: RunState) -> None:
+        """Sets this rank's vetoes of this tick. A seed that was not ready before is ready now, unless vetoed again."""
         for slot, veto in list(self.growth.vetoes.items()):
             if veto is Veto.NOT_READY:
                 del self.growth.vetoes[slot]
         self.growth.vetoes.update({s: v for s, v in self.vetoes.items() if state.slot(s).staged is not None})
 
     def lose(self, here: FaultKind) -> None:
-        """Takes this rank away if that is its fault and its place."""
+        """Removes this rank if its fault is to be lost here."""
         if self.kind is here:
             raise Lost
 
     def _measure(self, kind: FaultKind | None, values: Mapping[str, float]) -> Measured:
         if kind is FaultKind.MEASURE:
             raise RuntimeError(f"no data on rank {self.world.rank}")
-        return {**self.measured(), **values}, 0
+        return {**self.measure_healthy(), **values}, 0
 
-    def measured(self) -> dict[str, float]:
-        """What a healthy rank sends: sums of whole numbers, other ones on each rank."""
+    def measure_healthy(self) -> dict[str, float]:
+        """The entries that a healthy rank sends: sums of whole numbers, different ones on each rank."""
         draw = random.Random(f"{self.seed}/{self.world.rank}/{self.state.tick}")
         losses = [draw.randint(1, 9) for _ in range(8)]
-        found: dict[str, float] = {
+        entries: dict[str, float] = {
             "train_loss": sum(losses),
             "train_count": 8,
             "train_samples": 8,
@@ -231,18 +252,18 @@ class Replica:
             slot = entry.slot
             if not entry.stage.has_seed:
                 continue
-            found |= {f"{slot}.finite": 1, f"{slot}.owned": 1}
-            found |= {f"{slot}.norm": draw.randint(1, 9), f"{slot}.norm_steps": 1, f"{slot}.health_steps": 1}
+            entries |= {f"{slot}.finite": 1, f"{slot}.owned": 1}
+            entries |= {f"{slot}.norm": draw.randint(1, 9), f"{slot}.norm_steps": 1, f"{slot}.health_steps": 1}
             if entry.request is not None:
                 gains = [draw.randint(0, 3) for _ in range(4)]
                 for name, power in (("sum", 1), ("sum_sq", 2), ("sum_cube", 3)):
-                    found[f"{slot}.probe_{name}"] = sum(gain**power for gain in gains)
-                found[f"{slot}.probe_count"] = len(gains)
-        return found
+                    entries[f"{slot}.probe_{name}"] = sum(gain**power for gain in gains)
+                entries[f"{slot}.probe_count"] = len(gains)
+        return entries
 
     def _forge(self, kind: FaultKind | None) -> None:
-        living = [entry.slot for entry in self.state.slots if entry.stage.is_live]
-        living = [slot for slot in living if self.grown.seed_parameters(slot) > 0]
+        live = [entry.slot for entry in self.state.slots if entry.stage.is_live]
+        live = [slot for slot in live if self.grown.seed_parameters(slot) > 0]
         if kind is FaultKind.STAGE:
             first = self.state.slots[0]
             other = Stage.EMBARGOED if first.stage is not Stage.EMBARGOED else Stage.PRUNED
@@ -256,9 +277,9 @@ class Replica:
         elif kind in (FaultKind.WEIGHT, FaultKind.HOST):
             module = self.grown.model
             if kind is FaultKind.WEIGHT:
-                if not living:
+                if not live:
                     raise ValueError("no living seed whose weight could be forged")
-                module = self.grown.slots[living[0]]
+                module = self.grown.slots[live[0]]
             with torch.no_grad():
                 next(module.parameters()).view(-1)[0] += 1e-3
 
@@ -273,7 +294,7 @@ class _Broken(Scripted):
 
 
 class _Strike(Observer):
-    """Strikes a rank between observe and commit, and after the commit; says its vetoes."""
+    """Strikes a rank between observe and commit, and after the commit; sets its vetoes."""
 
     name = "strike"
 
@@ -281,10 +302,10 @@ class _Strike(Observer):
         self.replica = replica
 
     def after_observe(self, turn: Turn) -> None:
-        """Takes the rank away, or has it say its vetoes."""
+        """Removes the rank if that is its fault; otherwise sets its vetoes."""
         self.replica.lose(FaultKind.LOST_BEFORE_COMMIT)
-        self.replica.say_vetoes(turn.before)
+        self.replica.set_vetoes(turn.before)
 
     def after_commit(self, turn: Turn) -> None:
-        """Takes the rank away."""
+        """Removes the rank if that is its fault."""
         self.replica.lose(FaultKind.LOST_AFTER_COMMIT)

@@ -1,10 +1,10 @@
-"""What may happen in one tick of a small world: commands of the controller, vetoes, measurements, faults.
+"""The situations of one tick of a small world: commands of the controller, vetoes, measurements, faults.
 
 A *situation* is one choice of all of these. `situations` lists them for an agreed state: every combination of one legal
-command a slot, with one event of the surroundings at a time; and a germination everywhere, legal or not:
+command per slot, with one of the events below at a time; and a germination in every slot, legal or not:
 
     nothing, or evidence that could not be measured
-    a slot's gradient not finite; a seed by a fallback on one rank; a row of skipped steps
+    a non-finite gradient in a slot; a seed that runs by a fallback on one rank; a row of skipped steps
     a veto by each of the ranks, NOT_READY or BUILD_FAILED; two ranks with different ones
 
 `troubles` lists the faults that end a run, for each rank that they can strike.
@@ -31,12 +31,14 @@ STATELESS = (FaultKind.MEASURE, FaultKind.STAGE, FaultKind.TICK, FaultKind.STEP,
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One tick to be.
+    """What happens in one tick.
 
     Fields:
-        commands: one a slot at most. vetoes: by rank, then slot.
-        values: entries of the observe vector by rank; ``every`` goes to all of them.
-        fault: that strikes.
+        commands: at most one per slot.
+        vetoes: by rank, then slot.
+        every: entries of the observe vector of all ranks.
+        values: entries of the observe vector by rank.
+        fault: the fault that strikes, or None.
     """
 
     commands: tuple[Command, ...] = ()
@@ -59,24 +61,24 @@ class Situation:
 
 def commands_for(observation: Observation, slot: str) -> list[Command]:
     """WAIT, and every legal command with ramps of several lengths to several targets."""
-    found = [wait(slot), Command(slot=slot, op=Op.GERMINATE, blueprint=BLUEPRINT, ticks=1)]
+    commands = [wait(slot), Command(slot=slot, op=Op.GERMINATE, blueprint=BLUEPRINT, ticks=1)]
     for ticks, target in itertools.product((0, 2), (0.5, 1.0)):
-        asked = Command(slot=slot, op=Op.SET_ALPHA_TARGET, ticks=ticks, target=target, curve=Curve.LINEAR)
-        found.append(asked)
-    found.append(Command(slot=slot, op=Op.SET_ALPHA_TARGET, ticks=1, operator=Operator.MULTIPLY))
-    found += [Command(slot=slot, op=Op.PRUNE, ticks=ticks) for ticks in (0, 1)]
-    found += [Command(slot=slot, op=op) for op in (Op.ADVANCE, Op.FOSSILIZE)]
-    return [one for one in found if why_refused(observation, one) is None]
+        ramp = Command(slot=slot, op=Op.SET_ALPHA_TARGET, ticks=ticks, target=target, curve=Curve.LINEAR)
+        commands.append(ramp)
+    commands.append(Command(slot=slot, op=Op.SET_ALPHA_TARGET, ticks=1, operator=Operator.MULTIPLY))
+    commands += [Command(slot=slot, op=Op.PRUNE, ticks=ticks) for ticks in (0, 1)]
+    commands += [Command(slot=slot, op=op) for op in (Op.ADVANCE, Op.FOSSILIZE)]
+    return [one for one in commands if why_refused(observation, one) is None]
 
 
 def _evidence(state: RunState, *, good: bool) -> dict[str, float]:
-    """Each rank's sums of every probe that was asked for: four samples that gain a nat each, or nothing usable."""
-    found: dict[str, float] = {}
+    """Each rank's sums of every probe that was requested: four samples that gain a nat each, or unusable ones."""
+    sums: dict[str, float] = {}
     for entry in state.slots:
         if entry.request is not None:
-            found |= {f"{entry.slot}__probe_{name}": 4.0 for name in ("count", "sum", "sum_sq", "sum_cube")}
-            found[f"{entry.slot}__probe_nonfinite"] = 0.0 if good else 1.0
-    return found
+            sums |= {f"{entry.slot}__probe_{name}": 4.0 for name in ("count", "sum", "sum_sq", "sum_cube")}
+            sums[f"{entry.slot}__probe_nonfinite"] = 0.0 if good else 1.0
+    return sums
 
 
 def _events(entry: SlotState, ranks: int) -> Iterator[Situation]:
@@ -92,30 +94,30 @@ def _events(entry: SlotState, ranks: int) -> Iterator[Situation]:
 
 
 def situations(state: RunState, terms: Terms) -> Iterator[Situation]:
-    """Every tick that may come, but for faults that end the run."""
+    """Every situation of the next tick, except faults that end the run."""
     observation = observation_of(state, terms)
     good = _evidence(state, good=True)
-    around = [Situation(every=good)]
+    events = [Situation(every=good)]
     if good:
-        around.append(Situation(every=_evidence(state, good=False)))
+        events.append(Situation(every=_evidence(state, good=False)))
     for entry in state.slots:
-        around += [
+        events += [
             Situation(vetoes=one.vetoes, every={**good, **one.every}, values=one.values)
             for one in _events(entry, terms.world_size)
         ]
     if any(entry.stage in (Stage.BLENDING, Stage.HOLDING) for entry in state.slots):
         row = {"skipped": float(terms.max_skips), "skipped_in_row": float(terms.max_skips)}
-        around.append(Situation(every={**good, **row}))
-    absurd = tuple(Command(slot=entry.slot, op=Op.GERMINATE, blueprint=BLUEPRINT) for entry in state.slots)
-    yield Situation(commands=absurd, every=good)
+        events.append(Situation(every={**good, **row}))
+    everywhere = tuple(Command(slot=entry.slot, op=Op.GERMINATE, blueprint=BLUEPRINT) for entry in state.slots)
+    yield Situation(commands=everywhere, every=good)
     for commands in itertools.product(*(commands_for(observation, entry.slot) for entry in state.slots)):
         asked = tuple(command for command in commands if command.op is not Op.WAIT)
-        for one in around:
+        for one in events:
             yield Situation(commands=asked, vetoes=one.vetoes, every=one.every, values=one.values)
 
 
 def troubles(state: RunState, terms: Terms) -> Iterator[Situation]:
-    """Faults that end a run with one error on every rank; those that take a rank away are `losses`."""
+    """Faults that end a run with the same error on every rank; for those that remove a rank see `losses`."""
     kinds = list(STATELESS)
     if any(entry.stage.is_live for entry in state.slots):
         kinds.append(FaultKind.WEIGHT)
@@ -125,6 +127,6 @@ def troubles(state: RunState, terms: Terms) -> Iterator[Situation]:
 
 
 def losses(state: RunState, terms: Terms) -> Iterator[Situation]:
-    """Each rank taken away at each point."""
+    """The loss of each rank at each point."""
     for kind, rank in itertools.product([kind for kind in FaultKind if kind.loses], range(terms.world_size)):
         yield Situation(fault=InjectedFault(kind, rank, state.tick + 1))
