@@ -26,6 +26,7 @@ from tests.support.fault_places import strike_at
 
 READ_ONLY, REMOUNT, BIND = 1, 32, 4096  # of mount(2)
 WAIT_S = 5.0
+CLOCK_JUMP_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +150,8 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "forged stage": lambda path: _forge_stage(),
     "inf seed": lambda path: _inf_seed(),
     "no memory": lambda path: _no_memory(),
-    "clock ahead": lambda path: _clock(3600.0)(),
-    "clock back": lambda path: _clock(-3600.0)(),
+    "clock ahead": lambda path: _clock(CLOCK_JUMP_S)(),
+    "clock back": lambda path: _clock(-CLOCK_JUMP_S)(),
     "fill": _fill,
     "free": Path.unlink,
     "freeze": _freeze,
