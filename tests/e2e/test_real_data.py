@@ -49,6 +49,7 @@ def test_cifar10_below_the_data_folder(start: Start, tmp_path: Path, folder: str
     assert 0.05 < result["test_accuracy"]["value"] < 0.6
 
 
+@pytest.mark.slow  # text from files goes through whole commands in tests/faults/test_bad_day.py, too
 def test_text_below_the_data_folder(start: Start, tmp_path: Path, folder: str) -> None:
     small = ("data.block=32", "host.block=32", "data.max_bytes=200000", "data.validation=64", "data.probe=384")
     result = trained(

@@ -23,6 +23,7 @@ from tests.support.fault_plans import Strike, plan, struck
 from tests.support.patience import load
 from tests.support.tiny import act, schedule, tiny_plain
 
+TIMEOUT_S, STARTUP_S = 12.0, 60.0  # limits of a run, on a quiet machine
 TICKS = 16  # of two steps each, a save at each, so that a stop adds none
 
 
@@ -37,9 +38,10 @@ def text_of(folder: Path) -> TextConfig:
 
 
 @functools.cache
-def timeout_s() -> float:
-    """How long ranks wait for each other. One figure for all runs of a session, since they are compared."""
-    return 12.0 * load()
+def slowness() -> float:
+    """How much longer than on a quiet machine ranks wait for each other; one figure for all runs, since they are
+    compared."""
+    return load()
 
 
 def plain_of(run: Path, **settings: Any) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def plain_of(run: Path, **settings: Any) -> dict[str, Any]:
         "controller": life,
         "checkpoint__every_ticks": 1,
         "checkpoint__keep": 3,
-        "control__timeout_s": timeout_s(),
+        "control__timeout_s": TIMEOUT_S,
         "telemetry__level": "full",
         "telemetry__console": "plain",
         "run__dir": str(run),
@@ -65,7 +67,11 @@ def plain_of(run: Path, **settings: Any) -> dict[str, Any]:
     if task == "gpt":
         for action in life["actions"]:
             action.update({"blueprint": "norm"} if "blueprint" in action else {})
-    return tiny_plain(task, **{**wanted, **settings})
+    wanted |= settings
+    wanted.setdefault("control__startup_timeout_s", STARTUP_S)
+    for name in ("control__timeout_s", "control__startup_timeout_s"):
+        wanted[name] *= slowness()
+    return tiny_plain(task, **wanted)
 
 
 @dataclass(slots=True)

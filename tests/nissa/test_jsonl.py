@@ -16,7 +16,7 @@ from esper.nissa.jsonl import JsonlSink
 from esper.nissa.reading import keep_latest, read_events
 from tests.nissa.samples import SAMPLES, axes, fault, refused, run_started, stage_changed, tick_done
 from tests.support.dist import ROOT
-from tests.support.patience import run_patiently
+from tests.support.patience import Patience, run_patiently, size_of, wait_until
 
 
 def sink_at(path, level=Level.FULL, attempt=1, **options):
@@ -35,13 +35,11 @@ def kinds(path):
     return [record["kind"] for record in read_events(path)]
 
 
-def wait_for_file(path, lines, seconds=10.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.exists() and path.read_bytes().count(b"\n") >= lines:
-            return True
-        time.sleep(0.01)
-    return False
+def wait_for_file(path, lines):
+    def written():
+        return path.exists() and path.read_bytes().count(b"\n") >= lines
+
+    wait_until(written, f"{lines} lines of {path}", Patience(size_of(path), still_s=10.0))
 
 
 def test_everything_comes_back_in_order(tmp_path):
@@ -80,7 +78,7 @@ def test_priority_does_not_wait_for_the_batch(tmp_path):
     time.sleep(0.1)
     assert not path.exists()
     sink.emit(refused(1))
-    assert wait_for_file(path, 2)
+    wait_for_file(path, 2)
     assert kinds(path) == ["tick", "refusal"]
     sink.close()
 

@@ -15,6 +15,7 @@ from esper.leyline.stages import Stage
 from esper.nissa.config import WandbConfig, WandbMode
 from esper.nissa.wandb_sink import WandbSink
 from tests.nissa.samples import axes, fault, stage_changed, tick_done
+from tests.support.patience import load
 
 
 def service():
@@ -57,7 +58,7 @@ def main(run_dir, scene, first, last):
     emit_s = time.monotonic() - began
     if scene == "kill":  # as when a node dies: the service goes too
         sink.flush()
-        time.sleep(3.0)
+        time.sleep(3.0 * load())
         os.kill(service(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     if scene == "hang in a save":

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.watchdog import WAITING, Watchdog
+from tests.support.patience import load
 
 
 def told(tmp_path: Path, phase: str, *, limit_s: float, wait_s: float, remark: bool = False) -> list[str]:
+    """What the watchdog says; both times are those of a quiet machine."""
+    slowness = load()
     beat, other = Heartbeat(tmp_path, 0, 2), Heartbeat(tmp_path, 1, 2)
     other.step, other.tick = 7, 1
     other.mark("forward")
@@ -21,8 +24,8 @@ def told(tmp_path: Path, phase: str, *, limit_s: float, wait_s: float, remark: b
         said.append(text)
         spoken.set()
 
-    dog = Watchdog(beat, lambda: limit_s, on_stuck, poll_s=0.02)
-    until = time.monotonic() + wait_s
+    dog = Watchdog(beat, lambda: limit_s * slowness, on_stuck, poll_s=0.02)
+    until = time.monotonic() + wait_s * slowness
     while time.monotonic() < until and not spoken.wait(0.05):
         if remark:
             beat.mark(phase)
