@@ -1,1 +1,1 @@
-"""What all ranks agree on, and how it may change: pure Python, no tensor, no rank, no file."""
+"""The agreed state of a run and the rules by which it changes: pure Python, without tensors, ranks or files."""

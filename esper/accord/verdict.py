@@ -48,7 +48,7 @@ class Series:
     Fields:
         losses: the latest ones, newest last.
         best: lowest median that they ever had; None while there are too few.
-        least: lowest loss of all; None while there is none.
+        least: lowest loss of all; None before the first one.
     """
 
     losses: tuple[float, ...] = ()

@@ -7,7 +7,7 @@ from esper.leyline.errors import ConfigError
 
 
 def is_dotted(path: str) -> bool:
-    """Whether ``path`` has the form ``package.module:name``."""
+    """Returns whether ``path`` has the form ``package.module:name``."""
     module, _, name = path.partition(":")
     return bool(module) and name.isidentifier()
 

@@ -1,1 +1,1 @@
-"""Telemetry out: typed events to JSON lines, wandb and the screen."""
+"""Telemetry: typed events go out to JSON lines, wandb and the screen."""
