@@ -58,7 +58,7 @@ def rank_local_reducer(patch: pytest.MonkeyPatch) -> None:
 
 
 def deaf_budget(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reducer, "refusal", lambda run, slot, command: None)
+    patch.setattr(reducer, "find_refusal", lambda run, slot, command: None)
 
 
 def patient_births(patch: pytest.MonkeyPatch) -> None:
