@@ -26,7 +26,7 @@ from esper.leyline.errors import ConfigError
 
 
 class Attached(Grown):
-    """What `attach` returns: the handle to a grown model, with the methods that people call."""
+    """The handle that `attach` returns: a `Grown` with the methods that people call."""
 
     def status(self, console: Console | None = None) -> Table:
         """Prints and returns a table of the slots: site, topology, dim, phase, alpha, parameters of the seed.

@@ -145,7 +145,7 @@ def make_plan(
         pair_terms = [(_join_term(order, i, 0.5), _join_term(order[::-1], i, 0.5)) for order in orders]
         for k, terms in enumerate(pair_terms):
             wanted[Quantity(QuantityKind.PAIR, (slot,), k)] = terms
-        drawn = tuple(term._replace(weight=term.weight / pairs) for terms in pair_terms for term in terms)
-        wanted[Quantity(QuantityKind.SHAPLEY, (slot,))] = drawn or _exact_terms(n, i)
+        drawn_terms = tuple(term._replace(weight=term.weight / pairs) for terms in pair_terms for term in terms)
+        wanted[Quantity(QuantityKind.SHAPLEY, (slot,))] = drawn_terms or _exact_terms(n, i)
     needed = {mask for terms in wanted.values() for _, within, without in terms for mask in (within, without)}
     return Plan(chosen, pairs, tuple(key), tuple(sorted(needed)), tuple(wanted.items()))

@@ -98,10 +98,10 @@ def flex_causal(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
 def _probe_backend(device: str, dtype: torch.dtype) -> Backend:
     """Tries FlexAttention on one kind of device; see `attention_backend`."""
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(1, 2, 24, MIN_WIDTH, generator=generator).to(device, dtype) for _ in range(3)]
+    samples = [torch.randn(1, 2, 24, MIN_WIDTH, generator=generator).to(device, dtype) for _ in range(3)]
 
     def run(attend: Callable[..., Tensor]) -> list[Tensor]:
-        inputs = [tensor.clone().requires_grad_() for tensor in drawn]
+        inputs = [tensor.clone().requires_grad_() for tensor in samples]
         output = attend(*inputs)
         return [output.detach(), *torch.autograd.grad(output.square().sum(), inputs)]
 

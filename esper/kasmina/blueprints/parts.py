@@ -2,7 +2,7 @@
 
 LayerScale (Touvron et al. 2021, "Going deeper with image transformers"): delta = gamma * f(x) with one gamma per
 channel. Twist: gamma begins small but not at zero. At zero nothing before it would get a gradient in the first step,
-and a norm or ReLU next to a zero init can stay dead for good; at 0.1 the delta is small and all of the seed learns.
+and a norm or ReLU after a zero init can stay dead for good; at 0.1 the delta is small and all of the seed learns.
 """
 
 import torch

@@ -128,7 +128,9 @@ def catalogue(
     """Returns what each blueprint that fits a slot would add, sorted by name.
 
     Args:
-        topology, dim, positions: the slot's features; ``positions`` is H*W, T or 1.
+        topology: axes of the slot's features.
+        dim: channels of the slot's features.
+        positions: H*W, T or 1.
         names: only these, each of which must fit. Without it, every registered blueprint that can serve ``dim``.
 
     Raises:

@@ -40,7 +40,7 @@ def _free_name(module: nn.Module) -> str:
 
 
 def _hold(module: nn.Module, joins: Mapping[str, nn.Module]) -> str:
-    """Puts graphs by slot into a new child; returns its name. A Sequential runs the child: it returns its input."""
+    """Puts graphs by slot into a new child; returns its name. The child passes its input on, as a Sequential needs."""
     holder, name = nn.Identity(), _free_name(module)
     for slot, join in joins.items():
         holder.add_module(slot, join)
