@@ -15,7 +15,7 @@ from esper.tolaria.data.hashing import hash_positions
 
 
 class Augment(StrEnum):
-    """What happens to training images. CROP_FLIP: shift by up to ``crop_pad`` pixels, and mirror every second one."""
+    """The augmentation of training images. CROP_FLIP shifts by up to ``crop_pad`` pixels, and mirrors half of them."""
 
     NONE = "none"
     CROP_FLIP = "crop_flip"

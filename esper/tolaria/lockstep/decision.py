@@ -13,7 +13,7 @@ class Decision:
     """One commit and its outcome."""
 
     agreed: Agreed
-    """What all ranks agreed."""
+    """The reduced commit vector."""
     outcome: Outcome
     """New state, effects and events, from the reducer."""
     commands: Mapping[str, Command] | None

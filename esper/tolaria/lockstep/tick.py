@@ -37,7 +37,7 @@ from esper.tolaria.lockstep.wire import Failure, RankWord
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
 
-Measured = tuple[dict[str, float], int]  # entries of the observe vector, samples whose loss was not finite
+Measured = tuple[dict[str, float], int]  # entries of the observe vector, samples with a non-finite loss
 
 
 class Marks(Protocol):

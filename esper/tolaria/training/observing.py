@@ -10,7 +10,7 @@ from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery
 
 
 class Loop(Protocol):
-    """What the governor's observer asks of the training loop."""
+    """The methods of the training loop that the governor's observer calls."""
 
     def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything of the run in a state: what is equal on all ranks, and what is this rank's own."""
