@@ -23,7 +23,7 @@ from typing import Any
 from esper.launcher.supervise import descendants_of
 
 STILL_S = 90.0
-BUSY = 0.05  # of one CPU: who uses less only polls
+BUSY = 0.05  # of one CPU: who uses less only polls; on a machine that is very busy, who computes gets less, too
 SAMPLE_S = 1.0
 
 Sign = Callable[[], object]
@@ -65,7 +65,7 @@ def cpu_of(pids: Callable[[], Iterable[int]]) -> Sign:
         if now - since >= SAMPLE_S:
             used = {pid: cpu_seconds(pid) for pid in pids()}
             computed = sum(seconds - known.get(pid, 0.0) for pid, seconds in used.items())
-            if computed > BUSY * (now - since):
+            if computed > BUSY / max(1.0, load() / 4.0) * (now - since):
                 bursts += 1
             known, since = used, now
         return bursts
