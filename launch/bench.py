@@ -1,10 +1,10 @@
-"""Benchmarks: ratios measured side by side in one interleaved run, with an A/A arm beside each.
+"""Benchmarks: ratios of Esper to a baseline, measured in one interleaved run, with an A/A arm for each.
 
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
 
-Where the interval straddles the budget, or A/A's noise is wider than the margin to it, the result is called unresolved,
-not met. To add a measurement, write a function in a room of `benching` that returns its lines, and name it in PARTS.
+If the interval straddles the budget, or A/A's noise is wider than the margin to it, the verdict is "unresolved", not
+"met". To add a measurement, write a function in a module of `benching` that returns its lines, and name it in PARTS.
 """
 
 import argparse
@@ -18,7 +18,7 @@ BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS}
 
 
 def main() -> None:
-    """Prints one line a ratio; ``--json`` keeps them."""
+    """Prints the lines of each ratio; ``--json`` writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=list(BENCHES))
     parser.add_argument("--rounds", type=int, default=40)

@@ -1,6 +1,6 @@
 """The demo: a network too small for its task grows on two CPU ranks; then the same run without growth, as a control.
 
-Called by ``bash launch/demo.sh [override ...]``. Exit code of the first run that did not end well.
+Called by ``bash launch/demo.sh [override ...]``. Its exit code is that of the first run that failed, else 0.
 """
 
 import json
@@ -16,12 +16,13 @@ from esper.launcher.compose import main as launch
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    """RUN/result.json."""
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
 
 
 def _compare(grown: dict[str, Any], control: dict[str, Any]) -> Table:
-    """Validation at the end, and the test part on the checkpoint that validation chose; ± one standard error."""
+    """Validation at the end, and test on the checkpoint that validation chose; ± one standard error."""
     table = Table(title="same host, seed, data order and steps", title_justify="left", box=None, padding=(0, 2))
     for head in ("", "without growth", "grown"):
         table.add_column(head, justify="left" if not head else "right")
@@ -39,7 +40,7 @@ def _compare(grown: dict[str, Any], control: dict[str, Any]) -> Table:
 
 
 def main(overrides: list[str]) -> int:
-    """Runs both and prints the comparison.
+    """Runs both and prints the comparison; returns the exit code.
 
     Args:
         overrides: Hydra overrides for both runs; ``run.dir=`` names the folder that holds the two.

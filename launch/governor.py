@@ -1,11 +1,11 @@
-"""Two questions about the governor: would it have cried wolf, and how fast does it bring a run back?
+"""Measures the governor: its false alarms on runs that went well, and its recovery times.
 
     python launch/governor.py alarms RUN... [--deviations 6] [--rise 0.1]
     python launch/governor.py recovery [--layers 16] [--dim 512] [--rounds 5]
 
-`alarms` reads the losses that runs have logged (``telemetry.level=full``) and judges each tick by those before it; in
-runs that went well every suspect tick is a false alarm. `recovery` takes a GPT of that size on one process through
-snapshots and rollbacks, from memory and from disk.
+`alarms` reads the losses that runs have logged (``telemetry.level=full``) and judges each tick by the ticks before it.
+In runs that went well every suspect tick is a false alarm. `recovery` trains a GPT of that size on one process and
+times its snapshots, and its rollbacks from memory and from disk.
 """
 
 import argparse
@@ -31,24 +31,24 @@ from esper.tolaria.data import data_config_class, load_data
 from esper.tolaria.training.engine import Engine
 
 
-def judged(losses: list[float], chance: float, config: GovernorConfig, *, training: bool) -> Counter[str]:
-    """Losses, suspect ones by symptom, and panics of one curve; after a panic the series begins anew."""
-    found, series, strikes = Counter(losses=len(losses)), Series(), 0
+def count_symptoms(losses: list[float], chance: float, config: GovernorConfig, *, training: bool) -> Counter[str]:
+    """Counts losses, suspect losses by symptom, and panics of one curve; after a panic the series begins anew."""
+    counts, series, strikes = Counter(losses=len(losses)), Series(), 0
     for loss in losses:
         symptom = symptom_of(series, loss, chance, config, training=training)
         if symptom is Symptom.NONE:
             series, strikes = append_loss(series, loss, config), 0
             continue
         strikes += 1
-        found[f"suspect, {symptom.name}"] += 1
+        counts[f"suspect, {symptom.name}"] += 1
         if strikes == config.patience:
-            found["panics"] += 1
+            counts["panics"] += 1
             series, strikes = Series(), 0
-    return found
+    return counts
 
 
 def show_alarms(args: argparse.Namespace) -> None:
-    """One line a run that has any, then the sum."""
+    """Prints a line for each run with a suspect loss, then the sums."""
     total: Counter[str] = Counter()
     chances: dict[str, float] = {}
     for folder in args.runs:
@@ -62,18 +62,18 @@ def show_alarms(args: argparse.Namespace) -> None:
             chances[data] = chance_of(load_data(section))
         rule = GovernorConfig(deviations=args.deviations, rise=args.rise)
         ticks = [r for r in keep_latest(read_events(folder / "events.jsonl")) if r["kind"] == "tick"]
-        found = Counter(runs=1)
+        counts = Counter(runs=1)
         for name in ("train_loss", "validation_loss"):
             fresh = [r["payload"][name]["value"] for r in ticks if r["payload"][name]["tick"] == r["tick"]]
-            found += judged(fresh, chances[data], rule, training=name == "train_loss")
-        if set(found) > {"runs", "losses"}:
-            print(f"{folder}: {dict(found)}")
-        total += found
+            counts += count_symptoms(fresh, chances[data], rule, training=name == "train_loss")
+        if set(counts) > {"runs", "losses"}:
+            print(f"{folder}: {dict(counts)}")
+        total += counts
     print(dict(total))
 
 
-class _Told:
-    """A sink that keeps what it is told."""
+class _KeptEvents:
+    """A sink that keeps all events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -89,7 +89,7 @@ class _Told:
 
 
 def _panic(engine: Engine) -> RolledBack:
-    """Takes the engine back once, as after a tick that was judged a panic."""
+    """Takes the engine back once, as after a tick with the verdict PANIC; returns the event of the rollback."""
     assert engine.governor is not None
     sick = replace(engine.state.governor, verdict=Verdict.PANIC, healthy_tick=engine.state.tick, replays=0)
     engine.state = replace(engine.state, governor=sick)
@@ -97,12 +97,12 @@ def _panic(engine: Engine) -> RolledBack:
     recovery = engine.governor.find_recovery(engine.state, from_step=engine.oldest_step())
     assert recovery is not None
     engine.go_back(engine.state, recovery, began)
-    assert isinstance(engine.narrator.sink, _Told)
+    assert isinstance(engine.narrator.sink, _KeptEvents)
     return next(e for e in reversed(engine.narrator.sink.events) if isinstance(e, RolledBack))
 
 
 def show_recovery(args: argparse.Namespace) -> None:
-    """Medians of a snapshot's copy and of both kinds of rollback."""
+    """Prints the median times of a snapshot's copy and of both kinds of rollback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]), RANK="0", WORLD_SIZE="1")
@@ -128,17 +128,17 @@ def show_recovery(args: argparse.Namespace) -> None:
         1,
     )
     assert engine.governor is not None
-    engine.narrator.sink = _Told()
+    engine.narrator.sink = _KeptEvents()
     engine.train_step()
     engine.tick()
     size = sum(p.numel() for p in engine.grown.model.parameters())
     copies = []
-    for _ in range(args.rounds + 1):  # the first one allocates
+    for _ in range(args.rounds + 1):  # one more, since the first allocates
         taken, ms = engine.governor.ring.take(engine.state, *engine.collect(engine.state))
         copies.append(ms)
     engine.governor.ring.confirm(engine.state.tick + 1)
     ram = [_panic(engine).recovery_ms for _ in range(args.rounds)]
-    engine.saves.begin(engine.state, engine.collect, rank=0, scored=True)
+    engine.saves.begin(engine.state, scored=True)
     engine.saves.finish(engine.state)
     engine.train_step()
     engine.tick()
@@ -156,7 +156,7 @@ def show_recovery(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Answers one of the two."""
+    """Makes one of the two measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_subparsers(required=True)
     alarms = what.add_parser("alarms")

@@ -1,14 +1,15 @@
-"""Which incubation is worth its compute? shadow, ste and immediate side by side, at equal training FLOPs.
+"""Compares the incubations shadow, ste and immediate at equal training FLOPs.
 
     python launch/incubation.py                                  # both digits tasks, seeds 1-5: minutes on one core
     python launch/incubation.py --tasks text --seeds 1,2,3
 
-A host trains alone for a while; then a seed of one blueprint germinates and learns as the arm says. All arms of a seed
-share host, data order and FLOPs: whoever pays less a step (ste, immediate) takes more steps. Two questions:
+A host trains alone for a while; then a seed of one blueprint germinates and learns by the arm's incubation. All arms of
+a random seed share host, data order and FLOPs; an arm with cheaper steps (ste, immediate) takes more of them. Two
+questions:
 
-    A   after the same FLOPs since germination: validation loss with the seed at alpha 1 against 0 (shadow and ste have
-        not been blended yet; immediate has been in the host's forward all along)
-    B   after blending and the same FLOPs in all: validation loss of the network as it stands, beside `none`, which
+    A   after the same FLOPs since germination: validation loss with the seed at alpha 1 minus the loss at alpha 0
+        (shadow and ste have not blended yet; immediate has been in the host's forward from the start)
+    B   after blending and the same FLOPs in all: validation loss of the network as it is, minus that of `none`, which
         spends everything on the host
 
 The learning rate is constant, so that no arm profits from another's schedule; gates only observe.
@@ -54,9 +55,14 @@ class Setting:
     """One task.
 
     Fields:
-        overrides: Hydra's. slot, blueprint: of the seed.
-        alone, learning, after: lengths in host-only steps: before germination, of the budget of A, of the rest.
-        every: optimizer steps between ticks. ramp: ticks.
+        overrides: Hydra overrides.
+        slot: of the seed.
+        blueprint: of the seed.
+        alone: length before germination, in steps of the host alone.
+        learning: the FLOPs of question A, in the same unit.
+        after: the FLOPs of the rest, in the same unit.
+        every: optimizer steps between ticks.
+        ramp: length of the blending, in ticks.
     """
 
     overrides: tuple[str, ...]
@@ -84,8 +90,8 @@ TASKS = {
 }
 
 
-class Told:
-    """A controller that proposes what the experiment tells it, once."""
+class NextCommands:
+    """A controller that proposes the commands in ``next``, once."""
 
     name = "told"
 
@@ -93,20 +99,20 @@ class Told:
         self.next: list[Command] = []
 
     def decide(self, observation: Observation) -> Sequence[Command]:
-        """The commands told since the last tick."""
+        """The commands set since the last tick."""
         commands, self.next = self.next, []
         return commands
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing is kept."""
+        """Empty: the controller has no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take back."""
+        """Does nothing: the controller has no state."""
 
 
 def build(setting: Setting, arm: str, seed: int, folder: Path) -> Engine:
-    """An engine of one process, told what to do by a `Told` controller."""
+    """Builds an engine on one process with a `NextCommands` controller."""
     overrides = [
         *setting.overrides,
         f"seed={seed}",
@@ -139,14 +145,14 @@ def build(setting: Setting, arm: str, seed: int, folder: Path) -> Engine:
         digest=config_digest(as_plain(config)),
         run_id="incubation",
     )
-    engine.controller = Told()
+    engine.controller = NextCommands()
     engine.begin(None)
     return engine
 
 
-def to_tick(engine: Engine, *commands: Command) -> None:
+def train_to_tick(engine: Engine, *commands: Command) -> None:
     """Trains to the next tick, which sees the commands."""
-    assert isinstance(engine.controller, Told)
+    assert isinstance(engine.controller, NextCommands)
     engine.controller.next = list(commands)
     engine.train_step()
     while not engine.tick_due():
@@ -154,10 +160,10 @@ def to_tick(engine: Engine, *commands: Command) -> None:
     engine.tick()
 
 
-def to_flops(engine: Engine, flops: int) -> None:
+def train_to_flops(engine: Engine, flops: int) -> None:
     """Trains, tick by tick, until the account reaches ``flops``."""
     while (engine.state.flops or 0) < flops:
-        to_tick(engine)
+        train_to_tick(engine)
 
 
 def validation_losses(engine: Engine, alphas: dict[str, float]) -> Tensor:
@@ -170,7 +176,16 @@ def validation_losses(engine: Engine, alphas: dict[str, float]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One arm and seed: validation losses (nats) and steps taken; None where the question does not arise."""
+    """The result of one arm and random seed; losses are of validation, in nats.
+
+    Fields:
+        with_seed: loss of question A at alpha 1; None in the arm `none`.
+        without_seed: loss of question A at alpha 0; None in the arm `none`.
+        steps_a: steps until question A; None in the arm `none`.
+        final: loss of question B.
+        steps: steps in all.
+        flops: training FLOPs in all.
+    """
 
     with_seed: float | None
     without_seed: float | None
@@ -181,7 +196,7 @@ class Outcome:
 
 
 def run(setting: Setting, arm: str, seed: int) -> Outcome:
-    """Trains one arm; see the module's docstring."""
+    """Trains one arm with one random seed; see the module's docstring."""
     with tempfile.TemporaryDirectory() as folder:
         engine = build(setting, arm, seed, Path(folder))
         costs = engine.terms.costs
@@ -189,21 +204,21 @@ def run(setting: Setting, arm: str, seed: int) -> Outcome:
         step = engine.settings.trainer.batch * (costs.host.forward + costs.host.backward)
         bounds = [setting.alone * step, (setting.alone + setting.learning) * step]
         whole = bounds[1] + setting.after * step
-        to_flops(engine, bounds[0])
+        train_to_flops(engine, bounds[0])
         with_seed = without = steps_a = None
         if arm != "none":
             slot = setting.slot
             birth = Command(slot=slot, op=Op.GERMINATE, blueprint=setting.blueprint, ticks=setting.ramp)
-            to_tick(engine, birth)
-            to_tick(engine)
-            to_tick(engine, Command(slot=slot, op=Op.ADVANCE))
-            to_flops(engine, bounds[1])
+            train_to_tick(engine, birth)
+            train_to_tick(engine)
+            train_to_tick(engine, Command(slot=slot, op=Op.ADVANCE))
+            train_to_flops(engine, bounds[1])
             with_seed = float(validation_losses(engine, {slot: 1.0}).mean())
             without = float(validation_losses(engine, {slot: 0.0}).mean())
             steps_a = engine.step
             if arm != "immediate":
-                to_tick(engine, Command(slot=slot, op=Op.ADVANCE))
-        to_flops(engine, whole)
+                train_to_tick(engine, Command(slot=slot, op=Op.ADVANCE))
+        train_to_flops(engine, whole)
         final = float(validation_losses(engine, {}).mean())
         return Outcome(with_seed, without, steps_a, final, engine.step, engine.state.flops or 0)
 
@@ -215,9 +230,9 @@ def _mean_se(values: Sequence[float]) -> str:
     return f"{mean:+.4f} ± {statistics.stdev(values) / len(values) ** 0.5:.4f}"
 
 
-def table(task: str, found: dict[str, list[Outcome]]) -> Table:
+def table(task: str, outcomes: dict[str, list[Outcome]]) -> Table:
     """Means over seeds with standard errors; differences are paired by seed."""
-    seeds = len(found["none"])
+    seeds = len(outcomes["none"])
     shown = Table(
         title=f"{task}: {seeds} seeds, validation loss in nats", title_justify="left", box=None, padding=(0, 2)
     )
@@ -232,9 +247,9 @@ def table(task: str, found: dict[str, list[Outcome]]) -> Table:
         "MFLOP",
     ):
         shown.add_column(head, justify="left" if head == "arm" else "right")
-    for arm, rows in found.items():
+    for arm, rows in outcomes.items():
         gains = [r.with_seed - r.without_seed for r in rows if r.with_seed is not None and r.without_seed is not None]
-        against = [row.final - other.final for row, other in zip(rows, found["none"], strict=True)]
+        against = [row.final - other.final for row, other in zip(rows, outcomes["none"], strict=True)]
         shown.add_row(
             arm,
             _mean_se(gains) if gains else "-",
@@ -249,7 +264,7 @@ def table(task: str, found: dict[str, list[Outcome]]) -> Table:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the tasks asked for and prints a table each."""
+    """Runs the chosen tasks and prints a table for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tasks", default="digits,noisy", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--seeds", default="1,2,3,4,5")
@@ -260,8 +275,8 @@ def main(arguments: list[str]) -> int:
         return 78
     seeds = [int(seed) for seed in options.seeds.split(",")]
     for task in options.tasks.split(","):
-        found = {arm: [run(TASKS[task], arm, seed) for seed in seeds] for arm in ARMS}
-        Console(width=160).print(table(task, found))
+        outcomes = {arm: [run(TASKS[task], arm, seed) for seed in seeds] for arm in ARMS}
+        Console(width=160).print(table(task, outcomes))
     return 0
 
 

@@ -1,13 +1,13 @@
-"""Proves a refactor: the same runs, made by the code of before and by the code of now, come to the same bits.
+"""Proves a refactor: the same runs, made by an earlier commit and by the present code, end with the same bits.
 
-    python launch/same_runs.py REV [--out FOLDER]     # REV: the commit of before; two minutes on two cores
+    python launch/same_runs.py REV [--out FOLDER]     # REV: the earlier commit; two minutes on two cores
 
 Three runs on two ranks, each with several births and at least one prune: the digits on a CNN by the heuristic, bytes on
-a GPT by a schedule, and a session in a loop of its own. The code of REV is checked out into a temporary folder, both
-make the runs, and then the present code goes on from a checkpoint in the middle of each old run to its end.
+a GPT by a schedule, and a session in a user's loop. The code of REV is checked out into a temporary folder, both make
+the runs, and then the present code resumes each old run from a checkpoint in its middle.
 
-Equal must be: ``result.json`` but for the digest of the sources, ``events.jsonl`` but for times and ids, and every
-tensor and value of the last checkpoint. Exit code 0 when all are, 1 with a line for each difference.
+These must be equal: ``result.json`` except for the digest of the sources, ``events.jsonl`` except for times and ids,
+and every tensor and value of the last checkpoint. Exit code 0 if they are, 1 with a line for each difference.
 """
 
 import argparse
@@ -54,7 +54,7 @@ RUNS = {
     ),
 }
 LIFE = ("tick", "command", "refusal", "gate", "stage", "ramp", "contribution", "veto", "skipped")
-# Differ between any two runs: when it was, how long it took, which run, which sources.
+# Keys that differ between any two runs: times, durations, ids, the digest of the sources.
 MILLISECONDS = ("steps_ms", "tick_ms", "digest_ms", "wrap_ms", "copy_ms", "save_ms", "stall_ms", "wall_s")
 VOLATILE = {"time", "run_id", "code", *MILLISECONDS}
 
@@ -71,7 +71,7 @@ def make(code: Path, out: Path) -> None:
 
 
 def resume(code: Path, old: Path, out: Path) -> None:
-    """Goes on, with the sources in ``code``, from a checkpoint in the middle of each run of ``old``."""
+    """Resumes each run of ``old`` from a checkpoint in its middle, with the sources in ``code``."""
     for name in RUNS:
         if not (out / name / "result.json").exists():
             shutil.rmtree(out / name, ignore_errors=True)
@@ -97,7 +97,7 @@ def _call(code: Path, arguments: list[str]) -> None:
 
 
 def differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    """Every place in which two values differ: mappings and lists by their parts, tensors and numbers by their bits."""
+    """Yields each place where two values differ: mappings and lists by their parts, tensors and numbers by bits."""
     import torch
 
     if isinstance(old, dict) and isinstance(new, dict):
@@ -125,35 +125,41 @@ def differences(old: Any, new: Any, where: str) -> Iterator[str]:
 
 
 def compare(old: Path, new: Path, *, resumed: bool = False) -> list[str]:
-    """What differs between two folders of `make`; ``resumed``: the new one began in the middle."""
+    """Compares two folders of `make`, line by difference.
+
+    Args:
+        old: runs of the earlier commit.
+        new: runs of the present code.
+        resumed: whether the new runs began in the middle.
+    """
     import torch
 
-    found: list[str] = []
+    lines: list[str] = []
     for name in RUNS:
-        for line in _of_results(old / name, new / name):
-            found.append(f"{name}: {line}")
+        for line in _compare_results(old / name, new / name):
+            lines.append(f"{name}: {line}")
         before, now = _events(old / name / "events.jsonl"), _events(new / name / "events.jsonl")
-        if resumed:  # what a start tells, and saves, which a new folder has fewer of, stand apart
+        if resumed:  # events of a start and of saves are left out: a resumed run has others
             first = next(event["step"] for event in now if event["kind"] == "tick")
             before, now = (
                 [{**event, "seq": 0} for event in events if event["step"] >= first and event["kind"] in LIFE]
                 for events in (before, now)
             )
-        found += [f"{name}: {line}" for line in differences(before, now, "events")]
+        lines += [f"{name}: {line}" for line in differences(before, now, "events")]
         last = max(path.name for path in (old / name / "checkpoints").glob("step-*"))
         for path in sorted((old / name / "checkpoints" / last).glob("*.pt")):
             other = new / name / "checkpoints" / last / path.name
             states = [torch.load(file, weights_only=True, map_location="cpu") for file in (path, other)]
-            found += [f"{name}: {line}" for line in differences(*states, f"{last}/{path.name}")]
+            lines += [f"{name}: {line}" for line in differences(*states, f"{last}/{path.name}")]
     states = [torch.load(folder / "session" / "end.pt", weights_only=True) for folder in (old, new)]
-    found += [f"session: {line}" for line in differences(*states, "end.pt")]
+    lines += [f"session: {line}" for line in differences(*states, "end.pt")]
     if not resumed:
         events = [_events(folder / "session" / "events.jsonl") for folder in (old, new)]
-        found += [f"session: {line}" for line in differences(*events, "events")]
-    return found
+        lines += [f"session: {line}" for line in differences(*events, "events")]
+    return lines
 
 
-def _of_results(old: Path, new: Path) -> Iterator[str]:
+def _compare_results(old: Path, new: Path) -> Iterator[str]:
     yield from differences(*(json.loads((run / "result.json").read_text()) for run in (old, new)), "result")
 
 
@@ -163,7 +169,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 
 def lives(run: Path) -> dict[str, int]:
-    """Births and prunes that a run's events tell of."""
+    """Counts the births and prunes of a run, from its events."""
     stages = [event for event in _events(run / "events.jsonl") if event["kind"] == "stage"]
     return {name: sum(event["payload"]["target"] == name for event in stages) for name in ("GERMINATED", "PRUNED")}
 
@@ -171,7 +177,7 @@ def lives(run: Path) -> dict[str, int]:
 def main() -> int:
     """Makes, resumes and compares; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rev", help="the commit of before")
+    parser.add_argument("rev", help="the earlier commit")
     parser.add_argument("--out", type=Path, help="where the runs are kept; a temporary folder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="esper-same-") as folder:
@@ -183,12 +189,12 @@ def main() -> int:
         resume(ROOT, out / "before", out / "resumed")
         for name in (*RUNS, "session"):
             print(f"same_runs: {name}: {lives(out / 'before' / name)}")
-        found = compare(out / "before", out / "now")
-        found += [f"resumed: {line}" for line in compare(out / "before", out / "resumed", resumed=True)]
-    for line in found[:40]:
+        lines = compare(out / "before", out / "now")
+        lines += [f"resumed: {line}" for line in compare(out / "before", out / "resumed", resumed=True)]
+    for line in lines[:40]:
         print(f"same_runs: {line}")
-    print(f"same_runs: {len(found)} differences" if found else "same_runs: equal")
-    return 1 if found else 0
+    print(f"same_runs: {len(lines)} differences" if lines else "same_runs: equal")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The lockstep protocol on one machine: a crowd of ranks, or every state of a small world. Nothing is trained.
+"""Simulates the lockstep protocol on one machine: many ranks, or every state of a few. Nothing is trained.
 
     python launch/simulate.py crowd   [--ranks 64 256 1024] [--slots 12] [--ticks 3] [--fault "forged stage"]
     python launch/simulate.py explore [--depth 4] [--slots 2] [--ranks 3] [--max-live N] [--losses]
 
-`crowd` prints for each number of ranks the bytes and collectives of a tick, the CPU milliseconds a rank spends on it,
-and how the ranks ended. `explore` prints how many states were entered, and fails with the way to the first that breaks
-an invariant. Both drive the shipped encoder, reducer and error path: see `esper.drill`.
+`crowd` prints for each number of ranks the bytes and collectives of a tick, the CPU milliseconds that a rank spends on
+it, and how the ranks ended. `explore` prints how many states it entered, and fails with the path to the first state
+that breaks an invariant. Both use the encoder, reducer and error handling of real runs: see `esper.drill`.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from esper.drill.replica import FaultKind
 
 
 def show_crowd(args: argparse.Namespace) -> None:
-    """One paragraph a size."""
+    """Prints a paragraph for each number of ranks."""
     fault = None if args.fault is None else FaultKind(args.fault)
     for ranks in args.ranks:
-        told = run_crowd(Crowd(ranks=ranks, slots=args.slots, ticks=args.ticks, seed=args.seed, fault=fault))
+        result = run_crowd(Crowd(ranks=ranks, slots=args.slots, ticks=args.ticks, seed=args.seed, fault=fault))
         print(
-            f"{ranks} ranks, {args.slots} slots: {told.bytes_per_tick:,} bytes and {told.collectives} collectives a "
-            f"rank and tick, {told.ms_per_tick:.1f} ms of CPU"
+            f"{ranks} ranks, {args.slots} slots: {result.bytes_per_tick:,} bytes and {result.collectives} collectives "
+            f"a rank and tick, {result.ms_per_tick:.1f} ms of CPU"
         )
         ends = Counter(
             "lost"
@@ -33,23 +33,23 @@ def show_crowd(args: argparse.Namespace) -> None:
             else f"came to the end with state {rank.value.digests[-1]:016x}"
             if rank.value is not None
             else ""
-            for rank in told.ranks
+            for rank in result.ranks
         )
         for text, count in ends.most_common():
             print(f"    {count} ranks: {text}")
 
 
 def show_exploration(args: argparse.Namespace) -> None:
-    """One line a depth."""
+    """Prints a line for each depth."""
     small = SmallWorld(ranks=args.ranks[0] if args.ranks else 3, slots=args.slots, max_live=args.max_live)
-    found = Explorer(small).explore(args.depth, with_losses=args.losses)
-    for depth, count in enumerate(found.levels):
+    result = Explorer(small).explore(args.depth, with_losses=args.losses)
+    for depth, count in enumerate(result.levels):
         print(f"depth {depth}: {count} new states")
-    print(f"{found.states} states, {found.ticks} ticks on {small.ranks} ranks, {found.faults} of them with a fault")
+    print(f"{result.states} states, {result.ticks} ticks on {small.ranks} ranks, {result.faults} of them with a fault")
 
 
 def main() -> None:
-    """Simulates or explores."""
+    """Runs one of the two."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True)
     many = commands.add_parser("crowd")

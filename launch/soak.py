@@ -1,14 +1,14 @@
-"""Random kills of real runs: every one is resumed by the product itself and must end as if nothing had happened.
+"""Soak test: kills real runs at random; every run is resumed by Esper itself and must end as if nothing had happened.
 
-    python launch/soak.py [--kills 200] [--minutes 120] [--seed 1]     # about 15 s a kill on two cores
-    python launch/soak.py --seed 1 --round 7                           # one round again
+    python launch/soak.py [--kills 200] [--minutes 120] [--seed 1]     # about 15 s per kill on two cores
+    python launch/soak.py --seed 1 --round 7                           # repeats one round
 
-One run of the demo's task is left alone. Then, round by round, the same run is started and struck at random moments
-(start-up, training, saves and the end as they come) by a random signal, on a rank, on all of them, on torchrun's agent,
-on the launcher or on everything at once. What torchrun does not start again by itself `esper resume RUN` does. In the
-end every bit of the last checkpoint and of result.json must be that of the run that was left alone; on the way the
-newest checkpoint never becomes an older one, nothing is left behind, nothing hangs. The moments are drawn from seed and
-round, but where they find a run depends on the machine: the same command tries again, it cannot promise the same place.
+First the demo's task runs undisturbed. Then, in each round, the same run is started and gets random signals at random
+moments (start-up, training, saves, the end): one rank, all ranks, torchrun's agent, the launcher, or all of them at
+once. If torchrun does not start the run again by itself, `esper resume RUN` does. In the end every bit of the last
+checkpoint and of result.json must equal that of the undisturbed run. On the way the newest checkpoint never becomes an
+older one, no process is left behind, and nothing hangs. The moments are drawn from seed and round, but which step they
+meet depends on the machine: the same command draws the same moments, not the same steps.
 """
 
 import argparse
@@ -28,13 +28,19 @@ from soaking.run import Failed, Kill, Run, outcome, strike
 
 from esper.nissa.reading import read_events
 
-PATIENCE_S = 300.0  # for one run without a further kill
+PATIENCE_S = 300.0  # for a run without a further kill
 PER_ROUND = 5
 
 
 @dataclass(slots=True)
 class Round:
-    """One run that was struck: its kills, and how it failed ("" where it did not)."""
+    """One run with kills.
+
+    Fields:
+        number: of the round.
+        kills: in order.
+        failure: the error of the round; "" without one.
+    """
 
     number: int
     kills: list[Kill] = field(default_factory=list)
@@ -42,10 +48,12 @@ class Round:
 
 
 class Moments:
-    """When to strike: one kill in four falls into a start, the others into what is trained afterwards.
+    """Draws the moments of kills: one in four falls into a start, the others into the training after it.
 
     Args:
-        start_s, train_s: what these took in the run that was left alone.
+        start_s: seconds that the start of the undisturbed run took.
+        train_s: seconds that its training took.
+        rng: draws the moments.
     """
 
     def __init__(self, start_s: float, train_s: float, rng: random.Random) -> None:
@@ -53,13 +61,13 @@ class Moments:
         self._due, self._trains = 0.0, True
 
     def again(self) -> None:
-        """After a kill, or at the beginning: draws the next moment."""
+        """Draws the next moment, after a kill or at the beginning."""
         self._trains = early = self._rng.random() < 0.25
-        # Ranks that do not come to train, since the kill before had no effect on them, are struck in any case.
+        # If the last kill had no effect, no new attempt begins to train; then the next kill comes after this time.
         self._due = time.monotonic() + (self._rng.uniform(0.0, self.start_s) if early else 4 * self.start_s)
 
     def trains(self) -> None:
-        """The ranks of a new attempt train."""
+        """Sets the moment after the ranks of a new attempt have begun to train."""
         if not self._trains:
             self._trains = True
             self._due = time.monotonic() + self._rng.uniform(0.0, self.train_s / 2)
@@ -70,7 +78,7 @@ class Moments:
 
 
 def play(run: Run, record: Round, kills: int, moments: Moments, rng: random.Random) -> None:
-    """One run to its end through at most so many kills."""
+    """Takes one run to its end through at most ``kills`` kills."""
     run.start()
     moments.again()
     attempt, deadline = 0, time.monotonic() + PATIENCE_S
@@ -88,8 +96,8 @@ def play(run: Run, record: Round, kills: int, moments: Moments, rng: random.Rand
                 last.again_s = now - last.at
         code = run.command.poll()
         if code is not None:
-            run.clear()
-            run.look()
+            run.wait_for_processes()
+            run.check_newest()
             if code == 0:
                 return
             if not record.kills:
@@ -97,7 +105,7 @@ def play(run: Run, record: Round, kills: int, moments: Moments, rng: random.Rand
             run.start()
             deadline = time.monotonic() + PATIENCE_S
         elif len(record.kills) < kills and moments.due():
-            run.look()
+            run.check_newest()
             kill = strike(run, rng)
             if kill is not None:
                 record.kills.append(kill)
@@ -112,7 +120,7 @@ def trained_s(run: Run) -> float:
 
 
 def count_lost(run: Run, kills: list[Kill]) -> None:
-    """Optimizer steps done at each kill that the next process group did again."""
+    """Counts for each kill the optimizer steps that the next attempt had to repeat."""
     starts = [event for event in read_events(run.folder / "events.jsonl") if event["kind"] == "run_started"]
     began = {event["attempt"]: event["payload"]["resumed_from"] or 0 for event in starts}
     for kill in kills:
@@ -123,13 +131,13 @@ def count_lost(run: Run, kills: list[Kill]) -> None:
 def one_round(
     number: int, seed: int, kills: int, times: tuple[float, float], folder: Path, wanted: dict[str, Any]
 ) -> Round:
-    """A round; a failure is told in it, and its folder kept."""
+    """Plays one round; after a failure the result names it, and the folder is kept."""
     record, run = Round(number), Run(folder / f"round-{number}")
     rng = random.Random(f"{seed}/{number}")
     try:
         play(run, record, kills, Moments(*times, rng), rng)
-        found = outcome(run)
-        differing = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
+        actual = outcome(run)
+        differing = [key for key in {*actual, *wanted} if actual.get(key) != wanted.get(key)]
         if differing:
             raise Failed(f"{len(differing)} values differ, among them {sorted(differing)[:3]}")
         count_lost(run, record.kills)
@@ -142,14 +150,14 @@ def one_round(
 
 
 def main() -> int:
-    """Soaks; returns 1 when a round failed."""
+    """Plays the rounds; returns 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(description="Random kills of real runs, each compared with an undisturbed one.")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=120.0, help="no round begins later")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--round", type=int, default=None, help="this one alone")
+    parser.add_argument("--round", type=int, default=None, help="only this one")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of the run are ended first
     folder = Path(tempfile.mkdtemp(prefix="esper-soak-"))
     began = time.monotonic()
     alone = Run(folder / "alone")
@@ -178,7 +186,7 @@ def main() -> int:
 
 
 def summary(rounds: list[Round], seed: int, seconds: float, folder: Path) -> int:
-    """The figures, and how to try again what failed."""
+    """Prints the figures, and the command that repeats each failed round; returns the exit code."""
     kills = [kill for record in rounds for kill in record.kills]
     waits = [kill.again_s for kill in kills if kill.again_s is not None]
     failed = [record for record in rounds if record.failure]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One attempt at a run inside a Slurm job: bash job.sh RUN [overrides]. The batch scripts beside this file end with it.
-# The first attempt composes the settings, once and on this host; every later one goes on with RUN as it stands.
+# The first attempt composes the settings, once and on this host; every later one resumes RUN as it is.
 
 set -uo pipefail
 run=$1
@@ -12,11 +12,11 @@ else
     words=(train "run.dir=$run" "world.nnodes=$SLURM_JOB_NUM_NODES" world.rdzv_endpoint=slurm "$@")
 fi
 
-# Slurm warns this shell alone (--signal=B:USR1@seconds). The launcher may still be starting and then does not hear it,
-# so it is told until it has ended; it takes repetitions for one.
+# Slurm warns only this shell (--signal=B:USR1@seconds). The launcher may still be starting and then misses a signal, so
+# the signal is repeated until the launcher has ended; to the launcher, repetitions are one signal.
 trap : USR1 TERM
 (
-    trap '' USR1 TERM # until the launcher's own handlers stand
+    trap '' USR1 TERM # until the launcher has installed its own handlers
     exec "$python" -m esper.cli "${words[@]}"
 ) &
 launcher=$!

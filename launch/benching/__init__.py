@@ -1,1 +1,1 @@
-"""Rooms of `launch/bench.py`: the harness, and one module per bench with its ``PARTS``."""
+"""Modules of `launch/bench.py`: the harness, and one module per benchmark with its ``PARTS``."""

@@ -1,8 +1,8 @@
-"""How arms are compared: interleaved in the same processes, ratios of pairs, A/A beside, counts where noise wins.
+"""The harness of the benchmarks: interleaved arms, paired ratios, an A/A ratio, and counts where noise is too large.
 
-Every arm runs in the same processes; in each round the arms take turns in an order drawn anew, so that drift of the
-machine hits all alike. A ratio is the median over rounds of the paired ratio, with a 95 % bootstrap interval; beside
-it stands A/A, the same quantity between two copies of the baseline.
+Every arm runs in the same processes. In each round the arms take turns in an order drawn anew, so that drift of the
+machine affects all alike. A ratio is the median over rounds of the paired ratio, with a 95 % bootstrap interval. A/A is
+the same quantity between two copies of the baseline.
 """
 
 import itertools
@@ -44,9 +44,16 @@ class Ratio:
     """One line of the result.
 
     Fields:
-        name, host, budget: what, on what, and the budget in words.
-        limit: met when the ratio is at or below it ("times faster" budgets are turned into ratios); None: reported.
-        ratio, low, high: median of paired ratios and its interval. aa, aa_low, aa_high: between copies of the baseline.
+        name: the quantity.
+        host: the network and machine it was measured on, in words.
+        budget: in words.
+        limit: the budget is met if the ratio is at most this ("times faster" becomes a ratio); None without a budget.
+        ratio: median of paired ratios.
+        low: lower end of its interval.
+        high: upper end of its interval.
+        aa: the ratio between two copies of the baseline.
+        aa_low: lower end of its interval.
+        aa_high: upper end of its interval.
     """
 
     name: str
@@ -62,7 +69,7 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """Met or missed where the interval lies on one side of the limit and the margin is wider than A/A's noise."""
+        """ "met" or "missed" if the interval is on one side of the limit and the margin is wider than A/A's noise."""
         if self.limit is None:
             return "reported"
         noise = self.ratio * max(abs(self.aa_high - 1.0), abs(1.0 - self.aa_low))
@@ -72,7 +79,7 @@ class Ratio:
 
 
 def interval(ratios: Sequence[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Median with its 95 % bootstrap interval."""
+    """The median with its 95 % bootstrap interval."""
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
     return statistics.median(ratios), medians[int(0.025 * draws)], medians[int(0.975 * draws)]
@@ -95,14 +102,14 @@ def interleave(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
 
 
 def ratio_of(name: str, host: str, budget: str, limit: float | None, times: dict[str, list[float]]) -> Ratio:
-    """Esper against the baseline, and the baseline's second copy against its first."""
+    """The ratio of Esper to the baseline, and of the baseline's second copy to its first."""
     pairs = [a / b for a, b in zip(times["esper"], times["plain"], strict=True)]
     same = [a / b for a, b in zip(times["plain again"], times["plain"], strict=True)]
     return Ratio(name, host, budget, limit, *interval(pairs), *interval(same))
 
 
 def engine_for(overrides: list[str], rank: int, world_size: int) -> Engine:
-    """An engine of the shipped config, in a temporary run directory."""
+    """Builds an engine from the shipped config, in a temporary run directory."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         plain = OmegaConf.to_container(compose("config", overrides=overrides), resolve=False)
     assert isinstance(plain, dict)
@@ -127,7 +134,7 @@ def engine_for(overrides: list[str], rank: int, world_size: int) -> Engine:
 
 
 def bare_host(engine: Engine) -> nn.Module:
-    """A fresh copy of the engine's host without anything of ours on it."""
+    """A fresh copy of the engine's host, without hooks and slots."""
     host = engine.fresh().model
     for module in host.modules():
         module._forward_hooks.clear()
@@ -137,7 +144,7 @@ def bare_host(engine: Engine) -> nn.Module:
 
 
 def plain_loop(engine: Engine, network: nn.Module) -> Callable[[int], None]:
-    """What somebody would write by hand for a network on the engine's batches, clipping and optimizer: plain DDP."""
+    """A hand-written step with plain DDP, on the engine's batches, with the same clipping and optimizer."""
     model = nn.parallel.DistributedDataParallel(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     parameters = list(network.parameters())
@@ -146,27 +153,27 @@ def plain_loop(engine: Engine, network: nn.Module) -> Callable[[int], None]:
     def step(index: int) -> None:
         indices = engine.plan.indices(index)
         per_rank = -(-len(indices) // world.size)
-        mine = indices[world.rank * per_rank : (world.rank + 1) * per_rank]
-        x, y = bundle.train_batch(mine, seed=0, epoch=0)
+        own_indices = indices[world.rank * per_rank : (world.rank + 1) * per_rank]
+        x, y = bundle.train_batch(own_indices, seed=0, epoch=0)
         loss, correct = task.per_sample(model(x), y)
         total = loss.mean()
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        (total.item(), correct.mean().item())  # anybody logs these
+        (total.item(), correct.mean().item())  # every training loop logs these
 
     return step
 
 
 def counting(step: Callable[[int], None]) -> Callable[[], None]:
-    """A step that keeps its own number, from 0."""
+    """Turns a step that takes its number into one that counts, from 0."""
     numbers = itertools.count()
     return lambda: step(next(numbers))
 
 
 def dispatched(step: Callable[[], Any], see: Callable[[Any, Any, Any], None]) -> None:
-    """Runs one call and shows ``see`` every operator below our code, backward included: (operator, args, result)."""
+    """Runs one call and passes each dispatched operator, backward included, to ``see``: (operator, args, result)."""
 
     class Watching(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -182,8 +189,10 @@ def timed(step: Callable[[], Any], count: int, clock: Callable[[], float] = time
     """Seconds per call over ``count`` calls.
 
     Args:
-        clock: of the wall; `time.process_time` where one thread works and waits for nobody, which a busy machine
-            disturbs far less.
+        step: the call.
+        count: calls per measurement.
+        clock: wall time; `time.process_time` for a single thread that never waits, since a busy machine disturbs it
+            far less.
     """
 
     def arm() -> float:
@@ -208,7 +217,9 @@ def run(parts: Mapping[str, Part], *, ranks: int, rounds: int) -> list[Ratio]:
     """Runs the parts one after another, each in fresh processes of one thread.
 
     Args:
-        parts: functions of a module, by name. ranks: processes. rounds: of each.
+        parts: the functions of a module, by name.
+        ranks: number of processes.
+        rounds: number of rounds of each part.
     """
     results = []
     for part in parts.values():

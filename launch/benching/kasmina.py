@@ -1,4 +1,4 @@
-"""What the growing model costs: a step with seeds, leave-one-out, memory layout, against the same by hand."""
+"""Costs of a growing model: a step with seeds, leave-one-out, memory layout, each against hand-written code."""
 
 import copy
 import statistics
@@ -40,7 +40,7 @@ ALPHA = 0.5
 
 
 class GPTByHand(nn.Module):
-    """A GPT whose forward names its seeds: what somebody would write who wanted this graph and no other."""
+    """A GPT whose forward names its seeds: the hand-written module of the same graph."""
 
     def __init__(self, host: nn.Module, seeds: dict[int, nn.Module]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class GPTByHand(nn.Module):
 
 
 def blend(engine: Engine, slots: Sequence[str], blueprint: str) -> dict[str, nn.Module]:
-    """Plants seeds that rest in BLENDING at `ALPHA`, as a life would have it; returns copies of them."""
+    """Plants seeds that stay in BLENDING at `ALPHA`, in the state that growth would give them; returns copies."""
     ramp = Ramp(
         start=ALPHA, target=ALPHA, first_step=0, last_step=0, curve=Curve.LINEAR, steepness=6.0, operator=Operator.ADD
     )
@@ -113,7 +113,7 @@ def bench_step(rank: int, world_size: int, rounds: int) -> list[Ratio]:
 
 
 def grown_host(config: Any, shape: tuple[int, ...], classes: int, slots: Sequence[str], blueprint: str) -> Grown:
-    """A host alone, with a seed at `ALPHA` in each of ``slots``."""
+    """A host without an engine, with a seed at `ALPHA` in each of ``slots``."""
     torch.manual_seed(0)
     model = build_host(config, shape, classes)
     points = model.injection_points()  # type: ignore[operator]
@@ -136,17 +136,17 @@ def grown_host(config: Any, shape: tuple[int, ...], classes: int, slots: Sequenc
 
 
 def leave_one_out_naive(grown: Grown, slots: Sequence[str], x: Tensor, y: Tensor, task: Task) -> Callable[[], Any]:
-    """One full forward with all seeds and one without each, and nothing but that."""
+    """One full forward pass with all seeds and one without each."""
 
     def forwards() -> list[float]:
         grown.model.eval()
-        found = []
+        sums = []
         with torch.no_grad():
             for left_out in (None, *slots):
                 with grown.override({} if left_out is None else {left_out: 0.0}):
                     loss, correct = task.per_sample(grown.model(x), y)
-                found.append((loss.sum().item(), correct.sum().item()))
-        return [loss - found[0][0] for loss, _ in found[1:]]
+                sums.append((loss.sum().item(), correct.sum().item()))
+        return [loss - sums[0][0] for loss, _ in sums[1:]]
 
     return forwards
 
@@ -200,7 +200,7 @@ def bench_attribution(rank: int, world_size: int, rounds: int) -> list[Ratio]:
 
 
 def copies(step: Callable[[], Any]) -> int:
-    """Feature maps that are copied, forward and backward, below our code."""
+    """Counts the feature maps that one call copies, forward and backward."""
     wide = 0
 
     def see(func: Any, args: Any, result: Any) -> None:
@@ -213,7 +213,7 @@ def copies(step: Callable[[], Any]) -> int:
 
 
 def operators(step: Callable[[], Any]) -> int:
-    """ATen operators that one call dispatches, backward included."""
+    """Counts the ATen operators that one call dispatches, backward included."""
     seen: list[str] = []
     dispatched(step, lambda func, args, result: seen.append(func._opname) if func.namespace == "aten" else None)
     return len(seen)
@@ -227,10 +227,10 @@ def bench_layout(rank: int, world_size: int, rounds: int) -> list[Ratio]:
 
     def step(layout: torch.memory_format) -> Callable[[], None]:
         grown = grown_host(CNNConfig(widths=[16, 32]), (3, 32, 32), 10, slots, "conv_light")
-        model, given = grown.model.to(memory_format=layout), x.contiguous(memory_format=layout)
+        model, images = grown.model.to(memory_format=layout), x.contiguous(memory_format=layout)
 
         def run() -> None:
-            nn.functional.cross_entropy(model(given), y).backward()
+            nn.functional.cross_entropy(model(images), y).backward()
             model.zero_grad(set_to_none=True)
 
         return run

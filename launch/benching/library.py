@@ -1,10 +1,10 @@
-"""The stall of a germination: a seed built where it is staged, or by the library's thread beside training.
+"""The stall of a germination: a seed built at the tick, or by the library's thread during training.
 
-One trial orders a birth, trains a few steps, and takes the seed, as the two ticks of a birth do. Its stall is what that
-took beyond the same number of steps without a birth: the build itself, or the steps that the thread slowed down and
-the wait at the end. Every trial is a birth of its own, found nowhere. The thread needs a core that training leaves
-idle; where ranks x threads fill the machine there is nothing to gain, and the line says how many there are. Beside the
-stall stands the processor time that the training thread itself spent on the birth, which a busy machine hardly changes.
+One trial orders a birth, trains a few steps, and takes the seed, as the two ticks of a birth do. Its stall is the time
+beyond the same number of steps without a birth: the build itself, or the steps that the thread slowed down and the wait
+at the end. Every trial is a new birth, which no library holds. The thread needs a core that training leaves idle. If
+ranks x threads fill the machine, there is nothing to gain; the line says how many cores there are. The second line is
+the processor time that the training thread itself spent on the birth, which a busy machine hardly changes.
 """
 
 import os
@@ -51,12 +51,12 @@ def bench_stall(rank: int, world_size: int, rounds: int) -> list[Ratio]:
             engine.train_step()
         return time.perf_counter() - began
 
-    own: dict[str, list[float]] = {"esper": [], "plain": [], "plain again": []}
+    thread_s: dict[str, list[float]] = {"esper": [], "plain": [], "plain again": []}
 
-    def trial(name: str, given: Library | None) -> float:
+    def trial(name: str, library_or_none: Library | None) -> float:
         nonlocal births
         births += 1
-        growth.library = given
+        growth.library = library_or_none
         steady = steps()
         began = time.perf_counter()
         worked = time.thread_time()
@@ -65,14 +65,14 @@ def bench_stall(rank: int, world_size: int, rounds: int) -> list[Ratio]:
         steps()
         settling = time.thread_time()
         growth.settle()
-        own[name].append(worked + time.thread_time() - settling)
+        thread_s[name].append(worked + time.thread_time() - settling)
         stall = time.perf_counter() - began - steady
         assert not growth.vetoes, growth.failures
         growth.perform([Discard(SLOT)])
         shutil.rmtree(folder / "seeds", ignore_errors=True)
         return stall
 
-    arms = {name: partial(trial, name, library if name == "esper" else None) for name in own}
+    arms = {name: partial(trial, name, library if name == "esper" else None) for name in thread_s}
     try:
         times = interleave(arms, rounds)
     finally:
@@ -85,7 +85,7 @@ def bench_stall(rank: int, world_size: int, rounds: int) -> list[Ratio]:
         f"{SEED} of {size / 1e6:.1f} M parameters, {world_size} ranks of one thread on {os.cpu_count()} cores; "
         f"stall {without:.0f} ms without, {beside:.0f} ms with"
     )
-    counted = {name: seconds[1:] for name, seconds in own.items()}  # without the warm-up
+    counted = {name: seconds[1:] for name, seconds in thread_s.items()}  # without the warm-up
     spent, less = (1e3 * statistics.median(counted[name]) for name in ("plain", "esper"))
     alone = f"the same births, forward of the check included: {spent:.0f} ms without, {less:.1f} ms with"
     return [

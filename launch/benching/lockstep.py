@@ -1,4 +1,4 @@
-"""What lockstep costs: a step with empty slots, a tick, a growth, against what one would write by hand."""
+"""Costs of lockstep: a step with empty slots, a tick, a growth, each against hand-written code."""
 
 import random
 import statistics
@@ -44,7 +44,7 @@ def bench_step(rank: int, world_size: int, rounds: int) -> list[Ratio]:
 
 
 def live_slots(engine: Engine, count: int) -> None:
-    """Plants a TRAINING seed in every slot, as a life would have it."""
+    """Plants a TRAINING seed in each of the first ``count`` slots, in the state that growth would give it."""
     changed = {}
     for entry in engine.state.slots[:count]:
         engine.growth.plant(entry.slot, engine.growth.build(entry.slot, "mlp_small", 1))
@@ -99,7 +99,7 @@ def bench_tick(rank: int, world_size: int, rounds: int) -> list[Ratio]:
 
 
 def count_collectives(step: Callable[[], None]) -> int:
-    """Collectives issued in one call, counted by the profiler below our code."""
+    """Counts the collectives of one call, by torch's profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     return sum(event.count for event in profile.key_averages() if event.key.startswith("c10d::"))

@@ -1,6 +1,6 @@
-"""The session among the runs that `launch/same_runs.py` compares: ``torchrun ... loop.py FOLDER [FILE TO RESTORE]``.
+"""The session of `launch/same_runs.py`: ``torchrun ... loop.py FOLDER [FILE TO RESTORE]``.
 
-Written into FOLDER: events.jsonl, middle.pt after half of the steps, end.pt, done.
+It writes into FOLDER: events.jsonl, middle.pt after half of the steps, end.pt, done.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A run that is struck from outside: its commands, its processes, where it is, and what it came to."""
+"""A run under kills: its commands, its processes, its progress and its result."""
 
 import json
 import os
@@ -33,8 +33,8 @@ SETTINGS = (
     "telemetry.console=off",
     "telemetry.wandb.mode=disabled",
 )
-# Whom, and what a scheduler, a kernel or a person sends there. The agent is deaf to stop signals, and a launcher or an
-# agent that stands still is a machine that stands still: nobody is there to notice.
+# The victims, and the signals that a scheduler, the kernel or a person sends to them. The agent ignores stop signals. A
+# stopped launcher or agent is left out: it is like a stopped machine, on which no process could notice it.
 VICTIMS: dict[str, tuple[str, ...]] = {
     "rank 0": ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGSEGV", "SIGSTOP"),
     "rank 1": ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGABRT", "SIGSTOP"),
@@ -46,12 +46,23 @@ VICTIMS: dict[str, tuple[str, ...]] = {
 
 
 class Failed(Exception):
-    """A round went wrong; the text says how."""
+    """A round failed; the text says how."""
 
 
 @dataclass(slots=True)
 class Kill:
-    """One kill and what it cost: step and phase by rank 0's mark, seconds to the next trained step, steps lost."""
+    """One kill and its cost.
+
+    Fields:
+        victim: a key of `VICTIMS`.
+        signal: by name.
+        step: of rank 0's last mark.
+        phase: of rank 0's last mark.
+        at: time of the kill, by the monotonic clock.
+        attempt: number of the attempt that it hit.
+        again_s: seconds until ranks trained again; None if they did not.
+        lost: optimizer steps that were repeated.
+    """
 
     victim: str
     signal: str
@@ -84,9 +95,9 @@ class Run:
             )
 
     def processes(self) -> dict[str, list[int]]:
-        """Process ids by victim, of those that are there."""
+        """The process ids of every victim that exists now."""
         assert self.command is not None
-        found: dict[str, list[int]] = {"launcher": [self.command.pid]}
+        pids_of: dict[str, list[int]] = {"launcher": [self.command.pid]}
         for pid in descendants_of(self.command.pid):
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -94,14 +105,14 @@ class Run:
             except OSError:  # it ended meanwhile
                 continue
             if b"esper.launcher.agent" in words:
-                found["agent"] = [pid]
+                pids_of["agent"] = [pid]
             elif b"esper.worker" in words:
                 rank = next((v[5:].decode() for v in variables if v.startswith(b"RANK=")), "")
-                found[f"rank {rank}"] = [pid]
-        ranks = [pid for name, pids in found.items() if name.startswith("rank") for pid in pids]
+                pids_of[f"rank {rank}"] = [pid]
+        ranks = [pid for name, pids in pids_of.items() if name.startswith("rank") for pid in pids]
         if ranks:
-            found |= {"all ranks": ranks, "everything": [self.command.pid, *found.get("agent", []), *ranks]}
-        return found
+            pids_of |= {"all ranks": ranks, "everything": [self.command.pid, *pids_of.get("agent", []), *ranks]}
+        return pids_of
 
     def mark(self) -> tuple[int, str]:
         """Step and phase of rank 0's last mark."""
@@ -112,21 +123,21 @@ class Run:
         return step, phase
 
     def attempt(self) -> int:
-        """Number of the latest process group."""
+        """Number of the latest attempt."""
         try:
             return int(json.loads((self.folder / "attempt.json").read_text())["number"])
         except (OSError, ValueError):
             return 0
 
-    def look(self) -> None:
-        """The newest checkpoint never becomes an older one."""
+    def check_newest(self) -> None:
+        """Checks that the newest checkpoint has not become an older one."""
         steps = self.store.steps()
         if (steps[0] if steps else 0) < self.newest:
             raise Failed(f"the newest checkpoint was step {self.newest}, now there are {steps}")
         self.newest = steps[0] if steps else 0
 
-    def clear(self) -> None:
-        """Waits until nothing works on the run."""
+    def wait_for_processes(self) -> None:
+        """Waits until no process works on the run; kills what is left after a minute and fails."""
         deadline = time.monotonic() + 60.0
         while left := _working_on(self.folder):
             if time.monotonic() > deadline:
@@ -136,7 +147,7 @@ class Run:
             time.sleep(0.05)
 
     def end(self) -> None:
-        """Ends what still works on it, after a failure."""
+        """Kills the command and its processes if they still run, after a failure."""
         if self.command is not None and self.command.poll() is None:
             for pid in {*descendants_of(self.command.pid), self.command.pid}:
                 os.kill(pid, signal.SIGKILL)
@@ -144,47 +155,48 @@ class Run:
 
 
 def _working_on(folder: Path) -> list[int]:
-    found = []
+    """The live processes whose command line names the folder."""
+    pids = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             line, stat = (Path("/proc", entry, name).read_bytes() for name in ("cmdline", "stat"))
         except OSError:
             continue
         if str(folder).encode() in line and stat.rsplit(b")", 1)[1].split()[0] != b"Z":
-            found.append(int(entry))
-    return found
+            pids.append(int(entry))
+    return pids
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """What a run came to: every value of the last checkpoint by its path, and the result."""
-    found: dict[str, Any] = {}
+    """The result of a run: every value of the last checkpoint by its path, and result.json."""
+    values: dict[str, Any] = {}
 
-    def sort(value: Any, path: str) -> None:
+    def collect(value: Any, path: str) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
-                sort(item, f"{path}/{key}")
+                collect(item, f"{path}/{key}")
         elif isinstance(value, Tensor):
             raw = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            found[path] = (str(value.dtype), tuple(value.shape), raw)
+            values[path] = (str(value.dtype), tuple(value.shape), raw)
         else:
-            found[path] = value
+            values[path] = value
 
     step = run.store.steps()[0]
     for name in run.store.verify(step).files:
-        sort(run.store.load(step, name), name)
-    del found["state.pt/run_id"]
-    return {**found, "step": step, "result": json.loads((run.folder / "result.json").read_text())}
+        collect(run.store.load(step, name), name)
+    del values["state.pt/run_id"]
+    return {**values, "step": step, "result": json.loads((run.folder / "result.json").read_text())}
 
 
 def strike(run: Run, rng: random.Random) -> Kill | None:
-    """One signal to one victim, drawn from those that are there."""
-    there = run.processes()
-    victim = rng.choice([name for name in VICTIMS if name in there])
+    """Sends one signal to one victim, drawn from those that exist; None if none could be reached."""
+    victims = run.processes()
+    victim = rng.choice([name for name in VICTIMS if name in victims])
     name = rng.choice(VICTIMS[victim])
     step, phase = run.mark()
     kill = Kill(victim, name, step, phase, time.monotonic(), run.attempt())
     sent = 0
-    for pid in there[victim]:
+    for pid in victims[victim]:
         try:
             os.kill(pid, signal.Signals[name])
             sent += 1
