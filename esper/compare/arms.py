@@ -27,7 +27,7 @@ from esper.accord.account import step_flops
 from esper.accord.state import planted_slots
 from esper.config.strict import Reader, defaults_of
 from esper.config.tree import EsperConfig, build_config
-from esper.karn.comparison import Metric
+from esper.karn.rows import Metric
 from esper.launcher.compose import conf_folder, plain_of
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.fields import Checks

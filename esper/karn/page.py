@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from esper.karn.comparison import Comparison, Runs
+from esper.karn.comparison import Comparison
+from esper.karn.rows import Runs
 from esper.karn.runs import RunRecord
 from esper.karn.table import TablePart, table_parts, verdict_lines
 from esper.leyline.errors import ConfigError, RunDirError

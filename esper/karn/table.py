@@ -14,7 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.karn.comparison import BASELINES, Comparison, Metric, Row
+from esper.karn.comparison import Comparison
+from esper.karn.rows import BASELINES, Metric, Row
 from esper.karn.stats import Estimate
 
 Column = tuple[str, Callable[[Row], str]]

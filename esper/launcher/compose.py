@@ -35,7 +35,7 @@ _BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
 _HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
 
 
-store_defaults()  # whoever composes imports this module: conf/ is only half of the settings without them
+store_defaults()  # every module that composes imports this one; conf/ alone holds only what differs from the defaults
 
 
 class _JobFailed(Exception):

@@ -1,4 +1,4 @@
-"""The config classes as Hydra configs, so that conf/ holds only what differs from them.
+"""Stores the defaults of the config classes in Hydra, so that conf/ holds only what differs from them.
 
 A file of a group names its class first, and Hydra lays the file's own values over the class's defaults:
 
@@ -6,10 +6,10 @@ A file of a group names its class first, and Hydra lays the file's own values ov
     defaults: [/CNNConfig@_here_, _self_]
     kind: cnn
 
-``@_here_`` puts the class's settings where the file's own go. A setting without a default is ``???`` until somebody
-sets it. A file cannot take a default away, because ``???`` laid over a value changes nothing; where it must (a folder
-that only the user knows), it names a node of `NEEDS` instead. Hydra sees plain values, never the classes: checking them
-is `esper.config.tree`'s work, which names every problem at once.
+``@_here_`` puts the class's settings where the file's own go. A setting without a default is ``???`` until the user
+sets it. A file cannot take a default away, because ``???`` laid over a value changes nothing. For a setting that only
+the user knows, such as a folder, a file names a node of `NEEDS` instead. Hydra sees plain values, never the classes;
+`esper.config.tree` checks them and names every problem at once.
 """
 
 from hydra.core.config_store import ConfigStore

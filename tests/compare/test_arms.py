@@ -17,7 +17,7 @@ from esper.compare.arms import (
     read_result,
     steps_for,
 )
-from esper.karn.comparison import Metric
+from esper.karn.rows import Metric
 from esper.launcher.compose import conf_folder
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.tolaria.data import BatchPlan

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from esper.karn.comparison import Metric, compare, equal_flops
+from esper.karn.comparison import compare
 from esper.karn.page import write_page
+from esper.karn.rows import Metric, equal_flops
 from esper.karn.stats import Estimate
 from esper.karn.table import comparison_table, format_interval, format_number, markdown, table_parts, verdict_lines
 from esper.leyline.errors import RunDirError

@@ -1,0 +1,168 @@
+"""The numbers of one arm over its seeds, and its paired differences to other arms. Pure functions of run records.
+
+    equal FLOPs  validation loss after the same training FLOPs, the smallest total of all arms but `none`, on the seeds
+                 that all of them have
+    to final     training FLOPs until validation loss first reached the best of `final`, divided by the FLOPs of `final`
+
+Score: test accuracy, or minus test loss (nats), of the checkpoint that validation chose; higher is better.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from esper.karn.runs import RunRecord
+from esper.karn.stats import Estimate, bootstrap, improvement, interquartile_mean, mean, paired_difference
+
+Runs = Mapping[str, Mapping[int, RunRecord]]  # arm -> seed -> run
+BASELINES = ("none", "random", "schedule")
+
+
+class Metric(StrEnum):
+    """The score of a run: test accuracy, or minus test loss."""
+
+    ACCURACY = "accuracy"
+    LOSS = "loss"
+
+    def score(self, run: RunRecord) -> float:
+        """The score of one run; higher is better."""
+        return run.test_accuracy if self is Metric.ACCURACY else -run.test_loss
+
+    @property
+    def unit(self) -> str:
+        """The unit of differences of scores."""
+        return "points" if self is Metric.ACCURACY else "nats"
+
+    @property
+    def scale(self) -> float:
+        """The factor that turns a score into its unit."""
+        return 100.0 if self is Metric.ACCURACY else 1.0
+
+    @property
+    def places(self) -> int:
+        """Decimals of a number in this unit."""
+        return 2 if self is Metric.ACCURACY else 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The numbers of one arm.
+
+    Fields:
+        arm: its name.
+        seeds: the seeds that it was run on.
+        score: test score.
+        iqm: interquartile mean of the test score, with a bootstrap interval.
+        final_loss: validation loss at the end, nats per sample.
+        best_loss: lowest validation loss, nats per sample.
+        final_accuracy: validation accuracy at the end, a share.
+        best_accuracy: highest validation accuracy, a share.
+        test_accuracy: of the checkpoint that validation chose, a share.
+        test_loss: of the same checkpoint, nats per sample.
+        equal_loss: validation loss at equal FLOPs; None without common seeds, or if a run is missing or ended before.
+        to_final: median over seeds of FLOPs to final's loss over final's FLOPs (inf if half or more never reached it);
+            None without a `final` arm.
+        reached: seeds that reached final's loss.
+        asked: seeds that both this arm and `final` have.
+        flops: training FLOPs, mean over seeds.
+        parameters: at the end, mean over seeds.
+        wall_s: seconds, mean over seeds.
+        against: paired differences of score to each baseline that was run.
+        beats: P(arm > baseline), for each baseline that was run.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    score: Estimate
+    iqm: Estimate
+    final_loss: Estimate
+    best_loss: Estimate
+    final_accuracy: Estimate
+    best_accuracy: Estimate
+    test_accuracy: Estimate
+    test_loss: Estimate
+    equal_loss: Estimate | None
+    to_final: float | None
+    reached: int
+    asked: int
+    flops: Estimate
+    parameters: Estimate
+    wall_s: float
+    against: dict[str, Estimate]
+    beats: dict[str, Estimate]
+
+
+def shared_seeds(runs: Runs, *arms: str) -> list[int]:
+    """The seeds that all these arms have, in order."""
+    return sorted(set.intersection(*(set(runs.get(arm, {})) for arm in arms)))
+
+
+def difference(runs: Runs, metric: Metric, arm: str, other: str) -> Estimate | None:
+    """Paired difference of scores on the seeds that both arms have; None without any."""
+    seeds = shared_seeds(runs, arm, other)
+    if not seeds:
+        return None
+    return paired_difference([metric.score(runs[arm][s]) for s in seeds], [metric.score(runs[other][s]) for s in seeds])
+
+
+def equal_flops(runs: Runs) -> dict[int, float]:
+    """The smallest total of all arms but `none`, on the seeds that all have: a missing run must not move the budget."""
+    arms = [arm for arm, by_seed in runs.items() if by_seed and arm != "none"]
+    if not arms:
+        return {}
+    return {seed: min(runs[arm][seed].curve[-1].flops for arm in arms) for seed in shared_seeds(runs, *arms)}
+
+
+def ratios_to_final(runs: Runs, arm: str) -> list[float]:
+    """FLOPs to final's best validation loss over final's FLOPs, for each shared seed; inf if it was never reached."""
+    ratios = []
+    for seed in shared_seeds(runs, arm, "final"):
+        final = runs["final"][seed]
+        spent = runs[arm][seed].flops_to(final.best_loss)
+        ratios.append(math.inf if spent is None else spent / final.flops)
+    return ratios
+
+
+def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
+    """Computes the row of an arm that has at least one run."""
+    by_seed = runs[arm]
+    seeds = tuple(sorted(by_seed))
+    records = [by_seed[seed] for seed in seeds]
+    scores = np.array([metric.score(run) for run in records])
+    at_equal = equal_flops(runs)
+    equal = [by_seed[seed].loss_at(flops) if seed in by_seed else None for seed, flops in at_equal.items()]
+    measured = [loss for loss in equal if loss is not None]
+    ratios = ratios_to_final(runs, arm)
+    others = [other for other in BASELINES if other != arm and other in runs]
+    against, beats = {}, {}
+    for other in others:
+        margin = difference(runs, metric, arm, other)
+        if margin is not None:
+            against[other] = margin
+            other_scores = np.array([metric.score(run) for run in runs[other].values()])
+            beats[other] = bootstrap(improvement, scores, other_scores)
+    return Row(
+        arm=arm,
+        seeds=seeds,
+        score=mean(list(scores)),
+        iqm=bootstrap(interquartile_mean, scores),
+        final_loss=mean([run.final_loss for run in records]),
+        best_loss=mean([run.best_loss for run in records]),
+        final_accuracy=mean([run.final_accuracy for run in records]),
+        best_accuracy=mean([run.best_accuracy for run in records]),
+        test_accuracy=mean([run.test_accuracy for run in records]),
+        test_loss=mean([run.test_loss for run in records]),
+        equal_loss=mean(measured) if measured and len(measured) == len(equal) else None,
+        to_final=statistics.median(ratios) if ratios else None,
+        reached=sum(map(math.isfinite, ratios)),
+        asked=len(ratios),
+        flops=mean([run.flops for run in records]),
+        parameters=mean([run.parameters for run in records]),
+        wall_s=statistics.fmean(run.wall_s for run in records),
+        against=against,
+        beats=beats,
+    )
