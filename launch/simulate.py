@@ -13,7 +13,7 @@ from collections import Counter
 
 from esper.drill.crowd import Crowd, run_crowd, strip_ages
 from esper.drill.explore import Explorer, SmallWorld
-from esper.drill.replica import FaultKind
+from esper.drill.faults import FaultKind
 
 
 def show_crowd(args: argparse.Namespace) -> None:

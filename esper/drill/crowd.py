@@ -15,7 +15,8 @@ from esper.accord.config import EvidencePolicy, GateConfig, SlotsConfig
 from esper.accord.effects import Veto
 from esper.accord.state import RunState
 from esper.drill.bus import Bus, ProtocolBroken, RankEnd
-from esper.drill.replica import FaultKind, InjectedFault, Replica, build_chain, terms_for
+from esper.drill.faults import FaultKind, InjectedFault
+from esper.drill.replica import Replica, build_chain, terms_for
 from esper.leyline.events import Event
 from esper.leyline.fields import Checks
 from esper.leyline.plain import digest62

@@ -24,9 +24,10 @@ from typing import TypeVar
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.state import RunState
 from esper.drill.bus import Bus, ProtocolBroken, RankEnd, RankWorld
+from esper.drill.faults import FaultKind
 from esper.drill.invariants import can_empty, find_violations, key_of, settle
 from esper.drill.paper_growth import PaperGrowth
-from esper.drill.replica import FaultKind, Replica, build_chain, terms_for
+from esper.drill.replica import Replica, build_chain, terms_for
 from esper.drill.situations import BLUEPRINT, Situation, losses, situations, troubles
 from esper.leyline.errors import LockstepError
 from esper.leyline.protocols import NullSink

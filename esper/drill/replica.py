@@ -9,8 +9,7 @@ clock, a weight. The protocol is never told of a fault; its outcome shows whethe
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.effects import Veto
 from esper.accord.state import RunState, Terms
 from esper.drill.bus import Lost
+from esper.drill.faults import FaultKind, InjectedFault
 from esper.kasmina.attach import attach, attach_described
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import Site
@@ -44,36 +44,6 @@ from esper.tolaria.ranks.world import World
 DIM = 4
 STEPS = 10  # optimizer steps between ticks
 OPERATORS = (Operator.ADD, Operator.MULTIPLY, Operator.GATE)
-
-
-class FaultKind(StrEnum):
-    """The faults of a rank in a tick; the first three remove the rank."""
-
-    LOST_BEFORE_OBSERVE = "lost before observe"
-    LOST_BEFORE_COMMIT = "lost between observe and commit"
-    LOST_AFTER_COMMIT = "lost after commit"
-    MEASURE = "failure in measure"
-    DECIDE = "failure in the controller"
-    STAGE = "forged stage"
-    TICK = "forged tick"
-    STEP = "forged step"
-    ALPHA = "forged alpha"
-    WEIGHT = "forged seed weight"
-    HOST = "forged host weight"
-
-    @property
-    def loses(self) -> bool:
-        """Whether it removes the rank."""
-        return self in (FaultKind.LOST_BEFORE_OBSERVE, FaultKind.LOST_BEFORE_COMMIT, FaultKind.LOST_AFTER_COMMIT)
-
-
-@dataclass(frozen=True, slots=True)
-class InjectedFault:
-    """One fault: its kind, rank and tick."""
-
-    kind: FaultKind
-    rank: int
-    tick: int
 
 
 class ChainHost(nn.Module):

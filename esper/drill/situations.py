@@ -18,7 +18,7 @@ from esper.accord.effects import Veto
 from esper.accord.lifecycle import SlotState
 from esper.accord.observation import observation_of
 from esper.accord.state import RunState, Terms
-from esper.drill.replica import FaultKind, InjectedFault
+from esper.drill.faults import FaultKind, InjectedFault
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command, wait
 from esper.leyline.legality import why_refused

@@ -6,7 +6,7 @@ import pytest
 
 from esper.drill.bus import Bus, Lost, ProtocolBroken, RankWorld
 from esper.drill.crowd import Crowd, CrowdResult, Setting, live, run_crowd, strip_ages
-from esper.drill.replica import FaultKind
+from esper.drill.faults import FaultKind
 from esper.leyline.errors import LockstepError
 from esper.leyline.events import BirthVetoed, StageChanged
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
