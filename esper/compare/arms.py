@@ -28,6 +28,7 @@ from esper.accord.state import planted_slots
 from esper.config.strict import Reader, defaults_of
 from esper.config.tree import EsperConfig, build_config
 from esper.karn.rows import Metric
+from esper.kasmina.streams import undisturbed
 from esper.launcher.compose import conf_folder, plain_of
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.fields import Checks
@@ -185,9 +186,9 @@ class DataCache:
 
 def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
     """Training FLOPs per sample of a network that does not change: the host and its planted seeds."""
-    streams = torch.get_rng_state()
-    grown = build_grown(config, bundle, torch.device("cpu"))
-    torch.set_rng_state(streams)
+    cpu = torch.device("cpu")
+    with undisturbed(cpu):
+        grown = build_grown(config, bundle, cpu)
     costs = build_costs(grown, bundle.example())
     return step_flops(planted_slots(list(grown.slots), config.slots), costs, config.slots)
 

@@ -1,4 +1,4 @@
-"""Where conf/ is."""
+"""Finds the folder of the YAML settings, conf/."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from esper.leyline.files import package_folder
 
 
 def conf_folder() -> Path:
-    """Hydra's groups: inside an installed package, beside the package in a checkout."""
+    """The folder of Hydra's groups: inside an installed package, beside the package in a checkout."""
     package = package_folder()
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from esper.config.folder import conf_folder
-from esper.config.strict import defaults_of, in_words, override_text
+from esper.config.strict import defaults_of, describe_hint, override_text
 from esper.config.tree import FIXED_SECTIONS, KINDS, EsperConfig
 from esper.leyline.fields import as_markdown, class_doc, field_docs
 
@@ -40,31 +40,33 @@ def _rows(cls: type, path: str = "") -> list[str]:
             rows += _rows(typing.cast(type, hint), f"{path}{name}.")
             continue
         meaning = as_markdown(docs[name])
-        rows.append(f"| `{path}{name}` | {in_words(hint)} | `{override_text(defaults[name])}` | {meaning} |")
+        rows.append(f"| `{path}{name}` | {describe_hint(hint)} | `{override_text(defaults[name])}` | {meaning} |")
     return rows
 
 
-def _table(cls: type, said: str = "") -> list[str]:
-    words = as_markdown(class_doc(cls))
-    head = [] if words == said else [words, ""]
+def _table(cls: type, shown: str = "") -> list[str]:
+    """The table of a config class beneath its docstring, unless that text is ``shown`` already."""
+    text = as_markdown(class_doc(cls))
+    head = [] if text == shown else [text, ""]
     return [*head, "| setting | type | default | meaning |", "|---|---|---|---|", *_rows(cls), ""]
 
 
 def _settings(plain: Any, path: str = "") -> list[str]:
-    """What a file sets, as one would type it."""
+    """The settings of a file as they are typed in overrides."""
     if isinstance(plain, dict):
         return [line for key, value in plain.items() for line in _settings(value, f"{path}.{key}" if path else key)]
     return [f"`{path}={override_text(plain)}`"]
 
 
 def _option(group: str, name: str, chosen: bool) -> str:
-    """One option of a group: what its file says of itself, what it begins from, and what it sets."""
+    """One option of a group: the comment in its file, the option it begins from, and the settings it sets."""
     text = (conf_folder() / group / f"{name}.yaml").read_text()
-    own = yaml.safe_load(text)
-    said = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line)
-    sentences = [as_markdown(said.removesuffix("."))] if said else []
+    plain = yaml.safe_load(text)
+    lines = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
+    comment = " ".join(lines)
+    sentences = [as_markdown(comment.removesuffix("."))] if comment else []
     sets, begins = [], "Sets"
-    for entry in own.pop("defaults"):
+    for entry in plain.pop("defaults"):
         if isinstance(entry, dict):  # an experiment chooses options of groups
             sets += [f"`{key.removeprefix('override /')}={option}`" for key, option in entry.items()]
         elif "_needs_" in entry:
@@ -72,9 +74,9 @@ def _option(group: str, name: str, chosen: bool) -> str:
             sentences.append(f"You must set `{group}.{needed}`")
         elif entry[0] not in "/_":
             begins = f"As `{group}={entry}`, with"
-    if own.get("kind") == name:
-        del own["kind"]  # what the option is called
-    sets += _settings(own, "" if group == "experiment" else group)
+    if plain.get("kind") == name:
+        del plain["kind"]  # it is the option's name
+    sets += _settings(plain, "" if group == "experiment" else group)
     if sets:
         sentences.append(f"{begins} {', '.join(sets)}")
     line = f"- `{group}={name}`" + (" (unless you choose another)" if chosen else "")
@@ -82,6 +84,7 @@ def _option(group: str, name: str, chosen: bool) -> str:
 
 
 def _options(group: str, root: dict[str, Any]) -> list[str]:
+    """The list of a group's options; empty if it has none."""
     names = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
     chosen = [entry[group] for entry in root["defaults"] if isinstance(entry, dict) and group in entry]
     return ["Options:", "", *(_option(group, name, name in chosen) for name in names), ""] if names else []
@@ -92,13 +95,13 @@ def page() -> str:
     root = yaml.safe_load((conf_folder() / "config.yaml").read_text())
     lines = [_HEAD]
     for name, meaning in field_docs(EsperConfig).items():
-        said = as_markdown(meaning)
-        lines += [f"## {name}", "", said, ""]
+        text = as_markdown(meaning)
+        lines += [f"## {name}", "", text, ""]
         if name in root:
             lines += [f"`conf/config.yaml` sets {', '.join(_settings(root[name], name))}.", ""]
         lines += _options(name, root)
         if name in FIXED_SECTIONS:
-            lines += _table(FIXED_SECTIONS[name], said)
+            lines += _table(FIXED_SECTIONS[name], text)
         elif name in KINDS:
             find, kinds = KINDS[name]
             for kind in kinds():

@@ -19,7 +19,7 @@ from typing import Any
 from esper.leyline.errors import ConfigError
 
 _EXPECTED = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
-UNSET = "???"  # what Hydra and OmegaConf write for a value that somebody has yet to set
+UNSET = "???"  # Hydra and OmegaConf write this for a value that the user must set
 _FIELD_LINE = re.compile(r"(\w+) = ")
 
 
@@ -57,11 +57,12 @@ def as_plain(value: Any) -> Any:
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """Plain data of a config class with every field at its default; ``???`` where it has none."""
+    """Plain data of a config class with every field at its default; ``???`` for a field without one."""
     return {field.name: _default(field) for field in dataclasses.fields(cls)}
 
 
 def _default(field: Any) -> Any:
+    """The default of a field as plain data."""
     if field.default is not dataclasses.MISSING:
         return as_plain(field.default)
     if field.default_factory is not dataclasses.MISSING:
@@ -74,13 +75,13 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def in_words(hint: Any) -> str:
+def describe_hint(hint: Any) -> str:
     """Describes the values of a type hint."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if option is type(None) else in_words(option) for option in options)
+        return " or ".join("null" if option is type(None) else describe_hint(option) for option in options)
     if origin in (list, tuple):
-        return "a list" if not options or options[0] is Any else f"a list, each item {in_words(options[0])}"
+        return "a list" if not options or options[0] is Any else f"a list, each item {describe_hint(options[0])}"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return f"one of {', '.join(_member_text(member) for member in hint)}"
     if origin is dict or dataclasses.is_dataclass(hint):
@@ -128,7 +129,9 @@ class Reader:
                 values[name] = self._value(_hints(cls)[name], plain[name], here)
             except _Misfit:
                 hint = _hints(cls)[name]
-                self.problem(here, plain[name], f"expected {in_words(hint)}", self._fix(here, field, hint, plain[name]))
+                self.problem(
+                    here, plain[name], f"expected {describe_hint(hint)}", self._fix(here, field, hint, plain[name])
+                )
         if len(self.problems) > before:
             return None
         try:

@@ -21,7 +21,7 @@ from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.streams import seed_rank, undisturbed
+from esper.kasmina.streams import seed_rank, seed_streams, undisturbed
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 from esper.leyline.protocols import EventSink
@@ -51,7 +51,7 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
         raise ConfigError(
             f"trainer.channels_last = true: is for images (C, H, W), the data has {bundle.input_shape}; set it to false"
         )
-    torch.manual_seed(config.seed)
+    seed_streams(config.seed)
     host = build_host(config.host, bundle.input_shape, bundle.classes)
     host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
     points = {point.slot: point.module for point in host.injection_points()}  # type: ignore[operator]

@@ -21,7 +21,7 @@ from torch import Tensor
 from esper.leyline.errors import CheckpointError
 from esper.leyline.files import write_whole
 
-FORMAT = 2
+FORMAT = 3
 KIND = "esper session"
 KEYS = {
     "format",

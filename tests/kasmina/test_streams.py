@@ -1,27 +1,33 @@
 """What measures leaves the random streams alone, and touches no device but its own."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from esper.kasmina import streams
-from esper.kasmina.streams import cuda_devices, seed_rank, undisturbed
+from esper.kasmina.streams import (
+    cuda_devices,
+    rng_state,
+    seed_rank,
+    seed_streams,
+    set_rng_state,
+    undisturbed,
+)
+from esper.leyline.errors import CheckpointError
 from esper.session.batches import Batches
 
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> list[list[torch.device]]:
-    """The device lists of every fork; torch is asked for the CPU's stream alone."""
+    """The CUDA devices whose streams are read, at each time; no device is really asked."""
     lists: list[list[torch.device]] = []
-    real = torch.random.fork_rng
-
-    def fork_rng(devices=None, **kwargs):
-        assert devices is not None, "without a list torch forks the stream of every GPU of the machine"
-        lists.append(list(devices))
-        return real([], **kwargs)
-
-    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    read, put_back = streams.read_streams, streams.set_streams
+    monkeypatch.setattr(streams, "read_streams", lambda devices=(): (lists.append(list(devices)), read())[1])
+    monkeypatch.setattr(streams, "set_streams", lambda state, devices=(): put_back(state))
     return lists
 
 
@@ -37,6 +43,31 @@ def test_draws_inside_the_block_leave_the_stream_where_it_was():
     assert torch.equal(first[:4], expected)
     torch.manual_seed(0)
     assert torch.equal(seeded, torch.rand(2))
+
+
+def test_pythons_and_numpys_streams_are_kept_too():
+    def draw() -> tuple[float, float, float, float]:
+        return random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.standard_normal())
+
+    random.seed(5)
+    np.random.seed(5)
+    random.gauss(0, 1)  # the second of a pair waits inside the state
+    np.random.standard_normal()
+    device = torch.device("cpu")
+    saved = rng_state(device)
+    with undisturbed(device, seed=1):
+        inside = draw()
+    expected = draw()
+    set_rng_state({key: None if value is None else value.clone() for key, value in saved.items()}, device)
+    assert draw() == expected
+    seed_streams(1)
+    assert draw() == inside
+
+
+def test_a_generator_that_cannot_be_saved_is_named(monkeypatch):
+    monkeypatch.setattr(np.random, "get_state", lambda legacy: {"bit_generator": "PCG64"})
+    with pytest.raises(CheckpointError, match="numpy's global generator is a PCG64"):
+        rng_state(torch.device("cpu"))
 
 
 def test_only_the_named_devices_are_forked(forked):

@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler as schedules
 
 import esper
 from esper.leyline.errors import CheckpointError, ConfigError
-from esper.session.file import content_digest
+from esper.session.file import FORMAT, content_digest
 from tests.support.sessions import LIFE_STEPS, SITES, A, B, adamw, host, loss, make, probe, replica, train
 
 
@@ -131,7 +131,7 @@ def edited(path: Any, change: Any) -> Any:
     [
         (lambda p: p.pop("scheduler"), r"missing \['scheduler'\], unknown nothing"),
         (lambda p: p.update(extra=1), r"missing nothing, unknown \['extra'\]"),
-        (lambda p: p.update(format=9), "format 9, this version reads 2"),
+        (lambda p: p.update(format=9), f"format 9, this version reads {FORMAT}"),
         (lambda p: p["run_state"].pop("tick"), "run_state: missing tick"),
         (lambda p: p["settings"].update(stepps=3), "settings: unknown stepps"),
         (lambda p: p["model"].pop("7.bias"), r"Missing key.*7\.bias"),

@@ -19,7 +19,7 @@ from esper.kasmina.attribution.prefixes import How, forward_parts
 from esper.kasmina.hosts.resume import Resumable, State
 from esper.kasmina.slots.confidence import confident
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.streams import cuda_devices, read_streams, set_streams, undisturbed
+from esper.kasmina.streams import Streams, cuda_devices, read_streams, set_streams, undisturbed
 from esper.leyline.errors import ConfigError
 
 # per_sample(model output, target) -> loss [B] in nats, correct [B] in [0, 1]; a sequence is one sample
@@ -59,14 +59,14 @@ def _run_separately(
 ) -> Tensor:
     """Returns [M, 2, B]. A stack holds the states from which later parts begin, and the random streams there."""
     devices = cuda_devices(grown.model)
-    states: list[tuple[State, list[Tensor]]] = []
+    states: list[tuple[State, Streams]] = []
     values: dict[int, Tensor] = {}
     with undisturbed(grown.model):
         begin = read_streams(devices)
         for part in forward_parts(plan, host.slot_order() if host else None):
             del states[part.depth :]
             state, streams = states[-1] if states else ((), begin)
-            set_streams(devices, streams)
+            set_streams(streams, devices)
             with grown.override(plan.alphas(part.coalitions[0])):
                 if host is not None and part.start is not None:
                     result = host.forward_from(state, part.start, until=part.until)

@@ -38,8 +38,8 @@ class Panic(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolledBack(Event):
-    """All ranks went back to one cleared generation; the axes are those of the panic. What is told after this at later
-    steps than ``to_step`` takes the place of what was told before it.
+    """All ranks went back to one cleared generation; the axes are those of the panic. Later events
+    beyond ``to_step`` replace earlier ones.
     """
 
     kind: ClassVar[str] = "rollback"

@@ -21,7 +21,7 @@ from esper.tolaria.ranks.world import World
 
 COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id", "teacher"}
 OPTIONAL_KEYS = {"observers"}  # present exactly if an observer has a state
-OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda"}
+OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda", "rng_python", "rng_numpy"}
 
 
 def collect_common(

@@ -28,7 +28,7 @@ from esper.leyline.errors import CheckpointError
 from esper.leyline.files import RunDir, sync, write_synced
 from esper.leyline.plain import from_plain, to_plain
 
-FORMAT = 4
+FORMAT = 5
 
 
 def rank_file(rank: int) -> str:

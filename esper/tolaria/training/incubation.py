@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.streams import rng_state, set_rng_state
+from esper.kasmina.streams import cuda_devices, read_streams, set_streams
 
 Call = Callable[..., Any]  # stands for the model: takes its inputs, returns its output
 
@@ -35,11 +35,12 @@ def with_shadows(
     """
     if not slots:
         return host()
-    before = rng_state(device)
+    devices = cuda_devices(device)
+    before = read_streams(devices)
     total = host()
-    after = rng_state(device)
+    after = read_streams(devices)
     for slot in slots:
-        set_rng_state(before, device)
+        set_streams(before, devices)
         total = total + shadow(partial(grown.incubate, slot))
-    set_rng_state(after, device)
+    set_streams(after, devices)
     return total

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from esper.accord.state import RunState
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.streams import rng_state, set_rng_state
+from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import CheckpointError
 from esper.leyline.evidence import Reading, estimate_mean
 from esper.tolaria.checkpoint.snapshot import read_common
@@ -107,9 +107,8 @@ def rebuild_checkpoint(store: CheckpointStore, step: int, fresh: Callable[[], Gr
     """
     payload, state = read_common(store, step)
     device = growth.world.device
-    streams = rng_state(device)  # a fresh host is seeded alike on every rank; the ranks' own streams must not change
-    grown = fresh()
-    set_rng_state(streams, device)
+    with undisturbed(device):  # a fresh host is seeded alike on every rank; the ranks' own streams must not change
+        grown = fresh()
     rebuild_record(
         grown,
         state,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from esper.leyline.errors import CheckpointError
-from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
+from esper.tolaria.checkpoint.store import FORMAT, CheckpointStore, rank_file
 
 RANKS = 2
 
@@ -166,8 +166,8 @@ DAMAGE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("manifest.json", lambda path: path.write_bytes(b"\xff\x00"), "not a readable manifest"),
     ("manifest.json", lambda path: path.write_text("[]"), "not a readable manifest"),
     ("manifest.json", without_a_field, "missing score"),
-    ("manifest.json", another_format, "format 99, step 20; need 4, 20"),
-    ("manifest.json", another_step, "format 4, step 30; need 4, 20"),
+    ("manifest.json", another_format, f"format 99, step 20; need {FORMAT}, 20"),
+    ("manifest.json", another_step, f"format {FORMAT}, step 30; need {FORMAT}, 20"),
 ]
 
 
