@@ -9,7 +9,7 @@ from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery
 
 
-class Loop(Protocol):
+class RunLoop(Protocol):
     """The methods of the training loop that the governor's observer calls."""
 
     def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -32,7 +32,7 @@ class Loop(Protocol):
 
 
 def build_observers(
-    loop: Loop, saves: Saves, governor: Governor | None, further: Sequence[Observer]
+    loop: RunLoop, saves: Saves, governor: Governor | None, further: Sequence[Observer]
 ) -> Sequence[Observer]:
     """All observers of a run.
 
