@@ -54,6 +54,7 @@ def stop(command: Command, run: Path, signum: int, tick: int) -> None:
     assert command.end() == 75, command.told()
 
 
+@pytest.mark.slow  # torchrun starts killed ranks again in tests/faults/test_bad_day.py, too
 def test_a_killed_worker_is_started_again_by_torchrun(start: Start, tmp_path: Path, wanted: dict[str, Any]) -> None:
     run = tmp_path / "run"
     command = start(TRAIN, *GROWING, NO_WANDB, "world.max_restarts=1", "run.dir=run")
