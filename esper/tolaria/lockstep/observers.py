@@ -7,6 +7,9 @@
 
 Every rank calls the same observers in the same order, which the start handshake compares. So an observer may call a
 collective if every rank does, which it must decide by agreed data alone. An observer's state goes into checkpoints.
+
+A caller's observers come first, then saves, then the governor: so a save holds what an observer remembers of its tick,
+and an observer sees the tick before the governor has judged it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
