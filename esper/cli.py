@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain.add_argument("--at", metavar="STEP", type=int, help="checkpoint of this step; the one that validation chose")
     plain.add_argument("--to", metavar="FOLDER", type=Path, help="a new folder; RUN/export-STEP")
     plain.add_argument("--partial", action="store_true", help="also seeds with an alpha between 0 and 1, as they are")
+    plain.add_argument("--ema", action="store_true", help="the average of the weights (trainer.ema), not the weights")
     plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
     commands.add_parser("doctor", help="check whether a run will work here (esper doctor --help)")
     queue = commands.add_parser("requeue", help="put the Slurm job around this back into the queue", allow_abbrev=False)
@@ -146,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _compare(given)
         if given.command == "export":
             to = given.to and given.to.absolute()
-            print(export_run(given.run.absolute(), given.at, to, fold=not given.no_fold, partial=given.partial))
+            how = {"fold": not given.no_fold, "partial": given.partial, "averaged": given.ema}
+            print(export_run(given.run.absolute(), given.at, to, **how))
             return 0
         breaker = given.breaker and BreakerPhase(given.breaker)
         results.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute(), breaker))

@@ -45,15 +45,16 @@ def choose_step(store: CheckpointStore, at: int | None) -> int:
     )
 
 
-def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partial: bool) -> str:
+def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partial: bool, averaged: bool = False) -> str:
     """Writes the network of a run as a plain model; returns lines that describe it.
 
     Args:
         run: run directory.
         at: step of a checkpoint; None for the one that validation chose.
-        to: a new folder; None for ``export-STEP`` in the run directory.
+        to: a new folder; None for ``export-STEP`` (of an average ``export-STEP-ema``) in the run directory.
         fold: whether to fold seeds into weights, see `esper.kasmina.export.exporter.export`.
         partial: whether to export seeds with an alpha between 0 and 1, see there.
+        averaged: whether to export the average of the weights, see `esper.tolaria.lockstep.ema`.
 
     Raises:
         EsperError: the run cannot be exported.
@@ -64,7 +65,7 @@ def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partia
     registry.load_plugins()
     store = CheckpointStore.of_run(run)
     step = choose_step(store, at)
-    grown, state, run_id = rebuild_run(config, load_data(config.data), store, step)
+    grown, state, run_id = rebuild_run(config, load_data(config.data), store, step, averaged=averaged)
     exported = export(grown, fold=fold, partial=partial)
     seeds = {
         entry.slot: {"blueprint": entry.blueprint, "stage": entry.stage.name, "generation": entry.generation}
@@ -72,8 +73,12 @@ def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partia
         if entry.stage.has_seed
     }
     about = {"run_id": run_id, "step": step, "tick": state.tick, "host": plain["host"], "seeds": seeds}
-    folder = save_exported(exported, to or files.export(step), about)
-    lines = [f"esper: step {step} of {run} as a plain model in {folder}"]
+    place, what = files.export(step), f"step {step} of {run}"
+    if averaged:
+        place, what = place.with_name(f"{place.name}-ema"), f"the average of the weights at {what}"
+        about["ema"] = config.trainer.ema
+    folder = save_exported(exported, to or place, about)
+    lines = [f"esper: {what} as a plain model in {folder}"]
     for slot in exported.slots:
         where = f" {'into' if slot.way is Way.FOLDED else 'in'} {slot.where}" if slot.where else ""
         lines.append(f"  {slot.slot}  {seeds[slot.slot]['blueprint']}  {slot.way.value}{where}")

@@ -11,10 +11,13 @@ from esper.tolaria.checkpoint.snapshot import read_common
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.growth.planting import rebuild_network as rebuild_record
+from esper.tolaria.lockstep.ema import write_averages
 from esper.tolaria.training.evaluate import dtype_of
 
 
-def rebuild_run(config: EsperConfig, bundle: Bundle, store: CheckpointStore, step: int) -> tuple[Grown, RunState, str]:
+def rebuild_run(
+    config: EsperConfig, bundle: Bundle, store: CheckpointStore, step: int, *, averaged: bool = False
+) -> tuple[Grown, RunState, str]:
     """Rebuilds the network of a verified checkpoint as it was at that step.
 
     Args:
@@ -22,12 +25,13 @@ def rebuild_run(config: EsperConfig, bundle: Bundle, store: CheckpointStore, ste
         bundle: the run's data, for the shape of a sample.
         store: the run's checkpoints.
         step: of the checkpoint.
+        averaged: whether the weights are to be the average of the weights that lies in it.
 
     Returns:
         The network on the CPU, its record, and the run's id.
 
     Raises:
-        CheckpointError: the checkpoint does not fit the run's config.
+        CheckpointError: the checkpoint does not fit the run's config; it holds no average.
     """
     device = torch.device("cpu")
     payload, state = read_common(store, step)
@@ -44,4 +48,6 @@ def rebuild_run(config: EsperConfig, bundle: Bundle, store: CheckpointStore, ste
         device=device,
         incubation=config.slots.incubation,
     )
+    if averaged:
+        write_averages(grown, payload, str(store.path(step) / "state.pt"))
     return grown, state, str(payload["run_id"])

@@ -7,6 +7,7 @@ run_state, step, epoch        the agreed record, optimizer steps, epochs
 model                         state dict of the grown model; the host keeps its own keys
 optimizer                     class, host groups with their options, state by parameter name
 scheduler, scaler             state dicts, None without one
+ema                           decay, and averages of the weights by parameter name; None without
 ranks                         per rank: random number state, and the counts since the last tick
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from esper.leyline.errors import CheckpointError
 from esper.leyline.files import write_whole
 
-FORMAT = 3
+FORMAT = 4
 KIND = "esper session"
 KEYS = {
     "format",
@@ -36,6 +37,7 @@ KEYS = {
     "optimizer",
     "scheduler",
     "scaler",
+    "ema",
     "ranks",
 }
 

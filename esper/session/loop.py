@@ -24,6 +24,7 @@ from esper.session.recorder import Recorder
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.guard import StepReport
+from esper.tolaria.lockstep.ema import WeightAverage
 from esper.tolaria.lockstep.measure import measure
 from esper.tolaria.lockstep.narrate import Narrator
 from esper.tolaria.lockstep.tick import Cycle, Measured, tick_due
@@ -82,6 +83,7 @@ class Loop:
         epochs: epochs begun.
         state: the agreed record.
         closed: no call is allowed any more.
+        average: of the weights; None without one.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -92,6 +94,7 @@ class Loop:
         self.state = RunState(slots=self.terms.first_slots())
         self.steps = self.epochs = 0
         self.closed = False
+        self.average: WeightAverage | None = None
         self._passes, self._awaiting, self._windowed, self._graded = 0, False, False, False
 
     # one step -----------------------------------------------------------------------------------------------------
@@ -112,7 +115,8 @@ class Loop:
 
     def loss(self, batch: Any) -> Tensor:
         """See `esper.Session.loss`."""
-        self.check_open()
+        if torch.is_grad_enabled():
+            self.check_open()
         if self._loss is None:
             raise LoopError("session.loss(batch) needs loss= at construction: (model, batch) -> one value per sample")
         if not torch.is_grad_enabled():
@@ -206,6 +210,7 @@ class Loop:
         if self.config.scheduler_per == "step":
             self.adopted.advance_schedule()
         self.growth.set_alphas(self.state, self.steps)
+        self.parts.cycle.observers.after_step(report)
         consecutive = self.config.max_consecutive
         if tick_due(self.state, self.steps, self.window, self.config.control, self.terms, max_consecutive=consecutive):
             self._tick()
@@ -280,9 +285,11 @@ class Loop:
     # order of calls -----------------------------------------------------------------------------------------------
 
     def check_open(self) -> None:
-        """Raises LoopError once the session is closed."""
+        """Raises LoopError once the session is closed, or while the model's weights are their averages."""
         if self.closed:
             raise LoopError("the session is closed; the grown model is in session.grown.model")
+        if self.average is not None and self.average.in_use:
+            raise LoopError("within ema.applied() the model's weights are their averages; call this after the block")
 
     def check_between(self, what: str) -> None:
         """Raises LoopError between a loss and its step."""

@@ -15,6 +15,7 @@ from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
 from esper.leyline.errors import CheckpointError
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.slots import sort_slots
+from esper.session.average import average_words, check_average, collect_average, load_average
 from esper.session.file import FORMAT, KIND, check_layout, to_saveable
 from esper.session.loop import Loop
 from esper.session.parts import weights_digest
@@ -32,7 +33,9 @@ def collect(loop: Loop) -> dict[str, Any]:
     """
     parts, grown = loop.parts, loop.grown
     average_running_statistics(grown.model, loop.world)
-    shake_hands(loop.world, {"weights": str(weights_digest(grown)), "steps": str(loop.steps)})
+    shake_hands(
+        loop.world, {"weights": str(weights_digest(grown)), "steps": str(loop.steps), "ema": average_words(loop)}
+    )
     buffer = io.BytesIO()
     torch.save(_collect_own(loop), buffer)
     ranks = loop.world.gather_bytes(buffer.getvalue(), what="save")
@@ -58,6 +61,7 @@ def collect(loop: Loop) -> dict[str, Any]:
         },
         "scheduler": None if adopted.scheduler is None else to_saveable(adopted.scheduler.state_dict(), "scheduler"),
         "scaler": None if adopted.scaler is None else to_saveable(adopted.scaler.state_dict(), "scaler"),
+        "ema": collect_average(loop),
         "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
     }
 
@@ -113,6 +117,7 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     else:
         loop.window.take_sums(_sum_counts([own["window"]["_sums"] for own in taken]))
         seed_rank(loop.config.seed, world.rank, loop.steps)
+    load_average(loop, payload)
     loop.growth.restage(state)
     loop.follow(force=True)
 
@@ -150,6 +155,7 @@ def _check_payload(loop: Loop, payload: Mapping[str, Any], where: str) -> RunSta
             raise CheckpointError(f"{where}: it {have}; pass {name}= as it was then")
     if loop.parts.controller is not None and payload["controller"]["config"] != loop.parts.controller_plain:
         raise CheckpointError(f"{where}: saved with another controller; pass controller= as it was then")
+    check_average(loop, payload, where)
     try:
         return from_plain(RunState, payload["run_state"], "run_state")
     except ValueError as error:

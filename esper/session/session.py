@@ -29,6 +29,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
 from esper.leyline.events import Event
 from esper.leyline.protocols import Controller, EventSink
+from esper.session.average import Ema, begin_average
 from esper.session.config import SessionConfig, make_config, read_restored_config
 from esper.session.file import read_session_file, write_session_file
 from esper.session.loop import Loop, Parts
@@ -149,6 +150,21 @@ class Session:
         """
         return self._loop.step()
 
+    def ema(self, decay: float) -> Ema:
+        """The average of the weights, which `step` updates from now on; asked for again, the same one.
+
+        It grows and is pruned with the model, is saved and restored with the session, and lies on every rank: all of
+        them ask for it. See docs/ema.md.
+
+        Args:
+            decay: share of the average that one optimizer step keeps, in (0, 1), such as 0.999.
+
+        Raises:
+            ConfigError: the decay is outside (0, 1), or not that of the average that there is.
+        """
+        self._loop.check_between("session.ema()")
+        return Ema(self._loop, begin_average(self._loop, decay))
+
     # looking ------------------------------------------------------------------------------------------------------
 
     @property
@@ -206,7 +222,7 @@ class Session:
         """The sink that takes all events; on another rank than 0 it does nothing."""
         return self.parts.recorder.sink
 
-    def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
+    def export(self, example: Any = None, *, fold: bool = True, partial: bool = False, ema: bool = False) -> nn.Module:
         """A plain module that computes what the model computes now; see `esper.kasmina.export.export`.
 
         Args:
@@ -214,7 +230,15 @@ class Session:
                 session has none).
             fold: as there.
             partial: as there.
+            ema: whether to export the average of the weights.
+
+        Raises:
+            LoopError: ``ema`` without `Session.ema`.
         """
+        if ema:
+            if self._loop.average is None:
+                raise LoopError("session.export(ema=True) without an average; call session.ema(decay) before the loop")
+            return Ema(self._loop, self._loop.average).export(example, fold=fold, partial=partial)
         return export(self.grown, example, fold=fold, partial=partial).module
 
     def status(self, console: Console | None = None) -> Table:
@@ -255,6 +279,8 @@ class Session:
         loop.growth.dtype, self.world.device = first.dtype, first.device
         loop.window.move(first.device)
         loop.follow(force=True)
+        if loop.average is not None:
+            loop.average.follow()
         return self
 
     # saving -------------------------------------------------------------------------------------------------------

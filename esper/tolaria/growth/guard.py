@@ -47,7 +47,7 @@ class Judgement:
     """
 
     def __init__(self, owners: Sequence[str], norms_O: Tensor) -> None:
-        self._owners, self._event = tuple(owners), None
+        self._owners, self._event, self._there_O = tuple(owners), None, norms_O
         if norms_O.device.type == "cuda":
             self._norms_O = torch.empty(norms_O.shape, dtype=norms_O.dtype, pin_memory=True)
             self._norms_O.copy_(norms_O, non_blocking=True)
@@ -60,6 +60,11 @@ class Judgement:
         """Waits until the device has passed that step."""
         if self._event is not None:
             self._event.synchronize()
+
+    def taken(self) -> Tensor:
+        """1 if the optimizer took that step, 0 if it skipped it; 0-D float32 on the device, without a wait for it."""
+        found_inf = build_found_inf(self._owners, self._there_O)
+        return 1.0 - found_inf[HOST] if HOST in found_inf else self._there_O.new_ones((), dtype=torch.float32)
 
     def read(self) -> StepReport:
         """The report of that step; waits for the device."""

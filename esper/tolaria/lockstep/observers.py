@@ -4,6 +4,7 @@
     before_commit   sets what this rank will do and say: digest everything, save after this tick, its word
     after_commit    the decision is agreed, but the model has not followed it yet
     after_follow    the model is what the state says
+    after_step      between ticks, after each optimizer step; for those alone that have such a method
 
 Every rank calls the same observers in the same order, which the start handshake compares. So an observer may call a
 collective if every rank does, which it must decide by agreed data alone. An observer's state goes into checkpoints.
@@ -18,6 +19,7 @@ from typing import Any
 
 from esper.accord.state import RunState
 from esper.leyline.errors import CheckpointError
+from esper.tolaria.growth.guard import Judgement, StepReport
 from esper.tolaria.lockstep.decision import Decision
 from esper.tolaria.lockstep.wire import RankWord
 
@@ -88,15 +90,29 @@ class Observers:
     """
 
     def __init__(self, members: Iterable[Observer]) -> None:
-        self.members = tuple(members)
-        names = self.names
+        self.members: tuple[Observer, ...] = ()
+        self._stepping: list[Callable[[StepReport | Judgement], None]] = []
+        for member in members:
+            self.add(member)
+
+    def add(self, member: Observer) -> None:
+        """Adds one at the end; on every rank alike."""
+        names = (*self.names, member.name)
         if "" in names or len(set(names)) < len(names):
             raise ValueError(f"observers need names of their own; these are {', '.join(names)}")
+        self.members = (*self.members, member)
+        if hasattr(member, "after_step"):
+            self._stepping.append(member.after_step)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Their names, in order."""
         return tuple(member.name for member in self.members)
+
+    def after_step(self, report: StepReport | Judgement) -> None:
+        """One optimizer step is done on this rank; nothing that decides may come of it, and no collective."""
+        for call in self._stepping:
+            call(report)
 
     def call(self, point: str, turn: Turn) -> None:
         """Calls every observer at one point.

@@ -64,11 +64,23 @@ class TrainerConfig:
     compile_backend: str = "inductor"
     """Backend of torch.compile."""
 
+    ema: float | None = None
+    """Share of an average of the weights that one optimizer step keeps, in (0, 1), such as 0.999; null: no average. It
+    grows and is pruned with the network and lies in every checkpoint; see docs/ema.md.
+    """
+
+    ema_validate: bool = False
+    """Validation and the final test compute with ``ema``'s average instead of the weights; so the governor, the
+    controller and the choice of the best checkpoint see it, too.
+    """
+
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check("compile_backend", self.compile_backend != "", "must name a backend of torch.compile")
             check("steps", self.steps is None or self.steps >= 1, "must be >= 1, or null for trainer.epochs")
             for name in ("epochs", "batch", "eval_batch", "accumulate", "max_consecutive", "max_skips"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")
+            check("ema", self.ema is None or 0.0 < self.ema < 1.0, "must be > 0 and < 1, or null for no average")
+            check("ema_validate", not self.ema_validate or self.ema is not None, "needs trainer.ema, such as 0.999")
             check("accumulate", self.accumulate <= self.batch, "must not exceed trainer.batch")
             check("max_skips", self.max_skips <= self.max_consecutive, "must not exceed trainer.max_consecutive")

@@ -46,7 +46,7 @@ from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.governor import Governor, Recovery, explain_skips, rollback_events
 from esper.tolaria.training.losses import StepLoss
-from esper.tolaria.training.observing import build_observers
+from esper.tolaria.training.observing import build_average, build_observers
 from esper.tolaria.training.result import RunResult, build_result, choose_best, read_test, rebuild_checkpoint
 
 
@@ -99,6 +99,7 @@ class Engine:
         self._teacher = None if distillation is None else distillation.teacher.identity
         self.plan = BatchPlan(len(bundle.train), settings.trainer.batch, settings.seed)
         self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, seed=settings.seed)
+        self.average = build_average(settings.trainer, self.evaluator)
         self.narrator = Narrator(sink, grown)
         self.state = RunState(slots=terms.first_slots())
         self.step, self.stop_asked = 0, False
@@ -151,6 +152,8 @@ class Engine:
         else:
             self.growth.plant_record(self.state)
         self.growth.follow(self.state, force=True)
+        if self.average is not None:
+            self.average.follow()
         self.narrator.report_start(self.state, self.terms, resume_step)
         if self.governor is not None:
             if order is not None:
@@ -215,6 +218,7 @@ class Engine:
             if self.world.slow and isinstance(report, Judgement):
                 report.wait()  # a slow step ends before the limit is short again
             self.window.add_step(report, step)
+            self.cycle.observers.after_step(report)
         self.world.allow_slow(False)
         self.step += 1
 
@@ -288,7 +292,9 @@ class Engine:
         self.heartbeat.mark("test")
         store = self.saver.store
         best = choose_best(store, self.world, partial(self.narrator.report_fault, self.state))
-        grown = self.grown if best is None else rebuild_checkpoint(store, best, self.fresh, self.growth)
-        loss, accuracy = read_test(self.evaluator.of_network(grown), self.world, self.state.tick)
+        ema = self.settings.trainer.ema_validate
+        grown = self.grown if best is None else rebuild_checkpoint(store, best, self.fresh, self.growth, averaged=ema)
+        with self.evaluator.validating():  # for the live model, which is tested where validation chose no checkpoint
+            loss, accuracy = read_test(self.evaluator.of_network(grown), self.world, self.state.tick)
         objective = self.saves.objective(self.state)
         return build_result(self.state, self.grown, objective=objective, best=best, loss=loss, accuracy=accuracy)

@@ -6,6 +6,7 @@ there, so a mean and its standard error do not depend on how samples were sharde
 
 import contextlib
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,6 +46,9 @@ class Evaluator:
         batch: samples per forward.
         seed: the run's seed, for drawing probe samples.
         channels_last: whether images go to the model in that memory format.
+
+    Fields:
+        validating: makes the context within which validation computes, such as an average of the weights.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Evaluator:
     ) -> None:
         self.grown, self.bundle, self.world = grown, bundle, world
         self.precision, self.batch, self.seed = precision, batch, seed
+        self.validating: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self.format = torch.channels_last if channels_last else torch.preserve_format
 
     @classmethod
@@ -103,7 +108,8 @@ class Evaluator:
 
     def validation_sums(self) -> dict[str, float]:
         """`part_sums` of the validation part."""
-        return self.part_sums(self.bundle.validation)
+        with self.validating():
+            return self.part_sums(self.bundle.validation)
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the samples that the request draws.

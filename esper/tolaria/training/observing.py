@@ -1,16 +1,21 @@
-"""Builds the observers of a run in order: the saves first, then the governor, then those that the caller brings."""
+"""Builds the observers of a run in order: the average of the weights and the caller's own, the saves, the governor."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from esper.accord.state import RunState
 from esper.tolaria.checkpoint.saves import Saves
+from esper.tolaria.lockstep.ema import WeightAverage
 from esper.tolaria.lockstep.observers import Observer
+from esper.tolaria.training.config import TrainerConfig
+from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery
 
 
 class RunLoop(Protocol):
-    """The methods of the training loop that the governor's observer calls."""
+    """What the observers need of the training loop."""
+
+    average: WeightAverage | None
 
     def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything of the run in a state: what is equal on all ranks, and what is this rank's own."""
@@ -31,6 +36,16 @@ class RunLoop(Protocol):
         """Optimizer step before which no generation may be chosen."""
 
 
+def build_average(trainer: TrainerConfig, evaluator: Evaluator) -> WeightAverage | None:
+    """The average of the weights that the config asks for, which validation reads if it says so."""
+    if trainer.ema is None:
+        return None
+    average = WeightAverage(evaluator.grown, trainer.ema)
+    if trainer.ema_validate:
+        evaluator.validating = average.applied
+    return average
+
+
 def build_observers(
     loop: RunLoop, saves: Saves, governor: Governor | None, further: Sequence[Observer]
 ) -> Sequence[Observer]:
@@ -42,8 +57,9 @@ def build_observers(
         governor: of this rank; None if the run has none.
         further: those that the caller brings; they come first, so that a save holds what they remember of its tick.
     """
+    before = [*further] if loop.average is None else [loop.average, *further]
     if governor is None:
-        return [*further, saves]
+        return [*before, saves]
     watching = GovernorObserver(
         governor,
         settle_saves=saves.settle_now,
@@ -53,4 +69,4 @@ def build_observers(
         go_back=loop.go_back,
         from_step=loop.oldest_step,
     )
-    return [*further, saves, watching]  # what a save holds has followed by then
+    return [*before, saves, watching]  # what a save holds has followed by then

@@ -16,6 +16,7 @@ from esper.tolaria.checkpoint.snapshot import read_common
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.planting import rebuild_network as rebuild_record
+from esper.tolaria.lockstep.ema import write_averages
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.evaluate import Evaluator
 
@@ -96,7 +97,9 @@ def build_result(
     )
 
 
-def rebuild_checkpoint(store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth) -> Grown:
+def rebuild_checkpoint(
+    store: CheckpointStore, step: int, fresh: Callable[[], Grown], growth: Growth, *, averaged: bool = False
+) -> Grown:
     """Builds the network of a checkpoint, beside the one that was trained.
 
     Args:
@@ -104,6 +107,7 @@ def rebuild_checkpoint(store: CheckpointStore, step: int, fresh: Callable[[], Gr
         step: of a verified checkpoint.
         fresh: builds the host with empty slots.
         growth: holds what seeds are built by.
+        averaged: whether the weights are to be the average of the weights that lies in it.
     """
     payload, state = read_common(store, step)
     device = growth.world.device
@@ -119,6 +123,8 @@ def rebuild_checkpoint(store: CheckpointStore, step: int, fresh: Callable[[], Gr
         device=device,
         incubation=growth.terms.slots_config.incubation,
     )
+    if averaged:
+        write_averages(grown, payload, str(store.path(step) / "state.pt"))
     return grown
 
 
