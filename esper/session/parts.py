@@ -15,6 +15,7 @@ from esper.leyline.protocols import EventSink
 from esper.leyline.stages import Incubation
 from esper.session.batches import Batches, BatchEvaluator
 from esper.session.config import SessionConfig, make_session_terms, read_controller
+from esper.session.copies import CopyWatch
 from esper.session.loop import Parts
 from esper.session.model import LiveModel, UserLoss, evaluate_loss
 from esper.session.recorder import Recorder, open_sink
@@ -105,6 +106,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                     control=config.control,
                     narrator=narrator,
                     window=window,
+                    observers=[CopyWatch(grown, narrator, aloud=world.rank == 0)],
                     lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
                 ),
             )

@@ -1,11 +1,15 @@
 """State that the slots of one model share: which have fired in this forward, and what was handed in for it."""
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor
 
+from esper.kasmina.slots.copies import note_copy
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Beat:
     """Shared by every slot of a model.
 
@@ -20,6 +24,14 @@ class Beat:
     fired: dict[str, bool] = field(default_factory=dict)
     logits: Tensor | None = None
     weights: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Beat":
+        """A copy, which is noted: what is copied with it does not grow with the model."""
+        made = memo[id(self)] = Beat()
+        note_copy(self, made)
+        for each in fields(self):
+            setattr(made, each.name, copy.deepcopy(getattr(self, each.name), memo))
+        return made
 
     def begin(self) -> None:
         """Marks the beginning of a root forward."""

@@ -25,6 +25,7 @@ from esper.accord.state import RunState, Terms
 from esper.kasmina.births import Birth, Library, Order, Ticket
 from esper.kasmina.births.build import birth_key
 from esper.kasmina.compiler import Compiler
+from esper.kasmina.slots.copies import grows_by_itself
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Region
 from esper.leyline.stages import Incubation, Stage
@@ -89,6 +90,7 @@ class Growth:
         self.failures: dict[str, str] = {}
         self.call: Callable[..., Any] = grown.model
         self.parameters = ParameterChecker(grown, owner)
+        grows_by_itself(grown.beat)
         self._wrapped: tuple[str, ...] | None = None
 
     def perform(self, effects: Sequence[Effect]) -> None:
