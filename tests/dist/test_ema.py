@@ -116,7 +116,8 @@ def test_an_average_on_one_rank_alone_is_named_before_it_is_saved(tmp_path: Path
     mine, theirs = run_distributed(on_one_rank, 2, tmp_path)
     assert mine == theirs
     assert "ema: rank 0 has 0.9 " in mine
-    assert "rank 1 has none" in mine
+    assert "rank 1 has none (call session.ema(decay) on every rank alike, at the same step)" in mine
+    assert "weights" not in mine, "evaluating with it on one rank has left that rank's weights as they were"
     assert not (tmp_path / "s.pt").exists()
 
 

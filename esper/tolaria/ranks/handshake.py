@@ -28,6 +28,7 @@ ADVICE = {
     "teacher": "the teacher must be the same on every host, and built alike by every rank",
     "data": "use the same files on every host",
     "registry": "install the same blueprint packages on every host",
+    "ema": "call session.ema(decay) on every rank alike, at the same step",
     "threads": "set world.threads, or OMP_NUM_THREADS, alike on every host",
 }
 
