@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=[phase.value for phase in BreakerPhase],
         help="turn the breaker of growth: allowed, trial, cooling, open",
     )
+    trust = "run code that RUN names, although RUN is somebody else's, or others may write it"
+    again.add_argument("--trust", action="store_true", help=trust)
     plain = commands.add_parser("export", help="write a run's network as a plain model", allow_abbrev=False)
     plain.add_argument("run", metavar="RUN", type=Path, help="run directory")
     plain.add_argument("--at", metavar="STEP", type=int, help="checkpoint of this step; the one that validation chose")
@@ -110,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain.add_argument("--partial", action="store_true", help="also seeds with an alpha between 0 and 1, as they are")
     plain.add_argument("--ema", action="store_true", help="the average of the weights (trainer.ema), not the weights")
     plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
+    plain.add_argument("--trust", action="store_true", help=trust)
     commands.add_parser("doctor", help="check whether a run will work here (esper doctor --help)")
     queue = commands.add_parser("requeue", help="put the Slurm job around this back into the queue", allow_abbrev=False)
     queue.add_argument("run", metavar="RUN", type=Path, help="run directory")
@@ -147,11 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _compare(given)
         if given.command == "export":
             to = given.to and given.to.absolute()
-            how = {"fold": not given.no_fold, "partial": given.partial, "averaged": given.ema}
+            how = {"fold": not given.no_fold, "partial": given.partial, "averaged": given.ema, "trusted": given.trust}
             print(export_run(given.run.absolute(), given.at, to, **how))
             return 0
         breaker = given.breaker and BreakerPhase(given.breaker)
-        results.append(resume(given.run.absolute(), given.at, given.new and given.new.absolute(), breaker))
+        results.append(
+            resume(given.run.absolute(), given.at, given.new and given.new.absolute(), breaker, trusted=given.trust)
+        )
     show_result(results[0])
     return results[0].code
 

@@ -15,6 +15,7 @@ OPERATIONAL = (
     "library.background",
     "library.wait_s",
     "library.memory_mib",
+    "distill.trust",
     "world.rdzv_endpoint",
     "world.rdzv_id",
     "world.max_restarts",

@@ -18,6 +18,7 @@ from yaml import YAMLError
 from esper.accord.config import GateConfig, GovernorConfig, SlotsConfig
 from esper.config.rules import RULES, host_slots
 from esper.config.strict import Reader
+from esper.config.trust import check_trust
 from esper.kasmina.births import LibraryConfig
 from esper.kasmina.hosts import HOSTS, host_config_class
 from esper.leyline.errors import ConfigError
@@ -245,16 +246,25 @@ def read_plain(path: Path) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
-def load_config(path: Path | str) -> tuple[EsperConfig, dict[str, Any]]:
-    """Reads RUN/config.yaml; returns the config and its plain data.
+def load_config(
+    path: Path | str, *, trusted: bool = False, instead: str | None = None
+) -> tuple[EsperConfig, dict[str, Any]]:
+    """Reads RUN/config.yaml; returns the config and its plain data. Code that it names is imported to check it.
+
+    Args:
+        path: of the file.
+        trusted: whether it may name code even if it is not the caller's own.
+        instead: what to type for that, see `esper.config.trust.check_trust`.
 
     Raises:
-        ConfigError: see `read_plain` and `build_config`.
+        ConfigError: see `read_plain`, `check_trust` and `build_config`.
     """
     plain = read_plain(Path(path))
+    if not trusted:
+        check_trust(Path(path), plain, instead)
     return build_config(plain), plain
 
 
 def write_config(path: Path, plain: dict[str, Any]) -> None:
     """Writes plain data as YAML, read-only, whole or not at all."""
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(plain)), mode=0o444)
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(plain)), mode=0o444)  # it may name code that runs

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import uuid
 from pathlib import Path
@@ -16,14 +17,19 @@ from esper.run.directory import find_run
 from esper.tolaria.checkpoint.store import CheckpointStore
 
 
-def branch(run: Path, step: int, new: Path) -> None:
-    """Makes the run directory ``new`` from a run's config and one of its checkpoints.
+def _trusting(run: Path) -> str:
+    """What to type to resume a run of somebody else."""
+    return f"type {shlex.join(['esper', 'resume', str(run), '--trust'])}"
+
+
+def branch(run: Path, step: int, new: Path, *, trusted: bool = False) -> None:
+    """Makes the run directory ``new``, which is the caller's own, from a run's config and one of its checkpoints.
 
     Raises:
         CheckpointError: there is no checkpoint of that step, or it is damaged.
         RunDirError: ``new`` holds something already, or cannot be written.
     """
-    _, plain = load_config(RunDir(run).config)
+    _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
     store = CheckpointStore.of_run(run)
     if step not in store.steps():
         steps = ", ".join(map(str, sorted(store.steps()))) or "none"
@@ -34,7 +40,8 @@ def branch(run: Path, step: int, new: Path) -> None:
     plain["run"] |= {"dir": str(new), "resume": str(Resume.AUTO)}
     partial = new.with_name(f".{new.name}.{os.getpid()}.partial")
     try:
-        RunDir(partial).checkpoints.mkdir(parents=True)
+        partial.mkdir(0o775, parents=True)
+        RunDir(partial).checkpoints.mkdir()
         shutil.copytree(store.path(step), RunDir(partial).checkpoints / store.path(step).name)
         write_config(RunDir(partial).config, plain)
         if RunDir(run).data.exists():
@@ -63,18 +70,25 @@ def make_order(run: Path, config: EsperConfig, phase: BreakerPhase) -> BreakerOr
 
 
 def resume(
-    run: Path, at: int | None = None, new: Path | None = None, breaker: BreakerPhase | None = None
+    run: Path,
+    at: int | None = None,
+    new: Path | None = None,
+    breaker: BreakerPhase | None = None,
+    *,
+    trusted: bool = False,
 ) -> LaunchResult:
     """Resumes a run; see `branch` for ``at`` and ``new``, `make_order` for ``breaker``.
+
+    With ``trusted`` it may name code even if its config.yaml is not the caller's own.
 
     Raises:
         EsperError: the run cannot be resumed.
     """
     find_run(run)
     if new is not None and at is not None:
-        branch(run, at, new)
+        branch(run, at, new, trusted=trusted)
         run = new
-    _, plain = load_config(RunDir(run).config)
+    _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
     plain["run"]["resume"] = str(Resume.MUST)
     config = build_config(plain)
     order = None if breaker is None else make_order(run, config, breaker)

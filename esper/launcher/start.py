@@ -12,6 +12,7 @@ from typing import Any
 
 from esper.accord.breaker import BreakerOrder
 from esper.config.tree import EsperConfig
+from esper.config.trust import trust_variable
 from esper.launcher.preflight import check_data
 from esper.launcher.slurm import FROM_SLURM, TimeLimit, explain_stop, find_job, srun_command
 from esper.launcher.supervise import (
@@ -26,6 +27,7 @@ from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted,
 from esper.leyline.files import RunDir, package_folder, write_json
 from esper.run.attempt import BEFORE, find_takeover, latest_attempt
 from esper.run.directory import check_run, hold_run, read_status, write_order
+from esper.run.teacher import check_teacher
 
 _FARTHER_S = 10.0  # longer than the supervisors on the hosts wait, which use force first
 
@@ -80,11 +82,12 @@ def start(
     if job is not None and len(job.hosts) == 1:
         job = None  # there is no other machine to start ranks on
     arguments = torchrun_arguments(config.world, RunDir(folder).config)
-    environment = torchrun_environment(config.world, config.trainer)
+    environment = torchrun_environment(config.world, config.trainer) | trust_variable(plain)
     command_line = " ".join(
         [*(f"{key}={value}" for key, value in environment.items()), "torchrun", shlex.join(arguments)]
     )
     check_data(config.data)
+    check_teacher(config)
     if launch == "plan":
         known = check_run(config.run, plain)
         print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{command_line}")

@@ -33,17 +33,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_synced(path: Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
+def write_synced(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *, mode: int = 0o666) -> None:
     """Writes a file in place and waits until its content is on the disk; for files in a folder that is renamed later.
 
     Args:
         path: path of the file.
         content: bytes, text, or a function that writes into the open file.
+        mode: permission bits of a new file, of which the umask takes some away.
 
     Raises:
         OSError: the disk refuses; a part of the file may be left.
     """
-    with path.open("wb") as file:
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         if callable(content):
             content(file)
         else:
@@ -52,22 +53,20 @@ def write_synced(path: Path, content: bytes | str | Callable[[BinaryIO], Any]) -
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *, mode: int | None = None) -> None:
+def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *, mode: int = 0o666) -> None:
     """Writes a file so that readers, even after a crash, see the old one or the new one; syncs file and folder.
 
     Args:
         path: path of the file; its folder must exist.
         content: bytes, text, or a function that writes into the open file.
-        mode: permission bits; None takes those of any new file.
+        mode: permission bits, of which the umask takes some away.
 
     Raises:
         OSError: the disk refuses; the old file is unchanged, and no temporary file is left beside it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        write_synced(temporary, content)
-        if mode is not None:
-            temporary.chmod(mode)
+        write_synced(temporary, content, mode=mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

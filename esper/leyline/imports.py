@@ -1,6 +1,14 @@
-"""Imports the user's own objects, which a config names as ``package.module:name``."""
+"""Imports the user's own objects, which a config names as ``package.module:name``.
+
+A name may stand in a file: RUN/config.yaml, or a session's. Who writes such a file decides which code runs. So a file
+that is not one's own decides nothing, unless its reader says that it may (`refuse_foreign_code`).
+"""
 
 import importlib
+import os
+import pwd
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from esper.leyline.errors import ConfigError
@@ -38,3 +46,54 @@ def import_object(path: str, key: str) -> Any:
         names = sorted(entry for entry in defined if callable(getattr(module, entry)) and not entry.startswith("_"))
         raise ConfigError(f"{key} = {path!r}: {module_name} has no {name}; it has {', '.join(names[:12]) or 'nothing'}")
     return getattr(module, name)
+
+
+def why_foreign(path: Path, file: os.stat_result | None = None) -> str | None:
+    """Says why a file is not one's own: ``belongs to user 12345, not to you``; None if it is.
+
+    One's own is a file that belongs to the caller and that nobody else may write, in a folder in which nobody else may
+    put another one in its place. (The superuser may do anything; that cannot be helped.)
+
+    Args:
+        path: path of the file.
+        file: its status, as `os.fstat` has it for a file that is open already; None asks for it.
+
+    Raises:
+        OSError: the file cannot be looked at.
+    """
+    path = path.resolve()
+    stat = os.stat(path) if file is None else file
+    if stat.st_uid != os.geteuid():
+        return f"belongs to {_user(stat.st_uid)}, not to you ({_user(os.geteuid())})"
+    if stat.st_mode & 0o022:
+        return f"may be written by {'anyone' if stat.st_mode & 0o002 else 'its group'}"
+    folder = os.stat(path.parent).st_mode
+    if folder & 0o002 and not folder & 0o1000:
+        return f"may be replaced by anyone, as its folder {path.parent} is open to all"
+    return None
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name}, user {uid}"
+    except KeyError:
+        return f"user {uid}"
+
+
+def refuse_foreign_code(path: Path, why: str | None, code: Mapping[str, str], instead: str) -> None:
+    """Refuses code that a file names which is not the caller's own. Call it before anything is imported.
+
+    Args:
+        path: of the file.
+        why: result of `why_foreign`.
+        code: what would be imported, by the name of its setting; nothing is refused if it is empty.
+        instead: what a caller types who trusts the file.
+
+    Raises:
+        ConfigError: the file is not the caller's own, and names code.
+    """
+    if why is not None and code:
+        named = ", ".join(f"{key} = {value!r}" for key, value in code.items())
+        raise ConfigError(
+            f"{path}: {why}, and it names code that would be imported and run here: {named}; if you trust it, {instead}"
+        )

@@ -196,7 +196,7 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
     try:
         for path in reversed([folder, *folder.parents]):
             if not path.exists():
-                path.mkdir()
+                path.mkdir(0o775)  # whatever the umask: in a folder open to all, anyone could replace config.yaml
                 created.append(path)
         fresh_lock = not files.lock.exists()
         descriptor = _lock(folder)

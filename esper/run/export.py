@@ -4,10 +4,11 @@ It needs no process group, and no training data except an example of the input. 
 config and a seed for every slot that has one in the checkpoint's record, then loads every weight, phase and alpha.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
-from esper.config.tree import build_config, load_config
+from esper.config.tree import load_config
 from esper.kasmina.blueprints import registry
 from esper.kasmina.export.exporter import export
 from esper.kasmina.export.record import Way
@@ -45,7 +46,16 @@ def choose_step(store: CheckpointStore, at: int | None) -> int:
     )
 
 
-def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partial: bool, averaged: bool = False) -> str:
+def export_run(
+    run: Path,
+    at: int | None,
+    to: Path | None,
+    *,
+    fold: bool,
+    partial: bool,
+    averaged: bool = False,
+    trusted: bool = False,
+) -> str:
     """Writes the network of a run as a plain model; returns lines that describe it.
 
     Args:
@@ -55,13 +65,14 @@ def export_run(run: Path, at: int | None, to: Path | None, *, fold: bool, partia
         fold: whether to fold seeds into weights, see `esper.kasmina.export.exporter.export`.
         partial: whether to export seeds with an alpha between 0 and 1, see there.
         averaged: whether to export the average of the weights, see `esper.tolaria.lockstep.ema`.
+        trusted: whether the run may name code even if its config.yaml is not the caller's own.
 
     Raises:
         EsperError: the run cannot be exported.
     """
     files = find_run(run)
-    _, plain = load_config(files.config)
-    config = build_config(plain)
+    again = shlex.join(["esper", "export", str(run), "--trust"])
+    config, plain = load_config(files.config, trusted=trusted, instead=f"type {again}")
     registry.load_plugins()
     store = CheckpointStore.of_run(run)
     step = choose_step(store, at)

@@ -12,6 +12,7 @@ ranks                         per rank: random number state, and the counts sinc
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from esper.leyline.errors import CheckpointError
 from esper.leyline.files import write_whole
+from esper.leyline.imports import why_foreign
 
 FORMAT = 4
 KIND = "esper session"
@@ -92,18 +94,23 @@ def content_digest(value: Any) -> str:
 def write_session_file(path: Path, payload: dict[str, Any]) -> None:
     """Writes the file, whole or not at all; raises OSError or RuntimeError if the disk fails."""
     content = {**payload, "sha256": content_digest(payload)}
-    write_whole(path, lambda file: torch.save(content, file))
+    write_whole(path, lambda file: torch.save(content, file), mode=0o644)  # it may name code that a restore runs
 
 
-def read_session_file(path: Path) -> dict[str, Any]:
+def read_session_file(path: Path) -> tuple[dict[str, Any], str | None]:
     """Reads and verifies a file of `write_session_file`.
+
+    Returns:
+        Its content, and why it is not the caller's own, see `esper.leyline.imports.why_foreign`.
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, is of another kind or format, or a key is missing or
             unknown.
     """
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            foreign = why_foreign(path, os.fstat(file.fileno()))
+            payload = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -116,7 +123,7 @@ def read_session_file(path: Path) -> dict[str, Any]:
     check_layout(payload, str(path))
     if digest != content_digest(payload):
         raise CheckpointError(f"{path}: SHA-256 differs from the one it was saved with; the file is damaged")
-    return payload
+    return payload, foreign
 
 
 def check_layout(payload: Mapping[str, Any], where: str) -> None:

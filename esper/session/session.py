@@ -28,6 +28,7 @@ from esper.kasmina.export import export
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
 from esper.leyline.events import Event
+from esper.leyline.imports import refuse_foreign_code
 from esper.leyline.protocols import Controller, EventSink
 from esper.session.average import Ema, begin_average
 from esper.session.config import SessionConfig, make_config, read_restored_config
@@ -331,7 +332,7 @@ class Session:
         optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         scaler: Any = None,
-        controller: Controller | None = None,
+        controller: Controller | Mapping[str, Any] | None = None,
         loss: UserLoss | None = None,
         probe: Iterable[Any] | None = None,
         validation: Iterable[Any] | None = None,
@@ -348,7 +349,8 @@ class Session:
             optimizer: builds the host's optimizer; None for the recorded one, if it is one of torch's.
             scheduler: builds the scheduler of that optimizer, if the saved session had one.
             scaler: a scaler, if the saved session had one.
-            controller: the controller, if the saved session was given an object.
+            controller: the controller, if the saved session was given an object; its settings, if they name code
+                and the file is not your own (not yours, or others may write it).
             loss: as at construction.
             probe: as at construction.
             validation: as at construction.
@@ -356,7 +358,7 @@ class Session:
 
         Raises:
             CheckpointError: the file is damaged, or does not fit; the text names the key.
-            ConfigError: ``build_host`` is a module, or no function.
+            ConfigError: ``build_host`` is a module, or no function; or the file is not your own and names code.
         """
         where = str(path)
         if isinstance(build_host, nn.Module) or not callable(build_host):
@@ -364,14 +366,18 @@ class Session:
                 f"build_host = {type(build_host).__name__}: expected a function that builds the host as it was before "
                 "esper.attach; for example lambda: MyModel()"
             )
-        payload = read_session_file(Path(path))
+        payload, foreign = read_session_file(Path(path))
         config = read_restored_config(payload["settings"], where)
-        if controller is None and payload["controller"]["config"] is None:
+        recorded = payload["controller"]["config"]
+        if controller is None and recorded is None:
             raise CheckpointError(f"{where}: its controller was an object; pass controller=")
+        if controller is None and isinstance(recorded, Mapping) and "path" in recorded:
+            code = {"controller.path": recorded["path"]}
+            refuse_foreign_code(Path(path), foreign, code, f"pass controller={recorded!r} to restore")
         grown = rebuild_host(payload, build_host(), where)
         host_optimizer = rebuild_optimizer(payload, grown.model, where) if optimizer is None else optimizer(grown.model)
         given = Given(
-            controller=controller or payload["controller"]["config"],
+            controller=recorded if controller is None else controller,
             loss=loss,
             probe=probe,
             validation=validation,

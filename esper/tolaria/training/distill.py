@@ -47,6 +47,10 @@ class DistillConfig:
     """Optimizer step of that checkpoint; null: the one that validation chose. Name it where the teacher still trains.
     """
 
+    trust: bool = False
+    """``distill.run`` may name code of its own (``host.path``) although it is somebody else's, or others may write it.
+    """
+
     path: str | None = None
     """``package.module:function`` that returns a teacher of your own, called with ``input_shape`` and ``classes``;
     null: none.
