@@ -16,10 +16,10 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from esper.config.tree import load_config
-from esper.leyline.errors import ConfigError, EsperError
+from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir, write_json
 from esper.run.attempt import Attempt, begin_attempt
-from esper.run.ending import code_for_torchrun, ending_of, is_witness, status_of
+from esper.run.ending import code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
 from esper.run.parent import die_with_parent
 from esper.run.train import train
 from esper.tolaria.ranks.heartbeat import Heartbeat
@@ -41,7 +41,7 @@ def run(config_path: Path) -> int:
         result = train(config, plain, run_dir, world, attempt)
         status |= {"step": result.step, "objective": result.objective}
     except Exception as error:
-        if not isinstance(error, EsperError):
+        if needs_traceback(error):
             traceback.print_exc()
         step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
         failure, status = error, {**status_of(error), "step": step}

@@ -18,6 +18,8 @@ same files would repeat; otherwise it would spend its restarts on it.
 """
 
 import os
+import sys
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +82,19 @@ def status_of(error: Exception) -> dict[str, Any]:
     code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
     message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
     return {"status": ending_of(error).status, "objective": None, "message": message, "exit_code": code}
+
+
+def needs_traceback(error: Exception) -> bool:
+    """Whether an error is told with its traceback: one that is not ours, and one of ours for a lost rank that came up
+    through a collective in the user's code.
+    """
+    if not isinstance(error, EsperError):
+        return True
+    frames = traceback.walk_tb(
+        error.__cause__.__traceback__ if isinstance(error, LockstepError) and error.__cause__ else None
+    )
+    names = {frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames}
+    return not names <= {"esper", "torch", "__main__", *sys.stdlib_module_names}
 
 
 def is_witness(rank: int, beat: Heartbeat | None, ending: Ending) -> bool:

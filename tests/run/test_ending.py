@@ -3,7 +3,7 @@
 import pytest
 
 from esper.leyline import errors
-from esper.run.ending import DONE, SUPERVISED, code_for_torchrun, ending_of, is_witness, status_of
+from esper.run.ending import DONE, SUPERVISED, code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
 from esper.tolaria.ranks.heartbeat import Heartbeat
 
 # failure, status, printed by every rank, written, torchrun's code alone, torchrun's code under our launcher
@@ -32,6 +32,24 @@ def test_each_failure_has_its_row(failure, status, everybody, written, alone, su
 
 def test_a_bug_is_told_with_its_type():
     assert status_of(ValueError("no such axis"))["message"] == "ValueError: no such axis"
+
+
+def test_an_error_of_the_users_and_a_collective_in_the_users_code_keep_their_traceback():
+    def lose(place: dict[str, object]) -> Exception:
+        cause = RuntimeError("connection closed")
+        try:
+            exec("def fail(cause): raise cause", place)
+            place["fail"](cause)
+        except RuntimeError:
+            error = errors.LockstepError("lost contact")
+            error.__cause__ = cause
+            return error
+        raise AssertionError
+
+    assert needs_traceback(ValueError("odd"))
+    assert not needs_traceback(errors.LockstepError("parted"))
+    assert not needs_traceback(errors.ConfigError("optim.lr"))
+    assert needs_traceback(lose({"__name__": "their_lab.hosts"}))
 
 
 def test_the_witness_is_rank_0_or_the_first_that_failed(tmp_path):
