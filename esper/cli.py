@@ -26,6 +26,7 @@ from esper.launcher.slurm import requeue
 from esper.launcher.start import LaunchResult, results_of_errors, show_result
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import EsperError, Preempted
+from esper.nissa.screen import safe_streams
 from esper.run.export import export_run
 
 WIDE = 200  # columns; a table takes what its content needs, and a narrower console would cut off numbers
@@ -69,7 +70,7 @@ def _compare(given: argparse.Namespace) -> int:
     if given.markdown:
         print(markdown(report.comparison))
     else:
-        Console(width=WIDE).print(comparison_table(report.comparison))
+        Console(file=sys.stdout, width=WIDE).print(comparison_table(report.comparison))
     if not given.no_page and share is None:
         command = " ".join(["esper compare", given.name, *given.settings])
         write_page(report.comparison, report.runs, out / "compare.html", command=command, where=report.where)
@@ -79,6 +80,7 @@ def _compare(given: argparse.Namespace) -> int:
     return EsperError.exit_code if report.failures else 0
 
 
+@safe_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     launcher.make_cwd_importable()
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: list[LaunchResult] = []
     with results_of_errors(results):
         if given.command == "blueprints":
-            Console(width=WIDE).print(blueprint_table(given.dim, given.positions))
+            Console(file=sys.stdout, width=WIDE).print(blueprint_table(given.dim, given.positions))
             return 0
         if given.command == "requeue":
             requeued, line = requeue(given.run.absolute())

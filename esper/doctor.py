@@ -26,6 +26,7 @@ from esper.launcher.checks import (
     check_wandb,
 )
 from esper.launcher.folder_checks import check_run_dir
+from esper.nissa.screen import safe_streams
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
@@ -46,6 +47,7 @@ def findings(run_dir: Path) -> Iterator[Finding]:
     yield from check_run_dir(run_dir)
 
 
+@safe_streams()
 def main(argv: list[str] | None = None) -> int:
     """Prints a line for each finding; returns 1 if one is a failure, else 0."""
     parser = argparse.ArgumentParser("esper doctor", description="Check whether a run will work here.")

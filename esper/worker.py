@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from esper.config.tree import load_config
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir, write_json
+from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
 from esper.run.ending import code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
 from esper.run.parent import die_with_parent
@@ -33,16 +34,13 @@ def run(config_path: Path) -> int:
     attempt: Attempt | None = None
     rank = int(os.environ.get("RANK", "0"))
     failure: Exception | None = None
-    status: dict[str, Any] = {"status": "done", "message": "", "exit_code": 0}
+    status: dict[str, Any] = {"message": "", "exit_code": 0}
     try:
         config, plain = load_config(config_path)
         world = World(config.world, config.control)
         attempt = begin_attempt(run_dir, world)
-        result = train(config, plain, run_dir, world, attempt)
-        status |= {"step": result.step, "objective": result.objective}
+        train(config, plain, run_dir, world, attempt)
     except Exception as error:
-        if needs_traceback(error):
-            traceback.print_exc()
         step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
         failure, status = error, {**status_of(error), "step": step}
     ending = ending_of(failure)
@@ -50,19 +48,25 @@ def run(config_path: Path) -> int:
     if beat is not None and ending.marked:
         beat.mark("failed", status["message"])
     witness = is_witness(rank, beat, ending)
-    if status["message"] and (witness or not ending.shared):
-        print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
-    if witness and ending.writes and (attempt is None or attempt.holds()):
+    unwritten = ""
+    if failure is not None and witness and ending.writes and (attempt is None or attempt.holds()):
         try:
             write_json(RunDir(run_dir).status, status)
         except OSError as error:
-            print(f"esper: {RunDir(run_dir).status}: cannot be written ({error.strerror})", file=sys.stderr)
+            unwritten = f"esper: {RunDir(run_dir).status}: cannot be written ({error.strerror})"
+    if failure is not None and needs_traceback(failure):
+        traceback.print_exception(failure)
+    if status["message"] and (witness or not ending.shared):
+        print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
+    if unwritten:
+        print(unwritten, file=sys.stderr, flush=True)
     if world is not None:
         world.close()
     return code_for_torchrun(ending, int(status["exit_code"]))
 
 
 @record
+@safe_streams()
 def main() -> None:
     """Entry point of ``python -m esper.worker``."""
     if len(sys.argv) != 2:

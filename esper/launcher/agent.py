@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from esper.nissa.screen import safe_streams
 from esper.run.parent import die_with_parent
 
 
@@ -48,6 +49,7 @@ def kill_stopped_workers_at_once() -> None:
     PContext.close = kill_and_close  # type: ignore[method-assign]
 
 
+@safe_streams()
 def main() -> int:
     """Runs torchrun with this process's arguments; returns its exit code."""
     # Imported here, not above: they take seconds, and the signals must be set before.

@@ -29,6 +29,7 @@ from esper.launcher.complaints import reword
 from esper.launcher.defaults import store_defaults
 from esper.launcher.start import LaunchResult, results_of_errors, show_result, start
 from esper.leyline.errors import ConfigError, Preempted
+from esper.nissa.screen import safe_streams
 
 LAUNCHES = ("run", "prepare", "plan")
 _BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
@@ -110,6 +111,7 @@ def _gravity(code: int) -> int:
     return _BY_GRAVITY.index(code) if code in _BY_GRAVITY else len(_BY_GRAVITY)
 
 
+@safe_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     make_cwd_importable()

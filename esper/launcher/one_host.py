@@ -12,8 +12,10 @@ from pathlib import Path
 from esper.config.tree import load_config
 from esper.launcher.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
 from esper.leyline.errors import ConfigError, EsperError
+from esper.nissa.screen import safe_streams
 
 
+@safe_streams()
 def main(argv: list[str]) -> int:
     """Runs this machine's ranks to their end; returns 0 if all ended in order (after a stop, too), else 1."""
     if len(argv) != 3:

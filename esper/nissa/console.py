@@ -45,6 +45,7 @@ from esper.leyline.events import (
 from esper.leyline.evidence import Reading
 from esper.leyline.stages import Stage
 from esper.nissa.config import ConsoleMode
+from esper.nissa.screen import safe
 
 _STYLES = {
     Stage.EMPTY: "dim",
@@ -149,7 +150,7 @@ class ConsoleSink:
         console: Console | None = None,
         every_s: float = 2.0,
     ) -> None:
-        self._console = console or Console(file=stream or sys.stdout, highlight=False)
+        self._console = console or Console(file=safe(stream or sys.stdout), highlight=False)
         if mode is ConsoleMode.AUTO:
             mode = ConsoleMode.BAR if self._console.is_terminal else ConsoleMode.PLAIN
         self._mode, self._every_s = mode, every_s
@@ -215,9 +216,7 @@ class ConsoleSink:
         if self._mode is ConsoleMode.BAR:
             self._console.print(Text(text, style), soft_wrap=True)
         else:
-            file = self._console.file
-            encoding = getattr(file, "encoding", None) or "utf-8"
-            print(text.encode(encoding, "replace").decode(encoding), file=file, flush=True)
+            print(text, file=self._console.file, flush=True)
 
     def _plain_tick(self) -> None:
         event, self._held = self._held, None

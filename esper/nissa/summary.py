@@ -4,6 +4,7 @@ The worker fills a `RunSummary`. It is plain data (`to_plain` and back), so ``Ru
 another process can show it.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 from esper.leyline.evidence import Reading, Status
 from esper.leyline.plain import from_plain
 from esper.leyline.stages import Stage
+from esper.nissa.screen import safe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,9 +236,10 @@ def print_summary(summary: RunSummary | dict[str, Any], console: Console | None 
     if isinstance(summary, dict):
         summary = from_plain(RunSummary, summary)
     if console is None:
-        console = Console(highlight=False)
+        out = safe(sys.stdout)
+        console = Console(file=out, highlight=False)
         if not console.is_terminal:
-            console = Console(highlight=False, width=100)
+            console = Console(file=out, highlight=False, width=100)
     console.print(Group(Text(), _head(summary), _scores(summary), _growth(summary)), highlight=False)
     if summary.library is not None:
         console.print(_library(summary.library), highlight=False)

@@ -102,6 +102,16 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     _write_or_raise(RunDir(folder).result, result, "all is trained and saved: see to the disk, then resume")
 
 
+def write_done(folder: Path, *, step: int, objective: float | None) -> None:
+    """Writes the RUN/STATUS.json of a finished run.
+
+    Raises:
+        RunDirError: it cannot be written.
+    """
+    status = {"status": "done", "message": "", "exit_code": 0, "step": step, "objective": objective}
+    _write_or_raise(RunDir(folder).status, status, "all is trained and saved: see to the disk, then resume")
+
+
 def _write_or_raise(path: Path, value: dict[str, Any], advice: str) -> None:
     """Writes JSON; a RunDirError says what to do where that fails."""
     try:

@@ -1,5 +1,6 @@
 """One rank of a run, from the beginning of an attempt to its result."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from esper.config.digest import config_digest
 from esper.config.tree import EsperConfig
 from esper.kasmina.blueprints import registry
-from esper.leyline.errors import CheckpointError, LockstepError
+from esper.leyline.errors import CheckpointError, LockstepError, one_line
 from esper.leyline.events import Event, Fault, RunEnded
 from esper.leyline.files import RunDir, write_json
 from esper.leyline.plain import to_plain
@@ -31,7 +32,7 @@ from esper.nissa.wandb_sink import WandbSink
 from esper.run.assembly import assemble
 from esper.run.attempt import Attempt
 from esper.run.closing import summarise
-from esper.run.directory import check_same_data, read_order, write_result
+from esper.run.directory import check_same_data, read_order, write_done, write_result
 from esper.run.ending import ending_of, is_witness, status_of
 from esper.run.teacher import build_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
@@ -214,6 +215,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         if world.rank == 0:
             attempt.check()
             write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code})
+            write_done(run_dir, step=result.step, objective=result.objective)
             _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
     except Exception as error:
@@ -233,9 +235,10 @@ def _end_stuck_rank(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
     """Ends a rank whose main thread waits for a device and cannot raise; called from the watchdog's thread."""
     error = LockstepError(f"lost contact: {text}")
     heartbeat.mark("failed", str(error))
-    print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
     if attempt.holds() and is_witness(heartbeat.rank, heartbeat, ending_of(error)):
-        write_json(RunDir(attempt.run_dir).status, {**status_of(error), "step": heartbeat.step})
+        with contextlib.suppress(OSError):
+            write_json(RunDir(attempt.run_dir).status, {**status_of(error), "step": heartbeat.step})
+    print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
 
 
@@ -252,10 +255,20 @@ def _emit_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int
 def _close_run(
     engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig
 ) -> None:
-    """Emits the last event of a finished run and prints the closing table."""
-    sink.flush()
-    summary = summarise(run_dir, engine.state, engine.grown, status="done", world_size=world.size, wall_s=wall_s)
+    """Emits the last event of a finished run and prints the closing table.
+
+    The run is done whatever happens here: an error is one line and an event.
+    """
     axes = {"step": engine.step, "tick": engine.state.tick, "epoch": engine.state.epoch}
+    sink.flush()
+    try:
+        summary = summarise(run_dir, engine.state, engine.grown, status="done", world_size=world.size, wall_s=wall_s)
+    except Exception as error:  # most likely the event file that it reads is damaged
+        what = f"no closing table: {one_line(error)}; the run itself is done"
+        sink.emit(Fault(**axes, what=what, where=RunDir(run_dir).events.name))
+        sink.emit(RunEnded(**axes, status="done", summary={"message": what}))
+        print(f"esper: {what}", file=sys.stderr, flush=True)
+        return
     sink.emit(RunEnded(**axes, status="done", summary=to_plain(summary)))
     sink.close()
     if config.telemetry.console != "off":

@@ -30,6 +30,7 @@ from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_li
 from esper.leyline.events import Event
 from esper.leyline.imports import refuse_foreign_code
 from esper.leyline.protocols import Controller, EventSink
+from esper.nissa.screen import safe
 from esper.session.average import Ema, begin_average
 from esper.session.config import SessionConfig, make_config, read_restored_config
 from esper.session.file import read_session_file, write_session_file
@@ -105,7 +106,7 @@ class Session:
         if self.world.rank == 0 and (loss is None or probe is None):
             missing = " and ".join(name for name, part in (("loss", loss), ("probe", probe)) if part is None)
             text = f"esper: Session without {missing}: evidence gates will refuse everything"
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=safe(sys.stderr), flush=True)
 
     # the loop -----------------------------------------------------------------------------------------------------
 
@@ -262,7 +263,7 @@ class Session:
                 f"{self.grown.seed_parameters(entry.slot):,}",
                 str(entry.contribution),
             )
-        (console or Console()).print(table)
+        (console or Console(file=safe(sys.stdout))).print(table)
         return table
 
     def to(self, *args: Any, **kwargs: Any) -> Self:

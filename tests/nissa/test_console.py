@@ -117,8 +117,7 @@ def test_a_closed_pipe_does_not_stop_training():
     for event in SAMPLES:
         sink.emit(event)
     sink.close()
-    with pytest.raises(BrokenPipeError):
-        stream.close()
+    stream.close()
 
 
 def test_a_screen_without_unicode_still_shows_reasons():
@@ -127,7 +126,7 @@ def test_a_screen_without_unicode_still_shows_reasons():
     sink.emit(fault(1, "0.1 ± 0.2"))
     sink.emit(fault(2))
     assert raw.getvalue().decode().splitlines() == [
-        "step 10  fault in lockstep: 0.1 ? 0.2",
+        "step 10  fault in lockstep: 0.1 +- 0.2",
         "step 20  fault in lockstep: rank 1 is gone",
     ]
 
