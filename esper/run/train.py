@@ -6,10 +6,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from esper.run.attempt import Attempt
 from esper.run.closing import summarise
 from esper.run.directory import check_same_data, read_order, write_done, write_result
 from esper.run.ending import ending_of, is_witness, status_of
+from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
@@ -121,22 +121,6 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
     return chosen
 
 
-def install_stop_handlers(ask: Callable[[], None]) -> None:
-    """Installs handlers: the first stop signal only calls ``ask``, a second one ends the process at once."""
-    signals = 0
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal signals
-        ask()
-        signals += 1
-        if signals > 1 and number != signal.SIGUSR1:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, handler)
-
-
 def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World, attempt: Attempt) -> RunResult:
     """Trains one rank, from the beginning of an attempt to its result.
 
@@ -209,7 +193,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
                 print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)
         engine.begin(choose_checkpoint(store, world, sink), order)
         world.meet("load")
-        install_stop_handlers(partial(setattr, engine, "stop_asked", True))
+        StopHandlers(partial(setattr, engine, "stop_asked", True), config.world.grace_s).install()
         engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
         if world.rank == 0:
