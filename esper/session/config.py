@@ -18,6 +18,7 @@ from esper.leyline.plain import from_plain
 from esper.leyline.protocols import Controller
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
+from esper.session.file import as_number
 from esper.tamiyo import build_controller
 from esper.tamiyo.registry import controller_config_class
 from esper.tolaria.growth.config import OptimConfig
@@ -180,6 +181,7 @@ def make_config(
         ConfigError: every problem of a section, one line each.
     """
     ticks = read_section(ControlConfig, control, "control")
+    every, settings = as_number(every), {name: as_number(value) for name, value in settings.items()}
     if every is not None:
         if not isinstance(every, int) or isinstance(every, bool):
             raise ConfigError(f"session.every = {every!r}: expected a whole number of steps; for example every=50")

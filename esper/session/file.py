@@ -13,6 +13,7 @@ ranks                         per rank: random number state, and the counts sinc
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from torch import Tensor
 from esper.leyline.errors import CheckpointError
 from esper.leyline.files import write_whole
 from esper.leyline.imports import why_foreign
+from esper.leyline.protocols import Controller
+from esper.tolaria.growth.adopt import AdoptedOptimizer
 
-FORMAT = 4
+FORMAT = 5
 KIND = "esper session"
 KEYS = {
     "format",
@@ -44,8 +47,17 @@ KEYS = {
 }
 
 
+def as_number(value: Any) -> Any:
+    """The Python number that a numpy scalar holds; anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.bool_ | numpy.integer | numpy.floating):
+        return value.item()
+    return value
+
+
 def to_saveable(value: Any, path: str) -> Any:
-    """Converts a value into what ``weights_only`` loads: dicts, lists, tuples, scalars, tensors.
+    """Converts a value into what ``weights_only`` loads: dicts, lists, tuples, scalars (numpy's as
+    Python's), tensors.
 
     Args:
         value: any tree.
@@ -62,9 +74,35 @@ def to_saveable(value: Any, path: str) -> Any:
         return value.detach()
     if value is None or type(value) in (bool, int, float, str):
         return value
+    number = as_number(value)
+    if number is not value:
+        return number
     raise CheckpointError(
         f"{path}: a {type(value).__name__} cannot be saved, only numbers, text, tensors and containers"
     )
+
+
+def collect_user_parts(
+    adopted: AdoptedOptimizer, controller: Controller | None, controller_plain: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Collects what the user brought: controller, optimizer without its state, scheduler, scaler.
+
+    Raises:
+        CheckpointError: one of them holds something that cannot be saved; the text names where.
+    """
+    scheduler, scaler = adopted.scheduler, adopted.scaler
+    return {
+        "controller": {
+            "config": controller_plain,
+            "state": None if controller is None else to_saveable(controller.state_dict(), "controller"),
+        },
+        "optimizer": {
+            "class": f"{type(adopted.optimizer).__module__}.{type(adopted.optimizer).__qualname__}",
+            "groups": to_saveable(adopted.host_groups(), "optimizer"),
+        },
+        "scheduler": None if scheduler is None else to_saveable(scheduler.state_dict(), "scheduler"),
+        "scaler": None if scaler is None else to_saveable(scaler.state_dict(), "scaler"),
+    }
 
 
 def content_digest(value: Any) -> str:

@@ -9,13 +9,14 @@ import torch
 
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
-from esper.leyline.errors import ConfigError, one_line
+from esper.leyline.errors import CheckpointError, ConfigError, one_line
 from esper.leyline.plain import digest62, to_plain
-from esper.leyline.protocols import EventSink
+from esper.leyline.protocols import Controller, EventSink
 from esper.leyline.stages import Incubation
 from esper.session.batches import Batches, BatchEvaluator
 from esper.session.config import SessionConfig, make_session_terms, read_controller
 from esper.session.copies import CopyWatch
+from esper.session.file import collect_user_parts
 from esper.session.loop import Parts
 from esper.session.model import LiveModel, UserLoss, evaluate_loss
 from esper.session.recorder import Recorder, open_sink
@@ -60,6 +61,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
     _check_probe(config, held_out.get("probe"))
     adopted = AdoptedOptimizer(grown, optimizer, config.optim(), scheduler=given.scheduler, scaler=given.scaler)
     try:
+        _check_saveable(adopted, controller, controller_plain)
         kind = Device.GPU if first.device.type == "cuda" else Device.CPU
         world = World(WorldConfig(device=kind, find_unused=config.find_unused), config.control, within=first.device)
         marks = world.heartbeat = LastWord(world.store, world.rank, world.size)
@@ -127,6 +129,16 @@ def _check_probe(config: SessionConfig, probe: Batches | None) -> None:
             f"gates.probe_samples = {wanted}: looks must not all see the same of the {probe.samples} samples of probe; "
             f"pass at least {2 * wanted}, or gates={{'probe_samples': {probe.samples // 2}}}"
         )
+
+
+def _check_saveable(adopted: AdoptedOptimizer, controller: Controller, controller_plain: dict[str, Any] | None) -> None:
+    """Refuses now what the first save could not write, hours later."""
+    try:
+        collect_user_parts(adopted, controller, controller_plain)
+    except CheckpointError as error:
+        raise ConfigError(f"{error}; session.save would fail") from error
+    except Exception as error:
+        raise ConfigError(f"a state_dict() fails, so session.save would: {one_line(error)}") from error
 
 
 def weights_digest(grown: Grown) -> int:

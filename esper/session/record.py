@@ -1,7 +1,8 @@
 """Collects a session's state for a checkpoint, and loads one: first the topology, then every tensor."""
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,16 +13,17 @@ from esper.kasmina.attach import attach_described
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER, Site
 from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, one_line
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.slots import sort_slots
-from esper.session.average import average_words, check_average, collect_average, load_average
-from esper.session.file import FORMAT, KIND, check_layout, to_saveable
+from esper.session.average import average_words, check_average, load_average
+from esper.session.file import FORMAT, KIND, check_layout, collect_user_parts, to_saveable
 from esper.session.loop import Loop
 from esper.session.parts import weights_digest
 from esper.tolaria.growth.planting import load_weights
 from esper.tolaria.lockstep.buffers import average_running_statistics
 from esper.tolaria.ranks.handshake import shake_hands
+from esper.tolaria.ranks.world import World
 
 
 def collect(loop: Loop) -> dict[str, Any]:
@@ -40,30 +42,44 @@ def collect(loop: Loop) -> dict[str, Any]:
     torch.save(_collect_own(loop), buffer)
     ranks = loop.world.gather_bytes(buffer.getvalue(), what="save")
     loop.follow(force=True)  # as a restored session does, so that both sum gradients in the same order
-    adopted, controller = loop.adopted, parts.controller
-    return {
-        "format": FORMAT,
-        "kind": KIND,
-        "settings": to_plain(parts.config),
-        "controller": {
-            "config": parts.controller_plain,
-            "state": None if controller is None else to_saveable(controller.state_dict(), "controller"),
-        },
-        "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
-        "run_state": to_plain(loop.state),
-        "step": loop.steps,
-        "epoch": loop.epochs,
-        "model": {name: t.detach().to("cpu", copy=True) for name, t in grown.model.state_dict().items()},
-        "optimizer": {
-            "class": f"{type(adopted.optimizer).__module__}.{type(adopted.optimizer).__qualname__}",
-            "groups": to_saveable(adopted.host_groups(), "optimizer"),
-            "state": to_saveable(loop.owner.state_by_name(), "optimizer"),
-        },
-        "scheduler": None if adopted.scheduler is None else to_saveable(adopted.scheduler.state_dict(), "scheduler"),
-        "scaler": None if adopted.scaler is None else to_saveable(adopted.scaler.state_dict(), "scaler"),
-        "ema": collect_average(loop),
-        "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
-    }
+    payload: dict[str, Any] = {}
+    with on_every_rank(loop.world, "save"):  # only rank 0 has a controller, whose state may be no plain data
+        payload = {
+            "format": FORMAT,
+            "kind": KIND,
+            "settings": to_plain(parts.config),
+            "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
+            "run_state": to_plain(loop.state),
+            "step": loop.steps,
+            "epoch": loop.epochs,
+            "model": {name: t.detach().to("cpu", copy=True) for name, t in grown.model.state_dict().items()},
+            "ema": collect_average(loop),
+            **collect_user_parts(loop.adopted, parts.controller, parts.controller_plain),
+            "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
+        }
+        payload["optimizer"]["state"] = to_saveable(loop.owner.state_by_name(), "optimizer")
+    return payload
+
+
+@contextlib.contextmanager
+def on_every_rank(world: World, what: str) -> Iterator[None]:
+    """An error that one rank has within the block becomes an error of all; called on every rank, without collectives
+    inside.
+
+    Raises:
+        CheckpointError: on a rank whose own block went well; names the other ranks and their errors.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    texts = world.gather_text("" if own is None else one_line(own), what=what)
+    if own is not None:
+        raise own
+    failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
+    if failed:
+        raise CheckpointError(f"{what} failed on {'; '.join(failed)}")
 
 
 OWN_KEYS = {"rng", "window", "health", "overflows", "tallies"}
@@ -90,6 +106,12 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
         CheckpointError: the payload does not fit this session. Nothing was changed then, unless the shape of a tensor
             did not fit.
     """
+    with on_every_rank(loop.world, "load"):  # the ranks may not read the same file, and only rank 0 has a controller
+        _load(loop, payload, where)
+    loop.follow(force=True)
+
+
+def _load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     state = _check_payload(loop, payload, where)
     grown, adopted, owner, world = loop.grown, loop.adopted, loop.owner, loop.world
     loop.growth.clear()
@@ -119,7 +141,6 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
         seed_rank(loop.config.seed, world.rank, loop.steps)
     load_average(loop, payload)
     loop.growth.restage(state)
-    loop.follow(force=True)
 
 
 def _sum_counts(counts: list[Tensor | None]) -> Tensor | None:
