@@ -5,21 +5,25 @@ optimizer stepped without the session) raises a `LoopError` that says which call
 """
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from esper.accord.state import RunState, Terms
-from esper.kasmina.slots.grown import HOST, Grown
-from esper.leyline.errors import ConfigError, DivergedError, LoopError, one_line
+from esper.kasmina.slots.grown import Grown
+from esper.leyline.errors import DivergedError, LoopError, one_line
 from esper.leyline.protocols import Controller
 from esper.session.batches import BatchEvaluator
 from esper.session.config import SessionConfig
 from esper.session.epoch import agreed_batches
-from esper.session.model import LiveModel, StandIn, UserLoss, carry_loss, evaluate_loss
+from esper.session.model import LiveModel, UserLoss, carry_loss
+from esper.session.order import INSTEAD, CallOrder
+from esper.session.passes import Passes
 from esper.session.recorder import Recorder
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
@@ -29,9 +33,9 @@ from esper.tolaria.lockstep.measure import measure
 from esper.tolaria.lockstep.narrate import Narrator
 from esper.tolaria.lockstep.tick import Cycle, Measured, tick_due
 from esper.tolaria.lockstep.window import Window
+from esper.tolaria.ranks.handshake import shake_hands
 from esper.tolaria.ranks.lastword import LastWord
 from esper.tolaria.ranks.world import World
-from esper.tolaria.training.incubation import Call, with_shadows
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,23 +99,41 @@ class Loop:
         self.steps = self.epochs = 0
         self.closed = False
         self.average: WeightAverage | None = None
-        self._passes, self._awaiting, self._windowed, self._graded = 0, False, False, False
+        self.order = CallOrder(self.grown, self.adopted, self.window, self.world)
+        self.passes = Passes(parts.loss, self.model, self.growth, self.window, self.world)
+        self._left_early = 0
 
     # one step -----------------------------------------------------------------------------------------------------
 
     def epoch(self, loader: Iterable[Any]) -> Iterator[Any]:
         """See `esper.Session.epoch`."""
-        self.check_open()
-        if self._awaiting or self._windowed:
-            raise LoopError("session.epoch() between session.loss(batch) and session.step(); call session.step() first")
+        self.check_between("session.epoch()")
+        self.end_left_epochs()
         self.epochs += 1
-        yield from agreed_batches(loader, self.world)
-        if self._awaiting:
-            raise LoopError("the epoch ended between session.loss(batch) and session.step(); call session.step()")
-        if self.config.scheduler_per == "epoch":
-            self.adopted.advance_schedule()
-        if self.config.control.every == 0 and self.steps > self.state.step:
-            self._tick()
+        try:
+            yield from agreed_batches(loader, self.world)
+        except GeneratorExit:  # left by a break. An error raised in here would be lost, so the next call ends the epoch
+            self._left_early += 1
+            raise
+        if self.order.awaiting:
+            raise LoopError(
+                "the epoch ended between session.loss(batch) and session.step(); call session.step(), or "
+                "session.discard()"
+            )
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        with self.order.changing("the end of an epoch"):
+            if self.config.scheduler_per == "epoch":
+                self.adopted.advance_schedule()
+            if self.config.control.every == 0 and self.steps > self.state.step:
+                self._tick()
+
+    def end_left_epochs(self) -> None:
+        """Ends epochs whose loop was left early, as if they had come to their end."""
+        while self._left_early:
+            self._left_early -= 1
+            self._end_epoch()
 
     def loss(self, batch: Any) -> Tensor:
         """See `esper.Session.loss`."""
@@ -120,93 +142,54 @@ class Loop:
         if self._loss is None:
             raise LoopError("session.loss(batch) needs loss= at construction: (model, batch) -> one value per sample")
         if not torch.is_grad_enabled():
-            return self.judge(self.model, batch)[0].mean()
-        if self._awaiting:
-            raise LoopError(
-                "session.loss(batch) was called again before session.step(); call it once per step, or all but the "
-                "last within session.accumulate()"
-            )
+            return self.passes.judge(self.model, batch)[0].mean()
+        self.order.check_loss()
+        if self.order.between:
+            self.end_left_epochs()
         self.marks.step = self.steps
         self.marks.mark("forward")
         try:
-            with self.world.collective("forward"):
-                value, total = self._losses(batch)
+            with self.order.one_pass(), self.world.collective("forward"):
+                value, total = self.passes.losses(batch, self.state)
         except Exception as error:
             self.marks.mark("forward", one_line(error))
             raise
-        self._passes += 1
-        self._awaiting = not self._windowed
         loss = carry_loss(value, total, self.adopted.scale(self.world.device))
-        if self.world.size > 1:
-            self._guard_backward(loss)
+        self.order.guard_backward(loss, self.marks)
         return loss
-
-    def judge(self, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """The user's loss of a batch, checked: loss [B], and correct [B] or None."""
-        assert self._loss is not None
-        return evaluate_loss(self._loss, model, batch)
-
-    def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward pass of its own."""
-        means: list[Tensor] = []
-
-        def host() -> Tensor:
-            self.model.passing = True
-            try:
-                loss, correct = self.judge(self.model, batch)
-            finally:
-                self.model.passing = False
-            self._graded = correct is not None
-            ones = torch.ones(len(loss), device=loss.device)
-            self.window.add_samples(loss, torch.zeros_like(loss) if correct is None else correct, ones)
-            means.append(loss.mean())
-            return means[0]
-
-        def shadow(call: Call) -> Tensor:
-            return self.judge(StandIn(self.grown, call), batch)[0].mean()
-
-        total = with_shadows(host, shadow, self.grown, self.growth.shadowed_slots(self.state), self.world.device)
-        return means[0], total
-
-    def _guard_backward(self, loss: Tensor) -> None:
-        """Has ``loss.backward()`` name a lost rank: the others wait for it in the reductions within that call."""
-
-        def backward(*args: Any, **kwargs: Any) -> None:
-            del loss.backward  # otherwise the tensor would hold a function that holds the tensor
-            self.marks.mark("backward")
-            with self.world.collective("backward"):
-                loss.backward(*args, **kwargs)
-
-        loss.backward = backward  # type: ignore[method-assign]
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
         """See `esper.Session.accumulate`."""
         self.check_open()
-        if self._awaiting:
+        if self.order.awaiting:
             raise LoopError(
-                "session.accumulate() after the window's last session.loss(batch); call session.step() first"
+                "session.accumulate() after the window's last session.loss(batch); call session.step() first, "
+                f"{INSTEAD}"
             )
-        self._windowed = True
-        try:
-            with self.growth.no_sync():
-                yield
-        finally:
-            self._windowed = False
+        with self.order.one_window(), self.growth.no_sync():
+            yield
 
     def step(self) -> StepReport:
         """See `esper.Session.step`."""
         self.check_open()
-        self._check_step()
+        self.order.check_step(has_loss=self._loss is not None, find_unused=self.config.find_unused)
+        first = next(self.grown.model.parameters())
+        if (first.dtype, first.device) != (self.growth.dtype, self.world.device):
+            raise LoopError("the model's dtype or device was changed beside the session; use session.to(...)")
         self.marks.step = self.steps
         self.marks.mark("step")
+        with self.order.changing("session.step()"):
+            return self._step()
+
+    def _step(self) -> StepReport:
         self.owner.set_lr(self.steps, {entry.slot: entry.learn_step for entry in self.state.slots})
         with self.world.collective("step"):
-            report = self.adopted.step_mean(max(1, self._passes))
+            report = self.adopted.step_mean(max(1, self.order.passes))
         self.world.allow_slow(False)
         self.window.add_step(report, self.steps)
         self.steps += 1
-        self._passes, self._awaiting = 0, False
+        self.order.end_step()
         if self.config.scheduler_per == "step":
             self.adopted.advance_schedule()
         self.growth.set_alphas(self.state, self.steps)
@@ -216,33 +199,38 @@ class Loop:
             self._tick()
         return report
 
-    def _check_step(self) -> None:
-        """Refuses a step for which a call is missing, or a gradient."""
-        if self._windowed:
-            raise LoopError("session.step() within session.accumulate(); it belongs after the block")
-        if self._loss is not None and not self._awaiting:
-            last = "; the window's last session.loss(batch) goes outside session.accumulate()" if self._passes else ""
-            raise LoopError(f"session.step() without session.loss(batch) before it{last}")
-        idle = self.adopted.without_gradient()
-        if len(idle) == self._count_learning():
-            raise LoopError("session.step(): the host has no gradient; call loss.backward() first")
-        if idle and self.world.size > 1 and not self.config.find_unused:  # then DDP did not reduce all gradients
-            names = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
-            raise ConfigError(
-                f"no gradient reaches {names} of the host; freeze them (requires_grad_(False)), or set "
-                "find_unused=True and slots.incubation to ste or immediate"
-            )
-        first = next(self.grown.model.parameters())
-        if (first.dtype, first.device) != (self.growth.dtype, self.world.device):
-            raise LoopError("the model's dtype or device was changed beside the session; use session.to(...)")
+    def discard(self, by: str = "session.discard()") -> None:
+        """See `esper.Session.discard`; ``by`` is the call that drops the step under way."""
+        self.growth.call = self.grown.model  # the old reducer must be gone first
+        self.order.drop(by)
+        self.marks.mark("discard")
+        self.world.renew()
+        shake_hands(self.world, {"steps": str(self.steps), "gradients": " ".join(self.owner.gradient_set())})
+        self.follow(force=True)
 
-    def _count_learning(self) -> int:
-        """Parameters of the host that need a gradient."""
-        return sum(parameter.requires_grad for _, parameter in self.grown.owner_parameters()[HOST])
+    def begin_load(self) -> None:
+        """Drops the step under way, before a load; what an interruption has torn will be loaded anew."""
+        self.order.torn = "" if not self.closed else self.order.torn
+        self.check_open()
+        self.order.drop("session.load_state_dict()")
+        self._left_early = 0
+        self.growth.call = self.grown.model
+        self.world.renew()
+
+    def between_steps(self, what: str) -> None:
+        """Brings the loop between two steps on every rank, for a save: a step under way on some rank is dropped."""
+        self.check_open()
+        if self.order.windowed:
+            raise LoopError(f"{what} within session.accumulate(); it belongs after the block")
+        underway = torch.tensor([int(not self.order.between)])
+        if self.world.all_reduce(underway, dist.ReduceOp.MAX, what="save").item():
+            self.discard(what)
+        self.end_left_epochs()
 
     # one tick -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        self._warn_of_equal_batches()
         turn = self.parts.cycle.tick(
             self.state,
             self._measure,
@@ -250,7 +238,7 @@ class Loop:
             step=self.steps,
             epoch=max(1, self.epochs),
             lr=self.adopted.lr,
-            graded=self._graded,
+            graded=self.passes.graded,
         )
         self.state = turn.state
         if self.state.skipped_in_row >= self.config.max_consecutive:
@@ -263,6 +251,13 @@ class Loop:
         tick = self.state.tick + 1
         validate = tick % self.config.control.validate_every == 0
         return measure(self.state, self.owner, self.parts.evaluator, self.window, self.config.gates, validate=validate)
+
+    def _warn_of_equal_batches(self) -> None:
+        text = self.passes.describe_equal_batches()
+        if text:
+            self.parts.narrator.report_fault(self.state, text, "batches")
+            if self.world.rank == 0:
+                print(f"esper: {text}", file=sys.stderr, flush=True)
 
     def follow(self, *, force: bool) -> None:
         """Makes the model what the record says at the present step. Called between two steps."""
@@ -285,14 +280,14 @@ class Loop:
     # order of calls -----------------------------------------------------------------------------------------------
 
     def check_open(self) -> None:
-        """Raises LoopError once the session is closed, or while the model's weights are their averages."""
+        """Raises LoopError once the session is closed or torn by an interruption, or within ``ema.applied()``."""
         if self.closed:
             raise LoopError("the session is closed; the grown model is in session.grown.model")
         if self.average is not None and self.average.in_use:
             raise LoopError("within ema.applied() the model's weights are their averages; call this after the block")
+        self.order.check_whole()
 
     def check_between(self, what: str) -> None:
         """Raises LoopError between a loss and its step."""
         self.check_open()
-        if self._awaiting or self._passes or self._windowed:
-            raise LoopError(f"{what} between session.loss(batch) and session.step(); it belongs after session.step()")
+        self.order.check_between(what)

@@ -47,10 +47,11 @@ class LiveModel(StandIn):
     """
 
     def __init__(self, growth: Growth) -> None:
-        super().__init__(growth.grown, self._present)
+        super().__init__(growth.grown, self.call_present)
         self._growth, self._closed, self.passing = growth, False, False
 
-    def _present(self, *args: Any, **kwargs: Any) -> Any:
+    def call_present(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the present wrapper, or the bare model where no gradient is wanted."""
         if self._closed:
             raise LoopError("session.model was called after session.close(); the grown model is still in grown.model")
         training = torch.is_grad_enabled() and (self.passing or self._grown.model.training)

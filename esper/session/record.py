@@ -16,7 +16,7 @@ from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
 from esper.leyline.errors import CheckpointError, one_line
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.slots import sort_slots
-from esper.session.average import average_words, check_average, load_average
+from esper.session.average import average_words, check_average, collect_average, load_average
 from esper.session.file import FORMAT, KIND, check_layout, collect_user_parts, to_saveable
 from esper.session.loop import Loop
 from esper.session.parts import weights_digest

@@ -167,6 +167,20 @@ class Session:
         self._loop.check_between("session.ema()")
         return Ema(self._loop, begin_average(self._loop, decay))
 
+    def discard(self) -> None:
+        """Drops the step under way: gradients, losses since the last `step`, and their samples and random numbers.
+
+        For a step that was interrupted, by Ctrl-C or for lack of memory, or that is not wanted; also after
+        ``requires_grad`` of a parameter was changed. Every rank calls it. The model is wrapped anew, so nothing that an
+        interrupted backward left behind reaches the next step. What a forward has written into buffers stays.
+
+        Raises:
+            LoopError: an interruption struck in the middle of an optimizer step or a tick; only a load helps then.
+            LockstepError: the ranks stand at different steps.
+        """
+        self._loop.check_open()
+        self._loop.discard()
+
     # looking ------------------------------------------------------------------------------------------------------
 
     @property
@@ -291,21 +305,26 @@ class Session:
         """Everything that a restore needs, tensors copied to the CPU. Every rank calls it; only rank 0's result holds
         the state of the controller.
 
+        Between a loss and its step, on any rank, the step under way is dropped as by `discard`: what is returned is the
+        state after the last whole step.
+
         Raises:
-            LoopError: it was called in the middle of a step.
+            LoopError: it was called within `accumulate`, or an interruption has torn the network.
             LockstepError: the ranks no longer hold the same network.
         """
-        self._loop.check_between("session.state_dict()")
+        self._loop.between_steps("a save")
         self.world.allow_slow(True)
         return collect(self._loop)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads a `state_dict` in place; seeds that have grown since are removed from model, optimizer and reducer.
 
+        A step under way is dropped first, as by `discard`. It also mends what an interruption has torn.
+
         Raises:
             CheckpointError: the state does not fit this session.
         """
-        self._loop.check_between("session.load_state_dict()")
+        self._loop.begin_load()
         load(self._loop, state, "state")
 
     def save(self, path: str | os.PathLike[str]) -> None:

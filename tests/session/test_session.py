@@ -369,12 +369,14 @@ def test_calls_out_of_order_are_one_clear_error_each(tmp_path):
         session.loss(batch(1))
     with pytest.raises(LoopError, match=r"optimizer\.step\(\) was called beside the session"):
         session.optimizer.step()
-    for between in (lambda: session.save(tmp_path / "x"), session.state_dict, lambda: next(session.epoch([batch(0)]))):
-        with pytest.raises(LoopError, match=r"between session\.loss\(batch\) and session\.step\(\)"):
+    for between in (lambda: session.to("cpu"), lambda: next(session.epoch([batch(0)]))):
+        with pytest.raises(LoopError, match=r"call session\.step\(\) first, or session\.discard\(\)"):
             between()
     session.step()
     with session.accumulate():
         session.loss(batch(1)).backward()
+        with pytest.raises(LoopError, match=r"a save within session\.accumulate"):
+            session.save(tmp_path / "x")
         with pytest.raises(LoopError, match=r"within session\.accumulate"):
             session.step()
     with pytest.raises(LoopError, match=r"last session\.loss\(batch\) goes outside session\.accumulate"):

@@ -106,6 +106,11 @@ class Tally:
         self._sums = None
         return count, total, squares
 
+    @property
+    def sums(self) -> Tensor | None:
+        """The present sums, float64 [3] on the device, never changed in place; None when nothing was added."""
+        return self._sums
+
     def state(self) -> Tensor | None:
         """Returns the present sums, float64 [3] on the CPU; None when nothing was added."""
         return None if self._sums is None else self._sums.cpu().clone()

@@ -54,13 +54,18 @@ class Window:
         """Steps skipped in a row, up to the newest known step since the last tick; 0 if none is known."""
         return self.skipped_in_row if self._seen else 0
 
+    @property
+    def sums(self) -> Tensor:
+        """This rank's own sums, on the device; `add_samples` never changes them in place."""
+        return self._sums
+
     def add_samples(self, loss: Tensor, correct: Tensor, weights: Tensor) -> None:
         """Adds the samples of one forward, [M] each; non-finite losses are counted, not summed."""
         with torch.no_grad():
             loss, correct = loss.detach().double(), correct.detach().double()
             finite = torch.isfinite(loss)
             weighted = weights.double() * finite
-            self._sums += torch.stack(
+            self._sums = self._sums + torch.stack(
                 [
                     (torch.where(finite, loss, 0.0) * weighted).sum(),
                     (correct * weighted).sum(),

@@ -35,6 +35,7 @@ class LastWord:
         self.rank, self.world_size = rank, world_size
         self.step = self.tick = 0
         self.phase = "start"
+        self._failed = False
         # Ranks make their sessions in the same order, so the number is the same on all of them.
         self._store = None if store is None else dist.PrefixStore(f"esper/words/{next(_numbers)}", store)
 
@@ -43,6 +44,10 @@ class LastWord:
         self.phase = phase
         if error:
             self._say(f"failed at step {self.step}: {error}")
+            self._failed = True
+        elif self._failed:  # it goes on after all
+            self._say("")
+            self._failed = False
 
     def leave(self, why: str) -> None:
         """Writes the word of a rank that leaves.

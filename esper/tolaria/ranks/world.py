@@ -23,6 +23,7 @@ from esper.leyline.errors import ConfigError, LockstepError
 from esper.tolaria.ranks.config import ControlConfig, Device, WorldConfig
 from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
 from esper.tolaria.ranks.lastword import LastWord
+from esper.tolaria.ranks.sockets import Connections, connections, cut
 
 
 def _arrival_key(rank: int) -> str:
@@ -67,6 +68,8 @@ class World:
         self._store: dist.Store | None = None
         self._limits = (control.timeout_s, control.slow_timeout_s)
         self._slow = False
+        self._connections: Connections = frozenset()
+        self._retired: list[Any] = []  # groups that `renew` has replaced
         if self.size == 1:
             return
         startup = datetime.timedelta(seconds=control.startup_timeout_s)
@@ -90,9 +93,34 @@ class World:
             self._make_groups(limit, gpu)
 
     def _make_groups(self, limit: datetime.timedelta, gpu: bool) -> None:
+        before = connections()
         self.control = dist.new_group(backend="gloo", timeout=limit)
         # NCCL's own watchdog ends the process without a message; ours (`esper.tolaria.ranks.watchdog`) must be first.
         self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=2 * limit if gpu else limit)
+        self._connections = connections() - before
+
+    def cut(self) -> None:
+        """Ends every wait in the data and control groups, here and on the peers; they cannot be used any more."""
+        cut(self._connections)
+        if self.device.type == "cuda" and self.data is not None:
+            self.data.abort()
+
+    def renew(self) -> None:
+        """Makes new data and control groups, so that nothing that is under way in the old ones meets what comes next.
+
+        Called on every rank. A rank that still waits in an old group has an error there.
+
+        Raises:
+            LockstepError: a rank does not come.
+        """
+        if self.size == 1:
+            return
+        self.cut()
+        for group in (self.data, self.control):
+            self._retired.append(group)
+        with self.collective("renewal of the groups"):
+            self._make_groups(datetime.timedelta(seconds=self._limits[0]), self.device.type == "cuda")
+        self._slow = False
 
     @property
     def store(self) -> dist.Store | None:
