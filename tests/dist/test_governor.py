@@ -186,6 +186,9 @@ def until_gone_back(rank: int, config: EsperConfig, run_dir: Path) -> tuple[list
     while not recoveries:
         engine.train_step()
         if engine.tick_due():
+            if engine.saver._landing is not None:  # rank 0 commits in a thread; a busy machine is slow to
+                engine.saver._landing.job.join()
+            engine.world.meet("landing")
             earlier = engine.saver.store.steps()
             engine.tick()
     engine.saver.finish({"step": engine.step, "tick": engine.state.tick, "epoch": 1}, 60.0)
