@@ -6,10 +6,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from esper.launcher.checks import Finding, failure, ok, run_child, warning
+from esper.leyline.files import NO_LOCKS, NO_MODES, NO_SUCH_CALL
 
 LITTLE_SPACE = 1 << 30  # bytes in the run directory
 SKEW_S = 2.0  # seconds that the clocks of this machine and the file server may differ
@@ -45,6 +46,25 @@ else: print("free")
 """
 
 
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_call(what: str, call: Callable[[], object], known: tuple[int, ...], cost: str) -> Finding:
+    """A call that a run makes, and does without where the file system does not know it."""
+    try:
+        call()
+    except OSError as error:
+        if error.errno not in known:
+            return failure(what, f"refused ({error.strerror}); set run.dir=<another folder>")
+        return warning(what, f"not there ({error.strerror}); a run does without: {cost}")
+    return ok(what, "as a run does it")
+
+
 def _check_inside(place: Path, what: str) -> Iterator[Finding]:
     target, fresh = place / "file", place / "fresh"
     target.write_bytes(b"old" * 1000)
@@ -62,11 +82,18 @@ def _check_inside(place: Path, what: str) -> Iterator[Finding]:
     else:
         yield failure(what, "a rename does not replace a file in one step; set run.dir=<a POSIX file system>")
 
+    yield _check_call("syncing folders", lambda: _sync_folder(place), NO_SUCH_CALL, "a power failure may undo a save")
+    yield _check_call("modes", lambda: os.chmod(target, 0o644), NO_MODES, "config.yaml is not protected from changes")
+
     with target.open("r+b") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            yield failure("locks", f"none there ({error.strerror}); mount with flock, or set run.dir=<another folder>")
+            what = f"none there ({error.strerror or 'refused'})"
+            if error.errno in NO_LOCKS:
+                yield warning("locks", f"{what}; start one at a time on a run, or mount with flock")
+            else:
+                yield failure("locks", f"{what}; mount with flock, or set run.dir=<another folder>")
         else:
             code, line = run_child(sys.executable, "-I", "-c", _LOCK, str(target))
             if (code, line) == (0, "held"):

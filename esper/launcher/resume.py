@@ -40,12 +40,14 @@ def branch(run: Path, step: int, new: Path, *, trusted: bool = False) -> None:
     plain["run"] |= {"dir": str(new), "resume": str(Resume.AUTO)}
     partial = new.with_name(f".{new.name}.{os.getpid()}.partial")
     try:
+        copy = RunDir(partial).checkpoints / store.path(step).name
         partial.mkdir(0o775, parents=True)
-        RunDir(partial).checkpoints.mkdir()
-        shutil.copytree(store.path(step), RunDir(partial).checkpoints / store.path(step).name)
+        copy.mkdir(parents=True)
+        for file in store.path(step).iterdir():  # without modes, which some file systems do not have
+            shutil.copyfile(file, copy / file.name)
         write_config(RunDir(partial).config, plain)
         if RunDir(run).data.exists():
-            shutil.copy(RunDir(run).data, RunDir(partial).data)
+            shutil.copyfile(RunDir(run).data, RunDir(partial).data)
         with contextlib.suppress(FileNotFoundError):
             new.rmdir()
         partial.rename(new)

@@ -5,10 +5,13 @@ failure can undo a rename that is not on the disk yet. So readers see either the
 of it, even after a crash.
 """
 
+import contextlib
+import errno
 import importlib.resources
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +23,26 @@ def package_folder() -> Path:
     return Path(str(importlib.resources.files("esper"))).resolve()
 
 
+# What a file system answers that does not know a call at all; any other error is a disk in trouble.
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (*NO_SUCH_CALL, errno.ENOLCK)
+NO_MODES = (*NO_SUCH_CALL, errno.EPERM)
+_said: set[str] = set()  # what this process has passed over
+
+
+def _pass_over(what: str) -> None:
+    if what not in _said:
+        _said.add(what)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(f"esper: {what}\n")
+            sys.stderr.flush()
+
+
 def sync(path: Path) -> None:
     """Waits until a file or a folder is on the disk.
+
+    Some file systems cannot sync a folder (CIFS, sshfs, other FUSE ones). That is said once and passed over: a rename
+    may then be lost with the power, as it may be with any other program there.
 
     Raises:
         OSError: the disk refuses.
@@ -29,6 +50,10 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL or not path.is_dir():
+            raise
+        _pass_over(f"{path}: folders cannot be synced there ({error.strerror}); a loss of power may undo the last save")
     finally:
         os.close(handle)
 

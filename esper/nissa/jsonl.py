@@ -161,7 +161,7 @@ class JsonlSink:
     def _open(self) -> int:
         if self._fd is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             size = os.fstat(fd).st_size
             self._torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
             self._fd = fd

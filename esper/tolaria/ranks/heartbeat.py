@@ -47,7 +47,7 @@ class Heartbeat:
     def __init__(self, folder: Path, rank: int, world_size: int) -> None:
         self.folder, self.rank, self.world_size = folder, rank, world_size
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._path(rank), os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = os.open(self._path(rank), os.O_RDWR | os.O_CREAT, 0o666)
         self.step = self.tick = 0
         self.marked_at = time.monotonic()
         self.phase = ""
