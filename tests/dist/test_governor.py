@@ -186,7 +186,8 @@ def until_gone_back(rank: int, config: EsperConfig, run_dir: Path) -> tuple[list
     while not recoveries:
         engine.train_step()
         if engine.tick_due():
-            if engine.saver._landing is not None:  # rank 0 commits in a thread; a busy machine is slow to
+            engine.saver.wait(60.0)  # saves are written and committed in threads; a busy machine is slow to
+            if engine.saver._landing is not None:
                 engine.saver._landing.job.join()
             engine.world.meet("landing")
             earlier = engine.saver.store.steps()
