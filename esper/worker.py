@@ -18,13 +18,27 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from esper.config.tree import load_config
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir, write_json
+from esper.nissa.lane import say
 from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
 from esper.run.ending import code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
 from esper.run.parent import die_with_parent
 from esper.run.train import train
+from esper.tolaria.ranks.config import WorldConfig
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
+
+
+def describe_ranks(config: WorldConfig, size: int) -> str:
+    """One line if another number of ranks was started than the config has; else nothing."""
+    expected = config.nnodes * config.nproc_per_node
+    if size == expected:
+        return ""
+    return (
+        f"{size} {'rank' if size == 1 else 'ranks'} started, and world.nnodes = {config.nnodes} times "
+        f"world.nproc_per_node = {config.nproc_per_node} is {expected}: the run goes on alike but for rounding; for "
+        f"the same bits: torchrun --nnodes={config.nnodes} --nproc-per-node={config.nproc_per_node}"
+    )
 
 
 def run(config_path: Path) -> int:
@@ -39,6 +53,8 @@ def run(config_path: Path) -> int:
         config, plain = load_config(config_path)
         world = World(config.world, config.control)
         attempt = begin_attempt(run_dir, world)
+        if rank == 0 and (odd := describe_ranks(config.world, world.size)):
+            say(odd)
         train(config, plain, run_dir, world, attempt)
     except Exception as error:
         step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
@@ -62,6 +78,8 @@ def run(config_path: Path) -> int:
         print(unwritten, file=sys.stderr, flush=True)
     if world is not None:
         world.close()
+    if attempt is not None:
+        attempt.release()
     return code_for_torchrun(ending, int(status["exit_code"]))
 
 

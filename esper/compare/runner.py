@@ -26,6 +26,7 @@ from esper.launcher.supervise import torchrun_environment
 from esper.leyline.errors import EsperError, RunDirError, one_line
 from esper.leyline.files import RunDir
 from esper.run.directory import hold_run, read_status
+from esper.run.lock import LOCKED
 
 QUIET = {"console": "off", "level": "full"}
 STOP = signal.SIGUSR1  # workers and launchers take it as often as it comes; a second SIGTERM would end them unsaved
@@ -134,7 +135,8 @@ class Comparer:
             else:
                 lock.close()  # the launcher of the run takes the lock itself
                 command = [sys.executable, "-m", "esper.cli", "resume", str(folder)]
-            code = self._run_process(command, log, {**torchrun_environment(config.world, config.trainer), **gpus})
+            variables = {**torchrun_environment(config.world, config.trainer), **gpus}
+            code = self._run_process(command, log, variables | ({LOCKED: str(folder)} if alone else {}))
         done, stopped = self.done(folder, config), self.stopping.is_set()
         if stopped and not done:
             raise Stopped

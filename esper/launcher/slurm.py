@@ -26,6 +26,7 @@ FROM_SLURM = "slurm"  # a word in place of world.rdzv_endpoint and world.rdzv_id
 REQUEUES = "requeues.json"
 MAX_IDLE = 3  # attempts in a row that saved no new step
 _PATIENCE_S = 20.0
+_FIRST_SPECIAL_STEP = 4_294_967_280  # above it the batch script's own step, and the shell of an salloc
 _FIRST_PORT, _PORTS = 20_000, 12_000  # below Linux's ephemeral ports
 
 
@@ -102,6 +103,22 @@ def find_job(world: WorldConfig, environ: Mapping[str, str] = os.environ) -> Slu
             f"world.nnodes={len(hosts)}, or submit with --nodes={world.nnodes}"
         )
     return SlurmJob(number, int(environ.get("SLURM_RESTART_COUNT", "0")), hosts)
+
+
+def check_single_task(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuses a launcher that srun has started once per rank: each would train the whole run by itself.
+
+    Raises:
+        ConfigError: this step has several tasks.
+    """
+    step = environ.get("SLURM_STEP_ID", "")
+    tasks = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS", "1")
+    if step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP and tasks.isdecimal() and int(tasks) > 1:
+        raise ConfigError(
+            f"SLURM_NTASKS = {tasks}: srun starts this launcher {tasks} times, and each would train the whole run; use "
+            "srun --ntasks=1 (the launcher starts the ranks: world.nproc_per_node, world.nnodes), or sbatch "
+            "slurm/train.sbatch; of different runs start each with an srun of its own"
+        )
 
 
 def srun_command(job: SlurmJob, config_path: Path) -> list[str]:

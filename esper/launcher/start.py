@@ -14,7 +14,7 @@ from esper.accord.breaker import BreakerOrder
 from esper.config.tree import EsperConfig
 from esper.config.trust import trust_variable
 from esper.launcher.preflight import check_data
-from esper.launcher.slurm import FROM_SLURM, TimeLimit, explain_stop, find_job, srun_command
+from esper.launcher.slurm import FROM_SLURM, TimeLimit, check_single_task, explain_stop, find_job, srun_command
 from esper.launcher.supervise import (
     Ended,
     agent_command,
@@ -27,6 +27,7 @@ from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted,
 from esper.leyline.files import RunDir, package_folder, write_json
 from esper.run.attempt import BEFORE, find_takeover, latest_attempt
 from esper.run.directory import check_run, hold_run, read_status, write_order
+from esper.run.lock import LOCKED, name_launch
 from esper.run.teacher import check_teacher
 
 _FARTHER_S = 10.0  # longer than the supervisors on the hosts wait, which use force first
@@ -71,6 +72,8 @@ def start(
         EsperError: the run could not be started.
     """
     _check_folder()
+    if launch == "run":
+        check_single_task()
     folder = Path(config.run.dir).expanduser().absolute()
     config.run.dir = plain["run"]["dir"] = str(folder)
     if getattr(config.data, "root", None) is not None:  # so that a resume from another folder finds it
@@ -115,8 +118,10 @@ def start(
         environment[BEFORE] = str(before)
         if order is not None:
             write_order(folder, order)
-        ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
         rendezvous = rendezvous_of(arguments) if job is None else job.rendezvous
+        name_launch(lock, rendezvous)
+        environment[LOCKED] = str(folder)
+        ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
         if (other := find_takeover(folder, before, rendezvous)) is not None:
             raise LeaseError(f"{folder}: attempt {other} was begun by another launcher; this run is that one's now")
         status, mark_now = read_status(folder)

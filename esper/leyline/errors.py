@@ -51,6 +51,10 @@ class RunDirError(EsperError):
     exit_code = 74
 
 
+class InUseError(RunDirError):
+    """Another start works in the run directory; this one has written nothing."""
+
+
 class LeaseError(RunDirError):
     """A newer attempt owns the run directory; this one must not write to it any more."""
 

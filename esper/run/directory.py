@@ -4,7 +4,7 @@ The names of its files are in `esper.leyline.files.RunDir`. A refused start leav
 files that it made on the way are removed again.
 """
 
-import fcntl
+import errno
 import importlib.metadata
 import json
 import os
@@ -25,6 +25,7 @@ from esper.config.tree import Resume, RunConfig, read_plain, write_config
 from esper.leyline.errors import ConfigError, DataError, RunDirError
 from esper.leyline.files import RunDir, package_folder, write_json
 from esper.leyline.plain import from_plain, to_plain
+from esper.run.lock import take_lock
 
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
 
@@ -124,6 +125,19 @@ def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
+def _advice(error: OSError, folder: Path) -> str:
+    """What to do about an error of a run directory that was to be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there, or set run.dir=<a folder with space>"
+    if error.errno == errno.ENAMETOOLONG:
+        return "set run.dir=<a shorter path; a name may have 255 bytes>"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not os.access(folder, os.W_OK):
+        return "set run.dir=<a writable folder>"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"the folder is writable, {error.filename} is not: give it to yourself, or set run.dir=<a new folder>"
+    return f"see what esper doctor --run-dir {shlex.quote(str(folder))} finds, or set run.dir=<a folder elsewhere>"
+
+
 def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
     """Whether the run directory holds a run with these settings already.
 
@@ -167,30 +181,6 @@ def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
     return True
 
 
-def _lock(folder: Path) -> int:
-    """Locks the run directory; returns the descriptor of the lock.
-
-    Raises:
-        RunDirError: another launcher holds it.
-    """
-    path = RunDir(folder).lock
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(descriptor, 1000).decode(errors="replace").strip()
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise RunDirError(
-                f"run.dir = {str(folder)!r}: in use by {holder or 'another launcher'}; "
-                "wait for it, stop it with a SIGTERM to its launcher, or set run.dir=<a new folder>"
-            ) from None
-        raise
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
-    return descriptor
-
-
 @contextmanager
 def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
     """Makes the run directory, or takes the existing one, and locks it; yields the lock's descriptor.
@@ -209,19 +199,21 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
                 path.mkdir(0o775)  # whatever the umask: in a folder open to all, anyone could replace config.yaml
                 created.append(path)
         fresh_lock = not files.lock.exists()
-        descriptor = _lock(folder)
+        descriptor = take_lock(folder)
         if fresh_lock:
             created.append(files.lock)
         known = check_run(run, plain)  # again, now that no other launcher can change it
         if not (known and same_file(read_plain(files.config), plain)):
-            write_config(files.config, plain)
             if not known:
-                created.append(files.config)
+                created.append(files.config)  # before it is written: a sync may fail after the file has its name
+            write_config(files.config, plain)
+        if not files.environment.exists():
+            created.append(files.environment)
         write_json(files.environment, describe_environment(files.environment))
     except BaseException as error:
         for path in reversed(created):
             try:
-                path.rmdir() if path.is_dir() else path.unlink()
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
             except OSError:
                 break
         if descriptor >= 0:
@@ -229,7 +221,7 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
         if isinstance(error, OSError):
             raise RunDirError(
                 f"run.dir = {run.dir!r}: cannot be written ({_reason(error)}: {error.filename}); "
-                "set run.dir=<a writable folder>"
+                f"{_advice(error, folder)}"
             ) from None
         raise
     try:

@@ -5,12 +5,13 @@
     Preempted           preempted   rank 0           rank 0               0
     DivergedError       diverged    rank 0           rank 0               79; 0 under our launcher
     LeaseError          failed      every rank       no rank (*)          74; 0 under our launcher
+    InUseError          failed      rank 0           no rank (*)          74; 0 under our launcher
     ConfigError         failed      every rank       a witness            78; 0 under our launcher
     DataError           failed      every rank       a witness            74; 0 under our launcher
     LockstepError       failed      a witness        a witness            76
     any other           failed      every rank       a witness            its own, or 70
 
-(*) RUN belongs to a newer attempt then.
+(*) RUN belongs to another attempt then.
 
 A *witness* is rank 0, or the first rank that failed if rank 0 may be gone or has not begun. If every rank has the same
 error text, only the witness prints it. Under our launcher torchrun gets 0 for a failure that another start from the
@@ -28,6 +29,7 @@ from esper.leyline.errors import (
     DataError,
     DivergedError,
     EsperError,
+    InUseError,
     LeaseError,
     LockstepError,
     Preempted,
@@ -62,6 +64,7 @@ TABLE: tuple[tuple[type[Exception], Ending], ...] = (
     (Preempted, Ending("preempted", shared=True, rank_0_only=True, marked=False, code=0)),
     (DivergedError, Ending("diverged", shared=True, rank_0_only=True, repeats=True)),
     (LeaseError, Ending("failed", writes=False, repeats=True)),
+    (InUseError, Ending("failed", shared=True, rank_0_only=True, marked=False, writes=False, repeats=True)),
     (ConfigError, Ending("failed", repeats=True)),
     (DataError, Ending("failed", repeats=True)),
     (LockstepError, Ending("failed", shared=True)),

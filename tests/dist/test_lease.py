@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from esper.leyline.errors import LeaseError
 from esper.nissa.reading import read_events
 from esper.run.attempt import begin_attempt, find_takeover, latest_attempt
+from esper.run.lock import LOCKED
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
 from tests.support.fault_places import strike_at
@@ -20,7 +22,8 @@ from tests.support.tiny import tiny_plain
 
 
 def cut_off(place: str, tick: int, signs: Path, rank: int) -> None:
-    """Rank 0 is out of the world at ``place`` until the file ``back`` is there."""
+    """Rank 0 is out of the world at ``place`` until the file ``back`` is there; its lock does not reach the others."""
+    os.environ[LOCKED] = str(signs.parent / "run")
 
     def wait() -> None:
         if not (signs / "gone").exists():
@@ -78,7 +81,9 @@ def test_ranks_that_torchrun_starts_again_do_not_take_back_a_run(
     def begin(launch: str, restarts: int) -> int:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
-        return begin_attempt(tmp_path, world).number
+        attempt = begin_attempt(tmp_path, world)
+        attempt.release()
+        return attempt.number
 
     assert [begin("a", 0), begin("a", 1), begin("b", 0)] == [1, 2, 3]
     with pytest.raises(LeaseError, match=r"attempt 3, of another launch, has begun"):

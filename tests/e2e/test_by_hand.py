@@ -2,13 +2,15 @@
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 from esper.config.tree import write_config
 from esper.nissa.reading import read_events
+from esper.run.attempt import latest_attempt
 from tests.e2e.conftest import Finished, Start
-from tests.support.commands import GROWING, NO_WANDB, TRAIN, Command, free_port
+from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, assert_gone, free_port, mark
 from tests.support.killed_runs import assert_same_run, final
 from tests.support.tiny import tiny_plain
 
@@ -59,7 +61,58 @@ def test_more_ranks_than_samples_is_one_line(start: Start, tmp_path: Path) -> No
     write_config(tmp_path / "config.yaml", tiny_plain("cnn", trainer__batch=1, world__nproc_per_node=1))
     for number, rank in enumerate(pair(start, tmp_path / "config.yaml", tmp_path / "config.yaml")):
         assert rank.end() == 78, rank.told()
-        assert rank.err == (
-            f"esper: rank {number}: trainer.batch = 1: fewer samples than ranks (2); set trainer.batch=2 or higher\n"
+        *said, last = rank.err.splitlines()
+        assert len(said) == (number == 0), "rank 0 says that the number of ranks is another one"
+        assert all(line.startswith("esper: 2 ranks started, and world.nnodes = 1 times ") for line in said)
+        assert last == (
+            f"esper: rank {number}: trainer.batch = 1: fewer samples than ranks (2); set trainer.batch=2 or higher"
         )
     assert json.loads((tmp_path / "STATUS.json").read_text())["exit_code"] == 78
+
+
+def by_hand(start: Start, run: Path, **variables: str) -> Command:
+    """A torchrun typed by hand, without a name for its rendezvous."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    return start(torchrun, "-m", "esper.worker", str(run / "config.yaml"), **variables)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """The files of a run that tell whose it is and how it ended."""
+    files = [run / name for name in ("attempt.json", "STATUS.json", "result.json", "lock")]
+    return {path.name: path.read_bytes() for path in files if path.exists()}
+
+
+def test_a_second_torchrun_on_a_run_is_refused_and_leaves_the_first_alone(start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepared = start(TRAIN, *GROWING, "trainer.steps=4000", NO_WANDB, "telemetry=off", "launch=prepare", "run.dir=run")
+    assert prepared.end() == 0, prepared.told()
+    first = by_hand(start, run)
+    first.until(lambda: mark(run).tick >= 1, "the first tick")
+    before = contents(run)
+    second = by_hand(start, run)
+    launcher = start(ESPER, "resume", str(run))
+    assert second.end() == 1, second.told()
+    (line,) = [text for text in second.err.splitlines() if text.startswith("esper: ")]
+    assert line.startswith(f"esper: rank 0: run.dir = '{run}': in use by process ")
+    assert launcher.end() == 74, launcher.told()
+    assert "in use by process " in launcher.err
+    assert contents(run) == before
+    first.process.send_signal(signal.SIGTERM)
+    first.end()
+    assert_gone(first, run)
+    assert json.loads((run / "STATUS.json").read_text())["status"] == "preempted", first.told()
+    assert latest_attempt(run)[0] == 1
+
+
+def test_two_torchruns_at_the_same_moment_make_one_run(start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepared = start(TRAIN, *GROWING, NO_WANDB, "telemetry=off", "launch=prepare", "run.dir=run")
+    assert prepared.end() == 0, prepared.told()
+    pair = [by_hand(start, run) for _ in range(2)]
+    codes = sorted(command.end() for command in pair)
+    told = "\n".join(command.told() for command in pair)
+    assert json.loads((run / "STATUS.json").read_text())["status"] == "done", told
+    if codes == [0, 1]:
+        assert latest_attempt(run)[0] == 1, told
+    else:  # so far apart that the second one found the run done
+        assert codes == [0, 0], told

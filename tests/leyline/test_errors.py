@@ -42,6 +42,7 @@ def test_exit_codes_are_the_documented_ones():
         "OwnershipError": 70,
         "LoopError": 78,
         "LeaseError": 74,
+        "InUseError": 74,
     }
     assert all(issubclass(getattr(errors, name), EsperError) for name in codes)
 

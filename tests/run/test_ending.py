@@ -11,6 +11,7 @@ ROWS = [
     (errors.Preempted("stopped"), "preempted", False, True, 0, 0),
     (errors.DivergedError("nan"), "diverged", False, True, 79, 0),
     (errors.LeaseError("newer"), "failed", True, False, 74, 0),
+    (errors.InUseError("in use"), "failed", False, False, 74, 0),
     (errors.RunDirError("full"), "failed", True, True, 74, 74),
     (errors.ConfigError("optim.lr"), "failed", True, True, 78, 0),
     (errors.DataError("absent"), "failed", True, True, 74, 0),

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import os
 import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,17 @@ from esper.tolaria.ranks.config import ControlConfig, Device, WorldConfig
 from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
 from esper.tolaria.ranks.lastword import LastWord
 from esper.tolaria.ranks.sockets import Connections, connections, cut
+
+
+def _check_interfaces() -> None:
+    """Refuses a GLOO_SOCKET_IFNAME that this host lacks; gloo's own error is cut off before the name."""
+    known = [name for _, name in socket.if_nameindex()]
+    named = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    if unknown := [name for name in named.split(",") if name and name not in known]:
+        raise ConfigError(
+            f"GLOO_SOCKET_IFNAME = {named!r}: this host has no network interface {', '.join(unknown)}; it has "
+            f"{', '.join(known)}; name one of these, or unset the variable"
+        )
 
 
 def _arrival_key(rank: int) -> str:
@@ -51,7 +63,7 @@ class World:
                 then it is left as it is, and only the data and control groups are made.
 
         Raises:
-            ConfigError: a GPU world without enough CUDA devices.
+            ConfigError: a GPU world without enough CUDA devices, or GLOO_SOCKET_IFNAME names no network interface.
             LockstepError: the ranks did not meet within control.startup_timeout_s.
         """
         self.rank = int(os.environ.get("RANK", "0"))
@@ -59,6 +71,8 @@ class World:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.heartbeat: Heartbeat | LastWord | None = None
         self.find_unused = config.find_unused
+        if self.size > 1:
+            _check_interfaces()
         self.device = self._device(config) if within is None else within
         self._made_default = within is None or not dist.is_initialized()
         if not self._made_default:
@@ -241,6 +255,16 @@ class World:
         row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         rows = self.all_gather(row, what=what)
         return [bytes(row[:length].numpy()) for row, length in zip(rows, lengths, strict=True)]
+
+    def hear_rank_0(self, text: str, *, what: str, width: int = 4096) -> str:
+        """Rank 0's text on every rank, cut to ``width`` bytes; at start-up, on the default group with its longer limit.
+
+        It travels as a sum of bytes to which the other ranks add zeros: no pickled objects.
+        """
+        raw = text.encode()[:width] if self.rank == 0 else b""
+        vector = torch.tensor(list(raw.ljust(width, b"\0")), dtype=torch.uint8)
+        self.all_reduce(vector, dist.ReduceOp.SUM, what=what, on="default")
+        return bytes(vector.tolist()).rstrip(b"\0").decode(errors="replace")
 
     def meet(self, what: str) -> None:
         """Waits for all ranks at start-up, on the default group with its longer limit."""
