@@ -11,6 +11,10 @@ esper requeue RUN                       inside a Slurm job: put it back into the
 esper blueprints                        what may grow: every blueprint with its size (--dim CHANNELS --positions PLACES)
 """
 
+from esper.launcher.early import interrupt_on_stop  # its handler must stand before what follows, which takes seconds
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -156,9 +160,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(export_run(given.run.absolute(), given.at, to, **how))
             return 0
         breaker = given.breaker and BreakerPhase(given.breaker)
-        results.append(
-            resume(given.run.absolute(), given.at, given.new and given.new.absolute(), breaker, trusted=given.trust)
-        )
+        interrupt_on_stop()
+        try:
+            new = given.new and given.new.absolute()
+            results.append(resume(given.run.absolute(), given.at, new, breaker, trusted=given.trust))
+        except KeyboardInterrupt:
+            results.append(LaunchResult(Preempted.exit_code, "interrupted before the run had started"))
     show_result(results[0])
     return results[0].code
 

@@ -3,6 +3,7 @@
 import sys
 
 try:
+    import esper.launcher.early  # noqa: F401 - sets a handler before what follows takes seconds
     from esper.launcher.compose import main
 except ModuleNotFoundError as error:
     sys.exit(f"esper: this Python has no {error.name}: source .venv/bin/activate, which bash launch/setup.sh makes")

@@ -179,6 +179,9 @@ class Reader:
         """An override that would fix a field; ``hint`` is given if the value has the wrong type."""
         if isinstance(value, bool | int | float) and (hint is str or str in typing.get_args(hint)):
             return f"for example {path}=\"'{override_text(value)}'\" (quoted, it is text)"
+        whole = hint is int or int in typing.get_args(hint)
+        if whole and isinstance(value, float) and value.is_integer():  # YAML reads 1e3 as a fraction
+            return f"set {path}={int(value)}"
         example = self._example(field)
         if example is not None and example != override_text(value):
             return f"for example {path}={example}"

@@ -17,9 +17,11 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from esper.nissa.lane import say
 from esper.nissa.screen import safe_streams
 from esper.run.parent import die_with_parent
 
@@ -49,6 +51,14 @@ def kill_stopped_workers_at_once() -> None:
     PContext.close = kill_and_close  # type: ignore[method-assign]
 
 
+def drop_settings_of_torchrun(environ: MutableMapping[str, str]) -> None:
+    """Removes torchrun's own variables (PET_NNODES, PET_STANDALONE, ...), which would overrule the run's settings."""
+    if names := sorted(name for name in environ if name.startswith("PET_")):
+        say(f"{', '.join(names)}: not passed on to torchrun, which takes its arguments from world.*")
+    for name in names:
+        del environ[name]
+
+
 @safe_streams()
 def main() -> int:
     """Runs torchrun with this process's arguments; returns its exit code."""
@@ -76,5 +86,6 @@ if __name__ == "__main__":
     die_with_parent(int(os.environ.pop("ESPER_LAUNCHER_PID")), signal.SIGHUP)
     for ignored in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
+    drop_settings_of_torchrun(os.environ)
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's --signals-to-handle
     sys.exit(main())

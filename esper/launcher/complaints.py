@@ -5,7 +5,9 @@ text that matches nothing is shown as it is. See docs/hydra.md.
 """
 
 import difflib
+import errno
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 _OVERRIDE = re.compile(r"Could not override '([^']+)'")
+_SYSTEM = re.compile(r"^(?:OSError|\w+Error): \[Errno (\d+)\] (.+?): '([^'\n]+)'$", re.M)
 _OPTION = re.compile(r"Could not find '([\w/]+)/([^']+)'.*?Available options in '[^']+':\n((?:\t\S+\n?)+)", re.S)
+
+_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def reword(text: str, conf: Path) -> str:
@@ -36,7 +42,30 @@ def reword(text: str, conf: Path) -> str:
     option = _OPTION.search(text)
     if option:
         return f"esper: config: {option[1]}={option[2]}: no such option; there are {', '.join(option[3].split())}"
+    system = _SYSTEM.search(text)
+    if system:
+        name = max(system[3].split("/"), key=lambda part: len(part.encode()))
+        long = int(system[1]) == errno.ENAMETOOLONG
+        what = f"the name {name[:40]}... has {len(name.encode())} bytes, and 255 are allowed" if long else system[3]
+        advice = "hydra.sweep.subdir=${hydra.job.num}" if long else "hydra.sweep.dir=<a folder that can be written>"
+        return f"esper: config: hydra: {system[2]}: {what}; set {advice}"
     return text
+
+
+def words_in_order(words: Sequence[str]) -> list[str]:
+    """A command line with its flags before its settings; Hydra takes settings in one place only."""
+    flags, settings, left = list[str](), list[str](), list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            settings.append(word)
+            continue
+        flags.append(word)
+        if word in _WITH_VALUE and left:
+            flags.append(left.pop(0))
+        elif word in ("--info", "-i"):
+            flags[-1] = f"--info={left.pop(0) if left and left[0] in _INFO else 'all'}"
+    return [*flags, *settings]
 
 
 def dotted_keys(plain: Any, path: str = "") -> list[str]:

@@ -25,8 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.config.folder import conf_folder
 from esper.config.tree import build_config
-from esper.launcher.complaints import reword
+from esper.launcher.complaints import reword, words_in_order
 from esper.launcher.defaults import store_defaults
+from esper.launcher.early import interrupt_on_stop
 from esper.launcher.start import LaunchResult, results_of_errors, show_result, start
 from esper.leyline.errors import ConfigError, Preempted
 from esper.nissa.screen import safe_streams
@@ -115,6 +116,7 @@ def _gravity(code: int) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     make_cwd_importable()
+    interrupt_on_stop()
     arguments = list(sys.argv[1:] if argv is None else argv)
     results: list[LaunchResult] = []
     job_stderr, argv_before = _JobStderr(sys.stderr), sys.argv
@@ -142,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     captured = io.StringIO()
     code = 0
     try:
-        sys.argv = [argv_before[0], *arguments]
+        sys.argv = [argv_before[0], *words_in_order(arguments)]
         with contextlib.redirect_stderr(captured):
             app()
     except SystemExit as end:
