@@ -45,32 +45,32 @@ class WandbMode(StrEnum):
 class WandbConfig:
     """The run as wandb shows it."""
 
-    mode: WandbMode = WandbMode.OFFLINE
+    mode: WandbMode | None = None
     """``offline``: files in the run directory, which ``wandb sync RUN/wandb/offline-run-*`` sends later. ``online``:
-    sent as the run goes. ``disabled``: no wandb.
+    sent as the run goes. ``disabled``: no wandb. null: WANDB_MODE, else ``offline``.
     """
 
-    project: str = "esper"
-    """Project in wandb."""
+    project: str | None = None
+    """Project in wandb; null: WANDB_PROJECT, else ``esper``."""
 
     group: str | None = None
-    """Runs shown together; null: the sweep's name, if there is one."""
+    """Runs shown together; null: the sweep's name, if there is one, else WANDB_RUN_GROUP."""
 
-    job_type: str | None = "train"
-    """Kind of run within a group; null: none."""
+    job_type: str | None = None
+    """Kind of run within a group; null: WANDB_JOB_TYPE, else ``train``."""
 
     name: str | None = None
-    """Display name; null: the run's id."""
+    """Display name; null: WANDB_NAME, else the run's id."""
 
     tags: list[str] = field(default_factory=list)
-    """Labels to filter by; empty: none."""
+    """Labels to filter by; empty: WANDB_TAGS (``a,b``), else none."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check(
                 "project",
-                _WANDB_NAME.fullmatch(self.project) is not None,
-                r"must be 1 to 128 characters, none of / \ # ? % :",
+                self.project is None or _WANDB_NAME.fullmatch(self.project) is not None,
+                r"must be 1 to 128 characters, none of / \ # ? % :, or null",
             )
             for name in ("group", "job_type", "name"):
                 value = getattr(self, name)

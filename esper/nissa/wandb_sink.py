@@ -37,6 +37,7 @@ from esper.leyline.evidence import GradientHealth, Reading
 from esper.leyline.plain import to_plain
 from esper.nissa.config import WandbConfig, WandbMode
 from esper.nissa.lane import Lane, say
+from esper.nissa.wandb_env import WandbChoice, choose_wandb
 
 GROWTH_COLUMNS = ("step", "tick", "slot", "from", "to", "cause", "blueprint")
 _CLOSE = object()
@@ -99,8 +100,8 @@ class WandbSink:
     """Shows one run in wandb.
 
     Args:
-        config: mode, project and names.
-        run_dir: run directory; wandb's own files go to ``run_dir/wandb``.
+        config: mode, project and names; see `esper.nissa.wandb_env` for wandb's own variables.
+        run_dir: run directory; wandb's own files go to ``run_dir/wandb``, or below WANDB_DIR.
         run_id: wandb's id, the same in every attempt, so that a second attempt continues the run (offline it creates a
             second folder, which ``wandb sync`` merges).
         group: group of a sweep; ``config.group`` takes precedence.
@@ -133,11 +134,14 @@ class WandbSink:
         self._lane: Lane[Any] | None = None
         self._run: Any = None
         self._once, self._failed = threading.Lock(), False
-        if config.mode is WandbMode.DISABLED:
+        choice = choose_wandb(config, run_dir=os.fspath(run_dir), run_id=run_id, group=group)
+        for note in choice.notes:
+            say(f"telemetry: {note}")
+        if choice.mode is WandbMode.DISABLED:
             return
         hooks = sys.exit, sys.excepthook  # wandb replaces both to learn the exit code, which we pass to it
         try:
-            self._run = _start(config, run_dir, run_id, group, config_dict, init_timeout_s, finish_timeout_s)
+            self._run = _start(choice, run_id, config_dict, init_timeout_s, finish_timeout_s)
             self._lane = Lane("esper-wandb", self._write, capacity=4096)
         except Exception as error:  # network, key, disk, or an import that fails: a view must not stop a run
             self._fail(error)
@@ -231,10 +235,8 @@ def _abandon() -> None:
 
 
 def _start(
-    config: WandbConfig,
-    run_dir: str | os.PathLike[str],
+    choice: WandbChoice,
     run_id: str,
-    group: str | None,
     config_dict: Mapping[str, Any],
     init_timeout_s: float,
     finish_timeout_s: float,
@@ -255,14 +257,14 @@ def _start(
     run = wandb.init(
         id=run_id,
         resume="allow",
-        project=config.project,
-        group=config.group or group,
-        job_type=config.job_type,
-        name=config.name or run_id,
-        tags=list(config.tags),
+        project=choice.project,
+        group=choice.group,
+        job_type=choice.job_type,
+        name=choice.name,
+        tags=list(choice.tags),
         config=dict(config_dict),
-        dir=os.fspath(run_dir),
-        mode=config.mode.value,
+        dir=choice.dir,
+        mode=choice.mode.value,
         settings=settings,
     )
     run.define_metric("train/step")

@@ -40,21 +40,22 @@ class StopHandlers:
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
-    def insists(self, number: int) -> bool:
-        """Whether a signal that has just come asks for the end at once."""
-        if self._count == 1 or number == signal.SIGUSR1:
+    def insists(self, number: int, count: int) -> bool:
+        """Whether the ``count``-th signal, which has just come, asks for the end at once."""
+        if count == 1 or number == signal.SIGUSR1:
             return False
         if number == signal.SIGHUP and SUPERVISED in os.environ:
             return True
-        if number == signal.SIGINT and self._count > _ECHOES:
+        if number == signal.SIGINT and count > _ECHOES:
             return True
         return time.monotonic() - self._first_at >= self._grace_s
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._ask()
-        self._count += 1
-        if self._count == 1:
+        self._count += 1  # before all else: the next signal's handler may run within this one
+        count = self._count
+        if count == 1:
             self._first_at = time.monotonic()
-        if self.insists(number):
+        self._ask()
+        if self.insists(number, count):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

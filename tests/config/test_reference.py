@@ -32,6 +32,6 @@ def test_every_setting_stands_on_the_page_with_its_default() -> None:
     for cls in config_classes():
         for field in dataclasses.fields(cls):
             assert f"| `{field.name}` |" in page or field.name == "wandb", (cls.__name__, field.name)
-    assert "| `wandb.mode` | one of offline, online, disabled | `offline` |" in page
+    assert "| `wandb.mode` | one of offline, online, disabled or null | `null` |" in page
     assert "- `optim=adamw` (unless you choose another)" in page
     assert "- `optim=sgd`: Sets `optim.lr=0.05`." in page

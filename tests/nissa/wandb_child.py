@@ -31,7 +31,9 @@ def hooks():
 def main(run_dir, scene, first, last):
     faults, before = [], hooks()
     sink = WandbSink(
-        WandbConfig(
+        WandbConfig()
+        if scene == "silent"
+        else WandbConfig(
             mode=WandbMode.ONLINE if scene == "unreachable" else WandbMode.OFFLINE,
             project="growth",
             job_type="train",
