@@ -3,7 +3,10 @@
 import ast
 import graphlib
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 import esper
 from tests.support.dist import ROOT
@@ -91,3 +94,15 @@ def test_the_public_paths_import() -> None:
     assert all(map(callable, (blueprint, LayerScale, Compiler, export, save_exported, Command, legal_ops, why_refused)))
     assert Op.GERMINATE in Op
     assert Topology.SEQUENCE in Topology
+
+
+def test_scripts_keep_lf_in_a_clone_with_crlf(tmp_path: Path) -> None:
+    """As Git for Windows clones; a CR would end up in each command of a shell script that runs under WSL."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    words = ["git", "-c", "core.autocrlf=true", "-c", "core.eol=crlf", "clone", "-q", "--depth=1"]
+    done = subprocess.run([*words, f"file://{ROOT}", str(tmp_path / "clone")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scripts = [*(tmp_path / "clone" / "launch").glob("*.sh"), *(tmp_path / "clone" / "slurm").iterdir()]
+    assert len(scripts) > 4
+    assert [path.name for path in scripts if b"\r" in path.read_bytes()] == []
