@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +212,8 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
         write_json(files.environment, describe_environment(files.environment))
     except BaseException as error:
         for path in reversed(created):
-            try:
-                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-            except OSError:
-                break
+            with suppress(OSError):  # it was not made yet
+                path.rmdir() if path.is_dir() else path.unlink()
         if descriptor >= 0:
             os.close(descriptor)
         if isinstance(error, OSError):
