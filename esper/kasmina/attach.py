@@ -22,6 +22,7 @@ from esper.kasmina.slots.hooks import RootHooks
 from esper.kasmina.slots.sites import CONTAINER, Site, find_sites, is_compiled
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.slots.status import status_table
+from esper.kasmina.slots.unfit import check_model, check_sites, write_out_expanded
 from esper.leyline.errors import ConfigError
 
 
@@ -59,6 +60,9 @@ def _check_root(model: nn.Module) -> None:
         raise ConfigError("attach comes before torch.compile and before DistributedDataParallel: pass the bare model")
     if hasattr(model, CONTAINER):
         raise ConfigError("this model already has slots; attach once, with all sites")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError("the model is a torch.jit.ScriptModule, which takes no hooks: attach before torch.jit")
+    check_model(model)
     plain = type(model).forward is nn.Sequential.forward
     container = isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not plain
     if container or isinstance(model, nn.TransformerEncoderLayer):
@@ -77,6 +81,8 @@ def attach_described(model: nn.Module, described: Mapping[str, Site], example: A
     for slot, site in described.items():
         if site.module not in known:
             raise ConfigError(f"slot {slot}: the model has no module {site.module!r}; is it the recorded host?")
+    check_sites(model, {site.module: f"site {site.module!r} of slot {slot}" for slot, site in described.items()})
+    write_out_expanded(model)
     root_hooks = RootHooks()
     container = Slots({slot: SeedSlot(slot, site, root_hooks.beat) for slot, site in described.items()})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -105,7 +111,9 @@ def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> At
 
     Raises:
         ConfigError: unknown site, a pattern without a match, a site that does not fire exactly once or returns no
-            tensor, or attach came too late (after torch.compile, DDP or attach).
+            tensor, a model that cannot grow (`esper.kasmina.slots.unfit`), or attach came too late (after
+            torch.compile, DDP or attach).
     """
     _check_root(model)
+    write_out_expanded(model)
     return attach_described(model, find_sites(model, sites, example), example)

@@ -21,6 +21,7 @@ from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.unfit import check_learning
 from esper.kasmina.streams import seed_rank, seed_streams, undisturbed
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
@@ -62,6 +63,7 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     grown = attach(host, {slot: points[slot] for slot in chosen}, example)
     _check_output(grown, bundle, example, config)
     set_channels(grown, config.slots)
+    check_learning(grown.model)
     idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
     if idle:
         names = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")

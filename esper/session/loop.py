@@ -124,8 +124,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         with self.order.changing("the end of an epoch"):
-            if self.config.scheduler_per == "epoch":
-                self.adopted.advance_schedule()
+            self.adopted.advance_schedule("epoch", self.epochs)
             if self.config.control.every == 0 and self.steps > self.state.step:
                 self._tick()
 
@@ -190,8 +189,7 @@ class Loop:
         self.window.add_step(report, self.steps)
         self.steps += 1
         self.order.end_step()
-        if self.config.scheduler_per == "step":
-            self.adopted.advance_schedule()
+        self.adopted.advance_schedule("step", self.steps)
         self.growth.set_alphas(self.state, self.steps)
         self.parts.cycle.observers.after_step(report)
         consecutive = self.config.max_consecutive

@@ -9,6 +9,7 @@ import torch
 
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.unfit import check_learning
 from esper.leyline.errors import CheckpointError, ConfigError, one_line
 from esper.leyline.plain import digest62, to_plain
 from esper.leyline.protocols import Controller, EventSink
@@ -49,6 +50,7 @@ class Given:
 def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Parts:
     """Joins the ranks and builds the parts; see `esper.Session` for arguments and errors."""
     registry.load_plugins()
+    check_learning(grown.model)
     if given.loss is None and config.slots.incubation == Incubation.SHADOW:
         raise ConfigError("slots.incubation = shadow: needs loss=, a shadow sees the loss; pass it, or choose ste")
     planted = [slot for slot, holder in grown.slots.items() if holder.seed is not None]
@@ -59,7 +61,14 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
     sources = (("probe", given.probe), ("validation", given.validation))
     held_out = {name: Batches(source, name, first.device) for name, source in sources if source is not None}
     _check_probe(config, held_out.get("probe"))
-    adopted = AdoptedOptimizer(grown, optimizer, config.optim(), scheduler=given.scheduler, scaler=given.scaler)
+    adopted = AdoptedOptimizer(
+        grown,
+        optimizer,
+        config.optim(),
+        scheduler=given.scheduler,
+        scaler=given.scaler,
+        scheduler_per=config.scheduler_per,
+    )
     try:
         _check_saveable(adopted, controller, controller_plain)
         kind = Device.GPU if first.device.type == "cuda" else Device.CPU

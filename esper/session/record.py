@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from esper.accord.state import RunState
 from esper.kasmina.attach import attach_described
@@ -52,7 +53,9 @@ def collect(loop: Loop) -> dict[str, Any]:
             "run_state": to_plain(loop.state),
             "step": loop.steps,
             "epoch": loop.epochs,
-            "model": {name: t.detach().to("cpu", copy=True) for name, t in grown.model.state_dict().items()},
+            "model": tree_map_only(
+                Tensor, lambda t: t.to("cpu", copy=True), to_saveable(grown.model.state_dict(), "model")
+            ),
             "ema": collect_average(loop),
             **collect_user_parts(loop.adopted, parts.controller, parts.controller_plain),
             "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],

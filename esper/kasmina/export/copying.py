@@ -4,6 +4,7 @@ import copy
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from esper.kasmina.slots.hooks import RootHooks
@@ -31,7 +32,23 @@ def copy_model(model: nn.Module) -> nn.Module:
     """
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values() if _is_from_esper(hook)]
     looking = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), SeedSlot | RootHooks)]
-    return strip(copy.deepcopy(model, {id(hook): _do_nothing for hook in looking})).eval()
+    return strip(deep_copy(model, {id(hook): _do_nothing for hook in looking})).eval()
+
+
+def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """`copy.deepcopy` of a model that may hold computed tensors.
+
+    A hook that computes a weight before each forward (old-style weight_norm and spectral_norm, pruning masks) leaves
+    the last one at its module, and deepcopy refuses a tensor with a history. The copy gets its value; the copied hook
+    computes it anew.
+
+    Args:
+        model: to copy.
+        memo: as of `copy.deepcopy`.
+    """
+    held = [tensor for module in model.modules() for tensor in (*vars(module).values(), *module._buffers.values())]
+    computed = {id(t): t.detach().clone() for t in held if isinstance(t, torch.Tensor) and not t.is_leaf}
+    return copy.deepcopy(model, {**(memo or {}), **computed})
 
 
 def strip_slots(model: nn.Module) -> None:

@@ -10,7 +10,6 @@ whole or not at all.
 """
 
 import contextlib
-import copy
 import dataclasses
 import errno
 import hashlib
@@ -30,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from esper.kasmina.export.copying import deep_copy
 from esper.kasmina.export.record import Exported
 from esper.kasmina.export.same import Inputs, check_same, run_plain
 from esper.kasmina.export.tracing import package_of
@@ -175,12 +175,14 @@ def _sync_and_hash(folder: Path) -> dict[str, Any]:
 
 def _write_files(folder: Path, exported: Exported, about: Mapping[str, Any]) -> None:
     """Writes the files into an empty folder."""
-    module = copy.deepcopy(exported.module).to("cpu").eval()
+    module = deep_copy(exported.module).to("cpu").eval()
     inputs, output = tree_map_only(Tensor, Tensor.cpu, (exported.example, exported.output))
     here = Exported(
         module=module, slots=exported.slots, keys=exported.keys, example=inputs, output=output, exact=exported.exact
     )
-    tensors, tied = _find_tied(module.state_dict())
+    state = module.state_dict()
+    extra = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    tensors, tied = _find_tied({name: value for name, value in state.items() if name not in extra})
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     name, batch, refused = PROGRAM, "any", None
     try:
@@ -212,6 +214,7 @@ def _write_files(folder: Path, exported: Exported, about: Mapping[str, Any]) -> 
         "slots": to_plain(list(exported.slots)),
         "keys": dict(exported.keys),
         "tied": tied,
+        **({"not_in_weights": extra} if extra else {}),
         "about": dict(about),
         "files": _sync_and_hash(folder),
     }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.slots.feature import Place, place_of, take
 from esper.kasmina.slots.regions import region_of
+from esper.kasmina.slots.unfit import check_sites
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import parse_slot, sort_slots
@@ -151,6 +152,7 @@ def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> dict[s
     Returns:
         Output by module name, in the order of execution in train().
     """
+    check_sites(model, where)
     flags, buffers = _modules_state(model)
     outputs: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -176,6 +178,8 @@ def _describe(slot: str, module: str, output: Any) -> Site:
     except ValueError as error:
         raise ConfigError(f"site {module!r} of slot {slot} {error}") from None
     feature = take(output, place)
+    if feature.is_nested:
+        raise ConfigError(f"site {module!r} of slot {slot} returns a nested tensor, need float BCHW, BTC or BC: pad it")
     topology = {t.ndim: t for t in Topology}.get(feature.ndim)
     if topology is None or not feature.is_floating_point():
         shape = f"{feature.dtype} {tuple(feature.shape)}"

@@ -10,6 +10,7 @@ row; if that does not cure it, the seed itself is broken: it is reported, and th
 """
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,8 +43,12 @@ def check_optimizer(grown: Grown, optimizer: torch.optim.Optimizer) -> None:
         ConfigError: its class cannot grow, a learning parameter of the host stands in no group, or a parameter in a
             group is not the host's.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(f"optimizer = {type(optimizer).__name__}: expected a torch.optim.Optimizer")
+    real = isinstance(optimizer, torch.optim.Optimizer)
+    if not real or not {"param_groups", "state", "defaults", "_optimizer_step_pre_hooks"} <= vars(optimizer).keys():
+        inner = _find_inner(optimizer)
+        what = "it stands for another optimizer" if real or inner else "expected a torch.optim.Optimizer"
+        advice = f"; pass the {type(inner[1]).__name__} itself (its attribute {inner[0]})" if inner else ""
+        raise ConfigError(f"optimizer = {type(optimizer).__name__}: {what}{advice}")
     for cls in type(optimizer).__mro__:
         if cls.__name__ in REFUSED:
             raise ConfigError(
@@ -67,6 +72,12 @@ def check_optimizer(grown: Grown, optimizer: torch.optim.Optimizer) -> None:
         raise ConfigError(f"optimizer: {_some(foreign)} is no parameter of the host; build it from model.parameters()")
 
 
+def _find_inner(wrapper: Any) -> tuple[str, torch.optim.Optimizer] | None:
+    """The optimizer that an object holds, and the name of the attribute; None if it holds none."""
+    held = getattr(wrapper, "__dict__", {}).items()
+    return next(((name, value) for name, value in held if isinstance(value, torch.optim.Optimizer)), None)
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -80,6 +91,7 @@ class AdoptedOptimizer:
         config: ``seed_*`` and ``clip_norm`` are read.
         scheduler: of that optimizer, or None.
         scaler: of the losses, or None.
+        scheduler_per: ``step`` or ``epoch``, after which the scheduler steps; one of timm's kind has a method for each.
 
     Fields:
         owner: owns all parameters, those of seeds included.
@@ -90,13 +102,20 @@ class AdoptedOptimizer:
     """
 
     def __init__(
-        self, grown: Grown, optimizer: torch.optim.Optimizer, config: OptimConfig, *, scheduler: Any, scaler: Any
+        self,
+        grown: Grown,
+        optimizer: torch.optim.Optimizer,
+        config: OptimConfig,
+        *,
+        scheduler: Any,
+        scaler: Any,
+        scheduler_per: str = "step",
     ) -> None:
         check_optimizer(grown, optimizer)
         self.grown, self.optimizer = grown, optimizer
         self._policy = Following(optimizer, config.seed_weight_decay)
         self.owner = ParameterOwner(grown, config, 1, adopted=(optimizer, self._policy))
-        self.scheduler = _check_scheduler(scheduler, optimizer)
+        self.scheduler, self._per = _check_scheduler(scheduler, optimizer), scheduler_per
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.overflows: dict[str, int] = {}
         self._stepping = False
@@ -133,12 +152,26 @@ class AdoptedOptimizer:
         finally:
             self.optimizer.param_groups = before
 
-    def advance_schedule(self) -> None:
-        """Takes one step of the user's scheduler. A skipped optimizer step counts, so torch's warning is not shown."""
-        if self.scheduler is not None:
-            with self.host_only(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    def advance_schedule(self, unit: str, count: int) -> None:
+        """Tells the user's scheduler that an optimizer step or an epoch is over.
+
+        One of torch's steps after the unit that the session's settings name, one of timm's after both, as in timm's own
+        loop. A skipped optimizer step counts, so torch's warning is not shown.
+
+        Args:
+            unit: ``step`` or ``epoch``.
+            count: how many of these are over.
+        """
+        if self.scheduler is None or (unit != self._per and not _counts_itself(self.scheduler)):
+            return
+        with self.host_only(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            if not _counts_itself(self.scheduler):
                 self.scheduler.step()
+            elif unit == "step":
+                self.scheduler.step_update(count)
+            else:
+                self.scheduler.step(count)
 
     # stepping -----------------------------------------------------------------------------------------------------
 
@@ -224,13 +257,25 @@ class AdoptedOptimizer:
 def _check_scheduler(scheduler: Any, optimizer: torch.optim.Optimizer) -> Any:
     if scheduler is None:
         return None
-    if isinstance(scheduler, ReduceLROnPlateau):
+    if isinstance(scheduler, ReduceLROnPlateau) or type(scheduler).__name__ == "PlateauLRScheduler":
         raise ConfigError(
-            "scheduler = ReduceLROnPlateau: its step needs a metric that the session does not have; use another, or "
-            "leave it out and set the host's lr yourself"
+            f"scheduler = {type(scheduler).__name__}: its step needs a metric that the session does not have; use "
+            "another, or leave it out and set the host's lr yourself"
         )
     if not callable(getattr(scheduler, "step", None)) or not callable(getattr(scheduler, "state_dict", None)):
         raise ConfigError(f"scheduler = {type(scheduler).__name__}: expected one of torch.optim.lr_scheduler")
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ConfigError("scheduler: it belongs to another optimizer than the session's")
+    try:
+        inspect.signature(scheduler.step).bind(*([1] if _counts_itself(scheduler) else []))
+    except TypeError as error:
+        raise ConfigError(
+            f"scheduler = {type(scheduler).__name__}: its step() does not go with a session ({error}); it must take "
+            "nothing, as torch's, or have step(epoch) and step_update(num_updates), as timm's"
+        ) from None
     return scheduler
+
+
+def _counts_itself(scheduler: Any) -> bool:
+    """Whether it is of timm's kind: ``step_update(num_updates)`` after a step, ``step(epoch)`` after an epoch."""
+    return callable(getattr(scheduler, "step_update", None))

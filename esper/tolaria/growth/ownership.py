@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.slots.grown import HOST, Grown
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, ConfigError
 from esper.tolaria.growth.config import OptimConfig, OptimizerKind
 from esper.tolaria.growth.guard import Judgement, StepReport, build_found_inf, read_report, tensor_norms
 from esper.tolaria.growth.health import GradientMeter
@@ -212,8 +212,18 @@ class ParameterOwner:
             own = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if own:
                 grads[owner] = own
+            if any(grad.layout is not torch.strided for grad in own):
+                self._refuse_sparse()
         norms = {owner: tensor_norms(own) for owner, own in grads.items()}
         return grads, norms, {owner: torch.linalg.vector_norm(own) for owner, own in norms.items()}
+
+    def _refuse_sparse(self) -> None:
+        """Names the parameters with a sparse gradient."""
+        pairs = [pair for named in self.grown.owner_parameters().values() for pair in named]
+        names = [name for name, p in pairs if p.grad is not None and p.grad.layout is not torch.strided]
+        raise ConfigError(
+            f"the gradient of {', '.join(names[:3])} is sparse, and cannot be judged per owner; make it dense"
+        )
 
     def _clip(self, totals: Mapping[str, Tensor]) -> None:
         if self.config.clip_norm is not None:

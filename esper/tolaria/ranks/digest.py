@@ -6,7 +6,8 @@ One number per tensor comes back. Words are mixed first: if they differ in high 
 even difference of two weights would leave few of the sum's 64 bits, or none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import xxhash
@@ -39,15 +40,32 @@ def _tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def digest_tensors(named: Iterable[tuple[str, Tensor]]) -> int:
+def _leaves(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The tensors and plain values of (name, tree) pairs, in order. A module's extra state may be a tree."""
+    for name, value in named:
+        if isinstance(value, Mapping):
+            yield f"{name}|{len(value)} entries", None
+            yield from _leaves((f"{name}[{key!r}]", item) for key, item in value.items())
+        elif isinstance(value, list | tuple):
+            yield f"{name}|{len(value)} items", None
+            yield from _leaves((f"{name}[{index}]", item) for index, item in enumerate(value))
+        else:
+            yield name, value
+
+
+def digest_tensors(named: Iterable[tuple[str, Any]]) -> int:
     """62-bit digest over names, dtypes, shapes and bits, in the order given.
 
     Args:
-        named: (name, tensor) pairs in canonical order, all on one device.
+        named: (name, tensor) pairs in canonical order, tensors all on one device; plain data (numbers, text,
+            containers) may stand among them.
     """
     total = xxhash.xxh3_64()
     pending: list[Tensor] = []
-    for name, tensor in named:
+    for name, tensor in _leaves(named):
+        if not isinstance(tensor, Tensor):
+            total.update(f"{name}|{type(tensor).__name__}|{tensor!r}".encode())
+            continue
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
         if tensor.numel() == 0:
             continue
