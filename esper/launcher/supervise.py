@@ -7,6 +7,8 @@ Signals, from the gentlest to the hardest:
   2. A second SIGINT or SIGTERM (schedulers repeat SIGUSR1), or ``grace_s`` later: SIGHUP to the agent, which ends its
      workers; SIGTERM to srun.
   3. Five seconds later: SIGKILL to every process that the run started.
+  4. A minute later: what cannot be killed (it waits for a device or a file system, state D) is named and left behind.
+     It holds RUN's lock until it is gone.
 Processes that are left when the agent has ended, for whatever reason, get five seconds and are then killed. The
 launcher adopts orphans (a Linux "subreaper"), so no process can escape this.
 """
@@ -23,12 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from esper.launcher.processes import catches, children_of, descendants_of, describe_state
 from esper.run.parent import adopt_orphans
 from esper.tolaria.ranks.config import Device, WorldConfig
 from esper.tolaria.training.config import TrainerConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _KILL_AFTER_S = 5.0
+_GIVE_UP_S = 60.0  # after a SIGKILL; taking down a process with much memory takes its time
 _POLL_S = 0.2
 
 
@@ -113,44 +117,6 @@ class Ended:
     forced: bool
 
 
-def _processes() -> dict[int, tuple[int, bool]]:
-    """The parent of every process, and whether it is alive (False for a zombie), from /proc."""
-    processes = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path("/proc", entry, "stat").read_text()
-            except OSError:  # it ended meanwhile
-                continue
-            state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
-            processes[int(entry)] = (int(parent), state != "Z")
-    return processes
-
-
-def children_of(pid: int, *, alive: bool = True) -> list[int]:
-    """The children of a process: the live ones, or the zombies that it has not waited for."""
-    return [child for child, (parent, lives) in _processes().items() if parent == pid and lives == alive]
-
-
-def descendants_of(pid: int) -> set[int]:
-    """The live processes below a process, at any depth."""
-    processes, descendants, newest = _processes(), set[int](), {pid}
-    while newest:
-        newest = {child for child, (parent, lives) in processes.items() if parent in newest and lives} - descendants
-        descendants |= newest
-    return descendants
-
-
-def catches(pid: int, signum: int, mask: str = "SigCgt:") -> bool:
-    """Whether a process has a handler for a signal now; with ``mask="SigBlk:"`` whether it blocks the signal."""
-    try:
-        lines = Path("/proc", str(pid), "status").read_text().splitlines()
-    except OSError:
-        return False
-    bits = next((int(line.split()[1], 16) for line in lines if line.startswith(mask)), 0)
-    return bool(bits >> (signum - 1) & 1)
-
-
 def _send(pid: int, signum: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.kill(pid, signum)
@@ -215,7 +181,11 @@ def supervise(
                 forced = _watch(child, signals, grace_s, stop_due, idle_s, remote)
             finally:
                 _end_leftovers(child, others)
-            return Ended(child.returncode, signals.names[0] if signals.names else None, forced)
+            return Ended(
+                -signal.SIGKILL if child.returncode is None else child.returncode,
+                signals.names[0] if signals.names else None,
+                forced,
+            )
     finally:
         adopt_orphans(False)
 
@@ -266,8 +236,8 @@ def _watch(
         if now >= kill_at:
             for pid in descendants_of(child.pid):
                 _send(pid, signal.SIGKILL)
-            child.kill()
-            child.wait()
+            _kill(child)
+            break
         try:
             child.wait(_POLL_S)
         except subprocess.TimeoutExpired:
@@ -275,13 +245,28 @@ def _watch(
     return kill_at < float("inf")
 
 
+def _kill(child: "subprocess.Popen[bytes]") -> None:
+    """Kills a child and waits for its end, but not for ever."""
+    child.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_GIVE_UP_S)
+
+
 def _end_leftovers(agent: "subprocess.Popen[bytes]", others: set[int]) -> None:
     """Ends the processes that the run left: after five seconds (a helper may still be writing) by SIGKILL."""
-    if agent.poll() is None:  # `_watch` itself failed
-        agent.kill()
-        agent.wait()
+    if agent.poll() is None:  # `_watch` itself failed, or the agent cannot be killed
+        _kill(agent)
     deadline = time.monotonic() + _KILL_AFTER_S
     while left := descendants_of(os.getpid()) - others:
+        if time.monotonic() >= deadline + _GIVE_UP_S:
+            for pid in sorted(left):
+                print(
+                    f"esper: process {pid} cannot be killed ({describe_state(pid)}) and is left behind; RUN stays "
+                    "locked while it lives",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            break
         if time.monotonic() >= deadline:
             for pid in left:
                 _send(pid, signal.SIGKILL)

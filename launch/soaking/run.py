@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.launcher.supervise import descendants_of
+from esper.launcher.processes import descendants_of
 from esper.tolaria.checkpoint.store import CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[2]

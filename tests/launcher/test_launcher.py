@@ -15,8 +15,9 @@ import pytest
 from esper import cli
 from esper.config.tree import RunConfig, build_config, load_config
 from esper.launcher import compose as launcher
-from esper.launcher import resume, start
-from esper.launcher.supervise import MALLOC, Ended, catches, torchrun_arguments, torchrun_environment
+from esper.launcher import resume, start, supervise
+from esper.launcher.processes import catches
+from esper.launcher.supervise import MALLOC, Ended, torchrun_arguments, torchrun_environment
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, RunDirError
 from esper.leyline.files import RunDir, write_json
 from esper.run.directory import hold_run, read_status
@@ -427,3 +428,31 @@ def test_an_error_of_no_kind_of_its_own_has_no_kind_in_front() -> None:
         with start.results_of_errors(outcomes):
             raise error
         assert (outcomes[0].line, outcomes[0].code) == (line, error.exit_code)
+
+
+def test_a_process_that_cannot_be_killed_is_named_and_left_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that waits in the kernel for a dead file system: no signal is delivered, not even SIGKILL."""
+    killed: list[int] = []
+    monkeypatch.setattr(supervise, "_KILL_AFTER_S", 0.2)
+    monkeypatch.setattr(supervise, "_GIVE_UP_S", 0.4)
+    monkeypatch.setattr(
+        supervise, "_send", lambda pid, signum: killed.append(pid) if signum == signal.SIGKILL else None
+    )
+    monkeypatch.setattr(subprocess.Popen, "send_signal", lambda self, signum: None)
+    child = [sys.executable, "-c", "import time; time.sleep(600)"]
+    asked = supervise.Ended(-signal.SIGKILL, "asked to", True)
+    assert supervise.supervise(child, {}, grace_s=0.1, stop_due=lambda: "asked to") == asked
+    (stuck,) = set(killed)
+    monkeypatch.undo()
+    try:
+        assert alive(stuck)
+        assert re.search(
+            rf"^esper: process {stuck} cannot be killed \(state [SDR]( in \w+)?\) and is left behind; RUN stays locked",
+            capsys.readouterr().err,
+            re.MULTILINE,
+        )
+    finally:
+        os.kill(stuck, signal.SIGKILL)
+        os.waitpid(stuck, 0)

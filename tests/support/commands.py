@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.launcher.supervise import descendants_of
+from esper.launcher.processes import descendants_of
 from tests.support.dist import ROOT
 from tests.support.patience import Patience, cpu_of, size_of, wait_until
 

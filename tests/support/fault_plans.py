@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from esper.launcher.supervise import children_of
+from esper.launcher.processes import children_of
 from esper.leyline.stages import Stage
 from esper.tolaria.training.engine import Engine
 from tests.support.fault_places import strike_at

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from esper.launcher.supervise import descendants_of
+from esper.launcher.processes import descendants_of
 
 STILL_S = 90.0
 BUSY = 0.05  # of one CPU: who uses less only polls; on a machine that is very busy, who computes gets less, too

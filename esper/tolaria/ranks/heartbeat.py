@@ -8,12 +8,15 @@ A mark is dated twice: by the wall clock, and by the clock that counts from the 
 the time moves. Ranks on one machine use the second.
 """
 
+import contextlib
 import functools
 import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from esper.leyline.files import sync
 
 SIZE = 512
 LOST = "lost contact"  # beginning of the error of a rank that waits for another one
@@ -57,7 +60,7 @@ class Heartbeat:
         return self.folder / f"rank-{rank:05d}"
 
     def mark(self, phase: str, error: str = "") -> None:
-        """Notes that this rank enters ``phase`` (a few microseconds)."""
+        """Notes that this rank enters ``phase`` (a few microseconds); an error is synced, since it may be the last."""
         if not error:  # an error comes from within a phase, whose beginning must stay known
             self.marked_at = time.monotonic()
         self.phase = phase
@@ -67,6 +70,9 @@ class Heartbeat:
             if len(line) <= SIZE:
                 break
         os.pwrite(self._file, line.ljust(SIZE), 0)
+        if error:
+            with contextlib.suppress(OSError):  # the error itself matters more than its mark
+                sync(self._path(self.rank))
 
     def read(self) -> list[Mark | None]:
         """The latest mark of every rank; None for one that never wrote."""

@@ -118,3 +118,19 @@ def test_close_is_safe_to_call_twice(tmp_path):
     beat.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         beat.mark("late")
+
+
+def test_an_errors_mark_is_synced_and_a_disk_that_refuses_hides_no_error(three, monkeypatch):
+    synced: list[str] = []
+    monkeypatch.setattr("esper.tolaria.ranks.heartbeat.sync", lambda path: synced.append(path.name))
+    at(three[0], 11, 5, "forward")
+    assert synced == []
+    at(three[0], 11, 5, "failed", "no luck")
+    assert synced == ["rank-00000"]
+
+    def refuse(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("esper.tolaria.ranks.heartbeat.sync", refuse)
+    at(three[1], 11, 5, "failed", "no luck either")
+    assert three[0].read()[1].error == "no luck either"
