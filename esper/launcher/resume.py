@@ -46,8 +46,9 @@ def branch(run: Path, step: int, new: Path, *, trusted: bool = False) -> None:
         for file in store.path(step).iterdir():  # without modes, which some file systems do not have
             shutil.copyfile(file, copy / file.name)
         write_config(RunDir(partial).config, plain)
-        if RunDir(run).data.exists():
-            shutil.copyfile(RunDir(run).data, RunDir(partial).data)
+        for name in (RunDir(run).data.name, RunDir(run).saved.name):
+            if (run / name).exists():
+                shutil.copyfile(run / name, partial / name)
         with contextlib.suppress(FileNotFoundError):
             new.rmdir()
         partial.rename(new)

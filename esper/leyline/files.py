@@ -151,6 +151,11 @@ class RunDir:
         return self.path / "attempt.json"
 
     @property
+    def saved(self) -> Path:
+        """The mark that the run has saved; written with its first checkpoint, outside of their folder."""
+        return self.path / "saved.json"
+
+    @property
     def events(self) -> Path:
         """Rank 0's events, one JSON object per line."""
         return self.path / "events.jsonl"

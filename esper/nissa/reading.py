@@ -69,7 +69,8 @@ def keep_latest(records: list[Record]) -> list[Record]:
     with a ``rollback``, at the step that the run went back to. It replaces all older records of later steps. An older
     record of that very step stays, unless a newer attempt has one of the same rank, step, tick, kind and slot, since
     the tick of the checkpoint is not trained again. An attempt that did not resume from a checkpoint replaces
-    everything before it. Faults, panics, rollbacks and turns of the breaker always stay.
+    everything before it; one that ended before it began (a refused start) replaces nothing. Faults, panics, rollbacks
+    and turns of the breaker always stay.
     """
     parts: list[tuple[int, int]] = []  # for each record: its attempt, and the number of rollbacks in it so far
     rollbacks: dict[int, int] = {}
@@ -89,7 +90,8 @@ def keep_latest(records: list[Record]) -> list[Record]:
             rollbacks[attempt] = part[1] + 1
             begins[attempt, part[1] + 1] = record["payload"]["to_step"]
     for record, part in zip(records, parts, strict=True):
-        begins.setdefault(part, record["step"])
+        if record["kind"] not in (*ALWAYS, "run_ended"):  # a start that was refused has repeated nothing
+            begins.setdefault(part, record["step"])
 
     def is_current(record: Record, record_part: tuple[int, int]) -> bool:
         if record["kind"] in ALWAYS:

@@ -88,7 +88,8 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
         Its step; None for a run without checkpoints.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is valid on all ranks. The user decides whether to begin anew.
+        CheckpointError: the run has saved (see `CheckpointStore.signs`), and no checkpoint is valid on all ranks, or
+            none is there. The user decides whether to begin anew.
     """
     damage: dict[int, str] = {}
     whole: set[int] = set()
@@ -106,17 +107,20 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
             sink.emit(Fault(step=step, tick=0, epoch=0, what=f"checkpoint passed over: {error}", where=str(step)))
         return step in whole
 
-    steps = store.steps()
+    signs = store.signs()
+    try:
+        steps = store.steps()
+    except CheckpointError:  # its text is among the signs
+        steps = []
     chosen = newest_valid_everywhere(world, steps, valid)
-    aside = sorted(path.name for path in store.folder.glob("aside-*"))
-    count = torch.tensor([len(steps) + len(aside)], dtype=torch.int64)
+    count = torch.tensor([len(signs)], dtype=torch.int64)
     if chosen is None and int(world.all_reduce(count, dist.ReduceOp.MAX, what="choice of checkpoint")) > 0:
-        what = "; ".join(damage.values()) or "another rank cannot read them"
-        if aside and not steps:
-            what = f"a rollback set {aside[-1]} aside and saved nothing after it; renamed to step-... it is one again"
+        seen = "; ".join(damage.values()) or "; ".join(signs) or "no checkpoint is there, and other ranks see one"
+        said = world.gather_text(seen, what="choice of checkpoint", width=1024)
+        each = "; ".join(said[:1] if len(set(said)) == 1 else (f"rank {r}: {text}" for r, text in enumerate(said)))
         raise CheckpointError(
-            f"{store.folder}: no checkpoint is valid on all ranks ({what}); restore one from a copy, or remove that "
-            "folder to train from the beginning"
+            f"{store.folder}: no checkpoint is valid on all ranks ({each}); restore one from a copy, or remove that "
+            f"folder and {RunDir(store.folder.parent).saved.name} beside it to train from the beginning"
         )
     return chosen
 
@@ -181,7 +185,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             print(f"esper: around each tick, in this order: {', '.join(engine.cycle.observers.names)}", flush=True)
         del teacher  # so that only the engine holds it, and can free it
         shake_hands(world, fields)
-        trained = bool(store.steps())
+        trained = bool(store.signs())
         if world.rank == 0:
             attempt.check()
         check_same_data(run_dir, bundle.record, trained=trained, write=world.rank == 0)
@@ -191,7 +195,10 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             )
             if world.rank == 0 and not engine.owner.late:
                 print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)
-        engine.begin(choose_checkpoint(store, world, sink), order)
+        chosen = choose_checkpoint(store, world, sink)
+        if chosen is None and attempt.number > 1 and world.rank == 0:
+            print(f"esper: attempt {attempt.number} begins at step 0: no earlier one has saved", flush=True)
+        engine.begin(chosen, order)
         world.meet("load")
         StopHandlers(partial(setattr, engine, "stop_asked", True), config.world.grace_s).install()
         engine.stop_asked = engine.stop_asked or bool(early)

@@ -151,8 +151,82 @@ def test_with_no_valid_checkpoint_the_run_refuses_to_begin_anew(undisturbed: Pat
     assert not (run_dir / "result.json").exists()
 
     shutil.rmtree(store.folder)  # what the message offers
+    (run_dir / "saved.json").unlink()
     assert live(run_dir, 2) == [0, 0]
     assert_same_run(final(run_dir), final(undisturbed))
+
+
+def hide_checkpoints(run_dir: Path, rank: int) -> None:
+    """Rank 1 finds an empty folder of checkpoints: a tmpfs that no other process sees, or the same answer."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if rank == 1:
+        mounted = (
+            libc.unshare(NEW_MOUNT_NAMESPACE) == 0
+            and libc.mount(None, b"/", None, PRIVATE | RECURSIVE, None) == 0
+            and libc.mount(b"tmpfs", os.fsencode(run_dir / "checkpoints"), b"tmpfs", 0, b"size=4k") == 0
+        )
+        if not mounted:
+            CheckpointStore._names = lambda self: []  # type: ignore[method-assign]
+
+
+def test_a_run_that_has_saved_never_begins_anew_without_a_word(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir, kept = tmp_path / "run", tmp_path / "kept"
+    folder = until(undisturbed, 6, run_dir).folder
+    mark = f"{run_dir / 'saved.json'} says that the run has saved"
+
+    def refused(*parts: str, prepare: Callable[[int], None] | None = None) -> None:
+        assert live(run_dir, 2, prepare=prepare) == [CheckpointError.exit_code] * 2
+        message = status_of(run_dir)["message"]
+        assert message.startswith(f"{folder}: no checkpoint is valid on all ranks (")
+        assert message.endswith(
+            "; restore one from a copy, or remove that folder and saved.json beside it to train from the beginning"
+        )
+        for part in parts:
+            assert part in message
+        assert not (run_dir / "result.json").exists()
+
+    refused("rank 0: step 6 and 1 more; ", f"rank 1: {mark}", prepare=functools.partial(hide_checkpoints, run_dir))
+    folder.rename(kept)
+    refused(f"({mark})")  # the folder is lost
+    folder.mkdir()
+    refused(f"({mark})")  # what was in it is lost
+    (kept / "step-00000006").rename(folder / "aside-00000006")
+    refused("a rollback set aside-00000006 aside and saved nothing after it")
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    refused(f"({folder}: cannot be read (Not a directory); {mark})")
+    folder.unlink()
+    kept.rename(folder)  # what the message offers
+    assert live(run_dir, 2) == [0, 0]
+    assert_same_run(final(run_dir), final(undisturbed))
+
+
+def test_a_run_that_has_saved_nothing_begins_anew_and_says_so(
+    undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    store = until(undisturbed, 0, run_dir)
+    (run_dir / "saved.json").unlink()  # as after a kill before the first save; events.jsonl and attempt.json are there
+    assert store.signs() == []
+    assert live(run_dir, 2) == [0, 0]
+    assert_same_run(final(run_dir), final(undisturbed))
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_read_is_no_empty_one(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> list[str]:
+        raise OSError(error, os.strerror(error))
+
+    store = CheckpointStore(tmp_path / "checkpoints", attempt=0, keep=1)
+    assert (store.steps(), store.signs()) == ([], [])
+    monkeypatch.setattr("esper.tolaria.checkpoint.store.os.listdir", refuse)
+    text = f"{store.folder}: cannot be read ({os.strerror(error)})"
+    assert store.signs() == [text]
+    with pytest.raises(CheckpointError) as caught:
+        store.steps()
+    assert str(caught.value) == text
 
 
 def stop_at(step: int, who: int, number: int, rank: int) -> None:

@@ -11,10 +11,15 @@ they did, rank 0 hashes the files, writes the manifest, fsyncs and renames. Only
 checkpoint's name, and a checkpoint that is removed loses its name first. So a process killed at any moment leaves the
 other checkpoints as they were, and anything wrong in a folder of that name is damage, to be reported. Files load with
 plain ``torch.load`` (``weights_only=True``).
+
+RUN/saved.json, beside the folder, says that there has been a checkpoint. A run that has one, but no checkpoint any
+more (the folder is empty, or was lost), is not begun anew without a word.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +30,7 @@ from typing import Any
 import torch
 
 from esper.leyline.errors import CheckpointError
-from esper.leyline.files import RunDir, sync, write_synced
+from esper.leyline.files import RunDir, sync, write_json, write_synced
 from esper.leyline.plain import from_plain, to_plain
 
 FORMAT = 5
@@ -95,14 +100,43 @@ class CheckpointStore:
     def _temporary(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.a{self.attempt}.tmp"
 
+    def _names(self) -> list[str]:
+        """Names in the folder; none if it does not exist.
+
+        Raises:
+            CheckpointError: the folder cannot be read, which must not look like an empty one.
+        """
+        try:
+            return os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be read ({error.strerror})") from None
+
     def steps(self) -> list[int]:
-        """Steps with a committed checkpoint, valid or not, newest first."""
-        steps = []
-        for entry in self.folder.glob("step-*") if self.folder.is_dir() else ():
-            digits = entry.name.removeprefix("step-")
-            if digits.isdigit():
-                steps.append(int(digits))
-        return sorted(steps, reverse=True)
+        """Steps with a committed checkpoint, valid or not, newest first.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
+        digits = [name.removeprefix("step-") for name in self._names() if name.startswith("step-")]
+        return sorted((int(text) for text in digits if text.isdigit()), reverse=True)
+
+    def signs(self) -> list[str]:
+        """What shows that the run has saved, a text for each sign; empty for a run that has not. Raises nothing."""
+        mark = RunDir(self.folder.parent).saved
+        signs = [f"{mark} says that the run has saved"] if mark.exists() else []
+        try:
+            names, steps = self._names(), self.steps()
+        except CheckpointError as error:
+            return [str(error), *signs]
+        aside = max((name for name in names if name.startswith("aside-")), default=None)
+        if steps:
+            return [f"step {steps[0]} and {len(steps) - 1} more", *signs]
+        if aside is not None:
+            text = f"a rollback set {aside} aside and saved nothing after it; renamed to step-... it is one again"
+            return [text, *signs]
+        return signs
 
     def clean(self) -> None:
         """Removes what killed attempts left half-written; called on rank 0 before any rank writes."""
@@ -144,8 +178,20 @@ class CheckpointStore:
             self._remove(step)
         folder.rename(final)
         sync(self.folder)
+        self._mark_saved(step)
         self._retain(step)
         return sum(entry.bytes for entry in files.values())
+
+    def _mark_saved(self, step: int) -> None:
+        """Notes once, beside the folder, that the run has saved: without its checkpoints it must not begin anew.
+
+        It comes after the checkpoint, so that a kill in between leaves no mark without one; the next save makes up for
+        it, as for a disk that refuses.
+        """
+        mark = RunDir(self.folder.parent).saved
+        if not mark.exists():
+            with contextlib.suppress(OSError):
+                write_json(mark, {"first_step": step, "attempt": self.attempt})
 
     def abandon(self, step: int) -> None:
         """Removes a save that some rank could not finish."""
