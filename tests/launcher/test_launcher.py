@@ -307,7 +307,7 @@ def test_a_branch_has_the_config_and_one_checkpoint(here: Path) -> None:
     assert copy.load(10, "state.pt") == {"step": 10}
     copy.verify(10)
     assert sorted(path.name for path in here.iterdir()) == ["new", "run"]
-    assert sorted(path.name for path in (here / "new").iterdir()) == ["checkpoints", "config.yaml"]
+    assert sorted(path.name for path in (here / "new").iterdir()) == ["checkpoints", "config.yaml", "saved.json"]
     assert build_config(load_config(here / "new" / "config.yaml")[1]).run.dir == str(here / "new")
     with pytest.raises(RunDirError, match="exists already"):
         resume.branch(here / "run", 20, here / "new")
