@@ -38,9 +38,11 @@ class PaperGrowth(Growth):
         self.library = self.compiler = None
         self.compiled = False
         self._regions, self.waiting, self.staged, self.vetoes, self.failures = {}, {}, {}, {}, {}
+        self.newborns = {}
 
     def _prepare(self, effect: Prepare) -> None:
         self.staged[effect.slot] = Leaf()
+        self.newborns[effect.slot] = 1
 
     def plant(self, slot: str, seed: nn.Module) -> None:
         """Plants a seed without an optimizer."""
@@ -57,6 +59,7 @@ class PaperGrowth(Growth):
         self.vetoes.clear()
         self.failures.clear()
         self.staged = {entry.slot: Leaf() for entry in state.slots if entry.staged is not None}
+        self.newborns = dict.fromkeys(self.staged, 1)
         for entry in state.slots:
             holder = self.grown.slots[entry.slot]
             holder.uproot()

@@ -33,17 +33,17 @@ from esper.run.attempt import Attempt
 from esper.run.closing import summarise
 from esper.run.directory import check_same_data, read_order, write_done, write_result
 from esper.run.ending import ending_of, is_witness, status_of
+from esper.run.fields import handshake_fields, import_named
 from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
-from esper.tolaria.ranks.digest import digest_tensors
-from esper.tolaria.ranks.handshake import code_digest, machine_fields, newest_valid_everywhere, shake_hands
+from esper.tolaria.growth.staging import describe_seeds
+from esper.tolaria.ranks.handshake import code_digest, newest_valid_everywhere, shake_hands
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.watchdog import Watchdog
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.engine import Engine
-from esper.tolaria.training.evaluate import dtype_of
 from esper.tolaria.training.result import RunResult
 
 
@@ -149,6 +149,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     if world.rank == 0:
         store.clean()
     registry.load_plugins()
+    modules = import_named(config)
     bundle = load_data(config.data)
     digest = config_digest(plain)
     sink = build_sink(config, plain, run_dir, attempt, world.rank)
@@ -168,19 +169,8 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             teacher=teacher,
         )
         world.meet("start-up")
-        order, code = read_order(run_dir), code_digest()
-        fields = {
-            "run directory": attempt.token,
-            "order to the breaker": str(order),
-            "config": str(digest),
-            "code": code,
-            "registry": registry.describe_registry(world.device, dtype_of(config.trainer.precision)),
-            "data": str(bundle.digest),
-            "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
-            "observers": " ".join(engine.cycle.observers.names),
-            "first weights": str(digest_tensors(engine.grown.model.state_dict().items())),
-            **machine_fields(world.device),
-        }
+        order = read_order(run_dir)
+        fields = handshake_fields(config, engine, bundle, teacher, attempt, order, digest=digest, modules=modules)
         if world.rank == 0 and config.telemetry.console != "off":
             print(f"esper: around each tick, in this order: {', '.join(engine.cycle.observers.names)}", flush=True)
         del teacher  # so that only the engine holds it, and can free it
@@ -199,13 +189,15 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         if chosen is None and attempt.number > 1 and world.rank == 0:
             print(f"esper: attempt {attempt.number} begins at step 0: no earlier one has saved", flush=True)
         engine.begin(chosen, order)
+        growth = engine.growth
+        shake_hands(world, describe_seeds(world, engine.grown, engine.state, growth.build, growth.dtype))
         world.meet("load")
         StopHandlers(partial(setattr, engine, "stop_asked", True), config.world.grace_s).install()
         engine.stop_asked = engine.stop_asked or bool(early)
         result = engine.run()
         if world.rank == 0:
             attempt.check()
-            write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code})
+            write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code_digest()})
             write_done(run_dir, step=result.step, objective=result.objective)
             _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result

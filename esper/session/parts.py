@@ -1,15 +1,20 @@
 """Builds the parts of a session from the objects of a user's loop, and checks that all ranks have the same ones."""
 
+import copy
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import arguments
 from esper.kasmina.slots.unfit import check_learning
+from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import CheckpointError, ConfigError, one_line
 from esper.leyline.plain import digest62, to_plain
 from esper.leyline.protocols import Controller, EventSink
@@ -19,7 +24,7 @@ from esper.session.config import SessionConfig, make_session_terms, read_control
 from esper.session.copies import CopyWatch
 from esper.session.file import collect_user_parts
 from esper.session.loop import Parts
-from esper.session.model import LiveModel, UserLoss, evaluate_loss
+from esper.session.model import LiveModel, StandIn, UserLoss, evaluate_loss
 from esper.session.recorder import Recorder, open_sink
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
@@ -27,9 +32,10 @@ from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.narrate import Narrator
 from esper.tolaria.lockstep.tick import Cycle
 from esper.tolaria.lockstep.window import Window
+from esper.tolaria.ranks.computed import SEED, Computation, describe_computed
 from esper.tolaria.ranks.config import Device, WorldConfig
 from esper.tolaria.ranks.digest import digest_tensors
-from esper.tolaria.ranks.handshake import code_digest, machine_fields, shake_hands
+from esper.tolaria.ranks.handshake import describe_code, machine_fields, shake_hands
 from esper.tolaria.ranks.lastword import LastWord
 from esper.tolaria.ranks.world import World
 
@@ -77,7 +83,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         try:
             terms = make_session_terms(config, grown, world.size)
             world.allow_slow(True)  # ranks may come late to the first step, because they load data and compile
-            _shake_hands(world, config, grown, adopted, controller_plain, held_out)
+            _shake_hands(world, config, grown, adopted, controller_plain, held_out, given.loss)
             growth = Growth(grown, adopted.owner, world, terms, run_seed=config.seed, dtype=first.dtype)
             model = LiveModel(growth)
             recorder, window = Recorder(open_sink(given.sink, world.rank)), Window(world.device)
@@ -155,6 +161,29 @@ def weights_digest(grown: Grown) -> int:
     return digest_tensors(grown.model.state_dict().items())
 
 
+def _computations(grown: Grown, loss: UserLoss | None, held_out: dict[str, Batches]) -> dict[str, Computation]:
+    """What the start compares beside weights: the model on the example, the loss on a held out batch."""
+    model = grown.model
+    computations = {}
+    if grown.example is not None:
+
+        def call() -> Any:
+            args, kwargs = arguments(copy.deepcopy(grown.example))
+            return model(*args, **kwargs)
+
+        computations["the model"] = Computation(model, call)
+    part = next((held_out[name] for name in ("probe", "validation") if name in held_out), None)
+    if loss is not None and part is not None:
+        with undisturbed(model, seed=SEED):
+            batch = next(part.share(range(min(len(part.sizes), 8)), 0, 1))
+
+        def judge() -> Any:
+            return evaluate_loss(loss, StandIn(grown, model), tree_map_only(torch.Tensor, torch.clone, batch))
+
+        computations["the loss"] = Computation(model, judge)
+    return computations
+
+
 def _shake_hands(
     world: World,
     config: SessionConfig,
@@ -162,17 +191,29 @@ def _shake_hands(
     adopted: AdoptedOptimizer,
     controller_plain: dict[str, Any] | None,
     held_out: dict[str, Batches],
+    loss: UserLoss | None,
 ) -> None:
-    """Checks that settings, code, weights, optimizer, slots and data are the same on all ranks."""
+    """Checks that settings, code, weights, optimizer, slots, data and what is computed are the same on all ranks."""
     names = [group["names"] for group in adopted.host_groups()]
+    path = str((controller_plain or {}).get("path", ""))
+    modules = [*([path.partition(":")[0]] if ":" in path else []), *registry.plugin_modules()]
+    computations = _computations(grown, loss, held_out) if world.size > 1 else {}
+    if world.size > 1 and world.rank == 0 and not computations:
+        print(
+            "esper: ranks cannot compare what the model computes: this session has no example of attach, and no loss= "
+            "with probe= or validation=; a rank with another copy of the model's code would not be noticed",
+            file=sys.stderr,
+            flush=True,
+        )
     fields = {
         "settings": str(digest62([to_plain(config), controller_plain or "an object"])),
-        "code": code_digest(),
+        "code": describe_code(modules),
         "registry": registry.describe_registry(world.device, next(grown.model.parameters()).dtype),
         "weights": str(weights_digest(grown)),
         "optimizer": f"{type(adopted.optimizer).__name__} {digest62(names)}",
         "slots": " ".join(f"{slot}={site.module}" for slot, site in grown.sites.items()),
         **{name: held_out[name].fingerprint() if name in held_out else "none" for name in ("probe", "validation")},
+        **describe_computed(world, computations),
         **machine_fields(world.device),
     }
     shake_hands(world, fields)

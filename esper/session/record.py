@@ -22,6 +22,7 @@ from esper.session.file import FORMAT, KIND, check_layout, collect_user_parts, t
 from esper.session.loop import Loop
 from esper.session.parts import weights_digest
 from esper.tolaria.growth.planting import load_weights
+from esper.tolaria.growth.staging import describe_seeds
 from esper.tolaria.lockstep.buffers import average_running_statistics
 from esper.tolaria.ranks.handshake import shake_hands
 from esper.tolaria.ranks.world import World
@@ -144,6 +145,7 @@ def _load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
         seed_rank(loop.config.seed, world.rank, loop.steps)
     load_average(loop, payload)
     loop.growth.restage(state)
+    shake_hands(world, describe_seeds(world, grown, state, loop.growth.build, loop.growth.dtype))
 
 
 def _sum_counts(counts: list[Tensor | None]) -> Tensor | None:

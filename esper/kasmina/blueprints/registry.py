@@ -229,6 +229,12 @@ def check_formulas(entries: Iterable[Blueprint] | None = None, dims: Iterable[in
         raise ConfigError(problems)
 
 
+def plugin_modules() -> tuple[str, ...]:
+    """Returns the names of the modules outside esper that have registered blueprints, sorted."""
+    modules = {entry.factory.__module__ for entry in _entries()}
+    return tuple(sorted(name for name in modules if name.partition(".")[0] != "esper"))
+
+
 def load_plugins() -> tuple[str, ...]:
     """Imports every module named in entry-point group ``esper.blueprints``, which registers its blueprints.
 

@@ -32,7 +32,7 @@ from esper.leyline.stages import Incubation, Stage
 from esper.tolaria.growth import planting
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.parameters import ParameterChecker
-from esper.tolaria.growth.staging import check_forward, check_weights, veto_of
+from esper.tolaria.growth.staging import check_forward, check_weights, digest_newborn, veto_of
 from esper.tolaria.growth.wrapper import no_sync, wrap
 from esper.tolaria.ranks.world import World
 
@@ -65,6 +65,7 @@ class Growth:
         waiting: seeds that are being built, by slot.
         vetoes: this rank's vetoes of its staged seeds, which travel in the next commit.
         failures: by slot, why a staged seed failed here.
+        newborns: by slot, the digest of what a seed that is ready computes; None if it does not equal itself.
         compiled: whether something was compiled since the last `perform`; the same on every rank.
     """
 
@@ -88,6 +89,7 @@ class Growth:
         self.staged: dict[str, nn.Module] = {}
         self.vetoes: dict[str, Veto] = {}
         self.failures: dict[str, str] = {}
+        self.newborns: dict[str, int | None] = {}
         self.call: Callable[..., Any] = grown.model
         self.parameters = ParameterChecker(grown, owner)
         grows_by_itself(grown.beat)
@@ -102,6 +104,7 @@ class Growth:
             elif isinstance(effect, Register):
                 self.plant(effect.slot, self.staged.pop(effect.slot))
                 self.vetoes.pop(effect.slot, None)
+                self.newborns.pop(effect.slot, None)
             elif isinstance(effect, Discard):
                 self._discard(effect.slot)
             elif isinstance(effect, Uproot):
@@ -163,6 +166,7 @@ class Growth:
 
         def forward(seed: nn.Module) -> None:
             runs(seed)
+            self.newborns[slot] = digest_newborn(self.world, slot, seed, site, self.dtype)
             if self.compiler is not None:
                 self._regions[slot] = self.compiler.stage(slot, seed, effect.command.operator)
 
@@ -214,6 +218,7 @@ class Growth:
         self.staged.pop(slot, None)
         self._regions.pop(slot, None)
         self.vetoes.pop(slot, None)
+        self.newborns.pop(slot, None)
         waiting = self.waiting.pop(slot, None)
         if waiting is not None and self.library is not None:
             self.library.cancel(waiting.ticket)

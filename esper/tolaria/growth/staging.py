@@ -3,15 +3,22 @@
 Nothing here registers anything, and no random stream of the process moves.
 """
 
+import sys
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from esper.accord.effects import Veto
+from esper.accord.state import RunState
 from esper.kasmina.births import DamagedEntry, MissingEntry
 from esper.kasmina.blueprints import registry
+from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import Site
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import EsperError
+from esper.tolaria.ranks.computed import SEED, Computation, describe_computed, digest_twice
+from esper.tolaria.ranks.world import World
 
 
 class Unfit(Exception):
@@ -64,6 +71,54 @@ def check_forward(seed: nn.Module, site: Site, blueprint: str, *, dtype: torch.d
             raise Unfit(f"{blueprint} maps {tuple(x.shape)} {x.dtype} to {tuple(delta.shape)} {delta.dtype}")
         if not bool(torch.isfinite(delta).all()):
             raise NotFinite(f"{blueprint} is not finite at birth: of ones it makes {_first_nonfinite(delta)}")
+
+
+def computation_of(seed: nn.Module, site: Site, *, dtype: torch.dtype, device: torch.device) -> Computation:
+    """One sample of fixed noise through a seed, in train mode, so that ranks can compare what it computes.
+
+    Noise rather than ones: a norm makes zeros of ones, and many functions agree at zero.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    x = torch.randn(1, *site.shape, generator=generator).to(device=device, dtype=dtype)
+    return Computation(seed, lambda: seed(x.clone()), modes=("train",))
+
+
+def digest_newborn(world: World, slot: str, seed: nn.Module, site: Site, dtype: torch.dtype) -> int | None:
+    """Digests what a seed computes, for the commit that settles its birth; None if ranks cannot compare it."""
+    if world.size == 1:
+        return None
+    digest = digest_twice(computation_of(seed, site, dtype=dtype, device=world.device))
+    if digest is None and world.rank == 0:
+        print(
+            f"esper: slot {slot}: what the new seed computes does not equal itself when computed twice; ranks do not "
+            "compare it",
+            file=sys.stderr,
+            flush=True,
+        )
+    return digest
+
+
+def describe_seeds(
+    world: World, grown: Grown, state: RunState, build: Callable[[str, str, int], nn.Module], dtype: torch.dtype
+) -> dict[str, str]:
+    """Fields for a handshake after a load: what each planted seed computed at its birth, on every rank.
+
+    Args:
+        world: the ranks.
+        grown: the model.
+        state: the agreed record.
+        build: builds a seed anew from slot, blueprint and generation.
+        dtype: number format of the seeds.
+    """
+    if world.size == 1:
+        return {}
+    computations = {}
+    for entry in state.slots:
+        if entry.stage.has_seed and entry.blueprint is not None:
+            seed = build(entry.slot, entry.blueprint, entry.generation)
+            site = grown.sites[entry.slot]
+            computations[f"the seed in {entry.slot}"] = computation_of(seed, site, dtype=dtype, device=world.device)
+    return describe_computed(world, computations)
 
 
 def _first_nonfinite(delta: Tensor) -> float:

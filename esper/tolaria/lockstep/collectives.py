@@ -18,19 +18,23 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
 from esper.leyline.errors import LockstepError
 from esper.leyline.plain import digest62
-from esper.tolaria.lockstep.wire import Agreed, CommitLayout, Failure, ObserveLayout, RankWord
+from esper.tolaria.lockstep.wire import NOTHING, Agreed, CommitLayout, Failure, ObserveLayout, RankWord
 from esper.tolaria.ranks.digest import digest_tensors
 from esper.tolaria.ranks.world import World
 
 RUN_DIGESTS = ("tick", "step", "registry", "state", "observation", "parameters")
-SLOT_DIGESTS = ("record", "alpha", "weights")
+SLOT_DIGESTS = ("record", "alpha", "weights", "newborn")
+
+
+NEWBORN = " (the new seed computes something else there: is it the same copy of the blueprint's code?)"
 
 
 def _usual(values: Sequence[int]) -> tuple[int, bool]:
-    """The most common value and False; in a tie rank 0's value and True."""
-    counts = Counter(values).most_common(2)
+    """The most common value and False; in a tie the value of the first rank that has one and True."""
+    present = [value for value in values if value != NOTHING]
+    counts = Counter(present).most_common(2)
     tie = len(counts) > 1 and counts[0][1] == counts[1][1]
-    return (values[0] if tie else counts[0][0]), tie
+    return (present[0] if tie else counts[0][0]), tie
 
 
 def describe_parting(names: Sequence[str], rows: Sequence[Sequence[int]], differing: Sequence[str]) -> str:
@@ -47,8 +51,10 @@ def describe_parting(names: Sequence[str], rows: Sequence[Sequence[int]], differ
     parts = []
     for name in differing:
         usual, tie = _usual(columns[name])
-        odd = [str(rank) for rank, value in enumerate(columns[name]) if value != usual]
-        parts.append(f"{name} differs on rank {', '.join(odd)}" + (" from rank 0" if tie else ""))
+        odd = [str(rank) for rank, value in enumerate(columns[name]) if value not in (usual, NOTHING)]
+        against = f" from rank {columns[name].index(usual)}" if tie else ""
+        advice = NEWBORN if name.endswith(" newborn") else ""
+        parts.append(f"{name} differs on rank {', '.join(odd)}{against}{advice}")
     # Not this rank's own tick and step: they may be what differs, and every rank must raise the same text.
     tick, step = _usual(columns["tick"])[0], _usual(columns["step"])[0]
     return f"ranks parted before tick {tick}, step {step}: {'; '.join(parts)}"
@@ -81,7 +87,7 @@ class Lockstep:
         self._observed = digest_tensors([("observation", vector)])
         return self.observe_layout.decode(vector)
 
-    def digests_of(self, state: RunState, grown: Grown, *, parameters: bool) -> dict[str, int]:
+    def digests_of(self, state: RunState, grown: Grown, *, parameters: bool) -> dict[str, int | None]:
         """Digests of this rank's real tensors and real state, by name.
 
         Args:
@@ -89,7 +95,7 @@ class Lockstep:
             grown: the model.
             parameters: digest all parameters and buffers too, not only live seeds.
         """
-        digests = {
+        digests: dict[str, int | None] = {
             "tick": state.tick,
             "step": state.step,
             "registry": self.registry,
@@ -107,13 +113,18 @@ class Lockstep:
             digests[f"slot {entry.slot} alpha"] = digest62([alpha, ramp, joined])
             live = seed is not None and (entry.stage.is_live or parameters)
             digests[f"slot {entry.slot} weights"] = digest_tensors(holder.state_dict().items()) if live else 0
+            digests[f"slot {entry.slot} newborn"] = None
         return digests
+
+    def newborn_digests(self, newborns: Mapping[str, int | None]) -> dict[str, int | None]:
+        """Digests by name of what staged seeds compute, as `Growth` has them by slot."""
+        return {f"slot {slot} newborn": digest for slot, digest in newborns.items()}
 
     def commit(
         self,
         state: RunState,
         commands: Mapping[str, Command] | None,
-        digests: Mapping[str, int],
+        digests: Mapping[str, int | None],
         vetoes: Mapping[str, Veto],
         word: RankWord,
         failure_text: str = "",
@@ -123,7 +134,7 @@ class Lockstep:
         Args:
             state: names the tick in an error.
             commands: one per slot on rank 0, None elsewhere.
-            digests: from `digests_of`.
+            digests: from `digests_of`, with `newborn_digests`.
             vetoes: this rank's vetoes by slot.
             word: this rank's word.
             failure_text: what failed here, if ``word.failure`` is set.
@@ -140,7 +151,8 @@ class Lockstep:
             parts = [f"rank {rank} failed in {agreed.ranks[rank].failure.name}: {texts[rank]}" for rank in failed]
             raise LockstepError(f"tick {state.tick}, step {state.step}: {'; '.join(parts)}")
         if agreed.differing:
-            row = torch.tensor([digests[name] for name in self.digests], dtype=torch.int64)
+            own = [digests[name] for name in self.digests]
+            row = torch.tensor([NOTHING if digest is None else digest for digest in own], dtype=torch.int64)
             rows = [other.tolist() for other in self.world.all_gather(row, what="diagnosis")]
             raise LockstepError(describe_parting(self.digests, rows, agreed.differing))
         return agreed

@@ -202,6 +202,7 @@ class Cycle:
         digest_ms = 1e3 * (time.perf_counter() - began)
         self.marks.mark("births")
         self._waited_ms += self.growth.settle()
+        digests |= self.lockstep.newborn_digests(self.growth.newborns)
         self.marks.mark("commit")
         agreed = self.lockstep.commit(state, commands, digests, self.growth.vetoes, word, self._failure_text)
         self.marks.mark("apply")

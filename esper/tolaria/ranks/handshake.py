@@ -6,7 +6,7 @@ takes one all-reduce(MAX) of pairs (d, -d); only if a field differs, its values 
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,22 +14,29 @@ import torch.distributed as dist
 from esper.leyline.errors import LockstepError
 from esper.leyline.files import package_folder
 from esper.leyline.plain import digest62
+from esper.tolaria.ranks.sources import describe_sources, differing_names, split_word
 from esper.tolaria.ranks.world import World
 
 WIDEST = 8192  # bytes of a value that travel at most for a diagnosis
 SHOWN = 96  # characters of a value in an error at most
 
-# Advice to the user on a field that differs.
+COMPUTED = (
+    "weights and inputs are equal, what is computed is not: look for another copy of the model's code, another version "
+    "of a library, another processor, or a setting of torch (tf32, cudnn) on these hosts"
+)
+
+# Advice to the user on a field that differs, by the beginning of its name.
 ADVICE = {
     "run directory": "RUN must be on a file system that all ranks share",
     "config": "start all ranks with the same RUN/config.yaml",
-    "code": "install the same version of esper on every host",
     "order to the breaker": "RUN/breaker.json is not the same for all ranks (yet); give the order again",
     "teacher": "the teacher must be the same on every host, and built alike by every rank",
     "data": "use the same files on every host",
     "registry": "install the same blueprint packages on every host",
     "ema": "call session.ema(decay) on every rank alike, at the same step",
     "threads": "set world.threads, or OMP_NUM_THREADS, alike on every host",
+    "output of": COMPUTED,
+    "gradients of": COMPUTED,
 }
 
 
@@ -40,6 +47,15 @@ def code_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         hasher.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return hasher.hexdigest()
+
+
+def describe_code(modules: Iterable[str]) -> str:
+    """The field ``code``: the digest of esper's sources, and a word for each source of the user's own.
+
+    Args:
+        modules: names of imported modules of the user's own.
+    """
+    return f"{code_digest()} {describe_sources(modules)}".rstrip()
 
 
 def machine_fields(device: torch.device) -> dict[str, str]:
@@ -64,6 +80,31 @@ def _pick_differing(values: list[str]) -> list[str]:
     return [(text if len(text) <= SHOWN else f"{text[:SHOWN]}...") or "nothing besides" for text in left]
 
 
+def _show(values: Sequence[str]) -> str:
+    return ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
+
+
+def _advise(name: str) -> str:
+    return next((f" ({advice})" for key, advice in ADVICE.items() if name.startswith(key)), "")
+
+
+def _compare_code(world: World, text: str) -> list[str]:
+    """The part of an error that says whose code differs; none if ranks have only imported more than others."""
+    texts = [raw.decode() for raw in world.gather_bytes(text.encode(), what="diagnosis")]
+    differing = differing_names(texts)
+    if not differing:
+        return []
+    rows = [[word for word in text.split() if split_word(word)[0] in differing] for text in texts]
+    own = [name for name in differing if name]
+    advice = [] if "" not in differing else ["install the same version of esper on every host"]
+    if own:
+        names = ", ".join(own[:5]) + (", ..." if len(own) > 5 else "")
+        advice.append(
+            f"the source of {names} is not the same on every host; bring one copy of your code to all of them"
+        )
+    return [f"code: {_show(_pick_differing([' '.join(row) for row in rows]))} ({'; '.join(advice)})"]
+
+
 def shake_hands(world: World, fields: Mapping[str, str]) -> None:
     """Compares named values over all ranks.
 
@@ -84,10 +125,13 @@ def shake_hands(world: World, fields: Mapping[str, str]) -> None:
     agreed = world.all_reduce(vector, dist.ReduceOp.MAX, what="handshake").tolist()
     parts = []
     for index, name in enumerate(names):
-        if agreed[2 * index] != -agreed[2 * index + 1]:
-            values = _pick_differing(world.gather_text(fields[name], what="diagnosis", width=WIDEST))
-            shown = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
-            parts.append(f"{name}: {shown}" + (f" ({ADVICE[name]})" if name in ADVICE else ""))
+        if agreed[2 * index] == -agreed[2 * index + 1]:
+            continue
+        if name == "code":
+            parts += _compare_code(world, fields[name])
+            continue
+        values = _pick_differing(world.gather_text(fields[name], what="diagnosis", width=WIDEST))
+        parts.append(f"{name}: {_show(values)}{_advise(name)}")
     if parts:
         raise LockstepError("ranks are unequal: " + "; ".join(parts))
 
