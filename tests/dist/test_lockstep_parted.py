@@ -135,16 +135,23 @@ FAULTS: dict[str, tuple[Script, str]] = {
     ),
     "forged alpha": (on_rank(1, forge_alpha), PARTED + f"slot {A} alpha differs on rank 1"),
     "forged level": (on_rank(1, forge_level), PARTED + f"slot {A} alpha differs on rank 1"),
-    "forged seed weight": (on_rank(1, forge_seed), PARTED + f"slot {A} weights differs on rank 1"),
-    "forged gate weight": (on_rank(1, forge_gate), PARTED + f"slot {A} weights differs on rank 1"),
+    "forged seed weight": (
+        on_rank(1, forge_seed),
+        PARTED + f"slot {A} weights differs on rank 1; what differs: seed.norm.weight (slot {A})",
+    ),
+    "forged gate weight": (
+        on_rank(1, forge_gate),
+        PARTED + f"slot {A} weights differs on rank 1; what differs: gate.outer.bias (slot {A})",
+    ),
     "forged operator": (on_rank(1, forge_operator), PARTED + f"slot {A} alpha differs on rank 1"),
     "forged host weight": (
         on_rank(1, forge_host),
-        "ranks parted before tick 9, step 18: parameters differs on rank 1",
+        "ranks parted before tick 9, step 18: parameters differs on rank 1; what differs: head.bias (host)",
     ),
     "lost update": (
         on_rank(1, lose_an_update, method="train_step"),
-        f"ranks parted before tick 8, step 16: slot {A} weights differs on rank 1",
+        f"ranks parted before tick 8, step 16: slot {A} weights differs on rank 1; what differs: seed.norm.weight "
+        f"(slot {A}), seed.norm.bias (slot {A}), seed.conv.weight (slot {A}) and 6 more",
     ),
     "step counted twice": (on_rank(1, count(1)), PARTED + CLOCK),
     "step not counted": (on_rank(1, count(-1)), PARTED + CLOCK),

@@ -2,7 +2,8 @@
 
 Rank 0 decides; every rank, rank 0 included, follows the same commit. The vectors hold numbers whose position is a
 function of the agreed state. When a digest differs, every rank sees it in the same reduced vector; then all ranks enter
-one diagnostic all-gather and stop with the same text. On a healthy tick there are only the two all-reduces.
+one diagnostic all-gather, of tensors a few more, and stop with the same text. On a healthy tick there are only the two
+all-reduces.
 """
 
 import struct
@@ -18,6 +19,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
 from esper.leyline.errors import LockstepError
 from esper.leyline.plain import digest62
+from esper.tolaria.lockstep.differing import name_tensors
 from esper.tolaria.lockstep.wire import NOTHING, Agreed, CommitLayout, Failure, ObserveLayout, RankWord
 from esper.tolaria.ranks.digest import digest_tensors
 from esper.tolaria.ranks.world import World
@@ -79,6 +81,7 @@ class Lockstep:
         self.observe_layout = ObserveLayout(slots)
         self.commit_layout = CommitLayout(slots, self.digests, names, world.size)
         self._observed = 0
+        self._grown: Grown | None = None
 
     def observe(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums this rank's measurements over all ranks in ONE all-reduce(SUM); returns the agreed sums."""
@@ -95,6 +98,7 @@ class Lockstep:
             grown: the model.
             parameters: digest all parameters and buffers too, not only live seeds.
         """
+        self._grown = grown
         digests: dict[str, int | None] = {
             "tick": state.tick,
             "step": state.step,
@@ -154,5 +158,6 @@ class Lockstep:
             own = [digests[name] for name in self.digests]
             row = torch.tensor([NOTHING if digest is None else digest for digest in own], dtype=torch.int64)
             rows = [other.tolist() for other in self.world.all_gather(row, what="diagnosis")]
-            raise LockstepError(describe_parting(self.digests, rows, agreed.differing))
+            tensors = "" if self._grown is None else name_tensors(self.world, self._grown, agreed.differing)
+            raise LockstepError(describe_parting(self.digests, rows, agreed.differing) + tensors)
         return agreed
