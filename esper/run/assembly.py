@@ -36,6 +36,7 @@ from esper.tolaria.data.task import Task
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.terms import build_terms, set_channels
+from esper.tolaria.lockstep.buffers import check_patterns
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.ranks.heartbeat import Heartbeat
@@ -227,6 +228,7 @@ def assemble(
         observers: watch each tick beside the run's own; see `esper.tolaria.lockstep.observers`.
     """
     grown = build_grown(config, bundle, world.device)
+    check_patterns(grown.model, config.trainer.average_buffers, "trainer.average_buffers")
     terms = make_terms(config, grown, bundle, world.size)
     _check_blueprints(config, terms)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
@@ -270,7 +272,13 @@ def assemble(
         sink=sink,
         saver=Saver(store, world),
         terms=terms,
-        lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
+        lockstep=Lockstep(
+            world,
+            list(grown.slots),
+            terms.names,
+            registry.registry_digest(),
+            average=config.trainer.average_buffers,
+        ),
         fresh=lambda: build_grown(config, bundle, world.device),
         distillation=distillation,
         governor=build_governor(config, bundle, terms, world, store),

@@ -66,6 +66,11 @@ class SessionConfig:
     find_unused: bool = False
     """Data parallel training looks for parameters without a gradient in every step; not with shadows."""
 
+    average_buffers: list[str] = field(default_factory=list)
+    """Names of the model's float buffers, with * and ?, that are averaged over ranks at each tick, as running
+    statistics of norm layers always are.
+    """
+
     slots: SlotsConfig = field(default_factory=SlotsConfig)
     """Where seeds live."""
 

@@ -28,6 +28,7 @@ from esper.session.model import LiveModel, StandIn, UserLoss, evaluate_loss
 from esper.session.recorder import Recorder, open_sink
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
+from esper.tolaria.lockstep.buffers import check_patterns
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.narrate import Narrator
 from esper.tolaria.lockstep.tick import Cycle
@@ -81,6 +82,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         world = World(WorldConfig(device=kind, find_unused=config.find_unused), config.control, within=first.device)
         marks = world.heartbeat = LastWord(world.store, world.rank, world.size)
         try:
+            check_patterns(grown.model, config.average_buffers, "average_buffers")
             terms = make_session_terms(config, grown, world.size)
             world.allow_slow(True)  # ranks may come late to the first step, because they load data and compile
             _shake_hands(world, config, grown, adopted, controller_plain, held_out, given.loss)
@@ -124,7 +126,13 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                     narrator=narrator,
                     window=window,
                     observers=[CopyWatch(grown, narrator, aloud=world.rank == 0)],
-                    lockstep=Lockstep(world, list(grown.slots), terms.names, registry.registry_digest()),
+                    lockstep=Lockstep(
+                        world,
+                        list(grown.slots),
+                        terms.names,
+                        registry.registry_digest(),
+                        average=config.average_buffers,
+                    ),
                 ),
             )
         except Exception as error:

@@ -20,10 +20,10 @@ from esper.leyline.slots import sort_slots
 from esper.session.average import average_words, check_average, collect_average, load_average
 from esper.session.file import FORMAT, KIND, check_layout, collect_user_parts, to_saveable
 from esper.session.loop import Loop
-from esper.session.parts import weights_digest
 from esper.tolaria.growth.planting import load_weights
 from esper.tolaria.growth.staging import describe_seeds
 from esper.tolaria.lockstep.buffers import average_running_statistics
+from esper.tolaria.ranks.digest import digest_tensors
 from esper.tolaria.ranks.handshake import shake_hands
 from esper.tolaria.ranks.world import World
 
@@ -36,10 +36,12 @@ def collect(loop: Loop) -> dict[str, Any]:
         CheckpointError: scheduler, optimizer or controller hold something that cannot be saved.
     """
     parts, grown = loop.parts, loop.grown
-    average_running_statistics(grown.model, loop.world)
-    shake_hands(
-        loop.world, {"weights": str(weights_digest(grown)), "steps": str(loop.steps), "ema": average_words(loop)}
-    )
+    lockstep = parts.cycle.lockstep
+    average_running_statistics(grown.model, loop.world, lockstep.average)
+    lockstep.find_local(grown)
+    parts.narrator.report_local_buffers(loop.state, lockstep.news)
+    equal = digest_tensors(lockstep.covered(grown)[0].items())
+    shake_hands(loop.world, {"weights": str(equal), "steps": str(loop.steps), "ema": average_words(loop)})
     buffer = io.BytesIO()
     torch.save(_collect_own(loop), buffer)
     ranks = loop.world.gather_bytes(buffer.getvalue(), what="save")

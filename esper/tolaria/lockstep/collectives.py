@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from esper.accord.effects import Veto
 from esper.accord.state import RunState
@@ -19,12 +20,13 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
 from esper.leyline.errors import LockstepError
 from esper.leyline.plain import digest62
-from esper.tolaria.lockstep.differing import name_tensors
-from esper.tolaria.lockstep.wire import NOTHING, Agreed, CommitLayout, Failure, ObserveLayout, RankWord
+from esper.tolaria.lockstep.buffers import own_names
+from esper.tolaria.lockstep.differing import find_differing, name_tensors
+from esper.tolaria.lockstep.wire import MAY_DIFFER, NOTHING, Agreed, CommitLayout, Failure, ObserveLayout, RankWord
 from esper.tolaria.ranks.digest import digest_tensors
 from esper.tolaria.ranks.world import World
 
-RUN_DIGESTS = ("tick", "step", "registry", "state", "observation", "parameters")
+RUN_DIGESTS = ("tick", "step", "registry", "state", "observation", "parameters", "buffers")
 SLOT_DIGESTS = ("record", "alpha", "weights", "newborn")
 
 
@@ -70,11 +72,18 @@ class Lockstep:
         slots: slot ids, row-major.
         names: the agreed catalogue of blueprints.
         registry: digest of that catalogue.
+        average: names of buffers, with * and ?, that are averaged beside running statistics.
+
+    Fields:
+        local: names of the host's buffers that were found to differ between ranks; no digest covers them.
+        news: those of them that nobody was told of yet.
 
     The layouts of both vectors are fixed by the slot ids, the catalogue and the world size.
     """
 
-    def __init__(self, world: World, slots: Sequence[str], names: Sequence[str], registry: int) -> None:
+    def __init__(
+        self, world: World, slots: Sequence[str], names: Sequence[str], registry: int, *, average: Sequence[str] = ()
+    ) -> None:
         self.world, self.registry = world, registry
         self.slots = list(slots)
         self.digests = [*RUN_DIGESTS, *(f"slot {slot} {field}" for slot in slots for field in SLOT_DIGESTS)]
@@ -82,6 +91,22 @@ class Lockstep:
         self.commit_layout = CommitLayout(slots, self.digests, names, world.size)
         self._observed = 0
         self._grown: Grown | None = None
+        self.average = tuple(average)
+        self.local: list[str] = []
+        self.news: list[str] = []
+
+    def covered(self, grown: Grown) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What must be equal on all ranks, and the buffers that may turn out to be a rank's own; by name."""
+        tensors = grown.model.state_dict()
+        own = [name for name in own_names(grown.model, self.average) if name not in self.local]
+        equal = {name: tensor for name, tensor in tensors.items() if name not in own and name not in self.local}
+        return equal, {name: tensors[name] for name in own}
+
+    def find_local(self, grown: Grown) -> None:
+        """Leaves out of every digest, from now on and on every rank, the buffers that differ; all ranks call it."""
+        found = find_differing(self.world, self.covered(grown)[1])
+        self.local += found
+        self.news += found
 
     def observe(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums this rank's measurements over all ranks in ONE all-reduce(SUM); returns the agreed sums."""
@@ -99,13 +124,15 @@ class Lockstep:
             parameters: digest all parameters and buffers too, not only live seeds.
         """
         self._grown = grown
+        equal, own = self.covered(grown) if parameters else ({}, {})
         digests: dict[str, int | None] = {
             "tick": state.tick,
             "step": state.step,
             "registry": self.registry,
             "state": digest62(state),
             "observation": self._observed,
-            "parameters": digest_tensors(grown.model.state_dict().items()) if parameters else 0,
+            "parameters": digest_tensors(equal.items()),
+            "buffers": digest_tensors(own.items()),
         }
         for entry in state.slots:
             holder = grown.slots[entry.slot]
@@ -154,10 +181,16 @@ class Lockstep:
             texts = self.world.gather_text(failure_text, what="diagnosis")
             parts = [f"rank {rank} failed in {agreed.ranks[rank].failure.name}: {texts[rank]}" for rank in failed]
             raise LockstepError(f"tick {state.tick}, step {state.step}: {'; '.join(parts)}")
-        if agreed.differing:
+        parted = [name for name in agreed.differing if name not in MAY_DIFFER]
+        if parted:
             own = [digests[name] for name in self.digests]
             row = torch.tensor([NOTHING if digest is None else digest for digest in own], dtype=torch.int64)
             rows = [other.tolist() for other in self.world.all_gather(row, what="diagnosis")]
-            tensors = "" if self._grown is None else name_tensors(self.world, self._grown, agreed.differing)
-            raise LockstepError(describe_parting(self.digests, rows, agreed.differing) + tensors)
+            text = describe_parting(self.digests, rows, parted)
+            if self._grown is not None:
+                skipped = {*self.covered(self._grown)[1], *self.local}
+                text += name_tensors(self.world, self._grown, parted, but=skipped)
+            raise LockstepError(text)
+        if agreed.differing and self._grown is not None:
+            self.find_local(self._grown)
         return agreed

@@ -164,6 +164,17 @@ class Narrator:
         """Reports that something is broken; the run goes on."""
         self.emit(Fault(**axes_of(state), what=what, where=where))
 
+    def report_local_buffers(self, state: RunState, names: list[str]) -> None:
+        """Reports the host's buffers that were found to differ between ranks, and clears the list."""
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            what = (
+                f"buffers of the host differ between ranks, and stay as they are on each: {shown}; a checkpoint has "
+                "rank 0's; to average them at each tick, name them in average_buffers"
+            )
+            self.report_fault(state, what, names[0])
+        names.clear()
+
     def report_failures(self, state: RunState, failures: dict[str, str]) -> None:
         """Reports why staged seeds failed on this rank, and clears the record."""
         for slot, text in failures.items():

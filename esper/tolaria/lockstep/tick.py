@@ -167,7 +167,7 @@ class Cycle:
         """This rank's entries of the observe vector, and its word; never raises."""
         self.marks.step, self.marks.tick = step, tick
         self.marks.mark("buffers")
-        average_running_statistics(self.grown.model, self.world)
+        average_running_statistics(self.grown.model, self.world, self.lockstep.average)
         self.marks.mark("measure")
         try:
             values, nonfinite = measure()
@@ -205,6 +205,7 @@ class Cycle:
         digests |= self.lockstep.newborn_digests(self.growth.newborns)
         self.marks.mark("commit")
         agreed = self.lockstep.commit(state, commands, digests, self.growth.vetoes, word, self._failure_text)
+        self.narrator.report_local_buffers(state, self.lockstep.news)
         self.marks.mark("apply")
         outcome = reduce_tick(state, agreed.commands, agreed.vetoes, self.terms, stage_ticks=self.control.stage_ticks)
         return Decision(agreed, outcome, commands, digest_ms)

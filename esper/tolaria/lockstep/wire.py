@@ -28,6 +28,7 @@ from esper.leyline.commands import Command
 from esper.leyline.stages import Op
 
 NOTHING = -(2**63)
+MAY_DIFFER = frozenset({"buffers"})  # digests whose difference is told and ends nothing
 WORDS = 8
 
 GLOBAL_ADDITIVE = (
@@ -241,7 +242,7 @@ class CommitLayout:
         return torch.tensor(row, dtype=torch.int64)
 
     def decode(self, vector: Tensor) -> Agreed:
-        """Reads the reduced vector. Commands are read only if no digest differs: they may be rubbish otherwise."""
+        """Reads the reduced vector. Commands are read only if no digest differs that must not: they may be rubbish."""
         row: list[int] = vector.tolist()
         at = len(self.slots) * WORDS
         differing = []
@@ -256,7 +257,7 @@ class CommitLayout:
             at += 1
         ranks = tuple(RankWord.decode(word) for word in row[at:])
         commands = {}
-        if not differing:
+        if set(differing) <= MAY_DIFFER:
             for index, slot in enumerate(self.slots):
                 commands[slot] = decode_command(row[index * WORDS : (index + 1) * WORDS], slot, self.names)
         return Agreed(commands, tuple(differing), vetoes, ranks)

@@ -80,6 +80,11 @@ def _pick_differing(values: list[str]) -> list[str]:
     return [(text if len(text) <= SHOWN else f"{text[:SHOWN]}...") or "nothing besides" for text in left]
 
 
+def _is_computed(name: str) -> bool:
+    """Whether a field comes from `esper.tolaria.ranks.computed`."""
+    return name.startswith(("output of", "gradients of"))
+
+
 def _show(values: Sequence[str]) -> str:
     return ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
 
@@ -124,9 +129,10 @@ def shake_hands(world: World, fields: Mapping[str, str]) -> None:
     vector = torch.tensor([*row, len(names), -len(names)], dtype=torch.int64)
     agreed = world.all_reduce(vector, dist.ReduceOp.MAX, what="handshake").tolist()
     parts = []
-    for index, name in enumerate(names):
-        if agreed[2 * index] == -agreed[2 * index + 1]:
-            continue
+    differing = [name for index, name in enumerate(names) if agreed[2 * index] != -agreed[2 * index + 1]]
+    if any(name != "code" and not _is_computed(name) for name in differing):  # then computing otherwise is no wonder
+        differing = [name for name in differing if not _is_computed(name)]
+    for name in differing:
         if name == "code":
             parts += _compare_code(world, fields[name])
             continue

@@ -1,6 +1,6 @@
 """Settings of the training loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esper.leyline.fields import Checks
@@ -46,6 +46,11 @@ class TrainerConfig:
     objective: Objective = Objective.VALIDATION_ACCURACY
     """What the run returns to a sweep and what chooses the best checkpoint: ``validation_loss`` or
     ``validation_accuracy``.
+    """
+
+    average_buffers: list[str] = field(default_factory=list)
+    """Names of the host's float buffers, with * and ?, that are averaged over ranks at each tick, as running statistics
+    of norm layers always are; [queue, "*.ema_*"].
     """
 
     deterministic: bool = False
