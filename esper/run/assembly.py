@@ -27,6 +27,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 from esper.leyline.protocols import EventSink
 from esper.leyline.slots import parse_slot
+from esper.run.batch_statistics import check_batches
 from esper.tamiyo import build_controller
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.store import CheckpointStore
@@ -230,6 +231,7 @@ def assemble(
     grown = build_grown(config, bundle, world.device)
     check_patterns(grown.model, config.trainer.average_buffers, "trainer.average_buffers")
     terms = make_terms(config, grown, bundle, world.size)
+    check_batches(config, grown, bundle, world.size)
     _check_blueprints(config, terms)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
     compiler = build_compiler(config, grown, bundle, world) if config.trainer.compile else None
