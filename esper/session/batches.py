@@ -112,7 +112,8 @@ class Batches:
 
     def fingerprint(self) -> str:
         """Describes the source by its size and a digest of the first and the last batch, to compare it over ranks."""
-        ends = [*self.share([0], 0, 1), *self.share([len(self.sizes) - 1], 0, 1)]
+        with undisturbed(self._device, seed=0):  # a dataset may augment at random
+            ends = [*self.share([0], 0, 1), *self.share([len(self.sizes) - 1], 0, 1)]
         tensors = [tensor for batch in ends for tensor in tensors_of(batch)]
         parts = [part for tensor in tensors for part in (tensor.unbind() if tensor.is_nested else [tensor])]
         named = [(str(i), part.cpu()) for i, part in enumerate(parts)]

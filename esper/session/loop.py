@@ -22,7 +22,7 @@ from esper.session.batches import BatchEvaluator
 from esper.session.config import SessionConfig
 from esper.session.epoch import agreed_batches
 from esper.session.model import LiveModel, UserLoss, carry_loss
-from esper.session.order import INSTEAD, CallOrder
+from esper.session.order import INSTEAD, LOOP, CallOrder
 from esper.session.passes import Passes
 from esper.session.recorder import Recorder
 from esper.tolaria.growth.adopt import AdoptedOptimizer
@@ -155,6 +155,7 @@ class Loop:
             raise
         loss = carry_loss(value, total, self.adopted.scale(self.world.device))
         self.order.guard_backward(loss, self.marks)
+        self.marks.mark(LOOP)
         return loss
 
     @contextlib.contextmanager
@@ -172,14 +173,18 @@ class Loop:
     def step(self) -> StepReport:
         """See `esper.Session.step`."""
         self.check_open()
-        self.order.check_step(has_loss=self._loss is not None, find_unused=self.config.find_unused)
+        changed = self.growth.changed_by_hand()
+        self.order.check_step(has_loss=self._loss is not None, find_unused=self.config.find_unused, changed=changed)
         first = next(self.grown.model.parameters())
         if (first.dtype, first.device) != (self.growth.dtype, self.world.device):
             raise LoopError("the model's dtype or device was changed beside the session; use session.to(...)")
         self.marks.step = self.steps
         self.marks.mark("step")
         with self.order.changing("session.step()"):
-            return self._step()
+            report = self._step()
+        self.marks.step = self.steps
+        self.marks.mark(LOOP)
+        return report
 
     def _step(self) -> StepReport:
         self.owner.set_lr(self.steps, {entry.slot: entry.learn_step for entry in self.state.slots})
@@ -205,6 +210,7 @@ class Loop:
         self.world.renew()
         shake_hands(self.world, {"steps": str(self.steps), "gradients": " ".join(self.owner.gradient_set())})
         self.follow(force=True)
+        self.marks.mark(LOOP)
 
     def begin_load(self) -> None:
         """Drops the step under way, before a load; what an interruption has torn will be loaded anew."""
@@ -220,6 +226,7 @@ class Loop:
         self.check_open()
         if self.order.windowed:
             raise LoopError(f"{what} within session.accumulate(); it belongs after the block")
+        self.marks.mark("save")
         underway = torch.tensor([int(not self.order.between)])
         if self.world.all_reduce(underway, dist.ReduceOp.MAX, what="save").item():
             self.discard(what)

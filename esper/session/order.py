@@ -23,6 +23,7 @@ from esper.tolaria.lockstep.window import Window
 from esper.tolaria.ranks.lastword import LastWord
 from esper.tolaria.ranks.world import World
 
+LOOP = "the loop"  # phase of a rank that is in none of the session's calls
 INSTEAD = "or session.discard() to drop the step under way"
 LOAD = "call session.load_state_dict(an earlier state), or Session.restore"
 
@@ -91,6 +92,7 @@ class CallOrder:
             with self._world.collective("backward"):
                 loss.backward(*args, **kwargs)
             self.in_backward = False
+            marks.mark(LOOP)
 
         loss.backward = backward  # type: ignore[method-assign]
 
@@ -165,10 +167,11 @@ class CallOrder:
                 f"last within session.accumulate(), {INSTEAD}"
             )
 
-    def check_step(self, *, has_loss: bool, find_unused: bool) -> None:
+    def check_step(self, *, has_loss: bool, find_unused: bool, changed: list[str]) -> None:
         """Refuses a step for which a call is missing, or a gradient.
 
         Args:
+            changed: parameters whose ``requires_grad`` was changed since the model was wrapped.
             has_loss: the session was given a loss, so that one must have been computed.
             find_unused: parameters without a gradient are allowed on several ranks.
         """
@@ -180,16 +183,24 @@ class CallOrder:
             raise LoopError(f"session.step() without session.loss(batch) before it{last}")
         if self.in_backward:
             raise LoopError("session.step() after a backward that was interrupted; call session.discard() first")
-        idle = self._adopted.without_gradient()
-        if len(idle) == self._count_learning():
+        if changed:
+            raise LoopError(
+                f"requires_grad of {_some(changed)} was changed since the last tick, and this step does not follow; "
+                "change it between two steps and call session.discard() then, on every rank"
+            )
+        idle, learning = self._adopted.without_gradient(), self._count_learning()
+        if learning and len(idle) == learning:
             raise LoopError(f"session.step(): the host has no gradient; call loss.backward() first, {INSTEAD}")
         if idle and self._world.size > 1 and not find_unused:  # then DDP did not reduce all gradients
-            names = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
             raise ConfigError(
-                f"no gradient reaches {names} of the host; freeze them (requires_grad_(False)), or set "
+                f"no gradient reaches {_some(idle)} of the host; freeze them (requires_grad_(False)), or set "
                 "find_unused=True and slots.incubation to ste or immediate"
             )
 
     def _count_learning(self) -> int:
         """Parameters of the host that need a gradient."""
         return sum(parameter.requires_grad for _, parameter in self._grown.owner_parameters()[HOST])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -112,13 +112,18 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
         CheckpointError: the payload does not fit this session. Nothing was changed then, unless the shape of a tensor
             did not fit.
     """
-    with on_every_rank(loop.world, "load"):  # the ranks may not read the same file, and only rank 0 has a controller
-        _load(loop, payload, where)
+    try:
+        with on_every_rank(loop.world, "load"):  # ranks may read different files, and only rank 0 has a controller
+            state = _check_payload(loop, payload, where)
+    except Exception:
+        loop.follow(force=True)  # nothing has changed but the wrapper, which is gone
+        raise
+    with loop.order.changing("session.load_state_dict()"), on_every_rank(loop.world, "load"):
+        _load(loop, payload, where, state)
     loop.follow(force=True)
 
 
-def _load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
-    state = _check_payload(loop, payload, where)
+def _load(loop: Loop, payload: Mapping[str, Any], where: str, state: RunState) -> None:
     grown, adopted, owner, world = loop.grown, loop.adopted, loop.owner, loop.world
     loop.growth.clear()
     loop.growth.plant_record(state)

@@ -36,6 +36,7 @@ from esper.session.config import SessionConfig, make_config, read_restored_confi
 from esper.session.file import read_session_file, write_session_file
 from esper.session.loop import Loop, Parts
 from esper.session.model import LiveModel, UserLoss
+from esper.session.order import LOOP
 from esper.session.parts import Given, assemble_session
 from esper.session.record import collect, load, rebuild_host, rebuild_optimizer
 from esper.tolaria.growth.guard import StepReport
@@ -330,6 +331,8 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `state_dict` to one file, whole or not at all. Every rank calls it; rank 0 writes.
 
+        A call on rank 0 alone waits for the others, and ends after ``control.timeout_s`` with an error that says so.
+
         Raises:
             CheckpointError: the file could not be written; on every rank alike. An earlier file is unchanged.
         """
@@ -342,6 +345,7 @@ class Session:
         (error_of_rank_0, *_) = self.world.gather_text(error, what="save")
         if error_of_rank_0:
             raise CheckpointError(f"{path}: not saved: {error_of_rank_0}")
+        self._loop.marks.mark(LOOP)
 
     @classmethod
     def restore(

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from esper.leyline.commands import Command
-from esper.leyline.errors import EsperError, LockstepError
+from esper.leyline.errors import EsperError, LockstepError, LoopError
 from esper.leyline.events import Fault
 from esper.leyline.stages import Op
 from tests.support.dist import ROOT, run_distributed
@@ -172,23 +172,30 @@ def unsaveable(rank: int, folder: Path) -> list[str]:
     train(session, range(3))
     state = session.state_dict()
     controller.bad = True
-    for call in (lambda: session.save(folder / "x.pt"), lambda: session.load_state_dict(state)):
+    save, load = (lambda: session.save(folder / "x.pt"), lambda: session.load_state_dict(state))
+    for call in (save, lambda: session.load_state_dict({**state, "format": 99}), load):
         try:
             call()
             texts.append("went on")
         except Exception as error:
             texts.append(str(error))
+        if call is not load:
+            train(session, [session.steps])  # nothing was changed
+    with pytest.raises(LoopError, match=r"session\.load_state_dict\(\) was interrupted"):
+        train(session, [session.steps])
     controller.bad = False
-    train(session, range(3, 6))  # both left the session whole
+    session.load_state_dict(state)
+    train(session, range(3, 6))
     session.close()
     return texts
 
 
 def test_a_controller_that_cannot_be_saved_or_loaded_is_an_error_on_every_rank(tmp_path: Path) -> None:
-    (save, load), others = run_distributed(unsaveable, 2, tmp_path)
+    (save, check, load), others = run_distributed(unsaveable, 2, tmp_path)
     assert save == "controller.seen: a set cannot be saved, only numbers, text, tensors and containers"
+    assert check.startswith("state: format 99")
     assert load == "not mine"
-    assert others == [f"save failed on rank 0: {save}", f"load failed on rank 0: ValueError: {load}"]
+    assert others == [f"save failed on rank 0: {save}", check, f"load failed on rank 0: ValueError: {load}"]
 
 
 # commands -----------------------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import esper
 from esper.leyline.errors import ConfigError, LoopError
 from esper.leyline.events import TickDone
-from tests.support.sessions import EVERY, batch, host, make, of, replica, train
+from tests.support.sessions import EVERY, LIFE, LIFE_STEPS, batch, host, make, of, replica, train
 
 STEPS = 12
 STOP = 7  # the step that is interrupted: in the middle of a window between ticks, with a seed in flight
@@ -234,3 +234,43 @@ def test_a_target_without_gradients_may_come_from_the_model_itself() -> None:
         return (given(data[0]) - target).square().mean(1)
 
     train(make(model, loss=distilled), range(3))
+
+
+# what learns ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_requires_grad_is_named_at_the_next_step() -> None:
+    model = host()
+    model[0].requires_grad_(False)
+    session = make(model, actions=())
+    train(session, range(3))
+    before = model[0].weight.clone()
+    model[0].requires_grad_(True)
+    with pytest.raises(LoopError, match=r"requires_grad of 0\.bias, 0\.weight was changed.*session\.discard\(\)"):
+        train(session, [3])
+    session.discard()
+    train(session, range(3, 6))
+    assert not torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("incubation", ["shadow", "ste", "immediate"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_frozen_host_grows(incubation: str, empty: bool) -> None:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([{"params": [] if empty else list(model.parameters())}], lr=0.01)
+
+    model = host().requires_grad_(False)
+    before = [parameter.clone() for parameter in model.parameters()]
+    session = make(model, optimizer=optimizer, actions=LIFE[:4], slots={"incubation": incubation, "max_live": None})
+    births: dict[str, Tensor] = {}
+    for step in range(LIFE_STEPS):
+        train(session, [step])
+        for name, parameter in session.grown.model.named_parameters():
+            if "esper" in name:
+                births.setdefault(name, parameter.detach().clone())
+    assert all(map(torch.equal, before, [p for name, p in model.named_parameters() if "esper" not in name]))
+    now = dict(session.grown.model.named_parameters())
+    assert any(not torch.equal(births[name], now[name]) for name in births)
+    state = session.state_dict()
+    session.load_state_dict(state)
+    train(session, [LIFE_STEPS])

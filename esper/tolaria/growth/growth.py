@@ -285,6 +285,10 @@ class Growth:
         self._wrapped = wanted
         return 1e3 * (time.perf_counter() - began)
 
+    def changed_by_hand(self) -> list[str]:
+        """Names of parameters whose ``requires_grad`` is no longer as it was when the model was wrapped."""
+        return sorted(set(self.owner.gradient_set()) ^ set(self._wrapped or ()))
+
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Within the block gradients accumulate on this rank only."""
         return no_sync(self.call)

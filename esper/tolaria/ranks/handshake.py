@@ -31,6 +31,9 @@ ADVICE = {
     "config": "start all ranks with the same RUN/config.yaml",
     "order to the breaker": "RUN/breaker.json is not the same for all ranks (yet); give the order again",
     "teacher": "the teacher must be the same on every host, and built alike by every rank",
+    "probe": "probe= must give the same samples on every rank; a random augmentation draws from torch's, numpy's or "
+    "random's global generator, or is left out of the probe",
+    "validation": "validation= must give the same samples on every rank, without augmentation",
     "data": "use the same files on every host",
     "registry": "install the same blueprint packages on every host",
     "ema": "call session.ema(decay) on every rank alike, at the same step",

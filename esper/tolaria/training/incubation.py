@@ -34,7 +34,7 @@ def with_shadows(
         device: its random numbers are replayed, and the CPU's.
     """
     if not slots:
-        return host()
+        return _with_graph(host(), grown)
     devices = cuda_devices(device)
     before = read_streams(devices)
     total = host()
@@ -43,4 +43,14 @@ def with_shadows(
         set_streams(before, devices)
         total = total + shadow(partial(grown.incubate, slot))
     set_streams(after, devices)
-    return total
+    return _with_graph(total, grown)
+
+
+def _with_graph(total: Tensor, grown: Grown) -> Tensor:
+    """Gives a loss on which nothing that learns depends a backward that does nothing, where nothing is to learn: a host
+    that is frozen whole, before its first seed learns."""
+    if total.requires_grad or not torch.is_grad_enabled():
+        return total
+    if any(parameter.requires_grad for parameter in grown.model.parameters()):
+        return total  # a fault: the model's output does not reach the loss, which backward will say
+    return total + torch.zeros((), device=total.device, requires_grad=True)
