@@ -33,10 +33,14 @@ class ControlConfig:
     """Ticks that a staged seed may stay not ready before it is discarded."""
 
     timeout_s: float = 60.0
-    """Seconds after which a missing rank is an error, in every process group."""
+    """Seconds after which a missing rank is an error, in every process group. In a session of a user's own loop: for
+    which the beat of a rank may stand still; one that beats is waited for, up to torch's limit of 30 minutes.
+    """
 
     slow_timeout_s: float = 300.0
-    """The same for what may rightly take longer: the step after a growth, a save, or a save's commit. Seconds."""
+    """The same for what may rightly take longer: the step after a growth, a save, or a save's commit. Seconds. A
+    session does not need it.
+    """
 
     startup_timeout_s: float = 300.0
     """The same for start-up, load, the last save and the final test. Seconds."""

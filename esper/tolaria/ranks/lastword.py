@@ -1,8 +1,9 @@
 """Names a missing rank without a run directory, by the last words of ranks in the rendezvous store.
 
 A rank that leaves (it closed, or failed) writes a word. A rank that waits in vain writes so, waits a little for the
-others to write the same, and names those that stay silent. Nothing is written while all goes well, so a step costs
-nothing. The store may hang with a stopped rank 0, so it is asked in a thread with a deadline.
+others to write the same, and names those that stay silent. A step itself writes nothing: while all goes well only beats
+are written, by a thread (`beats`), which also finds a rank that is gone. The store may hang with a stopped rank 0, so
+it is asked in a thread with a deadline.
 """
 
 import itertools
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from esper.tolaria.ranks.beats import Beats, Place
 from esper.tolaria.ranks.heartbeat import LOST, PATIENCE_S
 
 T = TypeVar("T")
@@ -29,6 +31,7 @@ class LastWord:
         step: optimizer step of this rank; written only with a last word.
         tick: control tick of this rank.
         phase: phase of this rank.
+        lost: who is gone, as the beats told it; empty while nobody is.
     """
 
     def __init__(self, store: dist.Store | None, rank: int, world_size: int) -> None:
@@ -36,8 +39,34 @@ class LastWord:
         self.step = self.tick = 0
         self.phase = "start"
         self._failed = False
+        self._beats: Beats | None = None
+        self.lost = ""
         # Ranks make their sessions in the same order, so the number is the same on all of them.
         self._store = None if store is None else dist.PrefixStore(f"esper/words/{next(_numbers)}", store)
+
+    def begin_beats(self, limit_s: float, waiting: Callable[[], str], cut: Callable[[], None]) -> None:
+        """Beats for this rank from now on, and watches the others.
+
+        Args:
+            limit_s: seconds for which the beat of a rank may stand still.
+            waiting: returns the collective that this rank is in; "" if it is in none.
+            cut: ends every wait of this process.
+        """
+        if self._store is None:
+            return
+
+        def end(text: str) -> None:
+            self.lost = text
+            cut()
+
+        self._beats = Beats(
+            self._store.clone(),  # type: ignore[attr-defined]
+            self.rank,
+            self.world_size,
+            limit_s=limit_s,
+            place=lambda: Place(self.step, self.phase, waiting()),
+            on_lost=end,
+        )
 
     def mark(self, phase: str, error: str = "") -> None:
         """Notes that this rank enters ``phase``; an error is written at once."""
@@ -63,25 +92,32 @@ class LastWord:
         Args:
             patience_s: longest wait, in seconds, for the others to say that they wait in vain, too.
         """
-        self._say(LOST)
+        self._say(f"{LOST}: {self.lost}" if self.lost else LOST)
+        if self.lost:
+            return self.lost
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         until = time.monotonic() + patience_s
         while True:
             words = {rank: self._read(rank) for rank in others}
-            causes = {rank: word for rank, word in words.items() if word and word != LOST}
+            causes = {rank: word for rank, word in words.items() if word and not word.startswith(LOST)}
+            told = [word.removeprefix(f"{LOST}: ") for word in words.values() if word.startswith(f"{LOST}: ")]
             silent = [rank for rank, word in words.items() if not word]
-            if causes or not silent or time.monotonic() >= until:
+            if causes or told or not silent or time.monotonic() >= until:
                 break
             time.sleep(0.05)
         if causes:
             return "; ".join(f"rank {rank} {word}" for rank, word in causes.items())
+        if told:
+            return told[0]
         here = f"while rank {self.rank} waited in {self.phase} at step {self.step}"
         if silent:
             return f"rank {', '.join(map(str, silent))} did not come, {here}"
         return f"every rank says the same, {here}: the network between them may be cut"
 
     def close(self) -> None:
-        """Does nothing: it holds no resource."""
+        """Ends the beats; safe to call twice."""
+        if self._beats is not None:
+            self._beats.close()
 
     def _say(self, text: str) -> None:
         store = self._store

@@ -10,6 +10,7 @@ marks, never a bare transport error.
 
 import contextlib
 import datetime
+import itertools
 import os
 import re
 import socket
@@ -26,6 +27,10 @@ from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
 from esper.tolaria.ranks.lastword import LastWord
 from esper.tolaria.ranks.sockets import Connections, connections, cut
 
+# Limit of a collective in a user's own loop: there a rank may rightly be late, and `Beats` finds one that is gone.
+USERS_LIMIT = dist.distributed_c10d.default_pg_timeout
+_numbers = itertools.count()
+
 
 def _check_interfaces() -> None:
     """Refuses a GLOO_SOCKET_IFNAME that this host lacks; gloo's own error is cut off before the name."""
@@ -38,10 +43,6 @@ def _check_interfaces() -> None:
         )
 
 
-def _arrival_key(rank: int) -> str:
-    return f"esper/arrived/{rank}"
-
-
 class World:
     """This process's place among the ranks.
 
@@ -51,7 +52,10 @@ class World:
         local_rank: this rank's number on its machine.
         device: device of the model.
         heartbeat: marks that name a missing rank; set once the run directory is known.
+        waiting: the collective that this rank is in; "" if it is in none.
     """
+
+    waiting = ""
 
     def __init__(self, config: WorldConfig, control: ControlConfig, *, within: torch.device | None = None) -> None:
         """Joins the process group that the environment describes (RANK, WORLD_SIZE, ...); alone without one.
@@ -80,22 +84,27 @@ class World:
         self.control: dist.ProcessGroup | None = None
         self.data: dist.ProcessGroup | None = None
         self._store: dist.Store | None = None
-        self._limits = (control.timeout_s, control.slow_timeout_s)
+        self._startup_s, self._number = (
+            control.startup_timeout_s,
+            next(_numbers),
+        )  # made in the same order on every rank
+        limits = (control.timeout_s, control.slow_timeout_s)
+        self._limits = limits if within is None else (USERS_LIMIT.total_seconds(),) * 2
         self._slow = False
         self._connections: Connections = frozenset()
         self._retired: list[Any] = []  # groups that `renew` has replaced
         if self.size == 1:
             return
         startup = datetime.timedelta(seconds=control.startup_timeout_s)
-        limit = datetime.timedelta(seconds=control.timeout_s)
         gpu = config.device is Device.GPU
         with self.collective("start-up"):
             if not self._made_default:
                 self._store = dist.distributed_c10d._get_default_store()
-                self._make_groups(limit, gpu)
+                self._store.set(self._arrival_key(self.rank), "")
+                self._make_groups(gpu)
                 return
             self._store, _, _ = next(dist.rendezvous("env://", timeout=startup))
-            self._store.set(_arrival_key(self.rank), "")
+            self._store.set(self._arrival_key(self.rank), "")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
                 store=self._store,
@@ -104,13 +113,18 @@ class World:
                 timeout=startup,
                 device_id=self.device if gpu else None,
             )
-            self._make_groups(limit, gpu)
+            self._make_groups(gpu)
 
-    def _make_groups(self, limit: datetime.timedelta, gpu: bool) -> None:
-        before = connections()
-        self.control = dist.new_group(backend="gloo", timeout=limit)
+    def _arrival_key(self, rank: int) -> str:
+        return f"esper/arrived/{self._number}/{rank}"
+
+    def _make_groups(self, gpu: bool) -> None:
+        """Makes the groups under the limit of start-up, then gives them the usual one."""
+        startup, before = datetime.timedelta(seconds=self._startup_s), connections()
+        self.control = dist.new_group(backend="gloo", timeout=startup)
         # NCCL's own watchdog ends the process without a message; ours (`esper.tolaria.ranks.watchdog`) must be first.
-        self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=2 * limit if gpu else limit)
+        self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=startup)
+        self._set_limits()
         self._connections = connections() - before
 
     def cut(self) -> None:
@@ -133,8 +147,8 @@ class World:
         for group in (self.data, self.control):
             self._retired.append(group)
         with self.collective("renewal of the groups"):
-            self._make_groups(datetime.timedelta(seconds=self._limits[0]), self.device.type == "cuda")
-        self._slow = False
+            self._slow = False
+            self._make_groups(self.device.type == "cuda")
 
     @property
     def store(self) -> dist.Store | None:
@@ -157,6 +171,7 @@ class World:
     @contextlib.contextmanager
     def collective(self, what: str) -> Iterator[None]:
         """Turns a transport failure inside the block into a `LockstepError` that names who is missing."""
+        before, self.waiting = self.waiting, what
         try:
             yield
         except (RuntimeError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) as error:
@@ -165,13 +180,15 @@ class World:
             text = self.heartbeat.explain() if self.heartbeat is not None else self._describe_absent()
             first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             raise LockstepError(f"{LOST} in {what}: {text} ({first})") from error
+        finally:
+            self.waiting = before
 
     def _describe_absent(self) -> str:
         """Names the ranks that have not come to the rendezvous, before there are heartbeats."""
         if self._store is None:
             return "the rendezvous store cannot be reached; is the first host up, and its port open?"
         try:
-            missing = [rank for rank in range(self.size) if not self._store.check([_arrival_key(rank)])]
+            missing = [rank for rank in range(self.size) if not self._store.check([self._arrival_key(rank)])]
         except (RuntimeError, dist.DistError):
             return "the rendezvous store does not answer"
         parts = [f"rank {rank} never arrived" for rank in missing]
@@ -211,6 +228,9 @@ class World:
         if self.size == 1 or slow == self._slow:
             return
         self._slow = slow
+        self._set_limits()
+
+    def _set_limits(self) -> None:
         limit = datetime.timedelta(seconds=self.limit_s)
         # Despite its underscore, this is torch's way to change a limit later; torchtitan uses it, too.
         dist.distributed_c10d._set_pg_timeout(limit, self.control)
