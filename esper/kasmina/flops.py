@@ -138,7 +138,9 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
         with _noting_order(grown) as order:
             forward, output = _count_flops(call)
         total = _output_sum(output)
-        backward, _ = _count_flops(lambda: torch.autograd.grad(total, weights, allow_unused=True))
+        backward = 0  # of a host that is frozen whole
+        if weights:
+            backward, _ = _count_flops(lambda: torch.autograd.grad(total, weights, allow_unused=True))
         down_to = {slot: _backward_down_to(grown, site, example, buffers()) for slot, site in grown.sites.items()}
         shared = _forward_up_to_slots(grown, example)
     per_slot = {slot: flops // batch for slot, flops in down_to.items()}
