@@ -4,6 +4,8 @@ esper train [overrides]                 the same as launch/train.py: compose, ch
 esper resume RUN                        go on with a run, from the newest checkpoint that is valid on all ranks
 esper resume RUN --breaker ALLOWED      the same, and growth that the governor has stopped may go on
 esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
+esper resume RUN key=value ...          the same under other settings, of those that may change: governor.*,
+                                        checkpoint.*, telemetry.*, limits of time
 esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
@@ -111,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     trust = "run code that RUN names, although RUN is somebody else's, or others may write it"
     again.add_argument("--trust", action="store_true", help=trust)
+    again.add_argument("changes", metavar="key=value", nargs="*", help="for example governor.enabled=false")
     plain = commands.add_parser("export", help="write a run's network as a plain model", allow_abbrev=False)
     plain.add_argument("run", metavar="RUN", type=Path, help="run directory")
     plain.add_argument("--at", metavar="STEP", type=int, help="checkpoint of this step; the one that validation chose")
@@ -139,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, rest = parser.parse_known_args(arguments)
     if given.command == "compare" and not any(word.startswith("-") for word in rest):
         given.settings += rest  # argparse takes such a list in one place only; people also write it after options
+    elif given.command == "resume" and not any(word.startswith("-") for word in rest):
+        given.changes += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if given.command == "resume" and (given.at is None) != (given.new is None):
@@ -163,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupt_on_stop()
         try:
             new = given.new and given.new.absolute()
-            results.append(resume(given.run.absolute(), given.at, new, breaker, trusted=given.trust))
+            results.append(resume(given.run.absolute(), given.at, new, breaker, given.changes, trusted=given.trust))
         except KeyboardInterrupt:
             results.append(LaunchResult(Preempted.exit_code, "interrupted before the run had started"))
     show_result(results[0])

@@ -1,6 +1,6 @@
 """Measures the governor: its false alarms on runs that went well, and its recovery times.
 
-    python launch/governor.py alarms RUN... [--deviations 6] [--rise 0.1]
+    python launch/governor.py alarms RUN... [--deviations 6] [--rise 0.1] [--errors 4]
     python launch/governor.py recovery [--layers 16] [--dim 512] [--rounds 5]
 
 `alarms` reads the losses that runs have logged (``telemetry.level=full``) and judges each tick by the ticks before it.
@@ -20,30 +20,34 @@ from pathlib import Path
 from benching.harness import engine_for
 
 from esper.accord.config import GovernorConfig
-from esper.accord.verdict import Series, Symptom, Verdict, append_loss, symptom_of
+from esper.accord.course import Course
+from esper.accord.judge import judge_loss
+from esper.accord.verdict import Series, Verdict
 from esper.config.strict import Reader
 from esper.config.tree import read_plain
 from esper.leyline.errors import ConfigError
 from esper.leyline.events import Event, RolledBack
+from esper.leyline.evidence import Reading
+from esper.leyline.plain import from_plain
 from esper.nissa.reading import keep_latest, read_events
 from esper.run.assembly import chance_of
 from esper.tolaria.data import data_config_class, load_data
 from esper.tolaria.training.engine import Engine
 
 
-def count_symptoms(losses: list[float], chance: float, config: GovernorConfig, *, training: bool) -> Counter[str]:
-    """Counts losses, suspect losses by symptom, and panics of one curve; after a panic the series begins anew."""
-    counts, series, strikes = Counter(losses=len(losses)), Series(), 0
+def count_symptoms(losses: list[Reading], chance: float, config: GovernorConfig, *, training: bool) -> Counter[str]:
+    """Counts losses, suspect losses by symptom, shifts, and panics of one curve; after a panic it begins anew."""
+    counts, series = Counter(losses=len(losses)), Series()
     for loss in losses:
-        symptom = symptom_of(series, loss, chance, config, training=training)
-        if symptom is Symptom.NONE:
-            series, strikes = append_loss(series, loss, config), 0
-            continue
-        strikes += 1
-        counts[f"suspect, {symptom.name}"] += 1
-        if strikes == config.patience:
+        found = judge_loss(series, loss, loss.tick or 0, chance, config, training=training)
+        series = found.sick if found.course in (Course.WAIT, Course.PANIC) else found.healthy
+        if found.course is Course.SHIFT:
+            counts["shifts"] += 1
+        elif found.course is not None:
+            counts[f"suspect, {found.symptom.name}"] += 1
+        if found.course is Course.PANIC:
             counts["panics"] += 1
-            series, strikes = Series(), 0
+            series = Series()
     return counts
 
 
@@ -60,11 +64,12 @@ def show_alarms(args: argparse.Namespace) -> None:
             if reader.problems:
                 raise ConfigError([f"{folder}: {problem}" for problem in reader.problems])
             chances[data] = chance_of(load_data(section))
-        rule = GovernorConfig(deviations=args.deviations, rise=args.rise)
+        rule = GovernorConfig(deviations=args.deviations, rise=args.rise, errors=args.errors)
         ticks = [r for r in keep_latest(read_events(folder / "events.jsonl")) if r["kind"] == "tick"]
         counts = Counter(runs=1)
         for name in ("train_loss", "validation_loss"):
-            fresh = [r["payload"][name]["value"] for r in ticks if r["payload"][name]["tick"] == r["tick"]]
+            plain_readings = [r["payload"][name] for r in ticks if r["payload"][name]["tick"] == r["tick"]]
+            fresh = [from_plain(Reading, reading) for reading in plain_readings]
             counts += count_symptoms(fresh, chances[data], rule, training=name == "train_loss")
         if set(counts) > {"runs", "losses"}:
             print(f"{folder}: {dict(counts)}")
@@ -163,6 +168,7 @@ def main() -> None:
     alarms.add_argument("runs", nargs="+", type=Path)
     alarms.add_argument("--deviations", type=float, default=GovernorConfig().deviations)
     alarms.add_argument("--rise", type=float, default=GovernorConfig().rise)
+    alarms.add_argument("--errors", type=float, default=GovernorConfig().errors)
     alarms.set_defaults(do=show_alarms)
     recovery = what.add_parser("recovery")
     recovery.add_argument("--layers", type=int, default=16)

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from esper.config.digest import config_digest
+from esper.config.digest import lasting_digest
 from esper.config.strict import as_plain
 from esper.config.tree import build_config
 from esper.kasmina.attribution.worth import evaluating
@@ -142,7 +142,7 @@ def build(setting: Setting, arm: str, seed: int, folder: Path) -> Engine:
         bundle=load_data(config.data),
         store=CheckpointStore(folder / "checkpoints", attempt=1, keep=1),
         sink=NullSink(),
-        digest=config_digest(as_plain(config)),
+        digest=lasting_digest(as_plain(config)),
         run_id="incubation",
     )
     engine.controller = NextCommands()

@@ -13,6 +13,14 @@ def _mean(total: float, count: float, tick: int) -> Reading:
     return measured(total / count, tick=tick, n=int(count)) if count > 0 else ABSENT
 
 
+def _train_loss(sums: Mapping[str, float], tick: int) -> Reading:
+    """The mean training loss. Without two samples, or if squares went beyond float64, it has no standard error."""
+    count, total, squares = sums["train_count"], sums["train_loss"], sums["train_loss_sq"]
+    if count < 2 or squares * count < total * total * (1 - 1e-6):
+        return _mean(total, count, tick)
+    return estimate_mean(int(count), total, squares, tick=tick, min_samples=2)
+
+
 def _health(sums: Mapping[str, float], prefix: str, before: GradientHealth, tick: int) -> GradientHealth:
     steps = sums[f"{prefix}health_steps"]
     vanishing, exploding = (_mean(sums[f"{prefix}{name}"], steps, tick) for name in ("vanishing", "exploding"))
@@ -56,10 +64,14 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
         tick=tick,
         min_samples=least,
     )
-    if get("probe_nonfinite") > 0:
+    count, left_out = get("probe_count"), get("probe_left_out")
+    void = get("probe_nonfinite") > 0 or left_out > terms.gates.max_left_out * (count + left_out)
+    if void:
         reading = ABSENT
     return replace(
         after,
+        left_out=state.left_out + int(left_out),
+        void_looks=state.void_looks + int(void),
         contribution=reading,
         contribution_alpha=state.request.alpha,
         spent=state.spent | {state.request.aim: state.request.look},
@@ -71,7 +83,11 @@ def _flops(state: RunState, sums: Mapping[str, float], terms: Terms) -> int | No
     """The FLOPs spent up to this tick: the state's total plus those spent since."""
     if terms.costs is None:
         return None
-    counts = {entry.slot: int(sums[f"{entry.slot}.probe_count"]) for entry in state.slots if entry.request is not None}
+    counts = {
+        entry.slot: int(sums[f"{entry.slot}.probe_count"] + sums[f"{entry.slot}.probe_left_out"])
+        for entry in state.slots
+        if entry.request is not None
+    }
     training = int(sums["train_samples"]) * step_flops(state.slots, terms.costs, terms.slots_config)
     return (state.flops or 0) + training + probe_flops(state.slots, terms.costs, counts)
 
@@ -79,7 +95,8 @@ def _flops(state: RunState, sums: Mapping[str, float], terms: Terms) -> int | No
 def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: int, epoch: int) -> RunState:
     """Returns the state after absorbing one tick's agreed sums.
 
-    If a term was not finite and so was left out of a sum, the evidence from that sum is absent.
+    If a term was not finite and so was left out of a sum, the evidence from that sum is absent. Probe samples are left
+    out one by one; if they are too many, the evidence is absent too.
 
     Args:
         state: the state as of the previous tick.
@@ -109,7 +126,7 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         step=step,
         epoch=epoch,
         slots=tuple(_absorb_slot(entry, sums, tick, terms) for entry in state.slots),
-        train_loss=_mean(sums["train_loss"], count, tick),
+        train_loss=_train_loss(sums, tick),
         train_accuracy=_mean(sums["train_correct"], count, tick),
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,

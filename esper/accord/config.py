@@ -116,6 +116,11 @@ class GateConfig:
     probe_samples: int = 192
     """Samples of the probe part drawn for a look; at most half of the part, so that looks differ."""
 
+    max_left_out: float = 0.01
+    """Share of a look's samples, 0 to 1, that may have a loss that is not finite. They are left out and told of; with
+    more than this the look gives no evidence.
+    """
+
     fresh_ticks: int = 1
     """Age in ticks beyond which evidence is stale; 0: only this tick's is fresh."""
 
@@ -148,6 +153,7 @@ class GateConfig:
                 check(name, getattr(self, name) >= 1, "must be >= 1")
             check("min_samples", self.min_samples >= 2, "must be >= 2 (a standard error needs two)")
             check("probe_samples", self.probe_samples >= self.min_samples, "must be >= gates.min_samples")
+            check("max_left_out", 0 <= self.max_left_out <= 1, "a share, must be in [0, 1]")
             check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
             check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")
             check("auto_advance", set(self.auto_advance) <= {"G1", "G2", "G3"}, "may hold G1, G2, G3")
@@ -171,16 +177,24 @@ class GovernorConfig:
 
     deviations: float = 6.0
     """Robust standard deviations (1.4826 times the median absolute deviation) above the median. A loss is out of line
-    when it exceeds both this and ``rise``.
+    when it exceeds this, ``rise`` and ``errors``.
     """
 
     rise: float = 0.1
     """Rise above the median, in nats as a share of the chance level, the loss of a network that knows the class
-    frequencies and nothing else. A loss is out of line when it exceeds both this and ``deviations``.
+    frequencies and nothing else. A loss is out of line when it exceeds this, ``deviations`` and ``errors``.
+    """
+
+    errors: float = 4.0
+    """Standard errors of the difference between a loss and the median. A loss is out of line only when it exceeds this
+    too, since where a class is rare the samples of a tick alone can lift it.
     """
 
     patience: int = 2
-    """Ticks out of line in a row that are a panic. A loss that is not finite is one at once."""
+    """Ticks out of line in a row that are a panic where the loss has blown up or collapsed; twice as many where it is
+    beyond chance, or rises without a pause. A loss below chance that has stopped rising after these ticks is a shift,
+    which is told. A loss that is not finite is a panic at once.
+    """
 
     blowup: float = 3.0
     """Multiple of the chance level (or of the least loss so far, if that is more) above which a training loss has
@@ -228,6 +242,7 @@ class GovernorConfig:
             check("history", self.history >= self.min_history, "ticks, must not be below governor.min_history")
             check("deviations", self.deviations > 0, "must be > 0")
             check("rise", self.rise > 0, "must be > 0")
+            check("errors", self.errors >= 0, "must be >= 0")
             for name in ("patience", "snapshot_ticks", "blame_ticks", "cool_ticks", "trial_ticks", "max_trips"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")
             check("blowup", self.blowup > 1, "must be > 1")

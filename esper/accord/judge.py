@@ -5,14 +5,28 @@ follows a panic.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import median
 
 from esper.accord.breaker import after_tick
 from esper.accord.config import GovernorConfig
+from esper.accord.course import Course, course_of
 from esper.accord.state import RunState, Terms
-from esper.accord.verdict import Series, Symptom, Verdict, append_loss, ceiling, symptom_of
+from esper.accord.verdict import (
+    Series,
+    Symptom,
+    Verdict,
+    accept_row,
+    append_loss,
+    append_outlier,
+    ceiling,
+    symptom_of,
+)
 from esper.leyline.alpha import AlphaMode
+from esper.leyline.evidence import Reading
 from esper.leyline.stages import Stage
+
+_BY_GRAVITY = (None, Course.SHIFT, Course.WAIT, Course.PANIC)
 
 
 def _will_quarantine(state: RunState) -> bool:
@@ -54,27 +68,49 @@ def _nonfinite(state: RunState, sums: Mapping[str, float], terms: Terms) -> tupl
     return "", False
 
 
-def _find_outlier(state: RunState, chance: float, config: GovernorConfig) -> tuple[Symptom, str]:
-    governor = state.governor
-    for name, reading, series in (
-        ("training", state.train_loss, governor.train),
-        ("validation", state.validation_loss, governor.validation),
-    ):
-        if reading.value is None or reading.tick != state.tick:
-            continue
-        training = name == "training"
-        symptom = symptom_of(series, reading.value, chance, config, training=training)
-        if symptom is Symptom.DIVERGENCE:
-            most, count = ceiling(series, chance, config, training=training), len(series.losses)
-            ticks = "1 healthy tick" if count == 1 else f"{count} healthy ticks"
-            return symptom, f"{name} loss {reading.value:.4g}, at most {most:.4g} after the last {ticks}"
-        if symptom is Symptom.COLLAPSE:
-            return symptom, f"training loss {reading.value:.4g}, chance is {chance:.4g}, it had been {series.best:.4g}"
-    return Symptom.NONE, ""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One loss, judged.
+
+    Fields:
+        healthy: the series from now on if the tick is healthy.
+        sick: the series from now on if it is not; a median takes up healthy ticks alone.
+        symptom: what is wrong with the loss.
+        words: what was measured, for people.
+        course: what to do about it; None if nothing is wrong.
+    """
+
+    healthy: Series
+    sick: Series
+    symptom: Symptom = Symptom.NONE
+    words: str = ""
+    course: Course | None = None
 
 
-def _append_if_fresh(series: Series, value: float | None, fresh: bool, config: GovernorConfig) -> Series:
-    return series if value is None or not fresh else append_loss(series, value, config)
+def judge_loss(
+    series: Series, reading: Reading, tick: int, chance: float, config: GovernorConfig, *, training: bool
+) -> Finding:
+    """Judges one loss; without a fresh one the series stays as it is."""
+    if reading.value is None or reading.tick != tick:
+        return Finding(healthy=series, sick=series)
+    loss, error = reading.value, reading.se or 0.0
+    symptom = symptom_of(series, loss, chance, config, training=training, error=error)
+    if symptom is Symptom.NONE:
+        after = append_loss(series, loss, config, error=error)
+        return Finding(healthy=after, sick=replace(series, row=(), row_errors=()))
+    row = append_outlier(series, loss, config, error=error)
+    course = course_of(row, chance, config, training=training)
+    name, middle = "training" if training else "validation", median(series.losses)
+    if course is Course.SHIFT:
+        words = f"{name} loss {loss:.4g}, out of line for {len(row.row)} ticks and at rest; it had been {middle:.4g}"
+        return Finding(healthy=accept_row(row, config), sick=row, symptom=Symptom.SHIFT, words=words, course=course)
+    if symptom is Symptom.COLLAPSE:
+        words = f"training loss {loss:.4g}, chance is {chance:.4g}, it had been {series.best:.4g}"
+    else:
+        most, count = ceiling(series, chance, config, training=training, error=error), len(series.losses)
+        ticks = "1 healthy tick" if count == 1 else f"{count} healthy ticks"
+        words = f"{name} loss {loss:.4g}, at most {most:.4g} after the last {ticks}"
+    return Finding(healthy=row, sick=row, symptom=symptom, words=words, course=course)
 
 
 def judge_tick(
@@ -95,10 +131,19 @@ def judge_tick(
         governor = replace(governor, train=Series(), validation=Series())
         state = replace(state, governor=governor)
     words, at_once = _nonfinite(state, sums, terms)
-    symptom = Symptom.NONFINITE if words else Symptom.NONE
-    if symptom is Symptom.NONE:
-        symptom, words = _find_outlier(state, chance, config)
-    healthy = symptom is Symptom.NONE
+    symptom = Symptom.NONFINITE
+    course: Course | None = Course.PANIC if at_once else Course.WAIT
+    train, validation = governor.train, governor.validation
+    if not words:
+        findings = (
+            judge_loss(train, state.train_loss, state.tick, chance, config, training=True),
+            judge_loss(validation, state.validation_loss, state.tick, chance, config, training=False),
+        )
+        worst = max(findings, key=lambda finding: _BY_GRAVITY.index(finding.course))  # the first of equals
+        symptom, words, course = worst.symptom, worst.words, worst.course
+        well = course in (None, Course.SHIFT)
+        train, validation = (finding.healthy if well else finding.sick for finding in findings)
+    healthy = course in (None, Course.SHIFT)
     governor = replace(
         governor,
         symptom=symptom,
@@ -112,9 +157,10 @@ def judge_tick(
             taken=frozenset(e.slot for e in state.slots if e.stage.has_seed or e.staged is not None),
             blended=frozenset(e.slot for e in state.slots if e.stage.is_blended),
         ),
+        train=train,
+        validation=validation,
     )
     if healthy:
-        fresh = state.validation_loss.tick == state.tick
         recovered = state.tick >= governor.trouble_tick + config.recover_ticks
         governor = replace(
             governor,
@@ -123,11 +169,7 @@ def judge_tick(
             healthy_tick=state.tick,
             healthy_step=state.step,
             replays=0 if recovered else governor.replays,
-            train=_append_if_fresh(governor.train, state.train_loss.value, state.train_loss.tick == state.tick, config),
-            validation=_append_if_fresh(governor.validation, state.validation_loss.value, fresh, config),
         )
         return replace(state, governor=governor)
-    strikes = governor.strikes + 1
-    sick = at_once if symptom is Symptom.NONFINITE else strikes >= config.patience
-    verdict = Verdict.PANIC if sick and not _will_quarantine(state) else Verdict.SUSPECT
-    return replace(state, governor=replace(governor, verdict=verdict, strikes=strikes))
+    verdict = Verdict.PANIC if course is Course.PANIC and not _will_quarantine(state) else Verdict.SUSPECT
+    return replace(state, governor=replace(governor, verdict=verdict, strikes=governor.strikes + 1))

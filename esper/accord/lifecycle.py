@@ -65,6 +65,8 @@ class SlotState:
         learn_step: first optimizer step in which the seed learns; its warm-up counts from there.
         spent: looks spent in this life, by aim (see `ProbeRequest`); a new target gives none back.
         request: evidence that is being measured for the next tick, or None.
+        left_out: probe samples of this life that were left out of looks, since their loss was not finite.
+        void_looks: looks of this life that give no evidence, since too many samples were left out.
         contribution: latest paired evidence.
         contribution_alpha: alpha at which ``contribution`` was measured.
         gate_mean: latest mean of g_eff over training samples, if the operator is gated.
@@ -99,6 +101,8 @@ class SlotState:
     learn_step: int | None = None
     spent: dict[str, int] = field(default_factory=dict)
     request: ProbeRequest | None = None
+    left_out: int = 0
+    void_looks: int = 0
     contribution: Reading = ABSENT
     contribution_alpha: float = 0.0
     gate_mean: Reading = ABSENT

@@ -20,10 +20,9 @@ from dataclasses import replace
 from esper.accord.breaker import after_birth
 from esper.accord.changes import Changes
 from esper.accord.effects import Outcome, Prepare, Register, Veto
-from esper.accord.facts import GATE_AHEAD, conditions_of, facts_of, verdict_ahead
+from esper.accord.facts import GATE_AHEAD, conditions_of, facts_of, next_look, verdict_ahead
 from esper.accord.gates import judge_gate
 from esper.accord.lifecycle import SlotState
-from esper.accord.looks import next_look
 from esper.accord.state import RunState, Terms
 from esper.leyline.commands import Command
 from esper.leyline.events import BirthVetoed, CommandJudged, CommandRefused

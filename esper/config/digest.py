@@ -22,28 +22,49 @@ OPERATIONAL = (
     "world.grace_s",
 )
 
+# Settings that may be changed where a run goes on. They decide what a run does about trouble and when it saves, so two
+# runs that differ in them are two runs; but one run may live under first these and then those.
+CHANGEABLE = (*OPERATIONAL, "governor", "checkpoint")
+_NEVER_TOLD = ("run", "world.rdzv_endpoint", "world.rdzv_id")  # where and under which name, not how
 
-def _leaves(plain: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of a tree by dotted path, without the operational ones."""
-    if path in OPERATIONAL:
+
+def may_change(key: str) -> bool:
+    """Whether a setting, by its dotted path, may be changed where a run goes on."""
+    return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+
+
+def _leaves(plain: Any, path: str = "", *, without: tuple[str, ...]) -> dict[str, Any]:
+    """The leaves of a tree by dotted path, without some of its branches."""
+    if path in without:
         return {}
     if not isinstance(plain, dict):
         # 1 and 1.0 are the same setting
         return {path: int(plain) if isinstance(plain, float) and plain.is_integer() else plain}
     leaves: dict[str, Any] = {} if plain or not path else {path: {}}
     for key, value in plain.items():
-        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
+        leaves |= _leaves(value, f"{path}.{key}" if path else str(key), without=without)
     return leaves
 
 
 def config_digest(plain: dict[str, Any]) -> int:
     """62-bit digest of all settings that change what is computed; the run directory does not."""
-    return digest62(_leaves(plain))
+    return digest62(_leaves(plain, without=OPERATIONAL))
+
+
+def lasting_digest(plain: dict[str, Any]) -> int:
+    """62-bit digest of all settings that a run keeps for its whole life."""
+    return digest62(_leaves(plain, without=CHANGEABLE))
+
+
+def changeable_settings(plain: dict[str, Any]) -> dict[str, Any]:
+    """The settings that may change where a run goes on, by dotted path; a checkpoint says under which it was saved."""
+    every = _leaves(plain, without=_NEVER_TOLD)
+    return {key: value for key, value in every.items() if may_change(key)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The differences between two trees, ``key = new: the run has old; set key=old``, without operational settings."""
-    was, now = _leaves(old), _leaves(new)
+    """The differences between two trees, ``key = new: the run has old; set key=old``, without those that may change."""
+    was, now = _leaves(old, without=CHANGEABLE), _leaves(new, without=CHANGEABLE)
     lines = []
     for key in dict.fromkeys([*was, *now]):
         if key not in now:

@@ -212,6 +212,7 @@ class Replica:
         losses = [draw.randint(1, 9) for _ in range(8)]
         entries: dict[str, float] = {
             "train_loss": sum(losses),
+            "train_loss_sq": sum(loss * loss for loss in losses),
             "train_count": 8,
             "train_samples": 8,
             "train_correct": draw.randint(0, 8),

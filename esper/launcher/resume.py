@@ -1,13 +1,19 @@
-"""Resumes a run, from its newest checkpoint or an older one."""
+"""Resumes a run, from its newest checkpoint or an older one, under some settings that may change."""
 
 import contextlib
 import os
 import shlex
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from esper.accord.breaker import BreakerOrder
+from esper.config.digest import CHANGEABLE, may_change
 from esper.config.tree import EsperConfig, Resume, build_config, load_config, write_config
 from esper.launcher.start import LaunchResult, start
 from esper.leyline.breaker import BreakerPhase
@@ -15,6 +21,43 @@ from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
 from esper.leyline.files import RunDir
 from esper.run.directory import find_run
 from esper.tolaria.checkpoint.store import CheckpointStore
+
+
+def change_settings(plain: dict[str, Any], changes: Sequence[str]) -> None:
+    """Changes settings of a run's plain config, in place, as ``key=value`` of a command line says.
+
+    Raises:
+        ConfigError: a change cannot be read, or its setting may not change; the text lists every problem.
+    """
+    problems: list[str] = []
+    for text in changes:
+        try:
+            change = OverridesParser.create().parse_override(text)
+        except HydraException:
+            problems.append(f"{text}: not readable; expected key=value, as in governor.enabled=false")
+            continue
+        key, plainly = change.key_or_group, not (change.is_add() or change.is_delete() or change.is_sweep_override())
+        if not plainly or "=" not in text:
+            problems.append(f"{text}: expected one key=value, as in governor.enabled=false")
+        elif key in ("run", "run.dir", "run.resume"):
+            problems.append(f"{text}: the command itself says which run; leave it out")
+        elif not may_change(key):
+            may = ", ".join(name for name in CHANGEABLE if name != "run")
+            problems.append(f"{text}: cannot change where a run goes on (what can: {may}); begin a new run with it")
+        else:
+            _put(plain, key, change.value())
+    if problems:
+        raise ConfigError(problems)
+
+
+def _put(plain: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a leaf by its dotted path; what is no setting is found when the config is built."""
+    *path, name = key.split(".")
+    for part in path:
+        if not isinstance(plain.get(part), dict):
+            plain[part] = {}
+        plain = plain[part]
+    plain[name] = value
 
 
 def _trusting(run: Path) -> str:
@@ -77,10 +120,11 @@ def resume(
     at: int | None = None,
     new: Path | None = None,
     breaker: BreakerPhase | None = None,
+    changes: Sequence[str] = (),
     *,
     trusted: bool = False,
 ) -> LaunchResult:
-    """Resumes a run; see `branch` for ``at`` and ``new``, `make_order` for ``breaker``.
+    """Resumes a run; see `branch` for ``at`` and ``new``, `make_order` for ``breaker``, `change_settings`.
 
     With ``trusted`` it may name code even if its config.yaml is not the caller's own.
 
@@ -88,10 +132,14 @@ def resume(
         EsperError: the run cannot be resumed.
     """
     find_run(run)
+    _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
+    change_settings(plain, changes)
+    build_config(plain)  # before a new folder is made
     if new is not None and at is not None:
         branch(run, at, new, trusted=trusted)
         run = new
-    _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
+        _, plain = load_config(RunDir(run).config)
+        change_settings(plain, changes)
     plain["run"]["resume"] = str(Resume.MUST)
     config = build_config(plain)
     order = None if breaker is None else make_order(run, config, breaker)

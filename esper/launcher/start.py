@@ -29,6 +29,7 @@ from esper.run.attempt import BEFORE, find_takeover, latest_attempt
 from esper.run.directory import check_run, hold_run, read_status, write_order
 from esper.run.lock import LOCKED, name_launch
 from esper.run.teacher import check_teacher
+from esper.tolaria.checkpoint.store import CheckpointStore
 
 _FARTHER_S = 10.0  # longer than the supervisors on the hosts wait, which use force first
 
@@ -103,7 +104,7 @@ def start(
         if status is not None and status["status"] == "done":
             if order is not None:
                 raise ConfigError(f"--breaker: the run in {folder} is done, so nothing of it can grow any more")
-            return _result_of(folder, status)
+            return _result_of(folder, status, judged=config.governor.enabled)
         command = agent_command(arguments) if job is None else srun_command(job, RunDir(folder).config)
         if config.world.nnodes > 1 and job is None:
             print(
@@ -131,7 +132,7 @@ def start(
         elif status["status"] == "preempted" and ended.stopped is not None:
             status |= {"reason": explain_stop(ended.stopped) if in_slurm else ended.stopped}
             _write_status(folder, status)
-        return _result_of(folder, status)
+        return _result_of(folder, status, judged=config.governor.enabled)
 
 
 def _write_status(folder: Path, status: dict[str, Any]) -> None:
@@ -159,8 +160,14 @@ def _status_of_silent(ended: Ended) -> dict[str, Any]:
     return {"status": "failed", "exit_code": EsperError.exit_code, "message": text, **common}
 
 
-def _result_of(folder: Path, status: dict[str, Any]) -> LaunchResult:
-    """The result that a status means, with the command that goes on with the run."""
+def _result_of(folder: Path, status: dict[str, Any], *, judged: bool = True) -> LaunchResult:
+    """The result that a status means, with the command that goes on with the run.
+
+    Args:
+        folder: the run directory.
+        status: how the run ended.
+        judged: whether it has a governor.
+    """
     kind, code, objective = status["status"], status.get("exit_code"), status.get("objective")
     if kind == "done":
         code = 0
@@ -170,9 +177,22 @@ def _result_of(folder: Path, status: dict[str, Any]) -> LaunchResult:
     message = f": {status['message']}" if status.get("message") else ""
     message += f" ({status['reason']})" if status.get("reason") else ""
     again = "" if kind == "done" else f"; to go on: esper resume {shlex.quote(str(folder))}"
+    if kind == "diverged":
+        again = _way_out(folder, judged=judged)
     if code == ConfigError.exit_code:  # the wrong setting is in config.yaml, which is read-only
         again = "; correct the setting and start again with another run.dir"
     return LaunchResult(code, f"{kind}{step}{message} (run directory: {folder}){again}", objective)
+
+
+def _way_out(folder: Path, *, judged: bool) -> str:
+    """What to do about a run that diverged: it would do so again, since every step of it would be the same."""
+    run, steps = shlex.quote(str(folder)), sorted(CheckpointStore.of_run(folder).steps())
+    off = " governor.enabled=false" if judged else ""
+    ways = [f"esper resume {run}{off} goes on without a judge"] if off and steps else []
+    if steps:
+        ways.append(f"esper resume {run} --at {steps[0]} --as NEW{off} goes on from an earlier checkpoint")
+    ways.append("a new run (run.dir=NEW) with a lower optim.lr, or other data, begins anew")
+    return f"; resumed as it is it would end so again; {'; '.join(ways)}"
 
 
 def _print_lines(result: LaunchResult, stream: Any) -> None:

@@ -33,10 +33,12 @@ from esper.leyline.events import (
     CommandRefused,
     Event,
     Fault,
+    LossShifted,
     Panic,
     RolledBack,
     RunEnded,
     RunStarted,
+    SettingsChanged,
     SlotLine,
     StageChanged,
     StepSkipped,
@@ -111,6 +113,10 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         return f"{at}  fault in {event.where}: {event.what}", "bold red"
     if isinstance(event, Panic):
         return f"{at}  panic, {event.symptom}: {event.words}", "bold red"
+    if isinstance(event, LossShifted):
+        return f"{at}  shift: {event.words}", "yellow"
+    if isinstance(event, SettingsChanged):
+        return f"{at}  setting changed: {event.key} = {event.after}, it was {event.before}", "yellow"
     if isinstance(event, RolledBack):
         return f"{at}  {_rollback(event)}", "bold yellow"
     if isinstance(event, BreakerChanged):

@@ -12,6 +12,8 @@ import torch
 from esper.accord.account import Costs
 from esper.accord.state import Terms
 from esper.accord.verdict import chance_level
+from esper.config.digest import changeable_settings
+from esper.config.strict import as_plain
 from esper.config.tree import EsperConfig
 from esper.kasmina.attach import attach
 from esper.kasmina.births import Library, LibraryConfig
@@ -30,6 +32,7 @@ from esper.leyline.slots import parse_slot
 from esper.run.batch_statistics import check_batches
 from esper.tamiyo import build_controller
 from esper.tolaria.checkpoint.saver import Saver
+from esper.tolaria.checkpoint.snapshot import Identity
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan, eval_shards
@@ -223,7 +226,7 @@ def assemble(
         bundle: the data.
         store: where checkpoints go; the seed library is made beside it.
         sink: takes the events.
-        digest: of the config.
+        digest: of the settings that the run keeps for its whole life.
         run_id: the run's id.
         teacher: the teacher of a distillation; None if there is none.
         observers: watch each tick beside the run's own; see `esper.tolaria.lockstep.observers`.
@@ -261,8 +264,12 @@ def assemble(
             trainer=config.trainer,
             control=config.control,
             checkpoint=config.checkpoint,
-            config_digest=digest,
-            run_id=run_id,
+            identity=Identity(
+                config_digest=digest,
+                settings=changeable_settings(as_plain(config)),
+                run_id=run_id,
+                teacher=None if teacher is None else teacher.identity,
+            ),
         ),
         world=world,
         heartbeat=heartbeat,

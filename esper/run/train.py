@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from esper.config.digest import config_digest
+from esper.config.digest import config_digest, lasting_digest
 from esper.config.tree import EsperConfig
 from esper.kasmina.blueprints import registry
 from esper.leyline.errors import CheckpointError, LockstepError, one_line
@@ -164,7 +164,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             bundle=bundle,
             store=store,
             sink=sink,
-            digest=digest,
+            digest=lasting_digest(plain),
             run_id=attempt.run_id,
             teacher=teacher,
         )

@@ -8,7 +8,7 @@ import pytest
 from esper.accord.absorb import absorb
 from esper.accord.config import GovernorConfig
 from esper.accord.effects import Discard, Uproot
-from esper.accord.health import RunHealth, Skip
+from esper.accord.health import RunHealth, Skip, take_up
 from esper.accord.judge import judge_tick
 from esper.accord.observation import observation_of
 from esper.accord.reducer import reduce_tick
@@ -17,9 +17,10 @@ from esper.accord.state import RunState
 from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.commands import Command, wait
-from esper.leyline.events import StageChanged
+from esper.leyline.events import LossShifted, StageChanged
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import Mechanical, Stage
+from esper.tolaria.lockstep.narrate import trouble_events
 from tests.support.agreed_states import Run, ask, at, germinate, run_of
 
 CONFIG = GovernorConfig(min_history=4, history=8, cool_ticks=5, embargo_ticks=9, recover_ticks=3)
@@ -53,7 +54,8 @@ def test_a_healthy_tick_is_remembered_and_a_sick_one_is_not() -> None:
     assert (healthy.train.losses, healthy.validation.losses) == ((1.0,) * 6, (1.5,) * 6)
     sick = tick(run, loss=5.0, validation=1.5).governor
     assert (sick.verdict, sick.symptom, sick.strikes) == (Verdict.SUSPECT, Symptom.DIVERGENCE, 1)
-    assert (sick.train, sick.validation, sick.healthy_tick) == (healthy.train, healthy.validation, healthy.healthy_tick)
+    noted = replace(healthy.train, row=(5.0,), row_errors=(0.0,))
+    assert (sick.train, sick.validation, sick.healthy_tick) == (noted, healthy.validation, healthy.healthy_tick)
     assert "training loss 5, at most" in sick.words
     again = tick(run, loss=5.0).governor
     assert (again.verdict, again.strikes) == (Verdict.PANIC, 2)
@@ -87,6 +89,72 @@ def test_collapse_is_of_the_training_loss() -> None:
         found = tick(run, loss=0.9 + 0.1 * k)
     assert found.governor.symptom is Symptom.COLLAPSE
     assert "chance is 2.3" in found.governor.words
+
+
+def spread(loss: float, error: float) -> dict[str, float]:
+    """The sum of squares of ten samples of that mean and standard error."""
+    return {"train_loss_sq": 10 * loss**2 + 90 * error**2}
+
+
+def test_what_ten_samples_explain_is_not_out_of_line() -> None:
+    """The standard error is measured: the same means, of samples that differ and of samples that do not."""
+    for error, wanted in ((0.5, Symptom.NONE), (0.01, Symptom.DIVERGENCE)):
+        run = run_of()
+        for _ in range(8):
+            tick(run, loss=1.0, **spread(1.0, error))
+        found = tick(run, loss=2.0, **spread(2.0, error))
+        assert found.train_loss.se == pytest.approx(error)
+        assert found.governor.train.errors[0] == pytest.approx(error)
+        assert found.governor.symptom is wanted
+
+
+def test_a_loss_that_comes_to_rest_below_chance_is_told_and_not_taken_back() -> None:
+    run = well(run_of(), 8, validation=1.0)
+    verdicts = [tick(run, loss=1.6, validation=1.6).governor.verdict for _ in range(2)]
+    assert verdicts == [Verdict.SUSPECT] * 2
+    before = run.state
+    found = tick(run, loss=1.6, validation=1.6)
+    sick = found.governor
+    assert (sick.verdict, sick.symptom, sick.strikes) == (Verdict.HEALTHY, Symptom.SHIFT, 0)
+    assert (found.governor.train.losses, found.governor.train.best) == ((1.6,) * 3, 1.0)
+    (event,) = trouble_events(before, found)
+    assert isinstance(event, LossShifted)
+    assert event.words == "training loss 1.6, out of line for 3 ticks and at rest; it had been 1"
+    after = tick(run, loss=1.6, validation=1.6)
+    assert (after.governor.verdict, after.governor.symptom) == (Verdict.HEALTHY, Symptom.NONE)
+    assert trouble_events(found, after) == []
+    tick(run, loss=2.29)
+    assert tick(run, loss=2.29).governor.verdict is Verdict.PANIC, "a collapse: what it had reached is not forgotten"
+
+
+def test_a_loss_that_rises_without_a_pause_is_a_panic_before_it_reaches_chance() -> None:
+    run = well(run_of(), 8)
+    verdicts = [tick(run, loss=loss).governor.verdict for loss in (1.25, 1.5, 1.75, 2.0)]
+    assert verdicts == [Verdict.SUSPECT] * 3 + [Verdict.PANIC]
+
+
+def test_a_spike_that_falls_is_waited_for_and_one_that_stays_is_not() -> None:
+    for losses, wanted in (((3.0, 2.6, 2.4, 1.9, 1.4), Verdict.SUSPECT), ((3.0, 2.95), Verdict.PANIC)):
+        run = well(run_of(), 8)
+        for loss in losses:
+            found = tick(run, loss=loss)
+        assert found.governor.verdict is wanted
+    assert tick(well(run_of(), 8), loss=1.1).governor.verdict is Verdict.HEALTHY
+
+
+def test_without_a_judge_nothing_bars_and_with_other_limits_replays_are_counted_anew() -> None:
+    health = replace(
+        RunHealth(),
+        replays=3,
+        barred={"r0c0": 99},
+        skips=(Skip(first_step=3, count=7),),
+        breaker=replace(RunHealth().breaker, phase=BreakerPhase.OPEN, obeyed="one"),
+    )
+    assert take_up(health, {"checkpoint.keep"}, judged=True) == health
+    assert take_up(health, {"governor.rise"}, judged=True) == replace(health, replays=0)
+    off = take_up(health, {"governor.enabled"}, judged=False)
+    assert (off.barred, off.breaker.phase, off.breaker.obeyed) == ({}, BreakerPhase.ALLOWED, "one")
+    assert off.cursor(10) == health.cursor(10) == 17
 
 
 def test_validation_that_is_not_finite_is_a_panic_at_once() -> None:

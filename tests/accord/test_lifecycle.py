@@ -152,6 +152,8 @@ def test_every_field_of_a_slot_enters_its_digest():
         "learn_step": 13,
         "spent": {},
         "request": None,
+        "left_out": 3,
+        "void_looks": 1,
         "contribution": ABSENT,
         "contribution_alpha": 0.5,
         "gate_mean": measured(0.5, tick=1, n=2),

@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from esper.config.digest import config_digest, differences
+from esper.config.digest import changeable_settings, config_digest, differences, lasting_digest
 from esper.config.strict import as_plain, defaults_of
 from esper.config.tree import (
     FIXED_SECTIONS,
@@ -279,6 +279,17 @@ def test_digest_changes_with_what_is_computed_and_with_nothing_else(default: dic
         put(other, path, value)
         assert config_digest(other) != before, path
         assert [line.split(" ")[0] for line in differences(default, other)] == [path]
+
+
+def test_what_a_run_does_about_trouble_and_when_it_saves_may_change_where_it_goes_on(default: dict[str, Any]) -> None:
+    for path, value in (("governor.enabled", False), ("governor.rise", 0.3), ("checkpoint.every_ticks", 7)):
+        other = copy.deepcopy(default)
+        put(other, path, value)
+        assert config_digest(other) != config_digest(default), "two runs that differ in it are two runs"
+        assert lasting_digest(other) == lasting_digest(default)
+        assert differences(default, other) == []
+        assert changeable_settings(other)[path] == value
+    assert not {key for key in changeable_settings(default) if key.startswith(("run.", "optim.", "world.rdzv"))}
 
 
 def test_differences_say_how_to_return(default: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from esper.launcher.supervise import MALLOC, Ended, torchrun_arguments, torchrun
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, RunDirError
 from esper.leyline.files import RunDir, write_json
 from esper.run.directory import hold_run, read_status
+from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.ranks.config import Device, WorldConfig
 from esper.tolaria.training.config import TrainerConfig
 from tests.support.commands import TRAIN, Command, alive
@@ -254,7 +255,6 @@ def test_a_damaged_status_is_named(here: Path, text: str) -> None:
             76,
             "failed at step 3: rank 1",
         ),
-        ({"status": "diverged", "exit_code": 79, "step": 3, "message": "NaN"}, 79, "diverged at step 3: NaN"),
         ({"status": "failed", "step": None}, 70, "failed (run directory"),
         ({"status": "failed", "exit_code": 0, "step": None}, 70, "failed (run directory"),
     ],
@@ -286,15 +286,60 @@ def test_resume_names_what_is_missing(here: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert cli.main(["resume", "run", "--at", "5", "--as", "new"]) == 74
     assert "--at 5: no checkpoint of that step" in capsys.readouterr().err
-    for words in (["--at", "5"], ["--as", "new"], ["optim.lr=1"]):
+    for words in (["--at", "5"], ["--as", "new"], ["--rise", "0.3"]):
         with pytest.raises(SystemExit):
             cli.main(["resume", "run", *words])
     assert sorted(path.name for path in here.iterdir()) == ["run"]
 
 
-def test_a_branch_has_the_config_and_one_checkpoint(here: Path) -> None:
-    from esper.tolaria.checkpoint.store import CheckpointStore
+WRONG_CHANGES = [
+    ("optim.lr=1", "optim.lr=1: cannot change where a run goes on (what can: telemetry, "),
+    ("telemetri.console=off", "telemetri.console=off: cannot change where a run goes on"),
+    ("run.dir=new", "run.dir=new: the command itself says which run"),
+    ("governor.rise", "governor.rise: not readable; expected key=value"),
+    ("governor.rise=0.1,0.2", "governor.rise=0.1,0.2: expected one key=value"),
+    ("governor.rize=0.3", "governor.rize = 0.3: no such setting; did you mean governor.rise?"),
+    ("governor.rise=-1", "governor.rise = -1.0: must be > 0; for example governor.rise=0.1"),
+    ("governor=off", "governor = 'off': expected a section of settings"),
+]
 
+
+@pytest.mark.parametrize(("change", "line"), WRONG_CHANGES, ids=[change for change, _ in WRONG_CHANGES])
+def test_a_change_at_a_resume_is_checked_like_any_setting(
+    here: Path, capsys: pytest.CaptureFixture[str], change: str, line: str
+) -> None:
+    finished(here, "run", status="diverged", exit_code=79)
+    before = (here / "run" / "config.yaml").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["resume", "run", "telemetry.console=off", change]) == 78
+    assert line in capsys.readouterr().err
+    assert (here / "run" / "config.yaml").read_bytes() == before
+    assert sorted(path.name for path in here.iterdir()) == ["run"]
+
+
+def test_a_run_that_diverged_says_what_helps(here: Path) -> None:
+    """Every way that its line names is one that these commands take."""
+    finished(here, "run", status="diverged", exit_code=79)
+    run = here / "run"
+    assert "esper resume" not in start._result_of(run, {"status": "diverged", "exit_code": 79}).line
+    store = CheckpointStore(run / "checkpoints", attempt=0, keep=3)
+    for step in (10, 20):
+        store.write(step, "state.pt", {"step": step})
+        store.write(step, "rank-00000.pt", {})
+        store.commit(step, tick=1, world_size=1, score=None)
+    line = start._result_of(run, {"status": "diverged", "exit_code": 79, "message": "NaN"}).line
+    assert f"esper resume {run} governor.enabled=false goes on without a judge" in line
+    assert f"esper resume {run} --at 10 --as NEW governor.enabled=false goes on from" in line
+    _, plain = load_config(run / "config.yaml")
+    resume.change_settings(plain, ["governor.enabled=false"])
+    with hold_run(RunConfig(dir=str(run)), plain):
+        assert load_config(run / "config.yaml")[0].governor.enabled is False, "config.yaml is written anew"
+    line = start._result_of(run, {"status": "diverged", "exit_code": 79, "message": "NaN"}, judged=False).line
+    assert f"esper resume {run} --at 10 --as NEW goes on from" in line
+    assert "governor.enabled" not in line
+
+
+def test_a_branch_has_the_config_and_one_checkpoint(here: Path) -> None:
     finished(here, "run", status="done", exit_code=0)
     store = CheckpointStore(here / "run" / "checkpoints", attempt=0, keep=3)
     for step in (10, 20):

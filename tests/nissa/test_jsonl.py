@@ -56,7 +56,21 @@ def test_everything_comes_back_in_order(tmp_path):
     [
         (Level.FULL, [event.kind for event in SAMPLES]),
         (Level.LIFECYCLE, [event.kind for event in SAMPLES if event.level == "lifecycle"]),
-        (Level.OFF, ["refusal", "veto", "degraded", "skipped", "fault", "panic", "rollback", "breaker"]),
+        (
+            Level.OFF,
+            [
+                "refusal",
+                "veto",
+                "degraded",
+                "skipped",
+                "fault",
+                "settings_changed",
+                "shift",
+                "panic",
+                "rollback",
+                "breaker",
+            ],
+        ),
     ],
 )
 def test_levels(tmp_path, level, expected):

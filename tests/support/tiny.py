@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from esper.config.digest import config_digest
+from esper.config.digest import lasting_digest
 from esper.config.strict import as_plain
 from esper.config.tree import FIXED_SECTIONS, EsperConfig, RunConfig, build_config
 from esper.kasmina.hosts import CNNConfig, GPTConfig
@@ -151,7 +151,7 @@ def make_engine(
         bundle=bundle,
         store=store,
         sink=ListSink(),
-        digest=config_digest(as_plain(config)),
+        digest=lasting_digest(as_plain(config)),
         run_id="tiny",
         teacher=build_teacher(config, bundle, world.device),
         observers=observers,

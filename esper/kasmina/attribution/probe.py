@@ -15,22 +15,27 @@ from esper.kasmina.slots.grown import Grown
 
 
 def difference_sums(differences: Iterable[Tensor], row: tuple[int, ...] = ()) -> dict[str, float]:
-    """Sums over samples of paired differences d.
+    """Sums over samples of paired differences d; one that is not finite is counted and left out.
 
     Args:
         differences: of each batch, float64 [..., B], on any device.
         row: index of d in each of them, [B]; the default takes a tensor [B] as it is.
 
     Returns:
-        count, and sum, sum_sq, sum_cube of d.
+        count, and sum, sum_sq, sum_cube of d over those that are finite; left_out, how many are not.
     """
-    total, count = torch.zeros(3, dtype=torch.float64), 0
+    total = torch.zeros(4, dtype=torch.float64)
+    count = 0
     for batch in differences:
         # The whole tensor is summed and the row taken then: on a GPU the order of additions depends on the shape.
-        moments = [batch.sum(-1)[row], (batch * batch).sum(-1)[row], (batch[row] ** 3).sum()]
+        finite = torch.isfinite(batch[row])
+        batch = torch.where(finite, batch, 0.0)
+        moments = [batch.sum(-1)[row], (batch * batch).sum(-1)[row], (batch[row] ** 3).sum(), (~finite).sum()]
         total = total.to(batch.device) + torch.stack(moments)
         count += batch.shape[-1]
-    return {"count": float(count), **dict(zip(("sum", "sum_sq", "sum_cube"), total.tolist(), strict=True))}
+    *moments, left_out = total.tolist()
+    sums = dict(zip(("sum", "sum_sq", "sum_cube"), moments, strict=True))
+    return {"count": count - left_out, **sums, "left_out": left_out}
 
 
 def paired_sums(
@@ -46,7 +51,7 @@ def paired_sums(
         per_sample: as in `attribute`.
 
     Returns:
-        count, and sum, sum_sq, sum_cube of d over this rank's share of the samples.
+        `difference_sums` of d over this rank's share of the samples.
     """
     plan, differences_Q2B = make_plan({slot: alpha}), list[Tensor]()
     row = [quantity for quantity, _ in plan.quantities].index(Quantity(QuantityKind.LEAVE_ONE_OUT, (slot,)))

@@ -17,13 +17,14 @@ from esper.leyline.events.growth import (
     SlotDegraded,
     StageChanged,
 )
-from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
     CheckpointSaved,
     Fault,
     Rewrapped,
     RunEnded,
     RunStarted,
+    SettingsChanged,
     SlotLine,
     StepSkipped,
     TickDone,
@@ -43,12 +44,14 @@ __all__ = [
     "Fault",
     "GateJudged",
     "LibraryUsed",
+    "LossShifted",
     "Panic",
     "RampCommitted",
     "Rewrapped",
     "RolledBack",
     "RunEnded",
     "RunStarted",
+    "SettingsChanged",
     "SlotDegraded",
     "SlotLine",
     "SnapshotTaken",

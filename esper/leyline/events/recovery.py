@@ -1,4 +1,4 @@
-"""Events of the governor: snapshots, panics, rollbacks, and turns of the breaker."""
+"""Events of the governor: snapshots, panics, shifts, rollbacks, and turns of the breaker."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,6 +34,18 @@ class Panic(Event):
 
     healthy_step: int
     """Optimizer step of the last healthy tick; what failed came after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossShifted(Event):
+    """A loss was out of line for some ticks and has come to rest, finite and below chance. It is judged by where it is
+    from now on, and nothing is taken back.
+    """
+
+    kind: ClassVar[str] = "shift"
+    priority: ClassVar[bool] = True
+    words: str
+    """What was measured, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

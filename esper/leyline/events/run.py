@@ -30,6 +30,22 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChanged(Event):
+    """A setting differs from what it was when the checkpoint was saved that the run goes on from."""
+
+    kind: ClassVar[str] = "settings_changed"
+    priority: ClassVar[bool] = True
+    key: str
+    """Dotted path, as governor.enabled."""
+
+    before: Any
+    """Its value when the checkpoint was saved; null if it did not exist."""
+
+    after: Any
+    """Its value from here on; null if it does not exist any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
     """The run ended."""
 

@@ -12,13 +12,23 @@ from esper.leyline.events.growth import (
     SlotDegraded,
     StageChanged,
 )
-from esper.leyline.events.recovery import BreakerChanged, Panic, RolledBack, SnapshotTaken
-from esper.leyline.events.run import CheckpointSaved, Fault, Rewrapped, RunEnded, RunStarted, StepSkipped, TickDone
+from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
+from esper.leyline.events.run import (
+    CheckpointSaved,
+    Fault,
+    Rewrapped,
+    RunEnded,
+    RunStarted,
+    SettingsChanged,
+    StepSkipped,
+    TickDone,
+)
 
 EVENTS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
         RunStarted,
+        SettingsChanged,
         RunEnded,
         TickDone,
         CommandJudged,
@@ -35,6 +45,7 @@ EVENTS: dict[str, type[Event]] = {
         StepSkipped,
         SnapshotTaken,
         Panic,
+        LossShifted,
         RolledBack,
         BreakerChanged,
         Fault,

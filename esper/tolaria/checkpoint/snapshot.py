@@ -1,10 +1,11 @@
 """Collects what a checkpoint holds, and rebuilds a run from it: first the topology from the record, then every tensor.
 
-state.pt      format, config digest, agreed state, model, optimizer by parameter name, controller, wandb run id, and the
-              teacher's identity (never the teacher itself)
+state.pt      format, config digest, settings that may change, agreed state, model, optimizer by parameter name,
+              controller, wandb run id, and the teacher's identity (never the teacher itself)
 rank-N.pt     format, rank, random number state of this rank
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from esper.accord.state import RunState
@@ -19,9 +20,36 @@ from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.planting import load_weights
 from esper.tolaria.ranks.world import World
 
-COMMON_KEYS = {"format", "config_digest", "run_state", "model", "optimizer", "controller", "run_id", "teacher"}
+COMMON_KEYS = {
+    "format",
+    "config_digest",
+    "settings",
+    "run_state",
+    "model",
+    "optimizer",
+    "controller",
+    "run_id",
+    "teacher",
+}
 OPTIONAL_KEYS = {"observers"}  # present exactly if an observer has a state
 OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda", "rng_python", "rng_numpy"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What makes a run the run that it is, for its checkpoints.
+
+    Fields:
+        config_digest: digest of the settings that it keeps for its whole life.
+        settings: the others, by dotted path.
+        run_id: of wandb.
+        teacher: the teacher's identity, or None.
+    """
+
+    config_digest: int
+    settings: dict[str, Any]
+    run_id: str
+    teacher: dict[str, Any] | None
 
 
 def collect_common(
@@ -29,9 +57,7 @@ def collect_common(
     owner: ParameterOwner,
     state: RunState,
     controller: dict[str, Any],
-    config_digest: int,
-    run_id: str,
-    teacher: dict[str, Any] | None,
+    identity: Identity,
     observers: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything that is equal on all ranks: plain data and the living tensors, not copies.
@@ -41,23 +67,38 @@ def collect_common(
         owner: owns its optimizer.
         state: the agreed record.
         controller: the controller's state.
-        config_digest: digest of the run's config.
-        run_id: of wandb.
-        teacher: the teacher's identity, or None.
+        identity: of the run.
         observers: states of those observers that have one; without any the key is left out.
     """
     optional = {"observers": observers} if observers else {}
     return {
         **optional,
         "format": FORMAT,
-        "config_digest": config_digest,
+        "config_digest": identity.config_digest,
+        "settings": identity.settings,
         "run_state": to_plain(state),
         "model": dict(grown.model.state_dict()),
         "optimizer": owner.state_by_name(copies=False),
         "controller": controller,
-        "run_id": run_id,
-        "teacher": teacher,
+        "run_id": identity.run_id,
+        "teacher": identity.teacher,
     }
+
+
+def find_changes(generation: Generation, identity: Identity) -> dict[str, tuple[Any, Any]]:
+    """Checks that a checkpoint is of this run; returns the settings that were changed since, as (before, after).
+
+    Raises:
+        CheckpointError: it was saved by a run with another teacher, or with other settings that may not change.
+    """
+    check_teacher(generation.common, identity.teacher, generation.where)
+    if generation.common["config_digest"] != identity.config_digest:
+        raise CheckpointError(
+            f"{generation.where}: saved under other settings; config.yaml was edited since: put it back"
+        )
+    before, after = generation.common["settings"], identity.settings
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys}
 
 
 def check_teacher(payload: dict[str, Any], present: dict[str, Any] | None, where: str) -> None:

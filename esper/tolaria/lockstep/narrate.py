@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from esper.accord.breaker import BreakerState
 from esper.accord.lifecycle import SlotState
 from esper.accord.observation import effective_alpha, gradient_ratio
 from esper.accord.state import RunState, Terms
-from esper.accord.verdict import Verdict
+from esper.accord.verdict import Symptom, Verdict
 from esper.kasmina.births import Library
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
@@ -18,9 +19,11 @@ from esper.leyline.events import (
     Event,
     Fault,
     LibraryUsed,
+    LossShifted,
     Panic,
     Rewrapped,
     RunStarted,
+    SettingsChanged,
     SlotDegraded,
     SlotLine,
     StageChanged,
@@ -38,9 +41,11 @@ def axes_of(state: RunState) -> dict[str, int]:
 
 
 def trouble_events(before: RunState, after: RunState) -> list[Event]:
-    """The events of a panic and of a breaker that changed between two states; on the axes of the second state."""
+    """The events of a panic, a shift and a breaker that changed between two states; on the axes of the second state."""
     events: list[Event] = []
     sick = after.governor
+    if sick.symptom is Symptom.SHIFT:
+        events.append(LossShifted(**axes_of(after), words=sick.words))
     if sick.verdict is Verdict.PANIC:
         events.append(
             Panic(**axes_of(after), symptom=sick.symptom.name, words=sick.words, healthy_step=sick.healthy_step)
@@ -103,6 +108,11 @@ class Narrator:
             )
         )
 
+    def report_changes(self, state: RunState, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Reports the settings that differ from those of the checkpoint, as (before, after) by dotted path."""
+        for key, (before, after) in changes.items():
+            self.emit(SettingsChanged(**axes_of(state), key=key, before=before, after=after))
+
     def report_evidence(self, before: RunState, state: RunState, agreed: Agreed, first_skipped: int) -> None:
         """Reports paired evidence, degraded seeds, dropped gradients and skipped steps."""
         for old, new in zip(before.slots, state.slots, strict=True):
@@ -127,8 +137,29 @@ class Narrator:
             ranks = agreed.nonfinite_ranks
             self.emit(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
 
+    def report_left_out(self, before: RunState, state: RunState, sums: Mapping[str, float]) -> None:
+        """Reports probe samples whose loss is not finite: once a life, and once more if they cost it its evidence."""
+        for old, new in zip(before.slots, state.slots, strict=True):
+            void = new.void_looks > old.void_looks == 0
+            if not void and not new.left_out > old.left_out == 0:
+                continue
+            left_out = int(sums[f"{new.slot}.probe_left_out"])
+            count = int(sums[f"{new.slot}.probe_count"]) + left_out
+            text = (
+                f"the loss of {left_out} of {count} probe samples is not finite, with the seed in {new.slot} or without"
+                if left_out
+                else f"the losses of probe samples are too large to be summed, with the seed in {new.slot} or without"
+            )
+            then = (
+                "so this look gives no evidence (gates.max_left_out), and without evidence no seed passes its gates"
+                if void
+                else "they are left out"
+            )
+            advice = "look at these samples (labels that are all ignored?), or make the loss finite for them"
+            self.emit(Fault(**axes_of(state), what=f"{text}; {then}; {advice}", where=new.slot))
+
     def report_trouble(self, before: RunState, after: RunState) -> None:
-        """Reports a panic, and a breaker that changed."""
+        """Reports a panic or a shift, and a breaker that changed."""
         self.emit_all(trouble_events(before, after))
 
     def report_decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:

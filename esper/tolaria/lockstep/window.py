@@ -40,7 +40,8 @@ class Window:
         if skipped_in_row is not None:
             self.skipped_in_row = skipped_in_row
         self._late.clear()
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)  # loss, correct, count, non-finite
+        # loss, its square, correct, count, non-finite
+        self._sums = torch.zeros(5, dtype=torch.float64, device=self._device)
         self._norms: dict[str, float] = defaultdict(float)
         self._steps: dict[str, int] = defaultdict(int)
         self._broken: dict[str, int] = defaultdict(int)
@@ -65,9 +66,11 @@ class Window:
             loss, correct = loss.detach().double(), correct.detach().double()
             finite = torch.isfinite(loss)
             weighted = weights.double() * finite
+            loss = torch.where(finite, loss, 0.0)
             self._sums = self._sums + torch.stack(
                 [
-                    (torch.where(finite, loss, 0.0) * weighted).sum(),
+                    (loss * weighted).sum(),
+                    (loss * loss * weighted).sum(),
                     (correct * weighted).sum(),
                     weighted.sum(),
                     (weights.double() * ~finite).sum(),
@@ -111,9 +114,10 @@ class Window:
     def values(self, slots: list[str]) -> tuple[dict[str, float], int]:
         """Entries of the observe vector, and how many of this rank's samples had a non-finite loss."""
         self.settle()
-        loss, correct, count, nonfinite = self._sums.tolist()
+        loss, squares, correct, count, nonfinite = self._sums.tolist()
         entries = {
             "train_loss": loss,
+            "train_loss_sq": squares,
             "train_correct": correct,
             "train_count": count,
             "train_samples": count + nonfinite,

@@ -10,7 +10,7 @@ commit    int64, MAX.    Rank 0's commands (the others send the smallest int64);
 
 Both layouts are pure functions of the slot ids and the world size, because a mismatched all-reduce would return wrong
 numbers without an error. Eight int64 words make a command: proposal, op, catalogue index, operator, curve, ticks, and
-target and steepness as float64 bits. At 1,024 ranks and 12 slots: 2.1 KB observe + 9.9 KB commit = 12.0 KB a tick.
+target and steepness as float64 bits. At 1,024 ranks and 12 slots: 2.2 KB observe + 9.9 KB commit = 12.1 KB a tick.
 """
 
 import math
@@ -33,6 +33,7 @@ WORDS = 8
 
 GLOBAL_ADDITIVE = (
     "train_loss",
+    "train_loss_sq",
     "train_count",
     "train_correct",
     "train_samples",
@@ -60,6 +61,7 @@ SLOT_ADDITIVE = (
     "probe_sum_sq",
     "probe_sum_cube",
     "probe_nonfinite",
+    "probe_left_out",
     "finite",
     "owned",
     "degraded",

@@ -11,22 +11,30 @@ rank takes the same branches. One process runs the same code without collectives
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from esper.accord.breaker import BreakerOrder
+from esper.accord.health import take_up
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
-from esper.leyline.errors import CheckpointError, DivergedError, Preempted
+from esper.leyline.errors import DivergedError, Preempted
 from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.checkpoint.config import CheckpointConfig
 from esper.tolaria.checkpoint.ring import Generation
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.saves import Saves
-from esper.tolaria.checkpoint.snapshot import check_teacher, collect_common, collect_own, put_back, read_generation
+from esper.tolaria.checkpoint.snapshot import (
+    Identity,
+    collect_common,
+    collect_own,
+    find_changes,
+    put_back,
+    read_generation,
+)
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.growth.growth import Growth
@@ -52,14 +60,13 @@ from esper.tolaria.training.result import RunResult, build_result, choose_best, 
 
 @dataclass(kw_only=True, slots=True)
 class EngineSettings:
-    """The sections of the config that the loop reads, the run's seed, and what identifies the run in a checkpoint."""
+    """The sections of the config that the loop reads, the run's seed, and what a checkpoint says of the run."""
 
     seed: int
     trainer: TrainerConfig
     control: ControlConfig
     checkpoint: CheckpointConfig
-    config_digest: int
-    run_id: str
+    identity: Identity
 
 
 class Engine:
@@ -96,7 +103,6 @@ class Engine:
         self.controller, self.sink, self.saver = controller, sink, saver
         self.terms, self.lockstep, self.fresh = terms, lockstep, fresh
         self.governor = governor
-        self._teacher = None if distillation is None else distillation.teacher.identity
         self.plan = BatchPlan(len(bundle.train), settings.trainer.batch, settings.seed)
         self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, seed=settings.seed)
         self.average = build_average(settings.trainer, self.evaluator)
@@ -140,21 +146,21 @@ class Engine:
         Raises:
             CheckpointError: the checkpoint does not fit this run.
         """
+        changes: dict[str, tuple[Any, Any]] = {}
         if resume_step is not None:
             self.heartbeat.mark("load")
             generation = read_generation(self.saver.store, resume_step, self.world)
-            check_teacher(generation.common, self._teacher, generation.where)
-            if generation.common["config_digest"] != self.settings.config_digest:
-                raise CheckpointError(
-                    f"{generation.where}: saved under other settings; config.yaml was edited since: put it back"
-                )
+            changes = find_changes(generation, self.settings.identity)
             self._restore(generation)
+            health = take_up(self.state.governor, set(changes), judged=self.governor is not None)
+            self.state = replace(self.state, governor=health)
         else:
             self.growth.plant_record(self.state)
         self.growth.follow(self.state, force=True)
         if self.average is not None:
             self.average.follow()
         self.narrator.report_start(self.state, self.terms, resume_step)
+        self.narrator.report_changes(self.state, changes)
         if self.governor is not None:
             if order is not None:
                 before = self.state.governor.breaker
@@ -281,9 +287,8 @@ class Engine:
     def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything of this run in a state: what all ranks share (and rank 0's controller), and this rank's own."""
         controller = {} if self.controller is None else self.controller.state_dict()
-        digest, run_id = self.settings.config_digest, self.settings.run_id
         observers = self.cycle.observers.state_dict()
-        common = collect_common(self.grown, self.owner, state, controller, digest, run_id, self._teacher, observers)
+        common = collect_common(self.grown, self.owner, state, controller, self.settings.identity, observers)
         return common, collect_own(self.world)
 
     def finish(self) -> RunResult:

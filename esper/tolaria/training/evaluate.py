@@ -114,7 +114,7 @@ class Evaluator:
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the samples that the request draws.
 
-        Returns count, sum, sum_sq and sum_cube of `paired_sums`. The samples are a function of (run seed, slot, draw
+        Returns `paired_sums`. The samples are a function of (run seed, slot, draw
         key); no reported number uses the probe part.
         """
         part = self.bundle.probe
