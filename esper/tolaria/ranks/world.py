@@ -12,8 +12,6 @@ import contextlib
 import datetime
 import itertools
 import os
-import re
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,21 +24,11 @@ from esper.tolaria.ranks.config import ControlConfig, Device, WorldConfig
 from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
 from esper.tolaria.ranks.lastword import LastWord
 from esper.tolaria.ranks.sockets import Connections, connections, cut
+from esper.tolaria.ranks.transport import check_interfaces, is_transport
 
 # Limit of a collective in a user's own loop: there a rank may rightly be late, and `Beats` finds one that is gone.
 USERS_LIMIT = dist.distributed_c10d.default_pg_timeout
 _numbers = itertools.count()
-
-
-def _check_interfaces() -> None:
-    """Refuses a GLOO_SOCKET_IFNAME that this host lacks; gloo's own error is cut off before the name."""
-    known = [name for _, name in socket.if_nameindex()]
-    named = os.environ.get("GLOO_SOCKET_IFNAME", "")
-    if unknown := [name for name in named.split(",") if name and name not in known]:
-        raise ConfigError(
-            f"GLOO_SOCKET_IFNAME = {named!r}: this host has no network interface {', '.join(unknown)}; it has "
-            f"{', '.join(known)}; name one of these, or unset the variable"
-        )
 
 
 class World:
@@ -76,7 +64,7 @@ class World:
         self.heartbeat: Heartbeat | LastWord | None = None
         self.find_unused = config.find_unused
         if self.size > 1:
-            _check_interfaces()
+            check_interfaces()
         self.device = self._device(config) if within is None else within
         self._made_default = within is None or not dist.is_initialized()
         if not self._made_default:
@@ -84,10 +72,8 @@ class World:
         self.control: dist.ProcessGroup | None = None
         self.data: dist.ProcessGroup | None = None
         self._store: dist.Store | None = None
-        self._startup_s, self._number = (
-            control.startup_timeout_s,
-            next(_numbers),
-        )  # made in the same order on every rank
+        self._startup_s = control.startup_timeout_s
+        self._number = next(_numbers)  # worlds are made in the same order on every rank
         limits = (control.timeout_s, control.slow_timeout_s)
         self._limits = limits if within is None else (USERS_LIMIT.total_seconds(),) * 2
         self._slow = False
@@ -298,21 +284,3 @@ class World:
             with contextlib.suppress(RuntimeError):
                 for group in (None,) if self._made_default else (self.data, self.control):
                     dist.destroy_process_group(group)
-
-
-# The beginnings of what gloo and NCCL throw through torch as a plain RuntimeError: the place in their own sources
-# (``[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer``), or a fixed sentence.
-_TRANSPORT = re.compile(
-    r"\[(enforce fail at )?[^\]\s]*\bgloo/[^\]\s]+:\d+\]|Application timeout caused pair closure|"
-    r"Gloo connect\w+ failed|NCCL (error|comm)"
-)
-
-
-def is_transport(error: BaseException) -> bool:
-    """Whether an error came out of a collective's transport rather than out of our or the user's code.
-
-    The words of a text say nothing: a user's own error may speak of connections, stores and timeouts.
-    """
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
-        return True
-    return isinstance(error, RuntimeError) and _TRANSPORT.match(str(error).strip()) is not None

@@ -23,18 +23,11 @@ from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import DivergedError, Preempted
 from esper.leyline.protocols import Controller, EventSink
+from esper.tolaria.checkpoint import snapshot
 from esper.tolaria.checkpoint.config import CheckpointConfig
 from esper.tolaria.checkpoint.ring import Generation
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.saves import Saves
-from esper.tolaria.checkpoint.snapshot import (
-    Identity,
-    collect_common,
-    collect_own,
-    find_changes,
-    put_back,
-    read_generation,
-)
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.growth.growth import Growth
@@ -66,7 +59,7 @@ class EngineSettings:
     trainer: TrainerConfig
     control: ControlConfig
     checkpoint: CheckpointConfig
-    identity: Identity
+    identity: snapshot.Identity
 
 
 class Engine:
@@ -149,8 +142,8 @@ class Engine:
         changes: dict[str, tuple[Any, Any]] = {}
         if resume_step is not None:
             self.heartbeat.mark("load")
-            generation = read_generation(self.saver.store, resume_step, self.world)
-            changes = find_changes(generation, self.settings.identity)
+            generation = snapshot.read_generation(self.saver.store, resume_step, self.world)
+            changes = snapshot.find_changes(generation, self.settings.identity)
             self._restore(generation)
             health = take_up(self.state.governor, set(changes), judged=self.governor is not None)
             self.state = replace(self.state, governor=health)
@@ -171,7 +164,7 @@ class Engine:
 
     def _restore(self, generation: Generation) -> None:
         """Restores the run of a generation, except for the wrapper."""
-        put_back(generation, self.grown, self.owner, self.growth, self.world, self.settings.seed)
+        snapshot.put_back(generation, self.grown, self.owner, self.growth, self.world, self.settings.seed)
         if self.controller is not None:
             self.controller.load_state_dict(generation.common["controller"])
         self.cycle.observers.load_state_dict(generation.common.get("observers", {}), generation.where)
@@ -288,8 +281,8 @@ class Engine:
         """Everything of this run in a state: what all ranks share (and rank 0's controller), and this rank's own."""
         controller = {} if self.controller is None else self.controller.state_dict()
         observers = self.cycle.observers.state_dict()
-        common = collect_common(self.grown, self.owner, state, controller, self.settings.identity, observers)
-        return common, collect_own(self.world)
+        common = snapshot.collect_common(self.grown, self.owner, state, controller, self.settings.identity, observers)
+        return common, snapshot.collect_own(self.world)
 
     def finish(self) -> RunResult:
         """Settles the last save, and reads the test part once, with the checkpoint that validation chose."""
