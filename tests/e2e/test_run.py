@@ -51,6 +51,7 @@ def test_it_ends_well_and_leaves_a_whole_run_directory(grown: Finished) -> None:
         "heartbeat",
         "lock",
         "result.json",
+        "saved.json",
         "STATUS.json",
         "wandb",
     }

@@ -119,6 +119,8 @@ def final(run_dir: Path) -> dict[str, Any]:
 
     for name in store.verify(newest).files:
         sort(store.load(newest, name), name)
+    # settings that may change where a run goes on, such as where it logs, are no part of what it came to
+    plain = {path: value for path, value in plain.items() if not path.startswith("state.pt/settings/")}
     del plain["state.pt/run_id"]
     plain["result"] = json.loads((run_dir / "result.json").read_text())
     events = [event for event in keep_latest(read_events(run_dir / "events.jsonl")) if event["kind"] in TOLD]
