@@ -54,7 +54,6 @@ def odd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, int],
     ("call", "number", "told", "doctor"),
     [
         ("fsync", errno.EINVAL, "folders cannot be synced there", "syncing folders"),
-        ("chmod", errno.EPERM, "modes cannot be set there", "modes"),
         ("flock", errno.ENOSYS, "this file system has no locks", "locks"),
         ("flock", errno.ENOLCK, "this file system has no locks", "locks"),
     ],
@@ -71,12 +70,21 @@ def test_what_a_file_system_lacks_is_passed_over_with_one_line_and_found_by_the_
     assert [(finding.level, finding.what) for finding in found if finding.what != "space"] == [("warning", doctor)]
 
 
+def test_a_file_system_without_modes_takes_a_run_and_the_doctor_finds_it(
+    odd: Callable[[str, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd("chmod", errno.EPERM)
+    assert cli.main([*PREPARE, "run.dir=run"]) == 0
+    assert capsys.readouterr().err == ""
+    found = [finding for finding in check_run_dir(Path("run").absolute()) if finding.level != "ok"]
+    assert [(finding.level, finding.what) for finding in found if finding.what != "space"] == [("warning", "modes")]
+
+
 @pytest.mark.parametrize(
     ("call", "number", "advice"),
     [
         ("fsync", errno.EIO, "see what esper doctor --run-dir "),
         ("fsync", errno.ENOSPC, "make room there, or set run.dir=<a folder with space>"),
-        ("chmod", errno.EIO, "see what esper doctor --run-dir "),
     ],
 )
 def test_a_disk_in_trouble_is_refused_and_no_writable_folder_is_asked_for(
