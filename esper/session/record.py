@@ -118,8 +118,10 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
     except Exception:
         loop.follow(force=True)  # nothing has changed but the wrapper, which is gone
         raise
-    with loop.order.changing("session.load_state_dict()"), on_every_rank(loop.world, "load"):
-        _load(loop, payload, where, state)
+    with loop.order.changing("session.load_state_dict()"):
+        with on_every_rank(loop.world, "load"):
+            _load(loop, payload, where, state)
+        shake_hands(loop.world, describe_seeds(loop.world, loop.grown, state, loop.growth.build, loop.growth.dtype))
     loop.follow(force=True)
 
 
@@ -152,7 +154,6 @@ def _load(loop: Loop, payload: Mapping[str, Any], where: str, state: RunState) -
         seed_rank(loop.config.seed, world.rank, loop.steps)
     load_average(loop, payload)
     loop.growth.restage(state)
-    shake_hands(world, describe_seeds(world, grown, state, loop.growth.build, loop.growth.dtype))
 
 
 def _sum_counts(counts: list[Tensor | None]) -> Tensor | None:

@@ -89,7 +89,9 @@ class World:
                 self._store.set(self._arrival_key(self.rank), "")
                 self._make_groups(gpu)
                 return
-            self._store, _, _ = next(dist.rendezvous("env://", timeout=startup))
+            store, _, _ = next(dist.rendezvous("env://", timeout=startup))
+            # gloo would read the addresses of an earlier world of these processes, whose store may still be there
+            self._store = dist.PrefixStore(f"esper/world/{self._number}", store)
             self._store.set(self._arrival_key(self.rank), "")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
