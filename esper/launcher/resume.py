@@ -19,7 +19,7 @@ from esper.launcher.start import LaunchResult, start
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
 from esper.leyline.files import RunDir
-from esper.run.directory import find_run
+from esper.run.directory import find_run, read_status
 from esper.tolaria.checkpoint.store import CheckpointStore
 
 
@@ -135,6 +135,12 @@ def resume(
     _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
     change_settings(plain, changes)
     build_config(plain)  # before a new folder is made
+    status, _ = read_status(run)
+    if changes and new is None and status is not None and status["status"] == "done":
+        raise ConfigError(
+            f"{run} is done, so nothing would run with {', '.join(changes)}; to go on from an older checkpoint "
+            "in a new folder, add --at STEP --as NEW"
+        )
     if new is not None and at is not None:
         branch(run, at, new, trusted=trusted)
         run = new

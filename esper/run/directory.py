@@ -203,9 +203,10 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
         if fresh_lock:
             created.append(files.lock)
         known = check_run(run, plain)  # again, now that no other launcher can change it
-        if not (known and same_file(read_plain(files.config), plain)):
-            if not known:
-                created.append(files.config)  # before it is written: a sync may fail after the file has its name
+        if not known:
+            created.append(files.config)  # before it is written: a sync may fail after the file has its name
+            write_config(files.config, plain)
+        elif not (_is_done(folder) or same_file(read_plain(files.config), plain)):
             write_config(files.config, plain)
         if not files.environment.exists():
             created.append(files.environment)
@@ -267,6 +268,11 @@ def describe_environment(earlier: Path) -> dict[str, Any]:
         before = None
     history = [] if not isinstance(before, dict) else [*before.pop("earlier", []), before]
     return {**now, "earlier": history}
+
+
+def _is_done(folder: Path) -> bool:
+    status, _ = read_status(folder)
+    return status is not None and status["status"] == "done"
 
 
 def read_status(folder: Path) -> tuple[dict[str, Any] | None, tuple[int, int] | None]:

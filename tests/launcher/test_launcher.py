@@ -317,6 +317,19 @@ def test_a_change_at_a_resume_is_checked_like_any_setting(
     assert sorted(path.name for path in here.iterdir()) == ["run"]
 
 
+def test_no_setting_of_a_run_that_is_done_changes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished(here, "run", status="done", exit_code=0)
+    run = here / "run"
+    before = (run / "config.yaml").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["resume", "run", "governor.errors=5"]) == 78
+    assert "is done, so nothing would run with governor.errors=5" in capsys.readouterr().err
+    _, plain = load_config(run / "config.yaml")
+    resume.change_settings(plain, ["governor.errors=5"])
+    with hold_run(RunConfig(dir=str(run)), plain):
+        assert (run / "config.yaml").read_bytes() == before, "it says what the run was trained with"
+
+
 def test_a_run_that_diverged_says_what_helps(here: Path) -> None:
     """Every way that its line names is one that these commands take."""
     finished(here, "run", status="diverged", exit_code=79)
