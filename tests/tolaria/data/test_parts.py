@@ -22,7 +22,7 @@ from esper.tolaria.data import (
     load_data,
     register,
 )
-from esper.tolaria.data.corpus import STRETCH, standard_library
+from esper.tolaria.data.corpus import STRETCH, deal, standard_library
 from esper.tolaria.data.parts import PART_NAMES, BytePart, digest_parts
 from esper.tolaria.data.task import Task
 
@@ -128,7 +128,7 @@ def test_the_target_is_the_next_byte(tmp_path):
     assert bundle.test.fetch(torch.tensor([1]))[0].tolist() == [list(range(8, 15))]
 
 
-def test_text_is_dealt_in_stretches(tmp_path):
+def test_text_is_dealt_in_stretches_and_the_probe_window_by_window(tmp_path):
     numbers = np.arange(STRETCH * 20, dtype=">u2").tobytes()  # window i holds the number i
     root = write_texts(tmp_path, numbers, b"some test text")
     bundle = load_data(TextConfig(root=root, block=1, validation=2 * STRETCH, probe=3 * STRETCH))
@@ -139,8 +139,25 @@ def test_text_is_dealt_in_stretches(tmp_path):
     assert sorted(torch.cat([held[name] for name in ("train", "validation", "probe")]).tolist()) == list(
         range(STRETCH * 20)
     )
-    for name, stretches in (("validation", 2), ("probe", 3), ("train", 15)):
-        assert len({number // STRETCH for number in held[name].tolist()}) == stretches
+    stretches = {name: {number // STRETCH for number in held[name].tolist()} for name in held}
+    assert len(stretches["probe"]) >= 18, "96 windows of 20 stretches"
+    assert len(stretches["validation"]) <= 4, "2 stretches' worth, less what went to the probe"
+    assert len(stretches["validation"] & stretches["train"]) <= 1
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.36])
+def test_the_mean_over_a_dealt_probe_is_as_uncertain_as_its_windows_say(correlation):
+    # Differences of real seeds correlate by 0.1 to 0.4 within a stretch; here their mean over the corpus is exactly 0.
+    rng, scores = np.random.default_rng(3), []
+    config = TextConfig(probe=1024)
+    for seed in range(120):
+        config.split_seed = seed
+        shared = np.repeat(rng.standard_normal(800), STRETCH)
+        d = correlation**0.5 * shared + (1.0 - correlation) ** 0.5 * rng.standard_normal(len(shared))
+        windows = torch.from_numpy(d - d.mean()).view(-1, 1)
+        probe = deal(config, windows, {"validation": 512, "probe": 1024}, "a test")["probe"].flatten()
+        scores.append(float(probe.mean() / (probe.std() / len(probe) ** 0.5)))
+    assert 0.8 < np.std(scores) < 1.25, "t has SD 1; 3.5 where neighbours are dealt together"
 
 
 def test_text_reads_no_more_than_max_bytes(tmp_path):
