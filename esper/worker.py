@@ -6,6 +6,9 @@
 The same command serves a first start, a restart by torchrun and a resume: what the run goes on from lies in RUN.
 """
 
+from esper.run.leaving import leave_with  # first, as it says
+
+# isort: split
 import os
 import signal
 import sys
@@ -92,6 +95,7 @@ def main() -> None:
         sys.exit(ConfigError.exit_code)
     die_with_parent(os.getppid(), signal.SIGHUP)  # if the agent is killed, its ranks must not train on
     code = run(Path(sys.argv[1]))
+    leave_with(code)
     if code:
         sys.exit(code)
 
