@@ -54,7 +54,7 @@ class Crowd:
             check("slots", self.slots >= 1, "must be >= 1")
             check("ticks", self.ticks >= (1 if self.fault is None else 2), "must be >= 1, and >= 2 with a fault")
 
-    def injected(self) -> InjectedFault | None:
+    def build_fault(self) -> InjectedFault | None:
         """The fault with its rank and tick; None if there is none."""
         if self.fault is None:
             return None
@@ -129,7 +129,7 @@ def live(world: World, setup: Crowd, setting: Setting) -> Life:
         sink=sink,
         seed=setup.seed,
     )
-    injected, digests = setup.injected(), []
+    injected, digests = setup.build_fault(), []
     for tick in range(1, setup.ticks + (injected is not None) + 1):
         fault = injected if injected is not None and injected.tick == tick else None
         replica.tick(fault=fault, vetoes=_vetoes(setup, world.rank, replica.state))

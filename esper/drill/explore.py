@@ -218,32 +218,32 @@ class Explorer:
 
     # judging ------------------------------------------------------------------------------------------------------
 
-    def _broken(self, node: _Node, one: Situation, text: str) -> InvariantBroken:
+    def _blame(self, node: _Node, one: Situation, text: str) -> InvariantBroken:
         return InvariantBroken(f"{text}; after {node.way()}; then {one}")
 
     def _check_alike(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState | str:
         result, calls = outcomes[0]
         for rank, (other, others) in enumerate(outcomes):
             if others != calls:
-                raise self._broken(node, one, f"rank 0 entered {calls}, rank {rank} {others}")
+                raise self._blame(node, one, f"rank 0 entered {calls}, rank {rank} {others}")
             if other != result:
-                raise self._broken(node, one, f"rank 0 has {result}, rank {rank} {other}")
+                raise self._blame(node, one, f"rank 0 has {result}, rank {rank} {other}")
         parted = isinstance(result, str)
         usual = tuple(call for call in calls if call != "tensors")  # the digests of single tensors, where some differ
         if usual != (("observe", "commit", "diagnosis") if parted else ("observe", "commit")):
-            raise self._broken(node, one, f"all ranks entered {calls}, and came to {result}")
+            raise self._blame(node, one, f"all ranks entered {calls}, and came to {result}")
         return result
 
     def _check_healthy(self, node: _Node, one: Situation, outcomes: list[Outcome]) -> RunState:
         result = self._check_alike(node, one, outcomes)
         if isinstance(result, str):
-            raise self._broken(node, one, f"a healthy tick ended with: {result}")
+            raise self._blame(node, one, f"a healthy tick ended with: {result}")
         stage_ticks = self.small.stage_ticks
         if violations := find_violations(node.state, result, self.terms, stage_ticks):
-            raise self._broken(node, one, "; ".join(violations))
+            raise self._blame(node, one, "; ".join(violations))
         after = settle(result, self.terms)
         if not can_empty(after, self.terms, stage_ticks, self.emptied):
-            raise self._broken(node, one, "a slot cannot be emptied again")
+            raise self._blame(node, one, "a slot cannot be emptied again")
         return after
 
     def _play_faults(self, level: list[_Node]) -> None:
@@ -254,7 +254,7 @@ class Explorer:
                 result, fault = self._check_alike(node, one, outcomes), one.fault
                 assert fault is not None
                 if not isinstance(result, str) or f"rank {fault.rank}" not in result:
-                    raise self._broken(node, one, f"not told as what it is: {result}")
+                    raise self._blame(node, one, f"not told as what it is: {result}")
 
     def _play_losses(self, level: list[_Node]) -> None:
         for node in level:
@@ -290,7 +290,7 @@ class Explorer:
             text = str(rank.error)
             named = isinstance(rank.error, LockstepError) and text.startswith(LOST) and f"rank {fault.rank} " in text
             if not named or calls != {wanted}:
-                raise self._broken(node, one, f"rank {number} entered {rank.calls} and ended with {rank.error!r}")
+                raise self._blame(node, one, f"rank {number} entered {rank.calls} and ended with {rank.error!r}")
 
 
 def explore(small: SmallWorld, depth: int, *, with_losses: bool = False) -> Exploration:

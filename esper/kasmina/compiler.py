@@ -92,14 +92,14 @@ class Compiler:
         try:
             with self._strict(self.regions.values()), undisturbed(self.grown.model):
                 for size in self.train_sizes:
-                    self._run_training(sized(example, size))
+                    self._run_training(resize_batch(example, size))
                     with torch.no_grad():
-                        self._forward(sized(example, size))
+                        self._forward(resize_batch(example, size))
                     if self.incubation == Incubation.SHADOW:
-                        self._run_frozen(sized(example, size), behind)
+                        self._run_frozen(resize_batch(example, size), behind)
                 with evaluating(self.grown.model):
                     for size in self.eval_sizes:
-                        self._forward(sized(example, size))
+                        self._forward(resize_batch(example, size))
         except compile_failures() as error:
             raise ConfigError(
                 f"trainer.compile = true: the host cannot be compiled: {reason(error)}; set trainer.compile=false"
@@ -232,21 +232,21 @@ class Compiler:
                 for parameter, _ in flags:
                     parameter.requires_grad_(learning)
                 for size in self.train_sizes:
-                    x = sized(feature, size).requires_grad_()
+                    x = resize_batch(feature, size).requires_grad_()
                     backward([holder.rehearse(x)], [x])
                     if learning and self.incubation == Incubation.STE:
-                        x = sized(feature, size).requires_grad_()
+                        x = resize_batch(feature, size).requires_grad_()
                         backward([holder.rehearse(x, straight=True)], [x])
             with torch.no_grad():
                 for size in self.train_sizes:
-                    holder.rehearse(sized(feature, size))
+                    holder.rehearse(resize_batch(feature, size))
             with evaluating(holder):
                 for size in self.eval_sizes:
-                    holder.rehearse(sized(feature, size))
+                    holder.rehearse(resize_batch(feature, size))
 
     # host and seeds ---------------------------------------------------------------------------------------------
 
-    def degraded(self) -> dict[str, str]:
+    def take_degraded(self) -> dict[str, str]:
         """Returns the regions that have fallen back since the last call, and why.
 
         Keys are names of modules of the host, and slots.
@@ -270,7 +270,7 @@ class Compiler:
             torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
 
 
-def sized(example: Any, size: int) -> Any:
+def resize_batch(example: Any, size: int) -> Any:
     """Returns the example with ``size`` samples: its rows repeated, in the same memory format, detached.
 
     Args:

@@ -34,7 +34,7 @@ def choose_step(store: CheckpointStore, at: int | None) -> int:
             raise CheckpointError(f"--at {at}: no checkpoint of that step in {store.folder}; there are {steps}")
         store.verify(at, ("state.pt",))
         return at
-    for step in store.ranked():
+    for step in store.rank_steps():
         try:
             store.verify(step, ("state.pt",))
         except CheckpointError as error:

@@ -221,7 +221,7 @@ class Loop:
         self.growth.call = self.grown.model
         self.world.renew()
 
-    def between_steps(self, what: str) -> None:
+    def come_between_steps(self, what: str) -> None:
         """Brings the loop between two steps on every rank, for a save: a step under way on some rank is dropped."""
         self.check_open()
         if self.order.windowed:

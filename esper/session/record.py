@@ -40,7 +40,7 @@ def collect(loop: Loop) -> dict[str, Any]:
     average_running_statistics(grown.model, loop.world, lockstep.average)
     lockstep.find_local(grown)
     parts.narrator.report_local_buffers(loop.state, lockstep.news)
-    equal = digest_tensors(lockstep.covered(grown)[0].items())
+    equal = digest_tensors(lockstep.split_tensors(grown)[0].items())
     shake_hands(loop.world, {"weights": str(equal), "steps": str(loop.steps), "ema": average_words(loop)})
     buffer = io.BytesIO()
     torch.save(_collect_own(loop), buffer)

@@ -313,7 +313,7 @@ class Session:
             LoopError: it was called within `accumulate`, or an interruption has torn the network.
             LockstepError: the ranks no longer hold the same network.
         """
-        self._loop.between_steps("a save")
+        self._loop.come_between_steps("a save")
         self.world.allow_slow(True)
         return collect(self._loop)
 

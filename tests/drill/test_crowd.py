@@ -58,7 +58,7 @@ def check_alike(told: CrowdResult, ranks: int, ticks: int) -> None:
 
 def check_fault(told: CrowdResult, setup: Crowd) -> None:
     """The rank that was struck is named by all, in one text; whoever is lost says nothing."""
-    struck = setup.injected()
+    struck = setup.build_fault()
     assert struck is not None
     texts, calls = set(), set()
     for number, rank in enumerate(told.ranks):

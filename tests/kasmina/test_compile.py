@@ -246,13 +246,13 @@ def test_a_seed_that_falls_back_at_run_time_says_so_and_goes_on_with_the_same_nu
     slot = grown.slots[A]
     slot.set_alpha(0.5)
     wanted = grown.model(x)
-    assert (compiler.degraded(), slot.degraded) == ({}, None)
+    assert (compiler.take_degraded(), slot.degraded) == ({}, None)
     limit = len(calls)
     assert torch.allclose(grown.model(x.double().float()[..., :3]), grown.model(x[..., :3]))  # another shape: a compile
     assert slot.degraded is not None
     assert "out of registers" in slot.degraded
-    assert set(compiler.degraded()) == {A, "site"}
-    assert compiler.degraded() == {}, "told once"
+    assert set(compiler.take_degraded()) == {A, "site"}
+    assert compiler.take_degraded() == {}, "told once"
     assert torch.allclose(grown.model(x), wanted)
     slot.uproot()
     assert slot.degraded is None

@@ -269,7 +269,7 @@ class CheckpointStore:
             raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
         return payload
 
-    def ranked(self) -> list[int]:
+    def rank_steps(self) -> list[int]:
         """Steps with a score in a readable manifest, best first; of two equal scores the later step first."""
         scored = []
         for step in self.steps():
@@ -283,4 +283,4 @@ class CheckpointStore:
 
     def best(self) -> int | None:
         """The first of `ranked`; None if no checkpoint has a score."""
-        return next(iter(self.ranked()), None)
+        return next(iter(self.rank_steps()), None)

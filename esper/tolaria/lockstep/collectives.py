@@ -95,7 +95,7 @@ class Lockstep:
         self.local: list[str] = []
         self.news: list[str] = []
 
-    def covered(self, grown: Grown) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def split_tensors(self, grown: Grown) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What must be equal on all ranks, and the buffers that may turn out to be a rank's own; by name."""
         tensors = grown.model.state_dict()
         own = [name for name in own_names(grown.model, self.average) if name not in self.local]
@@ -104,7 +104,7 @@ class Lockstep:
 
     def find_local(self, grown: Grown) -> None:
         """Leaves out of every digest, from now on and on every rank, the buffers that differ; all ranks call it."""
-        found = find_differing(self.world, self.covered(grown)[1])
+        found = find_differing(self.world, self.split_tensors(grown)[1])
         self.local += found
         self.news += found
 
@@ -124,7 +124,7 @@ class Lockstep:
             parameters: digest all parameters and buffers too, not only live seeds.
         """
         self._grown = grown
-        equal, own = self.covered(grown) if parameters else ({}, {})
+        equal, own = self.split_tensors(grown) if parameters else ({}, {})
         digests: dict[str, int | None] = {
             "tick": state.tick,
             "step": state.step,
@@ -188,7 +188,7 @@ class Lockstep:
             rows = [other.tolist() for other in self.world.all_gather(row, what="diagnosis")]
             text = describe_parting(self.digests, rows, parted)
             if self._grown is not None:
-                skipped = {*self.covered(self._grown)[1], *self.local}
+                skipped = {*self.split_tensors(self._grown)[1], *self.local}
                 text += name_tensors(self.world, self._grown, parted, but=skipped)
             raise LockstepError(text)
         if agreed.differing and self._grown is not None:

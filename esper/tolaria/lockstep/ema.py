@@ -24,7 +24,7 @@ from esper.tolaria.growth.guard import Judgement, StepReport
 from esper.tolaria.lockstep.observers import Observer, Turn
 
 
-def _placed(average: Tensor | None, parameter: Tensor) -> Tensor:
+def _place_average(average: Tensor | None, parameter: Tensor) -> Tensor:
     """An average where its parameter lies, float32 or wider; a new one has the parameter's value."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     start = parameter if average is None else average
@@ -59,7 +59,7 @@ class WeightAverage(Observer):
     def follow(self) -> None:
         """Takes in what was planted, with its present value, and lets go of what is gone; all else stays."""
         named = self._named()
-        self.averages = {name: _placed(self.averages.get(name), parameter) for name, parameter in named.items()}
+        self.averages = {name: _place_average(self.averages.get(name), parameter) for name, parameter in named.items()}
         self._parameters = list(named.values())
 
     def after_follow(self, turn: Turn) -> None:
@@ -143,7 +143,7 @@ class WeightAverage(Observer):
             if saved[name].shape != parameter.shape:
                 shapes = f"{tuple(saved[name].shape)} for a parameter {tuple(parameter.shape)}"
                 raise CheckpointError(f"ema: {name} is {shapes}")
-        self.averages = {name: _placed(saved[name].clone(), parameter) for name, parameter in named.items()}
+        self.averages = {name: _place_average(saved[name].clone(), parameter) for name, parameter in named.items()}
         self.follow()
 
 

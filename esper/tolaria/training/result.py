@@ -137,7 +137,7 @@ def choose_best(store: CheckpointStore, world: World, report: Callable[[str, str
         report: called with what is wrong with a better checkpoint that was left out, and where it lies.
     """
     best = -1
-    for step in store.ranked() if world.rank == 0 else ():
+    for step in store.rank_steps() if world.rank == 0 else ():
         try:
             store.verify(step, ("state.pt",))
         except CheckpointError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.attach import attach
-from esper.kasmina.compiler import Compiler, sized
+from esper.kasmina.compiler import Compiler, resize_batch
 from esper.kasmina.hosts import CNNConfig, GPTConfig, build_host
 from esper.kasmina.slots.regions import Region, choose_regions, compile_failures, region_of, strip
 from esper.leyline.errors import ConfigError
@@ -178,7 +178,7 @@ def test_a_host_that_cannot_be_compiled_is_one_clear_line():
 
 def test_sized_examples_keep_their_layout():
     image = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    five = sized((image, {"mask": torch.ones(2, 7)}), 5)
+    five = resize_batch((image, {"mask": torch.ones(2, 7)}), 5)
     assert five[0].shape == (5, 3, 4, 4)
     assert five[0].is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(five[0][4], image[0])

@@ -71,7 +71,7 @@ def test_the_newest_are_kept_and_the_best(tmp_path: Path) -> None:
         save(store, step, score)
     assert store.steps() == [60, 50, 20]
     assert store.best() == 20
-    assert store.ranked() == [20, 60, 50], "of equals the later"
+    assert store.rank_steps() == [20, 60, 50], "of equals the later"
     assert names(store) == ["step-00000020", "step-00000050", "step-00000060"], "nothing half removed"
 
 
