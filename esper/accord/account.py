@@ -9,7 +9,8 @@
                             part before the slot is computed only once
 
 Validation and test are left out, since every run has the same, grown or not. So are a teacher's forward and the cost of
-GATE and CONFIDENCE. Seeds that are pruned later count like any other. Costs per sample come from `esper.kasmina.flops`.
+GATE and CONFIDENCE. Seeds that are pruned later count like any other, and a frozen host like one in training. Costs per
+sample come from `esper.kasmina.flops`.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,18 @@ class Costs:
 
     host: HostCost
     seeds: Mapping[str, Mapping[str, SeedCost]]
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Operators that no formula counts, each with the parts that call it."""
+        parts = {"the host": self.host.uncounted}
+        for by_name in self.seeds.values():
+            parts |= {f"blueprint {name}": cost.uncounted for name, cost in by_name.items()}
+        callers: dict[str, list[str]] = {}
+        for part, operators in parts.items():
+            for operator in operators:
+                callers.setdefault(operator, []).append(part)
+        return tuple(f"{operator} ({', '.join(of)})" for operator, of in sorted(callers.items()))
 
     def seed(self, slot: SlotState) -> SeedCost:
         """Returns the cost of the seed that lives in ``slot``."""

@@ -6,8 +6,12 @@ Each cost is counted once; from then on costs are only added up by formula (see 
              output down to that slot: what a shadow forward pays to reach its seed
     seed     from a build on the meta device: forward, and the backward with or without a gradient of input and weights
 
-torch.utils.flop_counter does the counting. Attention runs on its plain matrix products meanwhile, since the counter
-may not know a fused kernel. Normalisation, activations and pooling are counted nowhere.
+torch.utils.flop_counter does the counting, with the formulas of `esper.kasmina.products` where it has none or a wrong
+one. Attention runs on its plain matrix products meanwhile, since the counter may not know a fused kernel.
+Normalisation, activations and pooling are counted nowhere; an operator that is neither free nor known is named.
+
+No cost depends on `requires_grad`: a frozen host is counted like the same host in training, so that runs with and
+without frozen parts compare by what passes through them.
 """
 
 import contextlib
@@ -22,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina.blueprints import registry
 from esper.kasmina.hosts.resume import resumable
+from esper.kasmina.products import FORMULAS, Uncounted
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.feature import put, take, tensors_in
 from esper.kasmina.slots.grown import Grown
@@ -31,11 +36,19 @@ from esper.leyline.costs import HostCost, SeedCost
 from esper.leyline.topology import Topology
 
 
-def _count_flops(work: Callable[[], Any]) -> tuple[int, Any]:
-    """Runs ``work``; returns its FLOPs and its result."""
-    with sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
-        result = work()
-    return counter.get_total_flops(), result
+class _Counter:
+    """Counts FLOPs, and notes the operators that have no formula."""
+
+    def __init__(self) -> None:
+        self.uncounted: set[str] = set()
+
+    def __call__(self, work: Callable[[], Any]) -> tuple[int, Any]:
+        """Runs ``work``; returns its FLOPs and its result."""
+        counter = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
+        with sdpa_kernel([SDPBackend.MATH]), Uncounted(counter.flop_registry) as missed, counter:
+            result = work()
+        self.uncounted |= missed.names
+        return counter.get_total_flops(), result
 
 
 @functools.cache
@@ -48,6 +61,7 @@ def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ..
         dim: channels C of the feature.
         shape: shape of one sample's feature, without the batch axis.
     """
+    count = _Counter()
     with torch.device("meta"), torch.enable_grad():
         seed = registry.get(topology, blueprint).build(dim)
         weights = list(seed.parameters())
@@ -56,15 +70,16 @@ def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ..
             for parameter in weights:
                 parameter.requires_grad_(needs_weights)
             x = torch.empty(1, *shape, requires_grad=needs_input)
-            forward, delta = _count_flops(lambda x=x: seed(x))  # type: ignore[misc]
+            forward, delta = count(lambda x=x: seed(x))  # type: ignore[misc]
             wanted = [*([x] if needs_input else []), *(weights if needs_weights else [])]
             backward = 0
             if delta.requires_grad:
-                backward, _ = _count_flops(
+                backward, _ = count(
                     lambda d=delta, w=wanted: torch.autograd.grad(d.sum(), w, allow_unused=True)  # type: ignore[misc]
                 )
             backwards.append(backward)
-    return SeedCost(forward, *backwards)
+    full, weights_alone, passing = backwards
+    return SeedCost(forward, full, weights_alone, passing, tuple(sorted(count.uncounted)))
 
 
 def _output_sum(output: Any) -> Tensor:
@@ -72,7 +87,7 @@ def _output_sum(output: Any) -> Tensor:
     return sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
 
 
-def _backward_down_to(grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor]) -> int:
+def _backward_down_to(count: _Counter, grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor]) -> int:
     """FLOPs of the backward of the activations alone, from the output down to a site."""
     frozen = {name: p.detach() for name, p in grown.model.named_parameters()} | buffers
     leaf: list[Tensor] = []
@@ -90,18 +105,18 @@ def _backward_down_to(grown: Grown, site: Site, example: Any, buffers: dict[str,
     total = _output_sum(output)
     if not total.requires_grad:
         return 0
-    flops, _ = _count_flops(lambda: torch.autograd.grad(total, leaf, allow_unused=True))
+    flops, _ = count(lambda: torch.autograd.grad(total, leaf, allow_unused=True))
     return flops
 
 
-def _forward_up_to_slots(grown: Grown, example: Any) -> dict[str, int] | None:
+def _forward_up_to_slots(count: _Counter, grown: Grown, example: Any) -> dict[str, int] | None:
     """FLOPs of the host's forward up to each slot; None where the host cannot stop at a slot."""
     host = resumable(grown)
     if host is None:
         return None
     (x,), _ = arguments(example)
     with evaluating(grown.model):
-        return {slot: _count_flops(lambda slot=slot: host.forward_to(x, slot))[0] for slot in grown.sites}  # type: ignore[misc]
+        return {slot: count(lambda slot=slot: host.forward_to(x, slot))[0] for slot in grown.sites}  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -128,22 +143,29 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
     """
     args, kwargs = arguments(example)
     batch = next(tensors_in((*args, kwargs))).shape[0]
-    weights = [p for name, p in grown.model.named_parameters() if p.requires_grad and not name.startswith(CONTAINER)]
+    weights = {
+        name: p.detach().requires_grad_()  # of a frozen host too
+        for name, p in grown.model.named_parameters()
+        if p.is_floating_point() and not name.startswith(CONTAINER)
+    }
+    count = _Counter()
 
     def buffers() -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in grown.model.named_buffers()}
 
     with undisturbed(grown.model), torch.enable_grad():
-        call = functools.partial(torch.func.functional_call, grown.model, buffers(), args, kwargs)
+        call = functools.partial(torch.func.functional_call, grown.model, weights | buffers(), args, kwargs)
         with _noting_order(grown) as order:
-            forward, output = _count_flops(call)
+            forward, output = count(call)
         total = _output_sum(output)
-        backward = 0  # of a host that is frozen whole
-        if weights:
-            backward, _ = _count_flops(lambda: torch.autograd.grad(total, weights, allow_unused=True))
-        down_to = {slot: _backward_down_to(grown, site, example, buffers()) for slot, site in grown.sites.items()}
-        shared = _forward_up_to_slots(grown, example)
+        backward = 0  # of a host that computes no gradient, as under no_grad
+        if total.requires_grad:
+            backward, _ = count(lambda: torch.autograd.grad(total, [*weights.values()], allow_unused=True))
+        sites = grown.sites.items()
+        down_to = {slot: _backward_down_to(count, grown, site, example, buffers()) for slot, site in sites}
+        shared = _forward_up_to_slots(count, grown, example)
     per_slot = {slot: flops // batch for slot, flops in down_to.items()}
     if shared is not None:
         shared = {slot: flops // batch for slot, flops in shared.items()}
-    return HostCost(forward // batch, backward // batch, per_slot, shared, tuple(order))
+    missed = tuple(sorted(count.uncounted))
+    return HostCost(forward // batch, backward // batch, per_slot, shared, tuple(order), missed)

@@ -12,12 +12,14 @@ class SeedCost:
         full: backward pass to input and weights (a blended seed that learns).
         weights: backward pass to the weights alone (a seed whose input is detached or frozen).
         passing: backward pass to the input alone (a frozen seed that is blended in).
+        uncounted: operators of the seed that have no formula, and count for nothing here.
     """
 
     forward: int
     full: int
     weights: int
     passing: int
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class HostCost:
         shared: for each slot, the forward pass up to the slot, which is shared by forward passes that differ only from
             there on; None if the host cannot resume from a slot and shares nothing.
         order: slots in the order of execution.
+        uncounted: operators of the host that have no formula, and count for nothing here.
     """
 
     forward: int
@@ -38,3 +41,4 @@ class HostCost:
     down_to: dict[str, int]
     shared: dict[str, int] | None
     order: tuple[str, ...]
+    uncounted: tuple[str, ...] = ()

@@ -129,8 +129,9 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         resumed = "" if event.resumed_from is None else f", resumed from step {event.resumed_from}"
         ranks = "1 rank" if event.world_size == 1 else f"{event.world_size} ranks"
         slots = ", ".join(event.slots)
+        missed = f"; FLOPs are too low, no formula for {', '.join(event.uncounted)}" if event.uncounted else ""
         return (
-            f"{event.parameters:,} parameters on {ranks}, {event.total_steps:,} steps, slots {slots}{resumed}",
+            f"{event.parameters:,} parameters on {ranks}, {event.total_steps:,} steps, slots {slots}{resumed}{missed}",
             "bold",
         )
     if isinstance(event, RunEnded):

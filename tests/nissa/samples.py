@@ -81,7 +81,7 @@ def tick_done(tick, stage=Stage.TRAINING):
     )
 
 
-def run_started(step=0, resumed_from=None):
+def run_started(step=0, resumed_from=None, uncounted=()):
     return RunStarted(
         step=step,
         tick=step // 10,
@@ -91,6 +91,7 @@ def run_started(step=0, resumed_from=None):
         parameters=1000,
         total_steps=300,
         slots=SLOTS,
+        uncounted=uncounted,
     )
 
 

@@ -33,11 +33,15 @@ def text_of(console):
 def test_plain_lines():
     out = io.StringIO()
     sink = ConsoleSink(ConsoleMode.AUTO, stream=out, every_s=0.0)
-    for event in (run_started(), tick_done(4), stage_changed(4, Stage.TRAINING, Stage.BLENDING)):
+    missed = ("aten::_fft_r2c (the host)", "mine::scan (blueprint scan)")
+    starts = run_started(), run_started(uncounted=missed)
+    for event in (*starts, tick_done(4), stage_changed(4, Stage.TRAINING, Stage.BLENDING)):
         sink.emit(event)
     sink.close()
     assert out.getvalue().splitlines() == [
         "1,000 parameters on 2 ranks, 300 steps, slots r0c0, r0c1",
+        "1,000 parameters on 2 ranks, 300 steps, slots r0c0, r0c1; FLOPs are too low, no formula for "
+        "aten::_fft_r2c (the host), mine::scan (blueprint scan)",
         "step 40/300  tick 4  loss 0.500  acc 87.5%  val 0.625 50.0%  lr 0.00025  "
         "r0c0 TRAINING 0.04 conv_light  r0c1 EMPTY",
         "step 40  r0c0 TRAINING -> BLENDING conv_light (ADVANCE)",

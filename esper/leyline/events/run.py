@@ -28,6 +28,9 @@ class RunStarted(Event):
     slots: tuple[str, ...]
     """Ids of the slots in use, row-major."""
 
+    uncounted: tuple[str, ...] = ()
+    """Operators of host and blueprints that the FLOP account has no formula for; they count for nothing in it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsChanged(Event):

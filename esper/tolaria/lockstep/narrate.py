@@ -105,6 +105,7 @@ class Narrator:
                 parameters=self._parameters(),
                 total_steps=terms.total_steps,
                 slots=tuple(self.grown.slots),
+                uncounted=terms.costs.uncounted if terms.costs is not None else (),
             )
         )
 
