@@ -176,15 +176,15 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
 """Formulas by operator, for `FlopCounterMode(custom_mapping=...)`: shapes of the arguments to FLOPs."""
 
 _FREE_WORDS = """
-norm batchnorm softmax logsumexp dropout embedding pool pool1d pool2d pool3d pad pad1d pad2d pad3d upsample sampler loss
-entropy cat stack copy clone resize fill zero zeros empty ones full like new arange range linspace eye rand randn
-randint randperm random uniform normal bernoulli multinomial exponential cauchy poisson geometric index gather scatter select
-slice sort topk kthvalue median cummax cummin cumsum cumprod logcumsumexp mask masked roll flip repeat interleave unique
-unique2 nonzero tril triu one bincount histc histogram searchsorted bucketize scalar tensor glu prelu rrelu elu gelu
-hardswish mish sigmoid threshold im2col col2im shuffle sum mean var std prod max min argmax argmin aminmax any all equal
-lift view reshape squeeze unsqueeze expand permute transpose t split chunk unfold fold set assert sym thnn choice divide
-strided detach take put trace rot90 diag diagonal isin cross where complex polar window grid contiguous to renorm nll
-padded is coalesced fake quantize segment
+norm batchnorm softmax logsumexp dropout embedding pool pool1d pool2d pool3d pad pad1d pad2d pad3d upsample sampler
+loss entropy cat stack copy clone resize fill zero zeros empty ones full like new arange range linspace eye rand randn
+randint randperm random uniform normal bernoulli multinomial exponential cauchy poisson geometric index gather scatter
+select slice sort topk kthvalue median cummax cummin cumsum cumprod logcumsumexp mask masked roll flip repeat
+interleave unique unique2 nonzero tril triu one bincount histc histogram searchsorted bucketize scalar tensor glu
+prelu rrelu elu gelu hardswish mish sigmoid threshold im2col col2im shuffle sum mean var std prod max min argmax
+argmin aminmax any all equal lift view reshape squeeze unsqueeze expand permute transpose t split chunk unfold fold
+set assert sym thnn choice divide strided detach take put trace rot90 diag diagonal isin cross where complex polar
+window grid contiguous to renorm nll padded is coalesced fake quantize segment
 """
 _FREE = frozenset(_FREE_WORDS.split())
 _PRODUCTS = frozenset({"mm", "attention", "conv", "convolution", "product"})
