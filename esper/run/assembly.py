@@ -86,7 +86,7 @@ def _check_output(grown: Grown, bundle: Bundle, example: torch.Tensor, config: E
         ConfigError: it returns something else; the text has both shapes.
     """
     with undisturbed(example), evaluating(grown.model), autocast(config.trainer.precision, example.device):
-        output = grown.model(example)
+        output = grown.model(example.clone())
     axes = list(example.shape[:1] if bundle.task is Task.CLASSIFICATION else example.shape[:2])
     shape = list(output.shape) if isinstance(output, torch.Tensor) else None
     if shape is None or shape[:-1] != axes or shape[-1] < bundle.classes:

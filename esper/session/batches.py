@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -18,6 +18,7 @@ from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.attribution.probe import difference_sums
 from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.feature import copied
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
@@ -162,9 +163,8 @@ class BatchEvaluator:
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Loss and correctness of each sample [B], in float64; correctness 0 if the loss returns none."""
         assert self.judge is not None
-        copied = tree_map_only(Tensor, torch.clone, batch)  # a model may write into its input
         with undisturbed(self.world.device):
-            loss, correct = self.judge(self.model, copied)
+            loss, correct = self.judge(self.model, copied(batch))
         return loss.double(), torch.zeros_like(loss).double() if correct is None else correct.double()
 
     def validation_sums(self) -> dict[str, float]:

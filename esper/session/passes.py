@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from esper.accord.state import RunState
+from esper.kasmina.slots.feature import copied
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.leyline.plain import digest62
@@ -57,9 +58,10 @@ class Passes:
         """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward pass of its own."""
         self._note(batch)
         means: list[Tensor] = []
+        shadowed = self._growth.shadowed_slots(state)
 
         def host() -> Tensor:
-            loss, correct = self._judge_host(batch)
+            loss, correct = self._judge_host(batch, again=bool(shadowed))
             self.graded = correct is not None
             ones = torch.ones(len(loss), device=loss.device)
             self._window.add_samples(loss, torch.zeros_like(loss) if correct is None else correct, ones)
@@ -69,7 +71,7 @@ class Passes:
         def shadow(call: Call) -> Tensor:
             return self._judge_given(call, batch)[0].mean()
 
-        total = with_shadows(host, shadow, self._grown, self._growth.shadowed_slots(state), self._world.device)
+        total = with_shadows(host, shadow, self._grown, shadowed, self._world.device)
         return means[0], total
 
     # the model that the loss is given -----------------------------------------------------------------------------
@@ -91,14 +93,20 @@ class Passes:
             )
         return judged
 
-    def _judge_host(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """`_judge_given` of the host; the first time no call may go past the stand-in."""
+    def _judge_host(self, batch: Any, *, again: bool) -> tuple[Tensor, Tensor | None]:
+        """`_judge_given` of the host; the first time no call may go past the stand-in.
+
+        Args:
+            batch: the user's.
+            again: other forwards will see this batch, so the model, which may write into its input, gets a copy.
+        """
         inside, past = 0, 0
 
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
             inside += 1
             try:
+                args, kwargs = copied((args, kwargs)) if again else (args, kwargs)
                 return self._model.call_present(*args, **kwargs)
             finally:
                 inside -= 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from esper.kasmina.births.build import birth_key, build_seed
+from esper.kasmina.births.build import birth_key, build_gate, build_seed, gate_key
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.alpha import Operator
@@ -29,12 +29,16 @@ def born(grown: Grown, slot: str, blueprint: str | None = None, dtype: torch.dty
 def set_to_work(
     grown: Grown, slot: str, seed: nn.Module, alpha: float = 1.0, operator: Operator = Operator.ADD
 ) -> None:
-    """Plants a seed that takes part in the forward; CHANNEL gets a vector."""
-    holder = grown.slots[slot]
+    """Plants a seed that takes part in the forward; CHANNEL gets a vector, GATE a gate."""
+    holder, site = grown.slots[slot], grown.sites[slot]
     holder.plant(seed)
     holder.phase, holder.operator = Phase.BLEND, operator
     if operator is Operator.CHANNEL:
-        holder.set_channels([index / holder.site.dim for index in range(holder.site.dim)])
+        holder.set_channels([index / site.dim for index in range(site.dim)])
+    if operator is Operator.GATE:
+        dtype = next((p.dtype for p in seed.parameters()), torch.float32)
+        key = gate_key(1, slot, 1, 0)
+        holder.gate = build_gate(dim=site.dim, topology=site.topology, key=key, dtype=dtype, device="cpu")
     holder.set_alpha(alpha)
 
 

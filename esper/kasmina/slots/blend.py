@@ -13,6 +13,11 @@ never made by adding zero. The host's gradient is then the one without the seed,
 the blend passes the upstream gradient to h alone (`HostOnly`), and the seed reads a detached x, since a zero gradient
 times an infinite weight would still send NaN to the host.
 
+What is returned has memory of its own, at a = 0 too: the module behind a slot may work in place (``y += x``, a ReLU
+with inplace=True), which must not reach what the seed has kept for backward, and torch refuses on a view made by a
+Function. The copy is made where a seed learns at a = 0 (straight-through, the first step of a ramp) and nowhere else:
+a slot that is empty or does not learn hands the host's own tensor on, and for a > 0 the sum is new anyway.
+
 Eager code reads "a is 0" off the ramp, as a Python number. Compiled code reads it off the tensor, so that one graph
 serves a whole ramp: `select` takes the place of `HostOnly`, and a `door` stands where the host's features and the
 seed's input enter. Where they are closed the gradient is -0.0, which changes no bit of a gradient that it is added to
@@ -45,7 +50,7 @@ class HostOnly(torch.autograd.Function):
     def forward(ctx: Any, host: Tensor, *others: Tensor) -> Tensor:
         """Returns ``host`` [any shape]; ``others`` are the seed's delta and the gate's g."""
         ctx.save_for_backward(*others)
-        return host.view_as(host)
+        return host.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
@@ -62,7 +67,7 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, host: Tensor, increment: Tensor) -> Tensor:
         """Returns ``host`` [any shape]; ``increment`` has the same shape."""
-        return host.view_as(host)
+        return host.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:

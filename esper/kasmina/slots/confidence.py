@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from esper.kasmina.slots.feature import copied
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 
@@ -37,7 +37,7 @@ def class_logits(grown: Grown, *args: Any, **kwargs: Any) -> Tensor | None:
     asking = [slot for slot, holder in grown.slots.items() if holder.asks_logits]
     if not asking:
         return None
-    args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into its input
+    args, kwargs = copied((args, kwargs))
     without = dict.fromkeys(asking, 0.0)
     with evaluating(grown.model), undisturbed(grown.model), grown.override(without):
         output: Tensor = grown.model(*args, **kwargs)

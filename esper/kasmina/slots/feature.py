@@ -13,7 +13,9 @@ import dataclasses
 from collections.abc import Iterator, MutableMapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 Place: TypeAlias = int | str | None
 """Index in a sequence, key or field of a mapping or dataclass, None for the output itself."""
@@ -71,6 +73,11 @@ def put(output: Any, place: Place, feature: Tensor) -> Any:
     else:
         object.__setattr__(twin, str(place), feature)  # works for a frozen dataclass too
     return twin
+
+
+def copied(inputs: Any) -> Any:
+    """Returns a model's inputs with a copy of each tensor: a model may write into what it is given."""
+    return tree_map_only(Tensor, torch.clone, inputs)
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -65,6 +65,8 @@ def check_forward(seed: nn.Module, site: Site, blueprint: str, *, dtype: torch.d
     with torch.no_grad(), undisturbed(device):
         x = torch.ones(1, *site.shape, dtype=dtype, device=device)
         delta = seed(x)
+        if x._version:  # whatever was written: a ReLU leaves ones as they are
+            raise Unfit(f"{blueprint} writes into its input, the host's feature: work on a copy (inplace=False)")
         if not isinstance(delta, Tensor):
             raise Unfit(f"{blueprint} returns {type(delta).__name__}, not a tensor")
         if delta.shape != x.shape or delta.dtype != x.dtype:

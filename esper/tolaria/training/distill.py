@@ -216,7 +216,7 @@ class Distillation:
         with undisturbed(self.teacher.module), evaluating(self.teacher.module), self.lesson(example):
             logits = self._logits
             with evaluating(grown.model), self._autocast():
-                output = grown.model(example)
+                output = grown.model(example.clone())
             seen, taught = dict(self._seen), dict(self._taught)
         if not isinstance(logits, Tensor) or logits.shape != output.shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -246,7 +246,7 @@ class Distillation:
         self._open = True
         try:
             with torch.no_grad(), self._autocast():
-                self._logits = self.teacher.call(x)
+                self._logits = self.teacher.call(x.clone())  # it may write into what it is given
             yield self._term
         finally:
             self._open, self._logits = False, None

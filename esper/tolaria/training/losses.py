@@ -73,7 +73,7 @@ class StepLoss:
 
         def host() -> Tensor:
             with self.grown.tallied(weights):
-                output = self._forward(self.growth.call, x)
+                output = self._forward(self.growth.call, x.clone() if shadowed else x)  # it may write into its input
             loss, correct = self.task.per_sample(output, y)
             self.window.add_samples(loss, correct, weights)
             return share(loss, output)
