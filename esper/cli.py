@@ -6,6 +6,7 @@ esper resume RUN --breaker ALLOWED      the same, and growth that the governor h
 esper resume RUN --at STEP --as NEW     undo: a new run that goes on from an older checkpoint; RUN stays as it is
 esper resume RUN key=value ...          the same under other settings, of those that may change: governor.*,
                                         checkpoint.*, telemetry.*, limits of time
+esper resume RUN trainer.steps=N        make it longer, also if it is done (trainer.epochs=N, if epochs are its length)
 esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # One attempt at a run inside a Slurm job: bash job.sh RUN [overrides]. The batch scripts beside this file end with it.
-# The first attempt composes the settings, once and on this host; every later one resumes RUN as it is.
+# The first attempt composes the settings, once and on this host; every later one resumes RUN as it is. If the first
+# override is the word "resume", so does the first attempt, and the others are changes: resume trainer.steps=2000.
 
 set -uo pipefail
 run=$1
 shift
 python=${ESPER_PYTHON:-$ROOT/.venv/bin/python}
-if [[ -f "$run/config.yaml" ]]; then
+if [[ "${1:-}" == resume ]]; then # the changes of a resume may be repeated after a requeue
+    words=(resume "$run" "${@:2}")
+elif [[ -f "$run/config.yaml" ]]; then
     words=(resume "$run")
 else
     words=(train "run.dir=$run" "world.nnodes=$SLURM_JOB_NUM_NODES" world.rdzv_endpoint=slurm "$@")

@@ -25,6 +25,9 @@ OPERATIONAL = (
 # Settings that may be changed where a run goes on. They decide what a run does about trouble and when it saves, so two
 # runs that differ in them are two runs; but one run may live under first these and then those.
 CHANGEABLE = (*OPERATIONAL, "governor", "checkpoint")
+
+LENGTH = ("trainer.steps", "trainer.epochs")  # a run may become longer, see `length_problem`
+_NOT_FOR_LIFE = (*CHANGEABLE, *LENGTH)
 _NEVER_TOLD = ("run", "world.rdzv_endpoint", "world.rdzv_id")  # where and under which name, not how
 
 
@@ -53,18 +56,48 @@ def config_digest(plain: dict[str, Any]) -> int:
 
 def lasting_digest(plain: dict[str, Any]) -> int:
     """62-bit digest of all settings that a run keeps for its whole life."""
-    return digest62(_leaves(plain, without=CHANGEABLE))
+    return digest62(_leaves(plain, without=_NOT_FOR_LIFE))
 
 
 def changeable_settings(plain: dict[str, Any]) -> dict[str, Any]:
-    """The settings that may change where a run goes on, by dotted path; a checkpoint says under which it was saved."""
+    """The settings that may change where a run goes on, and its length, by dotted path; a checkpoint says under which
+    it was saved.
+    """
     every = _leaves(plain, without=_NEVER_TOLD)
-    return {key: value for key, value in every.items() if may_change(key)}
+    return {key: value for key, value in every.items() if may_change(key) or key in LENGTH}
+
+
+def length_of(plain: dict[str, Any]) -> tuple[str, Any]:
+    """The setting that decides how long a run is, by its dotted path, and its value: ``steps`` if there are any."""
+    steps, epochs = (_leaves(plain, without=()).get(key) for key in LENGTH)
+    return (LENGTH[1], epochs) if steps is None else (LENGTH[0], steps)
+
+
+def same_length(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two trees have the same settings of a run's length."""
+    was, now = _leaves(old, without=()), _leaves(new, without=())
+    return all(was.get(key) == now.get(key) for key in LENGTH)
+
+
+def length_problem(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Why a run of one length may not have another; empty if it stays as long, or becomes longer."""
+    (key, length), leaves = length_of(old), _leaves(new, without=())
+    if same_length(old, new):
+        return ""
+    for name in LENGTH:
+        if name != key and leaves.get(name) != _leaves(old, without=()).get(name):
+            return f"{name} = {leaves.get(name)}: the run's length is {key} = {length}; set {key}=<more than {length}>"
+    longer = leaves.get(key)
+    if longer is None or longer < length:
+        return f"{key} = {longer}: the run has {length} and can only become longer; set {key}=<more than {length}>"
+    return ""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The differences between two trees, ``key = new: the run has old; set key=old``, without those that may change."""
-    was, now = _leaves(old, without=CHANGEABLE), _leaves(new, without=CHANGEABLE)
+    """The differences between two trees, ``key = new: the run has old; set key=old``, without those that may change,
+    and without the length.
+    """
+    was, now = _leaves(old, without=_NOT_FOR_LIFE), _leaves(new, without=_NOT_FOR_LIFE)
     lines = []
     for key in dict.fromkeys([*was, *now]):
         if key not in now:

@@ -1,6 +1,7 @@
 """Resumes a run, from its newest checkpoint or an older one, under some settings that may change."""
 
 import contextlib
+import copy
 import os
 import shlex
 import shutil
@@ -13,7 +14,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from esper.accord.breaker import BreakerOrder
-from esper.config.digest import CHANGEABLE, may_change
+from esper.config.digest import (
+    CHANGEABLE,
+    LENGTH,
+    changeable_settings,
+    length_of,
+    length_problem,
+    may_change,
+    same_length,
+)
 from esper.config.tree import EsperConfig, Resume, build_config, load_config, write_config
 from esper.launcher.start import LaunchResult, start
 from esper.leyline.breaker import BreakerPhase
@@ -24,7 +33,7 @@ from esper.tolaria.checkpoint.store import CheckpointStore
 
 
 def change_settings(plain: dict[str, Any], changes: Sequence[str]) -> None:
-    """Changes settings of a run's plain config, in place, as ``key=value`` of a command line says.
+    """Changes settings of a run's plain config, in place, as ``key=value`` of a command line says. Its length is one.
 
     Raises:
         ConfigError: a change cannot be read, or its setting may not change; the text lists every problem.
@@ -41,8 +50,8 @@ def change_settings(plain: dict[str, Any], changes: Sequence[str]) -> None:
             problems.append(f"{text}: expected one key=value, as in governor.enabled=false")
         elif key in ("run", "run.dir", "run.resume"):
             problems.append(f"{text}: the command itself says which run; leave it out")
-        elif not may_change(key):
-            may = ", ".join(name for name in CHANGEABLE if name != "run")
+        elif not may_change(key) and key not in LENGTH:
+            may = ", ".join(name for name in (*CHANGEABLE, *LENGTH) if name != "run")
             problems.append(f"{text}: cannot change where a run goes on (what can: {may}); begin a new run with it")
         else:
             _put(plain, key, change.value())
@@ -133,13 +142,19 @@ def resume(
     """
     find_run(run)
     _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
+    old = copy.deepcopy(plain)
     change_settings(plain, changes)
     build_config(plain)  # before a new folder is made
+    if problem := length_problem(old, plain):
+        raise ConfigError(problem)
     status, _ = read_status(run)
-    if changes and new is None and status is not None and status["status"] == "done":
+    finished = status is not None and status["status"] == "done" and same_length(old, plain)
+    if finished and new is None and changeable_settings(plain) != changeable_settings(old):
         raise ConfigError(
-            f"{run} is done, so nothing would run with {', '.join(changes)}; to go on from an older checkpoint "
-            "in a new folder, add --at STEP --as NEW"
+            f"{run} is done, so nothing would run with {', '.join(changes)}; to make it longer, add "
+            "{}=<more than {}>; to go on from an older checkpoint in a new folder, add --at STEP --as NEW".format(
+                *length_of(old)
+            )
         )
     if new is not None and at is not None:
         branch(run, at, new, trusted=trusted)

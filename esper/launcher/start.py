@@ -27,6 +27,7 @@ from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted,
 from esper.leyline.files import RunDir, package_folder, write_json
 from esper.run.attempt import BEFORE, find_takeover, latest_attempt
 from esper.run.directory import check_run, hold_run, read_status, write_order
+from esper.run.extension import describe_extension
 from esper.run.lock import LOCKED, name_launch
 from esper.run.teacher import check_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore
@@ -96,7 +97,10 @@ def start(
         known = check_run(config.run, plain)
         print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{command_line}")
         return LaunchResult(0, "planned")
+    longer = describe_extension(config, plain, read_status)
     with hold_run(config.run, plain) as lock:
+        if longer:
+            print(f"esper: {folder}: {longer}", flush=True)
         if launch == "prepare":
             print(f"run directory: {folder}\n{command_line}")
             return LaunchResult(0, "prepared")

@@ -135,6 +135,10 @@ class RunDir:
         """The result of a finished run."""
         return self.path / "result.json"
 
+    def earlier_result(self, step: int) -> Path:
+        """The result that the run had at ``step``, before it was made longer."""
+        return self.path / f"result-{step:08d}.json"
+
     @property
     def data(self) -> Path:
         """The data that the run trains on: digest, and files with their hashes. Other data is refused."""

@@ -37,6 +37,7 @@ from esper.leyline.events import (
     Panic,
     RolledBack,
     RunEnded,
+    RunExtended,
     RunStarted,
     SettingsChanged,
     SlotLine,
@@ -117,6 +118,12 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         return f"{at}  shift: {event.words}", "yellow"
     if isinstance(event, SettingsChanged):
         return f"{at}  setting changed: {event.key} = {event.after}, it was {event.before}", "yellow"
+    if isinstance(event, RunExtended):
+        text = f"{at}  the run is {event.after:,} steps long, it was {event.before:,}"
+        if event.lr_after != event.lr_before:
+            rates = f"{event.lr_after:.3g} instead of {event.lr_before:.3g}"
+            text += f"; {event.schedule} schedule over all of them: the learning rate goes on at {rates}"
+        return text, "yellow"
     if isinstance(event, RolledBack):
         return f"{at}  {_rollback(event)}", "bold yellow"
     if isinstance(event, BreakerChanged):

@@ -174,7 +174,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         config.slots,
         config.gates,
         class_logits=bundle.task is Task.CLASSIFICATION,
-        total_steps=config.trainer.steps or config.trainer.epochs * per_epoch,
+        total_steps=config.trainer.total_steps(per_epoch),
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
         max_skips=config.trainer.max_skips,
         world_size=world_size,

@@ -5,29 +5,23 @@ files that it made on the way are removed again.
 """
 
 import errno
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from esper.accord.breaker import BreakerOrder
-from esper.config.digest import differences, same_file
+from esper.config.digest import differences, length_of, length_problem, same_file, same_length
 from esper.config.tree import Resume, RunConfig, read_plain, write_config
 from esper.leyline.errors import ConfigError, DataError, RunDirError
-from esper.leyline.files import RunDir, package_folder, write_json
+from esper.leyline.files import RunDir, write_json
 from esper.leyline.plain import from_plain, to_plain
+from esper.run.environment import describe_environment
+from esper.run.extension import reopen
 from esper.run.lock import take_lock
-
-_PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
 
 
 def find_run(folder: Path) -> RunDir:
@@ -170,7 +164,16 @@ def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
         raise RunDirError(
             f"{here}: holds a run already; set run.dir=<a new folder>, or run.resume=auto to go on with it"
         )
-    changed = differences(read_plain(files.config), plain)
+    old = read_plain(files.config)
+    changed = differences(old, plain)
+    if problem := length_problem(old, plain):
+        changed.append(problem)
+    elif run.resume is not Resume.MUST and not same_length(old, plain):  # no run becomes longer by mistake
+        (key, was), (_, now) = length_of(old), length_of(plain)
+        changed.append(
+            f"{key} = {now}: the run has {was}; set {key}={was}; to make it longer: "
+            f"esper resume {shlex.quote(run.dir)} {key}={now}"
+        )
     if changed:
         raise ConfigError(
             [
@@ -206,8 +209,13 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
         if not known:
             created.append(files.config)  # before it is written: a sync may fail after the file has its name
             write_config(files.config, plain)
-        elif not (_is_done(folder) or same_file(read_plain(files.config), plain)):
-            write_config(files.config, plain)
+        elif not same_file(old := read_plain(files.config), plain):
+            status, _ = read_status(folder)
+            done = status is not None and status["status"] == "done"
+            if not same_length(old, plain):
+                reopen(folder, status, plain)
+            if not (done and same_length(old, plain)):
+                write_config(files.config, plain)
         if not files.environment.exists():
             created.append(files.environment)
         write_json(files.environment, describe_environment(files.environment))
@@ -227,52 +235,6 @@ def hold_run(run: RunConfig, plain: dict[str, Any]) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of git in the project's checkout; None without a checkout or without git."""
-    folder = package_folder().parent
-    if not (folder / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def describe_environment(earlier: Path) -> dict[str, Any]:
-    """Describes machine and software of this start; lists the starts before it, which the file ``earlier`` holds."""
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    changed = _git("status", "--porcelain")
-    now = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "packages": versions,
-        "git": {"commit": _git("rev-parse", "HEAD"), "changed": None if changed is None else changed.splitlines()},
-        "command": shlex.join(sys.argv),
-        "folder": os.getcwd(),
-    }
-    try:
-        before = json.loads(earlier.read_text())
-    except (FileNotFoundError, ValueError):
-        before = None
-    history = [] if not isinstance(before, dict) else [*before.pop("earlier", []), before]
-    return {**now, "earlier": history}
-
-
-def _is_done(folder: Path) -> bool:
-    status, _ = read_status(folder)
-    return status is not None and status["status"] == "done"
 
 
 def read_status(folder: Path) -> tuple[dict[str, Any] | None, tuple[int, int] | None]:

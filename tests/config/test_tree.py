@@ -12,7 +12,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from esper.config.digest import changeable_settings, config_digest, differences, lasting_digest
+from esper.config.digest import (
+    changeable_settings,
+    config_digest,
+    differences,
+    lasting_digest,
+    length_problem,
+    same_length,
+)
 from esper.config.strict import as_plain, defaults_of
 from esper.config.tree import (
     FIXED_SECTIONS,
@@ -290,6 +297,32 @@ def test_what_a_run_does_about_trouble_and_when_it_saves_may_change_where_it_goe
         assert differences(default, other) == []
         assert changeable_settings(other)[path] == value
     assert not {key for key in changeable_settings(default) if key.startswith(("run.", "optim.", "world.rdzv"))}
+
+
+def test_a_length_may_only_grow(default: dict[str, Any]) -> None:
+    """By the setting that decides; either is in a checkpoint, and neither in the digest of what lasts."""
+    by_epochs, by_steps = copy.deepcopy(default), copy.deepcopy(default)
+    put(by_epochs, "trainer.epochs", 10)
+    put(by_steps, "trainer.steps", 50)
+    for old, path, value, problem in (
+        (by_epochs, "trainer.epochs", 11, ""),
+        (by_epochs, "trainer.epochs", 9, "trainer.epochs = 9: the run has 10"),
+        (by_epochs, "trainer.steps", 9_000, "trainer.steps = 9000: the run's length is trainer.epochs = 10"),
+        (by_steps, "trainer.steps", 51, ""),
+        (by_steps, "trainer.steps", 49, "trainer.steps = 49: the run has 50 and can only become longer"),
+        (by_steps, "trainer.steps", None, "trainer.steps = None: the run has 50"),
+        (by_steps, "trainer.epochs", 900, "trainer.epochs = 900: the run's length is trainer.steps = 50"),
+    ):
+        new = copy.deepcopy(old)
+        assert same_length(old, new)
+        put(new, path, value)
+        assert not same_length(old, new)
+        assert length_problem(old, new).startswith(problem)
+        assert bool(length_problem(old, new)) == bool(problem)
+        assert lasting_digest(new) == lasting_digest(old)
+        assert config_digest(new) != config_digest(old)
+        assert differences(old, new) == []
+        assert changeable_settings(new)[path] == value
 
 
 def test_differences_say_how_to_return(default: dict[str, Any]) -> None:

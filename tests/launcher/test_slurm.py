@@ -1,6 +1,8 @@
 """What Slurm's absence is called, and how the hosts of a job find each other; a real cluster is in tests/slurm/."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from esper.launcher.supervise import torchrun_arguments
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import write_json
 from esper.tolaria.ranks.config import WorldConfig
+from tests.support.dist import ROOT
 
 
 def test_a_rendezvous_is_on_the_first_host_and_new_after_each_requeue() -> None:
@@ -45,6 +48,24 @@ def test_outside_of_a_job_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 def test_only_a_stopped_run_is_requeued(tmp_path: Path, kind: str) -> None:
     write_json(tmp_path / "STATUS.json", {"status": kind, "step": 3})
     assert requeue(tmp_path, {"SLURM_JOB_ID": "5"}) == (False, f"not requeued: {tmp_path} is {kind}")
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+def test_a_job_resumes_with_changes_only_if_it_is_told_to(tmp_path: Path, known: bool) -> None:
+    """The batch script's last part, with a Python that writes its arguments down; a requeued job repeats its words."""
+    run, python, said = tmp_path / "run", tmp_path / "python", tmp_path / "said"
+    python.write_text('#!/bin/sh\nprintf "%s " "$@" >> "$SAID"\necho >> "$SAID"\nexit 75\n')
+    python.chmod(0o755)
+    if known:
+        run.mkdir()
+        (run / "config.yaml").touch()
+    words = {**os.environ, "ESPER_PYTHON": str(python), "SAID": str(said), "SLURM_JOB_NUM_NODES": "2"}
+    for arguments in (["host=gpt"], ["resume", "trainer.steps=90"]):
+        done = subprocess.run(["bash", str(ROOT / "slurm" / "job.sh"), str(run), *arguments], env=words)
+        assert done.returncode == 75
+    first = f"resume {run}" if known else f"train run.dir={run} world.nnodes=2 world.rdzv_endpoint=slurm host=gpt"
+    lines = [first, f"requeue {run}", f"resume {run} trainer.steps=90", f"requeue {run}"]
+    assert [line.strip() for line in said.read_text().splitlines()] == [f"-m esper.cli {line}" for line in lines]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"step": 3}', '{"step": null, "idle": 0}'])

@@ -19,6 +19,7 @@ from esper.leyline.events import (
     Rewrapped,
     RolledBack,
     RunEnded,
+    RunExtended,
     RunStarted,
     SettingsChanged,
     SlotDegraded,
@@ -176,6 +177,7 @@ SAMPLES = (
     fault(6),
     SnapshotTaken(**axes(6), bytes=4096, copy_ms=0.25),
     SettingsChanged(**axes(6), key="governor.rise", before=0.1, after=0.3),
+    RunExtended(**axes(6), before=100, after=200, schedule="cosine", lr_before=0.001, lr_after=0.0055),
     LossShifted(**axes(6), words="training loss 2, out of line for 3 ticks and at rest; it had been 1"),
     Panic(**axes(7), symptom="DIVERGENCE", words="training loss 9 against 1", healthy_step=50),
     RolledBack(

@@ -65,6 +65,7 @@ def test_everything_comes_back_in_order(tmp_path):
                 "skipped",
                 "fault",
                 "settings_changed",
+                "extended",
                 "shift",
                 "panic",
                 "rollback",

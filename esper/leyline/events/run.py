@@ -49,6 +49,28 @@ class SettingsChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunExtended(Event):
+    """The run is longer than it was when the checkpoint was saved that it goes on from."""
+
+    kind: ClassVar[str] = "extended"
+    priority: ClassVar[bool] = True
+    before: int
+    """Optimizer steps of the whole run, when the checkpoint was saved."""
+
+    after: int
+    """The same from here on."""
+
+    schedule: str
+    """Shape of the learning rate after warm-up: constant, cosine or linear."""
+
+    lr_before: float
+    """Learning rate of the host that the next optimizer step would have had in the shorter run."""
+
+    lr_after: float
+    """The one that it has. If it differs, this is not the run that was so long from the beginning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
     """The run ended."""
 

@@ -18,6 +18,7 @@ from esper.leyline.events.run import (
     Fault,
     Rewrapped,
     RunEnded,
+    RunExtended,
     RunStarted,
     SettingsChanged,
     StepSkipped,
@@ -29,6 +30,7 @@ EVENTS: dict[str, type[Event]] = {
     for cls in (
         RunStarted,
         SettingsChanged,
+        RunExtended,
         RunEnded,
         TickDone,
         CommandJudged,

@@ -79,6 +79,10 @@ class TrainerConfig:
     controller and the choice of the best checkpoint see it, too.
     """
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the run."""
+        return self.steps or self.epochs * steps_per_epoch
+
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check("compile_backend", self.compile_backend != "", "must name a backend of torch.compile")

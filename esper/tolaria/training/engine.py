@@ -46,6 +46,7 @@ from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.governor import Governor, Recovery, explain_skips, rollback_events
+from esper.tolaria.training.length import find_extension
 from esper.tolaria.training.losses import StepLoss
 from esper.tolaria.training.observing import build_average, build_observers
 from esper.tolaria.training.result import RunResult, build_result, choose_best, read_test, rebuild_checkpoint
@@ -154,6 +155,7 @@ class Engine:
             self.average.follow()
         self.narrator.report_start(self.state, self.terms, resume_step)
         self.narrator.report_changes(self.state, changes)
+        self.narrator.emit(find_extension(self.state, changes, self.settings.trainer, self.owner.config, self.plan))
         if self.governor is not None:
             if order is not None:
                 before = self.state.governor.breaker

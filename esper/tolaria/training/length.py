@@ -1,0 +1,44 @@
+"""What becomes of a run that is longer than when its checkpoint was saved."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from esper.accord.state import RunState
+from esper.leyline.events import RunExtended
+from esper.tolaria.data.sampler import BatchPlan
+from esper.tolaria.growth.config import OptimConfig
+from esper.tolaria.growth.policy import lr_shape
+from esper.tolaria.lockstep.narrate import axes_of
+from esper.tolaria.training.config import TrainerConfig
+
+
+def find_extension(
+    state: RunState,
+    changes: Mapping[str, tuple[Any, Any]],
+    trainer: TrainerConfig,
+    optim: OptimConfig,
+    plan: BatchPlan,
+) -> RunExtended | None:
+    """Returns the event of a run that has become longer; None if it has not.
+
+    Args:
+        state: of the checkpoint.
+        changes: settings that differ from those of the checkpoint, as (before, after) by dotted path.
+        trainer: settings of the run now.
+        optim: settings of its optimizer.
+        plan: of batches.
+    """
+    was = {name: changes[f"trainer.{name}"][0] for name in ("steps", "epochs") if f"trainer.{name}" in changes}
+    if not was:
+        return None
+    before, after = (c.total_steps(plan.steps_per_epoch) for c in (replace(trainer, **was), trainer))
+    rates = [optim.lr * lr_shape(optim, state.step, total) for total in (before, after)]
+    return RunExtended(
+        **axes_of(state),
+        before=before,
+        after=after,
+        schedule=optim.schedule,
+        lr_before=rates[0],
+        lr_after=rates[1],
+    )
