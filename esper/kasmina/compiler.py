@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.feature import copied, take, tensors_in
+from esper.kasmina.slots.feature import copy_inputs, take, tensors_in
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Backend, Region, choose_regions, compile_failures, reason
 from esper.kasmina.slots.sites import CONTAINER, arguments
@@ -130,7 +130,7 @@ class Compiler:
         return order
 
     def _forward(self, example: Any, frozen: bool = False) -> Any:
-        args, kwargs = arguments(copied(example))
+        args, kwargs = arguments(copy_inputs(example))
         model = self.grown.model
         tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
         if frozen:

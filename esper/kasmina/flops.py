@@ -28,7 +28,7 @@ from esper.kasmina.blueprints import registry
 from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.products import FORMULAS, Uncounted
 from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.feature import copied, put, take, tensors_in
+from esper.kasmina.slots.feature import copy_inputs, put, take, tensors_in
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER, Site, arguments
 from esper.kasmina.streams import undisturbed
@@ -97,7 +97,7 @@ def _backward_down_to(count: _Counter, grown: Grown, site: Site, example: Any, b
         return put(output, site.place, leaf[0].clone())  # the host may work in place, on a leaf it must not
 
     handle = grown.model.get_submodule(site.module).register_forward_hook(begin_here)
-    args, kwargs = arguments(copied(example))
+    args, kwargs = arguments(copy_inputs(example))
     try:
         output = torch.func.functional_call(grown.model, frozen, args, kwargs)
     finally:
@@ -141,7 +141,7 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
         grown: a model whose slots are empty.
         example: a batch of its inputs, as for `attach`; the batch axis is the first axis of the first tensor in it.
     """
-    args, kwargs = arguments(copied(example))
+    args, kwargs = arguments(copy_inputs(example))
     batch = next(tensors_in((*args, kwargs))).shape[0]
     weights = {
         name: p.detach().requires_grad_()  # of a frozen host too

@@ -18,7 +18,7 @@ from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.attribution.probe import difference_sums
 from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.feature import copied
+from esper.kasmina.slots.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
@@ -164,7 +164,7 @@ class BatchEvaluator:
         """Loss and correctness of each sample [B], in float64; correctness 0 if the loss returns none."""
         assert self.judge is not None
         with undisturbed(self.world.device):
-            loss, correct = self.judge(self.model, copied(batch))
+            loss, correct = self.judge(self.model, copy_inputs(batch))
         return loss.double(), torch.zeros_like(loss).double() if correct is None else correct.double()
 
     def validation_sums(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esper.accord.state import RunState
-from esper.kasmina.slots.feature import copied
+from esper.kasmina.slots.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.leyline.plain import digest62
@@ -106,7 +106,7 @@ class Passes:
             nonlocal inside
             inside += 1
             try:
-                args, kwargs = copied((args, kwargs)) if again else (args, kwargs)
+                args, kwargs = copy_inputs((args, kwargs)) if again else (args, kwargs)
                 return self._model.call_present(*args, **kwargs)
             finally:
                 inside -= 1

@@ -18,7 +18,7 @@ from esper.kasmina.attribution.coalitions import Plan
 from esper.kasmina.attribution.prefixes import How, forward_parts
 from esper.kasmina.hosts.resume import Resumable, State
 from esper.kasmina.slots.confidence import confident
-from esper.kasmina.slots.feature import copied
+from esper.kasmina.slots.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import Streams, cuda_devices, read_streams, set_streams, undisturbed
 from esper.leyline.errors import ConfigError
@@ -74,7 +74,7 @@ def _run_separately(
                 elif host is not None and part.until is not None:
                     result = host.forward_to(args[0], part.until)
                 else:
-                    copies = copied(args)
+                    copies = copy_inputs(args)
                     with confident(grown, *copies):
                         result = grown.model(*copies)
             if part.until is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.slots.feature import copied
+from esper.kasmina.slots.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 
@@ -37,7 +37,7 @@ def class_logits(grown: Grown, *args: Any, **kwargs: Any) -> Tensor | None:
     asking = [slot for slot, holder in grown.slots.items() if holder.asks_logits]
     if not asking:
         return None
-    args, kwargs = copied((args, kwargs))
+    args, kwargs = copy_inputs((args, kwargs))
     without = dict.fromkeys(asking, 0.0)
     with evaluating(grown.model), undisturbed(grown.model), grown.override(without):
         output: Tensor = grown.model(*args, **kwargs)

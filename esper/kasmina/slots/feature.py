@@ -75,7 +75,7 @@ def put(output: Any, place: Place, feature: Tensor) -> Any:
     return twin
 
 
-def copied(inputs: Any) -> Any:
+def copy_inputs(inputs: Any) -> Any:
     """Returns a model's inputs with a copy of each tensor: a model may write into what it is given."""
     return tree_map_only(Tensor, torch.clone, inputs)
 

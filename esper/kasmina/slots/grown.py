@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.slots.feature import copied, tensors_in
+from esper.kasmina.slots.feature import copy_inputs, tensors_in
 from esper.kasmina.slots.sites import CONTAINER, Site
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.streams import undisturbed
@@ -116,7 +116,7 @@ class Grown:
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with undisturbed(self.model), torch.enable_grad():
-            output = torch.func.functional_call(self.model, buffers, *copied((args, kwargs)))
+            output = torch.func.functional_call(self.model, buffers, *copy_inputs((args, kwargs)))
             leaves = [leaf for leaf in tensors_in(output) if leaf.requires_grad]
             total = sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
             grads = torch.autograd.grad(total, list(named.values()), allow_unused=True) if leaves else []
@@ -143,4 +143,4 @@ class Grown:
             if not name.startswith(prefix):
                 frozen[name] = buffer.clone()
         with self.override({slot: 1.0}):
-            return torch.func.functional_call(self.model, frozen, *copied((args, kwargs)))
+            return torch.func.functional_call(self.model, frozen, *copy_inputs((args, kwargs)))
