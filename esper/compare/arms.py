@@ -11,6 +11,7 @@ as the run's own account (`esper.accord.account`).
 """
 
 import json
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -80,6 +81,10 @@ class CompareConfig:
     flops_share: float
     """Share of the FLOPs of `final`, above 0 to 10, within which the subject is to reach its loss."""
 
+    margin: float
+    """How far behind a fixed schedule is too far, above 0, in units of the score: a share of 1 of test accuracy, or
+    nats of test loss. Choose it before the runs: the claim is that the subject is not behind by as much."""
+
     arms: dict[str, Arm]
     """What each arm has of its own, by name."""
 
@@ -88,6 +93,7 @@ class CompareConfig:
             check("seeds", bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "one or more, each once")
             check("subject", self.subject in self.arms, f"must be an arm: {', '.join(self.arms)}")
             check("flops_share", 0 < self.flops_share <= 10, "must be above 0, to 10")
+            check("margin", 0 < self.margin < math.inf, "must be above 0")
         problems = []
         for name, arm in self.arms.items():
             unknown = sorted(arm.waits_for - set(self.arms))

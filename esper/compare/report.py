@@ -89,6 +89,7 @@ def run_compare(
         sizes=sizes,
         subject=config.subject,
         flops_share=config.flops_share,
+        margin=config.margin,
         notes=make_notes(comparer, runs),
     )
     where = {f"{arm}/{seed}": run.folder for arm, by_seed in sorted(runs.items()) for seed, run in by_seed.items()}

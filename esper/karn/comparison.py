@@ -7,7 +7,7 @@ Each number is a mean over seeds with its 95 % t-interval; arms on the same seed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esper.karn.claims import Claim, choose_smaller_sizes, judge_headroom, make_claims
+from esper.karn.claims import Claim, choose_smaller_sizes, judge_claims
 from esper.karn.rows import Metric, Row, Runs, equal_flops, make_row
 
 
@@ -20,7 +20,7 @@ class Comparison:
         metric: of its score.
         rows: one per arm, in the order given.
         equal_flops: the FLOPs of the column "equal FLOPs", for each seed that every arm but `none` has.
-        informative: whether there is headroom (a single NO decides against it); None while that is open.
+        informative: whether headroom is shown (True) or refuted (False: one refuted claim does); None while it is open.
         verdicts: the claims, in order.
         notes: what a reader must know beside the numbers, one line each.
     """
@@ -46,6 +46,7 @@ def compare(
     sizes: Sequence[str],
     subject: str,
     flops_share: float,
+    margin: float,
     notes: Sequence[str] = (),
 ) -> Comparison:
     """Compares all arms.
@@ -57,11 +58,12 @@ def compare(
         sizes: arms of fixed size between host and final.
         subject: the arm that the claims are about.
         flops_share: the share of `final`'s training FLOPs within which the subject should reach its loss.
+        margin: how much worse than a fixed schedule, in units of the score, is too much; fixed before the runs.
         notes: the caller's notes, one line each, shown before those made here.
     """
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
     smaller, own_notes = choose_smaller_sizes(present, sizes)
-    room = judge_headroom(present, metric, smaller)
+    room, claims = judge_claims(present, metric, subject, smaller, flops_share=flops_share, margin=margin)
     holds = [verdict.holds for verdict in room]
     undecided = not smaller or None in holds
     at_equal, every = equal_flops(present), set[int]().union(*present.values())
@@ -75,6 +77,6 @@ def compare(
         rows=tuple(make_row(present, metric, arm) for arm in present),
         equal_flops=at_equal,
         informative=False if False in holds else None if undecided else True,
-        verdicts=(*room, *make_claims(present, metric, subject, flops_share=flops_share)),
+        verdicts=(*room, *claims),
         notes=(*notes, *own_notes),
     )

@@ -16,7 +16,7 @@ import numpy as np
 from esper.karn.comparison import Comparison
 from esper.karn.rows import Runs
 from esper.karn.runs import RunRecord
-from esper.karn.table import TablePart, table_parts, verdict_lines
+from esper.karn.table import CLAIMS, TablePart, table_parts, verdict_lines
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.files import write_whole
 
@@ -192,7 +192,7 @@ def write_page(comparison: Comparison, runs: Runs, path: Path, *, command: str, 
         f"<p><code>{html.escape(command)}</code></p><p>± is half of a 95 % interval over seeds (Student's t); "
         "[low, high] is a 95 % bootstrap interval. Differences are of the test score, paired by seed. The test part "
         f"was read once per run, on the checkpoint that validation chose.</p>{tables}"
-        f"<h2>What may be said</h2>{_verdicts(comparison)}{drawn}"
+        f"<h2>What may be said</h2><p>{CLAIMS}.</p>{_verdicts(comparison)}{drawn}"
         f"<h2>Runs</h2><ul>{listed}</ul></body></html>"
     )
     try:

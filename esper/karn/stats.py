@@ -4,6 +4,8 @@
     interquartile mean      mean of the middle half of the scores: robust like a median, tighter with few runs
     P(X > Y)                Mann-Whitney: share of pairs in which X is better, ties count half
     bootstrap               percentile intervals, resampling runs within each experiment (stratified)
+    Holm                    p-values of several tests, so that the chance of any false rejection stays bounded; valid
+                            under any dependence (Holm 1979, "A simple sequentially rejective multiple test procedure")
 
 Agarwal, Schwarzer, Castro, Courville, Bellemare 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice". Shapes: N seeds, E experiments, scores [N] or [N, E].
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 Array = npt.NDArray[np.float64]
@@ -65,6 +68,35 @@ def paired_difference(scores: Sequence[float], others: Sequence[float]) -> Estim
     if len(a) != len(b):
         raise ValueError(f"paired differences of {len(a)} and {len(b)} seeds: the same seeds on both sides are needed")
     return mean(list(a - b))
+
+
+def t_test(found: Estimate, bound: float) -> float:
+    """Two-sided p-value of the mean being ``bound``, by Student's t over seeds.
+
+    Args:
+        found: from `mean` or `paired_difference`, with a standard error above 0.
+        bound: the mean under the null, in the unit of the estimate.
+    """
+    assert found.se, "a spread of zero has no t"
+    return float(2 * student.sf(abs(found.value - bound) / found.se, found.n - 1))
+
+
+def sign_test(successes: int, n: int) -> float:
+    """Exact two-sided p-value of ``successes`` of ``n`` seeds, if each is as likely a success as not."""
+    return float(binomtest(successes, n, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts p-values of several tests: rejecting those up to a level bounds the chance of any false rejection by it.
+
+    The k-th smallest of m counts m - k + 1 times, and never less than a smaller one.
+    """
+    m = len(p_values)
+    adjusted, highest = [0.0] * m, 0.0
+    for place, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (m - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def interquartile_mean(scores: Array) -> float:

@@ -18,6 +18,8 @@ from esper.karn.comparison import Comparison
 from esper.karn.rows import BASELINES, Metric, Row
 from esper.karn.stats import Estimate
 
+CLAIMS = """yes: shown, NO: refuted, open: neither. By t-tests over paired seeds and a sign test, with Holm over all
+claims of this table: 5 % for any wrong one. Intervals are each claim's own"""
 Column = tuple[str, Callable[[Row], str]]
 
 
@@ -133,12 +135,12 @@ def table_parts(comparison: Comparison) -> list[TablePart]:
 
 
 def verdict_lines(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """(yes, no or open; claim; figure) of every verdict; the conclusion on headroom comes first."""
+    """(yes, NO or open; claim; figure) of every claim: shown, refuted or neither; that on headroom comes first."""
     word = {True: "yes", False: "NO", None: "open"}
     conclusion = {
         True: "informative: capacity matters here",
         False: "UNINFORMATIVE: capacity does not matter here, whatever the rows say",
-        None: "headroom not decided: it takes final above none and above a smaller fixed size, on seeds that differ",
+        None: "headroom is not shown: that takes final above none and above every smaller fixed size, one or more",
     }[comparison.informative]
     return [
         (word[comparison.informative], conclusion, ""),
@@ -160,6 +162,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     shown: list[RenderableType] = [Text(f"{comparison.name}: ± half of a 95 % interval over seeds (Student's t)")]
     for part in table_parts(comparison):
         shown += [Text(f"\n{part.title}"), _table(part)]
+    shown.append(Text(f"\n{CLAIMS}"))
     verdicts = Table(box=None, show_header=False)
     for line in verdict_lines(comparison):
         verdicts.add_row(*map(Text, line))  # Text: names and notes may hold brackets, which are markup to rich
@@ -175,5 +178,6 @@ def markdown(comparison: Comparison) -> str:
     text = []
     for part in table_parts(comparison):
         text += [f"{part.title}:", "", _line(part.heads), "|---" * len(part.heads) + "|", *map(_line, part.rows), ""]
-    text += ["| | claim | figure |", "|---|---|---|", *map(_line, verdict_lines(comparison))]
+    text += [" ".join(CLAIMS.split()) + ":", "", "| | claim | figure |", "|---|---|---|"]
+    text += map(_line, verdict_lines(comparison))
     return "\n".join([*text, *(f"\nNote: {note}." for note in comparison.notes)])

@@ -86,7 +86,7 @@ def test_an_arm_of_a_grown_topology_is_planted_with_it(data, tmp_path):
 
 
 def test_those_that_others_wait_for_come_first_and_a_circle_is_refused():
-    common = {"base": [], "seeds": [1], "metric": Metric.ACCURACY, "subject": "a", "flops_share": 1.0}
+    common = {"base": [], "seeds": [1], "metric": Metric.ACCURACY, "subject": "a", "flops_share": 1.0, "margin": 0.01}
     arms = {"a": Arm(flops="b"), "b": Arm(topology="c"), "c": Arm()}
     compare = CompareConfig(arms=arms, **common)
     assert compare.in_order() == ["c", "b", "a"]
@@ -99,8 +99,9 @@ def test_every_problem_of_a_comparison_is_told_with_its_place():
         load_compare("digits_cpu", ["seeds=[]", "flops_share=0", "subject=nobody", "armz=1"])
     assert "compare.armz" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
-        load_compare("digits_cpu", ["seeds=[1,1]", "flops_share=0", "subject=nobody"])
-    assert all(word in str(caught.value) for word in ("compare.seeds", "compare.flops_share", "compare.subject"))
+        load_compare("digits_cpu", ["seeds=[1,1]", "flops_share=0", "margin=0", "subject=nobody"])
+    said = str(caught.value)
+    assert all(f"compare.{word}" in said for word in ("seeds", "flops_share", "margin", "subject"))
 
 
 @pytest.mark.parametrize(

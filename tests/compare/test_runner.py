@@ -42,6 +42,7 @@ seeds: [1, 2]
 metric: loss
 subject: a
 flops_share: 1
+margin: 0.01
 arms:
   a: {{overrides: [controller=none]}}
   b: {{overrides: [controller=none]}}

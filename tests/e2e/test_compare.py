@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ seeds: [1, 2]
 metric: accuracy
 subject: shapes
 flops_share: 0.75
+margin: 0.01
 arms:
   none: {overrides: [controller=none]}
   nothing: {overrides: [controller=schedule, 'controller.actions=[NOOP]']}
@@ -76,8 +78,9 @@ def test_an_effect_that_was_planted_is_detected(compared):
     ]
     assert min(gains) > 0.2, gains
     said = done.stdout.splitlines()
-    assert any("shapes beats none by more than 2 SE" in line and line.split()[0] == "yes" for line in said), done.stdout
-    assert any("final beats none by more than 2 SE" in line and line.split()[0] == "yes" for line in said)
+    words = {line.split("beats none")[0].split()[-1]: line.split()[0] for line in said if " beats none " in line}
+    assert words in ({"shapes": word, "final": other} for word in ("yes", "open") for other in ("yes", "open")), said
+    assert all(re.search(rf"{arm} beats none +\+\d\d\.\d\d points", done.stdout) for arm in words), done.stdout
 
 
 def test_where_nothing_was_planted_nothing_is_reported(compared):
@@ -156,7 +159,7 @@ def test_a_bad_comparison_is_one_clear_line(tmp_path):
     assert done.returncode == 78
     assert "no such comparison; there are" in done.stderr
     (tmp_path / "x.yaml").write_text(
-        "base: []\nseeds: [1]\nmetric: accuracy\nsubject: a\nflops_share: 1\narms: {a: {flops: b}}\n"
+        "base: []\nseeds: [1]\nmetric: accuracy\nsubject: a\nflops_share: 1\nmargin: 1\narms: {a: {flops: b}}\n"
     )
     done = esper("compare", "x.yaml", cwd=tmp_path)
     assert done.returncode == 78

@@ -53,7 +53,7 @@ def scored(*accuracies: float, parameters: int = 100) -> dict:
 
 
 def asked(runs: dict, *, sizes=("mid",), subject="heuristic", share=0.75, metric=Metric.ACCURACY, notes=()):
-    return compare("x", runs, metric, sizes=sizes, subject=subject, flops_share=share, notes=notes)
+    return compare("x", runs, metric, sizes=sizes, subject=subject, flops_share=share, margin=0.01, notes=notes)
 
 
 def cell(found, arm: str, head: str) -> str:
@@ -78,12 +78,12 @@ def printed(found, width: int) -> str:
 
 def test_a_small_effect_is_found_under_noise_that_the_seeds_share():
     runs = arms(none=0.0, random=0.0, schedule=0.009, immediate=0.01, heuristic=0.01, final=0.01, mid=0.002)
-    found = compare("x", runs, Metric.ACCURACY, sizes=["mid"], subject="heuristic", flops_share=0.9)
+    found = compare("x", runs, Metric.ACCURACY, sizes=["mid"], subject="heuristic", flops_share=0.9, margin=0.01)
     assert found.informative is True
     said = verdicts(found)
-    assert said["heuristic beats none by more than 2 SE"] is True
-    assert said["heuristic beats random by more than 2 SE"] is True
-    assert said["heuristic is not below schedule by more than 1 SE"] is True
+    assert said["heuristic beats none"] is True
+    assert said["heuristic beats random"] is True
+    assert said["heuristic is not behind schedule by 1.00 points"] is True
     row = found.row("heuristic")
     assert row.against["none"].value == pytest.approx(0.01, abs=0.002)
     assert row.score.se > 10 * row.against["none"].se
@@ -92,21 +92,29 @@ def test_a_small_effect_is_found_under_noise_that_the_seeds_share():
 
 def test_no_effect_is_called_none_and_a_worse_arm_worse():
     runs = arms(none=0.0, random=0.0, schedule=0.02, immediate=0.0, heuristic=0.0, final=0.0, mid=0.0)
-    found = compare("x", runs, Metric.ACCURACY, sizes=["mid"], subject="heuristic", flops_share=0.75)
-    assert found.informative is False
+    found = compare("x", runs, Metric.ACCURACY, sizes=["mid"], subject="heuristic", flops_share=0.75, margin=0.01)
     said = verdicts(found)
-    assert said["heuristic beats none by more than 2 SE"] is False
-    assert said["heuristic is not below schedule by more than 1 SE"] is False
-    assert any("UNINFORMATIVE" in line[1] for line in verdict_lines(found))
+    assert found.informative is None  # neither shown nor refuted
+    assert said["heuristic beats none"] is None
+    assert said["heuristic is not behind schedule by 1.00 points"] is False
+    worse = compare(
+        "x",
+        arms(none=0.01, final=0.0, mid=0.0),
+        Metric.ACCURACY,
+        sizes=["mid"],
+        subject="heuristic",
+        flops_share=0.75,
+        margin=0.01,
+    )
+    assert worse.informative is False
+    assert verdict_lines(worse)[0][:2] == ("NO", "UNINFORMATIVE: capacity does not matter here, whatever the rows say")
 
 
 def test_identical_runs_differ_by_nothing():
     base = arms(none=0.0)["none"]
-    found = compare(
-        "x", {"none": base, "heuristic": dict(base)}, Metric.ACCURACY, sizes=[], subject="heuristic", flops_share=1.0
-    )
+    found = asked({"none": base, "heuristic": dict(base)}, sizes=[])
     assert found.row("heuristic").against["none"].value == 0.0
-    assert verdicts(found)["heuristic beats none by more than 2 SE"] is False
+    assert verdicts(found)["heuristic beats none"] is None
     assert found.informative is None  # no run of final
 
 
@@ -118,7 +126,7 @@ def test_flops_are_compared_seed_by_seed():
         "mid": {1: record([(10, 3.0), (80, 1.1)])},
     }
     assert equal_flops(runs) == {1: 80}
-    found = compare("x", runs, Metric.LOSS, sizes=["mid"], subject="heuristic", flops_share=0.5)
+    found = compare("x", runs, Metric.LOSS, sizes=["mid"], subject="heuristic", flops_share=0.5, margin=0.01)
     assert found.row("heuristic").to_final == pytest.approx(0.4)
     assert found.row("mid").to_final == math.inf
     assert found.row("mid").reached == 0
@@ -126,7 +134,9 @@ def test_flops_are_compared_seed_by_seed():
     assert found.row("final").equal_loss.value == pytest.approx(3.0 - 2.0 * 70 / 90)
     assert cell(found, "mid", "to final") == "– (0/1)"
     assert cell(found, "heuristic", "to final") == "0.40 (1/1)"
-    assert verdicts(found)["heuristic reaches final's loss with at most 0.5 of its FLOPs"] is True
+    claim = "heuristic reaches final's loss with at most 0.5 of its FLOPs"
+    assert verdicts(found)[claim] is None  # one seed shows nothing
+    assert figures(found)[claim] == "median 0.40; within 0.5 on 1 of 1 seeds, ever on 1 of 1; p = 1.000"
 
 
 def test_terminal_and_page_show_every_number_that_was_asked_for():
@@ -180,7 +190,7 @@ def test_each_table_fits_a_terminal():
     }
     for metric in Metric:
         lines = printed(asked(runs, sizes=["mid_large"], metric=metric), 300).splitlines()
-        cut = next(i for i, line in enumerate(lines) if " by more than " in line)
+        cut = next(i for i, line in enumerate(lines) if " beats " in line)
         assert max(len(line.rstrip()) for line in lines[:cut]) <= 130
 
 
@@ -188,39 +198,40 @@ def test_seeds_that_all_differ_by_the_same_leave_a_claim_open():
     runs = {"none": scored(0.500, 0.520), "heuristic": scored(0.504, 0.524), "schedule": scored(0.504, 0.524)}
     runs["random"] = scored(0.504, 0.524)
     found = asked(runs)
-    assert verdicts(found)["heuristic beats none by more than 2 SE"] is None
-    assert figures(found)["heuristic beats none by more than 2 SE"] == (
+    assert verdicts(found)["heuristic beats none"] is None
+    assert figures(found)["heuristic beats none"] == (
         "all 2 seeds differ by the same, +0.40 points: more seeds are needed"
     )
-    assert verdicts(found)["heuristic beats random by more than 2 SE"] is False
-    assert verdicts(found)["heuristic is not below schedule by more than 1 SE"] is True
-    assert figures(found)["heuristic is not below schedule by more than 1 SE"] == "no difference on any of 2 seeds"
+    for claim in ("heuristic beats random", "heuristic is not behind schedule by 1.00 points"):
+        assert verdicts(found)[claim] is None
+        assert figures(found)[claim] == "all 2 seeds differ by nothing: more seeds are needed"
     assert "inf" not in printed(found, 200).replace("informative", "")
 
 
 def test_a_figure_is_told_in_the_unit_of_its_metric():
     runs = {"none": scored(0.50, 0.50), "heuristic": scored(0.51, 0.53)}
-    figure = figures(asked(runs))["heuristic beats none by more than 2 SE"]
-    assert figure == "+2.00 points, standard error 1.00 over 2 seeds (+2.0 SE)"
+    figure = figures(asked(runs))["heuristic beats none"]
+    assert figure == "+2.00 points, 95 % interval -10.71 to +14.71 over 2 seeds; p = 0.295"
 
 
 def test_a_size_that_is_no_smaller_than_final_is_not_asked():
     runs = {
-        "none": scored(0.50, 0.51, 0.52),
-        "final": scored(0.60, 0.62, 0.61, parameters=11_762),
-        "mid_small": scored(0.55, 0.56, 0.57, parameters=8_786),
-        "mid_large": scored(0.65, 0.66, 0.67, parameters=18_130),
+        "none": scored(0.50, 0.51, 0.52, 0.53),
+        "final": scored(0.60, 0.62, 0.61, 0.64, parameters=11_762),
+        "mid_small": scored(0.55, 0.56, 0.57, 0.58, parameters=8_786),
+        "mid_large": scored(0.65, 0.66, 0.67, 0.68, parameters=18_130),
     }
     found = asked(runs, sizes=["mid_small", "mid_large"])
     assert found.informative is True
-    assert "final beats mid_large by more than 2 SE" not in verdicts(found)
+    assert "final beats mid_large" not in verdicts(found)
     note = "mid_large is no smaller than final here (18,130 against 11,762 parameters): not asked"
     assert found.notes == (note,)
     alone = asked({arm: runs[arm] for arm in ("none", "final", "mid_large")}, sizes=["mid_large"])
     assert alone.informative is None
-    assert verdicts(alone)["final beats none by more than 2 SE"] is True
+    assert verdicts(alone)["final beats none"] is True
     assert asked(runs, sizes=[]).informative is None
-    assert asked({**runs, "final": runs["none"]}, sizes=[]).informative is False  # one NO decides
+    swapped = {**runs, "none": runs["final"], "final": runs["none"]}
+    assert asked(swapped, sizes=[]).informative is False  # one refuted claim decides
     assert asked({**runs, "mid_small": {}}, sizes=["mid_small"]).informative is None  # smaller, but without a run
 
 
@@ -247,15 +258,27 @@ def reaching(*spent: int | None) -> dict:
     [
         (
             (50, 60, 91, 91, 91, 120, None),
-            "median 0.91; within 0.75 on 2 of 7 seeds, ever on 6 of 7",
+            "median 0.91; within 0.75 on 2 of 7 seeds, ever on 6 of 7; p = 0.453",
             "0.91 (6/7)",
-            False,
+            None,
         ),
-        ((50, 60, 150), "median 0.60; within 0.75 on 2 of 3 seeds, ever on 3 of 3", "0.60 (3/3)", True),
+        ((50, 60, 150), "median 0.60; within 0.75 on 2 of 3 seeds, ever on 3 of 3; p = 1.000", "0.60 (3/3)", None),
         (
             (50, 60, None, None),
-            "not reached on half of the seeds or more; within 0.75 on 2 of 4 seeds, ever on 2 of 4",
+            "not reached on half of the seeds or more; within 0.75 on 2 of 4 seeds, ever on 2 of 4; p = 1.000",
             "– (2/4)",
+            None,
+        ),
+        (
+            (50, 60, 55, 70, 20, 30),
+            "median 0.53; within 0.75 on 6 of 6 seeds, ever on 6 of 6; p = 0.031",
+            "0.53 (6/6)",
+            True,
+        ),
+        (
+            (90, 80, 85, None, 99, 120),
+            "median 0.95; within 0.75 on 0 of 6 seeds, ever on 5 of 6; p = 0.031",
+            "0.95 (5/6)",
             False,
         ),
     ],
@@ -326,7 +349,7 @@ def test_the_page_holds_every_number_and_needs_nothing_else(tmp_path):
     runs = arms(none=0.0, heuristic=0.01, final=0.01)
     stages = [(1, "r0c0", "GERMINATED"), (3, "r0c0", "TRAINING"), (6, "r0c0", "PRUNED")]
     runs["heuristic"][100] = record([(10, 2.0), (30, 0.9)], accuracy=0.6, stages=stages)
-    found = compare("demo & more", runs, Metric.ACCURACY, sizes=[], subject="heuristic", flops_share=0.75)
+    found = compare("demo & more", runs, Metric.ACCURACY, sizes=[], subject="heuristic", flops_share=0.75, margin=0.01)
     path = tmp_path / "compare.html"
     write_page(found, runs, path, command="esper compare demo", where={"none/100": "RUN"})
     text = path.read_text()
@@ -351,5 +374,5 @@ def test_markdown_holds_the_same_cells():
         assert [" ".join(text.split()) for text in part.heads] == table[0]
         assert lines[head + 1].count("---") == len(part.heads)
         assert [list(row) for row in part.rows] == table[2:]
-    assert "| yes | heuristic beats none by more than 2 SE |" in markdown(found)
+    assert "| yes | heuristic beats none |" in markdown(found)
     assert lines[-1] == "Note: one | two."

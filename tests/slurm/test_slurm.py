@@ -169,7 +169,8 @@ def test_a_comparison_is_an_array_over_seeds_and_a_last_job_writes_the_table(clu
     own = folder / "two.yaml"
     base = [*SMALL[1:], "telemetry.wandb.mode=disabled", "world=cpu", "world.nproc_per_node=1"]
     arms = {"none": {"overrides": ["controller=none"]}, "random": {"overrides": ["controller=random", "gates=observe"]}}
-    plan = {"base": base, "seeds": [1, 2], "metric": "accuracy", "subject": "random", "flops_share": 1.0, "arms": arms}
+    plan = {"base": base, "seeds": [1, 2], "metric": "accuracy", "subject": "random", "flops_share": 1.0}
+    plan |= {"margin": 0.01, "arms": arms}
     own.write_text(json.dumps(plan))
     words = ("bash", str(ROOT / "slurm" / "compare.sbatch"), "--", "2", str(out), str(own), "seeds=[3,4]")
     told = cluster.ask(*words, folder=folder, ESPER_PYTHON=sys.executable)
