@@ -130,10 +130,10 @@ class GradientHealth:
     """
 
     nans: int = 0
-    """Tensors whose gradient had a NaN, over all steps."""
+    """Tensors whose gradient had a NaN, over all steps; with a fused optimizer, steps in which some had."""
 
     infs: int = 0
-    """Tensors whose gradient had no NaN but an infinity, or a norm beyond its format, over all steps."""
+    """The same of tensors whose gradient had no NaN but an infinity, or a norm beyond its format."""
 
     def as_of(self, tick: int, fresh_ticks: int) -> "GradientHealth":
         """Returns the health as seen at ``tick``; see `Reading.as_of`."""

@@ -33,11 +33,6 @@ class StepReport:
     """Whether the step was skipped: the host's gradient was not finite."""
 
 
-def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm of each tensor, [T]; the L2 norm of these is bit for bit torch.nn.utils.get_total_norm."""
-    return torch.stack(torch._foreach_norm(list(tensors)))
-
-
 class Judgement:
     """Norms on their way from the device.
 

@@ -3,7 +3,8 @@
     RMS of a tensor          sqrt(mean g^2) = ||g|| / sqrt(numel): independent of the tensor's size
     vanishing, exploding     share of the owner's parameters in tensors whose RMS is below or above a threshold; it is
                              weighted by parameters, so that one bias does not speak for a network
-    NaN, Inf                 tensors whose gradient has a NaN, or else an Inf (or a norm beyond float32), counted apart
+    NaN, Inf                 tensors whose gradient has a NaN, or else an Inf (or a norm beyond float32), counted apart;
+                             with a fused optimizer, which nobody waits for, steps in which some have
 
 Nothing here waits for a device, except `take`. Every ``every``-th step since the last reading (always the first) adds
 its shares on the device; a step that may not be finite adds its counts; `take` reads all of it, once a tick.
@@ -67,8 +68,8 @@ class OwnerHealth:
         vanishing: sum of the vanishing shares, each in [0, 1], over ``health_steps`` sampled steps.
         exploding: the same of the exploding shares.
         health_steps: sampled steps.
-        nans: gradient tensors with a NaN, in all steps.
-        infs: gradient tensors with an Inf, in all steps.
+        nans: gradient tensors with a NaN, in all steps; with a fused optimizer, steps with such a tensor.
+        infs: the same of an Inf, where there is no NaN.
     """
 
     vanishing: float = 0.0
@@ -102,7 +103,7 @@ class GradientMeter:
 
         Args:
             gradients: the tensors of each owner that has some.
-            norms: L2 norms of these tensors, [T] per owner, for every owner whose gradient may not be finite.
+            norms: for every owner whose gradient may not be finite, L2 norms [T] of its tensors, or the one of all, [1].
         """
         if self._seen % self.every == 0 and gradients:
             owners = tuple(gradients)

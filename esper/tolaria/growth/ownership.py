@@ -23,8 +23,8 @@ from torch import Tensor
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.tolaria.growth.config import OptimConfig, OptimizerKind
-from esper.tolaria.growth.guard import Judgement, StepReport, build_found_inf, read_report, tensor_norms
-from esper.tolaria.growth.health import GradientMeter
+from esper.tolaria.growth.guard import Judgement, StepReport, build_found_inf, read_report
+from esper.tolaria.growth.health import GradientMeter, norms_one_by_one
 from esper.tolaria.growth.policy import Group, GroupPolicy, Scheduled
 
 
@@ -173,9 +173,9 @@ class ParameterOwner:
 
     def step_now(self) -> StepReport:
         """`step` with an optimizer of any kind; waits for the device once."""
-        grads, norms, totals = self._judge()
+        grads, totals = self._judge()
         report = read_report(tuple(totals), _stack_norms(totals)) if totals else StepReport({}, (), False)
-        self.health.step(grads, {owner: norms[owner] for owner in report.broken})
+        self.health.step(grads, {owner: norms_one_by_one(grads[owner]) for owner in report.broken})
         if not report.skipped:
             for owner in report.broken:
                 for group in self._groups[owner]:
@@ -188,8 +188,8 @@ class ParameterOwner:
 
     def _step_late(self) -> Judgement:
         """`step` with a fused optimizer, one owner after another, each with its own ``found_inf``."""
-        grads, norms, totals = self._judge()
-        self.health.step(grads, norms)
+        grads, totals = self._judge()
+        self.health.step(grads, {owner: total.reshape(1) for owner, total in totals.items()})
         owners = tuple(totals)
         norms_O = _stack_norms(totals) if totals else torch.zeros(0, dtype=torch.float64)
         self._clip(totals)  # what is not finite stays so, and is left out below
@@ -205,8 +205,8 @@ class ParameterOwner:
         optimizer.zero_grad(set_to_none=True)
         return Judgement(owners, norms_O)
 
-    def _judge(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], dict[str, Tensor]]:
-        """Gradients, their L2 norms [T], and the L2 norm of them all, 0-D on the device; each by owner."""
+    def _judge(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """Gradients, and the L2 norm of them all, 0-D on the device; each by owner."""
         grads: dict[str, list[Tensor]] = {}
         for owner, groups in self._groups.items():
             own = [p.grad for group in groups for p in group["params"] if p.grad is not None]
@@ -214,8 +214,7 @@ class ParameterOwner:
                 grads[owner] = own
             if any(grad.layout is not torch.strided for grad in own):
                 self._refuse_sparse()
-        norms = {owner: tensor_norms(own) for owner, own in grads.items()}
-        return grads, norms, {owner: torch.linalg.vector_norm(own) for owner, own in norms.items()}
+        return grads, {owner: torch.nn.utils.get_total_norm(own) for owner, own in grads.items()}
 
     def _refuse_sparse(self) -> None:
         """Names the parameters with a sparse gradient."""

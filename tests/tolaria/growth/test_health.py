@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from esper.tolaria.growth import health
-from esper.tolaria.growth.guard import tensor_norms
 from esper.tolaria.growth.health import GradientMeter, OwnerHealth, norms_batched, norms_one_by_one
 from tests.support.tensor_reads import counted_reads
 
@@ -58,7 +57,7 @@ def test_a_larger_tensor_of_the_same_gradient_is_as_healthy(factor):
 
 
 def norms(**tensors: list[Tensor]) -> dict[str, Tensor]:
-    return {owner: tensor_norms(found) for owner, found in tensors.items()}
+    return {owner: norms_one_by_one(found) for owner, found in tensors.items()}
 
 
 def test_what_is_not_finite_is_counted_by_tensor_and_kind_and_neither_vanishes_nor_explodes():
