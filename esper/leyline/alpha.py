@@ -72,6 +72,15 @@ class AlphaMode(IntEnum):
     DOWN = 2
 
 
+STEEPNESS = (0.01, 50.0)
+"""Smallest and largest k of SIGMOID: from all but a line to all but a step. Below, c(u) is lost to rounding."""
+
+
+def steepness_fits(k: float) -> bool:
+    """Whether ``k`` is a steepness that a ramp can have."""
+    return STEEPNESS[0] <= k <= STEEPNESS[1]
+
+
 def _logistic(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
@@ -106,7 +115,7 @@ class Ramp:
         first_step: optimizer step up to which alpha is ``start``.
         last_step: optimizer step from which alpha is ``target``.
         curve: shape of the ramp.
-        steepness: k > 0 of SIGMOID; other curves ignore it.
+        steepness: k of SIGMOID, in `STEEPNESS`; other curves ignore it.
         operator: how the delta is joined while this ramp is in force.
         fades_from: the operator that this ramp switches from; None if it does not switch.
     """
@@ -125,8 +134,8 @@ class Ramp:
         check_alpha(self.target, "ramp.target")
         if not 0 <= self.first_step <= self.last_step:
             raise ValueError(f"ramp steps {self.first_step}..{self.last_step}: need 0 <= first <= last")
-        if not (math.isfinite(self.steepness) and 0.0 < self.steepness <= 50.0):
-            raise ValueError(f"ramp.steepness = {self.steepness!r}: must be in (0, 50]")
+        if not steepness_fits(self.steepness):
+            raise ValueError(f"ramp.steepness = {self.steepness!r}: must be {STEEPNESS[0]:g} to {STEEPNESS[1]:g}")
         if self.fades_from is self.operator:
             raise ValueError(f"ramp.fades_from = {self.operator.name}: that is its operator; need another one, or None")
 

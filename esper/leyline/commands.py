@@ -28,7 +28,7 @@ class Command:
     """Shape of the coming ramp (GERMINATE, SET_ALPHA_TARGET, PRUNE)."""
 
     steepness: float = 6.0
-    """SIGMOID's k of the coming ramp."""
+    """SIGMOID's k of the coming ramp, 0.01 to 50."""
 
     ticks: int = 0
     """Length of the coming ramp in ticks: the tempo (GERMINATE), the speed (SET_ALPHA_TARGET, PRUNE; PRUNE with 0 is at

@@ -7,7 +7,7 @@ the commands of S slots costs S. An `Observation` and its slots satisfy both pro
 
 from typing import Protocol
 
-from esper.leyline.alpha import AlphaMode, Operator
+from esper.leyline.alpha import STEEPNESS, AlphaMode, Operator, steepness_fits
 from esper.leyline.breaker import BreakerView, why_no_birth
 from esper.leyline.commands import Command
 from esper.leyline.observation import BlueprintInfo, Budgets, Observation
@@ -127,8 +127,8 @@ def find_refusal(run: RunConditions, view: SlotConditions, command: Command) -> 
         return f"ramp of {command.ticks} ticks: need 0 to 10000"
     if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET) and not 0.0 <= command.target <= 1.0:
         return f"alpha target {command.target!r}: need 0 to 1"
-    if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE) and not 0.0 < command.steepness <= 50.0:
-        return f"steepness {command.steepness!r}: need 0 < k <= 50"
+    if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE) and not steepness_fits(command.steepness):
+        return f"steepness {command.steepness!r}: need {STEEPNESS[0]:g} to {STEEPNESS[1]:g}"
     if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET) and command.operator not in view.operators:
         usable = ", ".join(operator.name for operator in view.operators)
         return f"operator {command.operator.name} needs {command.operator.needs}; this slot may use {usable}"

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from esper.leyline.alpha import Curve, Operator
+from esper.leyline.alpha import Curve, Operator, steepness_fits
 from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
@@ -47,7 +47,7 @@ class ScheduleConfig:
     or FOSSILIZE), and what the op uses: ``blueprint`` (GERMINATE, needed); ``target`` (alpha in [0, 1]; GERMINATE, and
     needed for SET_ALPHA_TARGET); for the coming ramp of GERMINATE and SET_ALPHA_TARGET ``operator`` (ADD, MULTIPLY,
     GATE, CONFIDENCE, CHANNEL); and for that of these and PRUNE ``curve`` (LINEAR, COSINE, SIGMOID), ``ticks`` (0 to
-    10000; 0 is at once) and ``steepness`` (SIGMOID's k, above 0 to 50). Left out, these keep the defaults of `Command`.
+    10000; 0 is at once) and ``steepness`` (SIGMOID's k, 0.01 to 50). Left out, these keep the defaults of `Command`.
     Empty: nothing ever grows.
     """
 
@@ -69,7 +69,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "blueprint": (lambda v: isinstance(v, str) and v != "", "must be a blueprint's name"),
     "target": (lambda v: _is_number(v) and 0 <= v <= 1, "alpha, must be 0 to 1"),
     "ticks": (lambda v: _is_int(v) and 0 <= v <= 10_000, "must be a whole number, 0 to 10000"),
-    "steepness": (lambda v: _is_number(v) and 0 < v <= 50, "must be above 0, to 50"),
+    "steepness": (lambda v: _is_number(v) and steepness_fits(v), "must be 0.01 to 50"),
     "op": (lambda v: v in Op.__members__, f"must be one of {', '.join(Op.__members__)}"),
     "operator": (lambda v: v in Operator.__members__, f"must be one of {', '.join(Operator.__members__)}"),
     "curve": (lambda v: v in Curve.__members__, f"must be one of {', '.join(Curve.__members__)}"),

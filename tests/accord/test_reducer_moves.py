@@ -182,6 +182,7 @@ def test_a_ramp_down_needs_something_to_ramp():
         ({"target": float("nan")}, "alpha target nan"),
         ({"ticks": -1}, "ramp of -1 ticks"),
         ({"steepness": 0.0}, "steepness 0.0"),
+        ({"steepness": 1e-17}, "steepness 1e-17: need 0.01 to 50"),
     ],
 )
 def test_absurd_arguments_are_refused_before_anything_happens(fields, said):

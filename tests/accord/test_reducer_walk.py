@@ -275,7 +275,7 @@ class Life:
                 if mid.alpha_mode(self.run.state.step) is not AlphaMode.HOLD or mid.ending:
                     assert command.op is Op.PRUNE
                     assert command.ticks == 0
-            if command.op is Op.PRUNE and command.ticks == 0 and mid.stage.is_live and 0 < command.steepness <= 50:
+            if command.op is Op.PRUNE and command.ticks == 0 and mid.stage.is_live and 0.01 <= command.steepness <= 50:
                 assert new.stage is Stage.PRUNED
 
 

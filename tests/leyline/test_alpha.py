@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp, check_alpha
+from esper.leyline.alpha import STEEPNESS, AlphaMode, Curve, Operator, Ramp, check_alpha
 
 UNIT = st.floats(0.0, 1.0)
 
@@ -78,6 +78,15 @@ def test_closed_forms(u):
     assert sigmoid == pytest.approx(0.5 * (1 + math.tanh(k * (2 * u - 1) / 2) / math.tanh(k / 2)))
 
 
+@pytest.mark.parametrize("steps", [1000, 10**8])
+def test_the_flattest_sigmoid_is_a_line_that_never_turns_back(steps):
+    path = ramp(first=0, last=steps, curve=Curve.SIGMOID, steepness=STEEPNESS[0])
+    for begin in (0, steps // 2, steps - 300):
+        values = [path.value(step) for step in range(begin, begin + 301)]
+        assert all(before < after for before, after in pairwise(values))
+        assert values == pytest.approx([step / steps for step in range(begin, begin + 301)], abs=1e-5)
+
+
 def test_a_ramp_down_between_other_ends():
     assert ramp(start=0.8, target=0.2).value(15) == pytest.approx(0.5)
 
@@ -107,6 +116,8 @@ def test_check_alpha_returns_a_float():
         ({"first": 5, "last": 4}, "need 0 <= first <= last"),
         ({"first": -1}, "need 0 <= first <= last"),
         ({"steepness": 0.0}, "steepness"),
+        ({"steepness": 1e-17}, "steepness = 1e-17: must be 0.01 to 50"),
+        ({"steepness": 0.00999}, "steepness"),
         ({"steepness": math.nan}, "steepness"),
         ({"steepness": 51.0}, "steepness"),
     ],

@@ -134,6 +134,7 @@ def test_an_op_without_an_edge_is_told_the_legal_ones():
         ({"target": 1.1}, "alpha target 1.1"),
         ({"target": math.nan}, "alpha target nan"),
         ({"steepness": 0.0}, "steepness 0.0"),
+        ({"steepness": 1e-15}, "steepness 1e-15: need 0.01 to 50"),
         ({"steepness": math.nan}, "steepness nan"),
     ],
 )

@@ -82,7 +82,7 @@ def test_every_bad_entry_is_reported_at_once_with_its_place():
         ({"tick": 5, "slot": "r0c0", "op": "ADVANCE", "ticks": 3}, "actions[8].ticks: ADVANCE has no such field"),
         ({"tick": 6, "slot": "r0c0", "op": "PRUNE", "ticks": True}, "actions[9].ticks = True: must be a whole number"),
         (
-            {"tick": 7, "slot": "r0c0", "op": "SET_ALPHA_TARGET", "target": 1.5, "curve": "ROUND", "steepness": 0},
+            {"tick": 7, "slot": "r0c0", "op": "SET_ALPHA_TARGET", "target": 1.5, "curve": "ROUND", "steepness": 1e-15},
             "actions[10].target = 1.5: alpha, must be 0 to 1",
         ),
         (dict(good), "actions[11]: slot r0c0 has an entry at tick 1 already"),
@@ -101,6 +101,6 @@ def test_every_bad_entry_is_reported_at_once_with_its_place():
     for _, text in bad:
         assert any(f"controller.{text}" in line for line in caught.value.problems), text
     assert any("[10].curve = 'ROUND'" in line for line in caught.value.problems)
-    assert any("[10].steepness = 0" in line for line in caught.value.problems)
+    assert any("[10].steepness = 1e-15: must be 0.01 to 50" in line for line in caught.value.problems)
     assert len(caught.value.problems) == len(bad) + 2
     assert not any("actions[0]" in line for line in caught.value.problems)

@@ -103,7 +103,7 @@ class GradientMeter:
 
         Args:
             gradients: the tensors of each owner that has some.
-            norms: for every owner whose gradient may not be finite, L2 norms [T] of its tensors, or the one of all, [1].
+            norms: for every owner whose gradient may not be finite, L2 norms of its tensors [T], or of them all [1].
         """
         if self._seen % self.every == 0 and gradients:
             owners = tuple(gradients)
