@@ -7,8 +7,10 @@ The same command serves a first start, a restart by torchrun and a resume: what 
 """
 
 from esper.run.leaving import leave_with  # first, as it says
+from esper.run.parent import PARENT, die_with_parent  # before what takes seconds: it remembers the agent
 
 # isort: split
+
 import os
 import signal
 import sys
@@ -25,7 +27,6 @@ from esper.nissa.lane import say
 from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
 from esper.run.ending import code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
-from esper.run.parent import die_with_parent
 from esper.run.train import train
 from esper.tolaria.ranks.config import WorldConfig
 from esper.tolaria.ranks.heartbeat import Heartbeat
@@ -93,7 +94,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: torchrun ... -m esper.worker RUN/config.yaml", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    die_with_parent(os.getppid(), signal.SIGHUP)  # if the agent is killed, its ranks must not train on
+    die_with_parent(PARENT, signal.SIGHUP)  # if the agent is killed, its ranks must not train on
     code = run(Path(sys.argv[1]))
     leave_with(code)
     if code:

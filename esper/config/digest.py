@@ -93,11 +93,17 @@ def length_problem(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ""
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], *, done: bool = False) -> list[str]:
     """The differences between two trees, ``key = new: the run has old; set key=old``, without those that may change,
     and without the length.
+
+    Args:
+        old: the settings that a run has.
+        new: those that it is to have.
+        done: whether it is to stay as it ended, so that only what changes no result may differ.
     """
-    was, now = _leaves(old, without=_NOT_FOR_LIFE), _leaves(new, without=_NOT_FOR_LIFE)
+    without = (*OPERATIONAL, *LENGTH) if done else _NOT_FOR_LIFE
+    was, now = _leaves(old, without=without), _leaves(new, without=without)
     lines = []
     for key in dict.fromkeys([*was, *now]):
         if key not in now:

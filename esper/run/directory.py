@@ -165,7 +165,9 @@ def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
             f"{here}: holds a run already; set run.dir=<a new folder>, or run.resume=auto to go on with it"
         )
     old = read_plain(files.config)
-    changed = differences(old, plain)
+    status, _ = read_status(folder)
+    done = status is not None and status["status"] == "done" and same_length(old, plain)
+    changed = differences(old, plain, done=done)
     if problem := length_problem(old, plain):
         changed.append(problem)
     elif run.resume is not Resume.MUST and not same_length(old, plain):  # no run becomes longer by mistake
@@ -175,9 +177,11 @@ def check_run(run: RunConfig, plain: dict[str, Any]) -> bool:
             f"esper resume {shlex.quote(run.dir)} {key}={now}"
         )
     if changed:
+        state = " that is done," if done else ""
+        own = "" if done else f"; esper resume {shlex.quote(run.dir)} key=value ... takes all others from the run"
         raise ConfigError(
             [
-                f"{here}: holds a run with other settings; set run.dir=<a new folder>, or set these back:",
+                f"{here}: holds a run{state} with other settings; set run.dir=<a new folder>, or set these back{own}:",
                 *(f"  {line}" for line in changed),
             ]
         )

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+PARENT = os.getppid()  # when this was imported: a worker does that first, and its parent may die while it imports torch
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 

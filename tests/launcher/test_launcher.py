@@ -326,8 +326,25 @@ def test_no_setting_of_a_run_that_is_done_changes(here: Path, capsys: pytest.Cap
     assert "is done, so nothing would run with governor.errors=5" in capsys.readouterr().err
     _, plain = load_config(run / "config.yaml")
     resume.change_settings(plain, ["governor.errors=5"])
-    with hold_run(RunConfig(dir=str(run)), plain):
-        assert (run / "config.yaml").read_bytes() == before, "it says what the run was trained with"
+    with pytest.raises(ConfigError, match="holds a run that is done, with other settings"):
+        start.start(build_config(plain), plain)
+    assert launcher.main(["run.dir=run", "run.resume=must", "governor.errors=5"]) == 78
+    assert "governor.errors = 5: the run has 4; set governor.errors=4" in capsys.readouterr().err
+    assert launcher.main(["run.dir=run", "telemetry.console=off"]) == 0, "no result depends on it"
+    assert (run / "config.yaml").read_bytes() == before, "it says what the run was trained with"
+
+
+def test_a_plain_start_with_changes_goes_on_under_them_or_names_the_command_that_does(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher.main(["launch=prepare", "run.dir=run", "optim.lr=0.5", "seed=3"]) == 0
+    write_json(here / "run" / "STATUS.json", {"status": "preempted", "step": 5, "message": "", "exit_code": 75})
+    changed = ["launch=prepare", "run.dir=run", "run.resume=must", "governor.errors=5"]
+    assert launcher.main(changed) == 78
+    assert f"; esper resume {here}/run key=value ... takes all others from the run:" in capsys.readouterr().err
+    assert launcher.main([*changed, "optim.lr=0.5", "seed=3"]) == 0
+    config, _ = load_config(here / "run" / "config.yaml")
+    assert (config.governor.errors, config.optim.lr, config.seed) == (5.0, 0.5, 3)
 
 
 def test_a_run_that_diverged_says_what_helps(here: Path) -> None:

@@ -73,6 +73,7 @@ def test_axes_config_names_and_end(two_attempts):
     assert {name: file.config[name] for name in ("optim", "seed")} == {"optim": {"lr": 0.001}, "seed": 3}
     assert file.run == {
         "id": "run-1",
+        "entity": "",
         "project": "growth",
         "group": "sweep-7",
         "job_type": "train",

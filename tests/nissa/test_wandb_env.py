@@ -78,12 +78,14 @@ def test_the_sink_writes_nothing_where_the_variable_says_so(
 def test_wandb_itself_gets_them(tmp_path: Any) -> None:
     where = tmp_path / "elsewhere"
     where.mkdir()
-    done = child(tmp_path, "silent", 1, 2, **{**ALL, "WANDB_MODE": "offline", "WANDB_DIR": str(where)})
+    own = {"WANDB_MODE": "offline", "WANDB_DIR": str(where), "WANDB_ENTITY": "us"}
+    done = child(tmp_path, "silent", 1, 2, **{**ALL, **own})
     assert done.returncode == 0, done.stderr
     assert offline_files(tmp_path) == []
     (file,) = offline_files(where)
     assert read_wandb_file(file).run == {
         "id": "run-1",
+        "entity": "us",
         "project": "theirs",
         "group": "sweep-7",
         "job_type": "eval",

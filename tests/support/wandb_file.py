@@ -93,6 +93,7 @@ def read_wandb_file(path: Path) -> WandbFile:
             out.config.update(_items(run.config.update))
             out.run = {
                 "id": run.run_id,
+                "entity": run.entity,
                 "project": run.project,
                 "group": run.run_group,
                 "job_type": run.job_type,
