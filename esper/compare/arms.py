@@ -36,6 +36,7 @@ from esper.leyline.fields import Checks
 from esper.leyline.files import RunDir
 from esper.run.assembly import build_costs, build_grown
 from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data
+from esper.tolaria.training.length import plan_batches
 
 _COMPOSING = threading.Lock()  # Hydra has one state per process, and jobs are derived in threads
 
@@ -200,10 +201,12 @@ def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
 
 
 def steps_for(samples: float, plan: BatchPlan) -> int:
-    """The number of optimizer steps, at least 1, nearest to ``samples``; the last batch of an epoch may be short."""
-    epochs, left = divmod(samples, plan.size)
+    """The number of optimizer steps, at least 1, nearest to ``samples``; the last batch of an epoch may be short, or
+    left out.
+    """
+    epochs, left = divmod(samples, plan.samples_per_epoch)
     below = int(left // plan.batch)
-    above = min((below + 1) * plan.batch, plan.size)
+    above = min((below + 1) * plan.batch, plan.samples_per_epoch)
     nearer = above - left < left - below * plan.batch
     return max(1, int(epochs) * plan.steps_per_epoch + below + nearer)
 
@@ -249,7 +252,7 @@ def derive(
     if arm.flops is not None:
         spent = read_result(runs[arm.flops])["flops"]
         bundle = data(config.data)
-        plan = BatchPlan(len(bundle.train), config.trainer.batch, seed)
+        plan = plan_batches(config.trainer, bundle, seed)
         plain["trainer"]["steps"] = steps_for(spent / flops_per_sample(config, bundle), plan)
         config = build_config(plain)
     return config, plain

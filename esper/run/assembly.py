@@ -35,7 +35,7 @@ from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.snapshot import Identity
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.data.sampler import BatchPlan, eval_shards
+from esper.tolaria.data.sampler import eval_shards
 from esper.tolaria.data.task import Task
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
@@ -49,6 +49,7 @@ from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
 from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.governor import Governor
+from esper.tolaria.training.length import plan_batches
 
 
 def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
@@ -131,7 +132,7 @@ def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
 
 def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[int], set[int]]:
     """Batch sizes of this rank's forward passes, in training and in evaluation, with the short last batches."""
-    plan = BatchPlan(len(bundle.train), config.trainer.batch, config.seed)
+    plan = plan_batches(config.trainer, bundle, config.seed)
     steps = (0, plan.steps_per_epoch - 1)
     pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, config.trainer.accumulate)]
     parts = [len(bundle.validation), min(config.gates.probe_samples, len(bundle.probe))]
@@ -157,7 +158,7 @@ def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: Wor
 
 def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
     """Makes the terms of the run: everything that decisions depend on and that does not change."""
-    per_epoch = -(-len(bundle.train) // config.trainer.batch)
+    per_epoch = plan_batches(config.trainer, bundle, config.seed).steps_per_epoch
     if 2 * config.gates.probe_samples > len(bundle.probe):
         raise ConfigError(
             f"gates.probe_samples = {config.gates.probe_samples}: looks must not all see the same of the "

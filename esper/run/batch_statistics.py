@@ -3,8 +3,10 @@
 The last batch of an epoch has the rest of the samples, which may leave a rank, or a piece of `trainer.accumulate`, with
 one sample or with none. One sample has no variance where features are vectors. A piece without samples becomes a
 stand-in of weight 0 (`esper.tolaria.data.sampler`), which would enter the statistics all the same. Both are known
-before the first step.
+before the first step. `trainer.drop_last` leaves that batch out.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,6 +33,8 @@ def smallest_piece(samples: int, ranks: int, accumulate: int) -> int:
 def _fits(config: TrainerConfig, size: int, batch: int, ranks: int, least: int) -> bool:
     """Whether every piece of every batch that the run comes to has at least ``least`` samples."""
     batches = {min(batch, size)}
+    if config.drop_last:
+        return batch <= size and smallest_piece(batch, ranks, config.accumulate) >= least
     if config.steps is None or config.steps >= -(-size // batch):  # else the run ends before the last batch of an epoch
         batches.add(size % batch or min(batch, size))
     return all(smallest_piece(samples, ranks, config.accumulate) >= least for samples in batches)
@@ -71,10 +75,13 @@ def check_batches(config: EsperConfig, grown: Grown, bundle: Bundle, ranks: int)
     near = sorted(range(1, size + 1), key=lambda other: (abs(other - batch), -other))
     fitting = next((other for other in near if _fits(config.trainer, size, other, ranks, 2)), None)
     advice = "use another normalisation" if fitting is None else f"set trainer.batch={fitting}"
-    rest = size % batch or min(batch, size)
+    if _fits(replace(config.trainer, drop_last=True), size, batch, ranks, 2):
+        advice += ", or trainer.drop_last=true, which leaves that batch out"
+    rest = batch if config.trainer.drop_last else size % batch or min(batch, size)
     least = smallest_piece(rest, ranks, accumulate)
+    which = "each batch" if rest == batch else f"the last batch of each {size} samples"
     raise ConfigError(
-        f"trainer.batch = {batch}: the host has BatchNorm, and the last batch of each {size} samples has {rest}; "
+        f"trainer.batch = {batch}: the host has BatchNorm, and {which} has {rest}; "
         f"some forward then has {'none' if least == 0 else 'only one'} (ranks: {ranks}, trainer.accumulate: "
         f"{accumulate}), from which no statistics can be made; {advice}"
     )

@@ -62,8 +62,9 @@ def test_an_arm_of_equal_flops_trains_as_many_steps_as_they_buy(data, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "batch"), [(10, 4), (873, 64), (10, 9), (7, 20), (8, 4)])
-def test_steps_for_samples_count_the_short_batch_that_ends_an_epoch(size, batch):
-    plan = BatchPlan(size, batch, 0)
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_steps_for_samples_count_the_short_batch_that_ends_an_epoch(size, batch, drop_last):
+    plan = BatchPlan(size, batch, 0, drop_last=drop_last and batch <= size)
     count = 3 * plan.steps_per_epoch
     trained = [sum(len(plan.indices(step)) for step in range(steps)) for steps in range(count + 1)]
     assert [steps_for(samples, plan) for samples in trained[1:]] == list(range(1, count + 1))

@@ -1,18 +1,20 @@
 """BatchNorm and the last batch of an epoch: refused before the first step, with a batch that fits."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from esper.accord.account import step_flops
 from esper.kasmina.attach import attach
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.run.batch_statistics import check_batches, smallest_piece
 from esper.tolaria.data import load_data
 from esper.tolaria.data.sampler import BatchPlan
-from tests.support.tiny import bits, tiny_config
+from tests.support.tiny import bits, make_engine, tiny_config
 
 BUNDLE = load_data(tiny_config().data)
 SIZE = len(BUNDLE.train)
@@ -63,6 +65,26 @@ def test_a_last_batch_of_one_is_refused_with_a_batch_that_fits() -> None:
     assert abs(fitting(one, vectors(), 1) - one) <= 2
     check_batches(tiny_config(trainer__steps=None, trainer__batch=leaving(2)), vectors(), BUNDLE, 1)
     check_batches(tiny_config(trainer__steps=SIZE // one, trainer__batch=one), vectors(), BUNDLE, 1)
+
+
+def test_without_its_last_batch_such_a_host_trains_and_the_refusal_says_so(tmp_path: Path) -> None:
+    """Every count follows: steps of an epoch, samples, FLOPs and the place in the plan."""
+    one = leaving(1, 100)
+    with pytest.raises(ConfigError, match=r"or trainer\.drop_last=true, which leaves that batch out"):
+        check_batches(tiny_config(trainer__steps=None, trainer__batch=one), vectors(), BUNDLE, 1)
+    config = tiny_config(trainer__steps=None, trainer__epochs=2, trainer__batch=one, trainer__drop_last=True)
+    check_batches(config, vectors(), BUNDLE, 1)
+    with pytest.raises(ConfigError, match=r"each batch has 3; some forward then has only one \(ranks: 2"):
+        check_batches(tiny_config(trainer__steps=None, trainer__batch=3, trainer__drop_last=True), vectors(), BUNDLE, 2)
+    engine = make_engine(config, tmp_path)
+    engine.begin(None)
+    result = engine.run()
+    steps = 2 * (SIZE // one)
+    assert (result.step, result.samples) == (steps, steps * one)
+    assert result.flops == result.samples * step_flops(engine.state.slots, engine.terms.costs, config.slots)
+    assert (engine.state.epoch, engine.plan.locate(steps)) == (2, (2, 0))
+    with pytest.raises(ConfigError, match=rf"leaves out each batch, since there are {SIZE} training samples"):
+        make_engine(tiny_config(trainer__batch=SIZE + 1, trainer__drop_last=True), tmp_path)
 
 
 def test_one_sample_is_enough_where_features_have_positions_and_a_stand_in_never_is() -> None:

@@ -21,23 +21,30 @@ class BatchPlan:
         size: samples in the training part.
         batch: samples of a global batch; the last batch of an epoch has the rest.
         seed: the run's; each epoch has a permutation keyed by (seed, epoch).
+        drop_last: leaves a last batch of an epoch out that would be short; others are left out in each epoch.
 
     Raises:
-        ValueError: size or batch below 1.
+        ValueError: size or batch below 1, or no whole batch where a short one is left out.
     """
 
-    def __init__(self, size: int, batch: int, seed: int) -> None:
-        if size < 1 or batch < 1:
+    def __init__(self, size: int, batch: int, seed: int, *, drop_last: bool = False) -> None:
+        if size < 1 or batch < 1 or (drop_last and batch > size):
             raise ValueError(
-                f"a batch plan needs at least one sample and a batch of one, got size={size} batch={batch}"
+                f"a batch plan needs at least one sample and a batch of one, got size={size} batch={batch} "
+                f"drop_last={drop_last}"
             )
-        self.size, self.batch, self.seed = size, batch, seed
+        self.size, self.batch, self.seed, self.drop_last = size, batch, seed, drop_last
         self._order: tuple[int, Tensor] | None = None  # the latest epoch that was used, and its permutation
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in a pass over the training part, including the ragged last one."""
-        return -(-self.size // self.batch)
+        """Optimizer steps in a pass over the training part, including the ragged last one if it is trained."""
+        return self.size // self.batch if self.drop_last else -(-self.size // self.batch)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that are trained in a pass over the training part."""
+        return self.steps_per_epoch * self.batch if self.drop_last else self.size
 
     def locate(self, step: int) -> tuple[int, int]:
         """Epoch and place in it of optimizer step ``step``, both from 0."""

@@ -28,6 +28,11 @@ class TrainerConfig:
     batch: int = 64
     """Samples per optimizer step over *all* ranks and accumulation windows, independent of the number of ranks."""
 
+    drop_last: bool = False
+    """The last batch of an epoch is left out where it would be short, with other samples in each epoch. Validation and
+    test count every sample.
+    """
+
     eval_batch: int = 256
     """Samples per rank and forward in evaluation."""
 

@@ -29,7 +29,6 @@ from esper.tolaria.checkpoint.ring import Generation
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.saves import Saves
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.guard import Judgement
 from esper.tolaria.growth.ownership import ParameterOwner
@@ -46,7 +45,7 @@ from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.governor import Governor, Recovery, explain_skips, rollback_events
-from esper.tolaria.training.length import find_extension
+from esper.tolaria.training.length import find_extension, plan_batches
 from esper.tolaria.training.losses import StepLoss
 from esper.tolaria.training.observing import build_average, build_observers
 from esper.tolaria.training.result import RunResult, build_result, choose_best, read_test, rebuild_checkpoint
@@ -97,7 +96,7 @@ class Engine:
         self.controller, self.sink, self.saver = controller, sink, saver
         self.terms, self.lockstep, self.fresh = terms, lockstep, fresh
         self.governor = governor
-        self.plan = BatchPlan(len(bundle.train), settings.trainer.batch, settings.seed)
+        self.plan = plan_batches(settings.trainer, bundle, settings.seed)
         self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, seed=settings.seed)
         self.average = build_average(settings.trainer, self.evaluator)
         self.narrator = Narrator(sink, grown)

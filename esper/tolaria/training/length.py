@@ -1,16 +1,33 @@
-"""What becomes of a run that is longer than when its checkpoint was saved."""
+"""How long a run is: its batches, and what becomes of one that is longer than when its checkpoint was saved."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from esper.accord.state import RunState
+from esper.leyline.errors import ConfigError
 from esper.leyline.events import RunExtended
+from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.growth.config import OptimConfig
 from esper.tolaria.growth.policy import lr_shape
 from esper.tolaria.lockstep.narrate import axes_of
 from esper.tolaria.training.config import TrainerConfig
+
+
+def plan_batches(config: TrainerConfig, bundle: Bundle, seed: int) -> BatchPlan:
+    """The global batches of a run.
+
+    Raises:
+        ConfigError: `trainer.drop_last` would leave everything out.
+    """
+    size = len(bundle.train)
+    if config.drop_last and config.batch > size:
+        raise ConfigError(
+            f"trainer.batch = {config.batch}: trainer.drop_last leaves out each batch, since there are {size} training "
+            f"samples; set trainer.batch={size} or lower, or trainer.drop_last=false"
+        )
+    return BatchPlan(size, config.batch, seed, drop_last=config.drop_last)
 
 
 def find_extension(

@@ -23,6 +23,21 @@ def test_each_epoch_holds_every_sample_once(size, batch, seed, epoch):
     assert [plan.locate(step) for step in steps] == [(epoch, place) for place in range(plan.steps_per_epoch)]
 
 
+@given(sizes, batches, st.integers(0, 5), st.integers(0, 3))
+@quick
+def test_an_epoch_without_its_short_batch_is_the_epoch_with_it_but_for_that(size, batch, seed, epoch):
+    batch = min(batch, size)
+    plan, whole = BatchPlan(size, batch, seed, drop_last=True), BatchPlan(size, batch, seed)
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    pieces = [plan.indices(step).tolist() for step in steps]
+    first = epoch * whole.steps_per_epoch
+    assert pieces == [whole.indices(first + place).tolist() for place in range(size // batch)]
+    assert {len(piece) for piece in pieces} == {batch}
+    assert plan.samples_per_epoch == sum(map(len, pieces)) == size - size % batch
+    assert whole.samples_per_epoch == size
+    assert plan.epoch_ends(steps[-1], steps[-1] + 1)
+
+
 def test_indices_are_a_function_of_seed_and_step_alone():
     straight, jumping = BatchPlan(50, 8, 3), BatchPlan(50, 8, 3)
     expected = [straight.indices(step).tolist() for step in range(30)]
@@ -107,6 +122,8 @@ def test_impossible_requests_are_errors():
         draw(10, 11, "x")
     with pytest.raises(ValueError, match="size=0 batch=4"):
         BatchPlan(0, 4, 0)
+    with pytest.raises(ValueError, match="drop_last=True"):
+        BatchPlan(3, 4, 0, drop_last=True)
     with pytest.raises(ValueError, match="step = -1"):
         BatchPlan(4, 4, 0).locate(-1)
     with pytest.raises(ValueError, match="piece 2 of 2"):
