@@ -10,9 +10,20 @@ from torch import nn
 import esper
 from esper.leyline.errors import ConfigError, LockstepError
 from tests.support.dist import run_distributed
-from tests.support.odd_hosts import Accelerated, Bytes, Expanded, Passing, Ragged, TimmLike, counting, ragged
+from tests.support.odd_hosts import (
+    SHAPE,
+    Accelerated,
+    Bytes,
+    Expanded,
+    Passing,
+    Ragged,
+    TimmLike,
+    counting,
+    ragged,
+)
 from tests.support.sessions import GATES, adamw, batch, loss, replica, scheduled, train
 from tests.support.tiny import act
+from tests.support.working_seeds import grow_all
 
 X = batch(0, 4, dtype=torch.float32)[0]
 
@@ -197,3 +208,46 @@ def test_the_real_accelerate() -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     with pytest.raises(ConfigError, match=r"^optimizer = AcceleratedOptimizer: .* pass the AdamW itself"):
         start(seeded(Expanded), "conv", "conv_light", optimizer=lambda m: accelerator.prepare(adamw(m)))
+
+
+def test_the_real_accelerate_in_mixed_precision() -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate does not import here")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    model = accelerator.prepare(seeded(Expanded))
+    grown = esper.attach(model, {"r0c0": "conv"}, torch.zeros(2, *SHAPE))
+    grow_all(grown)
+    with pytest.raises(ConfigError, match=r"the forward of the model was replaced .* keep_fp32_wrapper=False"):
+        grown.export()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    assert isinstance(grown.export(), nn.Module)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_lightning_fabric() -> None:
+    fabric = pytest.importorskip("lightning_fabric", reason="Lightning Fabric does not import here")
+    parts = fabric.Fabric(accelerator="cpu", devices=1)
+    model = seeded(Expanded)
+    whole, optimizer = parts.setup(model, adamw(model))
+    with pytest.raises(ConfigError, match=r"is a _FabricModule of Lightning: .*itself .*_original_module"):
+        esper.attach(whole, {"r0c0": "_original_module.conv"}, torch.zeros(2, *SHAPE))
+    with pytest.raises(ConfigError, match=r"^optimizer = FabricAdamW: .* itself \(its attribute _optimizer"):
+        start(model, "conv", "conv_light", optimizer=lambda m: optimizer)
+
+
+def test_a_parallel_wrapper_inside_the_model_is_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.DataParallel(nn.Linear(36, 8)), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ConfigError, match=r"^1 is a DataParallel: attach to the model inside, before it is wrapped"):
+        esper.attach(model, {"r0c0": "2"}, torch.zeros(2, *SHAPE))
+
+
+def test_wrappers_of_models_are_named_where_their_libraries_are_absent() -> None:
+    wrapper = type("_FabricModule", (nn.Module,), {"__module__": "lightning_fabric.wrappers"})()
+    wrapper._original_module = seeded(Expanded)
+    with pytest.raises(ConfigError, match=r"the model is a _FabricModule of Lightning: .* attribute _original_module"):
+        esper.attach(wrapper, {"r0c0": "_original_module.conv"}, X)
+    model = seeded(Expanded)
+    grown = esper.attach(model, {"r0c0": "conv"}, X)
+    model.head._original_forward = model.head.forward
+    with pytest.raises(ConfigError, match="the forward of head was replaced on the object, as accelerate does"):
+        grown.export()

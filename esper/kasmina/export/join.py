@@ -185,12 +185,19 @@ def current_alphas(grown: Grown) -> dict[str, float]:
 
 
 def refuse(grown: Grown, levels: Mapping[str, float], partial: bool) -> None:
-    """Refuses seeds that a plain model cannot contain, and unfinished ones unless ``partial`` asks for them.
+    """Refuses seeds that a plain model cannot contain, unfinished ones unless ``partial`` asks for them, and a host
+    whose forward somebody has replaced.
 
     Raises:
-        ConfigError: the text names each such seed.
+        ConfigError: the text names each such seed, or module.
     """
     problems, waiting = [], "wait for the end of its ramp"
+    for name, module in grown.model.named_modules():
+        if "_original_forward" in vars(module):
+            problems.append(
+                f"the forward of {name or 'the model'} was replaced on the object, as accelerate does for mixed "
+                "precision; put its own back before: accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
+            )
     for slot, level in levels.items():
         holder = grown.slots[slot]
         if level > 0.0 and holder.fades_from is not None and holder.fade_level < 1.0:

@@ -29,6 +29,15 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise ConfigError(f"{name or 'the model'} is sharded (FullyShardedDataParallel): {_WHOLE}")
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            kind = type(module).__name__
+            raise ConfigError(f"{name or 'the model'} is a {kind}: attach to the model inside, before it is wrapped")
+        inner = next((key for key in _WRAPPED if key in module._modules), None)
+        if inner is not None and type(module).__module__.startswith("lightning"):
+            raise ConfigError(
+                f"{name or 'the model'} is a {type(module).__name__} of Lightning: attach to the model itself (its "
+                f"attribute {inner}); a session takes the place of fabric.setup"
+            )
     for name, tensor in _tensors(model):
         if is_lazy(tensor):
             raise ConfigError(
@@ -44,6 +53,7 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+_WRAPPED = ("_original_module", "_forward_module")
 _WHOLE = "sharded hosts cannot grow, since every rank must hold the whole network; use DistributedDataParallel, or none"
 
 
