@@ -20,8 +20,8 @@ from esper.accord.state import RunState, Terms
 from esper.drill.bus import Lost
 from esper.drill.faults import FaultKind, InjectedFault
 from esper.kasmina.attach import attach, attach_described
+from esper.kasmina.axes.site import Site
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.sites import Site
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation

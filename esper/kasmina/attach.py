@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from esper.kasmina.axes.site import Site
 from esper.kasmina.export.exporter import export
 from esper.kasmina.slots.grown import Grown, Slots
 from esper.kasmina.slots.hooks import RootHooks
-from esper.kasmina.slots.sites import CONTAINER, Site, find_sites, is_compiled
+from esper.kasmina.slots.sites import CONTAINER, find_sites, is_compiled
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.slots.status import status_table
 from esper.kasmina.slots.unfit import check_model, check_sites, write_out_expanded
@@ -30,7 +31,7 @@ class Attached(Grown):
     """The handle that `attach` returns: a `Grown` with the methods that people call."""
 
     def status(self, console: Console | None = None) -> Table:
-        """Prints and returns a table of the slots: site, topology, dim, phase, alpha, parameters of the seed.
+        """Prints and returns a table of the slots: site, layout, dim, phase, alpha, parameters of the seed.
 
         Args:
             console: where to print; None for standard output.
@@ -96,7 +97,13 @@ def attach_described(model: nn.Module, described: Mapping[str, Site], example: A
     return Attached(model, described, example)
 
 
-def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> Attached:
+def attach(
+    model: nn.Module,
+    sites: Mapping[str, str] | str,
+    example: Any,
+    *,
+    layout: Mapping[str, str] | str | None = None,
+) -> Attached:
     """Puts empty slots on a model, in place. Attach before compile and before DDP.
 
     Args:
@@ -104,16 +111,19 @@ def attach(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> At
         sites: slot id -> dotted name of the submodule whose output holds the feature there; or a regular expression
             that matches whole names of submodules, which then get the ids r0c0, r1c0, ... in the order of execution.
         example: one batch of the model's input: the one input, a tuple of inputs, or a dict of keyword inputs (an
-            input that is itself a dict goes into a tuple). Shapes and topology are read off it.
+            input that is itself a dict goes into a tuple). Shapes are read off it, and what their axes mean, by
+            forwards with another batch size, other lengths and other values (`esper.kasmina.axes`).
+        layout: slot id -> the axes of its feature, a letter each, such as {"r0c0": "TBC"}; or one for all slots. It is
+            not looked for where it is given.
 
     Returns:
         The handle to the model and its slots.
 
     Raises:
         ConfigError: unknown site, a pattern without a match, a site that does not fire exactly once or returns no
-            tensor, a model that cannot grow (`esper.kasmina.slots.unfit`), or attach came too late (after
-            torch.compile, DDP or attach).
+            tensor, axes whose meaning no forward tells, a model that cannot grow (`esper.kasmina.slots.unfit`), or
+            attach came too late (after torch.compile, DDP or attach).
     """
     _check_root(model)
     write_out_expanded(model)
-    return attach_described(model, find_sites(model, sites, example), example)
+    return attach_described(model, find_sites(model, sites, example, layout), example)

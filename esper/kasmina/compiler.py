@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from esper.kasmina.axes.feature import copy_inputs, take, tensors_in
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.feature import copy_inputs, take, tensors_in
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Backend, Region, choose_regions, compile_failures, reason
 from esper.kasmina.slots.sites import CONTAINER, arguments
@@ -117,7 +117,7 @@ class Compiler:
             order.append(f"{name}>")
             if name in places:
                 slot, place = places[name]
-                self._features[slot] = take(output, place).detach()
+                self._features[slot] = self.grown.sites[slot].turned(take(output, place).detach())
 
         with contextlib.ExitStack() as stack:
             for name, module in self.grown.model.named_modules():

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from esper.kasmina.axes.feature import copy_inputs, put, take, tensors_in
+from esper.kasmina.axes.site import Site
 from esper.kasmina.blueprints import registry
 from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.products import FORMULAS, Uncounted
 from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.feature import copy_inputs, put, take, tensors_in
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.sites import CONTAINER, Site, arguments
+from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.costs import HostCost, SeedCost
 from esper.leyline.topology import Topology

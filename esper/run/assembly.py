@@ -61,12 +61,13 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     seed_streams(config.seed)
     host = build_host(config.host, bundle.input_shape, bundle.classes)
     host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
-    points = {point.slot: point.module for point in host.injection_points()}  # type: ignore[operator]
+    points = {point.slot: point for point in host.injection_points()}  # type: ignore[operator]
     chosen = config.slots.ids or list(points)
     for slot in chosen:
         parse_slot(slot, known=points)
     example = bundle.example(device, dtype_of(config.trainer.precision))
-    grown = attach(host, {slot: points[slot] for slot in chosen}, example)
+    layout = {slot: points[slot].known_layout for slot in chosen if points[slot].known_layout is not None}
+    grown = attach(host, {slot: points[slot].module for slot in chosen}, example, layout=layout)
     _check_output(grown, bundle, example, config)
     set_channels(grown, config.slots)
     check_learning(grown.model)

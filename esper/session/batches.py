@@ -17,8 +17,8 @@ from torch.utils.data.distributed import DistributedSampler
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.attribution.probe import difference_sums
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError

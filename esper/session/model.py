@@ -57,10 +57,7 @@ class LiveModel(StandIn):
         training = torch.is_grad_enabled() and (self.passing or self._grown.model.training)
         if not training:
             return self._grown.model(*args, **kwargs)
-        sizes = [tensor.shape[0] for tensor in tensors_of((args, kwargs))]
-        if not sizes:
-            return self._growth.call(*args, **kwargs)
-        with self._grown.tallied(torch.ones(sizes[0], device=self._growth.world.device)):
+        with self._grown.tallied(torch.ones((), device=self._growth.world.device)):
             return self._growth.call(*args, **kwargs)
 
     def close(self) -> None:

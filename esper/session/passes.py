@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esper.accord.state import RunState
-from esper.kasmina.slots.feature import copy_inputs
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.leyline.plain import digest62

@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_map_only
 
 from esper.accord.state import RunState
 from esper.kasmina.attach import attach_described
+from esper.kasmina.axes.site import Site
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.sites import CONTAINER, Site
+from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
 from esper.leyline.errors import CheckpointError, one_line
 from esper.leyline.plain import from_plain, to_plain

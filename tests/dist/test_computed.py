@@ -52,7 +52,7 @@ def start(folder: Path, stale: dict[str, str], monkeypatch: pytest.MonkeyPatch, 
         (folder / "old" / name).write_text(text)
     (folder / "RUN").mkdir()
     monkeypatch.syspath_prepend(str(folder / "new"))
-    host = {"kind": "custom", "path": "stale_net:build", "options": None, "sites": {"r0c0": "1"}}
+    host = {"kind": "custom", "path": "stale_net:build", "options": None, "sites": {"r0c0": "1"}, "layout": None}
     plain = tiny_plain("cnn", run__dir=str(folder / "RUN"), trainer__steps=4, host=host, **settings)
     write_config(folder / "RUN" / "config.yaml", plain)
     (code, status), (other, _) = run_distributed(work, 2, folder)

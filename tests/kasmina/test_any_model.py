@@ -77,6 +77,7 @@ class Case:
     build: Any
     sites: Any
     example: Any
+    layout: str | None = None
 
 
 def _normal(*shape: int) -> Tensor:
@@ -84,7 +85,7 @@ def _normal(*shape: int) -> Tensor:
 
 
 CASES = {
-    "tied": Case(Tied, {"r0c0": "embed", "r1c0": "body"}, torch.arange(14).view(2, 7) % 11),
+    "tied": Case(Tied, {"r0c0": "embed", "r1c0": "body"}, torch.arange(14).view(2, 7) % 11, "BTC"),
     "sequential with BatchNorm and dropout": Case(normed, "1|4|7", _normal(3, 2, 6, 6)),
     "recurrent": Case(Recurrent, {"r0c0": "lstm"}, _normal(2, 5, 5)),
     "encoder": Case(Padded, r"encoder\.layers\.\d", _normal(2, 5, 8)),
@@ -102,7 +103,7 @@ def call(model: nn.Module, example: Any) -> Any:
 def pair(case: Case) -> tuple[Grown, nn.Module]:
     torch.manual_seed(3)
     host = case.build()
-    return attach(copy.deepcopy(host), case.sites, case.example), host
+    return attach(copy.deepcopy(host), case.sites, case.example, layout=case.layout), host
 
 
 def plant(grown: Grown, alpha: float) -> None:

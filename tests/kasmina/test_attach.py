@@ -109,8 +109,8 @@ def test_sites_that_the_model_does_not_have(sites, said):
         ("training_only", "fired 0 times in one eval() forward, need exactly once"),
         ("nothing", "returns tuple of NoneType, str, need a tensor, or a container that holds a float tensor"),
         ("unclear", "returns tuple with float tensors at [1, 2]; need a single one, or one that comes first"),
-        ("volume", "returns torch.float32 (3, 1, 1, 1, 4), need float BCHW, BTC or BC"),
-        ("integer", "returns torch.int64 (3, 1), need float BCHW, BTC or BC"),
+        ("volume", "returns torch.float32 (3, 1, 1, 1, 4), need float BCHW, BHWC, BTC, TBC, BCT or BC"),
+        ("integer", "returns torch.int64 (3, 1), need float BCHW, BHWC, BTC, TBC, BCT or BC"),
     ],
 )
 def test_sites_that_do_not_behave_are_named_and_nothing_is_left_behind(module, said):

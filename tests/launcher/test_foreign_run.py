@@ -23,7 +23,7 @@ from tests.support.foreign import STRANGER, Trap, give_away, lay_trap, needs_roo
 from tests.support.tiny import make_engine, tiny_plain
 
 SETTINGS = {
-    "host": {"kind": "custom", "path": "trap_code:build", "options": None, "sites": {"r0c0": "0"}},
+    "host": {"kind": "custom", "path": "trap_code:build", "options": None, "sites": {"r0c0": "0"}, "layout": None},
     "world__nproc_per_node": 1,
     "trainer__steps": 8,
     "control__every": 2,

@@ -7,7 +7,13 @@ from esper.tolaria.checkpoint.store import CheckpointStore
 from tests.support.tiny import act, make_engine, replica, schedule, tiny_config
 
 SETTINGS: dict[str, Any] = {
-    "host": {"kind": "custom", "path": "tests.support.odd_hosts:counting", "options": None, "sites": {"r0c0": "2"}},
+    "host": {
+        "kind": "custom",
+        "path": "tests.support.odd_hosts:counting",
+        "options": None,
+        "sites": {"r0c0": "2"},
+        "layout": None,
+    },
     "trainer__steps": 24,
     "trainer__batch": 64,
     "control__every": 2,

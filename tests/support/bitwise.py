@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from esper.kasmina.slots.feature import tensors_in
+from esper.kasmina.axes.feature import tensors_in
 
 WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 

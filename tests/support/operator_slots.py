@@ -3,15 +3,20 @@
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.axes.site import Site
 from esper.kasmina.births.build import birth_key, build_gate, build_seed, gate_key
 from esper.kasmina.slots.beat import Beat
-from esper.kasmina.slots.sites import Site
 from esper.kasmina.slots.slot import Phase, SeedSlot
 from esper.leyline.alpha import Operator
 from esper.leyline.topology import Topology
 
 C, B, K = 8, 3, 4
-SHAPES = {Topology.FEATURE_MAP: (B, C, 3, 3), Topology.SEQUENCE: (B, 5, C), Topology.VECTOR: (B, C)}
+SHAPES = {
+    Topology.FEATURE_MAP: (B, C, 3, 3),
+    Topology.SEQUENCE: (B, 5, C),
+    Topology.SIGNAL: (B, C, 5),
+    Topology.VECTOR: (B, C),
+}
 V = (1.0, 0.5, 0.0, 0.25, 0.0, 1.0, 0.75, 0.125)  # CHANNEL's vector, with exact zeros
 
 

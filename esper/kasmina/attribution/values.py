@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from esper.kasmina.attribution.coalitions import Plan
 from esper.kasmina.attribution.prefixes import How, forward_parts
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.hosts.resume import Resumable, State
 from esper.kasmina.slots.confidence import confident
-from esper.kasmina.slots.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import Streams, cuda_devices, read_streams, set_streams, undisturbed
 from esper.leyline.errors import ConfigError

@@ -7,6 +7,7 @@ and a norm or ReLU after a zero init can stay dead for good; at 0.1 the delta is
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from esper.leyline.topology import Topology
 
@@ -57,6 +58,22 @@ class GroupNorm(nn.GroupNorm):
         var, mean = torch.var_mean(x_BGCHW, dim=(2, 3, 4), keepdim=True, correction=0)
         normal = ((x_BGCHW - mean) * torch.rsqrt(var + self.eps)).flatten(1, 2)
         return (normal * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """nn.LayerNorm over the channels of [B, C, T], position by position.
+
+    Args:
+        dim: channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, C, T] to the same shape."""
+        normal = layer_norm(x.transpose(1, 2), self.normalized_shape, self.weight, self.bias, self.eps)
+        return normal.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def group_norm(dim: int) -> GroupNorm:

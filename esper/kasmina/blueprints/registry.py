@@ -4,7 +4,8 @@ A blueprint is an ``nn.Module`` class taking ``dim`` and typed keyword arguments
 *delta* of x's shape and memory format (the slot computes ``h + alpha * delta(x)``). To add one:
 
 1. Write the class, beginning with a norm where scale matters and ending in `parts.LayerScale`. No BatchNorm, no fixed
-   resolution, no zero init, no random numbers but torch's; a SEQUENCE blueprint must not look ahead.
+   resolution, no zero init, no random numbers but torch's. If one position of a SEQUENCE or a SIGNAL may see another,
+   subclass `Mixing` and heed what its forward is told, causal or not.
 2. Register it with its exact parameter count and its FLOPs::
 
        @blueprint("shift", topology=Topology.VECTOR,
@@ -28,6 +29,7 @@ import torch
 from torch import nn
 
 from esper.kasmina.blueprints.entry import Blueprint, Chooser, read_arguments
+from esper.kasmina.blueprints.mixing import check_mixing, mixes
 from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.plain import digest62
@@ -93,6 +95,7 @@ def blueprint(
             backend=backend,
         )
         check_formulas([entry])
+        check_mixing(entry)
         _REGISTRY[topology, name] = entry
         return factory
 
@@ -177,7 +180,8 @@ def name_at(index: int) -> str:
 
 
 def registry_digest() -> int:
-    """Computes a 62-bit digest of every entry: name, topology, version, arguments and both formulas at fixed dims.
+    """Computes a 62-bit digest of every entry: name, topology, version, arguments, both formulas at fixed dims,
+    and whether it mixes positions.
 
     Equal on ranks that would build the same networks from the same names.
     """
@@ -207,7 +211,7 @@ def _backend_suffix(entry: Blueprint, device: torch.device, dtype: torch.dtype) 
 
 def _describe(entry: Blueprint) -> list[Any]:
     sizes = [entry.info_or_none(dim, 49) for dim in CHECKED_DIMS]
-    return [entry.topology, entry.name, entry.version, entry.min_dim, dict(entry.arguments), sizes]
+    return [entry.topology, entry.name, entry.version, entry.min_dim, dict(entry.arguments), sizes, mixes(entry)]
 
 
 def check_formulas(entries: Iterable[Blueprint] | None = None, dims: Iterable[int] = CHECKED_DIMS) -> None:

@@ -1,4 +1,4 @@
-"""Blueprints for causal sequences, x_BTC -> delta_BTC; position t sees positions 0..t only.
+"""Blueprints for sequences, x_BTC -> delta_BTC; in a causal host position t sees positions 0..t only.
 
     name        delta (gamma is the layer scale)                                parameters at C = 64
     noop        0                                                                                  0
@@ -6,7 +6,7 @@
     lora        gamma U D x                             rank 4, linear, foldable                 576
     lora_large  gamma U D x                             rank 32, linear, foldable              4,160
     mlp_small   gamma W2 gelu(W1 LN(x))                 1 C wide                               8,512
-    attention   gamma P softmax(Q K^T / sqrt(d)) V      causal, 4 heads, of LN(x)             16,640
+    attention   gamma P softmax(Q K^T / sqrt(d)) V      4 heads, of LN(x)                     16,640
     flex_...    the same as attention                   by FlexAttention where it runs        16,640
     mlp         gamma W2 gelu(W1 LN(x))                 4 C wide                              33,280
 
@@ -19,8 +19,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
+from esper.kasmina.axes.positions import CAUSAL, Mixing, Positions, attend
 from esper.kasmina.blueprints.flex import FLEX, SDPA, attention_backend, flex_causal
 from esper.kasmina.blueprints.parts import LayerScale
 from esper.kasmina.blueprints.registry import blueprint
@@ -100,8 +101,8 @@ class LowRank(nn.Module):
     flops=lambda dim, positions, heads: 8 * positions * dim * dim + 4 * positions * positions * dim,
     min_dim=2,
 )
-class CausalAttention(nn.Module):
-    """Multi-head self-attention over the past (Vaswani et al. 2017).
+class SelfAttention(Mixing):
+    """Multi-head self-attention (Vaswani et al. 2017): over the past, in hosts that are not causal over all positions.
 
     No bias on queries, keys and values: a key bias cancels in the softmax and would never learn.
 
@@ -120,15 +121,15 @@ class CausalAttention(nn.Module):
         self.project = nn.Linear(dim, dim)
         self.scale = LayerScale(dim, SEQ)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, positions: Positions = CAUSAL) -> Tensor:
         """Returns a delta of the same shape."""
         qkv = self.qkv(self.norm(x_BTC)).unflatten(-1, (3, self.heads, -1))
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # by name: torch.fx reads off it how many
-        mixed_BHTD = self._mix(q_BHTD, k_BHTD, v_BHTD)
+        mixed_BHTD = self._mix(q_BHTD, k_BHTD, v_BHTD, positions)
         return self.scale(self.project(mixed_BHTD.transpose(1, 2).flatten(-2)))
 
-    def _mix(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
-        return scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+    def _mix(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, positions: Positions) -> Tensor:
+        return attend(q_BHTD, k_BHTD, v_BHTD, positions)
 
 
 @blueprint(
@@ -139,14 +140,14 @@ class CausalAttention(nn.Module):
     min_dim=2,
     backend=attention_backend,
 )
-class FlexAttention(CausalAttention):
-    """`CausalAttention` by another implementation: same weights, same names, equal within tolerance.
+class FlexAttention(SelfAttention):
+    """`SelfAttention` by another implementation: same weights, same names, equal within tolerance.
 
     FLOPs are counted like those of ``attention``: savings of the block mask and padding of heads are left out.
 
     Args:
         dim: channels.
-        heads: as in `CausalAttention`.
+        heads: as in `SelfAttention`.
         backend: "sdpa" or "flex", as `attention_backend` chose for the device that the seed is built for.
     """
 
@@ -154,9 +155,11 @@ class FlexAttention(CausalAttention):
         super().__init__(dim, heads=heads)
         self.backend = backend
 
-    def _mix(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
-        attend = flex_causal if self.backend == FLEX else super()._mix
-        return attend(q_BHTD, k_BHTD, v_BHTD)
+    def _mix(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, positions: Positions) -> Tensor:
+        plain = positions.causal and positions.visible is None and positions.memory is None
+        if plain and self.backend == FLEX:
+            return flex_causal(q_BHTD, k_BHTD, v_BHTD)
+        return super()._mix(q_BHTD, k_BHTD, v_BHTD, positions)
 
 
 @blueprint(

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from esper.kasmina.axes.feature import take
 from esper.kasmina.export.copying import copy_model, strip_slots
 from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, target_of
 from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, compute_delta, current_alphas, join_graph, refuse
 from esper.kasmina.export.record import Exported, ExportedSlot, Way
 from esper.kasmina.export.same import Inputs, check_same, inputs_for, run_plain, same_bits
-from esper.kasmina.export.tracing import as_graph, is_torch, package_of, use_twins
-from esper.kasmina.slots.feature import take
+from esper.kasmina.export.tracing import as_graph, bind_positions, is_torch, package_of, use_twins
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
@@ -124,7 +124,8 @@ class _Exporter:
         self.ways = dict.fromkeys(seeds, (Way.LEFT_OUT, None))
         for slot, output in self.outputs.items():
             site = self.sites[slot]
-            feature = take(output, site.place).detach()
+            feature = site.turned(take(output, site.place).detach())
+            bind_positions(seeds[slot], site.causal)
             seed = self._as_torch(slot, seeds[slot], feature)
             formula, factor_of = JOINS[holders[slot].operator]
             factor = factor_of(torch.tensor(self.levels[slot], device=holders[slot].alpha.device), holders[slot])
@@ -137,13 +138,13 @@ class _Exporter:
                 if fold_scale(seed, factor if formula is add else 1.0) is not None:
                     self.inexact = True
                     factor = 1.0 if formula is add else factor
-            where = f"site {site.module!r} of slot {slot}"
-            self.joins[slot] = join_graph(seed, formula, factor, output=output, place=site.place, where=where)
+            self.joins[slot] = join_graph(seed, formula, factor, output=output, site=site)
 
     def _fold(self, slot: str, seed: nn.Module, factor: Factor) -> bool:
         """Folds the seed into the Linear that makes the feature; returns whether that was possible."""
         site = self.sites[slot]
-        if site.place is not None or site.topology is Topology.FEATURE_MAP:
+        last = site.layout[-1] == "C" and site.topology in (Topology.SEQUENCE, Topology.VECTOR)
+        if site.place is not None or not last:
             return False
         target = target_of(self.model, site.module)
         linear = None if target is None else affine_map(seed, site.dim)
@@ -260,6 +261,8 @@ def export(grown: Grown, example: Any = None, *, fold: bool = True, partial: boo
             slot=slot,
             site=grown.sites[slot].module,
             place=grown.sites[slot].place,
+            layout=grown.sites[slot].layout,
+            causal=grown.sites[slot].causal,
             seed=type(grown.slots[slot].seed).__name__,
             alpha=level,
             operator=grown.slots[slot].operator.name,

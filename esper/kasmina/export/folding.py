@@ -1,7 +1,7 @@
 """Folding: linear seeds and scales become part of the weights beside them. A step of the export, never of training.
 
     at a Linear h = W x + b      h + f delta(h), delta(h) = A h + c        W' = (I + f A) W,  b' = (I + f A) b + f c
-    f gamma M(x)                 M a Linear, Conv2d or affine norm         its weight and bias times f gamma, by channel
+    f gamma M(x)                 M a Linear, Conv or affine norm           its weight and bias times f gamma, by channel
     delta = 0                    any site                                  the seed is left out
 
 f is the factor of the join: alpha, or alpha times a vector by channel. Products are computed in float64 and rounded
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
-_SCALABLE = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+_SCALABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def _constants(graph: fx.GraphModule) -> dict[Node, Tensor]:
@@ -138,8 +138,9 @@ def _find_scaled_call(seed: fx.GraphModule) -> tuple[Node, Node, Node] | None:
     affine = type(module) in _SCALABLE and isinstance(module.weight, Tensor)
     if not (once and affine and module.weight.ndim == (1 if isinstance(module, nn.LayerNorm) else module.weight.ndim)):
         return None
-    trailing = 0 if isinstance(module, nn.Linear | nn.LayerNorm) else 2
-    fits = constants[fixed[0]].shape == (len(module.weight), *[1] * trailing)
+    linear = isinstance(module, nn.Linear | nn.LayerNorm)
+    shape = constants[fixed[0]].shape  # [C], or [C, 1, 1] where C is not the last axis
+    fits = shape[0] == len(module.weight) == shape.numel() and (len(shape) == 1) == linear
     return (returned, calls[0], fixed[0]) if fits else None
 
 

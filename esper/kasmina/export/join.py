@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from esper.kasmina.axes.feature import Place
+from esper.kasmina.axes.site import Site
 from esper.kasmina.export.tracing import as_graph
 from esper.kasmina.slots.blend import MULTIPLY_BOUND
-from esper.kasmina.slots.feature import Place
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.rows import Rows
 from esper.kasmina.slots.slot import Phase, SeedSlot
@@ -114,28 +115,28 @@ class _Joined(nn.Module):
     """The module that is traced to make the graph."""
 
     def __init__(
-        self, seed: nn.Module, formula: Formula, factor: Factor, place: Place, put: Put | None, named: bool
+        self, seed: nn.Module, formula: Formula, factor: Factor, site: Site, put: Put | None, named: bool
     ) -> None:
         super().__init__()
         self.seed = seed
-        self._how = (formula, place, put, named)
+        self._how = (formula, site, put, named)
         if isinstance(factor, Tensor):
             self.register_buffer("factor", factor)
         else:
             self.factor = factor
 
     def forward(self, module: Any, args: Any, output: Any) -> Any:
-        formula, place, put, named = self._how
+        formula, site, put, named = self._how
+        place = site.place
         feature = output
         if put is not None:
             feature = getattr(output, str(place)) if named else output[place]
-        joined = formula(feature, self.seed(feature), self.factor)
+        feature = site.turned(feature)
+        joined = site.turned_back(formula(feature, self.seed(feature), self.factor))
         return joined if put is None else put(output, place, joined)
 
 
-def join_graph(
-    seed: nn.Module, formula: Formula, factor: Factor, *, output: Any, place: Place, where: str
-) -> fx.GraphModule:
+def join_graph(seed: nn.Module, formula: Formula, factor: Factor, *, output: Any, site: Site) -> fx.GraphModule:
     """Returns the join as a graph with the seed as its child ``seed``.
 
     Args:
@@ -143,14 +144,14 @@ def join_graph(
         formula: the joined feature from h, delta and factor; see `JOINS`.
         factor: the factor in it; a number becomes a constant, a tensor the buffer ``factor``.
         output: what the site returned on the example.
-        place: place of the feature in that output.
-        where: what an error calls the site.
+        site: the place of the feature in that output, and its axes.
 
     Raises:
         ConfigError: a graph cannot rebuild such an output.
     """
-    put, named = (None, False) if place is None else _container(output, where)
-    module = _Joined(seed, formula, factor, place, put, named)
+    where = f"site {site.module!r} of slot {site.slot}"
+    put, named = (None, False) if site.place is None else _container(output, where)
+    module = _Joined(seed, formula, factor, site, put, named)
     graph = as_graph(module, (None, (), output), what=where)
     graph.training = seed.training
     return graph

@@ -26,6 +26,8 @@ class ExportedSlot:
         slot: slot id.
         site: name of the host's submodule.
         place: place of the feature in its output, None where it is the whole output.
+        layout: the axes of the feature, such as "TBC"; the graph turns them to the seed's order and back.
+        causal: the host is causal there; a seed that mixes positions sees none after its own.
         seed: name of the seed's class.
         alpha: the alpha in force at export.
         operator: the operator of the join.
@@ -37,6 +39,8 @@ class ExportedSlot:
     slot: str
     site: str
     place: int | str | None
+    layout: str
+    causal: bool
     seed: str
     alpha: float
     operator: str

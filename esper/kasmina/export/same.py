@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from esper.kasmina.slots.feature import tensors_in
+from esper.kasmina.axes.feature import tensors_in
 from esper.kasmina.slots.sites import arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError, ExportError

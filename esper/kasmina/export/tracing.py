@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing
 from esper.kasmina.blueprints.flex import SDPA
 from esper.kasmina.blueprints.parts import GroupNorm
 from esper.kasmina.blueprints.sequence import FlexAttention
@@ -50,6 +51,19 @@ def use_twins(module: nn.Module) -> bool:
         if isinstance(part, FlexAttention) and part.backend != SDPA:
             part.backend, moved = SDPA, True  # equal within tolerance; its block masks need esper's functions
     return moved
+
+
+def bind_positions(seed: nn.Module, causal: bool) -> None:
+    """Makes a seed that mixes positions one whose forward takes x alone, in place; any other stays."""
+    if isinstance(seed, Mixing):
+        kind, positions = type(seed), CAUSAL if causal else FREE
+
+        class Bound(kind):  # type: ignore[misc, valid-type]
+            def forward(self, x: Any) -> Any:
+                return super().forward(x, positions)
+
+        Bound.__name__, Bound.__module__ = kind.__name__, kind.__module__
+        seed.__class__ = Bound
 
 
 class GuardedTracer(fx.Tracer):

@@ -29,11 +29,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from esper.kasmina.axes.feature import tensors_in
 from esper.kasmina.export.copying import deep_copy
 from esper.kasmina.export.record import Exported
 from esper.kasmina.export.same import Inputs, check_same, run_plain
 from esper.kasmina.export.tracing import package_of
-from esper.kasmina.slots.feature import tensors_in
 from esper.leyline.errors import ConfigError, ExportError, one_line
 from esper.leyline.files import sync, write_synced
 from esper.leyline.plain import to_plain

@@ -5,7 +5,8 @@
     options: {depth: 20}
     sites: {r0c0: layer2, r1c0: layer3}    # slot id -> dotted module name, as in model.named_modules()
 
-Topology and width at each site are read off one forward when the slots are attached.
+What the axes at each site mean is found by a few forwards when the slots are attached; ``layout`` says what they
+leave open.
 """
 
 import functools
@@ -21,6 +22,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.imports import import_object, is_dotted
 from esper.leyline.slots import sort_slots
+from esper.leyline.topology import topology_of
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,9 +42,18 @@ class CustomHostConfig:
     sites: dict[str, str]
     """Slot id -> dotted name of the submodule whose output is the feature there, {r0c0: layer2}."""
 
+    layout: dict[str, str] | None = None
+    """Slot id -> the axes of the feature there, a letter each, {r0c0: TBC}: BCHW, BHWC, BTC, TBC, BCT, BC or another
+    order of these; of slots that are not named here they are found by varying an example. null: all are found.
+    """
+
     def __post_init__(self) -> None:
         sort_slots(self.sites)
+        for slot, layout in (self.layout or {}).items():
+            topology_of(layout, f"layout.{slot}")
         with Checks(self) as check:
+            unknown = sorted(set(self.layout or ()) - set(self.sites))
+            check("layout", not unknown, f"{', '.join(unknown)} is no slot of host.sites")
             check("kind", self.kind == "custom", "must be 'custom'")
             check("path", is_dotted(self.path), "write package.module:function")
             check("sites", bool(self.sites), "name at least one, as {r0c0: module.name}")
@@ -50,8 +61,16 @@ class CustomHostConfig:
             check("options", not reserved, "input_shape and classes are given by the data; leave them out")
 
 
-def _points(sites: dict[str, str]) -> tuple[InjectionPoint, ...]:
-    return tuple(InjectionPoint(slot=slot, module=sites[slot], topology=None) for slot in sort_slots(sites))
+def _points(sites: dict[str, str], layout: dict[str, str]) -> tuple[InjectionPoint, ...]:
+    return tuple(
+        InjectionPoint(
+            slot=slot,
+            module=sites[slot],
+            topology=topology_of(layout[slot]) if slot in layout else None,
+            layout=layout.get(slot),
+        )
+        for slot in sort_slots(sites)
+    )
 
 
 def call_builder(
@@ -96,5 +115,5 @@ def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], clas
             listed = list_some(list(known)[1:])
             raise ConfigError(f"host.sites.{slot} = {name!r}: the model has no such module; it has {listed}")
     # A partial rather than a closure: the model can still be pickled and copied.
-    network.injection_points = functools.partial(_points, dict(config.sites))  # type: ignore[assignment]
+    network.injection_points = functools.partial(_points, dict(config.sites), dict(config.layout or {}))  # type: ignore[assignment]
     return network

@@ -25,11 +25,18 @@ class InjectionPoint:
         slot: canonical slot id.
         module: dotted name of the submodule whose output is the feature there; it runs exactly once a forward.
         topology: what the axes of that feature mean; None if only a forward can tell.
+        layout: the order in which they stand; None: that of the topology.
     """
 
     slot: str
     module: str
     topology: Topology | None
+    layout: str | None = None
+
+    @property
+    def known_layout(self) -> str | None:
+        """The order of the axes; None if only a forward can tell."""
+        return self.layout or (None if self.topology is None else self.topology.value)
 
 
 class Host(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.slots.feature import copy_inputs
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 

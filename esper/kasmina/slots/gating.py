@@ -3,9 +3,10 @@
     GATE        pool -> linear -> tanh -> linear -> sigmoid      g in (0, 1)
     CONFIDENCE  top-1 minus top-2 softmax probability            g in [0, 1]
 
-A feature map is pooled by its mean over positions. A sequence is pooled by its *running* mean over positions 0..t, with
-a g for each position, since a mean over all of them would show a causal host its future. tanh bounds the sigmoid's
-input, which large features would otherwise saturate: every tensor of the gate keeps a live gradient.
+A feature map is pooled by its mean over positions. A sequence or a signal is pooled by its *running* mean over
+positions 0..t, with a g for each position, since a mean over all of them would show a causal host its future. tanh
+bounds the sigmoid's input, which large features would otherwise saturate: every tensor of the gate keeps a live
+gradient.
 
 Shapes: B samples, C channels, T positions, H hidden units, K classes.
 """
@@ -34,10 +35,12 @@ class BlendGate(nn.Module):
         self.outer = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns g for features x (BCHW, BTC or BC), float32 or wider: [B, 1, 1, 1], [B, T, 1] or [B, 1]."""
+        """Returns g for features x, float32 or wider: [B, 1, 1, 1], [B, T, 1], [B, 1, T] or [B, 1]."""
         pooled = self._pool(x).to(self.inner.weight.dtype)
         z = self.outer(torch.tanh(self.inner(pooled)))
         g = torch.sigmoid(z.to(torch.promote_types(z.dtype, torch.float32)))
+        if self.topology is Topology.SIGNAL:
+            return g.mT
         return g[:, :, None, None] if self.topology is Topology.FEATURE_MAP else g
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -46,7 +49,8 @@ class BlendGate(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.topology is Topology.FEATURE_MAP:
             return wide.mean((2, 3))
-        count = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=wide.dtype)
+        wide = wide.mT if self.topology is Topology.SIGNAL else wide
+        count = torch.arange(1, wide.shape[1] + 1, device=x.device, dtype=wide.dtype)
         return wide.cumsum(1) / count[:, None]
 
 
@@ -88,12 +92,13 @@ class Tally:
         """Adds the samples of one forward.
 
         Args:
-            g: g_eff, [B, 1, ...] or [B, T, 1].
-            weights: [B], 1 for a sample, 0 for a stand-in that does not count.
+            g: g_eff, [B, 1, ...], [B, T, 1] or [B, 1, T].
+            weights: [B], 1 for a sample, 0 for a stand-in that does not count; 0-D: the same for all.
 
         Raises:
             ValueError: the number of weights is not the number of samples.
         """
+        weights = weights.expand(g.shape[0]) if weights.ndim == 0 else weights
         if weights.shape != g.shape[:1]:
             raise ValueError(f"{list(weights.shape)} sample weights for {g.shape[0]} samples: need one per sample")
         g, w = g.detach().double().flatten(1).mean(1), weights.double()

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.slots.feature import copy_inputs, tensors_in
-from esper.kasmina.slots.sites import CONTAINER, Site
+from esper.kasmina.axes.feature import copy_inputs, tensors_in
+from esper.kasmina.axes.site import Site
+from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.streams import undisturbed
 from esper.leyline.slots import sort_slots
@@ -83,7 +84,7 @@ class Grown:
         """Within the block the slots tally g_eff of GATE and CONFIDENCE; for a training forward.
 
         Args:
-            weights: [B], 1 for a sample, 0 for a stand-in that does not count.
+            weights: [B], 1 for a sample, 0 for a stand-in that does not count; 0-D: the same for all.
         """
         before, self.beat.weights = self.beat.weights, weights
         try:

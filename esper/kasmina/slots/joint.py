@@ -7,6 +7,8 @@ user's own torch.compile around the model, reads it off the tensor: `Joint.join`
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing, Positions
+from esper.kasmina.axes.site import Site
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, blend, door, effective, select
 from esper.kasmina.slots.gating import Tally, margin
@@ -20,6 +22,7 @@ class Joint(nn.Module):
     """The computing half of `esper.kasmina.slots.slot.SeedSlot`, which owns the attributes and decides when."""
 
     slot: str
+    site: Site | None
     seed: nn.Module | None
     gate: nn.Module | None
     beat: Beat | None
@@ -106,9 +109,13 @@ class Joint(nn.Module):
         if tallied is not None and self._override is None and self.beat is not None and self.beat.weights is not None:
             self.tally.add(effective(tallied, alpha), self.beat.weights)
 
+    def _positions(self) -> Positions:
+        """What a seed that mixes positions is told of the call."""
+        return CAUSAL if self.site is None or self.site.causal else FREE
+
     def _delta(self, x: Tensor, host: Tensor) -> Tensor:
         assert self.seed is not None
-        delta = self.seed(x)
+        delta = self.seed(x, self._positions()) if isinstance(self.seed, Mixing) else self.seed(x)
         if delta.shape != host.shape:
             raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
         return delta

@@ -3,50 +3,28 @@
 import contextlib
 import copy
 import difflib
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.slots.feature import Place, place_of, take
+from esper.kasmina.axes.causal import find_causal
+from esper.kasmina.axes.example import Example
+from esper.kasmina.axes.feature import Place, place_of, take
+from esper.kasmina.axes.forward import Forward, Watch
+from esper.kasmina.axes.layout import RANKS, Findings, LayoutFinder
+from esper.kasmina.axes.site import Site
 from esper.kasmina.slots.regions import region_of
 from esper.kasmina.slots.unfit import check_sites
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import parse_slot, sort_slots
-from esper.leyline.topology import Topology
+from esper.leyline.topology import LAYOUTS, topology_of
 
 CONTAINER = "esper_slots"  # the root's child that holds all slots
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The place of a slot in the host, and the feature there.
-
-    Fields:
-        slot: slot id.
-        module: dotted name of the host's submodule whose output holds the feature.
-        topology: what the axes of the feature mean.
-        dim: channels C of the feature.
-        shape: shape of one sample's feature in the example, without the batch axis.
-        place: place of the feature in the submodule's output, None where it is the whole output.
-    """
-
-    slot: str
-    module: str
-    topology: Topology
-    dim: int
-    shape: tuple[int, ...]
-    place: Place = None
-
-    @property
-    def positions(self) -> int:
-        """Positions per sample at which a seed is evaluated (H*W, T, or 1)."""
-        return math.prod(self.shape) // self.dim
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -141,16 +119,41 @@ def _forward_once(model: nn.Module, names: list[str], example: Any) -> dict[str,
     return fired
 
 
-def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> dict[str, Any]:
+@dataclass(slots=True)
+class _DryRun:
+    """The dry run of a host, while it lasts.
+
+    Fields:
+        outputs: output by module name, in the order of execution in train().
+        example: the inputs.
+        forward: runs the host in eval() on other inputs, each time from the same buffers and random streams.
+        model: the host.
+    """
+
+    model: nn.Module
+    example: Example
+    outputs: dict[str, Any]
+    forward: Forward
+
+    def find(self, names: list[str], where: Mapping[str, str]) -> Findings:
+        """The layouts of the sites in ``where``."""
+        return LayoutFinder(Watch(self.model, names, self.forward), self.example, where).find()
+
+    def find_causal(self, features: Mapping[str, Tensor], found: Findings) -> dict[str, bool]:
+        """Whether the host is causal at the sites in ``features``."""
+        return find_causal(Watch(self.model, list(features), self.forward), self.example, features, found)
+
+
+@contextlib.contextmanager
+def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> Iterator[_DryRun]:
     """Runs one forward in train() and one in eval(): every site must fire exactly once in each.
+
+    Within the block the host may run again; after it, flags, buffers and random streams are as they were.
 
     Args:
         model: the host.
         where: what an error calls each module, by the module's name.
         example: one batch of inputs, as for `attach`.
-
-    Returns:
-        Output by module name, in the order of execution in train().
     """
     check_sites(model, where)
     flags, buffers = _modules_state(model)
@@ -169,36 +172,86 @@ def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> dict[s
                 if times != 1:
                     raise ConfigError(f"{text} fired {times} times in one {mode}() forward, need exactly once")
             outputs = outputs or {name: returned[0] for name, returned in fired.items()}
-    return outputs
+
+        def forward(varied: Example) -> Any:
+            _restore(model, dict.fromkeys(flags, False), buffers)
+            args, kwargs = copy.deepcopy(varied)
+            with undisturbed(model, seed=0), torch.no_grad():
+                return model(*args, **kwargs)
+
+        yield _DryRun(model, arguments(example), outputs, forward)
 
 
-def _describe(slot: str, module: str, output: Any) -> Site:
+def _feature_of(slot: str, module: str, output: Any) -> tuple[Place, Tensor]:
     try:
         place = place_of(output)
     except ValueError as error:
         raise ConfigError(f"site {module!r} of slot {slot} {error}") from None
     feature = take(output, place)
     if feature.is_nested:
-        raise ConfigError(f"site {module!r} of slot {slot} returns a nested tensor, need float BCHW, BTC or BC: pad it")
-    topology = {t.ndim: t for t in Topology}.get(feature.ndim)
-    if topology is None or not feature.is_floating_point():
+        raise ConfigError(f"site {module!r} of slot {slot} returns a nested tensor, need float {LAYOUTS}: pad it")
+    if feature.ndim not in RANKS or not feature.is_floating_point():
         shape = f"{feature.dtype} {tuple(feature.shape)}"
-        raise ConfigError(f"site {module!r} of slot {slot} returns {shape}, need float BCHW, BTC or BC")
-    dim = feature.shape[topology.channel_axis]
-    return Site(slot, module, topology, dim, tuple(feature.shape[1:]), place)
+        raise ConfigError(f"site {module!r} of slot {slot} returns {shape}, need float {LAYOUTS}")
+    return place, feature
 
 
-def find_sites(model: nn.Module, sites: Mapping[str, str] | str, example: Any) -> dict[str, Site]:
+def _asked_layouts(asked: Mapping[str, str] | str | None, slots: Sequence[str]) -> dict[str, str]:
+    """The layouts that the caller gave, by slot."""
+    if asked is None:
+        return {}
+    if isinstance(asked, str):
+        asked = dict.fromkeys(slots, asked)
+    if not isinstance(asked, Mapping):
+        raise ConfigError(f'layout = {asked!r}: expected letters such as "TBC", or a mapping of slot ids to them')
+    for slot, layout in asked.items():
+        parse_slot(slot, known=slots)
+        topology_of(layout, f"layout of {slot}")
+    return dict(asked)
+
+
+def _check_asked(slot: str, feature: Tensor, layout: str, module: str) -> None:
+    if len(layout) != feature.ndim:
+        raise ConfigError(
+            f"layout of {slot} = {layout!r}: site {module!r} returns {tuple(feature.shape)}, give one letter per axis"
+        )
+
+
+def _describe(
+    dry: "_DryRun", chosen: Mapping[str, str], asked: dict[str, str], what: Mapping[str, str]
+) -> dict[str, Site]:
+    found = {slot: _feature_of(slot, name, dry.outputs[name]) for slot, name in chosen.items()}
+    for slot, layout in asked.items():
+        _check_asked(slot, found[slot][1], layout, chosen[slot])
+    open_ = {name: what[name] for slot, name in chosen.items() if slot not in asked}
+    findings = dry.find(list(chosen.values()), open_) if open_ else Findings({})
+    findings.layouts |= {chosen[slot]: layout for slot, layout in asked.items()}
+    timed = {chosen[s]: f for s, (_, f) in found.items() if topology_of(findings.layouts[chosen[s]]).has_length}
+    causal = dry.find_causal(timed, findings)
+    sites = {}
+    for slot, name in chosen.items():
+        place, feature = found[slot]
+        layout = findings.layouts[name]
+        topology = topology_of(layout)
+        shape = tuple(feature.shape[layout.index(letter)] for letter in topology.value)
+        dim = shape[topology.channel_axis]
+        sites[slot] = Site(slot, name, topology, dim, shape[1:], place, layout, causal.get(name, True))
+    return sites
+
+
+def find_sites(
+    model: nn.Module, sites: Mapping[str, str] | str, example: Any, layout: Mapping[str, str] | str | None = None
+) -> dict[str, Site]:
     """Returns the described sites by slot id, row-major; the model is left as it was.
 
     Raises:
         ConfigError: see `esper.kasmina.attach.attach`.
     """
     if isinstance(sites, str):
-        names = _sites_by_pattern(model, sites)
-        outputs = _dry_run(model, {name: f"site {name!r} of sites = {sites!r}" for name in names}, example)
-        chosen = {f"r{row}c0": name for row, name in enumerate(outputs)}
+        what = {name: f"site {name!r} of sites = {sites!r}" for name in _sites_by_pattern(model, sites)}
     else:
-        chosen = _sites_by_name(model, sites)
-        outputs = _dry_run(model, {n: f"site {n!r} of slot {slot}" for slot, n in chosen.items()}, example)
-    return {slot: _describe(slot, name, outputs[name]) for slot, name in chosen.items()}
+        named = _sites_by_name(model, sites)
+        what = {name: f"site {name!r} of slot {slot}" for slot, name in named.items()}
+    with _dry_run(model, what, example) as dry:
+        chosen = named if not isinstance(sites, str) else {f"r{row}c0": name for row, name in enumerate(dry.outputs)}
+        return _describe(dry, chosen, _asked_layouts(layout, list(chosen)), what)

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.axes.feature import put, take
+from esper.kasmina.axes.site import Site
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.blend import HostOnly, blend
-from esper.kasmina.slots.feature import put, take
 from esper.kasmina.slots.gating import Tally
 from esper.kasmina.slots.joint import Joint
 from esper.kasmina.slots.phases import Phase
 from esper.kasmina.slots.regions import Region
 from esper.kasmina.slots.rows import Rows, rows_of
-from esper.kasmina.slots.sites import Site
 from esper.kasmina.streams import undisturbed
 from esper.leyline.alpha import Operator, check_alpha
 from esper.leyline.channels import channels_path
@@ -184,7 +184,7 @@ class SeedSlot(Joint):
         """Joins the delta of ``x`` to ``host``.
 
         Args:
-            host: features at the site (BCHW, BTC or BC).
+            host: features at the site, their axes in the order of the topology.
             x: the seed's input, of the same shape.
         """
         if self.seed is None:
@@ -239,8 +239,11 @@ class SeedSlot(Joint):
         assert self.site is not None
         feature = take(output, self.site.place)
         self._check(feature, output)
-        joined = self(feature, feature)
-        return None if joined is feature else put(output, self.site.place, joined)
+        x = self.site.turned(feature)
+        if x is not feature and self.region is not None:  # as compiled: strides of a rehearsal
+            x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
+        joined = self(x, x)
+        return None if joined is x else put(output, self.site.place, self.site.turned_back(joined))
 
     def _check(self, feature: Any, output: Any) -> None:
         assert self.site is not None
@@ -252,9 +255,9 @@ class SeedSlot(Joint):
         beat.fired[self.slot] = beat.inside
         if not isinstance(feature, Tensor):
             raise ConfigError(f"{where} returned {type(output).__name__}; need the same kind of output as at attach")
-        if feature.ndim != site.topology.ndim or feature.shape[site.topology.channel_axis] != site.dim:
+        if feature.ndim != len(site.layout) or feature.shape[site.layout.index("C")] != site.dim:
             raise ConfigError(
-                f"{where} returned {tuple(feature.shape)}, need {site.topology.value} with C = {site.dim} as at attach"
+                f"{where} returned {tuple(feature.shape)}, need {site.layout} with C = {site.dim} as at attach"
             )
         if torch.compiler.is_compiling():
             return  # a compiler guards the dtype by itself, and would compile again for every dtype noted here

@@ -6,9 +6,9 @@ from esper.kasmina.slots.grown import Grown
 
 
 def status_table(grown: Grown) -> Table:
-    """Returns a table with a line for each slot: site, topology, dim, phase, alpha in force, parameters of the seed."""
+    """Returns a table with a line for each slot: site, layout, dim, phase, alpha in force, parameters of the seed."""
     table = Table(title=f"{type(grown.model).__name__}: {len(grown.slots)} slots")
-    for column in ("slot", "site", "topology"):
+    for column in ("slot", "site", "layout"):
         table.add_column(column, overflow="fold")
     table.add_column("dim", justify="right")
     table.add_column("phase")
@@ -23,5 +23,5 @@ def status_table(grown: Grown) -> Table:
             alpha = f"{holder.level:.3f}"
         if holder.seed is not None and holder.overridden is not None:
             phase, alpha = f"{phase} (override)", f"{holder.overridden:.3f}"
-        table.add_row(slot, module, site.topology.value, str(site.dim), phase, alpha, parameters)
+        table.add_row(slot, module, site.layout, str(site.dim), phase, alpha, parameters)
     return table

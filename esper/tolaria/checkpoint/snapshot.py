@@ -23,6 +23,7 @@ from esper.tolaria.ranks.world import World
 COMMON_KEYS = {
     "format",
     "config_digest",
+    "layouts",
     "settings",
     "run_state",
     "model",
@@ -77,12 +78,18 @@ def collect_common(
         "config_digest": identity.config_digest,
         "settings": identity.settings,
         "run_state": to_plain(state),
+        "layouts": _layouts(grown),
         "model": dict(grown.model.state_dict()),
         "optimizer": owner.state_by_name(copies=False),
         "controller": controller,
         "run_id": identity.run_id,
         "teacher": identity.teacher,
     }
+
+
+def _layouts(grown: Grown) -> dict[str, str]:
+    """By slot, the axes of its feature and whether the host is causal there: seeds compute by both."""
+    return {slot: f"{site.layout}, {'causal' if site.causal else 'not causal'}" for slot, site in grown.sites.items()}
 
 
 def find_changes(generation: Generation, identity: Identity) -> dict[str, tuple[Any, Any]]:
@@ -175,6 +182,12 @@ def put_back(
     if [entry.slot for entry in state.slots] != list(grown.slots):
         have = ", ".join(grown.slots)
         raise CheckpointError(f"{where}: its slots are not this model's ({have})")
+    was = generation.common["layouts"]
+    for slot, layout in _layouts(grown).items():
+        if was.get(slot) != layout:
+            raise CheckpointError(
+                f"{where}: slot {slot} had features {was.get(slot)}, now they are {layout}; is the host the same?"
+            )
     growth.clear()
     growth.plant_record(state)
     load_weights(grown, generation.common["model"], where)

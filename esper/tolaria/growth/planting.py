@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState
+from esper.kasmina.axes.site import Site
 from esper.kasmina.births.build import birth_key, build_gate, build_seed, gate_key
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.phases import phase_of
-from esper.kasmina.slots.sites import Site
 from esper.kasmina.slots.slot import SeedSlot
 from esper.leyline.errors import CheckpointError
 from esper.leyline.stages import Incubation

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from esper.accord.effects import Veto
 from esper.accord.state import RunState
+from esper.kasmina.axes.site import Site
 from esper.kasmina.births import DamagedEntry, MissingEntry
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.sites import Site
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import EsperError
 from esper.tolaria.ranks.computed import SEED, Computation, describe_computed, digest_twice

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from esper.accord.account import Costs
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.state import Terms
+from esper.kasmina.axes.site import Site
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.sites import Site
 from esper.leyline.alpha import Operator
 from esper.leyline.channels import channels_path, parse_channels, summarize_channels, usable_operators
 from esper.leyline.slots import parse_slot

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.axes.feature import place_of, take
 from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.feature import place_of, take
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError

@@ -12,14 +12,15 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina import blueprints
+from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing, Positions
 from esper.kasmina.births.build import build_seed
 from esper.kasmina.blueprints import blueprint, registry
 from esper.kasmina.blueprints.parts import GroupNorm, LayerScale, groups_for
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
 
-MAP, SEQ, VEC = Topology.FEATURE_MAP, Topology.SEQUENCE, Topology.VECTOR
-EVERY = [(topology, name) for topology in (MAP, SEQ, VEC) for name in blueprints.names(topology)]
+MAP, SEQ, SIG, VEC = Topology.FEATURE_MAP, Topology.SEQUENCE, Topology.SIGNAL, Topology.VECTOR
+EVERY = [(topology, name) for topology in Topology for name in blueprints.names(topology)]
 LEARNING = [(topology, name) for topology, name in EVERY if name != "noop"]
 every = pytest.mark.parametrize(("topology", "name"), EVERY)
 learning = pytest.mark.parametrize(("topology", "name"), LEARNING)
@@ -30,9 +31,9 @@ def born(topology: Topology, name: str, key: int = 0, dim: int = 8, dtype: torch
 
 
 def normal(topology: Topology, samples: int, seed: int, dim: int = 8, size: int = 5) -> Tensor:
-    """Normalised features [samples, dim, size, size], [samples, size, dim] or [samples, dim]."""
-    shapes = {MAP: (samples, dim, size, size), SEQ: (samples, size, dim), VEC: (samples, dim)}
-    return torch.randn(shapes[topology], generator=torch.Generator().manual_seed(seed))
+    """Normalised features [samples, dim, size, size], [samples, size, dim], [samples, dim, size] or [samples, dim]."""
+    sizes = {"B": samples, "C": dim, "T": size, "H": size, "W": size}
+    return torch.randn([sizes[axis] for axis in topology.value], generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_the_catalogue_is_what_the_design_names() -> None:
     assert blueprints.names(MAP) == maps
     sequences = ("attention", "flex_attention", "lora", "lora_large", "mlp", "mlp_small", "noop", "norm")
     assert blueprints.names(SEQ) == sequences
+    assert blueprints.names(SIG) == tuple(name for name in maps if name != "attention")
     assert blueprints.names(VEC) == ("lora", "mlp", "noop", "norm")
 
 
@@ -63,7 +65,7 @@ def test_formulas_count_what_is_built(topology: Topology, name: str, dim: int) -
         return
     seed = born(topology, name, dim=dim)
     x = normal(topology, 1, 0, dim=dim, size=6)
-    info = blueprints.info(topology, name, dim, {MAP: 36, SEQ: 6, VEC: 1}[topology])
+    info = blueprints.info(topology, name, dim, {MAP: 36, SEQ: 6, SIG: 6, VEC: 1}[topology])
     assert info.parameters == sum(tensor.numel() for tensor in seed.parameters())
     assert not list(seed.buffers()), "nothing that could drift between ranks"
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
@@ -101,7 +103,7 @@ def test_delta_has_the_shape_dtype_and_layout_of_its_input(topology: Topology, n
         torch.testing.assert_close(deltas[-1], deltas[0], rtol=exact, atol=exact)
 
 
-@pytest.mark.parametrize("topology", [MAP, SEQ, VEC])
+@pytest.mark.parametrize("topology", list(Topology))
 def test_noop_gives_zeros_even_of_a_broken_input(topology: Topology) -> None:
     x = torch.full_like(normal(topology, 2, 0), torch.nan)
     assert torch.equal(born(topology, "noop")(x), torch.zeros_like(x))
@@ -150,12 +152,14 @@ def paired_gain(topology: Topology, name: str, run: int, steps: int = 80) -> tup
             scale.gamma.copy_(2 * torch.randn(8, generator=generator).sign())
 
     def features(samples: int) -> Tensor:
-        shapes = {MAP: (samples, 8, 4, 4), SEQ: (samples, 6, 8), VEC: (6 * samples, 8)}  # positions as SEQ's, all alone
+        shapes = {MAP: (samples, 8, 4, 4), SEQ: (samples, 6, 8), SIG: (samples, 8, 6)}
+        shapes[VEC] = (6 * samples, 8)  # positions as SEQ's, all alone
         h = torch.randn(shapes[topology], generator=generator)
         return h + 0.5 * torch.randn(samples, 8, 1, 1, generator=generator) if topology is MAP else h
 
     def logits(h: Tensor) -> Tensor:
-        return (2 * h.mean(dim=(2, 3)) if topology is MAP else h) @ head_KC.T
+        pooled = 2 * h.mean(dim=(2, 3)) if topology is MAP else h.mT if topology is SIG else h
+        return pooled @ head_KC.T
 
     def losses(h: Tensor, alpha: float) -> Tensor:
         with torch.no_grad():
@@ -181,20 +185,27 @@ def test_it_learns_what_the_host_alone_cannot(topology: Topology, name: str, run
     assert gain < -5 * error < 0, f"loss at alpha 1 minus alpha 0 is {gain:.4g} +- {error:.2g}"
 
 
-@pytest.mark.parametrize("topology", [MAP, SEQ, VEC])
+@pytest.mark.parametrize("topology", list(Topology))
 def test_the_learning_measure_is_exactly_zero_for_noop(topology: Topology) -> None:
     assert paired_gain(topology, "noop", 0) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", blueprints.names(SEQ))
-def test_sequence_seeds_do_not_look_ahead(name: str) -> None:
-    seed, x = born(SEQ, name, dtype=torch.float64), normal(SEQ, 2, 0, size=9).double()
-    changed = x.clone()
-    changed[:, 4] = normal(SEQ, 2, 1, size=9)[:, 4]
-    before, after = seed(x), seed(changed)
-    assert torch.equal(before[:, :4], after[:, :4])
-    moved = (before - after).abs().amax(dim=(0, 2))[4:] > 0
-    assert moved.tolist() == [name != "noop"] + [name.endswith("attention")] * 4, "attention alone carries it forward"
+@pytest.mark.parametrize(("topology", "name"), [pair for pair in EVERY if pair[0].has_length])
+def test_seeds_look_ahead_in_hosts_that_are_not_causal_alone(topology: Topology, name: str) -> None:
+    seed, x = born(topology, name, dtype=torch.float64), normal(topology, 2, 0, size=9).double()
+    axis, changed = topology.value.index("T"), x.clone()
+    changed.select(axis, 4).copy_(normal(topology, 2, 1, size=9).select(axis, 4))
+
+    def reached(*told: Positions) -> list[bool]:
+        return ((seed(x, *told) - seed(changed, *told)).abs().movedim(axis, 0).flatten(1).amax(1) > 0).tolist()
+
+    if not isinstance(seed, Mixing):
+        assert reached() == [at == 4 and name != "noop" for at in range(9)]
+        return
+    reach = 8 if topology is SEQ else 2 if name == "conv_heavy" else 1
+    causal = [4 <= at <= 4 + 2 * min(reach, 4) for at in range(9)]
+    assert reached(CAUSAL) == reached() == causal
+    assert reached(FREE) == [abs(at - 4) <= reach for at in range(9)]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +400,7 @@ def test_a_dim_that_is_no_count_of_channels_is_refused(topology: Topology, name:
 
 def test_names_and_wire_indices_are_a_bijection() -> None:
     known = blueprints.all_names()
-    assert known == tuple(sorted({name for topology in (MAP, SEQ, VEC) for name in blueprints.names(topology)}))
+    assert known == tuple(sorted({name for topology in Topology for name in blueprints.names(topology)}))
     assert [blueprints.name_at(blueprints.index_of(name)) for name in known] == list(known)
     with pytest.raises(ConfigError, match="'convheavy': not registered"):
         blueprints.index_of("convheavy")

@@ -24,11 +24,11 @@ def normal(*shape: int) -> Tensor:
 X = normal(5, 4)
 
 
-def grown_at(host: nn.Module, sites: dict[str, str], x: Tensor = X) -> Grown:
+def grown_at(host: nn.Module, sites: dict[str, str], x: Tensor = X, layout: str | None = None) -> Grown:
     torch.manual_seed(1)
     for parameter in host.parameters():
         nn.init.normal_(parameter)
-    return attach(host.double(), sites, x)
+    return attach(host.double(), sites, x, layout=layout)
 
 
 def low_rank(grown: Grown, slot: str) -> tuple[nn.Module, Tensor]:
@@ -149,7 +149,7 @@ def test_the_last_scale_of_a_seed_and_alpha_go_into_the_layer_before(blueprint, 
 @pytest.mark.parametrize("topology", list(Topology))
 def test_a_noop_is_dropped(topology):
     x = normal(2, *[4] * (topology.ndim - 1))
-    grown = grown_at(nn.Sequential(nn.ReLU(), nn.Tanh()), {"r0c0": "0"}, x)
+    grown = grown_at(nn.Sequential(nn.ReLU(), nn.Tanh()), {"r0c0": "0"}, x, topology.value)
     set_to_work(grown, "r0c0", born(grown, "r0c0", "noop"))
     exported = export(grown)
     assert [slot.way for slot in exported.slots] == [Way.LEFT_OUT]

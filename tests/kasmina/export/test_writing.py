@@ -107,7 +107,7 @@ def test_the_record_says_what_grew_and_what_the_files_hold(tmp_path, monkeypatch
     assert record["outputs"] == [{"dtype": "float32", "shape": [3, 8, 24]}]
     ways = {slot["slot"]: (slot["seed"], slot["way"], slot["where"]) for slot in record["slots"]}
     assert ways == {
-        "r0c0": ("CausalAttention", "MODULE", "grown.r0c0"),
+        "r0c0": ("SelfAttention", "MODULE", "grown.r0c0"),
         "r0c2": ("LowRank", "FOLDED", "blocks.0.down"),
         "r1c0": ("NormSequence", "MODULE", "grown.r1c0"),
         "r1c2": ("MLP", "MODULE", "grown.r1c2"),

@@ -40,6 +40,13 @@ def test_any_module_is_a_host_and_its_sites_are_slots_row_major() -> None:
     assert [(site.topology, site.dim) for site in grown.sites.values()] == [(Topology.FEATURE_MAP, 6)] * 2
 
 
+def test_the_layout_of_a_slot_may_be_said() -> None:
+    network = build_host(config(layout={"r1c0": "BHWC"}), (1, 8, 8), 10)
+    points = network.injection_points()  # type: ignore[operator]
+    assert [point.known_layout for point in points] == [None, "BHWC"]
+    assert [point.topology for point in points] == [None, Topology.FEATURE_MAP]
+
+
 def test_the_model_can_be_copied_and_pickled() -> None:
     network = build_host(config(), (1, 8, 8), 10)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
@@ -57,6 +64,8 @@ def test_the_model_can_be_copied_and_pickled() -> None:
         ({"sites": {"r0c0": "9"}}, "host.sites.r0c0 = '9': the model has no such module; it has 0, 1, 2"),
         ({"sites": {"early": "0"}}, "slot 'early': not a slot id"),
         ({"sites": {}}, "name at least one"),
+        ({"layout": {"r0c0": "BXHW"}}, "layout.r0c0 = 'BXHW': expected a letter for each axis"),
+        ({"layout": {"r2c0": "BCHW"}}, "r2c0 is no slot of host.sites"),
     ],
 )
 def test_each_mistake_is_one_line(changes: dict[str, object], text: str) -> None:

@@ -48,7 +48,7 @@ def stack(topology: Topology, blueprint: str) -> tuple[Grown, Tensor]:
     """Float64, with a seed of ``blueprint`` in both slots."""
     torch.manual_seed(2)
     x = torch.randn(SHAPES[topology], dtype=torch.float64)
-    grown = attach(Stack(topology).double(), {"r0c0": "low", "r1c0": "high"}, x)
+    grown = attach(Stack(topology).double(), {"r0c0": "low", "r1c0": "high"}, x, layout=topology.value)
     for slot, holder in grown.slots.items():
         holder.plant(
             build_seed(

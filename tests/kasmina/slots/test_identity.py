@@ -4,6 +4,8 @@ Bits are compared as integers. Equality of floats would let -0.0 pass for 0.0 an
 """
 
 import itertools
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,12 @@ EVERY = [(topology, name) for topology in Topology for name in names(topology)]
 CASES = [(*pair, dtype) for pair, dtype in itertools.product(EVERY, DTYPES)]
 IDS = [f"{topology.name.lower()}-{name}-{str(dtype).removeprefix('torch.')}" for topology, name, dtype in CASES]
 WEIGHTS = {"at birth": None, "inf": float("inf"), "nan": float("nan")}
-SHAPES = {Topology.FEATURE_MAP: (2, 8, 5, 5), Topology.SEQUENCE: (2, 5, 8), Topology.VECTOR: (10, 8)}
+SHAPES = {
+    Topology.FEATURE_MAP: (2, 8, 5, 5),
+    Topology.SEQUENCE: (2, 5, 8),
+    Topology.SIGNAL: (2, 8, 5),
+    Topology.VECTOR: (10, 8),
+}
 C = 8
 
 
@@ -62,7 +69,11 @@ class Between(nn.Module):
 
     def __init__(self, topology: Topology) -> None:
         super().__init__()
-        layer = (lambda: nn.Conv2d(C, C, 1)) if topology is Topology.FEATURE_MAP else (lambda: nn.Linear(C, C))
+        kinds: dict[Topology, Any] = {
+            Topology.FEATURE_MAP: partial(nn.Conv2d, C, C, 1),
+            Topology.SIGNAL: partial(nn.Conv1d, C, C, 1),
+        }
+        layer = kinds.get(topology, partial(nn.Linear, C, C))
         self.below, self.site, self.above = layer(), nn.Tanh(), layer()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ class Between(nn.Module):
 def between(topology: Topology, dtype: torch.dtype) -> tuple[Grown, Tensor]:
     torch.manual_seed(1)
     x = torch.randn(SHAPES[topology], dtype=dtype)
-    return attach(Between(topology).to(dtype), {"r0c0": "site"}, x), x
+    return attach(Between(topology).to(dtype), {"r0c0": "site"}, x, layout=topology.value), x
 
 
 @pytest.mark.parametrize(("topology", "name", "dtype"), CASES, ids=IDS)

@@ -36,10 +36,17 @@ def test_the_gate_is_the_mlp_of_a_pool(topology: Topology) -> None:
         wanted = mlp(x.mean((2, 3)))[:, :, None, None]
     elif topology is Topology.SEQUENCE:
         wanted = torch.stack([mlp(x[:, : t + 1].mean(1)) for t in range(x.shape[1])], 1)
+    elif topology is Topology.SIGNAL:
+        wanted = torch.stack([mlp(x[:, :, : t + 1].mean(2)) for t in range(x.shape[2])], 2)
     else:
         wanted = mlp(x)
     torch.testing.assert_close(g, wanted)
-    shapes = {Topology.FEATURE_MAP: (3, 1, 1, 1), Topology.SEQUENCE: (3, 5, 1), Topology.VECTOR: (3, 1)}
+    shapes = {
+        Topology.FEATURE_MAP: (3, 1, 1, 1),
+        Topology.SEQUENCE: (3, 5, 1),
+        Topology.SIGNAL: (3, 1, 5),
+        Topology.VECTOR: (3, 1),
+    }
     assert g.shape == shapes[topology]
     hidden = 4
     assert sum(p.numel() for p in gate.parameters()) == (8 + 2) * hidden + 1
@@ -227,9 +234,8 @@ def test_which_operators_a_slot_may_use() -> None:
 @pytest.mark.parametrize("topology", Topology)
 @pytest.mark.parametrize("operator", [Operator.GATE, Operator.CONFIDENCE])
 def test_the_tally_is_that_of_the_training_samples(operator: Operator, topology: Topology) -> None:
-    slot = joined(
-        topology, born(topology, "lora" if topology is not Topology.FEATURE_MAP else "norm", torch.float64), operator
-    )
+    name = "norm" if topology.channel_axis == 1 < topology.ndim - 1 else "lora"
+    slot = joined(topology, born(topology, name, torch.float64), operator)
     assert slot.beat is not None
     wanted: list[float] = []
     weights = torch.tensor([1.0, 0.0, 1.0])
@@ -271,7 +277,7 @@ def test_straight_through_is_the_gradient_of_the_operator_at_full_alpha(topology
     """Before blending a gated operator is ADD already, so that only these are met."""
     if operator.is_gated:
         operator = Operator.ADD
-    name = "norm" if topology is Topology.FEATURE_MAP else "lora"
+    name = "norm" if topology.channel_axis == 1 < topology.ndim - 1 else "lora"
     host, r = features(topology, torch.float64, seed=1), features(topology, torch.float64, seed=2)
     straight = joined(topology, born(topology, name, torch.float64), operator, phase=Phase.STRAIGHT)
     full = joined(topology, born(topology, name, torch.float64), operator, alpha=1.0)

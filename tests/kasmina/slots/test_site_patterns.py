@@ -114,7 +114,7 @@ def test_status_shows_every_slot_as_it_stands(capsys):
     assert [column.header for column in table.columns] == [
         "slot",
         "site",
-        "topology",
+        "layout",
         "dim",
         "phase",
         "alpha",

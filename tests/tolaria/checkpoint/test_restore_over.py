@@ -4,16 +4,19 @@ One run germinates, blends, prunes and stages on its way, and is saved at every 
 loaded over it, an empty one among them; and each into an engine of its own that has never grown.
 """
 
+import dataclasses
 import gc
 import weakref
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from esper.config.tree import EsperConfig
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import Phase
+from esper.leyline.errors import CheckpointError
 from esper.leyline.stages import Stage
 from esper.tolaria.training.engine import Engine
 from tests.support.dist import run_distributed, use_group
@@ -133,6 +136,23 @@ def check(pairs: list[tuple[Any, ...]]) -> None:
 
 def test_over_a_grown_run_as_into_a_fresh_one(tmp_path: Path) -> None:
     check(over_and_fresh(0, config_of("sgd"), tmp_path))
+
+
+def test_a_host_whose_features_are_laid_out_otherwise_is_refused(tmp_path: Path) -> None:
+    config = config_of("sgd")
+    config.trainer.steps = EVERY
+    engine = make_engine(config, tmp_path)
+    engine.begin(None)
+    train_on(engine)
+    engine.saver.finish({"step": engine.step, "tick": engine.state.tick, "epoch": 1}, 60.0)
+    site = engine.grown.sites["r0c1"]
+    engine.grown.sites["r0c1"] = dataclasses.replace(site, layout="BHWC")
+    said = "slot r0c1 had features BCHW, causal, now they are BHWC, causal; is the host the same?"
+    with pytest.raises(CheckpointError, match=said):
+        engine.begin(EVERY)
+    engine.grown.sites["r0c1"] = site
+    engine.begin(EVERY)
+    engine.world.close()
 
 
 def test_over_a_grown_run_on_two_ranks(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper.kasmina.slots.feature import place_of, put, take, tensors_in
+from esper.kasmina.axes.feature import place_of, put, take, tensors_in
 
 X, Y = torch.randn(2, 3), torch.randn(2, 3)
 IDS = torch.arange(2)
