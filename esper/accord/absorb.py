@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from esper.accord.account import probe_flops, step_flops
+from esper.accord.account import moved_lately, probe_flops, step_flops, validation_flops
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.evidence import ABSENT, GradientHealth, Reading, estimate_deviation, estimate_mean, measured
@@ -79,7 +79,7 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     )
 
 
-def _flops(state: RunState, sums: Mapping[str, float], terms: Terms) -> int | None:
+def _flops(state: RunState, sums: Mapping[str, float], terms: Terms, step: int) -> int | None:
     """The FLOPs spent up to this tick: the state's total plus those spent since."""
     if terms.costs is None:
         return None
@@ -89,7 +89,10 @@ def _flops(state: RunState, sums: Mapping[str, float], terms: Terms) -> int | No
         if entry.request is not None
     }
     training = int(sums["train_samples"]) * step_flops(state.slots, terms.costs, terms.slots_config)
-    return (state.flops or 0) + training + probe_flops(state.slots, terms.costs, counts)
+    evidence = probe_flops(state.slots, terms.costs, counts)
+    if sums["validation_count"] and moved_lately(state.slots, state.tick, step, terms.tick_steps):
+        evidence += validation_flops(state.slots, terms.costs)
+    return (state.flops or 0) + training + evidence
 
 
 def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: int, epoch: int) -> RunState:
@@ -136,5 +139,5 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         skipped_in_row=row,
         judged_row=max(row, longest) if longest >= terms.max_skips else row,
         samples=state.samples + int(sums["train_samples"]),
-        flops=_flops(state, sums, terms),
+        flops=_flops(state, sums, terms, step),
     )

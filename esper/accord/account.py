@@ -7,6 +7,8 @@
                             down to its slot through the blended seeds behind it, its own backward
     probe                   two forwards per sample, the second with the seed; on hosts that can resume from a slot the
                             part before the slot is computed only once
+    running statistics      a forward per sample and arm on every rank, where the host has BatchNorm: two arms of a
+                            probe, one of a validation soon after a seed's alpha has moved (`moved_lately`)
 
 Validation and test are left out, since every run has the same, grown or not. So are a teacher's forward and the cost of
 GATE and CONFIDENCE. Seeds that are pruned later count like any other, and a frozen host like one in training. Costs per
@@ -21,6 +23,8 @@ from esper.accord.lifecycle import SlotState, learns
 from esper.leyline.costs import HostCost, SeedCost
 from esper.leyline.stages import Incubation, Stage
 
+LAG_STEPS = 50  # of torch's momentum of 0.1: 0.9 to the 50th is half a percent
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
@@ -29,10 +33,12 @@ class Costs:
     Fields:
         host: cost of the bare host.
         seeds: for each slot, the cost of each blueprint that fits it.
+        statistics: samples from which all ranks together take one arm's running statistics; 0 for a host without any.
     """
 
     host: HostCost
     seeds: Mapping[str, Mapping[str, SeedCost]]
+    statistics: int = 0
 
     @property
     def uncounted(self) -> tuple[str, ...]:
@@ -99,5 +105,34 @@ def probe_flops(slots: tuple[SlotState, ...], costs: Costs, counts: Mapping[str,
             if costs.host.shared is not None:
                 before = [s for s in slots if s.stage.is_blended and place[s.slot] < place[slot.slot]]
                 shared = costs.host.shared[slot.slot] + sum(costs.seed(other).forward for other in before)
-            total += samples * (2 * base - shared + (-seed if slot.stage.is_blended else seed))
+            other = -seed if slot.stage.is_blended else seed
+            total += samples * (2 * base - shared + other) + costs.statistics * (2 * base + other)
     return total
+
+
+def validation_flops(slots: tuple[SlotState, ...], costs: Costs) -> int:
+    """Returns the FLOPs of taking running statistics anew for a validation; see `moved_lately`."""
+    blended = sum(costs.seed(slot).forward for slot in slots if slot.stage.is_blended)
+    return costs.statistics * (costs.host.forward + blended)
+
+
+def _joined(slot: SlotState, step: int) -> tuple[float, float]:
+    return slot.alpha(step), slot.fade(step)
+
+
+def moved_lately(slots: tuple[SlotState, ...], tick: int, step: int, tick_steps: int) -> bool:
+    """Whether some seed's alpha moved so lately that running statistics have not followed yet.
+
+    Args:
+        slots: the records agreed at the latest tick.
+        tick: the latest tick.
+        step: optimizer steps done.
+        tick_steps: optimizer steps between ticks.
+    """
+    since = tick - -(-LAG_STEPS // tick_steps)
+    for slot in slots:
+        if slot.stage.is_blended and slot.ramp is not None and _joined(slot, step) != _joined(slot, step - LAG_STEPS):
+            return True
+        if any(line.tick > since and line.target is Stage.PRUNED and line.source.is_blended for line in slot.history):
+            return True
+    return False

@@ -116,6 +116,11 @@ class GateConfig:
     probe_samples: int = 192
     """Samples of the probe part drawn for a look; at most half of the part, so that looks differ."""
 
+    statistics_samples: int = 4096
+    """Training samples from which a host with BatchNorm takes the running statistics of each arm of a comparison anew.
+    A host without such statistics pays nothing.
+    """
+
     max_left_out: float = 0.01
     """Share of a look's samples, 0 to 1, that may have a loss that is not finite. They are left out and told of; with
     more than this the look gives no evidence.
@@ -153,6 +158,7 @@ class GateConfig:
                 check(name, getattr(self, name) >= 1, "must be >= 1")
             check("min_samples", self.min_samples >= 2, "must be >= 2 (a standard error needs two)")
             check("probe_samples", self.probe_samples >= self.min_samples, "must be >= gates.min_samples")
+            check("statistics_samples", self.statistics_samples >= 2, "must be >= 2 (a variance needs two)")
             check("max_left_out", 0 <= self.max_left_out <= 1, "a share, must be in [0, 1]")
             check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
             check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")

@@ -16,6 +16,7 @@ from esper.config.digest import changeable_settings
 from esper.config.strict import as_plain
 from esper.config.tree import EsperConfig
 from esper.kasmina.attach import attach
+from esper.kasmina.attribution.statistics import tracking
 from esper.kasmina.births import Library, LibraryConfig
 from esper.kasmina.blueprints import registry
 from esper.kasmina.compiler import Compiler
@@ -114,12 +115,13 @@ def _check_blueprints(config: EsperConfig, terms: Terms) -> None:
         )
 
 
-def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
+def build_costs(grown: Grown, example: torch.Tensor, statistics: int = 0) -> Costs:
     """Counts the FLOPs and parameters of the host and of every seed, per sample.
 
     Args:
         grown: the host, its slots empty.
         example: inputs of a few samples.
+        statistics: samples from which all ranks together take running statistics, if the host has any.
     """
     seeds = {
         slot: {
@@ -128,7 +130,7 @@ def build_costs(grown: Grown, example: torch.Tensor) -> Costs:
         }
         for slot, site in grown.sites.items()
     }
-    return Costs(host=host_cost(grown, example), seeds=seeds)
+    return Costs(host=host_cost(grown, example), seeds=seeds, statistics=statistics if tracking(grown.model) else 0)
 
 
 def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[int], set[int]]:
@@ -171,6 +173,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
             f"set trainer.batch={world_size} or higher"
         )
     weight = next(grown.model.parameters())
+    statistics = world_size * min(config.gates.statistics_samples, len(bundle.train))
     return build_terms(
         grown.sites,
         config.slots,
@@ -180,7 +183,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
         max_skips=config.trainer.max_skips,
         world_size=world_size,
-        costs=build_costs(grown, bundle.example(weight.device, weight.dtype)),
+        costs=build_costs(grown, bundle.example(weight.device, weight.dtype), statistics),
     )
 
 

@@ -5,6 +5,7 @@ its shuffling are not used, so that a look is a pure function of its key. Any ot
 kept; then whole batches are drawn. Of a batch only one thing is known: the user's loss accepts it.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.attribution.probe import difference_sums
+from esper.kasmina.attribution.statistics import Alphas, Statistics, take_statistics
 from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
@@ -111,6 +113,23 @@ class Batches:
                 batch = self._loader.collate_fn(items)
             yield batch
 
+    def whole(self, samples: int, *key: int | str) -> Iterator[Any]:
+        """Yields batches of different units that hold about ``samples`` samples, all of them and alike on every rank.
+
+        A short last batch is left out: batches count the same, and one sample has no variance.
+        """
+        units = self.draw_units(samples, *key)
+        if self._loader is not None:
+            step = self._loader.batch_size or 64
+            units = units[: len(units) // step * step or None]
+        batches, nothing = self.share(units, 0, 1), object()
+        for seed in itertools.count():
+            with undisturbed(self._device, seed=seed):  # a dataset may augment: alike on every rank
+                batch = next(batches, nothing)
+            if batch is nothing:
+                return
+            yield batch
+
     def fingerprint(self) -> str:
         """Describes the source by its size and a digest of the first and the last batch, to compare it over ranks."""
         with undisturbed(self._device, seed=0):  # a dataset may augment at random
@@ -143,6 +162,7 @@ class BatchEvaluator:
         model: the model that the loss gets.
         probe: the batches that evidence is drawn from; None without them.
         validation: the batches that are held out; None without them.
+        statistics: the batches from which running statistics are taken anew; None for those of ``probe``.
         seed: the run's seed.
     """
 
@@ -155,10 +175,12 @@ class BatchEvaluator:
         *,
         probe: Batches | None,
         validation: Batches | None,
+        statistics: Batches | None = None,
         seed: int,
     ) -> None:
         self.grown, self.world, self.judge, self.model = grown, world, judge, model
         self.probe, self.validation, self.seed = probe, validation, seed
+        self.statistics = statistics or probe
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Loss and correctness of each sample [B], in float64; correctness 0 if the loss returns none."""
@@ -167,33 +189,47 @@ class BatchEvaluator:
             loss, correct = self.judge(self.model, copy_inputs(batch))
         return loss.double(), torch.zeros_like(loss).double() if correct is None else correct.double()
 
-    def validation_sums(self) -> dict[str, float]:
-        """`sample_sums` of this rank's share of the validation part; empty without one."""
+    def _take_statistics(self, arms: Sequence[Alphas], samples: int, *key: int | str) -> list[Statistics]:
+        """Running statistics of each arm, the same on every rank; empty where the model takes none in training."""
+        part, model = self.statistics, self.grown.model
+        if part is None or not model.training:  # who trains in eval() keeps statistics as they are
+            return [Statistics([]) for _ in arms]
+        return take_statistics(self.grown, arms, part.whole(samples, "statistics", self.seed, *key), self._losses)
+
+    def validation_sums(self, statistics: int = 0) -> dict[str, float]:
+        """`sample_sums` of this rank's share of the validation part; empty without one.
+
+        Args:
+            statistics: samples from which running statistics are taken anew for it; 0: the model's own.
+        """
         part = self.validation
         if part is None or self.judge is None:
             return {}
+        own = [Statistics([])] if not statistics else self._take_statistics([{}], statistics, "validation")
         batches = part.share(range(len(part.sizes)), self.world.rank, self.world.size)
-        with evaluating(self.grown.model):
+        with evaluating(self.grown.model), own[0].applied():
             return sample_sums(map(self._losses, batches))
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the batches that the request draws; empty without a probe.
 
         These are the `difference_sums` of d = loss at alpha 0 minus loss at ``request.alpha``, in nats per sample. Both
-        losses see the same samples and the same random numbers.
+        losses see the same samples and the same random numbers, each under running statistics of its own.
         """
         part = self.probe
         if part is None or self.judge is None:
             return {}
         units = part.draw_units(gates.probe_samples, "probe", self.seed, slot, request.draw)
         batches = part.share(units, self.world.rank, self.world.size)
+        arms: list[Alphas] = [{slot: 0.0}, {slot: request.alpha}]
+        taken = self._take_statistics(arms, gates.statistics_samples, slot, request.draw)
         with evaluating(self.grown.model):
-            return difference_sums(self._difference(batch, slot, request.alpha) for batch in batches)
+            return difference_sums(self._difference(batch, arms, taken) for batch in batches)
 
-    def _difference(self, batch: Any, slot: str, alpha: float) -> Tensor:
-        """Loss of each sample with the seed's alpha at 0, minus that with it at ``alpha``; [B]."""
+    def _difference(self, batch: Any, arms: Sequence[Alphas], statistics: Sequence[Statistics]) -> Tensor:
+        """Loss of each sample in the first arm minus that in the second; [B]."""
         losses = []
-        for level in (0.0, alpha):
-            with self.grown.override({slot: level}):
+        for alphas, own in zip(arms, statistics, strict=True):
+            with self.grown.override(alphas), own.applied():
                 losses.append(self._losses(batch)[0])
         return losses[0] - losses[1]

@@ -255,7 +255,8 @@ class Loop:
     def _measure(self) -> Measured:
         tick = self.state.tick + 1
         validate = tick % self.config.control.validate_every == 0
-        return measure(self.state, self.owner, self.parts.evaluator, self.window, self.config.gates, validate=validate)
+        evaluator, window = self.parts.evaluator, self.window
+        return measure(self.state, self.owner, evaluator, window, self.terms, step=self.steps, validate=validate)
 
     def _warn_of_equal_batches(self) -> None:
         text = self.passes.describe_equal_batches()

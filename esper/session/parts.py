@@ -49,6 +49,7 @@ class Given:
     loss: UserLoss | None
     probe: Iterable[Any] | None
     validation: Iterable[Any] | None
+    statistics: Iterable[Any] | None
     scheduler: Any
     scaler: Any
     sink: EventSink | str | os.PathLike[str] | None
@@ -65,7 +66,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         raise ConfigError(f"grown: {', '.join(planted)} already hold seeds; use Session.restore, or load_state_dict")
     controller, controller_plain = read_controller(given.controller, tuple(grown.slots), config.seed)
     first = next(grown.model.parameters())
-    sources = (("probe", given.probe), ("validation", given.validation))
+    sources = (("probe", given.probe), ("validation", given.validation), ("statistics", given.statistics))
     held_out = {name: Batches(source, name, first.device) for name, source in sources if source is not None}
     _check_probe(config, held_out.get("probe"))
     adopted = AdoptedOptimizer(
@@ -115,6 +116,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                     model,
                     probe=held_out.get("probe"),
                     validation=held_out.get("validation"),
+                    statistics=held_out.get("statistics"),
                     seed=config.seed,
                 ),
                 cycle=Cycle(
@@ -221,7 +223,10 @@ def _shake_hands(
         "weights": str(weights_digest(grown)),
         "optimizer": f"{type(adopted.optimizer).__name__} {digest62(names)}",
         "slots": " ".join(f"{slot}={site.module}:{site.layout}:{site.causal}" for slot, site in grown.sites.items()),
-        **{name: held_out[name].fingerprint() if name in held_out else "none" for name in ("probe", "validation")},
+        **{
+            name: held_out[name].fingerprint() if name in held_out else "none"
+            for name in ("probe", "validation", "statistics")
+        },
         **describe_computed(world, computations),
         **machine_fields(world.device),
     }

@@ -59,6 +59,7 @@ class Session:
         loss: UserLoss | None = None,
         probe: Iterable[Any] | None = None,
         validation: Iterable[Any] | None = None,
+        statistics: Iterable[Any] | None = None,
         scheduler: Any = None,
         scaler: Any = None,
         sink: EventSink | str | os.PathLike[str] | None = None,
@@ -79,6 +80,8 @@ class Session:
                 them. A `DataLoader` over a map-style dataset, or a list of batches; the same on every rank, sharded
                 here.
             validation: held-out data, measured at ticks; given like ``probe``.
+            statistics: training data, given like ``probe``, from which a model with BatchNorm takes running statistics
+                anew for each arm of a comparison (``gates.statistics_samples``); None for the inputs of ``probe``.
             scheduler: of the optimizer; the session steps it once per optimizer step, or once per epoch
                 (``scheduler_per="epoch"``).
             scaler: a `torch.amp.GradScaler`; `loss` applies it, `step` undoes it.
@@ -99,6 +102,7 @@ class Session:
             loss=loss,
             probe=probe,
             validation=validation,
+            statistics=statistics,
             scheduler=scheduler,
             scaler=scaler,
             sink=sink,
@@ -360,6 +364,7 @@ class Session:
         loss: UserLoss | None = None,
         probe: Iterable[Any] | None = None,
         validation: Iterable[Any] | None = None,
+        statistics: Iterable[Any] | None = None,
         sink: EventSink | str | os.PathLike[str] | None = None,
     ) -> Self:
         """Returns a session that goes on where the saved one was: rebuilds the topology, then loads every tensor.
@@ -378,6 +383,7 @@ class Session:
             loss: as at construction.
             probe: as at construction.
             validation: as at construction.
+            statistics: as at construction.
             sink: as at construction.
 
         Raises:
@@ -405,6 +411,7 @@ class Session:
             loss=loss,
             probe=probe,
             validation=validation,
+            statistics=statistics,
             scheduler=None if scheduler is None else scheduler(host_optimizer),
             scaler=scaler,
             sink=sink,

@@ -1,14 +1,17 @@
 """The account of training FLOPs against torch's own counter, on every host, with and without seeds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.accord.account import probe_flops, step_flops
+from esper.accord.account import moved_lately, probe_flops, step_flops, validation_flops
 from esper.kasmina.flops import host_cost
 from esper.kasmina.hosts import ResNet20Config
 from esper.leyline.events import TickDone
+from esper.run.assembly import build_costs
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
 
 LIFE = {
@@ -108,6 +111,37 @@ def test_counting_leaves_the_model_its_buffers_and_the_random_streams_as_they_we
     downs = [cost.down_to[slot] for slot in cost.down_to]
     assert max(downs) < cost.backward
     assert downs == sorted(downs, reverse=True)  # later slots are nearer to the output
+
+
+def test_running_statistics_taken_anew_are_charged_on_every_rank_that_takes_them(tmp_path):
+    life = schedule(*LIFE["cnn"])
+    engine = make_engine(tiny_config("cnn", controller=life, host=ResNet20Config(width=2)), tmp_path)
+    engine.begin(None)
+    costs, seen = engine.terms.costs, set()
+    assert costs is not None
+    assert costs.statistics == 64
+    assert build_costs(engine.grown, engine.bundle.example(), 3 * 17).statistics == 3 * 17
+    while engine.step < 28:
+        engine.train_step()
+        if not engine.tick_due():
+            continue
+        slots, state = engine.state.slots, engine.state
+        for entry in slots:
+            if entry.request is not None:
+                with FlopCounterMode(display=False) as counter:
+                    count = engine.evaluator.probe_sums(entry.slot, entry.request, engine.terms.gates)["count"]
+                assert counter.get_total_flops() == probe_flops(slots, costs, {entry.slot: int(count)})
+                seen.add("probe")
+        moved = moved_lately(slots, state.tick, engine.step, engine.terms.tick_steps)
+        with FlopCounterMode(display=False) as counter:
+            engine.evaluator.validation_sums(engine.terms.gates.statistics_samples if moved else 0)
+        plain = len(engine.bundle.validation) * validation_flops(slots, replace(costs, statistics=1))
+        anew = validation_flops(slots, costs) if moved else 0
+        present = all(s.alpha(engine.step - 1) > 0 for s in slots if s.stage.is_blended)
+        assert not present or counter.get_total_flops() == plain + anew
+        seen.add(("moved", moved, present))
+        engine.tick()
+    assert seen >= {"probe", ("moved", True, True), ("moved", False, True)}
 
 
 @pytest.mark.parametrize("task", ["cnn", "gpt"])

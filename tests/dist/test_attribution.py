@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esper.kasmina.attribution.coalitions import make_plan
-from esper.kasmina.attribution.worth import Sums, attribute, readings
+from esper.kasmina.attribution.worth import Sums, readings
 from esper.tolaria.data.sampler import bounds
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
 from tests.support.dist import run_distributed
-from tests.support.grown_hosts import batches_for, classify, grown_for
+from tests.support.grown_hosts import attribute, batches_for, classify, grown_for
 
 CASES: dict[str, dict[str, float]] = {
     "cnn": {"r0c0": 1.0, "r0c1": 0.5, "r2c0": 1.0},

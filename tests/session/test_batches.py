@@ -1,5 +1,7 @@
 """Evidence from a user's batches: the naive computation, shares that add up, looks that are functions of their key."""
 
+import copy
+import dataclasses
 from collections.abc import Iterable
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 from esper.accord.lifecycle import ProbeRequest
+from esper.kasmina.slots.confidence import evaluating
 from esper.leyline.errors import ConfigError
 from esper.session.batches import Batches
 from tests.support.sessions import A, batch, host, loss, make, probe, train
@@ -46,6 +49,61 @@ def test_the_evidence_is_that_of_two_forwards_by_hand():
     for power, name in ((1, "sum"), (2, "sum_sq"), (3, "sum_cube")):
         assert found[name] == pytest.approx(float((d**power).sum()), rel=1e-12)
     assert d.abs().max() > 0
+
+
+@pytest.mark.parametrize("source", ["statistics", "probe"])
+def test_each_arm_has_running_statistics_of_the_same_batches_on_every_rank(source: str):
+    training = [batch(index, 8) for index in range(5)]
+    session = make(host(batch_norm=True), **({"statistics": training} if source == "statistics" else {}))
+    train(session, range(7))
+    grown, evaluator = session.grown, session.parts.evaluator
+    gates = dataclasses.replace(session.config.gates, statistics_samples=24)
+    kept = {name: buffer.clone() for name, buffer in grown.model.named_buffers()}
+    alone = evaluator.probe_sums(A, REQUEST, gates)
+    of = evaluator.statistics.draw_units(24, "statistics", 0, A, REQUEST.draw)
+    values = []
+    for alpha in (0.0, 0.7):  # by hand: torch's average over batches, in a copy
+        twin = copy.deepcopy(grown.model)
+        norm, seed = twin.get_submodule("1"), twin.get_submodule(f"esper_slots.{A}")
+        norm.momentum = None
+        norm.reset_running_stats()
+        seed.override(alpha)
+        with torch.no_grad():
+            for unit in of:
+                twin.train()((training if source == "statistics" else probe())[unit][0])
+            drawn = evaluator.probe.draw_units(16, "probe", 0, A, REQUEST.draw)
+            values.append(torch.cat([loss(twin.eval(), probe()[unit])[0] for unit in drawn]))
+    assert len(of) == 3
+    assert alone["sum"] == pytest.approx(float((values[0] - values[1]).sum()), rel=1e-9)
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in grown.model.named_buffers())
+    shares = []
+    for evaluator.world.rank in range(2):
+        evaluator.world.size = 2
+        shares.append(evaluator.probe_sums(A, REQUEST, gates)["sum"])
+    evaluator.world.rank, evaluator.world.size = 0, 1
+    assert sum(shares) == pytest.approx(alone["sum"], rel=1e-12)
+    grown.model.eval()  # who trains in eval() keeps the statistics as they are
+    with evaluating(grown.model), grown.override({A: 0.7}):
+        within = torch.cat([loss(grown.model, probe()[unit])[0] for unit in drawn])
+    with evaluating(grown.model), grown.override({A: 0.0}):
+        without = torch.cat([loss(grown.model, probe()[unit])[0] for unit in drawn])
+    frozen = evaluator.probe_sums(A, REQUEST, gates)["sum"]
+    assert frozen == pytest.approx(float((without - within).sum()), rel=1e-9)
+
+
+def test_a_loader_gives_whole_batches_that_augment_alike_everywhere():
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+            x, y = super().__getitem__(index)
+            return x + torch.randn(()), y
+
+    batches = Batches(DataLoader(Noisy(*batch(7, 40)), 8, shuffle=True), "statistics")
+    seen = []
+    for stream in (1, 2):
+        torch.manual_seed(stream)
+        seen.append([x for x, _ in batches.whole(21, "key")])
+    assert [len(x) for x in seen[0]] == [8, 8]
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 @pytest.mark.parametrize("source", ["loader", "list"])

@@ -1,6 +1,7 @@
 """Small grown hosts of every topology whose seeds matter, with batches and a loss per sample; float64 throughout."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.attach import attach
+from esper.kasmina.attribution.worth import attribute as attribute_anew
 from esper.kasmina.hosts import CNNConfig, GPTConfig, ResNet20Config, build_host
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.slot import Phase
 from tests.support.stateful_model import Images
+
+attribute = partial(attribute_anew, statistics=None)  # with the running statistics that the model has
 
 
 class Sequences(nn.Module):

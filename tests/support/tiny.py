@@ -53,6 +53,7 @@ SMALL: dict[str, Any] = {
     "gates.evidence": "observe",
     "gates.probe_samples": 32,
     "gates.min_samples": 8,
+    "gates.statistics_samples": 64,
     "gates.first_look": 1,
     "gates.look_every": 1,
     "optim.lr": 0.01,

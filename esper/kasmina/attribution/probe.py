@@ -39,7 +39,12 @@ def difference_sums(differences: Iterable[Tensor], row: tuple[int, ...] = ()) ->
 
 
 def paired_sums(
-    grown: Grown, slot: str, alpha: float, batches: Iterable[tuple[Any, Any]], per_sample: PerSample
+    grown: Grown,
+    slot: str,
+    alpha: float,
+    batches: Iterable[tuple[Any, Any]],
+    per_sample: PerSample,
+    statistics: Iterable[tuple[Any, Any]] = (),
 ) -> dict[str, float]:
     """Sums d = loss at alpha 0 minus loss at ``alpha``, in nats per sample; the model is left as it was.
 
@@ -49,11 +54,12 @@ def paired_sums(
         alpha: alpha at which the seed takes part.
         batches: as in `attribute`.
         per_sample: as in `attribute`.
+        statistics: as in `attribute`.
 
     Returns:
         `difference_sums` of d over this rank's share of the samples.
     """
     plan, differences_Q2B = make_plan({slot: alpha}), list[Tensor]()
     row = [quantity for quantity, _ in plan.quantities].index(Quantity(QuantityKind.LEAVE_ONE_OUT, (slot,)))
-    attribute(grown, plan, batches, per_sample, each=differences_Q2B.append)
+    attribute(grown, plan, batches, per_sample, statistics=statistics, each=differences_Q2B.append)
     return difference_sums(differences_Q2B, (row, 0))

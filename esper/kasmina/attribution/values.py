@@ -7,7 +7,8 @@ model draws any in eval(). Shared is the fastest, by measurement (README).
 Shapes: B samples of a batch, M coalitions.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from esper.kasmina.attribution.coalitions import Plan
 from esper.kasmina.attribution.prefixes import How, forward_parts
+from esper.kasmina.attribution.statistics import Statistics
 from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.hosts.resume import Resumable, State
 from esper.kasmina.slots.confidence import confident
@@ -28,7 +30,14 @@ PerSample = Callable[[Any, Any], tuple[Tensor, Tensor]]
 
 
 def values_of(
-    grown: Grown, plan: Plan, how: How, host: Resumable | None, args: tuple[Any, ...], target: Any, per: PerSample
+    grown: Grown,
+    plan: Plan,
+    how: How,
+    host: Resumable | None,
+    args: tuple[Any, ...],
+    target: Any,
+    per: PerSample,
+    statistics: Mapping[int, Statistics],
 ) -> Tensor:
     """Measures the values, float64 [M, 2, B]: by coalition, unit (minus loss, correct) and sample, without gradient.
 
@@ -40,10 +49,11 @@ def values_of(
         args: inputs of one batch.
         target: target of that batch.
         per: see `PerSample`.
+        statistics: running statistics of each coalition; empty if the model has none.
     """
     if how is How.STACKED:
         return _run_stacked(grown, plan, host, args, target, per)
-    return _run_separately(grown, plan, host, args, target, per)
+    return _run_separately(grown, plan, host, args, target, per, statistics)
 
 
 def _value(loss: Tensor, correct: Tensor) -> Tensor:
@@ -56,9 +66,18 @@ def _value(loss: Tensor, correct: Tensor) -> Tensor:
 
 
 def _run_separately(
-    grown: Grown, plan: Plan, host: Resumable | None, args: tuple[Any, ...], target: Any, per: PerSample
+    grown: Grown,
+    plan: Plan,
+    host: Resumable | None,
+    args: tuple[Any, ...],
+    target: Any,
+    per: PerSample,
+    statistics: Mapping[int, Statistics],
 ) -> Tensor:
-    """Returns [M, 2, B]. A stack holds the states from which later parts begin, and the random streams there."""
+    """Returns [M, 2, B]. A stack holds the states from which later parts begin, and the random streams there.
+
+    Coalitions that share a part agree on all slots before its end, and so on the statistics of the layers in it.
+    """
     devices = cuda_devices(grown.model)
     states: list[tuple[State, Streams]] = []
     values: dict[int, Tensor] = {}
@@ -68,7 +87,9 @@ def _run_separately(
             del states[part.depth :]
             state, streams = states[-1] if states else ((), begin)
             set_streams(streams, devices)
-            with grown.override(plan.alphas(part.coalitions[0])):
+            first = part.coalitions[0]
+            own = statistics[first].applied() if statistics else contextlib.nullcontext()
+            with grown.override(plan.alphas(first)), own:
                 if host is not None and part.start is not None:
                     result = host.forward_from(state, part.start, until=part.until)
                 elif host is not None and part.until is not None:

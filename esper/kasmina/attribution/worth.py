@@ -16,18 +16,21 @@ Shapes: B samples of a batch, M coalitions, Q quantities, 2 units (loss, accurac
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from esper.kasmina.attribution.coalitions import ASKED, Plan, Quantity, QuantityKind
 from esper.kasmina.attribution.prefixes import Entry, How, account
+from esper.kasmina.attribution.statistics import Statistics, take_statistics, tracking
 from esper.kasmina.attribution.values import PerSample, values_of
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.hosts.resume import resumable
-from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.errors import ConfigError
@@ -52,6 +55,7 @@ class Sums:
         order: slots in the order of execution if the host resumed from them, None if every forward was full.
         how: prefixes shared, coalitions stacked, or neither.
         asking: slots whose active seed needs class logits (CONFIDENCE), which cost one more forward without such seeds.
+        statistics: samples from which this rank took each coalition's running statistics; 0 for a model without any.
     """
 
     plan: Plan
@@ -61,12 +65,16 @@ class Sums:
     order: tuple[str, ...] | None
     how: How
     asking: tuple[str, ...]
+    statistics: int = 0
 
     def work(self) -> Counter[Entry]:
         """Counts passes of one sample through each part of the forward, with its seeds, for a FLOP account."""
-        return Counter(
-            {entry: n * self.samples for entry, n in account(self.plan, self.order, self.how, self.asking).items()}
-        )
+        passes = account(self.plan, self.order, self.how, self.asking)
+        work = Counter({entry: n * self.samples for entry, n in passes.items()})
+        if self.statistics:  # by full forwards
+            for entry, n in account(self.plan, None, How.FULL, self.asking).items():
+                work[entry] += n * self.statistics
+        return work
 
     def table(self) -> dict[Quantity, tuple[float, float, float, float]]:
         """Returns the moments by quantity."""
@@ -91,7 +99,8 @@ class Sums:
     def __add__(self, other: "Sums") -> "Sums":
         if (self.plan, self.order, self.how, self.asking) != (other.plan, other.order, other.how, other.asking):
             raise ValueError("sums of different plans cannot be added: seeds, alphas, pairs and key must be equal")
-        return self.taking([a + b for a, b in zip(self.vector(), other.vector(), strict=True)])
+        both = self.taking([a + b for a, b in zip(self.vector(), other.vector(), strict=True)])
+        return replace(both, statistics=self.statistics + other.statistics)
 
 
 def differences(plan: Plan, values: Tensor) -> Tensor:
@@ -117,6 +126,35 @@ def _asks_logits(grown: Grown, plan: Plan, slot: str) -> bool:
         return grown.slots[slot].asks_logits
 
 
+def _arguments(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _statistics_of(
+    grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]] | None
+) -> tuple[dict[int, Statistics], int]:
+    """Running statistics of each coalition, and the samples that each took them from; nothing where there are none."""
+    if batches is None or not tracking(grown.model):
+        return {}, 0
+    samples = 0
+
+    def read() -> Iterator[tuple[Any, ...]]:
+        nonlocal samples
+        for inputs, _ in batches:
+            args = _arguments(inputs)
+            samples += len(next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)))
+            yield args
+
+    def forward(args: tuple[Any, ...]) -> None:
+        copies = copy_inputs(args)
+        with confident(grown, *copies):
+            grown.model(*copies)
+
+    arms = [plan.alphas(coalition) for coalition in plan.coalitions]
+    taken = take_statistics(grown, arms, read(), forward)
+    return dict(zip(plan.coalitions, taken, strict=True)), samples
+
+
 def attribute(
     grown: Grown,
     plan: Plan,
@@ -125,6 +163,7 @@ def attribute(
     *,
     how: How = How.SHARED,
     each: Callable[[Tensor], object] | None = None,
+    statistics: Iterable[tuple[Any, Any]] | None = (),
 ) -> Sums:
     """Runs every coalition of the plan on every batch, in eval() and without gradient; the model is left as it was.
 
@@ -138,9 +177,14 @@ def attribute(
         how: the kind of forwards; SHARED and FULL give the same bits, STACKED agrees to rounding. A host that cannot
             resume has no prefix to share, and if class logits are asked for (CONFIDENCE) every forward is full.
         each: called with every batch's quantities per sample, float64 [Q, 2, B], for sums of the caller's own.
+        statistics: batches of training data in the form of ``batches``, the same on every rank, from which each
+            coalition takes running statistics of its own (`esper.kasmina.attribution.statistics`); STACKED then becomes
+            SHARED. A model without such statistics reads none of them. None: all coalitions have the model's present
+            ones, which are right only for the network that took them.
 
     Raises:
-        ConfigError: the plan names an unknown slot or one without a seed.
+        ConfigError: the plan names an unknown slot or one without a seed; or the model has BatchNorm and there are no
+            batches to take its statistics from.
         ValueError: ``per_sample`` returned something other than one number per sample.
     """
     for slot, _ in plan.levels:
@@ -149,20 +193,23 @@ def attribute(
             raise ConfigError(f"slot {slot}: holds no seed, so there is nothing to attribute; leave it out")
     asking = tuple(slot for slot in grown.slots if _asks_logits(grown, plan, slot))
     how = How.FULL if asking else How(how)  # class logits depend on what comes after a slot
+    taken, seen = _statistics_of(grown, plan, statistics)
+    if taken and how is How.STACKED:
+        how = How.SHARED  # one forward has one set of statistics
     host = None if how is How.FULL else resumable(grown)
     samples = forwards = 0
     total = torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
     with evaluating(grown.model):
         for inputs, target in batches:
-            args = inputs if isinstance(inputs, tuple) else (inputs,)
-            d = differences(plan, values_of(grown, plan, how, host, args, target, per_sample))
+            args = _arguments(inputs)
+            d = differences(plan, values_of(grown, plan, how, host, args, target, per_sample, taken))
             if each is not None:
                 each(d)
             total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)
             samples += d.shape[2]
             forwards += len(plan.coalitions)
     moments = tuple((a, b, c, e) for a, b, c, e in total.tolist())
-    return Sums(plan, samples, forwards, moments, host.slot_order() if host else None, how, asking)
+    return Sums(plan, samples, forwards, moments, host.slot_order() if host else None, how, asking, seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from esper.accord.account import moved_lately
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
-from esper.accord.state import RunState
+from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.window import Window
@@ -20,8 +21,12 @@ class Measures(Protocol):
 
     grown: Grown
 
-    def validation_sums(self) -> dict[str, float]:
-        """`sample_sums` of the samples that are held out; empty if there are none."""
+    def validation_sums(self, statistics: int = 0) -> dict[str, float]:
+        """`sample_sums` of the samples that are held out; empty if there are none.
+
+        Args:
+            statistics: samples from which running statistics are taken anew for it; 0: the model's own.
+        """
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence for one look; see `esper.kasmina.attribution.probe.difference_sums`."""
@@ -46,7 +51,14 @@ def sample_sums(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
 
 
 def measure(
-    state: RunState, owner: ParameterOwner, evaluator: Measures, window: Window, gates: GateConfig, *, validate: bool
+    state: RunState,
+    owner: ParameterOwner,
+    evaluator: Measures,
+    window: Window,
+    terms: Terms,
+    *,
+    step: int,
+    validate: bool,
 ) -> tuple[dict[str, float], int]:
     """Measures the sums since the last tick, validation if it is due, and the evidence that the last tick asked for.
 
@@ -55,18 +67,22 @@ def measure(
         owner: owns this rank's optimizer.
         evaluator: measures this rank's model.
         window: this rank's counts since the last tick.
-        gates: says how many samples a probe draws.
+        terms: of the run; its gates say how many samples a look draws.
+        step: optimizer steps done.
         validate: whether validation is due.
 
     Returns:
         Entries of the observe vector by name, and how many of this rank's samples had a non-finite loss.
     """
+    gates = terms.gates
     values, nonfinite = window.values([entry.slot for entry in state.slots])
     for whose, health in owner.health.take().items():
         prefix = "host_" if whose == HOST else f"{whose}."
         values |= {f"{prefix}{name}": float(value) for name, value in asdict(health).items()}
     if validate:
-        values |= {f"validation_{name}": value for name, value in evaluator.validation_sums().items()}
+        moved = moved_lately(state.slots, state.tick, step, terms.tick_steps)
+        sums = evaluator.validation_sums(gates.statistics_samples if moved else 0)
+        values |= {f"validation_{name}": value for name, value in sums.items()}
     for entry in state.slots:
         holder = evaluator.grown.slots[entry.slot]
         if holder.seed is not None:

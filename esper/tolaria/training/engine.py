@@ -274,7 +274,7 @@ class Engine:
         tick = self.state.tick + 1
         validate = tick % self.settings.control.validate_every == 0 or self.step >= self.terms.total_steps
         values, nonfinite = measure(
-            self.state, self.owner, self.evaluator, self.window, self.terms.gates, validate=validate
+            self.state, self.owner, self.evaluator, self.window, self.terms, step=self.step, validate=validate
         )
         return {**values, "stop": float(self.stop_asked)}, nonfinite
 

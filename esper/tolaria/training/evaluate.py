@@ -6,7 +6,7 @@ there, so a mean and its standard error do not depend on how samples were sharde
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.attribution.probe import paired_sums
+from esper.kasmina.attribution.statistics import take_statistics
 from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.tolaria.data.parts import Bundle, Part
@@ -92,6 +93,23 @@ class Evaluator:
             return self.world.put(x, dtype_of(self.precision), self.format), self.world.put(y)
         return self.world.put(x), self.world.put(y)
 
+    def statistics_batches(self, samples: int, *key: int | str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of training data from which running statistics are taken anew, the same on every rank.
+
+        Args:
+            samples: how many to draw, at most the whole part.
+            key: decides with the run's seed which.
+        """
+        part = self.bundle.train
+        chosen = draw(len(part), min(samples, len(part)), "statistics", self.seed, *key)
+        for indices in chosen.tensor_split(-(-len(chosen) // self.batch)):  # about equal: each counts the same
+            yield self.to_device(*self.bundle.train_batch(indices, seed=self.seed, epoch=0))
+
+    def _train_forward(self, batch: tuple[Tensor, Tensor]) -> None:
+        x, _ = batch
+        with confident(self.grown, x):
+            self.grown.model(x)
+
     def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and correctness, float64 [N]."""
         x, y = self.to_device(*part.fetch(indices))
@@ -106,16 +124,26 @@ class Evaluator:
         with evaluating(self.grown.model):
             return sample_sums(self._losses(part, indices) for indices in shards)
 
-    def validation_sums(self) -> dict[str, float]:
-        """`part_sums` of the validation part."""
-        with self.validating():
+    def validation_sums(self, statistics: int = 0) -> dict[str, float]:
+        """`part_sums` of the validation part.
+
+        Args:
+            statistics: training samples from which running statistics are taken anew for it; 0: the model's own.
+        """
+        with self.validating(), contextlib.ExitStack() as stack:
+            if statistics:
+                batches = self.statistics_batches(statistics, "validation")
+                with autocast(self.precision, self.world.device):
+                    (taken,) = take_statistics(self.grown, [{}], batches, self._train_forward)
+                stack.enter_context(taken.applied())
             return self.part_sums(self.bundle.validation)
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the samples that the request draws.
 
         Returns `paired_sums`. The samples are a function of (run seed, slot, draw
-        key); no reported number uses the probe part.
+        key); no reported number uses the probe part. Running statistics of both arms come from
+        ``gates.statistics_samples`` training samples that the same key names.
         """
         part = self.bundle.probe
         chosen = draw(len(part), min(gates.probe_samples, len(part)), "probe", self.seed, slot, request.draw)
@@ -123,4 +151,11 @@ class Evaluator:
         shares = [indices for indices in chosen[first:last].split(self.batch) if len(indices)]
         batches = (self.to_device(*part.fetch(indices)) for indices in shares)
         with autocast(self.precision, self.world.device):
-            return paired_sums(self.grown, slot, request.alpha, batches, self.bundle.task.per_sample)
+            return paired_sums(
+                self.grown,
+                slot,
+                request.alpha,
+                batches,
+                self.bundle.task.per_sample,
+                self.statistics_batches(gates.statistics_samples, slot, request.draw),
+            )

@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina.attribution.coalitions import Plan, QuantityKind, make_plan
 from esper.kasmina.attribution.prefixes import How
-from esper.kasmina.attribution.worth import attribute, blended, readings
+from esper.kasmina.attribution.worth import blended, readings
 from esper.kasmina.compiler import Compiler
 from esper.kasmina.slots.confidence import confident
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import region_of
 from esper.leyline.alpha import Operator
-from tests.support.grown_hosts import Delta, batches_for, classify, grown_for, plant
+from tests.support.grown_hosts import Delta, attribute, batches_for, classify, grown_for, plant
 
 SEEDS = {
     "cnn": {"r0c0": 1.0, "r0c1": 0.5, "r2c0": 1.0},

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from esper.kasmina.attach import attach
 from esper.kasmina.attribution.coalitions import Plan, make_plan
-from esper.kasmina.attribution.worth import Attribution, attribute, blended, readings
+from esper.kasmina.attribution.worth import Attribution, blended, readings
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT
 from tests.support.dist import ROOT
-from tests.support.grown_hosts import batches_for, branches, classify, deltas, grown_for, plant
+from tests.support.grown_hosts import attribute, batches_for, branches, classify, deltas, grown_for, plant
 from tests.support.tiny import bits
 
 CASES = [
@@ -271,7 +271,7 @@ def test_the_example_in_the_docs_runs_as_it_stands(capsys):
     text = (ROOT / "docs" / "attribution.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     grown, batches = grown_for("BCHW", CASES[0][1]), batches_for("BCHW", (20, 12))
-    world: dict[str, Any] = {"grown": grown, "batches": batches}
+    world: dict[str, Any] = {"grown": grown, "batches": batches, "train_batches": None}
     exec(code, world)
     printed = capsys.readouterr().out.splitlines()
     expected = measure(grown, batches)

@@ -8,12 +8,12 @@ from torch import nn
 
 from esper.kasmina.attribution.coalitions import make_plan
 from esper.kasmina.attribution.prefixes import How
-from esper.kasmina.attribution.worth import attribute, blended, readings
+from esper.kasmina.attribution.worth import blended, readings
 from esper.kasmina.births.build import build_gate
 from esper.kasmina.export.join import current_alphas
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
-from tests.support.grown_hosts import batches_for, classify, grown_for
+from tests.support.grown_hosts import attribute, batches_for, classify, grown_for
 from tests.support.tiny import bits
 
 SEEDS = {

@@ -1,5 +1,7 @@
 """Measuring forwards against plain loops over samples; sums over ranks do not depend on how samples were sharded."""
 
+import contextlib
+import copy
 import math
 import statistics
 
@@ -90,12 +92,25 @@ def losses_one_by_one(grown, samples, indices, alpha: float | None = None) -> li
     """Plain cross-entropy, one sample at a time, in eval()."""
     grown.model.eval()
     found = []
-    for index in indices:
-        x, y = samples.fetch(torch.tensor([index]))
-        with torch.no_grad(), grown.override({} if alpha is None else {"r0c0": alpha}):
+    with torch.no_grad(), grown.override({} if alpha is None else {"r0c0": alpha}):
+        for index in indices:
+            x, y = samples.fetch(torch.tensor([index]))
             found.append(F.cross_entropy(grown.model(x.double()), y).item())
     grown.model.train()
     return found
+
+
+@contextlib.contextmanager
+def statistics_by_hand(grown, alpha: float, draw_key: str, size: int = 4):
+    """Within the block the norm has mean and variance over the training part, averaged over batches of ``size``."""
+    norm, kept = grown.model.norm, copy.deepcopy(grown.model.norm.state_dict())
+    chosen = draw(8, 8, "statistics", SEED, "r0c0", draw_key)
+    with torch.no_grad(), grown.override({"r0c0": alpha}):
+        features = [grown.model.conv(BUNDLE.train.fetch(chosen[i : i + size])[0].double()) for i in range(0, 8, size)]
+        norm.running_mean.copy_(torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0))
+        norm.running_var.copy_(torch.stack([f.transpose(0, 1).flatten(1).var(1) for f in features]).mean(0))
+    yield
+    norm.load_state_dict(kept)
 
 
 def total(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -129,6 +144,22 @@ def test_sums_over_ranks_do_not_depend_on_the_sharding(size, batch):
     assert max(counts) - min(counts) <= 1
 
 
+def test_validation_soon_after_a_ramp_has_statistics_of_its_own():
+    grown, own = grown_host(), evaluator(grown_host())
+    before = own.validation_sums()
+    anew, again = own.validation_sums(8), own.validation_sums(4096)
+    chosen = draw(8, 8, "statistics", SEED, "validation")
+    with torch.no_grad():
+        features = [grown.model.conv(BUNDLE.train.fetch(chosen[i : i + 4])[0].double()) for i in (0, 4)]
+        grown.model.norm.running_mean.copy_(torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0))
+        grown.model.norm.running_var.copy_(torch.stack([f.transpose(0, 1).flatten(1).var(1) for f in features]).mean(0))
+    by_hand = math.fsum(losses_one_by_one(grown, BUNDLE.validation, range(23)))
+    assert anew == again
+    assert anew["loss"] == pytest.approx(by_hand, abs=1e-10)
+    assert abs(before["loss"] - by_hand) > 1e-3
+    assert own.validation_sums() == before
+
+
 def test_a_rank_without_samples_sends_zeros():
     sums = evaluator(grown_host(), 29, 30).part_sums(BUNDLE.validation)
     assert set(sums.values()) == {0.0}
@@ -138,8 +169,10 @@ def test_probe_sums_are_paired_differences_of_the_loss():
     grown = grown_host()
     chosen = draw(29, 20, "probe", SEED, "r0c0", REQUEST.draw).tolist()
     assert len(set(chosen)) == 20
-    without = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.0)
-    within = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.75)
+    with statistics_by_hand(grown, 0.0, REQUEST.draw):
+        without = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.0)
+    with statistics_by_hand(grown, 0.75, REQUEST.draw):
+        within = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.75)
     differences = [a - b for a, b in zip(without, within)]
     assert statistics.pstdev(differences) > 1e-4
     sums = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
@@ -161,7 +194,7 @@ def test_probe_sums_are_paired_differences_of_the_loss():
 @pytest.mark.parametrize("size", [2, 3, 20, 25])
 def test_the_samples_of_a_probe_do_not_depend_on_the_sharding(size):
     grown = grown_host()
-    alone = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    alone = evaluator(grown, batch=3).probe_sums("r0c0", REQUEST, GATES)
     shares = [evaluator(grown, rank, size, batch=3).probe_sums("r0c0", REQUEST, GATES) for rank in range(size)]
     assert total(shares) == pytest.approx(alone, abs=1e-10)
 
