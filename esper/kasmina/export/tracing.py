@@ -103,11 +103,13 @@ class GuardedTracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Takes the branch that the example takes, and guards it by an assertion."""
-        value = self._value(obj.node)
-        value = value.item() if isinstance(value, torch.Tensor) else value
+        found = self._value(obj.node)
+        value = found.item() if isinstance(found, torch.Tensor) else found
+        # torch.export cannot compare a condition on a free size with False; it can negate it.
+        holds = torch.sym_not(obj) if found is False else operator.eq(obj, value)
         asked = f"{getattr(obj.node.target, '__name__', obj.node.target)}{obj.node.args}"
         message = f"the model was exported with an input where {asked} is {value!r}; this one takes another branch"
-        self.create_proxy("call_function", torch._assert, (operator.eq(obj, value), message), {})
+        self.create_proxy("call_function", torch._assert, (holds, message), {})
         return bool(value)
 
     def _value(self, node: fx.Node) -> Any:

@@ -2,7 +2,8 @@
 
     FOLDER/model.safetensors   the state dict; of tensors with several names the first (``tied`` in topology.json)
     FOLDER/topology.json       format, what grew where, keys, inputs and outputs, files with SHA-256, how to load
-    FOLDER/program.pt2         the whole model by torch.export, for eval(); loading it needs no class but torch's
+    FOLDER/program.pt2         the whole model by torch.export, for eval(); loading it needs no class but torch's; what
+                               sizes of its inputs are free (batch, length), topology.json says
     FOLDER/module.pt           if torch.export cannot write it: the pickled module, which needs its classes' packages
 
 The folder is written beside its place under another name, read back, compared, and renamed, so that it is there either
@@ -10,7 +11,6 @@ whole or not at all.
 """
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
@@ -18,19 +18,19 @@ import os
 import pickletools
 import shutil
 import sys
-import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.axes.feature import tensors_in
 from esper.kasmina.export.copying import deep_copy
+from esper.kasmina.export.program import FreeSize, tensors_by_path, write_program
 from esper.kasmina.export.record import Exported
 from esper.kasmina.export.same import Inputs, check_same, run_plain
 from esper.kasmina.export.tracing import package_of
@@ -49,70 +49,25 @@ _LOAD = {
 }
 
 
-def _batch_size(inputs: Inputs) -> int | None:
-    """Returns the size of the first axis if all tensors share it, else None."""
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
-    return sizes.pop() if len(sizes) == 1 else None
+def _batch(example: Inputs, free: Sequence[FreeSize]) -> str:
+    """Returns "any" if the first axis of all tensors is free, else the one batch size that the program takes."""
+    tensors = tensors_by_path(example)
+    if any({path for path, axis in size.axes if axis == 0} == set(tensors) for size in free):
+        return "any"
+    sizes = {x.shape[0] if x.ndim else None for x in tensors.values()}
+    return str(sizes.pop() if len(sizes) == 1 else None)
 
 
-def _lengthen(inputs: Inputs) -> Inputs:
-    """Returns the batch with its first sample appended."""
-    longer: Inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x[:1]]), inputs)
-    return longer
+def _describe_free(free: Sequence[FreeSize]) -> list[dict[str, Any]]:
+    """Describes free sizes in plain data: where they are, and their smallest and largest value."""
 
+    def words(path: str, axis: int) -> str:
+        return f"{'args' if path.startswith('[0]') else 'kwargs'}{path[3:]}, axis {axis}"
 
-def plain_output(value: Any) -> Any:
-    """Returns the output in plain containers: mappings and dataclasses become dicts, other kinds are left out."""
-    if value is None or isinstance(value, Tensor | bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        items = [plain_output(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, Mapping):
-        entries = dict(value)
-    elif dataclasses.is_dataclass(value):
-        entries = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    else:
-        return None
-    plain = {str(key): plain_output(item) for key, item in entries.items()}
-    return {key: item for key, item in plain.items() if item is not None}
-
-
-def _write_program(module: nn.Module, exported: Exported, path: Path) -> str:
-    """Writes program.pt2 and reads it back.
-
-    Returns:
-        "any" if the batch size is free, else the one batch size that the program takes.
-
-    Raises:
-        Exception: any error of torch.export; or ExportError if the program computes something else.
-    """
-    args, kwargs = exported.example
-    shapes: Any = torch.export.ShapesCollection()
-    batch = _batch_size(exported.example)
-    free = batch is not None and batch > 1  # torch.export takes a size of 1 for a constant
-    for leaf in tree_leaves((args, kwargs)):
-        if free and isinstance(leaf, Tensor):
-            shapes[leaf] = {0: torch.export.Dim.AUTO}
-    dynamic = shapes if free else None
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch.export warns about its own internals
-        handle = module.register_forward_hook(lambda _module, _args, output: plain_output(output))
-        try:
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
-        finally:
-            handle.remove()
-        torch.export.save(program, path)
-        loaded = torch.export.load(path).module()
-        check_same(exported.output, run_plain(loaded, exported.example), exact=False)
-        if not free:
-            return str(batch)
-        longer = _lengthen(exported.example)
-        try:
-            check_same(run_plain(module, longer), run_plain(loaded, longer), exact=False)
-        except Exception:  # torch.export has taken the size for a constant
-            return str(batch)
-    return "any"
+    return [
+        {"sizes": [words(path, axis) for path, axis in size.axes], "least": size.least, "most": size.most}
+        for size in free
+    ]
 
 
 def _strings_in(path: Path) -> set[str]:
@@ -184,9 +139,10 @@ def _write_files(folder: Path, exported: Exported, about: Mapping[str, Any]) -> 
     extra = [name for name, value in state.items() if not isinstance(value, Tensor)]
     tensors, tied = _find_tied({name: value for name, value in state.items() if name not in extra})
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    name, batch, refused = PROGRAM, "any", None
+    name, refused = PROGRAM, None
+    free: list[FreeSize] | None = None
     try:
-        batch = _write_program(module, here, folder / PROGRAM)
+        free = write_program(module, here, folder / PROGRAM)
     except Exception as error:
         name, refused = PICKLE, one_line(error)
         (folder / PROGRAM).unlink(missing_ok=True)
@@ -206,7 +162,8 @@ def _write_files(folder: Path, exported: Exported, about: Mapping[str, Any]) -> 
         "load": {WEIGHTS: _LOAD[WEIGHTS], name: _LOAD[name]},
         "needs": sorted((needs | {"torch"}) - set(sys.stdlib_module_names)),
         "torch_export_refused": refused,
-        "batch": batch,
+        "batch": "any" if free is None else _batch(inputs, free),
+        "free": None if free is None else _describe_free(free),
         "inputs": {"args": _describe(inputs[0]), "kwargs": _describe(inputs[1])},
         "outputs": [_describe(tensor) for tensor in tensors_in(output)],
         "exact": exported.exact,

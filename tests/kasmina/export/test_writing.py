@@ -76,7 +76,7 @@ def test_exported_models_run_where_there_is_no_esper(some, tmp_path, monkeypatch
     inputs: dict[str, Any] = {}
     for name, (grown, example) in models.items():
         if name == "pickled":
-            monkeypatch.setattr(writing, "_write_program", refuse)
+            monkeypatch.setattr(writing, "write_program", refuse)
         folder = save_exported(export(grown), tmp_path / name)
         record, file = record_of(folder), writing.PICKLE if name == "pickled" else writing.PROGRAM
         assert record["batch"] == "any"
@@ -98,7 +98,7 @@ def refuse(*args: Any) -> str:
 
 
 def test_the_record_says_what_grew_and_what_the_files_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "_write_program", refuse)
+    monkeypatch.setattr(writing, "write_program", refuse)
     grown, _ = grown_host("gpt")
     folder = save_exported(export(grown), tmp_path / "out", {"made_by": "a test"})
     record = record_of(folder)
@@ -119,7 +119,7 @@ def test_the_record_says_what_grew_and_what_the_files_hold(tmp_path, monkeypatch
 
 
 def test_weights_come_back_from_safetensors_by_the_key_map(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "_write_program", refuse)
+    monkeypatch.setattr(writing, "write_program", refuse)
     grown, example = grown_host("gpt")
     exported = export(grown, fold=False)
     folder = save_exported(exported, tmp_path / "out")
@@ -204,7 +204,7 @@ def test_a_write_that_fails_leaves_nothing(fails, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, fails, full)
-    monkeypatch.setattr(writing, "_write_program", lambda *args: "any")
+    monkeypatch.setattr(writing, "write_program", lambda *args: [])
     grown, _ = pair(CASES["tied"])
     with pytest.raises(OSError, match="No space left"):
         save_exported(export(grow_all(grown)), tmp_path / "deep" / "out")
@@ -213,7 +213,7 @@ def test_a_write_that_fails_leaves_nothing(fails, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_holds_something_is_left_alone_and_an_empty_one_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "_write_program", lambda *args: "any")
+    monkeypatch.setattr(writing, "write_program", lambda *args: [])
     grown, _ = pair(CASES["tied"])
     exported = export(grow_all(grown))
     (tmp_path / "out").mkdir()
@@ -244,3 +244,65 @@ def test_the_example_in_the_docs_runs_as_it_stands(tmp_path, monkeypatch):
         assert torch.allclose(world["plain"](x), expected, atol=1e-5)
         assert torch.allclose(world["program"](x), expected, atol=1e-5)
     assert world["folder"] == tmp_path / "exported"
+
+
+@pytest.mark.parametrize("seed", ["attention", "mlp"])
+def test_a_program_is_free_in_length_as_in_batch_up_to_what_its_host_takes(seed, tmp_path):
+    torch.manual_seed(3)
+    host = build_host(GPTConfig(layers=1, heads=2, dim=16, block=12), (8,), 24)
+    grown = grow_all(attach(host, {"r0c0": "blocks.0"}, torch.arange(24).view(3, 8)), blueprints={"r0c0": seed})
+    exported = export(grown)
+    record = record_of(folder := save_exported(exported, tmp_path / "out"))
+    assert record["batch"] == "any"
+    assert record["free"] == [
+        {"sizes": ["args[0], axis 0"], "least": 1, "most": None},
+        {"sizes": ["args[0], axis 1"], "least": 1, "most": 12},
+    ]
+    program = torch.export.load(folder / writing.PROGRAM).module()
+    with torch.no_grad():
+        for shape in ((3, 8), (5, 12), (1, 1), (2, 5)):
+            x = torch.randint(24, shape)
+            assert torch.allclose(program(x), exported.module(x), atol=1e-6), shape
+            assert torch.allclose(program(x), host.eval()(x), atol=1e-6), shape
+    with pytest.raises(Exception, match="12"):
+        program(torch.zeros(1, 13, dtype=torch.int64))
+
+
+def test_only_what_a_model_leaves_open_is_free(tmp_path):
+    """Pooling leaves height and width open; a Linear over all positions fixes them."""
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    fixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    free = {}
+    for name, body in (("pooled", pooled), ("fixed", fixed)):
+        grown = grow_all(attach(Around(body), "body.1", torch.randn(2, 3, 6, 6)))
+        record = record_of(save_exported(export(grown), tmp_path / name))
+        assert record["batch"] == "any"
+        free[name] = [size["sizes"] for size in record["free"]]
+    assert free["pooled"] == [["args[0], axis 0"], ["args[0], axis 2"], ["args[0], axis 3"]]
+    assert free["fixed"] == [["args[0], axis 0"]]
+
+
+class Around(nn.Module):
+    """Calls its body; with a mask, keeps those positions."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y: Tensor = self.body(x)
+        return y if mask is None else y * mask[..., None]
+
+
+def test_sizes_that_belong_together_are_told_together_and_a_length_written_down_stays(tmp_path):
+    x, mask = torch.randn(2, 7, 6), torch.ones(2, 7)
+    grown = grow_all(attach(Around(nn.Sequential(nn.Linear(6, 8), nn.ReLU())), "body.1", {"x": x, "mask": mask}))
+    record = record_of(save_exported(export(grown), tmp_path / "two"))
+    assert [size["sizes"] for size in record["free"]] == [
+        ["kwargs['x'], axis 0", "kwargs['mask'], axis 0"],
+        ["kwargs['x'], axis 1", "kwargs['mask'], axis 1"],
+    ]
+    fixed = nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (7, 1)), nn.Flatten(1, 2), nn.ReLU())
+    grown = grow_all(attach(Around(fixed), "body.3", x))
+    record = record_of(save_exported(export(grown), tmp_path / "fixed"))
+    assert (record["batch"], [size["sizes"] for size in record["free"]]) == ("any", [["args[0], axis 0"]])
