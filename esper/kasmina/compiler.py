@@ -15,7 +15,7 @@ A rehearsal leaves the random streams, the statistics and the gradients as they 
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Backend, Region, choose_regions, compile_failures, reason
+from esper.kasmina.slots.shadow import call_with, hush, stand_ins
 from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.streams import undisturbed
@@ -92,7 +93,7 @@ class Compiler:
         try:
             with self._strict(self.regions.values()), undisturbed(self.grown.model):
                 for size in self.train_sizes:
-                    self._run_training(resize_batch(example, size))
+                    self._forward(resize_batch(example, size), stand_ins(self.grown.model), [])
                     with torch.no_grad():
                         self._forward(resize_batch(example, size))
                     if self.incubation == Incubation.SHADOW:
@@ -129,33 +130,33 @@ class Compiler:
                 self._forward(example)
         return order
 
-    def _forward(self, example: Any, frozen: bool = False) -> Any:
+    def _forward(
+        self, example: Any, tensors: Mapping[str, Tensor] | None = None, outputs: Sequence[Any] | None = None
+    ) -> Any:
+        """Runs the host on ``tensors`` and copies of its buffers; with ``outputs``, backward from them and its own."""
         args, kwargs = arguments(copy_inputs(example))
         model = self.grown.model
-        tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        if frozen:
-            tensors |= {n: nn.Parameter(p.detach(), requires_grad=False) for n, p in model.named_parameters()}
-        with self.autocast(), self.grown.disabled():
-            return torch.func.functional_call(model, tensors, args, kwargs)
+        buffers: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
-    def _run_training(self, example: Any) -> None:
-        learning = [p for p in self.grown.model.parameters() if p.requires_grad]
-        backward([self._forward(example)], learning)
+        def run() -> Any:
+            with self.autocast():
+                output = model(*args, **kwargs)
+            if outputs is not None:
+                backward([*outputs, output])
+            return output
+
+        with self.grown.disabled():
+            return call_with(model, {**buffers, **(tensors or {})}, run)
 
     def _run_frozen(self, example: Any, behind: list[str]) -> None:
-        """Runs forward and backward with the host frozen.
-
-        Each region behind the first site gets an input that needs a gradient.
-        """
-        leaves: list[Tensor] = []
+        """Runs forward and backward with the host frozen; regions behind the first site get inputs with a gradient."""
         outputs: list[Any] = []
+        hush()
 
         def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
             def leaf(tensor: Tensor) -> Tensor:
-                if not tensor.is_floating_point():
-                    return tensor
-                leaves.append(tensor.detach().requires_grad_())
-                return leaves[-1].clone()  # a region may work in place, on a leaf it must not
+                # A region may work in place, which no leaf allows.
+                return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
 
             return tree_map_only(Tensor, leaf, (args, kwargs))
 
@@ -166,8 +167,9 @@ class Compiler:
                 stack.callback(handle.remove)
                 handle = module.register_forward_hook(lambda _m, _a, out: outputs.append(out), prepend=True)
                 stack.callback(handle.remove)
-            self._forward(example, frozen=True)
-        backward(outputs, leaves)
+            parameters = self.grown.model.named_parameters()
+            frozen: dict[str, Tensor] = {n: nn.Parameter(p.detach(), requires_grad=False) for n, p in parameters}
+            self._forward(example, frozen, outputs)
 
     # seeds --------------------------------------------------------------------------------------------------------
 
@@ -288,8 +290,11 @@ def resize_batch(example: Any, size: int) -> Any:
     return tree_map_only(Tensor, rows, example)
 
 
-def backward(outputs: Sequence[Any], leaves: Sequence[Tensor]) -> None:
-    """Runs backward from the outputs to the leaves without leaving a gradient anywhere."""
+def backward(outputs: Sequence[Any], leaves: Sequence[Tensor] | None = None) -> None:
+    """Runs backward from the outputs to whatever leaves there are, or to these alone, whose ``grad`` then stays."""
     tensors = [tensor for output in outputs for tensor in tensors_in(output) if tensor.requires_grad]
-    if tensors and leaves:
-        torch.autograd.grad(tensors, leaves, [torch.ones_like(tensor) for tensor in tensors], allow_unused=True)
+    ones = [torch.ones_like(tensor) for tensor in tensors]
+    if leaves is not None and tensors:
+        torch.autograd.grad(tensors, leaves, ones, allow_unused=True)
+    elif tensors:
+        torch.autograd.backward(tensors, ones)

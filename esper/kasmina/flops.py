@@ -31,6 +31,7 @@ from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.products import FORMULAS, Uncounted
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.shadow import call_with, hush
 from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.costs import HostCost, SeedCost
@@ -88,26 +89,34 @@ def _output_sum(output: Any) -> Tensor:
     return sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
 
 
-def _backward_down_to(count: _Counter, grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor]) -> int:
-    """FLOPs of the backward of the activations alone, from the output down to a site."""
+def _backward_down_to(
+    count: _Counter, grown: Grown, site: Site, example: Any, buffers: dict[str, Tensor]
+) -> int | None:
+    """FLOPs of the backward of the activations alone, from the output down to a site; None if the site runs without
+    gradients, so that a segment which is computed again passes them on only where its inputs need them."""
     frozen = {name: p.detach() for name, p in grown.model.named_parameters()} | buffers
     leaf: list[Tensor] = []
+    hidden = False
 
     def begin_here(_module: nn.Module, _args: Any, output: Any) -> Any:
-        leaf.append(take(output, site.place).detach().requires_grad_())
+        nonlocal hidden
+        if not leaf:  # it may run again in backward
+            hidden = not torch.is_grad_enabled()
+            leaf.append(take(output, site.place).detach().requires_grad_())
         return put(output, site.place, leaf[0].clone())  # the host may work in place, on a leaf it must not
 
+    def run() -> int:
+        args, kwargs = arguments(copy_inputs(example))
+        total = _output_sum(grown.model(*args, **kwargs))
+        return count(total.backward)[0] if total.requires_grad else 0
+
+    hush()  # of the frozen part
     handle = grown.model.get_submodule(site.module).register_forward_hook(begin_here)
-    args, kwargs = arguments(copy_inputs(example))
     try:
-        output = torch.func.functional_call(grown.model, frozen, args, kwargs)
+        flops = call_with(grown.model, frozen, run)
     finally:
         handle.remove()
-    total = _output_sum(output)
-    if not total.requires_grad:
-        return 0
-    flops, _ = count(lambda: torch.autograd.grad(total, leaf, allow_unused=True))
-    return flops
+    return None if hidden else flops
 
 
 def _forward_up_to_slots(count: _Counter, grown: Grown, example: Any) -> dict[str, int] | None:
@@ -154,19 +163,22 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
     def buffers() -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in grown.model.named_buffers()}
 
-    with undisturbed(grown.model), torch.enable_grad():
-        call = functools.partial(torch.func.functional_call, grown.model, weights | buffers(), args, kwargs)
+    def run() -> tuple[int, int, tuple[str, ...]]:
         with _noting_order(grown) as order:
-            forward, output = count(call)
+            forward, output = count(lambda: grown.model(*args, **kwargs))
         total = _output_sum(output)
-        backward = 0  # of a host that computes no gradient, as under no_grad
-        if total.requires_grad:
-            backward, _ = count(lambda: torch.autograd.grad(total, [*weights.values()], allow_unused=True))
-        sites = grown.sites.items()
-        down_to = {slot: _backward_down_to(count, grown, site, example, buffers()) for slot, site in sites}
+        # A host that computes no gradient, as under no_grad, has no backward.
+        return forward, count(total.backward)[0] if total.requires_grad else 0, tuple(order)
+
+    with undisturbed(grown.model), torch.enable_grad():
+        forward, backward, order = call_with(grown.model, weights | buffers(), run)
+        down_to: dict[str, int] = {}
+        for slot, site in grown.sites.items():
+            flops = _backward_down_to(count, grown, site, example, buffers())
+            down_to[slot] = backward if flops is None else flops
         shared = _forward_up_to_slots(count, grown, example)
     per_slot = {slot: flops // batch for slot, flops in down_to.items()}
     if shared is not None:
         shared = {slot: flops // batch for slot, flops in shared.items()}
     missed = tuple(sorted(count.uncounted))
-    return HostCost(forward // batch, backward // batch, per_slot, shared, tuple(order), missed)
+    return HostCost(forward // batch, backward // batch, per_slot, shared, order, missed)

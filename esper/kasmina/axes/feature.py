@@ -10,7 +10,7 @@ unchanged, in a container of the same type (a namedtuple, a `ModelOutput` of tra
 
 import copy
 import dataclasses
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
 import torch
@@ -78,6 +78,17 @@ def put(output: Any, place: Place, feature: Tensor) -> Any:
 def copy_inputs(inputs: Any) -> Any:
     """Returns a model's inputs with a copy of each tensor: a model may write into what it is given."""
     return tree_map_only(Tensor, torch.clone, inputs)
+
+
+def replace_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Returns the output with ``change`` of each tensor in nested containers in its place."""
+    if isinstance(output, Tensor):
+        return change(output)
+    for key, value in _entries(output):
+        changed = replace_tensors(value, change)
+        if changed is not value:
+            output = put(output, key, changed)
+    return output
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """The handle to a model with slots: overrides, owners of parameters, the shadow forward. It owns no tensor itself."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from esper.kasmina.axes.feature import copy_inputs, tensors_in
 from esper.kasmina.axes.site import Site
+from esper.kasmina.slots.shadow import call_with, come_out, freeze, hush, stand_ins
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
-from esper.kasmina.streams import undisturbed
+from esper.kasmina.streams import cuda_devices, read_streams, set_streams, undisturbed
 from esper.leyline.slots import sort_slots
 
 HOST = "host"
@@ -114,34 +115,72 @@ class Grown:
             args: positional inputs of the model, one batch.
             kwargs: keyword inputs of the model, one batch.
         """
-        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        learning = stand_ins(self.model)
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        with undisturbed(self.model), torch.enable_grad():
-            output = torch.func.functional_call(self.model, buffers, *copy_inputs((args, kwargs)))
+
+        def run() -> None:
+            output = self.model(*copy_args, **copy_kwargs)
             leaves = [leaf for leaf in tensors_in(output) if leaf.requires_grad]
-            total = sum((leaf.float().sum() for leaf in leaves), torch.zeros(()))
-            grads = torch.autograd.grad(total, list(named.values()), allow_unused=True) if leaves else []
-        return [name for name, grad in zip(named, grads) if grad is None] if leaves else list(named)
+            if leaves:
+                sum((leaf.float().sum() for leaf in leaves), torch.zeros(())).backward()
+
+        with undisturbed(self.model), torch.enable_grad():
+            copy_args, copy_kwargs = copy_inputs((args, kwargs))
+            call_with(self.model, learning | buffers, run)
+        return [name for name, leaf in learning.items() if leaf.grad is None]
 
     def incubate(self, slot: str, /, *args: Any, **kwargs: Any) -> Any:
         """Runs the shadow forward of a TRAINING seed: the output with this seed at alpha 1 and everything else frozen.
 
-        The host's and the other seeds' parameters are detached and their buffers cloned, so that a loss on the result
-        reaches this seed alone and leaves no trace in the host. Other TRAINING seeds do not take part. The caller
-        replays the random number stream of the host's own forward.
+        A loss on the result reaches this seed alone and leaves no trace in the host. The caller replays the random
+        number stream of the host's own forward. A loss that reads more than the output (what a forward leaves in an
+        attribute of a module) goes into `shadow_loss`.
 
         Args:
             slot: the slot whose seed learns.
             args: positional inputs of the model.
             kwargs: keyword inputs of the model.
         """
-        prefix = f"{CONTAINER}.{slot}."
-        frozen: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            if not name.startswith(prefix):
-                frozen[name] = nn.Parameter(parameter.detach(), requires_grad=False)  # a compiler tells types apart
-        for name, buffer in self.model.named_buffers():
-            if not name.startswith(prefix):
-                frozen[name] = buffer.clone()
-        with self.override({slot: 1.0}):
-            return torch.func.functional_call(self.model, frozen, *copy_inputs((args, kwargs)))
+        return self.shadow_loss(slot, lambda call: call(*args, **kwargs))
+
+    def shadow_loss(self, slot: str, loss: Callable[[Callable[..., Any]], Any]) -> Any:
+        """Computes a loss of a TRAINING seed at alpha 1, everything else frozen (`esper.kasmina.slots.shadow`).
+
+        The host's and the other seeds' parameters are detached and their buffers cloned, so that backward reaches this
+        seed alone and leaves no trace in the host. Other TRAINING seeds do not take part. It may be called once.
+
+        Args:
+            slot: the slot whose seed learns.
+            loss: computes it, given what stands for the model: a call that takes the model's inputs, which stay as they
+                are, and returns its output.
+
+        Returns:
+            What ``loss`` returns: a tensor, or containers of them.
+        """
+        hush()
+        holder, streams = self.slots[slot], None
+        if holder.hidden is None and torch.is_grad_enabled():
+            devices = cuda_devices(self.model)
+            streams = read_streams(devices)
+        result = self._shadow(slot, loss, tracked=bool(holder.hidden))
+        if streams is None or not holder.hidden:
+            return result
+        set_streams(streams, devices)
+        return self._shadow(slot, loss, tracked=True)
+
+    def _shadow(self, slot: str, loss: Callable[[Callable[..., Any]], Any], *, tracked: bool) -> Any:
+        tensors, learning = freeze(self.model, f"{CONTAINER}.{slot}.", tracked=tracked)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = copy_inputs((args, kwargs))
+            return self.model(*args, **kwargs)
+
+        def run(act: Callable[[], Any]) -> Any:
+            recalled = self.beat.recalled
+            try:
+                with self.override({slot: 1.0}):
+                    return call_with(self.model, tensors, act)
+            finally:
+                self.beat.recalled = recalled  # this backward is run within that of the host's own forward
+
+        return come_out(run(lambda: loss(call)), run, learning)

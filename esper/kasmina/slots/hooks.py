@@ -3,7 +3,8 @@
 A slot that fires twice in one forward would add its delta twice. Outside of a root forward firing again is right:
 activation checkpointing computes a region again in backward, a user calls a submodule by hand. So two hooks on the root
 mark where a forward begins and ends, and an active slot notes that it fired. The marks are plain booleans with the same
-values at the beginning of every forward, so that a compiler has nothing to recompile on.
+values at the beginning of every forward, so that a compiler has nothing to recompile on. What slots went by (overrides,
+class logits) is remembered with the tensors that a forward returned, for what backward computes again.
 
 `nn.TransformerEncoderLayer` has a fused path in eval(). It leaves that path when any hook is registered in it, and then
 rounds differently and does not support padding. So while all slots on or in such layers are idle, their hooks are taken
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from esper.kasmina.axes.feature import tensors_in
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.sites import is_compiled
 from esper.kasmina.slots.slot import SeedSlot
@@ -37,12 +39,14 @@ class RootHooks:
 
     Fields:
         beat: the state shared with every slot.
+        holders: the slots.
         fused: slots on or in fused layers.
         lifted: the hooks of those slots are off.
         fast_path: torch's fused-path setting to restore; None where it was not changed.
     """
 
     beat: Beat = field(default_factory=Beat)
+    holders: list[SeedSlot] = field(default_factory=list)
     fused: list[_Fused] = field(default_factory=list)
     lifted: bool = False
     fast_path: bool | None = None
@@ -50,6 +54,7 @@ class RootHooks:
     def watch(self, model: nn.Module, name: str, holder: SeedSlot) -> None:
         """Registers the slot's hook on the module called ``name``."""
         self.beat.fired[holder.slot] = False
+        self.holders.append(holder)
         module = model.get_submodule(name)
         handle = module.register_forward_hook(holder.hook)
         parts = name.split(".")
@@ -60,7 +65,10 @@ class RootHooks:
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the root."""
         self.beat.begin()
-        if not self.fused or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        self.beat.graded = torch.is_grad_enabled()
+        if not self.fused:
             return
         self._restore()
         if all(entry.holder.idle for entry in self.fused) and not is_compiled(model):
@@ -73,6 +81,8 @@ class RootHooks:
 
     def end(self, *call: Any) -> None:  # one argument for all: a compiler then does not look into the output's tensors
         """Forward hook of the root; torch also calls it when the forward raised."""
+        if not torch.compiler.is_compiling() and any(holder.seed is not None for holder in self.holders):
+            self.beat.remember(list(tensors_in(call[-1])))
         self.beat.end()
         if self.fused and not torch.compiler.is_compiling():
             self._restore()

@@ -4,12 +4,14 @@ Eager code reads "alpha is 0" off the ramp, as a Python number, in `SeedSlot`. C
 user's own torch.compile around the model, reads it off the tensor: `Joint.join`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing, Positions
 from esper.kasmina.axes.site import Site
-from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.beat import Beat, Circumstances
 from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, blend, door, effective, select
 from esper.kasmina.slots.gating import Tally, margin
 from esper.kasmina.slots.regions import Region
@@ -82,6 +84,30 @@ class Joint(nn.Module):
         blended = blend(inner, delta, strength, self.operator, self.fades_from, self.fade)
         return select(closed, host, blended), gate
 
+    def _join_output(self, output: Any) -> Any:
+        raise NotImplementedError
+
+    def _join_again(self, output: Any, again: Circumstances) -> Any:
+        """`_join_output` in a part of a forward that is run again for backward, as it was in that forward."""
+        assert self.beat is not None
+        beat = self.beat
+        before = self._override, beat.logits, beat.weights
+        self._override, beat.logits, beat.weights = again.overrides.get(self.slot), again.logits, None
+        try:
+            return self._join_output(output)
+        finally:
+            self._override, beat.logits, beat.weights = before
+
+    def _join_rows(self, host: Tensor, x: Tensor, rows: Rows) -> Tensor:
+        rows.check(host, self.slot)
+        if not len(rows.chosen):
+            return host
+        at = rows.chosen.to(host.device)
+        host_rows, x_rows = host[at], x[at]
+        strength = self._strength(host_rows, x_rows, rows.strength(host), rows)
+        joined = blend(host_rows, self._delta(x_rows, host_rows), strength, self.operator, self.fades_from, self.fade)
+        return host.index_copy(0, at, joined)
+
     def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
         """Returns the factors that the operators in use need; tallies g_eff in a training forward that is tallied."""
         gate, confidence = self._gate(x), self._confidence(host, rows)
@@ -107,7 +133,8 @@ class Joint(nn.Module):
     def _tally(self, gate: Tensor | None, confidence: Tensor | None, alpha: Tensor) -> None:
         tallied = gate if self.operator is Operator.GATE or confidence is None else confidence
         if tallied is not None and self._override is None and self.beat is not None and self.beat.weights is not None:
-            self.tally.add(effective(tallied, alpha), self.beat.weights)
+            # Detached: what is computed again for backward is not tallied again, and must save as many tensors.
+            self.tally.add(effective(tallied.detach(), alpha), self.beat.weights)
 
     def _positions(self) -> Positions:
         """What a seed that mixes positions is told of the call."""

@@ -43,6 +43,8 @@ class SeedSlot(Joint):
         fades_from: the operator that is being faded out; None without a cross-fade.
         tally: g_eff of the training samples since it was last read.
         region: the compiled `join`, None where nothing is compiled.
+        hidden: whether the site ran without gradients in a forward that has them, as in a segment of the reentrant form
+            of activation checkpointing; None before such a forward.
         degraded: why the seed runs by a fallback that was taken at run time (a compile that failed), None while it runs
             as it was built. The code that takes the fallback sets it; the next tick reads it.
     """
@@ -68,6 +70,7 @@ class SeedSlot(Joint):
         self._level, self._fade_level = 0.0, 1.0
         self._channels: tuple[float, ...] | None = None
         self._override: float | Rows | None = None
+        self.hidden: bool | None = None
 
     @property
     def level(self) -> float:
@@ -134,6 +137,12 @@ class SeedSlot(Joint):
         elif value is not None and not isinstance(value, Rows):
             value = check_alpha(value, f"alpha override of {self.slot}")
         self._override = value
+        if self.beat is None:
+            return
+        if value is None:
+            self.beat.overrides.pop(self.slot, None)
+        else:
+            self.beat.overrides[self.slot] = value
 
     @property
     def idle(self) -> bool:
@@ -214,19 +223,10 @@ class SeedSlot(Joint):
             strength = self._strength(host, x, alpha)
             return blend(host, self._delta(x, host), strength, self.operator, self.fades_from, self.fade)
         # Parameters that learn stay in the gradient reduction at alpha 0: every rank must use them in every step.
-        strength = self._strength(host, x.detach(), alpha)
-        others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
+        with undisturbed(x):  # what alpha 0 adds must not draw: a checkpointed segment may run first without it
+            strength = self._strength(host, x.detach(), alpha)
+            others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
         return HostOnly.apply(host, *others)
-
-    def _join_rows(self, host: Tensor, x: Tensor, rows: Rows) -> Tensor:
-        rows.check(host, self.slot)
-        if not len(rows.chosen):
-            return host
-        at = rows.chosen.to(host.device)
-        host_rows, x_rows = host[at], x[at]
-        strength = self._strength(host_rows, x_rows, rows.strength(host), rows)
-        joined = blend(host_rows, self._delta(x_rows, host_rows), strength, self.operator, self.fades_from, self.fade)
-        return host.index_copy(0, at, joined)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook of the site; a bound method, so that a deep copy of the model binds the copied slot.
@@ -234,7 +234,21 @@ class SeedSlot(Joint):
         Raises:
             ConfigError: the site fires twice in one forward, or its feature is no longer what it was.
         """
-        if self.seed is None or (self.phase is Phase.OFF and self._override is None):
+        if self.seed is None:
+            return None
+        if torch.compiler.is_compiling():
+            return self._join_output(output)
+        assert self.beat is not None
+        again = self.beat.again
+        if again is not None:
+            return self._join_again(output, again)
+        if self.beat.inside and self.beat.graded:
+            self.hidden = not torch.is_grad_enabled()
+        return self._join_output(output)
+
+    def _join_output(self, output: Any) -> Any:
+        """The module's output with the joined feature; None where it stays as it is."""
+        if self.phase is Phase.OFF and self._override is None:
             return None
         assert self.site is not None
         feature = take(output, self.site.place)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from esper.kasmina.slots.shadow import call_with, stand_ins
 from esper.kasmina.slots.sites import is_compiled
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import one_line
@@ -154,9 +155,19 @@ class Computation:
 
         What fails, or is no tensor, is an entry without numbers whose name says so.
         """
-        parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        learning = stand_ins(self.module)
         found: Named = {}
         self.error = None
+
+        def compute() -> None:
+            with self.context():
+                leaves = dict(leaves_of(self.call()))
+            floats = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+            found.update({name: torch.empty(0) if leaf is None else _plain(leaf) for name, leaf in leaves.items()})
+            total = fixed_scalar(floats) if learning else None
+            if total is not None:
+                total.backward()
+
         with contextlib.ExitStack() as stack:
             stack.enter_context(untouched(self.module))
             stack.enter_context(undisturbed(self.module, seed=SEED))
@@ -166,14 +177,9 @@ class Computation:
             stack.enter_context(torch.enable_grad())
             self.module.train(mode == "train")
             try:
-                with self.context():
-                    leaves = dict(leaves_of(self.call()))
-                floats = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-                found |= {name: torch.empty(0) if leaf is None else _plain(leaf) for name, leaf in leaves.items()}
-                total = fixed_scalar(floats) if parameters else None
-                if total is not None:
-                    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-                    found |= {f"gradient of {n}": _plain(g) for n, g in zip(parameters, grads) if g is not None}
+                call_with(self.module, learning, compute)
+                grads = {name: leaf.grad for name, leaf in learning.items()}
+                found |= {f"gradient of {name}": _plain(grad) for name, grad in grads.items() if grad is not None}
             except Exception as error:
                 found |= {f"failed with {type(error).__name__}": torch.empty(0)}
                 self.error = error.with_traceback(None)  # its frames hold tensors

@@ -5,7 +5,6 @@ where the host's forward left it, so the host's run is bitwise the same as witho
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ def with_shadows(
     after = read_streams(devices)
     for slot in slots:
         set_streams(before, devices)
-        total = total + shadow(partial(grown.incubate, slot))
+        total = total + grown.shadow_loss(slot, shadow)
     set_streams(after, devices)
     return _with_graph(total, grown)
 
