@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from esper.tolaria.ranks.heartbeat import Heartbeat, Mark
+from esper.tolaria.ranks.heartbeat import PATIENCE_S, Heartbeat, Mark
 from esper.tolaria.ranks.world import World
 
 T = TypeVar("T")
@@ -206,6 +206,10 @@ class MemoryMarks(Heartbeat):
     def read(self) -> list[Mark | None]:
         """The latest mark of every rank."""
         return list(self.bus.marks)
+
+    def explain(self, patience_s: float = PATIENCE_S) -> str:
+        """As the shipped one, with the patience that a thousand threads of one interpreter need to have their turns."""
+        return super().explain(patience_s * self.crowding)
 
     def close(self) -> None:
         """Does nothing: it holds no file."""

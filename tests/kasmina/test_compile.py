@@ -144,9 +144,11 @@ def test_a_ramp_costs_no_compile_and_agrees_with_eager(operator: Operator, backe
         with grown.logits(logits), plain.logits(logits):
             found, wanted = gradients(grown, x), gradients(plain, x)
         assert found.keys() == wanted.keys()
-        near = {"rtol": 1e-4, "atol": 1e-5} if backend == "inductor" else {"rtol": 1e-5, "atol": 0.0}
+        # A traced graph may sum the gradients of its paths in another order: an error of the size of the terms, not of
+        # their sum, which GATE's three paths make small.
+        rtol, share = (1e-4, 1e-5) if backend == "inductor" else (1e-5, 1e-6)
         for name, tensor in wanted.items():
-            assert torch.allclose(found[name], tensor, **near), name
+            assert torch.allclose(found[name], tensor, rtol=rtol, atol=share * float(tensor.detach().abs().max())), name
     assert region.graphs == graphs == 3
     assert grown.slots[A].degraded is None
 

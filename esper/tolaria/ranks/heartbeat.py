@@ -110,7 +110,7 @@ class Heartbeat:
             elsewhere = [rank for rank, mark in silent if mark is None or self._is_elsewhere(mark)]
             if not silent or len(silent) == len(elsewhere) == 1 or time.monotonic() >= until:
                 break
-            time.sleep(0.05)
+            time.sleep(0.05 * self.crowding)
         now, parts = time.time(), []
         for rank, mark in silent or [(rank, mark) for rank, mark in others if mark and self._is_elsewhere(mark)]:
             if mark is None:
@@ -121,6 +121,12 @@ class Heartbeat:
                 where = f"{mark.phase} at step {mark.step}, tick {mark.tick}"
                 parts.append(f"rank {rank} was last seen in {where}, {now - mark.at:.1f} s ago")
         return "; ".join(parts) or "every rank says the same: the network between them may be cut"
+
+    @property
+    def crowding(self) -> float:
+        """How many times longer than a few ranks these pause between two looks, so that reading stays a small load: it
+        grows with the square of their number."""
+        return max(1.0, self.world_size / 64)
 
     def _is_elsewhere(self, mark: Mark) -> bool:
         """Whether a rank is behind this one, or in another phase."""

@@ -43,7 +43,8 @@ def as_flex(dim: int, dtype: torch.dtype = torch.float32) -> nn.Module:
 def test_the_choice_is_what_really_runs_here(device: str) -> None:
     inputs = [torch.randn(1, 2, 8, 16, device=device, requires_grad=True) for _ in range(3)]
     try:
-        torch.compile(flex_attention)(*inputs).sum().backward()
+        # As shipped. Without fullgraph a failure here would leave dynamo unable to compile the function later.
+        torch.compile(flex_attention, fullgraph=True)(*inputs).sum().backward()
         ran = True
     except Exception:
         ran = False
