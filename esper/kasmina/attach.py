@@ -93,6 +93,8 @@ def attach_described(model: nn.Module, described: Mapping[str, Site], example: A
         holder = container[slot]
         assert isinstance(holder, SeedSlot)
         root_hooks.watch(model, site.module, holder)
+    numbers = [getattr(module, "layer_idx", None) for module in model.modules()]  # as transformers numbers its layers
+    root_hooks.beat.host_layers = max((number + 1 for number in numbers if isinstance(number, int)), default=0)
     model.register_forward_hook(root_hooks.end, always_call=True)
     return Attached(model, described, example)
 

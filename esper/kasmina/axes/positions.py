@@ -6,8 +6,9 @@ that lets one position see another subclasses `Mixing` and takes all of it as `P
 sequences and signals must look at one position at a time, which is checked when it registers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,13 @@ class Positions:
 
     Fields:
         causal: a position may see only itself and what is before it.
-        visible: bool [B or 1, 1, Q or 1, K], which of K positions each of the call's Q may see; None: all of them.
+        visible: makes of ones [Q, K] a bool mask that broadcasts over [B, 1, Q, K], or none: which of K positions each
+            of the call's Q may see. It may have fewer than K: then the last ones. None: no mask.
         memory: where keys and values of earlier calls are; None where the call holds all positions.
     """
 
     causal: bool = True
-    visible: Tensor | None = None
+    visible: Callable[[Tensor], Tensor | None] | None = None
     memory: Memory | None = None
 
 
@@ -41,7 +43,13 @@ FREE = Positions(causal=False)
 
 
 class Mixing(nn.Module):
-    """A seed that lets positions see others: its forward takes (x, positions)."""
+    """A seed that lets positions see others: its forward takes (x, positions).
+
+    Attributes:
+        remembers: it heeds ``positions.memory``; one that does not is refused in a call with a cache.
+    """
+
+    remembers: ClassVar[bool] = False
 
     def forward(self, x: Tensor, positions: Positions = CAUSAL) -> Tensor:
         """Returns a delta of the same shape as ``x``, [B, T, C] or [B, C, T]."""
@@ -53,15 +61,19 @@ def attend(q_BHQD: Tensor, k_BHQD: Tensor, v_BHQD: Tensor, positions: Positions)
 
     A position that may see none, as padding, sees itself.
     """
-    if positions.visible is None and positions.memory is None:
-        return scaled_dot_product_attention(q_BHQD, k_BHQD, v_BHQD, is_causal=positions.causal)
-    k_BHKD, v_BHKD = (k_BHQD, v_BHQD) if positions.memory is None else positions.memory.extend(k_BHQD, v_BHQD)
-    if positions.visible is not None:  # a host that looks back over a window keeps no more than that
-        k_BHKD, v_BHKD = (t[:, :, -positions.visible.shape[-1] :] for t in (k_BHKD, v_BHKD))
-    queries, keys = q_BHQD.shape[-2], k_BHKD.shape[-2]
-    at = torch.arange(keys - queries, keys, device=q_BHQD.device)[:, None]
-    seen = torch.arange(keys, device=q_BHQD.device)
-    visible = seen <= at if positions.causal else torch.ones_like(seen <= at)
-    if positions.visible is not None:
-        visible = visible & positions.visible | (seen == at)
-    return scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=visible)
+    k, v = (k_BHQD, v_BHQD) if positions.memory is None else positions.memory.extend(k_BHQD, v_BHQD)
+    queries, keys = q_BHQD.shape[-2], k.shape[-2]
+    same = isinstance(keys, int) and keys == queries  # under torch.fx it cannot be told, and may change
+    ones = None if same and positions.visible is None else q_BHQD.new_ones((queries, keys), dtype=torch.bool)
+    given = None if ones is None or positions.visible is None else positions.visible(ones)
+    if same and given is None:
+        return scaled_dot_product_attention(q_BHQD, k, v, is_causal=positions.causal)
+    assert ones is not None
+    if given is not None:  # a host that looks back over a window keeps no more than that
+        k, v, ones = (t[..., -given.shape[-1] :, :] for t in (k, v, ones.mT))
+        ones = ones.mT
+    now = ones.shape[-1] - queries  # key of the first query
+    visible = ones.tril(now) if positions.causal else ones
+    if given is not None:
+        visible = visible & given | ones.tril(now).triu(now)
+    return scaled_dot_product_attention(q_BHQD, k, v, attn_mask=visible)

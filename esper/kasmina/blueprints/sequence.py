@@ -111,6 +111,8 @@ class SelfAttention(Mixing):
         heads: wanted number of heads; the largest number that divides both it and ``dim`` is used.
     """
 
+    remembers = True
+
     def __init__(self, dim: int, *, heads: int = 4) -> None:
         super().__init__()
         if heads < 1:

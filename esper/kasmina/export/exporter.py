@@ -20,9 +20,10 @@ from esper.kasmina.axes.feature import take
 from esper.kasmina.export.copying import copy_model, strip_slots
 from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, target_of
 from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, compute_delta, current_alphas, join_graph, refuse
+from esper.kasmina.export.listening import Listeners, Listening
 from esper.kasmina.export.record import Exported, ExportedSlot, Way
 from esper.kasmina.export.same import Inputs, check_same, inputs_for, run_plain, same_bits
-from esper.kasmina.export.tracing import as_graph, bind_positions, is_torch, package_of, use_twins
+from esper.kasmina.export.tracing import as_graph, is_torch, package_of, use_twins
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
@@ -83,6 +84,7 @@ class _Exporter:
         self.inputs: dict[str, Inputs] = {"": self.example}
         self.joins: dict[str, nn.Module] = {}
         self.ways: dict[str, tuple[Way, str | None]] = {}
+        self.listeners = Listeners(self.model, self.sites, [n for n in _esper_modules(self.model) if n != CONTAINER])
 
     def observe(self) -> Any:
         """Runs the grown model on the example; notes what sites return and what inputs modules of esper get."""
@@ -91,6 +93,7 @@ class _Exporter:
             if level > 0.0:
                 site = self.model.get_submodule(self.sites[slot].module)
                 handles.append(site.register_forward_hook(lambda _m, _a, out, slot=slot: self._note_output(slot, out)))
+                handles += self.listeners.watch(slot, _holder(self.model, slot).seed)
         for name in _esper_modules(self.model):
             part = self.model.get_submodule(name)
             if name and not _is_below(name, CONTAINER) and name != CONTAINER:
@@ -125,8 +128,8 @@ class _Exporter:
         for slot, output in self.outputs.items():
             site = self.sites[slot]
             feature = site.turned(take(output, site.place).detach())
-            bind_positions(seeds[slot], site.causal)
-            seed = self._as_torch(slot, seeds[slot], feature)
+            listening = self.listeners.bind(slot, seeds[slot])
+            seed = self._as_torch(slot, seeds[slot], feature, listening)
             formula, factor_of = JOINS[holders[slot].operator]
             factor = factor_of(torch.tensor(self.levels[slot], device=holders[slot].alpha.device), holders[slot])
             if self.fold:
@@ -138,7 +141,7 @@ class _Exporter:
                 if fold_scale(seed, factor if formula is add else 1.0) is not None:
                     self.inexact = True
                     factor = 1.0 if formula is add else factor
-            self.joins[slot] = join_graph(seed, formula, factor, output=output, site=site)
+            self.joins[slot] = join_graph(seed, formula, factor, output=output, site=site, listening=listening)
 
     def _fold(self, slot: str, seed: nn.Module, factor: Factor) -> bool:
         """Folds the seed into the Linear that makes the feature; returns whether that was possible."""
@@ -159,14 +162,15 @@ class _Exporter:
         self.ways[slot], self.inexact = (Way.FOLDED, target), True
         return True
 
-    def _as_torch(self, slot: str, seed: nn.Module, feature: Tensor) -> nn.Module:
+    def _as_torch(self, slot: str, seed: nn.Module, feature: Tensor, listening: Listening | None) -> nn.Module:
         """Returns the seed if it is made of torch's classes, else a graph that computes the same."""
         if is_torch(seed):
             return seed
-        before = compute_delta(seed, feature)
-        moved = use_twins(seed)
+        told = () if listening is None else (listening.nothing,)
+        before = compute_delta(seed, feature, *told)
+        moved = use_twins(seed) or listening is not None
         self.inexact |= moved
-        graph = as_graph(seed, (feature,), what=f"the seed in slot {slot}")
+        graph = as_graph(seed, (feature, *told), what=f"the seed in slot {slot}")
         if not moved and not same_bits(before, compute_delta(graph, feature)):
             raise ConfigError(
                 f"the seed in slot {slot} cannot be exported: traced, {type(seed).__name__} computes something else; "
@@ -196,11 +200,12 @@ class _Exporter:
         if waiting:
             self._record(_hold(self.model, waiting), "", waiting)
             for slot, join in waiting.items():
-                self._hook(self.sites[slot].module, join)
+                self._hook(slot, join)
 
-    def _hook(self, module: str, join: nn.Module) -> None:
+    def _hook(self, slot: str, join: nn.Module) -> None:
         """Registers the graph as a forward hook; padded batches then stay plain: it cannot take nested tensors."""
-        self.model.get_submodule(module).register_forward_hook(join)
+        module = self.sites[slot].module
+        self.model.get_submodule(module).register_forward_hook(join, with_kwargs=self.listeners.prepare(slot))
         parts = module.split(".")
         for depth in range(len(parts)):
             above = self.model.get_submodule(".".join(parts[:depth]))

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 
 from esper.kasmina.axes.feature import Place
 from esper.kasmina.axes.site import Site
+from esper.kasmina.export.listening import Listening
 from esper.kasmina.export.tracing import as_graph
 from esper.kasmina.slots.blend import MULTIPLY_BOUND
 from esper.kasmina.slots.grown import Grown
@@ -126,17 +127,37 @@ class _Joined(nn.Module):
             self.factor = factor
 
     def forward(self, module: Any, args: Any, output: Any) -> Any:
+        return self._join(output)
+
+    def _join(self, output: Any, *told: Any) -> Any:
         formula, site, put, named = self._how
         place = site.place
         feature = output
         if put is not None:
             feature = getattr(output, str(place)) if named else output[place]
         feature = site.turned(feature)
-        joined = site.turned_back(formula(feature, self.seed(feature), self.factor))
+        joined = site.turned_back(formula(feature, self.seed(feature, *told), self.factor))
         return joined if put is None else put(output, place, joined)
 
 
-def join_graph(seed: nn.Module, formula: Formula, factor: Factor, *, output: Any, site: Site) -> fx.GraphModule:
+class _Listens(_Joined):
+    """One whose seed reads the call, too; for a hook with keyword inputs."""
+
+    listening: Listening
+
+    def forward(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:  # type: ignore[override]
+        return self._join(output, self.listening.collect(module, args, kwargs))
+
+
+def join_graph(
+    seed: nn.Module,
+    formula: Formula,
+    factor: Factor,
+    *,
+    output: Any,
+    site: Site,
+    listening: Listening | None = None,
+) -> fx.GraphModule:
     """Returns the join as a graph with the seed as its child ``seed``.
 
     Args:
@@ -145,24 +166,30 @@ def join_graph(seed: nn.Module, formula: Formula, factor: Factor, *, output: Any
         factor: the factor in it; a number becomes a constant, a tensor the buffer ``factor``.
         output: what the site returned on the example.
         site: the place of the feature in that output, and its axes.
+        listening: how the seed reads the call; None if it takes the feature alone.
 
     Raises:
         ConfigError: a graph cannot rebuild such an output.
     """
     where = f"site {site.module!r} of slot {site.slot}"
     put, named = (None, False) if site.place is None else _container(output, where)
-    module = _Joined(seed, formula, factor, site, put, named)
-    graph = as_graph(module, (None, (), output), what=where)
+    if listening is None:
+        module = _Joined(seed, formula, factor, site, put, named)
+        graph = as_graph(module, (None, (), output), what=where)
+    else:
+        module = _Listens(seed, formula, factor, site, put, named)
+        module.listening = listening
+        graph = as_graph(module, (None, (), {}, output), what=where)
     graph.training = seed.training
     return graph
 
 
-def compute_delta(seed: nn.Module, feature: Tensor) -> Tensor:
+def compute_delta(seed: nn.Module, feature: Tensor, *told: Any) -> Tensor:
     """Computes the seed's delta in eval(), with an input that needs a gradient; flags and random streams stay."""
     flags = [(part, part.training) for part in seed.modules()]
     try:
         with torch.enable_grad(), undisturbed(feature, seed=0):
-            delta: Tensor = seed.eval()(feature.detach().requires_grad_())
+            delta: Tensor = seed.eval()(feature.detach().requires_grad_(), *told)
             return delta.detach()
     finally:
         for part, training in flags:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing
 from esper.kasmina.blueprints.flex import SDPA
 from esper.kasmina.blueprints.parts import GroupNorm
 from esper.kasmina.blueprints.sequence import FlexAttention
@@ -51,19 +50,6 @@ def use_twins(module: nn.Module) -> bool:
         if isinstance(part, FlexAttention) and part.backend != SDPA:
             part.backend, moved = SDPA, True  # equal within tolerance; its block masks need esper's functions
     return moved
-
-
-def bind_positions(seed: nn.Module, causal: bool) -> None:
-    """Makes a seed that mixes positions one whose forward takes x alone, in place; any other stays."""
-    if isinstance(seed, Mixing):
-        kind, positions = type(seed), CAUSAL if causal else FREE
-
-        class Bound(kind):  # type: ignore[misc, valid-type]
-            def forward(self, x: Any) -> Any:
-                return super().forward(x, positions)
-
-        Bound.__name__, Bound.__module__ = kind.__name__, kind.__module__
-        seed.__class__ = Bound
 
 
 class GuardedTracer(fx.Tracer):
@@ -156,7 +142,7 @@ def as_graph(
         module.eval()
         graph = tracer.trace(module)
         for node in graph.nodes:
-            node.meta.clear()  # holds the classes of the modules that were traced
+            node.meta = {key: value for key, value in node.meta.items() if key == "is_wrapped"}  # no traced classes
         graph._tracer_cls = None  # else a pickle would name our tracer
         traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
     except Exception as error:  # a user's forward may do anything with a proxy

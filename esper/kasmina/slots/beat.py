@@ -9,6 +9,7 @@ from torch import Tensor
 
 from esper.kasmina.slots.copies import note_copy
 from esper.kasmina.slots.rows import Rows
+from esper.kasmina.slots.told import Told
 
 # Private, but it is what torch.utils.checkpoint goes by itself; where it is missing, no forward counts as a second one.
 _backward_task = getattr(torch._C, "_current_graph_task_id", lambda: -1)
@@ -20,10 +21,12 @@ class Circumstances(NamedTuple):
     Fields:
         overrides: alphas in force instead of the committed ones, by slot id.
         logits: class logits handed in for CONFIDENCE.
+        told: masks of the calls around sites, by slot id.
     """
 
     overrides: dict[str, float | Rows]
     logits: Tensor | None
+    told: dict[str, Told]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -34,6 +37,7 @@ class Beat:
         inside: a root forward is under way.
         fired: by slot id, whether the slot has fired; False for all at the beginning of a forward.
         logits: class logits handed in for CONFIDENCE; None where there are none.
+        host_layers: layers of the host that keep keys and values in a cache, as far as their numbers say.
         weights: weight of each sample, [B], in a training forward that is tallied; None where nothing is tallied.
         overrides: alphas in force instead of the committed ones, by slot id; each slot writes its own.
         graded: the root forward under way began with gradients enabled.
@@ -42,6 +46,7 @@ class Beat:
 
     inside: bool = False
     fired: dict[str, bool] = field(default_factory=dict)
+    host_layers: int = 0
     logits: Tensor | None = None
     weights: Tensor | None = None
     overrides: dict[str, float | Rows] = field(default_factory=dict)
@@ -63,7 +68,7 @@ class Beat:
         self.end()
         self.inside = True
 
-    def remember(self, outputs: list[Tensor]) -> None:
+    def remember(self, outputs: list[Tensor], told: dict[str, Told]) -> None:
         """Has the circumstances of this forward recalled when its backward begins, at the tensors that it returned.
 
         Activation checkpointing runs parts of it again then, when other forwards may have run under others.
@@ -71,7 +76,7 @@ class Beat:
         if not torch.is_grad_enabled():
             return
         logits = None if self.logits is None else self.logits.detach()
-        now = self.recalled = Circumstances(dict(self.overrides), logits)
+        now = self.recalled = Circumstances(dict(self.overrides), logits, told)
 
         def recall(_grad: Tensor) -> None:
             self.recalled = now

@@ -15,22 +15,69 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.kasmina.axes.feature import tensors_in
+from esper.kasmina.axes.positions import Mixing
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.sites import is_compiled
 from esper.kasmina.slots.slot import SeedSlot
+from esper.kasmina.slots.told import CACHES, Argument, Told, find_teller
+from esper.leyline.alpha import Operator
+
+
+class Teller:
+    """Forward pre-hook of the module that tells a slot what it is called with; deep copies and pickles with the model.
+
+    Args:
+        holder: the slot.
+        arguments: of the module; see `esper.kasmina.slots.told.find_teller`.
+    """
+
+    def __init__(self, holder: SeedSlot, arguments: tuple[Argument, ...]) -> None:
+        self.holder, self.arguments = holder, arguments
+
+    def tell(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes masks and cache for a slot at work that needs them; forgets the last ones for any other."""
+        told, holder = None, self.holder
+        needs = isinstance(holder.seed, Mixing) or Operator.GATE in (holder.operator, holder.fades_from)
+        if needs and (torch.compiler.is_compiling() or not holder.idle):
+            given = {argument.name: argument.read(args, kwargs) for argument in self.arguments}
+            masks = tuple((name, mask) for name, mask in given.items() if isinstance(mask, Tensor))
+            cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+            told = Told(masks, cache) if masks or cache is not None else None
+        if told is not None or holder.told is not None:
+            holder.told = told
 
 
 @dataclass(slots=True)
-class _Fused:
-    """A slot whose site is, or lies in, a fused layer."""
+class _Watched:
+    """A module with the hooks by which it serves a slot.
+
+    Fields:
+        module: that returns the slot's feature.
+        holder: the slot.
+        told_by: the module that tells the slot what it is called with, and its hook; None if there is none.
+        handles: of the hooks now registered.
+    """
 
     module: nn.Module
     holder: SeedSlot
-    handle: RemovableHandle
+    told_by: tuple[nn.Module, Teller] | None
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+    def register(self) -> None:
+        """Registers the hooks."""
+        self.handles = [self.module.register_forward_hook(self.holder.hook)]
+        if self.told_by is not None:
+            module, teller = self.told_by
+            self.handles.append(module.register_forward_pre_hook(teller.tell, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self.handles:
+            handle.remove()
 
 
 @dataclass(slots=True)
@@ -47,7 +94,7 @@ class RootHooks:
 
     beat: Beat = field(default_factory=Beat)
     holders: list[SeedSlot] = field(default_factory=list)
-    fused: list[_Fused] = field(default_factory=list)
+    fused: list[_Watched] = field(default_factory=list)
     lifted: bool = False
     fast_path: bool | None = None
 
@@ -55,12 +102,15 @@ class RootHooks:
         """Registers the slot's hook on the module called ``name``."""
         self.beat.fired[holder.slot] = False
         self.holders.append(holder)
-        module = model.get_submodule(name)
-        handle = module.register_forward_hook(holder.hook)
+        assert holder.site is not None
+        found = find_teller(model, name) if holder.site.topology.has_length else None
+        told_by = None if found is None else (model.get_submodule(found[0]), Teller(holder, found[1]))
+        watched = _Watched(model.get_submodule(name), holder, told_by)
+        watched.register()
         parts = name.split(".")
         above = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
         if any(isinstance(parent, nn.TransformerEncoderLayer) for parent in above):
-            self.fused.append(_Fused(module, holder, handle))
+            self.fused.append(watched)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the root."""
@@ -73,7 +123,7 @@ class RootHooks:
         self._restore()
         if all(entry.holder.idle for entry in self.fused) and not is_compiled(model):
             for entry in self.fused:
-                entry.handle.remove()
+                entry.remove()
             self.lifted = True
         else:
             self.fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -82,7 +132,8 @@ class RootHooks:
     def end(self, *call: Any) -> None:  # one argument for all: a compiler then does not look into the output's tensors
         """Forward hook of the root; torch also calls it when the forward raised."""
         if not torch.compiler.is_compiling() and any(holder.seed is not None for holder in self.holders):
-            self.beat.remember(list(tensors_in(call[-1])))
+            told = {holder.slot: holder.told for holder in self.holders if holder.told is not None}
+            self.beat.remember(list(tensors_in(call[-1])), told)
         self.beat.end()
         if self.fused and not torch.compiler.is_compiling():
             self._restore()
@@ -90,7 +141,7 @@ class RootHooks:
     def _restore(self) -> None:
         if self.lifted:
             for entry in self.fused:
-                entry.handle = entry.module.register_forward_hook(entry.holder.hook)
+                entry.register()
             self.lifted = False
         if self.fast_path is not None:
             torch.backends.mha.set_fastpath_enabled(self.fast_path)

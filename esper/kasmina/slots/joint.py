@@ -16,6 +16,7 @@ from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, ble
 from esper.kasmina.slots.gating import Tally, margin
 from esper.kasmina.slots.regions import Region
 from esper.kasmina.slots.rows import Rows
+from esper.kasmina.slots.told import HostMemory, Told, length_of
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError
 
@@ -25,6 +26,7 @@ class Joint(nn.Module):
 
     slot: str
     site: Site | None
+    told: Told | None
     seed: nn.Module | None
     gate: nn.Module | None
     beat: Beat | None
@@ -41,7 +43,7 @@ class Joint(nn.Module):
     def _join_by_tensor(self, host: Tensor, x: Tensor, alpha: Tensor, *, straight: bool = False) -> Tensor:
         """Calls `join`, compiled if there is a region for it, with the confidence that it needs; tallies the gate."""
         confidence = self._confidence(host)
-        region = self.region if self.degraded is None else None
+        region = self.region if self.degraded is None and self.told is None else None  # compiled without a mask
         if region is None:
             joined, gate = self.join(host, x, alpha, confidence, straight)
         else:
@@ -105,7 +107,8 @@ class Joint(nn.Module):
         at = rows.chosen.to(host.device)
         host_rows, x_rows = host[at], x[at]
         strength = self._strength(host_rows, x_rows, rows.strength(host), rows)
-        joined = blend(host_rows, self._delta(x_rows, host_rows), strength, self.operator, self.fades_from, self.fade)
+        delta = self._delta(x_rows, host_rows, rows)
+        joined = blend(host_rows, delta, strength, self.operator, self.fades_from, self.fade)
         return host.index_copy(0, at, joined)
 
     def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
@@ -119,6 +122,13 @@ class Joint(nn.Module):
             return None
         if self.gate is None:
             raise ConfigError(f"slot {self.slot}: GATE without a gate; give it one (slot.gate = build_gate(...))")
+        if self.told is not None and self.told.cache is not None and self.site is not None:
+            length = x.shape[self.site.topology.value.index("T")]
+            if length_of(self.told.cache) not in (0, length, None):
+                raise ConfigError(
+                    f"slot {self.slot}: GATE pools over all positions and lacks those before this call; call with "
+                    "use_cache=False until the ramp is over"
+                )
         return self.gate(x)
 
     def _confidence(self, host: Tensor, rows: Rows | None = None) -> Tensor | None:
@@ -136,13 +146,40 @@ class Joint(nn.Module):
             # Detached: what is computed again for backward is not tallied again, and must save as many tensors.
             self.tally.add(effective(tallied.detach(), alpha), self.beat.weights)
 
-    def _positions(self) -> Positions:
+    def _positions(self, x: Tensor, rows: Rows | None = None) -> Positions:
         """What a seed that mixes positions is told of the call."""
-        return CAUSAL if self.site is None or self.site.causal else FREE
+        causal = self.site is None or self.site.causal
+        again = None if self.beat is None or torch.compiler.is_compiling() else self.beat.again
+        told = self.told if again is None else again.told.get(self.slot)
+        if told is None or self.site is None:
+            return CAUSAL if causal else FREE
+        if rows is not None:
+            told = told.rows(rows.chosen.to(x.device), len(rows.alphas))
+        length = x.shape[self.site.topology.value.index("T")]
+        memory = self._memory(told.cache, length, rows) if told.cache is not None else None
+        return Positions(causal, told.visible if told.masks else None, memory)
 
-    def _delta(self, x: Tensor, host: Tensor) -> Tensor:
+    def _memory(self, cache: Any, length: int, rows: Rows | None) -> HostMemory | None:
+        """The seed's memory in the host's cache; None where no call before this one matters, nor one after it."""
+        assert self.site is not None
+        fresh = length_of(cache) in (0, length)  # the host may have added this call's already
+        lacks = not self.site.causal or not getattr(self.seed, "remembers", False)
+        if fresh and (torch.is_grad_enabled() or rows is not None or lacks):
+            return None
+        if lacks or rows is not None:
+            why = "" if self.site.causal else ", in a host that is not causal"
+            why = ", with an alpha per sample" if rows is not None else why
+            raise ConfigError(
+                f"slot {self.slot}: {type(self.seed).__name__} mixes positions and lacks those before this call{why}; "
+                "call with use_cache=False, or grow a blueprint that looks at one position at a time"
+            )
+        memory = HostMemory(cache, self.slot, 0 if self.beat is None else self.beat.host_layers)
+        memory.check(length)
+        return memory
+
+    def _delta(self, x: Tensor, host: Tensor, rows: Rows | None = None) -> Tensor:
         assert self.seed is not None
-        delta = self.seed(x, self._positions()) if isinstance(self.seed, Mixing) else self.seed(x)
+        delta = self.seed(x, self._positions(x, rows)) if isinstance(self.seed, Mixing) else self.seed(x)
         if delta.shape != host.shape:
             raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
         return delta

@@ -3,6 +3,7 @@
 Its `Phase` decides what it does in the host's forward (`esper.kasmina.slots.phases`).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from esper.kasmina.slots.joint import Joint
 from esper.kasmina.slots.phases import Phase
 from esper.kasmina.slots.regions import Region
 from esper.kasmina.slots.rows import Rows, rows_of
+from esper.kasmina.slots.told import Told
 from esper.kasmina.streams import undisturbed
 from esper.leyline.alpha import Operator, check_alpha
 from esper.leyline.channels import channels_path
@@ -45,6 +47,7 @@ class SeedSlot(Joint):
         region: the compiled `join`, None where nothing is compiled.
         hidden: whether the site ran without gradients in a forward that has them, as in a segment of the reentrant form
             of activation checkpointing; None before such a forward.
+        told: masks and cache of the call under way, for a seed that mixes positions; None where there are none.
         degraded: why the seed runs by a fallback that was taken at run time (a compile that failed), None while it runs
             as it was built. The code that takes the fallback sets it; the next tick reads it.
     """
@@ -64,6 +67,7 @@ class SeedSlot(Joint):
         self.tally = Tally()
         self.region: Region | None = None
         self.degraded: str | None = None
+        self.told: Told | None = None
         self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("fade", torch.ones((), dtype=torch.float32), persistent=False)
         self.register_buffer("channels", None, persistent=False)
@@ -177,7 +181,7 @@ class SeedSlot(Joint):
         self.seed = self.gate = self.region = None
         self.phase = Phase.OFF
         self.operator, self.fades_from, self.tally = Operator.ADD, None, Tally()
-        self.degraded = None
+        self.degraded = self.told = None
         self.set_alpha(0.0)
 
     @property
@@ -257,6 +261,8 @@ class SeedSlot(Joint):
         if x is not feature and self.region is not None:  # as compiled: strides of a rehearsal
             x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
         joined = self(x, x)
+        if self.told is not None and self.told.cache is not None:
+            self.told = dataclasses.replace(self.told, cache=None)  # masks stay, for a forward that is run again
         return None if joined is x else put(output, self.site.place, self.site.turned_back(joined))
 
     def _check(self, feature: Any, output: Any) -> None:
