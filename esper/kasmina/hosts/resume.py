@@ -10,6 +10,7 @@ Alphas and overrides of seeds are read when a part runs, so one state serves man
 calls its module's bare ``forward``, and the next part begins with the slot's hook.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -71,14 +72,16 @@ def order_indices(order: Sequence[str], slot: str, until: str | None) -> tuple[i
 def resumable(grown: Grown) -> Resumable | None:
     """Returns the host if it can resume exactly from every slot of ``grown``; None if only full forwards are exact.
 
-    It cannot if slots are elsewhere than its `injection_points` say, or if other hooks watch or change what a module
-    takes and returns: a part would skip them.
+    It cannot if slots are elsewhere than its `injection_points` or its `slot_order` say, or if other hooks watch or
+    change what a module takes and returns: a part would skip them.
     """
     host = grown.model
     if not isinstance(host, Resumable):
         return None
     points = {point.slot: point.module for point in host.injection_points()}
     if any(points.get(slot) != site.module for slot, site in grown.sites.items()):
+        return None
+    if not set(grown.sites) <= set(host.slot_order()):
         return None
     sites = {site.module for site in grown.sites.values()}
     for name, module in host.named_modules():
@@ -88,30 +91,37 @@ def resumable(grown: Grown) -> Resumable | None:
     return host
 
 
-class Chain(nn.Module):
-    """A host made of a stem, a chain of links, and a tail; every link's output is the feature of a slot.
+class Chain(nn.Module, ABC):
+    """A host made of a stem, a chain of links, and a tail; the output of a link may be the feature of a slot.
 
     A subclass defines ``_stem``, ``_tail``, ``_links`` and ``injection_points``; its forward runs them in that order.
     """
 
+    @abstractmethod
     def _links(self) -> tuple[str, ...]:
         """Returns the names of the submodules that are the links, in the order of execution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stem(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Returns what the first link takes."""
 
+    @abstractmethod
     def _tail(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Returns the output, from that of the last link."""
 
+    @abstractmethod
     def injection_points(self) -> tuple[InjectionPoint, ...]:
         """Returns the places for seeds, row-major."""
-        raise NotImplementedError
 
     def slot_order(self) -> tuple[str, ...]:
-        """Returns slot ids in the order of execution."""
+        """Returns slot ids in the order of execution, of those that are on a link."""
         slots = {point.module: point.slot for point in self.injection_points()}
-        return tuple(slots[link] for link in self._links())
+        return tuple(slots[link] for link in self._links() if link in slots)
+
+    def _places(self) -> dict[str, int]:
+        """Returns the index of the link that each slot is on."""
+        places = {link: index for index, link in enumerate(self._links())}
+        return {point.slot: places[point.module] for point in self.injection_points() if point.module in places}
 
     def forward_to(self, x: Tensor, slot: str) -> State:
         """See `Resumable`.
@@ -119,11 +129,12 @@ class Chain(nn.Module):
         Raises:
             ConfigError: no such slot.
         """
-        last, _ = order_indices(self.slot_order(), slot, None)
+        order_indices(self.slot_order(), slot, None)
+        links, last = self._links(), self._places()[slot]
         x = self._stem(x)
-        for link in self._links()[:last]:
+        for link in links[:last]:
             x = self.get_submodule(link)(x)
-        return (self.get_submodule(self._links()[last]).forward(x),)
+        return (self.get_submodule(links[last]).forward(x),)
 
     def forward_from(self, state: State, slot: str, *, until: str | None = None) -> Any:
         """See `Resumable`.
@@ -132,8 +143,9 @@ class Chain(nn.Module):
             ConfigError: no such slot.
             ValueError: ``until`` does not come after ``slot``.
         """
-        links = self._links()
-        first, last = order_indices(self.slot_order(), slot, until)
+        order_indices(self.slot_order(), slot, until)
+        links, places = self._links(), self._places()
+        first, last = places[slot], None if until is None else places[until]
         (x,) = state
         x = join_slots(self, links[first], x)
         for link in links[first + 1 : last]:

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 
 from esper.kasmina.attach import attach
 from esper.kasmina.hosts import CNNConfig, GPTConfig, ResNet20Config, build_host
-from esper.kasmina.hosts.resume import Resumable, resumable
+from esper.kasmina.hosts.cnn import CNN
+from esper.kasmina.hosts.registry import InjectionPoint
+from esper.kasmina.hosts.resume import Chain, Resumable, resumable
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
+from esper.leyline.topology import Topology
 from tests.support.grown_hosts import Delta, plant
 from tests.support.tiny import bits
 
 ALL = ["block", "attention", "mlp"]
 HOSTS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "cnn": (CNNConfig(widths=[4, 4, 6]), (1, 8, 8)),
+    "cnn stages": (CNNConfig(widths=[4, 4, 6]), (1, 8, 8)),
     "resnet20": (ResNet20Config(width=2), (1, 8, 8)),
     "gpt": (GPTConfig(layers=2, heads=2, dim=8, block=6), (6,)),
     "gpt attention": (GPTConfig(layers=2, heads=2, dim=8, block=6, sites=["attention"]), (6,)),
@@ -26,6 +30,7 @@ HOSTS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 ORDERS = {
     "cnn": ("r0c0", "r0c1", "r1c0", "r1c1", "r2c0"),
+    "cnn stages": ("r1c0", "r2c0"),
     "resnet20": ("r0c0", "r1c0", "r2c0"),
     "gpt": ("r0c0", "r1c0"),
     "gpt attention": ("r0c1", "r1c1"),
@@ -34,9 +39,26 @@ ORDERS = {
 PAIRS = [(name, slot, until) for name, order in ORDERS.items() for slot, until in itertools.combinations(order, 2)]
 
 
+class SomeLinks(CNN):
+    """Slots on some of its links only."""
+
+    def injection_points(self) -> tuple[InjectionPoint, ...]:
+        return tuple(point for point in super().injection_points() if point.module in ("stages.1", "stages.2"))
+
+
+class Elsewhere(CNN):
+    """One of its slots is on none of its links."""
+
+    def injection_points(self) -> tuple[InjectionPoint, ...]:
+        inside = InjectionPoint(slot="r9c0", module="stages.0.conv", topology=Topology.FEATURE_MAP)
+        return (*super().injection_points(), inside)
+
+
 def host(name: str) -> nn.Module:
     torch.manual_seed(4)
     config, shape = HOSTS[name]
+    if name == "cnn stages":
+        return SomeLinks(config, channels=1, classes=5)
     return build_host(config, shape, 5)
 
 
@@ -124,6 +146,15 @@ def test_the_state_holds_the_feature_before_its_seed_joined(name):
     assert torch.equal(grown.model.forward_to(x, first)[0], seen[first])
 
 
+def test_a_chain_without_its_parts_cannot_be_built():
+    class Incomplete(Chain):
+        def _links(self) -> tuple[str, ...]:
+            return ()
+
+    with pytest.raises(TypeError, match=r"abstract method.*_stem.*_tail.*injection_points"):
+        Incomplete()
+
+
 def test_unknown_slots_earlier_ends_and_too_long_inputs_are_one_line():
     for name in ("cnn", "gpt all"):
         model, (first, second, *_) = host(name), ORDERS[name]
@@ -157,5 +188,9 @@ def test_only_hosts_on_which_nothing_would_be_passed_over_resume():
     assert resumable(other) is None
     some = attach(host("cnn"), {"r1c0": "stages.1"}, sample("cnn"))
     assert resumable(some) is some.model
+    some = attach(Elsewhere(HOSTS["cnn"][0], channels=1, classes=5), {"r1c0": "stages.1"}, sample("cnn"))
+    assert resumable(some) is some.model
+    some = attach(Elsewhere(HOSTS["cnn"][0], channels=1, classes=5), {"r9c0": "stages.0.conv"}, sample("cnn"))
+    assert resumable(some) is None
     foreign = attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), {"r0c0": "0"}, torch.zeros(2, 4))
     assert resumable(foreign) is None
