@@ -131,7 +131,7 @@ def start(
             raise LeaseError(f"{folder}: attempt {other} was begun by another launcher; this run is that one's now")
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
-            status = _status_of_silent(ended)
+            status = _status_of_silent(ended, saved=bool(CheckpointStore.of_run(folder).signs()))
             _write_status(folder, status)
         elif status["status"] == "preempted" and ended.stopped is not None:
             status |= {"reason": explain_stop(ended.stopped) if in_slurm else ended.stopped}
@@ -154,11 +154,17 @@ def _write_status(folder: Path, status: dict[str, Any]) -> None:
         ) from None
 
 
-def _status_of_silent(ended: Ended) -> dict[str, Any]:
-    """The status of a run whose workers ended without writing one."""
+def _status_of_silent(ended: Ended, *, saved: bool) -> dict[str, Any]:
+    """The status of a run whose workers ended without writing one.
+
+    Args:
+        ended: how they did.
+        saved: whether the run has a checkpoint.
+    """
     common = {"step": None, "objective": None, "written_by": "launcher"}
     if ended.stopped is not None:
-        text = f"{ended.stopped}: ended before the workers could save; the last checkpoint stands"
+        left = "the last checkpoint stands" if saved else "there is no checkpoint yet, so it will begin anew"
+        text = f"{ended.stopped}: ended before the workers could save; {left}"
         return {"status": "preempted", "exit_code": Preempted.exit_code, "message": text, **common}
     text = f"the workers ended without a word (torchrun's exit code was {ended.returncode}); the reason stands above"
     return {"status": "failed", "exit_code": EsperError.exit_code, "message": text, **common}

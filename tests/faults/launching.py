@@ -202,7 +202,7 @@ def strike(
         told.err += again.err
     told.attempts = begun(place.seen)
     later = [step or 0 for step in told.attempts[1:]]
-    told.lost = int(hits[-1]["step"]) - later[-1] if later else 0
+    told.lost = max(0, int(hits[-1]["step"]) - later[-1]) if later else 0  # a stop saves after what struck
     return told
 
 

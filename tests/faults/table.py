@@ -36,6 +36,8 @@ PHASES: dict[str, tuple[str, int]] = {
     "teardown": ("test", 16),
 }
 ALL = tuple(PHASES)
+# Places that are of interest for a stop alone.
+PHASES |= {"import": ("import", 0), "data": ("data", 0), "compile": ("compile", 0), "probe": ("probe", 9)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,7 @@ def put_back(place: Place) -> None:
 
 
 LOST = r"esper: rank {}: lost contact in .*: rank {} "
+STOPPED = r"esper: preempted at step \d+: stopped at step .*to go on: esper resume"
 PARTED = r"esper: rank 0: ranks parted before tick \d+, step \d+: .* differs on rank 1"
 ONE_RESTART = {"world__max_restarts": 1}
 RESUME = "tests/dist/test_resume.py::"
@@ -151,6 +154,20 @@ TABLE: dict[str, Fault] = {
         ),
     ),
     "kill -9 of all": Fault(phases=ALL, code=-9, strikes=on("kill all", 0)),
+    "stop signal to the launcher": Fault(
+        phases=("import", "data", "forward", "probe", "staging", "save"),
+        says=STOPPED,
+        code=75,
+        strikes=on("ask to stop", 0),
+        tests=("tests/e2e/test_kill_resume.py::test_a_stopped_run_says_so_and_goes_on",),
+    ),
+    "stop signal while the host is compiled": Fault(
+        phases=("compile",),
+        says=STOPPED + r"|esper: preempted: SIGTERM: ended before the workers could save",  # a compile outlasts grace_s
+        code=75,
+        strikes=on("ask to stop", 0),
+        settings={"trainer__compile": True, "control__startup_timeout_s": 300.0, "control__slow_timeout_s": 300.0},
+    ),
     "SIGSTOP of a rank": Fault(
         phases=ALL,
         says=LOST.format(0, 1),

@@ -42,6 +42,10 @@ PLACES = {
     "close": "test",  # the result is written, the process groups still stand
 }
 
+# Places that nobody is killed at in `tests/dist/`: before there is a heartbeat, and within a measurement.
+EARLY = ("import", "data", "compile")  # nothing of the worker imported; no data; the host about to be compiled
+WITHIN = {"probe": "measure"}  # a seed's contribution is about to be measured
+
 # What a thread does beside training: the process may then stand anywhere, so its own last mark says nothing.
 WRITING = ("save", "hash", "rename", "committed")
 _MARKED = ("start", "before-commit", "apply", "settle", "rollback", "test")
@@ -62,8 +66,21 @@ def _after(owner: Any, name: str, due: Callable[[], bool], act: Callable[[], Non
     setattr(owner, name, struck)
 
 
+def _strike_early(place: str, act: Callable[[], None]) -> None:
+    if place == "import":
+        act()
+        return
+    from esper.run import assembly, train  # here, since this module is imported into ranks before the worker is
+
+    owner, name = (train, "load_data") if place == "data" else (assembly, "build_compiler")
+    _after(owner, name, lambda: True, act, before=True)
+
+
 def strike_at(place: str, tick: int, act: Callable[[], None]) -> None:
     """Puts ``act`` in place, in this process for good."""
+    if place in EARLY:
+        _strike_early(place, act)
+        return
     mark = Heartbeat.mark
     beat: list[Heartbeat] = []
 
@@ -71,7 +88,7 @@ def strike_at(place: str, tick: int, act: Callable[[], None]) -> None:
         if not beat:
             return False
         now = beat[0].tick + 1 if place in ("forward", "backward") else beat[0].tick
-        here = place in WRITING or beat[0].phase == PLACES[place]
+        here = place in WRITING or beat[0].phase == {**PLACES, **WITHIN}[place]
         return here and now >= tick
 
     def marked(self: Heartbeat, phase: str, error: str = "") -> None:
@@ -93,6 +110,8 @@ def strike_at(place: str, tick: int, act: Callable[[], None]) -> None:
         register_module_forward_hook(in_forward)
     elif place == "measure":
         _after(Evaluator, "part_sums", due, act)
+    elif place == "probe":
+        _after(Evaluator, "probe_sums", due, act, before=True)
     elif place == "stage":
         _after(Growth, "build", due, act)
     elif place == "rewrap":

@@ -71,6 +71,11 @@ def _kill_all() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _ask_to_stop() -> None:
+    """As Ctrl-C or Slurm at the launcher; this rank goes on at once."""
+    os.kill(_parent(os.getppid()), signal.SIGTERM)
+
+
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
@@ -144,6 +149,7 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "kill": lambda path: _kill(),
     "kill launcher": lambda path: _kill_launcher(),
     "kill all": lambda path: _kill_all(),
+    "ask to stop": lambda path: _ask_to_stop(),
     "stop": lambda path: _stop(),
     "slow": lambda path: _wait(),
     "forged weight": lambda path: _forge_weight(),
