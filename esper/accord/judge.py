@@ -128,7 +128,9 @@ def judge_tick(
     """
     governor = state.governor
     if has_lost_seed(state, since):
-        governor = replace(governor, train=Series(), validation=Series())
+        # What was out of line before the seed went was no fault of its going.
+        train, validation = (old if old.row else Series() for old in (governor.train, governor.validation))
+        governor = replace(governor, train=train, validation=validation)
         state = replace(state, governor=governor)
     words, at_once = _nonfinite(state, sums, terms)
     symptom = Symptom.NONFINITE

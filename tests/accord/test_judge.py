@@ -195,6 +195,14 @@ def test_a_network_that_is_made_to_do_without_a_seed_is_not_sick(how: str) -> No
         assert tick(run, loss=5.0).governor.verdict is Verdict.HEALTHY, "the series began anew"
 
 
+def test_what_was_out_of_line_before_a_seed_went_is_no_fault_of_its_going() -> None:
+    run = well(at(Stage.HOLDING), validation=1.0)
+    assert tick(run, ask("r0c0", "PRUNE"), loss=50.0, validation=1.0).governor.verdict is Verdict.SUSPECT
+    found = tick(run, loss=50.0, validation=1.4).governor
+    assert found.verdict is Verdict.PANIC
+    assert found.validation.losses == (), "that one was in line, so it began anew"
+
+
 def test_replays_are_forgotten_some_healthy_ticks_beyond_the_panic() -> None:
     run = well(run_of())
     trouble = run.state.tick + 2
