@@ -1,19 +1,24 @@
 """Simulates the lockstep protocol on one machine: many ranks, or every state of a few. Nothing is trained.
 
     python launch/simulate.py crowd   [--ranks 64 256 1024] [--slots 12] [--ticks 3] [--fault "forged stage"]
+    python launch/simulate.py guarded [--ranks 8] [--ticks 60] [--sick 20 40] [--lives 5] [--fault "forged snapshot"]
     python launch/simulate.py explore [--depth 4] [--slots 2] [--ranks 3] [--max-live N] [--losses]
 
 `crowd` prints for each number of ranks the bytes and collectives of a tick, the CPU milliseconds that a rank spends on
-it, and how the ranks ended. `explore` prints how many states it entered, and fails with the path to the first state
-that breaks an invariant. Both use the encoder, reducer and error handling of real runs: see `esper.drill`.
+it, and how the ranks ended. `guarded` lets crowds fall ill, each with checkpoints in a temporary folder, and prints how
+often they went back and how the ranks ended. `explore` prints how many states it entered, and fails with the path to
+the first state that breaks an invariant. All use encoder, reducer and error handling of real runs: see `esper.drill`.
 """
 
 import argparse
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 from esper.drill.crowd import Crowd, run_crowd, strip_ages
 from esper.drill.explore import Explorer, SmallWorld
 from esper.drill.faults import FaultKind
+from esper.drill.guarded import GuardedCrowd, GuardFault, run_guarded
 
 
 def show_crowd(args: argparse.Namespace) -> None:
@@ -39,6 +44,26 @@ def show_crowd(args: argparse.Namespace) -> None:
             print(f"    {count} ranks: {text}")
 
 
+def show_guarded(args: argparse.Namespace) -> None:
+    """Prints a line for each life, and how the ranks ended."""
+    fault = None if args.fault is None else GuardFault(args.fault)
+    for seed in range(args.seed, args.seed + args.lives):
+        setup = GuardedCrowd(ranks=args.ranks[0], ticks=args.ticks, sick=tuple(args.sick), seed=seed, fault=fault)
+        with tempfile.TemporaryDirectory() as folder:
+            ends = run_guarded(setup, Path(folder))
+        back = {sum(moment.panicked for moment in rank.value.moments) for rank in ends if rank.value is not None}
+        texts = Counter(
+            "lost"
+            if rank.lost
+            else f"state {rank.value.moments[-1].state:016x} at step {rank.value.moments[-1].step}"
+            if rank.value is not None
+            else strip_ages(str(rank.error))
+            for rank in ends
+        )
+        went = f"went back {', '.join(map(str, sorted(back)))} times; " if back else ""
+        print(f"life {seed}: {went}{'; '.join(f'{count} ranks: {text}' for text, count in texts.most_common())}")
+
+
 def show_exploration(args: argparse.Namespace) -> None:
     """Prints a line for each depth."""
     small = SmallWorld(ranks=args.ranks[0] if args.ranks else 3, slots=args.slots, max_live=args.max_live)
@@ -59,6 +84,14 @@ def main() -> None:
     many.add_argument("--seed", type=int, default=0)
     many.add_argument("--fault", choices=[kind.value for kind in FaultKind])
     many.set_defaults(show=show_crowd)
+    ill = commands.add_parser("guarded")
+    ill.add_argument("--ranks", type=int, nargs=1, default=[8])
+    ill.add_argument("--ticks", type=int, default=60)
+    ill.add_argument("--sick", type=int, nargs="*", default=[20, 40])
+    ill.add_argument("--seed", type=int, default=0)
+    ill.add_argument("--lives", type=int, default=5)
+    ill.add_argument("--fault", choices=[fault.value for fault in GuardFault])
+    ill.set_defaults(show=show_guarded)
     few = commands.add_parser("explore")
     few.add_argument("--ranks", type=int, nargs=1)
     few.add_argument("--slots", type=int, default=2)

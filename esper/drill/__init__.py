@@ -6,6 +6,7 @@ protocol of its own: cycle, lockstep, wire format, reducer and error path are th
     bus                     ranks as threads, and the collectives between them
     replica, given          one rank: the shipped cycle over a model that is never trained, and stand-ins
     crowd                   many ranks in a random run, with at most one fault at the end
+    guarded                 a crowd that falls ill: the shipped governor, rollback and saver
     explore                 every state of a small world, breadth first
     situations, invariants  what may happen in a tick of that world, and what must hold after it
 """

@@ -4,7 +4,7 @@ One rank runs at a time, until it enters a collective or ends; then another one 
 ranks arrive in any order that delays could give them, and a run repeats exactly. A collective is carried out once every
 rank has entered it, on the vectors that the ranks themselves encoded:
 
-    all_reduce   SUM or MAX over the ranks' tensors, written back into each
+    all_reduce   SUM, MAX or MIN over the ranks' tensors, written back into each
     all_gather   the ranks' tensors in rank order
 
 A breach of the protocol raises `ProtocolBroken`: ranks meet in different collectives or with tensors of different
@@ -30,6 +30,11 @@ from esper.tolaria.ranks.heartbeat import PATIENCE_S, Heartbeat, Mark
 from esper.tolaria.ranks.world import World
 
 T = TypeVar("T")
+_REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
+    "all_reduce SUM": lambda rows: rows.sum(0),
+    "all_reduce MAX": lambda rows: rows.amax(0),
+    "all_reduce MIN": lambda rows: rows.amin(0),
+}
 STACK_BYTES = 1 << 20  # of a rank's thread; a thousand of them must fit
 
 
@@ -168,7 +173,7 @@ class Bus:
         if calls[0].kind == "all_gather":
             self._rows = rows
             return
-        reduced = rows.sum(0) if calls[0].kind == "all_reduce SUM" else rows.amax(0)
+        reduced = _REDUCE[calls[0].kind](rows)
         for call in calls:
             call.tensor.copy_(reduced)
 
@@ -231,7 +236,7 @@ class RankWorld(World):
         return self.bus.calls(self.rank)
 
     def _reduce(self, vector: Tensor, op: Any, *, on: str, what: str) -> None:
-        name = {dist.ReduceOp.SUM: "SUM", dist.ReduceOp.MAX: "MAX"}[op]
+        name = {dist.ReduceOp.SUM: "SUM", dist.ReduceOp.MAX: "MAX", dist.ReduceOp.MIN: "MIN"}[op]
         self.bus.enter(self.rank, Call(f"all_reduce {name}", what, on, vector))
 
     def _gather(self, vector: Tensor, *, what: str) -> list[Tensor]:
@@ -239,6 +244,11 @@ class RankWorld(World):
 
     def allow_slow(self, slow: bool) -> None:
         """Does nothing: a collective here has no limit."""
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds for which a save may keep a rank waiting: it is always written by then."""
+        return 600.0
 
     def close(self) -> None:
         """Does nothing: there is no process group."""

@@ -8,7 +8,7 @@ clock, a weight. The protocol is never told of a fault; its outcome shows whethe
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,6 +39,7 @@ from esper.tolaria.lockstep.observers import Observer, Turn
 from esper.tolaria.lockstep.tick import Cycle, Measured
 from esper.tolaria.lockstep.window import Window
 from esper.tolaria.ranks.config import ControlConfig
+from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 
 DIM = 4
@@ -140,26 +141,32 @@ class Replica:
         if growth is None:
             owner = ParameterOwner(grown, OptimConfig(), terms.total_steps)
             growth = Growth(grown, owner, world, terms, run_seed=1, dtype=torch.float32)
-        self.growth = growth
+        self.growth, self.owner, self.sink = growth, growth.owner, sink
         lockstep = Lockstep(world, list(grown.slots), terms.names, registry=digest62(list(terms.names)))
-        assert world.heartbeat is not None
-        self.cycle = Cycle(
-            world,
-            world.heartbeat,
-            grown,
-            growth,
-            terms=terms,
-            control=control,
-            lockstep=lockstep,
-            narrator=Narrator(sink, grown),
-            window=Window(torch.device("cpu")),
-            observers=[_Strike(self)],
-        )
+        assert isinstance(world.heartbeat, Heartbeat)
+        self.heartbeat = world.heartbeat
+        self.narrator, self.window = Narrator(sink, grown), Window(torch.device("cpu"))
         self.kind: FaultKind | None = None
         self.vetoes: Mapping[str, Veto] = {}
         self.controller = controller
         self.state = RunState(slots=terms.first_slots())
         self.step = 0
+        self.cycle = Cycle(
+            world,
+            self.heartbeat,
+            grown,
+            growth,
+            terms=terms,
+            control=control,
+            lockstep=lockstep,
+            narrator=self.narrator,
+            window=self.window,
+            observers=self.build_observers(),
+        )
+
+    def build_observers(self) -> Sequence[Observer]:
+        """The observers of its cycle."""
+        return [_Strike(self)]
 
     def tick(
         self, *, fault: InjectedFault | None = None, vetoes: Mapping[str, Veto] | None = None, **values: float

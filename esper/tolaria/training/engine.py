@@ -25,7 +25,6 @@ from esper.leyline.errors import DivergedError, Preempted
 from esper.leyline.protocols import Controller, EventSink
 from esper.tolaria.checkpoint import snapshot
 from esper.tolaria.checkpoint.config import CheckpointConfig
-from esper.tolaria.checkpoint.ring import Generation
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.saves import Saves
 from esper.tolaria.data.parts import Bundle
@@ -44,7 +43,8 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
-from esper.tolaria.training.governor import Governor, Recovery, explain_skips, rollback_events
+from esper.tolaria.training.going_back import go_back, restore
+from esper.tolaria.training.governor import Governor, Recovery, explain_skips
 from esper.tolaria.training.length import find_extension, plan_batches
 from esper.tolaria.training.losses import StepLoss
 from esper.tolaria.training.observing import build_average, build_observers
@@ -95,7 +95,7 @@ class Engine:
         self.grown, self.owner, self.growth, self.bundle = grown, owner, growth, bundle
         self.controller, self.sink, self.saver = controller, sink, saver
         self.terms, self.lockstep, self.fresh = terms, lockstep, fresh
-        self.governor = governor
+        self.governor, self.seed = governor, settings.seed
         self.plan = plan_batches(settings.trainer, bundle, settings.seed)
         self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, seed=settings.seed)
         self.average = build_average(settings.trainer, self.evaluator)
@@ -144,7 +144,7 @@ class Engine:
             self.heartbeat.mark("load")
             generation = snapshot.read_generation(self.saver.store, resume_step, self.world)
             changes = snapshot.find_changes(generation, self.settings.identity)
-            self._restore(generation)
+            restore(self, generation)
             health = take_up(self.state.governor, set(changes), judged=self.governor is not None)
             self.state = replace(self.state, governor=health)
         else:
@@ -162,17 +162,6 @@ class Engine:
                 self.narrator.emit_all(breaker_events(before, self.state))
             self.narrator.emit_all(self.governor.begin(self.state, self.collect))
         self.cycle.restart_clock()
-
-    def _restore(self, generation: Generation) -> None:
-        """Restores the run of a generation, except for the wrapper."""
-        snapshot.put_back(generation, self.grown, self.owner, self.growth, self.world, self.settings.seed)
-        if self.controller is not None:
-            self.controller.load_state_dict(generation.common["controller"])
-        self.cycle.observers.load_state_dict(generation.common.get("observers", {}), generation.where)
-        self.state = generation.state
-        self.step = self.heartbeat.step = self.state.step
-        self.heartbeat.tick = self.state.tick
-        self.window.reset(self.state.skipped_in_row)
 
     def run(self) -> RunResult:
         """Trains to the end.
@@ -254,17 +243,8 @@ class Engine:
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 
     def go_back(self, present: RunState, recovery: Recovery, began: float) -> tuple[RunState, float | None]:
-        """Takes all ranks back to one generation, from which they go on with the replay's changes; see `Loop`."""
-        assert self.governor is not None
-        outcome = recovery.replay.outcome
-        self._restore(recovery.generation)
-        self.state = outcome.state
-        self.growth.perform(outcome.effects)
-        wrap_ms = self.growth.follow(self.state, force=True)
-        faults = self.governor.discard_later(recovery)
-        self.narrator.emit_all([*rollback_events(present, recovery, began), *faults])
-        self.narrator.report_failures(self.state, self.growth.failures)
-        return self.state, wrap_ms
+        """Takes all ranks back to one generation; see `esper.tolaria.training.going_back`."""
+        return go_back(self, present, recovery, began)
 
     def oldest_step(self) -> int:
         """Optimizer step before which the governor may not go back: earlier states had a teacher that is gone."""
