@@ -37,7 +37,8 @@ def rows(call):
 
 
 def cost_of(model, example, site="stem"):
-    return host_cost(esper.attach(model, {"r0c0": site}, example), example)
+    layout = "BTC" if site == "stem" else None
+    return host_cost(esper.attach(model, {"r0c0": site}, example, layout=layout), example)
 
 
 def lstm(hidden, layers, directions):

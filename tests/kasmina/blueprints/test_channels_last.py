@@ -69,9 +69,12 @@ NAMES = [info.name for info in registry.catalogue(Topology.FEATURE_MAP, 8, 64)]
 
 
 @pytest.mark.parametrize("blueprint", NAMES)
-def test_a_seed_of_any_blueprint_copies_no_feature_map(blueprint):
-    for phase, alpha in ((Phase.BLEND, 0.5), (Phase.BLEND, 0.0), (Phase.STRAIGHT, 0.0)):
-        assert step(blueprint, phase, alpha, Operator.ADD) == ([], []), (phase, alpha)
+def test_a_seed_of_any_blueprint_copies_no_feature_map_into_another_layout(blueprint):
+    through = ["clone"] * 3 if blueprint != "noop" else []  # alone, a host's feature is a copy that may be written into
+    for phase, alpha, copies in ((Phase.BLEND, 0.5, []), (Phase.BLEND, 0.0, through), (Phase.STRAIGHT, 0.0, None)):
+        copied, relaid = step(blueprint, phase, alpha, Operator.ADD)
+        assert relaid == []
+        assert copied == (["clone"] * 3 if copies is None else copies), (phase, alpha)
     assert step(blueprint, Phase.BLEND, 0.5, Operator.MULTIPLY) == ([], [])
 
 

@@ -296,7 +296,8 @@ class Around(nn.Module):
 
 def test_sizes_that_belong_together_are_told_together_and_a_length_written_down_stays(tmp_path):
     x, mask = torch.randn(2, 7, 6), torch.ones(2, 7)
-    grown = grow_all(attach(Around(nn.Sequential(nn.Linear(6, 8), nn.ReLU())), "body.1", {"x": x, "mask": mask}))
+    body = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+    grown = grow_all(attach(Around(body), "body.1", {"x": x, "mask": mask}, layout="BTC"))
     record = record_of(save_exported(export(grown), tmp_path / "two"))
     assert [size["sizes"] for size in record["free"]] == [
         ["kwargs['x'], axis 0", "kwargs['mask'], axis 0"],
