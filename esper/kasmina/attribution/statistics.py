@@ -75,6 +75,15 @@ class Statistics:
         """Within the block the model normalises by these statistics."""
         return _holding(self.buffers)
 
+    def copied(self) -> "Statistics":
+        """The same statistics in tensors of their own."""
+        return Statistics([(module, name, None if one is None else one.clone()) for module, name, one in self.buffers])
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number is finite; waits for the device."""
+        return bool(torch.stack([torch.isfinite(one).all() for *_, one in self.buffers if one is not None]).all())
+
 
 def _begin(layers: Sequence[_NormBase]) -> Statistics:
     buffers: Buffers = []
@@ -130,7 +139,9 @@ def take_statistics(
     Args:
         grown: the model; it is left as it was.
         arms: alpha overrides of each arm; other slots keep their alpha.
-        batches: batches of training data, all of about the same size; each counts the same.
+        batches: batches of training data, all of about the same size; each counts the same. One that is not finite
+            in any arm is left out, since what is wrong with it is not the seed; if all are, or if the host itself is
+            broken, every arm has the model's own statistics.
         forward: runs the model on a batch, as training does; its result is not used.
 
     Returns:
@@ -144,14 +155,23 @@ def take_statistics(
     taken = [_begin(layers) for _ in arms]
     if not layers:
         return taken
-    seen = 0
+    own = Statistics([(layer, name, getattr(layer, name)) for layer in layers for name in NAMES])
+    if not own.is_finite:  # a host that is broken must not look sound
+        return [Statistics([]) for _ in arms]
+    seen = kept = 0
     with _as_in_training(model, layers), _uncompiled():
-        for seen, batch in enumerate(batches, 1):
+        for batch in batches:
+            seen += 1
             for layer in layers:  # the average over batches with equal weights
-                layer.momentum = None if isinstance(layer, _BatchNorm) else 1.0 / seen
+                layer.momentum = None if isinstance(layer, _BatchNorm) else 1.0 / (kept + 1)
+            before = [statistics.copied() for statistics in taken]
             for alphas, statistics in zip(arms, taken, strict=True):
                 with statistics.applied(), grown.override(alphas), undisturbed(model, seed=SEED):
                     forward(batch)
+            if any(statistics.is_finite for statistics in taken):
+                kept += 1
+            else:
+                taken = before
     if not seen:
         raise ConfigError("the model has BatchNorm: give training batches (statistics=) to take its statistics from")
-    return taken
+    return taken if kept else [Statistics([]) for _ in arms]

@@ -103,7 +103,10 @@ class Evaluator:
         part = self.bundle.train
         chosen = draw(len(part), min(samples, len(part)), "statistics", self.seed, *key)
         for indices in chosen.tensor_split(-(-len(chosen) // self.batch)):  # about equal: each counts the same
-            yield self.to_device(*self.bundle.train_batch(indices, seed=self.seed, epoch=0))
+            x, y = self.bundle.train_batch(indices, seed=self.seed, epoch=0)
+            finite = torch.isfinite(x).flatten(1).all(1)
+            if finite.sum() > 1:  # a broken sample must not speak for its batch
+                yield self.to_device(x[finite], y[finite])
 
     def _train_forward(self, batch: tuple[Tensor, Tensor]) -> None:
         x, _ = batch

@@ -1,6 +1,7 @@
 """BatchNorm hosts: each arm of a comparison is judged under running statistics of its own, and the host keeps its."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,25 @@ def test_a_host_with_them_asks_for_batches():
     grown, batches = grown_for("resnet20", SEEDS), batches_for("resnet20")
     with pytest.raises(ConfigError, match="BatchNorm: give training batches"):
         attribute(grown, make_plan(SEEDS), batches, classify)
+
+
+def test_a_batch_that_is_broken_by_itself_is_left_out_and_a_seed_that_breaks_speaks_for_itself():
+    grown, (first, bad, last) = grown_for("resnet20", SEEDS), batches_for("resnet20", (8, 8, 8))
+    arms = [{"r0c0": 0.0}, {"r0c0": 1.0}]
+    bad[0][3] = math.nan
+
+    def take(*batches: Any) -> list[list[Tensor]]:
+        taken = take_statistics(grown, arms, batches, lambda batch: grown.model(batch[0]))
+        return [[buffer.clone() for *_, buffer in each.buffers] for each in taken]
+
+    clean, spoiled = take(first, last), take(first, bad, last)
+    assert all(torch.equal(a, b) for mine, theirs in zip(clean, spoiled, strict=True) for a, b in zip(mine, theirs))
+    assert take(bad) == [[], []]
+    with torch.no_grad():
+        next(grown.slots["r0c0"].parameters()).fill_(math.nan)
+    without, within = take(first, last)
+    assert all(torch.isfinite(buffer).all() for buffer in without)
+    assert not all(torch.isfinite(buffer).all() for buffer in within)
 
 
 class Odd(nn.Module):
