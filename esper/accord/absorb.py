@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from esper.accord.account import moved_lately, probe_flops, step_flops, validation_flops
+from esper.accord.account import birth_flops, moved_lately, probe_flops, step_flops, validation_flops
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.evidence import ABSENT, GradientHealth, Reading, estimate_deviation, estimate_mean, measured
@@ -89,7 +89,8 @@ def _flops(state: RunState, sums: Mapping[str, float], terms: Terms, step: int) 
         if entry.request is not None
     }
     training = int(sums["train_samples"]) * step_flops(state.slots, terms.costs, terms.slots_config)
-    evidence = probe_flops(state.slots, terms.costs, counts)
+    births = birth_flops(state.slots, terms.costs, terms.gates.probe_samples * terms.world_size, state.tick)
+    evidence = births + probe_flops(state.slots, terms.costs, counts)
     if sums["validation_count"] and moved_lately(state.slots, state.tick, step, terms.tick_steps):
         evidence += validation_flops(state.slots, terms.costs)
     return (state.flops or 0) + training + evidence

@@ -7,6 +7,8 @@
                             down to its slot through the blended seeds behind it, its own backward
     probe                   two forwards per sample, the second with the seed; on hosts that can resume from a slot the
                             part before the slot is computed only once
+    a birth                 two forwards per probe sample, the second with the seed, on every rank; of a seed that is
+                            refused neither is counted
     running statistics      a forward per sample and arm on every rank, where the host has BatchNorm: two arms of a
                             probe, one of a validation soon after a seed's alpha has moved (`moved_lately`)
 
@@ -108,6 +110,20 @@ def probe_flops(slots: tuple[SlotState, ...], costs: Costs, counts: Mapping[str,
             other = -seed if slot.stage.is_blended else seed
             total += samples * (2 * base - shared + other) + costs.statistics * (2 * base + other)
     return total
+
+
+def birth_flops(slots: tuple[SlotState, ...], costs: Costs, samples: int, tick: int) -> int:
+    """Returns the FLOPs of looking at the loss with and without the seeds that were born at the latest tick.
+
+    Args:
+        slots: the records agreed at that tick.
+        costs: FLOPs per sample of the run's parts.
+        samples: samples of one look, over all ranks.
+        tick: the latest tick.
+    """
+    born = [s for s in slots if any(x.tick == tick and x.target is Stage.GERMINATED for x in s.history)]
+    base = costs.host.forward + sum(costs.seed(slot).forward for slot in slots if slot.stage.is_blended)
+    return samples * sum(2 * base + costs.seed(slot).forward for slot in born if slot.stage.has_seed)
 
 
 def validation_flops(slots: tuple[SlotState, ...], costs: Costs) -> int:

@@ -121,6 +121,11 @@ class GateConfig:
     A host without such statistics pays nothing.
     """
 
+    birth_k_se: float = 3.0
+    """Standard errors of the mean probe loss by which a seed may raise it at its birth, at alpha 1; one that raises it
+    more is not born.
+    """
+
     max_left_out: float = 0.01
     """Share of a look's samples, 0 to 1, that may have a loss that is not finite. They are left out and told of; with
     more than this the look gives no evidence.
@@ -152,7 +157,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            for name in ("k_se", "hold_k_se"):
+            for name in ("k_se", "hold_k_se", "birth_k_se"):
                 check(name, getattr(self, name) >= 0, "standard errors, must be >= 0")
             for name in ("looks", "look_every", "first_look", "hold_looks", "min_dwell"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")

@@ -60,3 +60,4 @@ class Veto(IntEnum):
     NONFINITE_AT_BIRTH = 4
     LIBRARY_MISSING = 5
     LIBRARY_DAMAGED = 6
+    MOVES_LOSS = 7

@@ -44,6 +44,10 @@ class PaperGrowth(Growth):
         self.staged[effect.slot] = Leaf()
         self.newborns[effect.slot] = 1
 
+    def settle(self, check: Any) -> float:
+        """Lets every seed be born: paper has no features."""
+        return 0.0
+
     def plant(self, slot: str, seed: nn.Module) -> None:
         """Plants a seed without an optimizer."""
         self.grown.slots[slot].plant(seed)

@@ -210,6 +210,20 @@ class BatchEvaluator:
         with evaluating(self.grown.model), own[0].applied():
             return sample_sums(map(self._losses, batches))
 
+    def birth_sums(self, slot: str, generation: int, gates: GateConfig) -> tuple[dict[str, float], ...]:
+        """`sample_sums` at alpha 0 and at alpha 1 of probe batches that (seed, slot, generation) name; empty without.
+
+        Every rank measures all of them.
+        """
+        part, sums = self.probe, []
+        if part is None or self.judge is None:
+            return ()
+        units = part.draw_units(gates.probe_samples, "birth", self.seed, slot, generation)
+        for alpha in (0.0, 1.0):
+            with evaluating(self.grown.model), self.grown.override({slot: alpha}):
+                sums.append(sample_sums(map(self._losses, part.share(units, 0, 1))))
+        return tuple(sums)
+
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the batches that the request draws; empty without a probe.
 

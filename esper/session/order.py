@@ -33,7 +33,7 @@ class Counts:
     """Counts of samples, and random streams, as they were before a forward."""
 
     sums: Tensor
-    tallies: dict[str, Tensor | None]
+    tallies: dict[str, tuple[Tensor | None, Tensor | None]]
     streams: dict[str, Any]
 
 
@@ -136,13 +136,14 @@ class CallOrder:
             raise
 
     def _read(self) -> Counts:
-        tallies = {slot: holder.tally.sums for slot, holder in self._grown.slots.items()}
+        tallies = {slot: (holder.tally.sums, holder.heard.sums) for slot, holder in self._grown.slots.items()}
         return Counts(self._window.sums, tallies, rng_state(self._world.device))
 
     def _put_back(self, counts: Counts) -> None:
         self._window.take_sums(counts.sums)
         for slot, sums in counts.tallies.items():
-            self._grown.slots[slot].tally.load(sums)
+            self._grown.slots[slot].tally.load(sums[0])
+            self._grown.slots[slot].heard.load(sums[1])
         set_rng_state(counts.streams, self._world.device)
 
     # refusals -----------------------------------------------------------------------------------------------------

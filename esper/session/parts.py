@@ -94,6 +94,16 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
             narrator = Narrator(recorder, grown)
             loss = given.loss
             judge = None if loss is None else lambda call, batch: evaluate_loss(loss, call, batch)
+            evaluator = BatchEvaluator(
+                grown,
+                world,
+                judge,
+                model,
+                probe=held_out.get("probe"),
+                validation=held_out.get("validation"),
+                statistics=held_out.get("statistics"),
+                seed=config.seed,
+            )
             return Parts(
                 config=config,
                 terms=terms,
@@ -109,16 +119,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                 controller=controller if world.rank == 0 else None,
                 controller_plain=controller_plain,
                 loss=loss,
-                evaluator=BatchEvaluator(
-                    grown,
-                    world,
-                    judge,
-                    model,
-                    probe=held_out.get("probe"),
-                    validation=held_out.get("validation"),
-                    statistics=held_out.get("statistics"),
-                    seed=config.seed,
-                ),
+                evaluator=evaluator,
                 cycle=Cycle(
                     world,
                     marks,
@@ -128,6 +129,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                     control=config.control,
                     narrator=narrator,
                     window=window,
+                    evaluator=evaluator,
                     observers=[CopyWatch(grown, narrator, aloud=world.rank == 0)],
                     lockstep=Lockstep(
                         world,

@@ -89,7 +89,7 @@ def on_every_rank(world: World, what: str) -> Iterator[None]:
         raise CheckpointError(f"{what} failed on {'; '.join(failed)}")
 
 
-OWN_KEYS = {"rng", "window", "health", "overflows", "tallies"}
+OWN_KEYS = {"rng", "window", "health", "overflows", "tallies", "heard"}
 
 
 def _collect_own(loop: Loop) -> dict[str, Any]:
@@ -100,6 +100,7 @@ def _collect_own(loop: Loop) -> dict[str, Any]:
         "health": loop.owner.health.state(),
         "overflows": dict(loop.adopted.overflows),
         "tallies": {slot: holder.tally.state() for slot, holder in loop.grown.slots.items()},
+        "heard": {slot: holder.heard.state() for slot, holder in loop.grown.slots.items()},
     }
 
 
@@ -155,6 +156,8 @@ def _load(loop: Loop, payload: Mapping[str, Any], where: str, state: RunState) -
         seed_rank(loop.config.seed, world.rank, loop.steps)
     load_average(loop, payload)
     loop.growth.restage(state)
+    for slot, holder in grown.slots.items():
+        holder.heard.load(_sum_counts([own["heard"][slot] for own in taken]))
 
 
 def _sum_counts(counts: list[Tensor | None]) -> Tensor | None:

@@ -233,7 +233,8 @@ def seed_that_breaks(rank: int, config: EsperConfig, run_dir: Path) -> dict[str,
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_newest_change_is_blamed_and_no_other_seed(world: int, tmp_path: Path) -> None:
-    results = run_distributed(seed_that_breaks, world, config_of(controller=schedule(*BOMB)), tmp_path)
+    config = config_of(controller=schedule(*BOMB), gates__birth_k_se=1e9)  # else it would not be born
+    results = run_distributed(seed_that_breaks, world, config, tmp_path)
     found = results[0]["events"]
     backs = [e for e in found if isinstance(e, RolledBack)]
     assert [(e.blamed, e.blamed_ticks, e.skipped_steps) for e in backs] == [(("r0c0",), (18,), 0)]

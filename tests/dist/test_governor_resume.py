@@ -171,6 +171,7 @@ def test_killed_while_barred_and_on_trial_it_goes_on_where_it_stood(tmp_path: Pa
         "governor__trial_ticks": 2,
         "governor__embargo_ticks": 8,
         "controller": schedule(*BOMB),
+        "gates__birth_k_se": 1e9,
     }
     runs = [prepare_run(tmp_path / name, plain_of(**settings)) for name in ("whole", "killed")]
     assert live(runs[0], 2, prepare=with_bomb) == [0, 0]
@@ -202,6 +203,7 @@ def test_an_order_given_between_two_attempts_turns_the_breaker_once_and_on_all_r
         "governor__cool_ticks": 40,
         "governor__embargo_ticks": 8,
         "controller": schedule(*BOMB),
+        "gates__birth_k_se": 1e9,
     }
     run_dir = prepare_run(tmp_path / "run", plain_of(**settings))
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
@@ -220,6 +222,7 @@ def test_an_order_given_between_two_attempts_turns_the_breaker_once_and_on_all_r
 def test_an_order_does_not_undo_what_came_after_it_when_the_run_goes_back_to_where_it_was_given(tmp_path: Path) -> None:
     """Given before the bomb is born: the rollback goes to before the panic, trips the breaker, and saves there."""
     settings = {"trainer__steps": 64, "governor__cool_ticks": 40, "controller": schedule(*BOMB)}
+    settings["gates__birth_k_se"] = 1e9
     run_dir = prepare_run(tmp_path / "run", plain_of(**settings))
     live(run_dir, 2, Kill("measure", PANIC - 3, rank=0), prepare=with_bomb)
     order = ordered(run_dir)

@@ -76,7 +76,7 @@ class SqueezeExcite(nn.Module):
         width = narrow(dim, reduction)
         self.squeeze = nn.Linear(dim, width)
         self.excite = nn.Linear(width, dim)
-        self.scale = LayerScale(dim, MAP)
+        self.scale = LayerScale(dim, MAP, follows=True)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Returns a delta of the same shape, |delta| <= |gamma x|."""

@@ -1,8 +1,10 @@
 """Parts that blueprints and hosts share: the layer scale that ends every seed, and a GroupNorm safe in any layout.
 
 LayerScale (Touvron et al. 2021, "Going deeper with image transformers"): delta = gamma * f(x) with one gamma per
-channel. Twist: gamma begins small but not at zero. At zero nothing before it would get a gradient in the first step,
-and a norm or ReLU after a zero init can stay dead for good; at 0.1 the delta is small and all of the seed learns.
+channel. Twists: gamma begins small but not at zero. At zero nothing before it would get a gradient in the first step,
+and a norm or ReLU after a zero init can stay dead for good; at 0.1 the delta is small and all of the seed learns. And
+gamma begins in proportion to the features at the site (`set_size`), since f normalises its input: at an absolute size
+a delta would drown small features, and be inaudible among large ones.
 """
 
 import torch
@@ -20,12 +22,25 @@ class LayerScale(nn.Module):
     Args:
         dim: channels C.
         topology: says which axis is C.
+        follows: whether f(x) is as large as x is, since nothing in f normalises.
     """
 
-    def __init__(self, dim: int, topology: Topology) -> None:
+    def __init__(self, dim: int, topology: Topology, *, follows: bool = False) -> None:
         super().__init__()
+        self.follows = follows
         self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE_INIT))
         self.trailing = topology.ndim - topology.channel_axis - 1
+
+    def set_size(self, size: float, features: float) -> None:
+        """Sets gamma at birth.
+
+        Args:
+            size: root mean square of what the delta is measured by: of the features where it is added to them, 1 where
+                it multiplies them.
+            features: root mean square of the features.
+        """
+        with torch.no_grad():
+            self.gamma.fill_(LAYER_SCALE_INIT * (size / features if self.follows else size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the same shape and memory format as ``x``."""

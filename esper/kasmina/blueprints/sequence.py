@@ -87,7 +87,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.down = nn.Linear(dim, _rank(dim, rank), bias=False)
         self.up = nn.Linear(_rank(dim, rank), dim, bias=False)
-        self.scale = LayerScale(dim, SEQ)
+        self.scale = LayerScale(dim, SEQ, follows=True)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Returns a delta of the same shape."""

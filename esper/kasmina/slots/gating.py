@@ -1,4 +1,4 @@
-"""The factors that scale a delta per sample: the trained gate of GATE, the margin of CONFIDENCE; and their tally.
+"""The factors that scale a delta per sample: the trained gate of GATE, the margin of CONFIDENCE; and tallies.
 
     GATE        pool -> linear -> tanh -> linear -> sigmoid      g in (0, 1)
     CONFIDENCE  top-1 minus top-2 softmax probability            g in [0, 1]
@@ -11,10 +11,15 @@ gradient.
 Shapes: B samples, C channels, T positions, H hidden units, K classes.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esper.kasmina.axes.feature import take
+from esper.kasmina.axes.site import Site
+from esper.kasmina.slots.beat import Beat
 from esper.leyline.errors import ConfigError
 from esper.leyline.topology import Topology
 
@@ -123,3 +128,35 @@ class Tally:
     def load(self, state: Tensor | None) -> None:
         """Puts back what `state` returned."""
         self._sums = state
+
+
+class Heard(Tally):
+    """How large a site's feature is in training forwards, while a seed waits there to be born.
+
+    Count and sum over training samples of the feature's mean square; empty unless it listens.
+
+    Fields:
+        listening: whether it tallies.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listening = False
+
+    def listen(self, on: bool) -> None:
+        """Begins anew, or ends."""
+        self.listening = on
+        self.load(None)
+
+    def hear(self, output: Any, site: Site | None, beat: Beat | None) -> None:
+        """Tallies the output of a site, if this is a training forward and no recomputation of one."""
+        if not self.listening:
+            return
+        assert site is not None
+        assert beat is not None
+        weights, feature = beat.weights, take(output, site.place)
+        if weights is None or beat.again is not None or not isinstance(feature, Tensor):
+            return
+        squares = site.turned(feature.detach()).float().square().flatten(1).mean(1, keepdim=True)
+        fits = weights.ndim == 0 or len(weights) == len(squares)  # a window of a sample may be a row of its own
+        self.add(squares, weights if fits else weights.new_ones(()))

@@ -14,7 +14,7 @@ from esper.kasmina.axes.feature import put, take
 from esper.kasmina.axes.site import Site
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.blend import HostOnly, blend
-from esper.kasmina.slots.gating import Tally
+from esper.kasmina.slots.gating import Heard, Tally
 from esper.kasmina.slots.joint import Joint
 from esper.kasmina.slots.phases import Phase
 from esper.kasmina.slots.regions import Region
@@ -44,6 +44,7 @@ class SeedSlot(Joint):
         operator: how the delta is joined (see `esper.kasmina.slots.blend`).
         fades_from: the operator that is being faded out; None without a cross-fade.
         tally: g_eff of the training samples since it was last read.
+        heard: the size of the feature in training forwards, while a seed is staged.
         region: the compiled `join`, None where nothing is compiled.
         hidden: whether the site ran without gradients in a forward that has them, as in a segment of the reentrant form
             of activation checkpointing; None before such a forward.
@@ -64,7 +65,7 @@ class SeedSlot(Joint):
         self.gate: nn.Module | None = None
         self.phase = Phase.OFF
         self.operator, self.fades_from = Operator.ADD, None  # type: Operator, Operator | None
-        self.tally = Tally()
+        self.tally, self.heard = Tally(), Heard()
         self.region: Region | None = None
         self.degraded: str | None = None
         self.told: Told | None = None
@@ -238,6 +239,7 @@ class SeedSlot(Joint):
         Raises:
             ConfigError: the site fires twice in one forward, or its feature is no longer what it was.
         """
+        self.heard.hear(output, self.site, self.beat)
         if self.seed is None:
             return None
         if torch.compiler.is_compiling():

@@ -144,7 +144,7 @@ class BirthVetoed(Event):
 
     reason: str
     """Why: NOT_READY after so many ticks, BUILD_FAILED, OUT_OF_MEMORY, NONFINITE_AT_BIRTH, LIBRARY_MISSING or
-    LIBRARY_DAMAGED.
+    LIBRARY_DAMAGED, or MOVES_LOSS.
     """
 
     proposal: int

@@ -12,7 +12,6 @@ changes, the old wrapper is dropped and a new one made without a broadcast.
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import nn
 from esper.accord.effects import Discard, Effect, Prepare, Register, Uproot, Veto
 from esper.accord.lifecycle import SlotState, learns
 from esper.accord.state import RunState, Terms
-from esper.kasmina.births import Birth, Library, Order, Ticket
+from esper.kasmina.births import Birth, Library, Order
 from esper.kasmina.births.build import birth_key
 from esper.kasmina.compiler import Compiler
 from esper.kasmina.slots.copies import grows_by_itself
@@ -32,17 +31,11 @@ from esper.leyline.stages import Incubation, Stage
 from esper.tolaria.growth import planting
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.parameters import ParameterChecker
+from esper.tolaria.growth.size import UNHEARD
 from esper.tolaria.growth.staging import check_forward, check_weights, digest_newborn, veto_of
+from esper.tolaria.growth.waiting import Waiting, await_births
 from esper.tolaria.growth.wrapper import no_sync, wrap
 from esper.tolaria.ranks.world import World
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A birth that the library is building, and the check that the training thread runs once it is ready."""
-
-    ticket: Ticket
-    check: Callable[[nn.Module], None]
 
 
 class Growth:
@@ -103,6 +96,7 @@ class Growth:
                 self._prepare(effect)
             elif isinstance(effect, Register):
                 self.plant(effect.slot, self.staged.pop(effect.slot))
+                self.grown.slots[effect.slot].heard.listen(False)
                 self.vetoes.pop(effect.slot, None)
                 self.newborns.pop(effect.slot, None)
             elif isinstance(effect, Discard):
@@ -159,6 +153,7 @@ class Growth:
         """Builds and checks a seed, or orders it from the library; a failure becomes this rank's veto, no exception."""
         slot, blueprint = effect.slot, effect.command.blueprint
         assert blueprint is not None
+        self.grown.slots[slot].heard.listen(True)
         site, key = self.grown.sites[slot], birth_key(self.run_seed, slot, effect.generation)
         weights = partial(check_weights, site=site, blueprint=blueprint)
         runs = partial(check_forward, site=site, blueprint=blueprint, dtype=self.dtype, device=self.world.device)
@@ -184,40 +179,42 @@ class Growth:
             self._refuse(slot, error)
 
     def _refuse(self, slot: str, error: Exception) -> None:
-        self.vetoes[slot], self.failures[slot] = veto_of(error)
+        self.vetoes[slot], text = veto_of(error)
+        if self.vetoes[slot] is not Veto.NOT_READY:  # that one may still come
+            self.failures[slot] = text
 
-    def settle(self) -> float:
-        """Waits before a commit for births under way, up to `LibraryConfig.wait_s` for all of them together.
+    def settle(self, check: Callable[[str, nn.Module], None]) -> float:
+        """Before a commit: waits for births under way, and checks every seed that is ready; a failure is a veto.
 
-        So a birth takes two ticks on a fast machine and on a slow one. If the wait is not enough, this rank vetoes with
-        NOT_READY, and all ranks keep the seed staged.
+        Args:
+            check: called with slot and seed; see `esper.tolaria.growth.size.BirthCheck`.
 
         Returns:
-            Milliseconds waited.
+            Milliseconds waited for the library.
         """
-        if self.library is None or not self.waiting:
-            return 0.0
-        began = time.monotonic()
-        until = began + self.library.config.wait_s
-        for slot, waiting in list(self.waiting.items()):
-            if not waiting.ticket.wait(until - time.monotonic()):
-                self.vetoes[slot] = Veto.NOT_READY
-                continue
-            del self.waiting[slot]
+        waited = 0.0
+        if self.library is not None and self.waiting:
+            waited, found = await_births(self.library, self.waiting)
+            for slot, seed in found.items():
+                if isinstance(seed, Exception):
+                    self._refuse(slot, seed)
+                else:
+                    self.staged[slot] = seed
+        for slot, seed in self.staged.items():
             self.vetoes.pop(slot, None)
             try:
-                seed = self.library.take(waiting.ticket)
-                waiting.check(seed)
-                self.staged[slot] = seed
+                check(slot, seed)
             except Exception as error:
                 self._refuse(slot, error)
-        return 1e3 * (time.monotonic() - began)
+        return waited
 
     def _discard(self, slot: str) -> None:
         """Discards a staged seed, or one that is still being built."""
+        self.grown.slots[slot].heard.listen(False)
         self.staged.pop(slot, None)
         self._regions.pop(slot, None)
-        self.vetoes.pop(slot, None)
+        if self.vetoes.pop(slot, None) is Veto.NOT_READY:
+            self.failures[slot] = UNHEARD
         self.newborns.pop(slot, None)
         waiting = self.waiting.pop(slot, None)
         if waiting is not None and self.library is not None:

@@ -94,6 +94,9 @@ def measure(
             values[f"{entry.slot}.gate_count"] = count
             values[f"{entry.slot}.gate_sum"] = total
             values[f"{entry.slot}.gate_sum_sq"] = squares
+        if entry.staged is not None:
+            count, total, _ = holder.heard.take()
+            values |= {f"{entry.slot}.feature_count": count, f"{entry.slot}.feature_sq": total}
         if entry.request is not None:
             sums = evaluator.probe_sums(entry.slot, entry.request, gates)
             values |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}

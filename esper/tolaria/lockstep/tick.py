@@ -26,6 +26,7 @@ from esper.leyline.evidence import ABSENT
 from esper.leyline.observation import Observation
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.size import BirthCheck, MeasuresBirth
 from esper.tolaria.lockstep.buffers import average_running_statistics
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.decision import Decision
@@ -84,6 +85,7 @@ class Cycle:
         lockstep: the two collectives.
         narrator: reports what happened.
         window: this rank's counts between two ticks.
+        evaluator: measures the loss around a birth; None where there is none.
         observers: called around a tick, in order.
     """
 
@@ -99,11 +101,12 @@ class Cycle:
         lockstep: Lockstep,
         narrator: Narrator,
         window: Window,
+        evaluator: MeasuresBirth | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
         self.world, self.marks, self.grown, self.growth = world, marks, grown, growth
         self.terms, self.control, self.lockstep, self.narrator = terms, control, lockstep, narrator
-        self.window, self.observers = window, Observers(observers)
+        self.window, self.evaluator, self.observers = window, evaluator, Observers(observers)
         self._failure_text, self._waited_ms = "", 0.0
         self.restart_clock()
 
@@ -202,7 +205,8 @@ class Cycle:
         digests = self.lockstep.digests_of(state, self.grown, parameters=turn.full)
         digest_ms = 1e3 * (time.perf_counter() - began)
         self.marks.mark("births")
-        self._waited_ms += self.growth.settle()
+        check = BirthCheck(self.grown, state, turn.sums, self.evaluator, self.terms)
+        self._waited_ms += self.growth.settle(check)
         digests |= self.lockstep.newborn_digests(self.growth.newborns)
         self.marks.mark("commit")
         agreed = self.lockstep.commit(state, commands, digests, self.growth.vetoes, word, self._failure_text)

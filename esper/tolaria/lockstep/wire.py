@@ -10,7 +10,7 @@ commit    int64, MAX.    Rank 0's commands (the others send the smallest int64);
 
 Both layouts are pure functions of the slot ids and the world size, because a mismatched all-reduce would return wrong
 numbers without an error. Eight int64 words make a command: proposal, op, catalogue index, operator, curve, ticks, and
-target and steepness as float64 bits. At 1,024 ranks and 12 slots: 2.2 KB observe + 9.9 KB commit = 12.1 KB a tick.
+target and steepness as float64 bits. At 1,024 ranks and 12 slots: 2.4 KB observe + 9.9 KB commit = 12.3 KB a tick.
 """
 
 import math
@@ -69,6 +69,8 @@ SLOT_ADDITIVE = (
     "gate_sum",
     "gate_sum_sq",
     "gate_nonfinite",
+    "feature_count",
+    "feature_sq",
 )
 SLOT_REPLICATED = ("norm", "norm_steps", "nonfinite", *HEALTH)
 

@@ -125,6 +125,7 @@ class Engine:
             lockstep=lockstep,
             narrator=self.narrator,
             window=self.window,
+            evaluator=self.evaluator,
             observers=build_observers(self, self.saves, governor, observers),
         )
         self._lr = 0.0

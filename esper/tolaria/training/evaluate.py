@@ -141,6 +141,15 @@ class Evaluator:
                 stack.enter_context(taken.applied())
             return self.part_sums(self.bundle.validation)
 
+    def birth_sums(self, slot: str, generation: int, gates: GateConfig) -> tuple[dict[str, float], ...]:
+        """`sample_sums` at alpha 0 and at alpha 1 of probe samples that (run seed, slot, generation) name."""
+        part, sums = self.bundle.probe, []
+        chosen = draw(len(part), min(gates.probe_samples, len(part)), "birth", self.seed, slot, generation)
+        for alpha in (0.0, 1.0):
+            with evaluating(self.grown.model), self.grown.override({slot: alpha}):
+                sums.append(sample_sums(self._losses(part, indices) for indices in chosen.split(self.batch)))
+        return tuple(sums)
+
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the samples that the request draws.
 
