@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.axes.feature import copy_inputs, take, tensors_in
+from esper.kasmina.lending import call_with, hush, stand_ins
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Backend, Region, choose_regions, compile_failures, reason
-from esper.kasmina.slots.shadow import call_with, hush, stand_ins
 from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.streams import undisturbed

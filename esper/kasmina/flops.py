@@ -28,10 +28,10 @@ from esper.kasmina.axes.feature import copy_inputs, put, take, tensors_in
 from esper.kasmina.axes.site import Site
 from esper.kasmina.blueprints import registry
 from esper.kasmina.hosts.resume import resumable
+from esper.kasmina.lending import call_with, hush
 from esper.kasmina.products import FORMULAS, Uncounted
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.shadow import call_with, hush
 from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.costs import HostCost, SeedCost

@@ -53,6 +53,20 @@ def set_streams(streams: Streams, devices: Sequence[torch.device] = ()) -> None:
     np.random.set_state(streams.numpy)
 
 
+def moved(before: Streams, after: Streams) -> bool:
+    """Whether any of the streams has been drawn from between two readings on the same devices."""
+    tensors = zip((before.cpu, *before.cuda), (after.cpu, *after.cuda), strict=True)
+    if not all(torch.equal(one, other) for one, other in tensors) or before.python != after.python:
+        return True
+    return not _equal(before.numpy, after.numpy)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return all(_equal(one[key], other[key]) for key in one)
+    return bool(np.array_equal(one, other))
+
+
 def seed_streams(seed: int) -> None:
     """Seeds every global stream: torch's on all devices, Python's and numpy's."""
     torch.manual_seed(seed)

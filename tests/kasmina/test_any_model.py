@@ -4,7 +4,8 @@ import copy
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -340,6 +341,42 @@ def test_the_fused_path_of_an_encoder_is_taken_while_slots_are_idle_and_left_alo
         run(grown.model, _normal(2, 5, 4), False, False)
     assert torch.backends.mha.get_fastpath_enabled()
     assert all(len(layer._forward_hooks) == 1 for layer in grown.model.encoder.layers)
+
+
+@pytest.mark.parametrize("twin", [lambda model: model, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_hooks_of_the_user_s_keep_their_place_around_a_slot_that_is_lifted(twin):
+    """One from before attach sees the site's own output; one from after it, what flows on."""
+    host, example = Padded(), CASES["encoder"].example
+    first, second = host.encoder.layers
+    first.register_forward_hook(partial(Seen.note, name="before"))
+    attach(host, CASES["encoder"].sites, example)
+    first.register_forward_hook(partial(Seen.note, name="after"))
+    second.register_forward_pre_hook(Seen.note_input)
+    model = twin(host)
+    holder = model.get_submodule(CONTAINER)["r0c0"]
+    for _ in range(2):
+        run(model, example, False, False)  # idle: lifted
+        holder.plant(nn.Linear(8, 8))
+        holder.phase = Phase.BLEND
+        holder.set_alpha(1.0)
+        run(model, example, False, False)
+        assert bits(Seen.last["after"], Seen.last["flows on"])
+        assert not bits(Seen.last["before"], Seen.last["flows on"])
+        holder.uproot()
+
+
+class Seen:
+    """What hooks saw last."""
+
+    last: ClassVar[dict[str, Tensor]] = {}
+
+    @classmethod
+    def note(cls, module: nn.Module, args: Any, output: Tensor, *, name: str) -> None:
+        cls.last[name] = output
+
+    @classmethod
+    def note_input(cls, module: nn.Module, args: Any) -> None:
+        cls.last["flows on"] = args[0]
 
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

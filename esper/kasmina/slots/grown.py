@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from esper.kasmina.axes.feature import copy_inputs, tensors_in
 from esper.kasmina.axes.site import Site
-from esper.kasmina.slots.shadow import call_with, come_out, freeze, hush, stand_ins
+from esper.kasmina.lending import call_with, hush, stand_ins
+from esper.kasmina.slots.shadow import come_out, freeze
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.streams import cuda_devices, read_streams, set_streams, undisturbed

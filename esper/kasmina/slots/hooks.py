@@ -9,6 +9,8 @@ class logits) is remembered with the tensors that a forward returned, for what b
 `nn.TransformerEncoderLayer` has a fused path in eval(). It leaves that path when any hook is registered in it, and then
 rounds differently and does not support padding. So while all slots on or in such layers are idle, their hooks are taken
 off for the length of the forward; while one is active, the fused path is off for all layers, so that all compute alike.
+They come back to their place among the hooks of the module: one of the user's that was registered after attach runs
+after the slot's, and sees the feature with the seed.
 """
 
 from dataclasses import dataclass, field
@@ -18,13 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from esper.kasmina.axes.dryrun import STEADY
 from esper.kasmina.axes.feature import tensors_in
 from esper.kasmina.axes.positions import Mixing
 from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.phases import Phase
 from esper.kasmina.slots.sites import is_compiled
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.slots.told import CACHES, Argument, Told, find_teller
 from esper.leyline.alpha import Operator
+from esper.leyline.errors import ConfigError
 
 
 class Teller:
@@ -51,6 +56,13 @@ class Teller:
             holder.told = told
 
 
+def _learns(holder: SeedSlot) -> bool:
+    """Whether a forward with gradients, as things are, is one in which the seed learns."""
+    override = holder.overridden
+    at_work = holder.phase is not Phase.OFF if override is None else override != 0.0
+    return at_work and holder.seed is not None and any(p.requires_grad for p in holder.seed.parameters())
+
+
 @dataclass(slots=True)
 class _Watched:
     """A module with the hooks by which it serves a slot.
@@ -60,22 +72,29 @@ class _Watched:
         holder: the slot.
         told_by: the module that tells the slot what it is called with, and its hook; None if there is none.
         handles: of the hooks now registered.
+        behind: keys of the module's hooks that run after the slot's, while that is taken off.
     """
 
     module: nn.Module
     holder: SeedSlot
     told_by: tuple[nn.Module, Teller] | None
     handles: list[RemovableHandle] = field(default_factory=list)
+    behind: tuple[int, ...] = ()
 
     def register(self) -> None:
-        """Registers the hooks."""
+        """Registers the hooks, that on the feature at its old place."""
         self.handles = [self.module.register_forward_hook(self.holder.hook)]
+        for key in self.behind:
+            if key in self.module._forward_hooks:
+                self.module._forward_hooks.move_to_end(key)  # type: ignore[attr-defined]  # an OrderedDict
         if self.told_by is not None:
             module, teller = self.told_by
             self.handles.append(module.register_forward_pre_hook(teller.tell, with_kwargs=True))
 
     def remove(self) -> None:
         """Takes the hooks off."""
+        keys = list(self.module._forward_hooks)
+        self.behind = tuple(keys[keys.index(self.handles[0].id) + 1 :])
         for handle in self.handles:
             handle.remove()
 
@@ -130,13 +149,40 @@ class RootHooks:
             torch.backends.mha.set_fastpath_enabled(False)
 
     def end(self, *call: Any) -> None:  # one argument for all: a compiler then does not look into the output's tensors
-        """Forward hook of the root; torch also calls it when the forward raised."""
-        if not torch.compiler.is_compiling() and any(holder.seed is not None for holder in self.holders):
-            told = {holder.slot: holder.told for holder in self.holders if holder.told is not None}
+        """Forward hook of the root; torch also calls it when the forward raised.
+
+        Raises:
+            ConfigError: a site did not run although its seed learns.
+        """
+        if torch.compiler.is_compiling():
+            self.beat.end()
+            return
+        planted = [holder for holder in self.holders if holder.seed is not None]
+        missing = self._missing(planted) if call[-1] is not None else None
+        if planted:
+            told = {holder.slot: holder.told for holder in planted if holder.told is not None}
             self.beat.remember(list(tensors_in(call[-1])), told)
         self.beat.end()
-        if self.fused and not torch.compiler.is_compiling():
+        if self.fused:
             self._restore()
+        if missing is not None:
+            raise ConfigError(missing)
+
+    def _missing(self, planted: list[SeedSlot]) -> str | None:
+        """What to say of a seed that learns and whose site did not run in the forward that ends; None if there is none.
+
+        Data parallel training waits for the gradient of every parameter that learns, from every rank.
+        """
+        if not self.beat.graded or self.beat.may_skip:
+            return None
+        for holder in planted:
+            if not self.beat.fired[holder.slot] and _learns(holder):
+                assert holder.site is not None
+                return (
+                    f"site {holder.site.module!r} of slot {holder.slot} did not run in a forward in which its seed "
+                    f"learns: {STEADY}, or allow it by find_unused (world.find_unused=true, Session(find_unused=True))"
+                )
+        return None
 
     def _restore(self) -> None:
         if self.lifted:

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.axes.causal import find_causal
+from esper.kasmina.axes.dryrun import run_sites
 from esper.kasmina.axes.example import Example
 from esper.kasmina.axes.feature import Place, place_of, take
 from esper.kasmina.axes.forward import Forward, Watch
@@ -101,24 +102,6 @@ def _restore(model: nn.Module, flags: Mapping[str, bool], buffers: Mapping[str, 
             buffer.copy_(buffers[name])
 
 
-def _forward_once(model: nn.Module, names: list[str], example: Any) -> dict[str, list[Any]]:
-    """Returns the outputs of each named module in one forward, in the order in which the modules first returned."""
-    fired: dict[str, list[Any]] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda _module, _args, output: fired.setdefault(name, []).append(output)
-
-    handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in names]
-    try:
-        args, kwargs = arguments(example)
-        with torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return fired
-
-
 @dataclass(slots=True)
 class _DryRun:
     """The dry run of a host, while it lasts.
@@ -146,7 +129,7 @@ class _DryRun:
 
 @contextlib.contextmanager
 def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> Iterator[_DryRun]:
-    """Runs one forward in train() and one in eval(): every site must fire exactly once in each.
+    """Runs the host in train() and in eval(): every site must fire exactly once in each forward, with gradients.
 
     Within the block the host may run again; after it, flags, buffers and random streams are as they were.
 
@@ -157,21 +140,13 @@ def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> Iterat
     """
     check_sites(model, where)
     flags, buffers = _modules_state(model)
-    outputs: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.callback(_restore, model, flags, buffers)
         # A fused encoder layer does not call its children, and takes nested tensors, which a layer with hooks cannot.
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        for mode in ("train", "eval"):
-            model.train(mode == "train")
-            fired = _forward_once(model, list(where), copy.deepcopy(example))
-            for name, text in where.items():
-                times = len(fired.get(name, []))
-                if times != 1:
-                    raise ConfigError(f"{text} fired {times} times in one {mode}() forward, need exactly once")
-            outputs = outputs or {name: returned[0] for name, returned in fired.items()}
+        outputs = run_sites(model, where, arguments(example))
 
         def forward(varied: Example) -> Any:
             _restore(model, dict.fromkeys(flags, False), buffers)

@@ -212,14 +212,23 @@ class ParameterOwner:
             own = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if own:
                 grads[owner] = own
+            elif owner != HOST and not self.grown.beat.may_skip:
+                self._refuse_unreached(owner)
             if any(grad.layout is not torch.strided for grad in own):
                 self._refuse_sparse()
         return grads, {owner: torch.nn.utils.get_total_norm(own) for owner, own in grads.items()}
 
+    def _refuse_unreached(self, slot: str) -> None:
+        """Names a slot whose seed learns and has no gradient at all."""
+        if any(parameter.requires_grad for group in self._groups[slot] for parameter in group["params"]):
+            raise ConfigError(
+                f"no gradient reached the seed of slot {slot} at site {self.grown.sites[slot].module!r}: what it adds "
+                "is cut off (detach(), torch.no_grad()) or does not reach the loss; choose another module as site"
+            )
+
     def _refuse_sparse(self) -> None:
-        """Names the parameters with a sparse gradient."""
-        pairs = [pair for named in self.grown.owner_parameters().values() for pair in named]
-        names = [name for name, p in pairs if p.grad is not None and p.grad.layout is not torch.strided]
+        named = self.grown.model.named_parameters()
+        names = [name for name, p in named if p.grad is not None and p.grad.layout is not torch.strided]
         raise ConfigError(
             f"the gradient of {', '.join(names[:3])} is sparse, and cannot be judged per owner; make it dense"
         )

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from esper.kasmina.slots.shadow import call_with, stand_ins
+from esper.kasmina.lending import call_with, stand_ins
 from esper.kasmina.slots.sites import is_compiled
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import one_line
