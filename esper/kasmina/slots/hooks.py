@@ -140,7 +140,9 @@ class RootHooks:
         if not self.fused:
             return
         self._restore()
-        if all(entry.holder.idle for entry in self.fused) and not is_compiled(model):
+        hearing = self.beat.weights is not None  # a staged seed waits for the size of the feature in such a forward
+        idle = all(e.holder.idle and not (hearing and e.holder.heard.listening) for e in self.fused)
+        if idle and not is_compiled(model):
             for entry in self.fused:
                 entry.remove()
             self.lifted = True
