@@ -2,6 +2,7 @@
 
     python launch/soak.py [--kills 200] [--minutes 120] [--seed 1]     # about 15 s per kill on two cores
     python launch/soak.py --seed 1 --round 7                           # repeats one round
+    python launch/soak.py --seed 1 --kills 500 --record FILE           # stopped and typed again, it goes on
 
 First the demo's task runs undisturbed. Then, in each round, the same run is started and gets random signals at random
 moments (start-up, training, saves, the end): one rank, all ranks, torchrun's agent, the launcher, or all of them at
@@ -12,6 +13,7 @@ meet depends on the machine: the same command draws the same moments, not the sa
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +130,24 @@ def count_lost(run: Run, kills: list[Kill]) -> None:
             kill.lost = max(0, kill.step - began[kill.attempt + 1])
 
 
+def read_rounds(path: Path | None, seed: int, ranks: int) -> list[Round]:
+    """The rounds that earlier commands have recorded, of the same seed and ranks; the last may be torn."""
+    rounds = []
+    for line in path.read_text().splitlines() if path is not None and path.exists() else ():
+        try:
+            plain = json.loads(line)
+        except ValueError:
+            continue
+        if (plain.pop("seed"), plain.pop("ranks")) == (seed, ranks):
+            rounds.append(Round(plain["number"], [Kill(**kill) for kill in plain["kills"]], plain["failure"]))
+    return rounds
+
+
 def one_round(
-    number: int, seed: int, kills: int, times: tuple[float, float], folder: Path, wanted: dict[str, Any]
+    number: int, seed: int, kills: int, times: tuple[float, float], folder: Path, wanted: dict[str, Any], ranks: int
 ) -> Round:
     """Plays one round; after a failure the result names it, and the folder is kept."""
-    record, run = Round(number), Run(folder / f"round-{number}")
+    record, run = Round(number), Run(folder / f"round-{number}", ranks)
     rng = random.Random(f"{seed}/{number}")
     try:
         play(run, record, kills, Moments(*times, rng), rng)
@@ -156,11 +171,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=120.0, help="no round begins later")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--round", type=int, default=None, help="only this one")
+    parser.add_argument("--ranks", type=int, default=2, help="of each run; 2 or 3")
+    parser.add_argument("--record", type=Path, help="a file of the rounds played, with which the same command goes on")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of the run are ended first
-    folder = Path(tempfile.mkdtemp(prefix="esper-soak-"))
     began = time.monotonic()
-    alone = Run(folder / "alone")
+    rounds = read_rounds(args.record, args.seed, args.ranks) if args.round is None else []
+    folder = Path(tempfile.mkdtemp(prefix="esper-soak-"))
+    if sum(len(record.kills) for record in rounds) >= args.kills:
+        return summary(rounds, args.seed, time.monotonic() - began, folder)
+    alone = Run(folder / "alone", args.ranks)
     try:
         play(alone, Round(-1), 0, Moments(0.0, 0.0, random.Random(0)), random.Random(0))
     finally:
@@ -169,11 +189,13 @@ def main() -> int:
     train_s = trained_s(alone)
     times = (whole_s - train_s, train_s)
     print(f"undisturbed: {times[0]:.0f} s to start, {times[1]:.0f} s of training; runs in {folder}", flush=True)
-    rounds: list[Round] = []
-    number = 0 if args.round is None else args.round
+    number = len(rounds) if args.round is None else args.round
     while (left := args.kills - sum(len(record.kills) for record in rounds)) > 0:
-        record = one_round(number, args.seed, min(left, PER_ROUND), times, folder, wanted)
+        record = one_round(number, args.seed, min(left, PER_ROUND), times, folder, wanted, args.ranks)
         rounds.append(record)
+        if args.record is not None:
+            with args.record.open("a") as file:
+                file.write(json.dumps({"seed": args.seed, "ranks": args.ranks, **asdict(record)}) + "\n")
         for kill in record.kills:
             again = "-" if kill.again_s is None else f"{kill.again_s:.1f} s"
             where = f"in {kill.phase or 'start'}, step {kill.step}"
@@ -193,6 +215,7 @@ def summary(rounds: list[Round], seed: int, seconds: float, folder: Path) -> int
     print(f"{len(kills)} kills in {len(rounds)} runs, {len(failed)} failed, {seconds / 60:.1f} minutes")
     print("  " + ", ".join(f"{count} x {name}" for name, count in Counter(k.victim for k in kills).most_common()))
     print("  " + ", ".join(f"{count} x {name}" for name, count in Counter(k.signal for k in kills).most_common()))
+    print(f"  {sum(kill.attempt > 1 for kill in kills)} of them struck a run that had been started again")
     if waits:
         print(f"  to training again: median {statistics.median(waits):.1f} s, longest {max(waits):.1f} s")
         print(f"  steps done twice: {sum(k.lost for k in kills)}, by one kill {max(k.lost for k in kills)} at most")

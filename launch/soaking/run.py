@@ -38,6 +38,7 @@ SETTINGS = (
 VICTIMS: dict[str, tuple[str, ...]] = {
     "rank 0": ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGSEGV", "SIGSTOP"),
     "rank 1": ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGABRT", "SIGSTOP"),
+    "rank 2": ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGSEGV", "SIGSTOP"),
     "all ranks": ("SIGKILL",),
     "agent": ("SIGKILL",),
     "launcher": ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1"),
@@ -77,8 +78,8 @@ class Kill:
 class Run:
     """A run directory and the command that works on it now."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.log = folder, folder.with_suffix(".log")
+    def __init__(self, folder: Path, ranks: int = 2) -> None:
+        self.folder, self.log, self.ranks = folder, folder.with_suffix(".log"), ranks
         self.store = CheckpointStore(folder / "checkpoints", attempt=0, keep=1)
         self.command: subprocess.Popen[bytes] | None = None
         self.newest = 0
@@ -88,6 +89,7 @@ class Run:
         known = (self.folder / "config.yaml").is_file()
         resume = [sys.executable, "-m", "esper.cli", "resume", str(self.folder)]
         train = [sys.executable, str(ROOT / "launch" / "train.py"), *SETTINGS, f"run.dir={self.folder}"]
+        train.append(f"world.nproc_per_node={self.ranks}")
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with self.log.open("ab") as log:
             self.command = subprocess.Popen(
