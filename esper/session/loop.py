@@ -176,7 +176,7 @@ class Loop:
         changed = self.growth.changed_by_hand()
         self.order.check_step(has_loss=self._loss is not None, find_unused=self.config.find_unused, changed=changed)
         first = next(self.grown.model.parameters())
-        if (first.dtype, first.device) != (self.growth.dtype, self.world.device):
+        if (first.dtype, first.device) != (self.growth.host_dtype, self.world.device):
             raise LoopError("the model's dtype or device was changed beside the session; use session.to(...)")
         self.marks.step = self.steps
         self.marks.mark("step")

@@ -11,6 +11,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from esper.kasmina.blueprints import registry
+from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import arguments
 from esper.kasmina.slots.unfit import check_learning
@@ -221,7 +222,7 @@ def _shake_hands(
     fields = {
         "settings": str(digest62([to_plain(config), controller_plain or "an object"])),
         "code": describe_code(modules),
-        "registry": registry.describe_registry(world.device, next(grown.model.parameters()).dtype),
+        "registry": registry.describe_registry(world.device, seed_dtype(next(grown.model.parameters()).dtype)),
         "weights": str(weights_digest(grown)),
         "optimizer": f"{type(adopted.optimizer).__name__} {digest62(names)}",
         "slots": " ".join(f"{slot}={site.module}:{site.layout}:{site.causal}" for slot, site in grown.sites.items()),

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from esper.accord.state import RunState
 from esper.kasmina.export import export
+from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError, one_line
 from esper.leyline.events import Event
@@ -290,14 +291,16 @@ class Session:
         loop = self._loop
         loop.check_between("session.to")
         loop.growth.call = self.grown.model  # the old reducer must be gone first
-        for module in (self.grown.model, *loop.growth.staged.values()):
-            module.to(*args, **kwargs)
+        self.grown.model.to(*args, **kwargs)
         first = next(self.grown.model.parameters())
+        loop.growth.host_dtype, loop.growth.dtype = first.dtype, seed_dtype(first.dtype)
+        for seed in loop.growth.staged.values():
+            seed.to(device=first.device, dtype=loop.growth.dtype)
         for parameter, entries in self.optimizer.state.items():
             for key, value in entries.items():
                 if isinstance(value, Tensor) and value.ndim > 0:
                     entries[key] = value.to(device=parameter.device, dtype=parameter.dtype)
-        loop.growth.dtype, self.world.device = first.dtype, first.device
+        self.world.device = first.device
         loop.window.move(first.device)
         loop.follow(force=True)
         if loop.average is not None:

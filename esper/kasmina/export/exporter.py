@@ -24,6 +24,7 @@ from esper.kasmina.export.listening import Listeners, Listening
 from esper.kasmina.export.record import Exported, ExportedSlot, Way
 from esper.kasmina.export.same import Inputs, check_same, inputs_for, run_plain, same_bits
 from esper.kasmina.export.tracing import as_graph, is_torch, package_of, use_twins
+from esper.kasmina.precision import as_wide
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
@@ -127,7 +128,7 @@ class _Exporter:
         self.ways = dict.fromkeys(seeds, (Way.LEFT_OUT, None))
         for slot, output in self.outputs.items():
             site = self.sites[slot]
-            feature = site.turned(take(output, site.place).detach())
+            feature = as_wide(site.turned(take(output, site.place).detach()), seeds[slot])
             listening = self.listeners.bind(slot, seeds[slot])
             seed = self._as_torch(slot, seeds[slot], feature, listening)
             formula, factor_of = JOINS[holders[slot].operator]

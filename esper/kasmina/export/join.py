@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from esper.kasmina.axes.feature import Place
+from esper.kasmina.axes.feature import Place, take
 from esper.kasmina.axes.site import Site
 from esper.kasmina.export.listening import Listening
 from esper.kasmina.export.tracing import as_graph
+from esper.kasmina.precision import as_wide
 from esper.kasmina.slots.blend import MULTIPLY_BOUND
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.rows import Rows
@@ -116,10 +117,17 @@ class _Joined(nn.Module):
     """The module that is traced to make the graph."""
 
     def __init__(
-        self, seed: nn.Module, formula: Formula, factor: Factor, site: Site, put: Put | None, named: bool
+        self,
+        seed: nn.Module,
+        formula: Formula,
+        factor: Factor,
+        site: Site,
+        put: Put | None,
+        named: bool,
+        wide: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed, self._wide = seed, wide
         self._how = (formula, site, put, named)
         if isinstance(factor, Tensor):
             self.register_buffer("factor", factor)
@@ -136,7 +144,8 @@ class _Joined(nn.Module):
         if put is not None:
             feature = getattr(output, str(place)) if named else output[place]
         feature = site.turned(feature)
-        joined = site.turned_back(formula(feature, self.seed(feature, *told), self.factor))
+        wide = feature if self._wide is None else feature.to(self._wide)
+        joined = site.turned_back(formula(feature, self.seed(wide, *told), self.factor))
         return joined if put is None else put(output, place, joined)
 
 
@@ -173,11 +182,14 @@ def join_graph(
     """
     where = f"site {site.module!r} of slot {site.slot}"
     put, named = (None, False) if site.place is None else _container(output, where)
+    feature = take(output, site.place)
+    wide = as_wide(feature, seed).dtype
+    cast = None if wide is feature.dtype else wide
     if listening is None:
-        module = _Joined(seed, formula, factor, site, put, named)
+        module = _Joined(seed, formula, factor, site, put, named, cast)
         graph = as_graph(module, (None, (), output), what=where)
     else:
-        module = _Listens(seed, formula, factor, site, put, named)
+        module = _Listens(seed, formula, factor, site, put, named, cast)
         module.listening = listening
         graph = as_graph(module, (None, (), {}, output), what=where)
     graph.training = seed.training
@@ -189,7 +201,7 @@ def compute_delta(seed: nn.Module, feature: Tensor, *told: Any) -> Tensor:
     flags = [(part, part.training) for part in seed.modules()]
     try:
         with torch.enable_grad(), undisturbed(feature, seed=0):
-            delta: Tensor = seed.eval()(feature.detach().requires_grad_(), *told)
+            delta: Tensor = seed.eval()(as_wide(feature.detach(), seed).requires_grad_(), *told)
             return delta.detach()
     finally:
         for part, training in flags:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing, Positions
 from esper.kasmina.axes.site import Site
+from esper.kasmina.precision import as_wide
 from esper.kasmina.slots.beat import Beat, Circumstances
 from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, blend, door, effective, select
 from esper.kasmina.slots.gating import Tally, margin
@@ -179,7 +180,8 @@ class Joint(nn.Module):
 
     def _delta(self, x: Tensor, host: Tensor, rows: Rows | None = None) -> Tensor:
         assert self.seed is not None
-        delta = self.seed(x, self._positions(x, rows)) if isinstance(self.seed, Mixing) else self.seed(x)
+        wide = as_wide(x, self.seed)
+        delta = self.seed(wide, self._positions(x, rows)) if isinstance(self.seed, Mixing) else self.seed(wide)
         if delta.shape != host.shape:
             raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
         return delta

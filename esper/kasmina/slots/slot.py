@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.axes.feature import put, take
 from esper.kasmina.axes.site import Site
+from esper.kasmina.precision import keeping_wide
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.blend import HostOnly, blend
 from esper.kasmina.slots.gating import Heard, Tally
@@ -290,11 +291,10 @@ class SeedSlot(Joint):
             raise ConfigError(f"{where} returned {feature.dtype}, before it was {before}; keep one dtype per run")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SeedSlot":
-        super()._apply(fn, recurse)
+        super()._apply(keeping_wide(fn), recurse)
         self._dtypes.clear()
         if self.alpha.dtype != torch.float32:
-            device = self.alpha.device
-            self.alpha = torch.full((), self._level, dtype=torch.float32, device=device)
-            self.fade = torch.full((), self._fade_level, dtype=torch.float32, device=device)
+            levels = torch.tensor([self._level, self._fade_level], dtype=torch.float32, device=self.alpha.device)
+            self.alpha, self.fade = (level.clone() for level in levels)
             self._write_channels()
         return self

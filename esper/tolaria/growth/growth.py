@@ -24,6 +24,7 @@ from esper.accord.state import RunState, Terms
 from esper.kasmina.births import Birth, Library, Order
 from esper.kasmina.births.build import birth_key
 from esper.kasmina.compiler import Compiler
+from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.copies import grows_by_itself
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Region
@@ -47,7 +48,7 @@ class Growth:
         world: the ranks.
         terms: of the run.
         run_seed: the run's seed, from which seeds' weights follow.
-        dtype: number format of seeds.
+        dtype: number format of the host; seeds have that of `seed_dtype`.
         library: builds seeds beside training; None builds them here, when they are staged.
         compiler: compiles seeds; None if nothing is compiled.
 
@@ -75,7 +76,8 @@ class Growth:
         compiler: Compiler | None = None,
     ) -> None:
         self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
-        self.run_seed, self.dtype, self.library = run_seed, dtype, library
+        self.run_seed, self.library = run_seed, library
+        self.host_dtype, self.dtype = dtype, seed_dtype(dtype)
         self.compiler, self.compiled = compiler, False
         self._regions: dict[str, Region] = {}  # of staged seeds
         self.waiting: dict[str, Waiting] = {}
