@@ -37,12 +37,14 @@ class _Reduction(Changes):
 
     # 1 ------------------------------------------------------------------------------------------------------------
 
-    def settle_births(self, vetoes: Mapping[str, tuple[Veto, int]]) -> None:
+    def settle_births(self, vetoes: Mapping[str, tuple[Veto, int]], commands: Mapping[str, Command]) -> None:
         for slot in self.state.slots:
             command = slot.staged
             if command is None:
                 continue
             veto, rank = vetoes.get(slot.slot, (Veto.NONE, -1))
+            if veto is Veto.NONE and self.is_pruned(slot, commands[slot.slot]):
+                continue  # never born: see `prune`
             waited = self.state.tick - slot.staged_tick
             if veto is Veto.NOT_READY and waited < self.stage_ticks:
                 continue
@@ -74,6 +76,11 @@ class _Reduction(Changes):
             )
             self.move(born, Op.GERMINATE, Stage.GERMINATED, command.proposal)
             self.outcome.effects.append(Register(slot.slot))
+
+    def is_pruned(self, slot: SlotState, command: Command) -> bool:
+        """Whether this tick's command takes a staged seed back."""
+        conditions = conditions_of(self.state, slot, self.terms)
+        return command.op is Op.PRUNE and find_refusal(self, conditions, command) is None
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
@@ -244,7 +251,7 @@ def reduce_tick(
         New state, effects in canonical order, events.
     """
     reduction = _Reduction(state, terms, stage_ticks)
-    reduction.settle_births(vetoes)
+    reduction.settle_births(vetoes, commands)
     reduction.quarantine()
     reduction.freeze_degraded()
     for slot in state.slots:

@@ -139,7 +139,7 @@ def can_empty(state: RunState, terms: Terms, stage_ticks: int, known: set[int]) 
         known: keys of states for which this is known to hold; the states on the way are added.
     """
     names, passed = ObserveLayout([entry.slot for entry in state.slots]).names, []
-    # A birth cannot be pruned in the tick that registers it; then PRUNED, the embargo, RESETTING, EMPTY.
+    # A staged seed is taken back at once; a living one goes by PRUNED, the embargo and RESETTING to EMPTY.
     for _ in range(5 + terms.slots_config.embargo_ticks):
         passed.append(key_of(state))
         free = all(e.staged is None and e.stage in (Stage.EMPTY, Stage.FOSSILIZED) for e in state.slots)

@@ -10,9 +10,11 @@ Python keeps no docstring of a field, so the source is parsed.
 
 import ast
 import dataclasses
+import enum
 import inspect
 import re
 import textwrap
+import typing
 from typing import Any
 
 from esper.leyline.errors import ConfigError
@@ -54,8 +56,34 @@ def as_markdown(text: str) -> str:
     return re.sub(r"``(.+?)``", r"`\1`", text).replace("|", "\\|")
 
 
+_ENUMS: dict[type, dict[str, tuple[type[enum.Enum], bool]]] = {}
+
+
+def _enum_fields(cls: type) -> dict[str, tuple[type[enum.Enum], bool]]:
+    """The fields that hold a member of an enum: the enum, and whether they may be None."""
+    if cls in _ENUMS:
+        return _ENUMS[cls]
+    found = _ENUMS[cls] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        kinds = list(typing.get_args(hint)) or [hint]
+        members = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)]
+        if members and set(kinds) <= {members[0], type(None)}:
+            found[name] = members[0], type(None) in kinds
+    return found
+
+
+def _member(kind: type[enum.Enum], value: Any) -> enum.Enum | None:
+    """The member that ``value`` is, or that it names by value or name; None if there is none."""
+    if isinstance(value, kind):
+        return value
+    return next((m for m in kind if isinstance(value, str) and value in (m.value, m.name, m.name.lower())), None)
+
+
 class Checks:
     """Collects failed checks of one config object, then raises them together.
+
+    Before them, text in a field of an enum becomes the member that it names, by value or name; anything else there is
+    an error.
 
     Example:
         >>> def __post_init__(self):
@@ -68,6 +96,17 @@ class Checks:
         self._problems: list[str] = []
 
     def __enter__(self) -> "Checks":
+        wrong = []
+        for name, (kind, optional) in _enum_fields(type(self._owner)).items():
+            value = getattr(self._owner, name)
+            member = _member(kind, value)
+            if member is not None:
+                object.__setattr__(self._owner, name, member)
+            elif value is not None or not optional:
+                names = ", ".join(m.value if isinstance(m.value, str) else m.name.lower() for m in kind)
+                wrong.append(f"{name} = {value!r}: must be one of {names}")
+        if wrong:
+            raise ConfigError(wrong)
         return self
 
     def __call__(self, field: str, ok: bool, expected: str) -> None:

@@ -71,7 +71,7 @@ class Draws:
 
 @register("random", RandomConfig)
 class RandomController(Stateless):
-    """Draws one legal action per slot with probability ``rate`` at each tick."""
+    """Draws one legal action per slot with probability ``rate`` at each tick; none while a seed of its is staged."""
 
     name = "random"
 
@@ -86,7 +86,7 @@ class RandomController(Stateless):
         commands = []
         for view in observation.slots:
             draws = Draws(self._seed, observation.tick, view.slot)
-            if draws.unit("act") >= self._config.rate:
+            if draws.unit("act") >= self._config.rate or view.staged:  # what was drawn is born, and then drawn for
                 continue
             command = self._draw(observation, view, draws)
             if command.op is Op.WAIT:

@@ -7,7 +7,7 @@ from esper.accord.facts import verdict_ahead
 from esper.leyline.alpha import Curve
 from esper.leyline.commands import Command
 from esper.leyline.events import BirthVetoed, CommandJudged, CommandRefused, GateJudged, StageChanged
-from esper.leyline.stages import Gate, Stage
+from esper.leyline.stages import Gate, Op, Stage
 from tests.support.agreed_states import Run, ask, at, germinate, moves, refusals, run_of
 
 # staged births ----------------------------------------------------------------------------------------------------
@@ -80,6 +80,26 @@ def test_a_late_seed_is_born_once_it_is_ready():
     run.tick()
     assert run.out.effects == [Register("r0c0")]
     assert run.slot().stage is Stage.GERMINATED
+
+
+def test_a_staged_seed_that_is_ready_may_be_pruned_and_is_never_born():
+    """What a controller sees as staged it may take back, ready or not: the command comes before the birth."""
+    run = run_of()
+    run.tick(germinate("r0c0"))
+    run.tick(Command(slot="r0c0", op=Op.PRUNE, ticks=2))
+    assert len(refusals(run)) == 1
+    assert run.slot().stage is Stage.GERMINATED, "a prune by ramp is none, and holds up no birth"
+    run = run_of()
+    run.tick(germinate("r0c0"))
+    run.tick(Command(slot="r0c0", op=Op.PRUNE, proposal=5))
+    assert (refusals(run), run.out.effects) == ([], [Discard("r0c0")])
+    slot = run.slot()
+    assert (slot.stage, slot.staged, slot.proposal, moves(run)) == (Stage.EMPTY, None, 5, [])
+    run = run_of()
+    run.tick(germinate("r0c0"))
+    run.tick(Command(slot="r0c0", op=Op.PRUNE), vetoes={"r0c0": (Veto.BUILD_FAILED, 1)})
+    assert len(run.events(BirthVetoed)) == 1
+    assert run.out.effects == [Discard("r0c0")], "once"
 
 
 def test_a_staged_seed_may_be_pruned_before_it_is_born_and_takes_no_other_command():

@@ -16,6 +16,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.topology import Topology
 
+LEAST = 3  # values of a norm from which on its output depends on more than their order
 _ARGUMENT_TYPES = (bool, int, float, str)
 
 
@@ -54,6 +55,8 @@ class Blueprint:
         flops: formula for the FLOPs of one forward over one sample; see there.
         version: raised when the name comes to mean another network.
         min_dim: fewest channels it can serve.
+        normalises: formula for the number of values that its norm takes together: of two it leaves the order alone, of
+            one nothing, so a slot with fewer than three is not served. None: as ``min_dim`` says.
         backend: chooses the implementation for a device and dtype, None where there is only one.
     """
 
@@ -65,6 +68,7 @@ class Blueprint:
     flops: Callable[..., int]
     version: int
     min_dim: int
+    normalises: Callable[[int, int], int] | None = None
     backend: Chooser | None = None
 
     def _error(self, dim: int, why: object) -> ValueError:
@@ -102,6 +106,9 @@ class Blueprint:
             ValueError: the blueprint cannot serve ``dim``.
         """
         self._check_dim(dim)
+        values = LEAST if self.normalises is None else self.normalises(dim, positions)
+        if values < LEAST:
+            raise self._error(dim, f"its norm has {values} values at {positions} positions and leaves nothing of them")
         try:
             parameters = self.parameters(dim, **self.arguments)
             flops = self.flops(dim, positions, **self.arguments)

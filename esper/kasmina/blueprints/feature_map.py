@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from esper.kasmina.blueprints.parts import LayerScale, group_norm, narrow
+from esper.kasmina.blueprints.parts import LayerScale, group_norm, narrow, values_per_group
 from esper.kasmina.blueprints.registry import blueprint
 from esper.leyline.topology import Topology
 
@@ -38,7 +38,13 @@ class NoopMap(nn.Module):
         return torch.zeros_like(x_BCHW)
 
 
-@blueprint("norm", topology=MAP, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0)
+@blueprint(
+    "norm",
+    topology=MAP,
+    parameters=lambda dim: 3 * dim,
+    flops=lambda dim, positions: 0,
+    normalises=values_per_group,
+)
 class NormMap(nn.Module):
     """A normalised copy: rescales and shifts features per channel."""
 
@@ -89,6 +95,7 @@ class SqueezeExcite(nn.Module):
     topology=MAP,
     parameters=lambda dim: dim * dim + 14 * dim,
     flops=lambda dim, positions: 2 * positions * (9 * dim + dim * dim),
+    normalises=values_per_group,
 )
 class Depthwise(nn.Module):
     """Depthwise separable convolution: 3x3 within each channel, then 1x1 across them."""
@@ -115,7 +122,13 @@ def _bottleneck_flops(dim: int, positions: int, reduction: int) -> int:
     return 2 * positions * (2 * dim * width + 9 * width * width)
 
 
-@blueprint("bottleneck", topology=MAP, parameters=_bottleneck_parameters, flops=_bottleneck_flops)
+@blueprint(
+    "bottleneck",
+    topology=MAP,
+    parameters=_bottleneck_parameters,
+    flops=_bottleneck_flops,
+    normalises=values_per_group,
+)
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up (He et al. 2016).
 
@@ -144,6 +157,7 @@ class Bottleneck(nn.Module):
     topology=MAP,
     parameters=lambda dim, reduction: 10 * dim * narrow(dim, reduction) + narrow(dim, reduction) + 4 * dim,
     flops=lambda dim, positions, reduction: 20 * positions * dim * narrow(dim, reduction),
+    normalises=values_per_group,
 )
 class ConvSmall(nn.Module):
     """A 3x3 convolution to a few channels, then 1x1 back.
@@ -171,6 +185,7 @@ class ConvSmall(nn.Module):
     topology=MAP,
     parameters=lambda dim: 9 * dim * dim + 4 * dim,
     flops=lambda dim, positions: 18 * positions * dim * dim,
+    normalises=values_per_group,
 )
 class ConvLight(nn.Module):
     """One full 3x3 convolution of the normalised, activated features."""
@@ -191,6 +206,7 @@ class ConvLight(nn.Module):
     topology=MAP,
     parameters=lambda dim: 18 * dim * dim + 5 * dim,
     flops=lambda dim, positions: 36 * positions * dim * dim,
+    normalises=values_per_group,
 )
 class ConvHeavy(nn.Module):
     """Two full 3x3 convolutions with an activation between."""

@@ -55,6 +55,11 @@ def groups_for(dim: int) -> int:
     return next(groups for groups in range(min(8, max(1, dim // 2)), 0, -1) if dim % groups == 0)
 
 
+def values_per_group(dim: int, positions: int) -> int:
+    """How many values a group of `group_norm` has."""
+    return dim // groups_for(dim) * positions
+
+
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm, safe for a channels-last input that needs no gradient on CPU.
 

@@ -53,6 +53,7 @@ def blueprint(
     version: int = 1,
     min_dim: int = 1,
     arguments: Mapping[str, Any] | None = None,
+    normalises: Callable[[int, int], int] | None = None,
     backend: Chooser | None = None,
 ) -> Callable[[Module], Module]:
     """Class decorator that registers a blueprint; see the module's docstring for the checklist.
@@ -65,6 +66,7 @@ def blueprint(
         version: raised when the name comes to mean another network.
         min_dim: fewest channels it can serve.
         arguments: values of keyword arguments under this name, where they differ from the class's defaults.
+        normalises: ``f(dim, positions)``, values that its norm takes together; below three, a slot is not served.
         backend: for a class with several implementations: names the one for a (device, dtype); the class takes it as
             keyword argument ``backend: str``. A fallback is chosen here, at build, never while a seed runs.
 
@@ -92,6 +94,7 @@ def blueprint(
             flops=flops,
             version=version,
             min_dim=min_dim,
+            normalises=normalises,
             backend=backend,
         )
         check_formulas([entry])

@@ -42,7 +42,7 @@ class NoopSequence(nn.Module):
         return torch.zeros_like(x_BTC)
 
 
-@blueprint("norm", topology=SEQ, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0, min_dim=2)
+@blueprint("norm", topology=SEQ, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0, min_dim=3)
 class NormSequence(nn.Module):
     """A normalised copy: rescales and shifts features per channel."""
 
@@ -99,7 +99,7 @@ class LowRank(nn.Module):
     topology=SEQ,
     parameters=lambda dim, heads: 4 * dim * dim + 4 * dim,
     flops=lambda dim, positions, heads: 8 * positions * dim * dim + 4 * positions * positions * dim,
-    min_dim=2,
+    min_dim=3,
 )
 class SelfAttention(Mixing):
     """Multi-head self-attention (Vaswani et al. 2017): over the past, in hosts that are not causal over all positions.
@@ -139,7 +139,7 @@ class SelfAttention(Mixing):
     topology=SEQ,
     parameters=lambda dim, heads: 4 * dim * dim + 4 * dim,
     flops=lambda dim, positions, heads: 8 * positions * dim * dim + 4 * positions * positions * dim,
-    min_dim=2,
+    min_dim=3,
     backend=attention_backend,
 )
 class FlexAttention(SelfAttention):
@@ -169,14 +169,14 @@ class FlexAttention(SelfAttention):
     topology=SEQ,
     parameters=lambda dim, expansion: 2 * expansion * dim * dim + expansion * dim + 4 * dim,
     flops=lambda dim, positions, expansion: 4 * positions * expansion * dim * dim,
-    min_dim=2,
+    min_dim=3,
 )
 @blueprint(
     "mlp_small",
     topology=SEQ,
     parameters=lambda dim, expansion: 2 * expansion * dim * dim + expansion * dim + 4 * dim,
     flops=lambda dim, positions, expansion: 4 * positions * expansion * dim * dim,
-    min_dim=2,
+    min_dim=3,
     arguments={"expansion": 1},
 )
 class MLP(nn.Module):

@@ -43,7 +43,7 @@ class NoopSignal(nn.Module):
         return torch.zeros_like(x_BCT)
 
 
-@blueprint("norm", topology=SIGNAL, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0, min_dim=2)
+@blueprint("norm", topology=SIGNAL, parameters=lambda dim: 3 * dim, flops=lambda dim, positions: 0, min_dim=3)
 class NormSignal(nn.Module):
     """A normalised copy: rescales and shifts features per channel."""
 
@@ -62,7 +62,7 @@ class NormSignal(nn.Module):
     topology=SIGNAL,
     parameters=lambda dim: dim * dim + 8 * dim,
     flops=lambda dim, positions: 2 * positions * (3 * dim + dim * dim),
-    min_dim=2,
+    min_dim=3,
 )
 class DepthwiseSignal(Mixing):
     """Depthwise separable convolution: 3 within each channel, then 1 across them."""
@@ -89,7 +89,7 @@ def _bottleneck_flops(dim: int, positions: int, reduction: int) -> int:
     return 2 * positions * (2 * dim * width + 3 * width * width)
 
 
-@blueprint("bottleneck", topology=SIGNAL, parameters=_bottleneck_parameters, flops=_bottleneck_flops, min_dim=2)
+@blueprint("bottleneck", topology=SIGNAL, parameters=_bottleneck_parameters, flops=_bottleneck_flops, min_dim=3)
 class BottleneckSignal(Mixing):
     """1 down, 3, 1 up (He et al. 2016).
 
@@ -118,7 +118,7 @@ class BottleneckSignal(Mixing):
     topology=SIGNAL,
     parameters=lambda dim, reduction: 4 * dim * narrow(dim, reduction) + narrow(dim, reduction) + 4 * dim,
     flops=lambda dim, positions, reduction: 8 * positions * dim * narrow(dim, reduction),
-    min_dim=2,
+    min_dim=3,
 )
 class ConvSmallSignal(Mixing):
     """A convolution of 3 to a few channels, then 1 back.
@@ -146,7 +146,7 @@ class ConvSmallSignal(Mixing):
     topology=SIGNAL,
     parameters=lambda dim: 3 * dim * dim + 4 * dim,
     flops=lambda dim, positions: 6 * positions * dim * dim,
-    min_dim=2,
+    min_dim=3,
 )
 class ConvLightSignal(Mixing):
     """One full convolution of 3 of the normalised, activated features."""
@@ -167,7 +167,7 @@ class ConvLightSignal(Mixing):
     topology=SIGNAL,
     parameters=lambda dim: 6 * dim * dim + 5 * dim,
     flops=lambda dim, positions: 12 * positions * dim * dim,
-    min_dim=2,
+    min_dim=3,
 )
 class ConvHeavySignal(Mixing):
     """Two full convolutions of 3 with an activation before each."""

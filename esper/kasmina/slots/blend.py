@@ -46,16 +46,27 @@ MULTIPLY_BOUND = 0.9  # c; tanh is exactly -1 in float32 from -10 on, and 1 - c 
 class HostOnly(torch.autograd.Function):
     """Forward: h. Backward: the gradient to h, zeros to the others (their owners get a gradient, but an empty one)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, host: Tensor, *others: Tensor) -> Tensor:
-        """Returns ``host`` [any shape]; ``others`` are the seed's delta and the gate's g."""
-        ctx.save_for_backward(*others)
+    def forward(host: Tensor, *others: Tensor) -> Tensor:
+        """Returns a copy of ``host`` [any shape], which may be written into; ``others``: the delta and the gate's g."""
         return host.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keeps the others for their shapes."""
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         """Returns the upstream gradient for h, and zeros for each of the others."""
         return grads[0], *(torch.zeros_like(other) for other in ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+        """Returns the tangent of h."""
+        return None if tangents[0] is None else tangents[0].clone()
 
 
 class StraightThrough(torch.autograd.Function):
@@ -64,15 +75,28 @@ class StraightThrough(torch.autograd.Function):
     Bengio, Léonard, Courville 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, host: Tensor, increment: Tensor) -> Tensor:
-        """Returns ``host`` [any shape]; ``increment`` has the same shape."""
+    def forward(host: Tensor, increment: Tensor) -> Tensor:
+        """Returns a copy of ``host`` [any shape]; ``increment`` has the same shape."""
         return host.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keeps nothing."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the upstream gradient twice."""
         return grads[0], grads[0]
+
+    @staticmethod
+    def jvp(ctx: Any, host: Tensor | None, increment: Tensor | None) -> Tensor | None:
+        """Returns the sum of the tangents."""
+        if host is None or increment is None:
+            return host if increment is None else increment.clone()
+        return host + increment
 
 
 class Strength(NamedTuple):

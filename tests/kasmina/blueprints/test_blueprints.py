@@ -109,8 +109,21 @@ def test_noop_gives_zeros_even_of_a_broken_input(topology: Topology) -> None:
     assert torch.equal(born(topology, "noop")(x), torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("topology", list(Topology))
+def test_whatever_fits_a_slot_sees_its_features_down_to_the_smallest(topology: Topology) -> None:
+    for dim in (1, 2, 3, 5):
+        for size in (1, 2) if topology.ndim > 2 else (1,):
+            x = normal(topology, 6, 0, dim=dim, size=size)
+            for entry in blueprints.catalogue(topology, dim, x[0].numel() // dim):
+                delta = born(topology, entry.name, dim=dim)(x)
+                seen = (delta.flatten(1).diff(dim=0).abs().amax(1) > 1e-6).all()
+                assert seen or entry.name == "noop", (entry.name, dim, size)
+    served = {info.name for info in blueprints.catalogue(MAP, 1, 1)}
+    assert served == {"noop", "attention"}, "a norm of one value leaves nothing"
+
+
 @learning
-@pytest.mark.parametrize("dim", [2, 8, 24])
+@pytest.mark.parametrize("dim", [3, 8, 24])
 def test_near_identity_at_birth_yet_not_zero(topology: Topology, name: str, dim: int) -> None:
     for key in range(5):
         seed, x = born(topology, name, key, dim=dim), normal(topology, 32, key, dim=dim)
@@ -120,7 +133,7 @@ def test_near_identity_at_birth_yet_not_zero(topology: Topology, name: str, dim:
 
 
 @learning
-@pytest.mark.parametrize("dim", [2, 3, 8])
+@pytest.mark.parametrize("dim", [3, 4, 8])
 def test_every_tensor_has_a_live_gradient_within_a_few_steps(topology: Topology, name: str, dim: int) -> None:
     seed, x = born(topology, name, dim=dim).double(), normal(topology, 16, 1, dim=dim).double()
     target = normal(topology, 16, 2, dim=dim).double()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, jvp, vmap
 
 from esper.kasmina.attach import attach
 from esper.kasmina.births.build import birth_key, build_seed
@@ -231,3 +231,30 @@ def test_the_frozen_parts_of_a_shadow_forward_are_the_model_s_own() -> None:
     assert named == {key: id(value) for key, value in grown.model.named_parameters()}
     assert all(parameter.requires_grad for parameter in grown.model.parameters())
     assert torch.equal(functional_call(grown.model.eval(), {}, (x,)), grown.model(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, in jvp
+@pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])
+def test_transforms_of_torch_func_go_through_at_alpha_0_and_straight_through(stage: Stage) -> None:
+    grown, x = stack(Topology.SEQUENCE, "mlp_small")
+    model = grown.model.eval()
+    for holder in grown.slots.values():
+        holder.phase = phase_of(stage, Incubation.STE)
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(model, weights, (x,)).square().sum()
+
+    def at(sample: Tensor) -> Tensor:
+        return loss(weights, sample[None])
+
+    gradients = grad(loss)(weights, x)
+    model.zero_grad()
+    loss(weights, x).backward()
+    for name, parameter in weights.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-12, rtol=1e-10)
+    samples = vmap(grad(at))(x)
+    torch.testing.assert_close(samples, grad(lambda x: loss(weights, x))(x))
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    slope = jvp(lambda x: loss(weights, x), (x,), (direction,))[1]
+    torch.testing.assert_close(slope, (samples * direction).sum())
