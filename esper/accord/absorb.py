@@ -1,12 +1,24 @@
 """Absorbs a tick's agreed sums into the agreed state. Pure functions, the same on all ranks."""
 
+import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
 from esper.accord.account import birth_flops, moved_lately, probe_flops, step_flops, validation_flops
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
-from esper.leyline.evidence import ABSENT, GradientHealth, Reading, estimate_deviation, estimate_mean, measured
+from esper.leyline.evidence import (
+    ABSENT,
+    EXACT_SEEDS,
+    WORTH_PAIRS,
+    GradientHealth,
+    Reading,
+    SeedWorth,
+    estimate_deviation,
+    estimate_mean,
+    measured,
+)
 
 
 def _mean(total: float, count: float, tick: int) -> Reading:
@@ -79,6 +91,28 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     )
 
 
+def _worth_of(sums: Mapping[str, float], name: str, tick: int, terms: Terms) -> Reading:
+    """One quantity's mean and error from its sums; absent if a term was not finite."""
+    n, owner = int(sums["worth_count"]), name.rpartition("worth_")[0]
+    if sums[f"{owner}worth_nonfinite"] > 0:
+        return ABSENT
+    least = terms.gates.min_samples
+    return estimate_mean(n, sums[name], sums[f"{name}_sq"], tick=tick, min_samples=least)
+
+
+def _absorb_worth(state: SlotState, sums: Mapping[str, float], tick: int, terms: Terms, *, drawn: bool) -> SlotState:
+    """The slot with what its seed is worth, if that was measured; errors cover drawn orders, if there were any."""
+    if not state.stage.is_blended or not sums.get("worth_count"):
+        return state
+    solo, without, shapley = (
+        _worth_of(sums, f"{state.slot}.worth_{name}", tick, terms) for name in ("solo", "without", "shapley")
+    )
+    if drawn and shapley.se is not None:
+        pairs = [sums[f"{state.slot}.worth_pair{k}"] / sums["worth_count"] for k in range(WORTH_PAIRS)]
+        shapley = replace(shapley, se=math.hypot(shapley.se, statistics.stdev(pairs) / math.sqrt(WORTH_PAIRS)))
+    return replace(state, worth=SeedWorth(solo=solo, leave_one_out=without, shapley=shapley))
+
+
 def _flops(state: RunState, sums: Mapping[str, float], terms: Terms, step: int) -> int | None:
     """The FLOPs spent up to this tick: the state's total plus those spent since."""
     if terms.costs is None:
@@ -93,6 +127,7 @@ def _flops(state: RunState, sums: Mapping[str, float], terms: Terms, step: int) 
     evidence = births + probe_flops(state.slots, terms.costs, counts)
     if sums["validation_count"] and moved_lately(state.slots, state.tick, step, terms.tick_steps):
         evidence += validation_flops(state.slots, terms.costs)
+    evidence += round(sums.get("worth_flops", 0.0))
     return (state.flops or 0) + training + evidence
 
 
@@ -124,16 +159,19 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         if sums["validation_nonfinite"] > 0:
             validation_loss = validation_accuracy = ABSENT
     row, longest = int(sums["skipped_in_row"]), int(sums["longest_row"])
+    slots = [_absorb_slot(entry, sums, tick, terms) for entry in state.slots]
+    drawn = sum(entry.stage.is_blended for entry in state.slots) > EXACT_SEEDS
     return replace(
         state,
         tick=tick,
         step=step,
         epoch=epoch,
-        slots=tuple(_absorb_slot(entry, sums, tick, terms) for entry in state.slots),
+        slots=tuple(_absorb_worth(entry, sums, tick, terms, drawn=drawn) for entry in slots),
         train_loss=_train_loss(sums, tick),
         train_accuracy=_mean(sums["train_correct"], count, tick),
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
+        together=_worth_of(sums, "worth_together", tick, terms) if sums.get("worth_count") else state.together,
         host_norm=_mean(sums["host_norm"], sums["host_norm_steps"], tick),
         host_health=_health(sums, "host_", state.host_health, tick),
         skipped=int(sums["skipped"]),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
-from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading
+from esper.leyline.evidence import ABSENT, NO_HEALTH, NO_WORTH, GradientHealth, Reading, SeedWorth
 from esper.leyline.stages import Mechanical, Op, Stage, find_edge
 
 REST = "REST"
@@ -69,6 +69,7 @@ class SlotState:
         void_looks: looks of this life that give no evidence, since too many samples were left out.
         contribution: latest paired evidence.
         contribution_alpha: alpha at which ``contribution`` was measured.
+        worth: latest attribution of the living seed.
         gate_mean: latest mean of g_eff over training samples, if the operator is gated.
         gate_std: standard deviation of g_eff over the same samples.
         gradient_norm: latest mean L2 norm of the seed's gradient.
@@ -105,6 +106,7 @@ class SlotState:
     void_looks: int = 0
     contribution: Reading = ABSENT
     contribution_alpha: float = 0.0
+    worth: SeedWorth = NO_WORTH
     gate_mean: Reading = ABSENT
     gate_std: Reading = ABSENT
     gradient_norm: Reading = ABSENT

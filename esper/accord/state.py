@@ -31,6 +31,7 @@ class RunState:
         train_accuracy: mean training accuracy over the same steps.
         validation_loss: loss of the latest validation.
         validation_accuracy: accuracy of the latest validation.
+        together: loss that all blended seeds save on held-out samples, against none, at the latest attribution.
         host_norm: mean L2 norm of the host's reduced gradient.
         host_health: health of the host's gradient.
         skipped: optimizer steps skipped since the last tick.
@@ -53,6 +54,7 @@ class RunState:
     train_accuracy: Reading = ABSENT
     validation_loss: Reading = ABSENT
     validation_accuracy: Reading = ABSENT
+    together: Reading = ABSENT
     host_norm: Reading = ABSENT
     host_health: GradientHealth = NO_HEALTH
     skipped: int = 0

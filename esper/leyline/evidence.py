@@ -144,6 +144,37 @@ class GradientHealth:
 
 NO_HEALTH = GradientHealth()
 
+EXACT_SEEDS = 4
+"""Seeds up to which Shapley values are exact: 2^4 forwards."""
+
+WORTH_PAIRS = 8
+"""Drawn orders of joining, each with its reverse, from which Shapley values of more than four seeds are taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedWorth:
+    """What one seed saves of the loss on held-out samples, in nats per sample; positive helps."""
+
+    solo: Reading = ABSENT
+    """With this seed alone, against no seed."""
+
+    leave_one_out: Reading = ABSENT
+    """With all seeds, against all but this one: how much the others rely on it."""
+
+    shapley: Reading = ABSENT
+    """Its share where seeds overlap: its mean gain over all orders of joining. The shares sum to all seeds' worth."""
+
+    def as_of(self, tick: int, fresh_ticks: int) -> "SeedWorth":
+        """Returns the worth as seen at ``tick``; see `Reading.as_of`."""
+        return SeedWorth(
+            solo=self.solo.as_of(tick, fresh_ticks),
+            leave_one_out=self.leave_one_out.as_of(tick, fresh_ticks),
+            shapley=self.shapley.as_of(tick, fresh_ticks),
+        )
+
+
+NO_WORTH = SeedWorth()
+
 
 @dataclass(frozen=True, slots=True)
 class Check:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from esper.leyline.alpha import AlphaMode, Curve, Operator
 from esper.leyline.breaker import BreakerView
-from esper.leyline.evidence import GateResult, GradientHealth, Reading
+from esper.leyline.evidence import ABSENT, NO_WORTH, GateResult, GradientHealth, Reading, SeedWorth
 from esper.leyline.stages import Stage
 
-OBSERVATION_VERSION = 3
+OBSERVATION_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,7 @@ class SlotObservation:
         parameters: parameters of the seed.
         contribution: mean paired loss without minus with the seed (nats; positive helps) at ``contribution_alpha``.
         contribution_alpha: alpha at which ``contribution`` was measured.
+        worth: what the seed saves on the validation part, alone, left out and shared (``control.attribute_every``).
         looks: scheduled looks that this life has spent on the present aim.
         max_looks: scheduled looks that a life has for the present aim.
         gate_mean: mean of g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
@@ -137,6 +138,7 @@ class SlotObservation:
     verdict: GateResult | None
     embargo_left: int
     catalogue: tuple[BlueprintInfo, ...]
+    worth: SeedWorth = NO_WORTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,7 @@ class Observation:
         train_accuracy: share of correct training predictions since the last tick.
         validation_loss: mean per-sample loss on the validation part (nats); the standard error is over samples.
         validation_accuracy: share of correct predictions on the validation part.
+        together: loss that all blended seeds save on the validation part, against none (nats per sample).
         host_gradient_norm: mean L2 norm of the host's reduced gradient since the last tick.
         host_health: health of the host's gradient since the last tick.
         skipped_steps: optimizer steps skipped since the last tick because the host's gradient was not finite.
@@ -175,6 +178,7 @@ class Observation:
     budgets: Budgets
     breaker: BreakerView
     slots: tuple[SlotObservation, ...]
+    together: Reading = ABSENT
     version: int = OBSERVATION_VERSION
 
     def slot(self, slot: str) -> SlotObservation:

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.leyline.evidence import Reading, Status
+from esper.leyline.evidence import ABSENT, Reading, Status
 from esper.leyline.plain import from_plain
 from esper.leyline.stages import Stage
 from esper.nissa.screen import safe
@@ -48,6 +48,7 @@ class GrownSeed:
         parameters: parameters that the seed added.
         contribution: paired loss without minus with the seed, nats per sample; positive helps.
         reason: why the seed is there, in a few words.
+        shapley: its share of what all seeds save on the validation part, nats per sample.
     """
 
     slot: str
@@ -57,6 +58,7 @@ class GrownSeed:
     parameters: int
     contribution: Reading
     reason: str
+    shapley: Reading = ABSENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,15 +185,19 @@ def _growth(summary: RunSummary) -> RenderableType:
     table.add_column("stage", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("contribution", justify="right", no_wrap=True)
+    shared = any(seed.shapley.value is not None for seed in summary.grown)
+    if shared:
+        table.add_column("Shapley share", justify="right", no_wrap=True)
     table.add_column("why", ratio=1)
     for seed in summary.grown:
         stage = seed.stage.name if seed.alpha == 1.0 else f"{seed.stage.name} at {seed.alpha:.2f}"
         worth = _nats(seed.contribution, 4)
         names = Text(seed.slot), Text(seed.blueprint), Text(stage, "green")
-        table.add_row(*names, f"+{seed.parameters:,}", worth, Text(seed.reason))
+        share = [_nats(seed.shapley, 4)] if shared else []
+        table.add_row(*names, f"+{seed.parameters:,}", worth, *share, Text(seed.reason))
     for gone in summary.pruned:
         times = "pruned" if gone.count == 1 else f"pruned {gone.count} times"
-        cells = (gone.slot, gone.blueprint, times, "0", "")
+        cells = (gone.slot, gone.blueprint, times, "0", "", *([""] if shared else []))
         table.add_row(*(Text(cell, "dim") for cell in cells), Text(gone.reason, "dim"))
     return table
 

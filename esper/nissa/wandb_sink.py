@@ -18,6 +18,9 @@ Values logged at a tick:
     slots/<slot>/effective_alpha       alpha times gate_mean, where the operator is gated
     slots/<slot>/gate_mean, gate_std   openness of the gate, over the training samples since the last tick
     slots/<slot>/contribution          paired loss without minus with the seed (nats; positive helps), with _se
+    slots/<slot>/solo, leave_one_out, shapley             what the seed is worth (nats), with _se; with
+                                       control.attribute_every alone
+    all_seeds                          the same of all blended seeds together, with _se
     slots/<slot>/gradient_norm, gradient_ratio            the ratio is to the host's norm
     slots/<slot>/gradient_vanishing, _exploding, _nans, _infs
 
@@ -70,6 +73,7 @@ def tick_row(event: TickDone) -> dict[str, float]:
     add("train/accuracy", event.train_accuracy)
     add("validation/loss", event.validation_loss)
     add("validation/accuracy", event.validation_accuracy)
+    add("all_seeds", event.together, with_se=True)
     add("host_gradient_norm", event.host_gradient_norm)
 
     def add_health(name: str, health: GradientHealth) -> None:
@@ -86,6 +90,8 @@ def tick_row(event: TickDone) -> dict[str, float]:
         add(f"{name}/gate_mean", line.gate_mean)
         add(f"{name}/gate_std", line.gate_std)
         add(f"{name}/contribution", line.contribution, with_se=True)
+        for kind in ("solo", "leave_one_out", "shapley"):
+            add(f"{name}/{kind}", getattr(line.worth, kind), with_se=True)
         add(f"{name}/gradient_norm", line.gradient_norm)
         add(f"{name}/gradient_ratio", line.gradient_ratio)
         if line.stage.has_seed:

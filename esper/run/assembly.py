@@ -48,7 +48,7 @@ from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
-from esper.tolaria.training.evaluate import autocast, dtype_of
+from esper.tolaria.training.evaluate import autocast, check_attribution, dtype_of
 from esper.tolaria.training.governor import Governor
 from esper.tolaria.training.length import plan_batches
 
@@ -167,6 +167,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
             f"gates.probe_samples = {config.gates.probe_samples}: looks must not all see the same of the "
             f"{len(bundle.probe)} probe samples; set gates.probe_samples={len(bundle.probe) // 2} or data.probe higher"
         )
+    check_attribution(config.control, config.gates, len(bundle.validation))
     if world_size > config.trainer.batch:
         raise ConfigError(
             f"trainer.batch = {config.trainer.batch}: fewer samples than ranks ({world_size}); "
@@ -263,6 +264,7 @@ def assemble(
         example = bundle.example(world.device, dtype_of(config.trainer.precision))
         distillation = Distillation(config.distill, teacher, grown, example, context)
     seed_rank(config.seed, world.rank)
+    average, attribute = config.trainer.average_buffers, config.control.attribute_every > 0
     return Engine(
         EngineSettings(
             seed=config.seed,
@@ -287,11 +289,7 @@ def assemble(
         saver=Saver(store, world),
         terms=terms,
         lockstep=Lockstep(
-            world,
-            list(grown.slots),
-            terms.names,
-            registry.registry_digest(),
-            average=config.trainer.average_buffers,
+            world, list(grown.slots), terms.names, registry.registry_digest(), average=average, attribute=attribute
         ),
         fresh=lambda: build_grown(config, bundle, world.device),
         distillation=distillation,

@@ -75,6 +75,7 @@ def summarise(
             parameters=grown.seed_parameters(entry.slot),
             contribution=entry.contribution,
             reason=reasons.get(entry.proposal, ""),
+            shapley=entry.worth.shapley,
         )
         for entry in state.slots
         if entry.stage.has_seed

@@ -17,8 +17,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
+from esper.kasmina.attribution.coalitions import Plan
+from esper.kasmina.attribution.prefixes import How
 from esper.kasmina.attribution.probe import difference_sums
 from esper.kasmina.attribution.statistics import Alphas, Statistics, take_statistics
+from esper.kasmina.attribution.worth import Sums, differences
 from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
@@ -239,6 +242,29 @@ class BatchEvaluator:
         taken = self._take_statistics(arms, gates.statistics_samples, slot, request.draw)
         with evaluating(self.grown.model):
             return difference_sums(self._difference(batch, arms, taken) for batch in batches)
+
+    def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums | None:
+        """What the plan's seeds are worth, by full forwards on this rank's share of validation batches that the tick
+        names; None without a validation part."""
+        part = self.validation
+        if part is None or self.judge is None:
+            return None
+        units = part.draw_units(gates.probe_samples, "worth", self.seed, tick)
+        arms = [plan.alphas(coalition) for coalition in plan.coalitions]
+        taken = self._take_statistics(arms, gates.statistics_samples, "worth", tick)
+        samples, total = 0, torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
+        with evaluating(self.grown.model):
+            for batch in part.share(units, self.world.rank, self.world.size):
+                values = []
+                for alphas, own in zip(arms, taken, strict=True):
+                    with self.grown.override(alphas), own.applied():
+                        loss, correct = self._losses(batch)
+                        values.append(torch.stack([-loss, correct]))
+                d = differences(plan, torch.stack(values))
+                total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)
+                samples += d.shape[2]
+        moments = tuple((a, b, c, e) for a, b, c, e in total.tolist())
+        return Sums(plan, samples, len(arms), moments, None, How.FULL, ())
 
     def _difference(self, batch: Any, arms: Sequence[Alphas], statistics: Sequence[Statistics]) -> Tensor:
         """Loss of each sample in the first arm minus that in the second; [B]."""

@@ -253,10 +253,10 @@ class Loop:
             )
 
     def _measure(self) -> Measured:
-        tick = self.state.tick + 1
-        validate = tick % self.config.control.validate_every == 0
-        evaluator, window = self.parts.evaluator, self.window
-        return measure(self.state, self.owner, evaluator, window, self.terms, step=self.steps, validate=validate)
+        tick, control = self.state.tick + 1, self.config.control
+        validate, attribute = tick % control.validate_every == 0, control.attributes(tick)
+        parts = self.state, self.owner, self.parts.evaluator, self.window, self.terms
+        return measure(*parts, step=self.steps, validate=validate, attribute=attribute)
 
     def _warn_of_equal_batches(self) -> None:
         text = self.passes.describe_equal_batches()

@@ -70,6 +70,8 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
     sources = (("probe", given.probe), ("validation", given.validation), ("statistics", given.statistics))
     held_out = {name: Batches(source, name, first.device) for name, source in sources if source is not None}
     _check_probe(config, held_out.get("probe"))
+    if config.control.attribute_every and (given.loss is None or "validation" not in held_out):
+        raise ConfigError("control.attribute_every: seeds are measured by loss= on validation=; pass both")
     adopted = AdoptedOptimizer(
         grown,
         optimizer,
@@ -138,6 +140,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                         terms.names,
                         registry.registry_digest(),
                         average=config.average_buffers,
+                        attribute=config.control.attribute_every > 0,
                     ),
                 ),
             )

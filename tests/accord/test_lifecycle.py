@@ -8,7 +8,7 @@ from esper.accord.lifecycle import HistoryLine, ProbeRequest, SlotState, move
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
 from esper.leyline.errors import IllegalTransition
-from esper.leyline.evidence import ABSENT, GradientHealth, measured
+from esper.leyline.evidence import ABSENT, GradientHealth, SeedWorth, measured
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import EDGES, Mechanical, Op, Stage
 
@@ -156,6 +156,7 @@ def test_every_field_of_a_slot_enters_its_digest():
         "void_looks": 1,
         "contribution": ABSENT,
         "contribution_alpha": 0.5,
+        "worth": SeedWorth(solo=measured(0.5, tick=1, n=2)),
         "gate_mean": measured(0.5, tick=1, n=2),
         "gate_std": measured(0.5, tick=1, n=2),
         "gradient_norm": ABSENT,

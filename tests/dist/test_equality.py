@@ -42,11 +42,12 @@ def config_of(task: str, optimizer: str) -> EsperConfig:
         trainer__accumulate=2,
         trainer__precision="fp64",
         control__every=4,
+        control__attribute_every=4,
         optim__kind=optimizer,
         optim__lr=LR[task, optimizer],
         gates__evidence="enforce",
         gates__probe_samples=256,
-        gates__min_samples=64,
+        gates__min_samples=32,
         gates__k_se=0.5,
         gates__hold_k_se=0.5,
         gates__min_contribution=0.0,
@@ -116,6 +117,8 @@ def test_n_ranks_train_what_one_rank_trains(task: str, optimizer: str, tmp_path:
     assert all(tensor.dtype == torch.float64 for name, tensor in alone["tensors"].items() if tensor.ndim > 0)
     grown = [change for change in alone["stages"] if change["target"] == Stage.FOSSILIZED.name]
     assert len(grown) >= 2, "the run must grow twice on evidence, or it shows nothing"
+    worth = [slot["worth"]["shapley"]["value"] for slot in alone["replica"]["state"]["slots"]]
+    assert sum(value is not None for value in worth) >= 2, "attributed at the last tick"
     for world in (2, 3):
         ranks = run_distributed(trained, world, config, tmp_path / str(world))
         for rank in ranks[1:]:

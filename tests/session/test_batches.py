@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorData
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.slots.confidence import evaluating
 from esper.leyline.errors import ConfigError
+from esper.leyline.events import WorthMeasured
 from esper.session.batches import Batches
-from tests.support.sessions import A, batch, host, loss, make, probe, train
+from tests.support.sessions import A, B, batch, host, loss, make, of, probe, train
 
 REQUEST = ProbeRequest(look=1, alpha=0.7, aim="G2", draw="1.TRAINING.0.1")
 
@@ -154,3 +155,42 @@ def test_validation_is_measured_where_it_is_given():
     assert reading.n == 24
     assert reading.value == pytest.approx(float(values.mean()), rel=1e-12)
     assert make(host(), actions=()).state.validation_loss.value is None
+
+
+def test_seeds_are_attributed_on_the_validation_batches_that_a_tick_names():
+    held_out = [batch(500 + index, 8) for index in range(6)]
+    session = make(validation=held_out, control={"attribute_every": 8, "timeout_s": 20.0, "slow_timeout_s": 20.0})
+    train(session, range(15))
+    session.loss(batch(15)).backward()
+    units = session._loop.parts.evaluator.validation.draw_units(16, "worth", 0, 7)
+    measured = {}
+    evaluate = session._loop.parts.evaluator.worth_sums
+
+    def by_hand(plan, gates, tick):
+        levels = dict(plan.levels)
+        with torch.no_grad():
+            for on in ((), (A,), (B,), (A, B)):
+                with session.grown.override({slot: levels[slot] if slot in on else 0.0 for slot in (A, B)}):
+                    values = [loss(session.grown.model.eval(), held_out[unit])[0] for unit in units]
+                    measured[on] = float(torch.cat(values).mean())
+        session.grown.model.train()
+        return evaluate(plan, gates, tick)
+
+    session._loop.parts.evaluator.worth_sums = by_hand
+    session.step()
+    a, b = of(session, WorthMeasured)
+    none, one, two, both = (measured[on] for on in ((), (A,), (B,), (A, B)))
+    assert [(event.tick, event.slot, event.worth.solo.n) for event in (a, b)] == [(8, A, 16), (8, B, 16)]
+    assert (a.worth.solo.value, b.worth.solo.value) == pytest.approx((none - one, none - two), abs=1e-9)
+    left_out = a.worth.leave_one_out.value, b.worth.leave_one_out.value
+    assert left_out == pytest.approx((two - both, one - both), abs=1e-9)
+    assert a.worth.shapley.value + b.worth.shapley.value == pytest.approx(none - both, abs=1e-9)
+    assert a.together.value == pytest.approx(none - both, abs=1e-9)
+    assert session.state.slot(A).worth == a.worth
+    session.close()
+
+
+def test_attribution_needs_validation_and_a_loss():
+    control = {"attribute_every": 5, "timeout_s": 20.0, "slow_timeout_s": 20.0}
+    with pytest.raises(ConfigError, match="attribute_every: seeds are measured by loss= on validation=; pass both"):
+        make(control=control)

@@ -23,9 +23,8 @@ from typing import NamedTuple
 
 from esper.leyline.alpha import check_alpha
 from esper.leyline.errors import ConfigError
+from esper.leyline.evidence import EXACT_SEEDS
 from esper.leyline.slots import sort_slots
-
-EXACT_SEEDS = 4  # 2**4 forwards a batch
 
 
 class QuantityKind(StrEnum):

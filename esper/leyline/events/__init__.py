@@ -16,6 +16,7 @@ from esper.leyline.events.growth import (
     RampCommitted,
     SlotDegraded,
     StageChanged,
+    WorthMeasured,
 )
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
@@ -60,4 +61,5 @@ __all__ = [
     "StageChanged",
     "StepSkipped",
     "TickDone",
+    "WorthMeasured",
 ]

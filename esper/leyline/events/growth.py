@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from esper.leyline.commands import Command
 from esper.leyline.events.base import Event
-from esper.leyline.evidence import GateResult, Reading
+from esper.leyline.evidence import GateResult, Reading, SeedWorth
 from esper.leyline.stages import Stage
 
 
@@ -125,6 +125,24 @@ class ContributionMeasured(Event):
 
     contribution: Reading
     """Mean paired loss without minus with the seed, in nats per sample; positive helps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorthMeasured(Event):
+    """What a blended seed is worth, measured on the validation part (``control.attribute_every``)."""
+
+    kind: ClassVar[str] = "worth"
+    slot: str
+    """Slot id, as r0c0."""
+
+    blueprint: str
+    """Blueprint of the seed."""
+
+    worth: SeedWorth
+    """Loss that it saves, in nats per sample: alone, left out, and its Shapley share."""
+
+    together: Reading
+    """Loss that all blended seeds save together, against none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from esper.leyline.events.base import Event
-from esper.leyline.evidence import GradientHealth, Reading
+from esper.leyline.evidence import ABSENT, NO_WORTH, GradientHealth, Reading, SeedWorth
 from esper.leyline.stages import Stage
 
 
@@ -120,6 +120,9 @@ class SlotLine:
     health: GradientHealth
     """Health of the seed's gradient."""
 
+    worth: SeedWorth = NO_WORTH
+    """What the seed is worth, where it was measured at this tick."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickDone(Event):
@@ -168,6 +171,9 @@ class TickDone(Event):
 
     digest_ms: float
     """Milliseconds of it that the digests took."""
+
+    together: Reading = ABSENT
+    """Loss that all blended seeds save on the validation part, in nats, where it was measured at this tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from esper.leyline.events.growth import (
     RampCommitted,
     SlotDegraded,
     StageChanged,
+    WorthMeasured,
 )
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
@@ -39,6 +40,7 @@ EVENTS: dict[str, type[Event]] = {
         StageChanged,
         RampCommitted,
         ContributionMeasured,
+        WorthMeasured,
         Rewrapped,
         CheckpointSaved,
         BirthVetoed,

@@ -73,6 +73,7 @@ class Lockstep:
         names: the agreed catalogue of blueprints.
         registry: digest of that catalogue.
         average: names of buffers, with * and ?, that are averaged beside running statistics.
+        attribute: whether some ticks carry an attribution.
 
     Fields:
         local: names of the host's buffers that were found to differ between ranks; no digest covers them.
@@ -82,12 +83,19 @@ class Lockstep:
     """
 
     def __init__(
-        self, world: World, slots: Sequence[str], names: Sequence[str], registry: int, *, average: Sequence[str] = ()
+        self,
+        world: World,
+        slots: Sequence[str],
+        names: Sequence[str],
+        registry: int,
+        *,
+        average: Sequence[str] = (),
+        attribute: bool = False,
     ) -> None:
         self.world, self.registry = world, registry
         self.slots = list(slots)
         self.digests = [*RUN_DIGESTS, *(f"slot {slot} {field}" for slot in slots for field in SLOT_DIGESTS)]
-        self.observe_layout = ObserveLayout(slots)
+        self.observe_layout = ObserveLayout(slots, worth=attribute)
         self.commit_layout = CommitLayout(slots, self.digests, names, world.size)
         self._observed = 0
         self._grown: Grown | None = None

@@ -11,15 +11,20 @@ from esper.accord.account import moved_lately
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.state import RunState, Terms
+from esper.kasmina.attribution.coalitions import Plan
+from esper.kasmina.attribution.worth import Sums, blended
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.window import Window
+from esper.tolaria.lockstep.worth import plan_worth, worth_flops, worth_values
+from esper.tolaria.ranks.world import World
 
 
 class Measures(Protocol):
     """An evaluator: sums over this rank's share of the samples, without a collective; it leaves the model as it was."""
 
     grown: Grown
+    world: World
 
     def validation_sums(self, statistics: int = 0) -> dict[str, float]:
         """`sample_sums` of the samples that are held out; empty if there are none.
@@ -30,6 +35,9 @@ class Measures(Protocol):
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence for one look; see `esper.kasmina.attribution.probe.difference_sums`."""
+
+    def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums | None:
+        """Attribution on this rank's share of the validation samples that the tick names; None without any."""
 
 
 def sample_sums(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -59,6 +67,7 @@ def measure(
     *,
     step: int,
     validate: bool,
+    attribute: bool = False,
 ) -> tuple[dict[str, float], int]:
     """Measures the sums since the last tick, validation if it is due, and the evidence that the last tick asked for.
 
@@ -70,6 +79,7 @@ def measure(
         terms: of the run; its gates say how many samples a look draws.
         step: optimizer steps done.
         validate: whether validation is due.
+        attribute: whether an attribution is due.
 
     Returns:
         Entries of the observe vector by name, and how many of this rank's samples had a non-finite loss.
@@ -100,4 +110,19 @@ def measure(
         if entry.request is not None:
             sums = evaluator.probe_sums(entry.slot, entry.request, gates)
             values |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}
+    if attribute:
+        values |= _worth(state, evaluator, terms)
     return values, nonfinite
+
+
+def _worth(state: RunState, evaluator: Measures, terms: Terms) -> dict[str, float]:
+    """Entries of the observe vector on what each blended seed is worth; none without such seeds."""
+    levels = blended(evaluator.grown)
+    if not levels:
+        return {}
+    found = evaluator.worth_sums(plan_worth(levels, state.tick), terms.gates, state.tick)
+    if found is None:
+        return {}
+    blueprints = {entry.slot: str(entry.blueprint) for entry in state.slots}
+    rank = evaluator.world.rank
+    return worth_values(found, worth_flops(found, terms.costs, blueprints, rank) if terms.costs is not None else 0)

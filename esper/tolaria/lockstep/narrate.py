@@ -29,7 +29,9 @@ from esper.leyline.events import (
     StageChanged,
     StepSkipped,
     TickDone,
+    WorthMeasured,
 )
+from esper.leyline.evidence import ABSENT, NO_WORTH
 from esper.leyline.protocols import EventSink
 from esper.leyline.stages import Mechanical
 from esper.tolaria.lockstep.wire import Agreed
@@ -138,6 +140,15 @@ class Narrator:
             ranks = agreed.nonfinite_ranks
             self.emit(StepSkipped(**axes_of(state), count=state.skipped, ranks=ranks, first_step=first_skipped))
 
+    def report_worth(self, before: RunState, state: RunState, sums: Mapping[str, float]) -> None:
+        """Reports what each blended seed is worth, if that was measured; absent where a loss was not finite."""
+        for old, new in zip(before.slots, state.slots, strict=True):
+            if sums.get("worth_count") and old.stage.is_blended:
+                name, all_seeds = str(new.blueprint), state.together
+                self.emit(
+                    WorthMeasured(**axes_of(state), slot=new.slot, blueprint=name, worth=new.worth, together=all_seeds)
+                )
+
     def report_left_out(self, before: RunState, state: RunState, sums: Mapping[str, float]) -> None:
         """Reports probe samples whose loss is not finite: once a life, and once more if they cost it its evidence."""
         for old, new in zip(before.slots, state.slots, strict=True):
@@ -242,6 +253,7 @@ class Narrator:
                 gradient_norm=entry.gradient_norm,
                 gradient_ratio=gradient_ratio(state, entry),
                 health=entry.health,
+                worth=entry.worth if entry.worth.shapley.tick == state.tick else NO_WORTH,
             )
             for entry in state.slots
         )
@@ -262,5 +274,6 @@ class Narrator:
                 steps_ms=steps_ms,
                 tick_ms=tick_ms,
                 digest_ms=digest_ms,
+                together=state.together if state.together.tick == state.tick else ABSENT,
             )
         )

@@ -151,6 +151,7 @@ class Cycle:
         turn.decision = self._commit(turn, controller)
         self.narrator.report_evidence(before, turn.state, turn.decision.agreed, self.window.first_skipped)
         self.narrator.report_left_out(before, turn.state, turn.sums)
+        self.narrator.report_worth(before, turn.state, turn.sums)
         self.narrator.report_trouble(before, turn.state)
         self.observers.call("after_commit", turn)
         if turn.instead is None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from esper.accord.effects import Veto
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command
+from esper.leyline.evidence import WORTH_PAIRS
 from esper.leyline.stages import Op
 
 NOTHING = -(2**63)
@@ -72,6 +73,12 @@ SLOT_ADDITIVE = (
     "feature_count",
     "feature_sq",
 )
+WORTH = ("count", "together", "together_sq", "nonfinite", "flops")
+SLOT_WORTH = (
+    *(f"{name}{power}" for name in ("solo", "without", "shapley") for power in ("", "_sq")),
+    "nonfinite",
+    *(f"pair{k}" for k in range(WORTH_PAIRS)),
+)
 SLOT_REPLICATED = ("norm", "norm_steps", "nonfinite", *HEALTH)
 
 
@@ -111,10 +118,18 @@ class RankWord:
 
 
 class ObserveLayout:
-    """Names of the float64 vector, in order."""
+    """Names of the float64 vector, in order.
 
-    def __init__(self, slots: Sequence[str]) -> None:
+    Args:
+        slots: slot ids, row-major.
+        worth: whether the vector has places for attributions.
+    """
+
+    def __init__(self, slots: Sequence[str], *, worth: bool = False) -> None:
         self.additive = [*GLOBAL_ADDITIVE, *(f"{slot}.{name}" for slot in slots for name in SLOT_ADDITIVE)]
+        if worth:
+            self.additive += [f"worth_{name}" for name in WORTH]
+            self.additive += [f"{slot}.worth_{name}" for slot in slots for name in SLOT_WORTH]
         self.replicated = [*GLOBAL_REPLICATED, *(f"{slot}.{name}" for slot in slots for name in SLOT_REPLICATED)]
         self.names = [*self.additive, *self.replicated]
 

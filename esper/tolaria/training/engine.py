@@ -252,11 +252,10 @@ class Engine:
         return self.losses.teacherless_from
 
     def _measure(self) -> Measured:
-        tick = self.state.tick + 1
-        validate = tick % self.settings.control.validate_every == 0 or self.step >= self.terms.total_steps
-        values, nonfinite = measure(
-            self.state, self.owner, self.evaluator, self.window, self.terms, step=self.step, validate=validate
-        )
+        tick, control, last = self.state.tick + 1, self.settings.control, self.step >= self.terms.total_steps
+        validate, attribute = last or tick % control.validate_every == 0, control.attributes(tick, last=last)
+        parts = self.state, self.owner, self.evaluator, self.window, self.terms
+        values, nonfinite = measure(*parts, step=self.step, validate=validate, attribute=attribute)
         return {**values, "stop": float(self.stop_asked)}, nonfinite
 
     def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
+from esper.kasmina.attribution.coalitions import Plan
 from esper.kasmina.attribution.probe import paired_sums
 from esper.kasmina.attribution.statistics import take_statistics
+from esper.kasmina.attribution.worth import Sums, attribute
 from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
+from esper.leyline.errors import ConfigError
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.sampler import bounds, draw, eval_shards
 from esper.tolaria.lockstep.measure import sample_sums
+from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import Precision, TrainerConfig
 
@@ -34,6 +38,20 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
     if precision is Precision.BF16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def check_attribution(control: ControlConfig, gates: GateConfig, validation: int) -> None:
+    """Checks that attributions, if there are any, have samples enough for an error.
+
+    Raises:
+        ConfigError: the validation part, of so many samples, is too small.
+    """
+    held_out, least = min(gates.probe_samples, validation), gates.min_samples
+    if control.attribute_every and held_out < least:
+        raise ConfigError(
+            f"control.attribute_every = {control.attribute_every}: the {held_out} validation samples of a measurement "
+            f"are fewer than gates.min_samples = {least}; set data.validation={least} or higher"
+        )
 
 
 class Evaluator:
@@ -171,3 +189,14 @@ class Evaluator:
                 self.bundle.task.per_sample,
                 self.statistics_batches(gates.statistics_samples, slot, request.draw),
             )
+
+    def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums:
+        """What the plan's seeds are worth, on this rank's share of validation samples that the tick names."""
+        part = self.bundle.validation
+        chosen = draw(len(part), min(gates.probe_samples, len(part)), "worth", self.seed, tick)
+        first, last = bounds(len(chosen), self.world.rank, self.world.size)
+        shares = [indices for indices in chosen[first:last].split(self.batch) if len(indices)]
+        batches = (self.to_device(*part.fetch(indices)) for indices in shares)
+        statistics = self.statistics_batches(gates.statistics_samples, "worth", tick)
+        with autocast(self.precision, self.world.device):
+            return attribute(self.grown, plan, batches, self.bundle.task.per_sample, statistics=statistics)
