@@ -66,10 +66,18 @@ def _channels(alpha: Tensor, slot: SeedSlot) -> Factor:
     return (alpha * slot.channels).clone()
 
 
+def _number(factor: Tensor, slot: SeedSlot) -> float:
+    """A 0-D factor as the number that `esper.kasmina.slots.blend` multiplies with, where torch rounds it to the dtype of
+    the delta first."""
+    weight = next((p for p in slot.parameters() if p.is_floating_point()), factor)
+    dtype = slot._dtypes.get(None, weight.dtype)  # of the feature, to which a delta is cast
+    return float(factor.to(dtype) if dtype in (torch.float16, torch.bfloat16) else factor)
+
+
 # The formula of each operator, and a function from alpha (0-D float32) and slot to the factor in it.
 JOINS: dict[Operator, tuple[Formula, Callable[[Tensor, SeedSlot], Factor]]] = {
-    Operator.ADD: (add, lambda alpha, slot: float(alpha)),
-    Operator.MULTIPLY: (modulate, lambda alpha, slot: float(MULTIPLY_BOUND * alpha)),
+    Operator.ADD: (add, lambda alpha, slot: _number(alpha, slot)),
+    Operator.MULTIPLY: (modulate, lambda alpha, slot: _number(MULTIPLY_BOUND * alpha, slot)),
     Operator.GATE: (add, lambda alpha, slot: 1.0),
     Operator.CONFIDENCE: (add, lambda alpha, slot: 1.0),
     Operator.CHANNEL: (add, _channels),
