@@ -228,6 +228,8 @@ class Replica:
         }
         for entry in self.state.slots:
             slot = entry.slot
+            if entry.staged is not None:  # the size of the features that its seed is born to: an RMS of 1
+                entries |= {f"{slot}.feature_count": 8, f"{slot}.feature_sq": 8}
             if not entry.stage.has_seed:
                 continue
             entries |= {f"{slot}.finite": 1, f"{slot}.owned": 1}
