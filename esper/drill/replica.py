@@ -10,6 +10,7 @@ clock, a weight. The protocol is never told of a fault; its outcome shows whethe
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,6 +143,14 @@ class Replica:
             owner = ParameterOwner(grown, OptimConfig(), terms.total_steps)
             growth = Growth(grown, owner, world, terms, run_seed=1, dtype=torch.float32)
         self.growth, self.owner, self.sink = growth, growth.owner, sink
+        settle = growth.settle
+
+        def settle_and_veto(check: Any) -> float:
+            waited = settle(check)  # which forgets the vetoes of seeds that pass its check
+            self.set_vetoes(self.state)
+            return waited
+
+        growth.settle = settle_and_veto  # type: ignore[method-assign]
         lockstep = Lockstep(world, list(grown.slots), terms.names, registry=digest62(list(terms.names)))
         assert isinstance(world.heartbeat, Heartbeat)
         self.heartbeat = world.heartbeat
