@@ -2,6 +2,9 @@
 
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
+    python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs]
+
+`gates` prints the tables of docs/gates.md, of 50 N lives a cell.
 
 If the interval straddles the budget, or A/A's noise is wider than the margin to it, the verdict is "unresolved", not
 "met". To add a measurement, write a function in a module of `benching` that returns its lines, and name it in PARTS.
@@ -11,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benching import kasmina, library, lockstep
+from benching import gates, kasmina, library, lockstep
 from benching.harness import run
 
 BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS}
@@ -20,16 +23,20 @@ BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS}
 def main() -> None:
     """Prints the lines of each ratio; ``--json`` writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=list(BENCHES))
+    parser.add_argument("what", choices=[*BENCHES, "gates"])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    known = BENCHES[args.what]
+    known = gates.PARTS if args.what == "gates" else BENCHES[args.what]
     unknown = [part for part in args.parts or [] if part not in known]
     if unknown:
         parser.error(f"{args.what} has no part {', '.join(unknown)}; it has {', '.join(known)}")
+    if args.what == "gates":
+        for part in args.parts or known:
+            gates.PARTS[part](50 * args.rounds)
+        return
     results = run({name: known[name] for name in args.parts or known}, ranks=args.ranks, rounds=args.rounds)
     for r in results:
         print(f"{r.name}\n    {r.host}")

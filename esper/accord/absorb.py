@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from esper.accord.account import birth_flops, moved_lately, probe_flops, step_flops, validation_flops
-from esper.accord.lifecycle import SlotState
+from esper.accord.evidence.sums import ClusterSums, reading_of
+from esper.accord.lifecycle import ProbeRequest, SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.evidence import (
     ABSENT,
@@ -67,26 +68,31 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     )
     if state.request is None:
         return after
-    least = terms.gates.min_samples
-    reading = estimate_mean(
-        int(get("probe_count")),
-        get("probe_sum"),
-        get("probe_sum_sq"),
-        total_cube=get("probe_sum_cube"),
-        tick=tick,
-        min_samples=least,
-    )
-    count, left_out = get("probe_count"), get("probe_left_out")
-    void = get("probe_nonfinite") > 0 or left_out > terms.gates.max_left_out * (count + left_out)
-    if void:
-        reading = ABSENT
+    return _absorb_look(after, state.request, sums, tick, terms)
+
+
+def _absorb_look(
+    state: SlotState, request: ProbeRequest, sums: Mapping[str, float], tick: int, terms: Terms
+) -> SlotState:
+    """Returns the slot after its look: a reading of this look alone, and if it counts, the running evidence with it."""
+    look = ClusterSums.read(sums, f"{state.slot}.probe_")
+    left_out = int(sums[f"{state.slot}.probe_left_out"])
+    beyond = sums[f"{state.slot}.probe_nonfinite"] > 0  # sums that went beyond float64
+    void = beyond or left_out > terms.gates.max_left_out * (look.count + left_out)
+    evidence = state.evidence if request.counts else None
+    if evidence is not None:
+        evidence = replace(evidence, void=evidence.void + 1) if void else evidence.add(look, tick)
+    drawn = max(state.drawn, request.look)
     return replace(
-        after,
-        left_out=state.left_out + int(left_out),
+        state,
+        left_out=state.left_out + left_out,
         void_looks=state.void_looks + int(void),
-        contribution=reading,
-        contribution_alpha=state.request.alpha,
-        spent=state.spent | {state.request.aim: state.request.look},
+        looked_tick=tick,
+        contribution=ABSENT if void else reading_of(look, tick=tick, min_samples=terms.gates.min_samples),
+        contribution_alpha=request.alpha,
+        evidence=evidence or state.evidence,
+        drawn=drawn,
+        retold=state.retold + int(drawn == state.drawn),
         request=None,
     )
 

@@ -85,7 +85,7 @@ class Changes:
             )
 
     def ramp(self, slot: SlotState, *, target: float, ticks: int, curve: Curve, steepness: float, op: Operator) -> None:
-        """Commits a ramp from the present alpha; it starts with the next optimizer step."""
+        """Commits a ramp from the present alpha; it starts with the next optimizer step, and running evidence ends."""
         step = self.state.step
         start, (now, _) = slot.alpha(step), slot.operators(step)
         if op.is_gated and slot.stage is Stage.HOLDING:  # a ramp from full to full alpha, where a gated operator is ADD
@@ -100,7 +100,7 @@ class Changes:
             operator=op,
             fades_from=now if start > 0.0 and now is not op else None,  # at alpha 0 there is nothing to fade
         )
-        self.put(replace(slot, operator=op, ramp=ramp, request=None, changed_tick=self.state.tick))
+        self.put(replace(slot, operator=op, ramp=ramp, request=None, evidence=None, changed_tick=self.state.tick))
         self.outcome.events.append(
             RampCommitted(
                 **self.axes,

@@ -84,28 +84,25 @@ class GateConfig:
     without them; integrity checks still bind.
     """
 
-    k_se: float = 2.7
-    """Standard errors by which a paired difference must be better at G2, and may be worse at G3, after the correction
-    for skewness. 2.7 at 5 looks: 1.9 % of seeds that do not help pass in a life where differences are normal
-    (Bonferroni: 5 one-sided looks of 0.38 % each); the rest, up to 5 %, is room for skewness.
+    false_share: float = 0.05
+    """Share of a run's fossils, in (0, 1), that may be expected to be false: true contribution not above
+    ``min_contribution``. The births of a run share it out (docs/gates.md); the first one has 0.1835 of it.
     """
 
-    hold_k_se: float = 3.14
-    """Standard errors by which a paired difference must be better at G5. 3.14 at 10 looks: 1 % of seeds that do not
-    help pass in a life, whatever had passed before.
-    """
+    help_level: float = 0.05
+    """Chance, in (0, 1), that luck lets a seed that does not help pass G2 in its life."""
 
-    looks: int = 5
-    """Scheduled looks at G2 in a life; as many at G3, and at partial alphas, where no gate asks."""
+    harm_level: float = 0.05
+    """Chance, in (0, 1), that luck speaks so much against a seed that does not hurt that G3 refuses it."""
 
     look_every: int = 2
     """Ticks between looks."""
 
+    relook_every: int = 10
+    """Ticks between looks at a seed in HOLDING whose looks are spent, and between looks at a partial alpha."""
+
     first_look: int = 3
     """Ticks in the stage before the first look at G2."""
-
-    hold_looks: int = 10
-    """Looks at G5 in a life, however often the seed comes to HOLDING."""
 
     min_dwell: int = 1
     """Ticks in a stage before ADVANCE or FOSSILIZE is legal."""
@@ -113,8 +110,13 @@ class GateConfig:
     min_samples: int = 64
     """Paired samples below which evidence is absent."""
 
-    probe_samples: int = 192
-    """Samples of the probe part drawn for a look; at most half of the part, so that looks differ."""
+    probe_samples: int = 128
+    """Samples of the probe part that a look draws, at least. The looks of a life are equal shares of the part, and no
+    two of them draw the same sample: evidence adds up, so this decides how it is spread over time, not how much it is.
+    """
+
+    reserve: float = 0.125
+    """Share of the looks, 0 to 0.5, that is kept for seeds in HOLDING once all others are spent."""
 
     statistics_samples: int = 4096
     """Training samples from which a host with BatchNorm takes the running statistics of each arm of a comparison anew.
@@ -135,7 +137,7 @@ class GateConfig:
     """Age in ticks beyond which evidence is stale; 0: only this tick's is fresh."""
 
     min_contribution: float = 0.002
-    """Nats per sample that a seed must contribute to fossilise."""
+    """Nats per sample that a seed must be shown to contribute more than, to fossilise."""
 
     auto_advance: list[str] = field(default_factory=list)
     """Gates (of G1, G2, G3) through which a seed goes by itself once they pass; empty: none. Fossilising always takes a
@@ -157,13 +159,15 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            for name in ("k_se", "hold_k_se", "birth_k_se"):
-                check(name, getattr(self, name) >= 0, "standard errors, must be >= 0")
-            for name in ("looks", "look_every", "first_look", "hold_looks", "min_dwell"):
+            for name in ("false_share", "help_level", "harm_level"):
+                check(name, 0 < getattr(self, name) < 1, "a chance, must be between 0 and 1")
+            check("birth_k_se", self.birth_k_se >= 0, "standard errors, must be >= 0")
+            for name in ("look_every", "relook_every", "first_look", "min_dwell"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")
             check("min_samples", self.min_samples >= 2, "must be >= 2 (a standard error needs two)")
             check("probe_samples", self.probe_samples >= self.min_samples, "must be >= gates.min_samples")
             check("statistics_samples", self.statistics_samples >= 2, "must be >= 2 (a variance needs two)")
+            check("reserve", 0 <= self.reserve <= 0.5, "a share, must be in [0, 0.5]")
             check("max_left_out", 0 <= self.max_left_out <= 1, "a share, must be in [0, 1]")
             check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
             check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")

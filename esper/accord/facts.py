@@ -6,20 +6,24 @@ tick and measured for the next:
 
     TRAINING   at dwell first_look, first_look + look_every, ...: loss at alpha 1 against loss at 0
     BLENDING   if the ramp will be at rest by then, every look_every ticks: at the alpha at which it rests
-    HOLDING    as in BLENDING
+    HOLDING    as in BLENDING; once the looks are spent, from the reserve every relook_every ticks
 
-A seed that is looked at often enough passes any gate in the end. So looks are counted per life and aim, and their
-number is bounded: neither a new ramp nor a second visit to a stage gives one back. Looks at a partial alpha serve no
-gate and have a count of their own. Each look draws its own samples.
+Each look of a life is a share of the probe of its own, whatever its aim, and is added to the running evidence of the
+present alpha. Neither a new ramp nor a second visit to a stage gives a look back. Once all shares are drawn, a look
+goes over one that was drawn before: it is told, and adds nothing. Looks at a partial alpha, for which no gate asks, do
+that from the second one on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from esper.accord.evidence.levels import share_of_start
+from esper.accord.evidence.record import Evidence, Weighing, weigh_harm, weigh_help
+from esper.accord.evidence.sums import reading_of
 from esper.accord.gates import GateFacts, judge_gate
-from esper.accord.lifecycle import ProbeRequest, SlotState
+from esper.accord.lifecycle import REST, ProbeRequest, SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.alpha import AlphaMode, Operator
-from esper.leyline.evidence import GateResult
+from esper.leyline.evidence import ABSENT, GateResult, Reading
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Gate, Stage
 
@@ -48,7 +52,10 @@ def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None
         trainable=parameters > 0,
         contribution=slot.contribution.as_of(state.tick, fresh),
         contribution_alpha=slot.contribution_alpha,
-        looks=slot.looks,
+        running=running_of(slot, terms),
+        helps=help_of(slot, terms),
+        hurts=harm_of(slot, terms),
+        looks=slot.drawn,
         max_looks=max_looks(slot.stage, terms),
         alpha=slot.alpha(state.step),
         ramp_done=slot.ramp_done(state.step),
@@ -64,10 +71,42 @@ def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult 
 
 
 def max_looks(stage: Stage, terms: Terms) -> int:
-    """Returns the number of scheduled looks of a life in this stage, for each aim; 0 if the stage has none."""
-    if stage in (Stage.TRAINING, Stage.BLENDING):
-        return terms.gates.looks
-    return terms.gates.hold_looks if stage is Stage.HOLDING else 0
+    """Returns how many looks a life may have drawn by the end of this stage, without the reserve; 0 if it has none."""
+    if stage is Stage.TRAINING:
+        return terms.probe.training_looks
+    return terms.probe.looks if stage in (Stage.BLENDING, Stage.HOLDING) else 0
+
+
+def running_of(slot: SlotState, terms: Terms) -> Reading:
+    """Returns the mean over all looks of the running evidence, with its cluster-robust error."""
+    evidence = slot.evidence
+    if evidence is None or evidence.tick is None:
+        return ABSENT
+    return reading_of(evidence.sums, tick=evidence.tick, min_samples=terms.gates.min_samples)
+
+
+def help_of(slot: SlotState, terms: Terms) -> Weighing | None:
+    """Weighs the running evidence for the gate that asks for help, G2 in TRAINING and G5 beside the host.
+
+    G2 asks whether the mean difference is above 0, at ``help_level`` a life. G5 asks whether it is above
+    ``min_contribution``, at the share of the birth's level that this start of evidence has.
+    """
+    evidence, gates = slot.evidence, terms.gates
+    if evidence is None:
+        return None
+    if slot.stage is Stage.TRAINING:
+        last = terms.probe.training_looks
+        return weigh_help(evidence, terms.probe, null=0.0, level=gates.help_level, last=last, rare=False)
+    level = slot.level * share_of_start(evidence.start)
+    last = terms.probe.looks if evidence.begun < terms.probe.looks else terms.probe.shares
+    return weigh_help(evidence, terms.probe, null=gates.min_contribution, level=level, last=last, rare=True)
+
+
+def harm_of(slot: SlotState, terms: Terms) -> Weighing | None:
+    """Weighs the running evidence for "the seed hurts"."""
+    if slot.evidence is None:
+        return None
+    return weigh_harm(slot.evidence, terms.probe, level=terms.gates.harm_level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,32 +161,45 @@ def conditions_of(state: RunState, slot: SlotState, terms: Terms) -> Conditions:
     )
 
 
-def next_look(state: RunState, slot: SlotState, terms: Terms) -> ProbeRequest | None:
-    """Returns the look to measure for the next tick, or None if none is due.
+def next_look(state: RunState, slot: SlotState, terms: Terms) -> SlotState | None:
+    """Returns the slot with a request for the look to measure for the next tick, or None if none is due.
 
     Args:
         state: the agreed state after this tick's changes.
         slot: one of its records.
         terms: terms of the run.
     """
-    aim = slot.aim
-    if aim is None or slot.ending or slot.degraded or slot.looks >= max_looks(slot.stage, terms):
+    aim, plan = slot.aim, terms.probe
+    if aim is None or slot.ending or slot.degraded or not plan.shares:
         return None
-    alpha = _alpha_due(state, slot, terms)
+    spent = slot.drawn >= max_looks(slot.stage, terms)
+    from_reserve = spent and slot.stage is Stage.HOLDING and slot.drawn < plan.shares
+    counts = aim != REST and (from_reserve or not spent)
+    again = slot.drawn > 0 and not counts
+    if spent and slot.stage is Stage.TRAINING:
+        return None
+    alpha = _alpha_due(state, slot, terms, seldom=spent or again)
     if alpha is None:
         return None
-    look = slot.looks + 1
-    return ProbeRequest(look=look, alpha=alpha, aim=aim, draw=f"{slot.generation}.{aim}.{look}")
+    share = slot.retold % slot.drawn if again else slot.drawn
+    request = ProbeRequest(
+        look=share + 1, shares=plan.shares, alpha=alpha, aim=aim, draw=str(slot.birth), counts=counts
+    )
+    if not counts or slot.evidence is not None:
+        return replace(slot, request=request)
+    beside = slot.stage is not Stage.TRAINING
+    evidence = Evidence(begun=slot.drawn, start=slot.starts if beside else 0)
+    return replace(slot, request=request, evidence=evidence, starts=slot.starts + int(beside))
 
 
-def _alpha_due(state: RunState, slot: SlotState, terms: Terms) -> float | None:
+def _alpha_due(state: RunState, slot: SlotState, terms: Terms, *, seldom: bool) -> float | None:
     gates = terms.gates
     if slot.stage is Stage.TRAINING:
         since = state.tick + 1 - slot.since_tick - gates.first_look
         return 1.0 if since >= 0 and since % gates.look_every == 0 else None
     if slot.ramp is None or not slot.ramp_done(state.step + terms.tick_steps):
         return None
-    last = slot.contribution.tick
-    if last is not None and state.tick + 1 - last < gates.look_every:
+    last = slot.looked_tick
+    if last is not None and state.tick + 1 - last < (gates.relook_every if seldom else gates.look_every):
         return None
     return slot.ramp.target

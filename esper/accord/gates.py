@@ -2,9 +2,10 @@
 
     G0 germinate            slot empty, blueprint known, budgets left
     G1 -> TRAINING          seed finite and owned by an optimizer group on every rank
-    G2 -> BLENDING          gradients measured and healthy, and a paired probe shows that the seed helps
-    G3 -> HOLDING           ramp complete at full target, finite, owned, and not hurting at the present alpha
-    G5 -> FOSSILIZED        contribution above a threshold and above k standard errors, finite, owned
+    G2 -> BLENDING          gradients measured and healthy, and the running evidence shows that the seed helps
+    G3 -> HOLDING           ramp complete at full target, finite, owned, and not shown to hurt at the present alpha
+    G5 -> FOSSILIZED        the running evidence shows a contribution above a threshold, at the level of the birth, and
+                            the newest look does not speak against it; finite, owned
 
 *Integrity* checks bind every controller. *Evidence* checks bind if ``gates.evidence`` is enforce; under observe they
 are only measured and logged. A gate refuses on absent or stale evidence and never reads it as zero. A seed's size and
@@ -12,21 +13,17 @@ architecture do not enter the verdict.
 
 contribution = mean over paired samples of loss(without) - loss(with), in nats; positive helps.
 
-Differences of losses are skewed. A seed that helps a little on most samples and hurts a lot on a few has a long lower
-tail, and then Student's t says "better" by luck far too often, since a look that misses those few samples sees only
-help. So a gate that asks whether a seed helps takes the smaller of t and its skewness-corrected form (Hall, 1992, "On
-the removal of skewness by transformation", J. R. Statist. Soc. B 54):
-
-    t = mean / SE,   a = skew / (3 sqrt(n)),   corrected = ((1 + a t)^3 - 1) / (3 a) + a / 2
-
-docs/gates.md says how often a seed passes by luck, and how the defaults of ``k_se`` and ``hold_k_se`` follow from it.
+Looks of a life add up: what is judged is the sum over all of them since alpha last moved, by a bound that is valid at
+any time (`esper.accord.evidence`). A fresh reading of the newest look is asked for besides. docs/gates.md says how
+often a seed passes by luck.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from esper.accord.config import EvidencePolicy, GateConfig
+from esper.accord.evidence.record import Weighing
+from esper.accord.evidence.sums import MIN_CLUSTERS
 from esper.leyline.evidence import Check, GateResult, GradientHealth, Reading
 from esper.leyline.stages import Gate, Stage
 
@@ -46,10 +43,13 @@ class GateFacts:
         health: health of the seed's gradient, as shares of its parameters, which do not depend on its size.
         nonfinite_steps: steps since the last tick with a non-finite gradient.
         trainable: whether the seed has parameters at all (noop has none and needs no gradient evidence).
-        contribution: paired evidence.
+        contribution: paired evidence of the newest look alone.
         contribution_alpha: alpha at which ``contribution`` was measured.
-        looks: looks of this life spent on the gate.
-        max_looks: looks that a life has for the gate.
+        running: paired evidence of all looks since alpha last moved.
+        helps: what the running evidence says to "it helps"; None before the first look.
+        hurts: what it says to "it hurts".
+        looks: looks that this life has drawn.
+        max_looks: looks that a life may have drawn by the end of this stage.
         alpha: present alpha.
         ramp_done: whether the committed ramp has reached its target.
     """
@@ -66,6 +66,9 @@ class GateFacts:
     trainable: bool
     contribution: Reading
     contribution_alpha: float
+    running: Reading
+    helps: Weighing | None
+    hurts: Weighing | None
     looks: int
     max_looks: int
     alpha: float
@@ -105,39 +108,40 @@ def _check_gradient(facts: GateFacts, config: GateConfig) -> Check:
     return _evidence("gradient", norm_ok and vanishing_ok and exploding_ok, f"{readings}; {needs}")
 
 
-def standard_errors_above_zero(reading: Reading) -> float | None:
-    """Returns by how many standard errors a mean is above zero, corrected for skewness.
-
-    It is the smaller of t and Hall's transformation of t (see the module); None without value, error or skewness.
-    """
-    if reading.value is None or reading.se is None or reading.skew is None:
-        return None
-    if reading.se == 0.0:
-        return math.copysign(math.inf, reading.value) if reading.value else 0.0
-    t = reading.value / reading.se
-    a = reading.skew / (3.0 * math.sqrt(reading.n))
-    return min(t, t + a * t * t + a * a * t**3 / 3.0 + a / 2.0)
+def _describe_looks(facts: GateFacts) -> str:
+    if facts.looks < facts.max_looks:
+        return f"{facts.looks} of {facts.max_looks} looks drawn"
+    spent = f"{facts.looks} of {facts.max_looks} looks spent"
+    last = facts.stage is Stage.TRAINING and not facts.contribution.is_measured
+    return f"{spent}, only PRUNE is left" if last else spent
 
 
-def _describe_spent_looks(facts: GateFacts) -> str:
-    if facts.looks < facts.max_looks or facts.contribution.is_measured:
-        return ""
-    return f"; {facts.looks} of {facts.max_looks} looks spent, only PRUNE is left"
+def _describe_weighing(weighing: Weighing) -> str:
+    if weighing.void:
+        return f"{weighing.void} of its looks gave no evidence"
+    if weighing.log_e is None:
+        return f"absent: {weighing.clusters} clusters seen, needs {MIN_CLUSTERS}"
+    few = ""
+    if weighing.clusters < weighing.least:
+        few = f" and {weighing.least} clusters, has {weighing.clusters}"
+    return f"log evidence {weighing.log_e:.3g}, needs {weighing.needed:.3g} at level {weighing.level:.3g}{few}"
 
 
-def _check_contribution(facts: GateFacts, k_se: float, floor: float) -> Check:
-    reading = facts.contribution
-    above = standard_errors_above_zero(reading)
-    text = f"contribution {reading} at alpha {facts.contribution_alpha:g}"
-    if above is not None:
-        text += f", {above:.3g} SE after skewness"
-    text += f"; needs > {k_se:g} SE"
-    if floor > 0:
-        text += f" and >= {floor:g}"
-    text += _describe_spent_looks(facts)
-    if not reading.is_measured or reading.value is None or above is None:
-        return _evidence("contribution", False, text)
-    return _evidence("contribution", above > k_se and reading.value >= floor, text)
+def _check_contribution(facts: GateFacts, floor: float) -> Check:
+    """Whether the running evidence shows a mean difference above ``floor`` nats."""
+    weighing = facts.helps
+    says = "absent: no look yet" if weighing is None else _describe_weighing(weighing)
+    text = f"contribution {facts.running} over all looks against {floor:g}; {says}; {_describe_looks(facts)}"
+    shown = facts.running.value is not None and weighing is not None and weighing.passed
+    return _evidence("contribution", shown, text)
+
+
+def _check_newest(facts: GateFacts) -> Check:
+    """Whether the newest look is fresh and does not speak against the seed."""
+    newest = facts.contribution
+    for_it = newest.is_measured and newest.value is not None and newest.value > 0.0
+    detail = f"{newest} at alpha {facts.contribution_alpha:g}; needs a fresh one > 0; {_describe_looks(facts)}"
+    return _evidence("newest look", for_it, detail)
 
 
 def _g0(facts: GateFacts, config: GateConfig) -> list[Check]:
@@ -156,20 +160,25 @@ def _g2(facts: GateFacts, config: GateConfig) -> list[Check]:
         *_check_integrity(facts, Stage.TRAINING),
         _evidence("dwell", facts.dwell >= config.first_look, f"{facts.dwell} of {config.first_look} ticks"),
         _check_gradient(facts, config),
-        _check_contribution(facts, config.k_se, 0.0),
+        _check_contribution(facts, 0.0),
+        _check_newest(facts),
     ]
 
 
 def _g3(facts: GateFacts, config: GateConfig) -> list[Check]:
-    reading = facts.contribution
-    detail = f"contribution {reading} at alpha {facts.contribution_alpha:g}; needs >= -{config.k_se:g} SE"
-    detail += _describe_spent_looks(facts)
+    hurts, newest = facts.hurts, facts.contribution
+    says = "absent: no look yet" if hurts is None else _describe_weighing(hurts)
+    detail = (
+        f"contribution {facts.running} over all looks, newest {newest} at alpha {facts.contribution_alpha:g}; "
+        f"that it hurts: {says}; needs less, and a fresh look; {_describe_looks(facts)}"
+    )
     harmless = (
-        reading.is_measured
-        and reading.value is not None
-        and reading.se is not None
+        newest.is_measured
         and facts.contribution_alpha == facts.alpha
-        and reading.value >= -config.k_se * reading.se
+        and facts.running.value is not None
+        and hurts is not None
+        and hurts.log_e is not None
+        and not hurts.passed
     )
     return [
         *_check_integrity(facts, Stage.BLENDING),
@@ -186,7 +195,8 @@ def _g5(facts: GateFacts, config: GateConfig) -> list[Check]:
         *_check_integrity(facts, Stage.HOLDING),
         _integrity("alpha", full, f"alpha {facts.alpha:g}, needs 1 at rest"),
         _check_gradient(facts, config),
-        _check_contribution(facts, config.hold_k_se, config.min_contribution),
+        _check_contribution(facts, config.min_contribution),
+        _check_newest(facts),
     ]
 
 

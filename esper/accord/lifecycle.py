@@ -4,8 +4,9 @@
 touches a tensor: the owner of the model reads from the state what a stage means for the model.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from esper.accord.evidence.record import Evidence
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
 from esper.leyline.evidence import ABSENT, NO_HEALTH, NO_WORTH, GradientHealth, Reading, SeedWorth
@@ -19,16 +20,20 @@ class ProbeRequest:
     """A request for paired evidence, made at one tick and measured for the next.
 
     Fields:
-        look: number of this look among the looks of the seed's life with the same aim, from 1.
+        look: number of this look in the seed's life, from 1; its share of the probe (see `esper.accord.evidence.plan`).
+        shares: equal shares into which the probe is cut.
         alpha: the loss at this alpha is compared with the loss at 0.
         aim: purpose of the look: the gate that needs it (G2, G3, G5), or REST at a partial alpha, where no gate does.
-        draw: key of the samples, unique to (generation, aim, look) in the slot.
+        draw: key of the life's permutation of the probe.
+        counts: whether it is added to the running evidence; if not, its share was drawn before, and it is told only.
     """
 
     look: int
+    shares: int
     alpha: float
     aim: str
     draw: str
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +68,17 @@ class SlotState:
         ramp: committed path of alpha; None before blending.
         ending: whether a prune by ramp is under way; then the seed is frozen.
         learn_step: first optimizer step in which the seed learns; its warm-up counts from there.
-        spent: looks spent in this life, by aim (see `ProbeRequest`); a new target gives none back.
+        birth: number of this seed's birth in the run, from 1; 0 before the first one.
+        level: chance of luck at which G5 may let this seed pass, fixed at its birth; 1 before the first one.
+        drawn: looks of this life so far, each a share of the probe of its own; a new target gives none back.
+        starts: how often evidence beside the host has begun in this life.
+        retold: looks of this life that went over shares drawn before.
+        evidence: running evidence since alpha last moved; None before the first look.
         request: evidence that is being measured for the next tick, or None.
         left_out: probe samples of this life that were left out of looks, since their loss was not finite.
         void_looks: looks of this life that give no evidence, since too many samples were left out.
-        contribution: latest paired evidence.
+        looked_tick: tick at which the latest look of this stage was measured; None before the first one.
+        contribution: reading of the latest look alone.
         contribution_alpha: alpha at which ``contribution`` was measured.
         worth: latest attribution of the living seed.
         gate_mean: latest mean of g_eff over training samples, if the operator is gated.
@@ -100,10 +111,16 @@ class SlotState:
     ramp: Ramp | None = None
     ending: bool = False
     learn_step: int | None = None
-    spent: dict[str, int] = field(default_factory=dict)
+    birth: int = 0
+    level: float = 1.0
+    drawn: int = 0
+    starts: int = 0
+    retold: int = 0
+    evidence: Evidence | None = None
     request: ProbeRequest | None = None
     left_out: int = 0
     void_looks: int = 0
+    looked_tick: int | None = None
     contribution: Reading = ABSENT
     contribution_alpha: float = 0.0
     worth: SeedWorth = NO_WORTH
@@ -178,11 +195,6 @@ class SlotState:
         return {Stage.TRAINING: "G2", Stage.HOLDING: "G5"}.get(self.stage)
 
     @property
-    def looks(self) -> int:
-        """Looks spent in this life on the present aim."""
-        return self.spent.get(self.aim, 0) if self.aim is not None else 0
-
-    @property
     def taken(self) -> bool:
         """True if the slot holds a seed, waits for one, or cools down."""
         return self.staged is not None or self.stage is not Stage.EMPTY
@@ -212,9 +224,9 @@ def move(
 ) -> tuple[SlotState, Transition]:
     """Moves the slot along an edge of the table; no stage changes in any other way.
 
-    Request and contribution belong to the old stage. They are cleared, so that evidence of one stage is never mistaken
-    for evidence of the next. Looks stay spent for the whole life. Entering PRUNED clears everything of the seed. From
-    HOLDING on a gated operator is recorded as ADD, which it has become.
+    Request and contribution belong to the old stage. They are cleared, so that a reading of one stage is never mistaken
+    for one of the next. The running evidence stays until alpha moves. Looks stay spent for the whole life. Entering
+    PRUNED clears everything of the seed. From HOLDING on a gated operator is recorded as ADD, which it has become.
 
     Args:
         state: the record before the move.
@@ -254,6 +266,7 @@ def move(
         since_tick=tick if changed else state.since_tick,
         changed_tick=tick if changed and target.has_seed else state.changed_tick,
         request=None,
+        looked_tick=None if changed else state.looked_tick,
         contribution=ABSENT if changed else state.contribution,
         contribution_alpha=0.0 if changed else state.contribution_alpha,
         gate_mean=ABSENT if changed else state.gate_mean,

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 
-from esper.accord.facts import conditions_of, max_looks, verdict_ahead
+from esper.accord.facts import conditions_of, harm_of, help_of, max_looks, running_of, verdict_ahead
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.leyline.evidence import ABSENT, Reading, measured
@@ -30,6 +30,7 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
     conditions = conditions_of(state, slot, terms)
     ramp = slot.ramp if slot.stage.is_blended else None
     row, col = terms.places[slot.slot]
+    helps, hurts = help_of(slot, terms), harm_of(slot, terms)
     return SlotObservation(
         **{entry.name: getattr(conditions, entry.name) for entry in fields(conditions)},
         slot=slot.slot,
@@ -44,7 +45,11 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         contribution=slot.contribution.as_of(state.tick, fresh),
         contribution_alpha=slot.contribution_alpha,
         worth=slot.worth.as_of(state.tick, fresh),
-        looks=slot.looks,
+        running=running_of(slot, terms),
+        helps=None if helps is None else helps.support,
+        hurts=None if hurts is None else hurts.support,
+        level=slot.level if slot.stage.has_seed else None,
+        looks=slot.drawn,
         max_looks=max_looks(slot.stage, terms),
         gate_mean=slot.gate_mean,
         gate_std=slot.gate_std,

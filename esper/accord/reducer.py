@@ -20,6 +20,7 @@ from dataclasses import replace
 from esper.accord.breaker import after_birth
 from esper.accord.changes import Changes
 from esper.accord.effects import Outcome, Prepare, Register, Veto
+from esper.accord.evidence.levels import level_of_birth
 from esper.accord.facts import GATE_AHEAD, conditions_of, facts_of, next_look, verdict_ahead
 from esper.accord.gates import judge_gate
 from esper.accord.lifecycle import SlotState
@@ -63,10 +64,14 @@ class _Reduction(Changes):
                     )
                 )
                 continue
+            birth = self.state.births + 1
+            self.outcome.state = replace(self.state, births=birth)
             born = replace(
                 slot,
                 staged=None,
                 generation=slot.generation + 1,
+                birth=birth,
+                level=level_of_birth(self.terms.gates.false_share, birth, self.terms.fossils(self.state)),
                 blueprint=command.blueprint,
                 operator=command.operator,
                 curve=command.curve,
@@ -214,9 +219,9 @@ class _Reduction(Changes):
 
     def request_looks(self) -> None:
         for slot in self.state.slots:
-            request = next_look(self.state, slot, self.terms)
-            if request is not None:
-                self.put(replace(slot, request=request))
+            looking = next_look(self.state, slot, self.terms)
+            if looking is not None:
+                self.put(looking)
 
 
 _APPLY = {

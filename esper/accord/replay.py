@@ -91,9 +91,16 @@ def replay(present: RunState, target: RunState, terms: Terms, config: GovernorCo
         breaker=breaker,
         skips=trouble.skips if skip is None else (*trouble.skips, skip),
     )
-    # The accounts of samples and FLOPs are not rolled back, and proposal ids stay unique.
+    # The accounts of samples, FLOPs and births are not rolled back, and proposal ids stay unique.
     changes = Changes(
-        replace(target, governor=governor, samples=present.samples, flops=present.flops, proposals=present.proposals),
+        replace(
+            target,
+            governor=governor,
+            samples=present.samples,
+            flops=present.flops,
+            proposals=present.proposals,
+            births=present.births,
+        ),
         terms,
     )
     for entry in blamed:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from esper.accord.account import Costs
 from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.health import RunHealth
 from esper.accord.lifecycle import SlotState
 from esper.leyline.alpha import Curve, Operator, Ramp
@@ -25,6 +26,7 @@ class RunState:
         step: optimizer steps done (a skipped step counts).
         epoch: passes over the training part begun.
         germinations: births committed so far.
+        births: seeds that ever entered the model, whatever became of them; a rollback does not take any back.
         proposals: proposal ids given so far.
         slots: one record per slot, row-major.
         train_loss: mean training loss over the steps before the latest tick.
@@ -48,6 +50,7 @@ class RunState:
     step: int = 0
     epoch: int = 0
     germinations: int = 0
+    births: int = 0
     proposals: int = 0
     slots: tuple[SlotState, ...] = ()
     train_loss: Reading = ABSENT
@@ -125,6 +128,7 @@ class Terms:
     Fields:
         slots_config: settings of slots, with the budgets.
         gates: thresholds of the gates.
+        probe: the looks that the probe affords.
         catalogue: blueprints that fit each slot, with exact parameters and FLOPs.
         names: all blueprint names, sorted; commands carry the index into it between ranks.
         operators: operators that each slot may use.
@@ -139,6 +143,7 @@ class Terms:
 
     slots_config: SlotsConfig
     gates: GateConfig
+    probe: ProbePlan
     catalogue: dict[str, tuple[BlueprintInfo, ...]]
     names: tuple[str, ...]
     operators: dict[str, tuple[Operator, ...]]
@@ -172,6 +177,14 @@ class Terms:
                 return entry
         names = ", ".join(entry.name for entry in self.catalogue[slot])
         raise ConfigError(f"blueprint {blueprint!r} does not fit slot {slot}; it takes {names}")
+
+    def fossils(self, state: RunState) -> int:
+        """Returns the number of fossils that came of births in this run."""
+        planted = self.slots_config.planted or {}
+        return sum(
+            entry.stage is Stage.FOSSILIZED and (entry.slot not in planted or entry.generation > 1)
+            for entry in state.slots
+        )
 
     def spent_by(self, entry: SlotState) -> Spent:
         """Returns how much one slot uses of the budgets; a staged seed counts like a living one."""

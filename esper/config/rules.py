@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from esper.accord.config import SlotsConfig
+from esper.accord.evidence.plan import check_plan, plan_probe
 from esper.config.strict import override_text
 from esper.kasmina import blueprints
 from esper.kasmina.hosts import HOSTS, CustomHostConfig, InjectionPoint, build_host
@@ -203,15 +204,17 @@ def controller_can_be_built(host: Any, data: Any, slots: SlotsConfig, controller
     return []
 
 
-def probe_is_large_enough(gates: Any, data: Any) -> list[str]:
-    """Each look draws at most half of the probe part, so that looks see different samples."""
+def probe_is_large_enough(gates: Any, slots: SlotsConfig, data: Any) -> list[str]:
+    """A probe on which no seed could ever pass G5 is refused, as far as its size alone says so."""
     size = getattr(data, "probe", None)
-    if size is None or 2 * gates.probe_samples <= size:
+    if size is None:
         return []
-    return [
-        f"gates.probe_samples = {gates.probe_samples}: the probe part has data.probe = {size} samples, and looks must "
-        f"not all see the same ones; set gates.probe_samples={size // 2}, or data.probe={2 * gates.probe_samples}"
-    ]
+    try:
+        plan = plan_probe(size, size, per_look=gates.probe_samples, reserve=gates.reserve)
+        check_plan(plan, gates, slots.incubation, "data.probe")
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def find_unused_without_shadow(world: Any, slots: SlotsConfig) -> list[str]:
@@ -255,7 +258,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("host", "data", "slots", "distill"), distilled_features_are_of_slots),
     (("host", "data", "slots", "controller"), blueprints_exist),
     (("host", "data", "slots", "controller"), controller_can_be_built),
-    (("gates", "data"), probe_is_large_enough),
+    (("gates", "slots", "data"), probe_is_large_enough),
     (("optim", "trainer"), warm_up_ends),
     (("world", "slots"), find_unused_without_shadow),
     (("library", "control"), waits_for_births_are_short),

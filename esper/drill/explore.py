@@ -22,6 +22,7 @@ from itertools import islice
 from typing import TypeVar
 
 from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import RunState
 from esper.drill.bus import Bus, ProtocolBroken, RankEnd, RankWorld
 from esper.drill.faults import FaultKind
@@ -37,6 +38,7 @@ from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.heartbeat import LOST
 
 T = TypeVar("T")
+PROBE = ProbePlan(samples=120, clusters=120, looks=3, reserve=0)  # a look for each of G2, G3, G5
 CHUNK = 64  # situations that one start of the ranks plays
 
 
@@ -120,11 +122,9 @@ class Explorer:
             max_germinations=small.max_germinations,
             embargo_ticks=small.embargo_ticks,
         )
-        gates = GateConfig(
-            looks=1, look_every=1, first_look=1, hold_looks=1, min_samples=2, probe_samples=4, degraded_ticks=1
-        )
+        gates = GateConfig(look_every=1, relook_every=2, first_look=1, min_samples=2, degraded_ticks=1)
         self.terms = terms_for(
-            self.grown[0].sites, small.ranks, slots, gates, tick_steps=2, names=(BLUEPRINT,), max_skips=1
+            self.grown[0].sites, small.ranks, slots, gates, probe=PROBE, tick_steps=2, names=(BLUEPRINT,), max_skips=1
         )
         self.control = ControlConfig(stage_ticks=small.stage_ticks, digest_every=1000)
         self.emptied: set[int] = set()

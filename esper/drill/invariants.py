@@ -44,6 +44,11 @@ def _slot(entry: SlotState, ticks: int, steps: int, terms: Terms) -> SlotState:
         staged_tick=tick(entry.staged_tick if entry.staged is not None else 0) or 0,
         staged=None if entry.staged is None else replace(entry.staged, proposal=0),
         generation=0,
+        birth=0,
+        level=0.01 if entry.stage.has_seed else 1.0,  # what is shown here is shown at any level
+        retold=0,
+        evidence=entry.evidence and replace(entry.evidence, tick=tick(entry.evidence.tick)),
+        looked_tick=tick(entry.looked_tick),
         proposal=0,
         history=(),
         ramp=ramp,
@@ -108,11 +113,10 @@ def _slot_broken(before: SlotState, after: SlotState, state: RunState, terms: Te
             broken.append(f"alpha {after.alpha(step)} at step {step}")
     if after.stage not in (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED) and after.alpha(state.step) != 0.0:
         broken.append(f"alpha {after.alpha(state.step)} in {after.stage.name}")
-    for aim, spent in after.spent.items():
-        most = terms.gates.hold_looks if aim == "G5" else terms.gates.looks
-        asked = after.request is not None and after.request.aim == aim
-        if spent + asked > most:
-            broken.append(f"{spent + asked} looks for {aim} of {most}")
+    if after.drawn > terms.probe.shares:
+        broken.append(f"{after.drawn} looks drawn of {terms.probe.shares}")
+    if after.evidence is not None and after.evidence.looks + after.evidence.void + after.evidence.begun > after.drawn:
+        broken.append(f"evidence of more looks than the {after.drawn} drawn")
     if after.staged is not None:
         if after.stage is not Stage.EMPTY:
             broken.append(f"a birth is staged in {after.stage.name}")

@@ -13,12 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.effects import Veto
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import RunState, Terms
+from esper.drill.answers import sums_of
 from esper.drill.bus import Lost
+from esper.drill.chain import DIM, ChainHost
 from esper.drill.faults import FaultKind, InjectedFault
 from esper.kasmina.attach import attach, attach_described
 from esper.kasmina.axes.site import Site
@@ -43,23 +45,9 @@ from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 
-DIM = 4
 STEPS = 10  # optimizer steps between ticks
+PROBE = ProbePlan(samples=1000, clusters=1000, looks=8, reserve=2)
 OPERATORS = (Operator.ADD, Operator.MULTIPLY, Operator.GATE)
-
-
-class ChainHost(nn.Module):
-    """A host with a site behind each of its layers; features BC."""
-
-    def __init__(self, layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(layers))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [B, DIM]."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 def build_chain(layers: int, sites: Mapping[str, Site] | None = None) -> Grown:
@@ -82,6 +70,7 @@ def terms_for(
     slots: SlotsConfig,
     gates: GateConfig,
     *,
+    probe: ProbePlan = PROBE,
     tick_steps: int = STEPS,
     names: tuple[str, ...] | None = None,
     max_skips: int = 3,
@@ -93,6 +82,7 @@ def terms_for(
         ranks: number of ranks.
         slots: budgets.
         gates: thresholds.
+        probe: the looks that the probe affords.
         tick_steps: optimizer steps between ticks.
         names: blueprints on offer; None for all that fit.
         max_skips: skipped steps in a row after which the newest blending seed is pruned.
@@ -101,6 +91,7 @@ def terms_for(
         sites,
         slots,
         gates,
+        probe=probe,
         class_logits=False,
         total_steps=1_000_000,
         tick_steps=tick_steps,
@@ -245,9 +236,7 @@ class Replica:
             entries |= {f"{slot}.norm": draw.randint(1, 9), f"{slot}.norm_steps": 1, f"{slot}.health_steps": 1}
             if entry.request is not None:
                 gains = [draw.randint(0, 3) for _ in range(4)]
-                for name, power in (("sum", 1), ("sum_sq", 2), ("sum_cube", 3)):
-                    entries[f"{slot}.probe_{name}"] = sum(gain**power for gain in gains)
-                entries[f"{slot}.probe_count"] = len(gains)
+                entries |= {f"{slot}.probe_{name}": value for name, value in sums_of(gains).items()}
         return entries
 
     def _forge(self, kind: FaultKind | None) -> None:

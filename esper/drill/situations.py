@@ -18,6 +18,7 @@ from esper.accord.effects import Veto
 from esper.accord.lifecycle import SlotState
 from esper.accord.observation import observation_of
 from esper.accord.state import RunState, Terms
+from esper.drill.answers import sums_of
 from esper.drill.faults import FaultKind, InjectedFault
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command, wait
@@ -72,11 +73,11 @@ def commands_for(observation: Observation, slot: str) -> list[Command]:
 
 
 def _evidence(state: RunState, *, good: bool) -> dict[str, float]:
-    """Each rank's sums of every probe that was requested: four samples that gain a nat each, or unusable ones."""
+    """Each rank's sums of every probe that was requested: forty samples that gain a nat each, or unusable ones."""
     sums: dict[str, float] = {}
     for entry in state.slots:
         if entry.request is not None:
-            sums |= {f"{entry.slot}__probe_{name}": 4.0 for name in ("count", "sum", "sum_sq", "sum_cube")}
+            sums |= {f"{entry.slot}__probe_{name}": float(value) for name, value in sums_of([1] * 40).items()}
             sums[f"{entry.slot}__probe_nonfinite"] = 0.0 if good else 1.0
     return sums
 

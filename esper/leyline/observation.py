@@ -10,7 +10,7 @@ from esper.leyline.breaker import BreakerView
 from esper.leyline.evidence import ABSENT, NO_WORTH, GateResult, GradientHealth, Reading, SeedWorth
 from esper.leyline.stages import Stage
 
-OBSERVATION_VERSION = 4
+OBSERVATION_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +85,17 @@ class SlotObservation:
         alpha_mode: HOLD at rest, else the direction of the ramp.
         ending: whether a prune by ramp is under way.
         parameters: parameters of the seed.
-        contribution: mean paired loss without minus with the seed (nats; positive helps) at ``contribution_alpha``.
+        contribution: mean paired loss without minus with the seed (nats; positive helps) at ``contribution_alpha``, of
+            the latest look alone.
         contribution_alpha: alpha at which ``contribution`` was measured.
         worth: what the seed saves on the validation part, alone, left out and shared (``control.attribute_every``).
-        looks: scheduled looks that this life has spent on the present aim.
-        max_looks: scheduled looks that a life has for the present aim.
+        running: contribution over all looks since alpha last moved; its error is over clusters.
+        helps: share of the evidence that the gate ahead needs to see that the seed helps; 1 is enough. None before
+            enough clusters are seen.
+        hurts: share of the evidence needed to see that the seed hurts; 1 is enough.
+        level: chance of luck at which G5 may let this seed pass, fixed at its birth; None without a seed.
+        looks: looks that this life has drawn.
+        max_looks: looks that a life may have drawn by the end of this stage; 0 in stages without looks.
         gate_mean: mean of g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
         gate_std: standard deviation of g_eff over the same samples.
         effective_alpha: ``alpha`` times ``gate_mean``.
@@ -125,6 +131,10 @@ class SlotObservation:
     parameters: int
     contribution: Reading
     contribution_alpha: float
+    running: Reading
+    helps: float | None
+    hurts: float | None
+    level: float | None
     looks: int
     max_looks: int
     gate_mean: Reading

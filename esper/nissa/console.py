@@ -137,10 +137,8 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         ranks = "1 rank" if event.world_size == 1 else f"{event.world_size} ranks"
         slots = ", ".join(event.slots)
         missed = f"; FLOPs are too low, no formula for {', '.join(event.uncounted)}" if event.uncounted else ""
-        return (
-            f"{event.parameters:,} parameters on {ranks}, {event.total_steps:,} steps, slots {slots}{resumed}{missed}",
-            "bold",
-        )
+        size = f"{event.parameters:,} parameters on {ranks}, {event.total_steps:,} steps, slots {slots}"
+        return f"{size}{resumed}{missed}\nprobe: {event.probe}", "bold"
     if isinstance(event, RunEnded):
         return f"{at}  run {event.status}", "bold green" if event.status == "done" else "bold red"
     return None

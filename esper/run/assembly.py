@@ -51,6 +51,7 @@ from esper.tolaria.training.engine import Engine, EngineSettings
 from esper.tolaria.training.evaluate import autocast, check_attribution, dtype_of
 from esper.tolaria.training.governor import Governor
 from esper.tolaria.training.length import plan_batches
+from esper.tolaria.training.looks import look_sizes, plan_of
 
 
 def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
@@ -138,9 +139,11 @@ def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[
     plan = plan_batches(config.trainer, bundle, config.seed)
     steps = (0, plan.steps_per_epoch - 1)
     pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, config.trainer.accumulate)]
-    parts = [len(bundle.validation), min(config.gates.probe_samples, len(bundle.probe))]
-    shards = [shard for n in parts for shard in eval_shards(n, world.rank, world.size, config.trainer.eval_batch)]
-    return {len(indices) for indices, _ in pieces}, {len(shard) for shard in shards}
+    most = config.trainer.eval_batch
+    sizes = {len(shard) for shard in eval_shards(len(bundle.validation), world.rank, world.size, most)}
+    for size in look_sizes(plan_of(config.gates, config.slots.incubation, bundle), world):
+        sizes |= {len(shard) for shard in eval_shards(size, 0, 1, most)}
+    return {len(indices) for indices, _ in pieces}, sizes
 
 
 def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: World) -> Compiler:
@@ -162,11 +165,6 @@ def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: Wor
 def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
     """Makes the terms of the run: everything that decisions depend on and that does not change."""
     per_epoch = plan_batches(config.trainer, bundle, config.seed).steps_per_epoch
-    if 2 * config.gates.probe_samples > len(bundle.probe):
-        raise ConfigError(
-            f"gates.probe_samples = {config.gates.probe_samples}: looks must not all see the same of the "
-            f"{len(bundle.probe)} probe samples; set gates.probe_samples={len(bundle.probe) // 2} or data.probe higher"
-        )
     check_attribution(config.control, config.gates, len(bundle.validation))
     if world_size > config.trainer.batch:
         raise ConfigError(
@@ -179,6 +177,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         grown.sites,
         config.slots,
         config.gates,
+        probe=plan_of(config.gates, config.slots.incubation, bundle),
         class_logits=bundle.task is Task.CLASSIFICATION,
         total_steps=config.trainer.total_steps(per_epoch),
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),

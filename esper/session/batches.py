@@ -1,12 +1,15 @@
-"""Evidence from the user's own loss on the user's own batches, which are the same on every rank and sharded here.
+"""A user's own batches, from which evidence is drawn: the same on every rank, and sharded here.
 
 A `DataLoader` over a map-style dataset is read by sample, in the order of its dataset: its sampler, its workers and
 its shuffling are not used, so that a look is a pure function of its key. Any other sized iterable is read once and
 kept; then whole batches are drawn. Of a batch only one thing is known: the user's loss accepts it.
+
+Samples that may depend on each other are a *cluster*: where nothing else is said, each sample of a dataset is one, and
+each batch of a list.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,24 +19,12 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from torch.utils.data.distributed import DistributedSampler
 
 from esper.accord.config import GateConfig
-from esper.accord.lifecycle import ProbeRequest
-from esper.kasmina.attribution.coalitions import Plan
-from esper.kasmina.attribution.prefixes import How
-from esper.kasmina.attribution.probe import difference_sums
-from esper.kasmina.attribution.statistics import Alphas, Statistics, take_statistics
-from esper.kasmina.attribution.worth import Sums, differences
-from esper.kasmina.axes.feature import copy_inputs
-from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.grown import Grown
+from esper.accord.evidence.plan import ProbePlan, plan_probe
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
+from esper.tolaria.data.clusters import Clusters, draw_share
 from esper.tolaria.data.sampler import bounds, draw
-from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.digest import digest_tensors
-from esper.tolaria.ranks.world import World
-
-# (stand-in for the model, batch) -> per-sample loss [B], and correctness [B] or None
-Judge = Callable[[Callable[..., Any], Any], tuple[Tensor, Tensor | None]]
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -57,15 +48,26 @@ class Batches:
         source: a `DataLoader`, or any sized iterable of batches.
         name: the source's name in error texts.
         device: of the model; random numbers that the source draws there do not disturb training.
+        cluster: the cluster of each unit, any value that can be hashed, in the order of the dataset or the list;
+            "sample": each sample is one, in a list of batches too; None: each unit is one.
 
     Fields:
         sizes: samples of each unit.
+        clusters: units by cluster.
+        singly: whether each sample of a unit is a cluster.
 
     Raises:
-        ConfigError: the source has no length, is empty, or a batch holds no tensor.
+        ConfigError: the source has no length, is empty, or a batch holds no tensor; ``cluster`` does not fit it.
     """
 
-    def __init__(self, source: Iterable[Any], name: str, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        source: Iterable[Any],
+        name: str,
+        device: torch.device = CPU,
+        *,
+        cluster: Iterable[Hashable] | str | None = None,
+    ) -> None:
         self._device = device
         self._loader: DataLoader[Any] | None = None
         indices = _indices(source)
@@ -86,11 +88,20 @@ class Batches:
             self.sizes = [_size(batch) for batch in self._units]
         if not self.sizes or 0 in self.sizes:
             raise ConfigError(f"{name}: {'it is empty' if not self.sizes else 'a batch without a tensor of samples'}")
+        self.singly = cluster == "sample"
+        self.clusters = Clusters(len(self.sizes), None if self.singly else _labels(cluster, len(self.sizes), name))
 
     @property
     def samples(self) -> int:
         """Number of samples."""
         return sum(self.sizes)
+
+    def plan(self, gates: GateConfig) -> ProbePlan:
+        """The looks that these batches afford."""
+        clusters = self.samples if self.singly else len(self.clusters)
+        return plan_probe(
+            self.samples, clusters, per_look=gates.probe_samples, reserve=gates.reserve, units=len(self.clusters)
+        )
 
     def draw_units(self, samples: int, *key: int | str) -> list[int]:
         """Draws different units until they hold ``samples`` samples; a pure function of the arguments."""
@@ -102,10 +113,22 @@ class Batches:
             count += self.sizes[unit]
         return chosen
 
+    def draw_look(
+        self, look: int, shares: int, rank: int, world: int, *key: int | str
+    ) -> tuple[list[int], Tensor | None]:
+        """A rank's units of a look, and the number of each sample's cluster, from 0; None: each sample is one."""
+        units, places = self.clusters.members(draw_share(len(self.clusters), look, shares, rank, world, *key))
+        if self.singly:
+            return units.tolist(), None
+        return units.tolist(), torch.repeat_interleave(places, torch.tensor(self.sizes)[units])
+
     def share(self, units: Sequence[int], rank: int, world: int) -> Iterator[Any]:
         """Yields a rank's batches of some units; over all ranks every unit comes exactly once."""
         first, last = bounds(len(units), rank, world)
-        rank_units = units[first:last]
+        yield from self.batches(units[first:last])
+
+    def batches(self, rank_units: Sequence[int]) -> Iterator[Any]:
+        """Yields batches of some units, in their order."""
         if self._loader is None:
             yield from (self._units[unit] for unit in rank_units)
             return
@@ -140,7 +163,21 @@ class Batches:
         tensors = [tensor for batch in ends for tensor in tensors_of(batch)]
         parts = [part for tensor in tensors for part in (tensor.unbind() if tensor.is_nested else [tensor])]
         named = [(str(i), part.cpu()) for i, part in enumerate(parts)]
-        return f"{self.samples} samples, ends {digest_tensors(named):x}"
+        clusters = self.clusters.members(torch.arange(len(self.clusters)))
+        by = "samples" if self.singly else f"{digest_tensors(zip(('units', 'clusters'), clusters, strict=True)):x}"
+        return f"{self.samples} samples, clusters {by}, ends {digest_tensors(named):x}"
+
+
+def _labels(cluster: Iterable[Hashable] | str | None, units: int, name: str) -> Tensor | None:
+    if cluster is None:
+        return None
+    if isinstance(cluster, str):
+        raise ConfigError(f"cluster = {cluster!r}: expected 'sample', or one value for each sample or batch of {name}")
+    numbers: dict[Hashable, int] = {}
+    values = [value.item() if isinstance(value, Tensor) else value for value in cluster]
+    if len(values) != units:
+        raise ConfigError(f"cluster: {len(values)} values for {units} samples or batches of {name}; give one for each")
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])
 
 
 def _indices(source: Any) -> list[int] | None:
@@ -153,123 +190,3 @@ def _indices(source: Any) -> list[int] | None:
     if hasattr(sampler, "indices"):  # a SubsetRandomSampler: the rest of the dataset has another use
         return sorted(int(index) for index in sampler.indices)
     return None
-
-
-class BatchEvaluator:
-    """Measures a grown model by a user's loss.
-
-    Args:
-        grown: model and slots.
-        world: this rank's place among the ranks, which decides its share.
-        judge: computes the per-sample loss of a batch; None if the user gave no loss.
-        model: the model that the loss gets.
-        probe: the batches that evidence is drawn from; None without them.
-        validation: the batches that are held out; None without them.
-        statistics: the batches from which running statistics are taken anew; None for those of ``probe``.
-        seed: the run's seed.
-    """
-
-    def __init__(
-        self,
-        grown: Grown,
-        world: World,
-        judge: Judge | None,
-        model: Callable[..., Any],
-        *,
-        probe: Batches | None,
-        validation: Batches | None,
-        statistics: Batches | None = None,
-        seed: int,
-    ) -> None:
-        self.grown, self.world, self.judge, self.model = grown, world, judge, model
-        self.probe, self.validation, self.seed = probe, validation, seed
-        self.statistics = statistics or probe
-
-    def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss and correctness of each sample [B], in float64; correctness 0 if the loss returns none."""
-        assert self.judge is not None
-        with undisturbed(self.world.device):
-            loss, correct = self.judge(self.model, copy_inputs(batch))
-        return loss.double(), torch.zeros_like(loss).double() if correct is None else correct.double()
-
-    def _take_statistics(self, arms: Sequence[Alphas], samples: int, *key: int | str) -> list[Statistics]:
-        """Running statistics of each arm, the same on every rank; empty where the model takes none in training."""
-        part, model = self.statistics, self.grown.model
-        if part is None or not model.training:  # who trains in eval() keeps statistics as they are
-            return [Statistics([]) for _ in arms]
-        return take_statistics(self.grown, arms, part.whole(samples, "statistics", self.seed, *key), self._losses)
-
-    def validation_sums(self, statistics: int = 0) -> dict[str, float]:
-        """`sample_sums` of this rank's share of the validation part; empty without one.
-
-        Args:
-            statistics: samples from which running statistics are taken anew for it; 0: the model's own.
-        """
-        part = self.validation
-        if part is None or self.judge is None:
-            return {}
-        own = [Statistics([])] if not statistics else self._take_statistics([{}], statistics, "validation")
-        batches = part.share(range(len(part.sizes)), self.world.rank, self.world.size)
-        with evaluating(self.grown.model), own[0].applied():
-            return sample_sums(map(self._losses, batches))
-
-    def birth_sums(self, slot: str, generation: int, gates: GateConfig) -> tuple[dict[str, float], ...]:
-        """`sample_sums` at alpha 0 and at alpha 1 of probe batches that (seed, slot, generation) name; empty without.
-
-        Every rank measures all of them.
-        """
-        part, sums = self.probe, []
-        if part is None or self.judge is None:
-            return ()
-        units = part.draw_units(gates.probe_samples, "birth", self.seed, slot, generation)
-        for alpha in (0.0, 1.0):
-            with evaluating(self.grown.model), self.grown.override({slot: alpha}):
-                sums.append(sample_sums(map(self._losses, part.share(units, 0, 1))))
-        return tuple(sums)
-
-    def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
-        """Paired evidence on this rank's share of the batches that the request draws; empty without a probe.
-
-        These are the `difference_sums` of d = loss at alpha 0 minus loss at ``request.alpha``, in nats per sample. Both
-        losses see the same samples and the same random numbers, each under running statistics of its own.
-        """
-        part = self.probe
-        if part is None or self.judge is None:
-            return {}
-        units = part.draw_units(gates.probe_samples, "probe", self.seed, slot, request.draw)
-        batches = part.share(units, self.world.rank, self.world.size)
-        arms: list[Alphas] = [{slot: 0.0}, {slot: request.alpha}]
-        taken = self._take_statistics(arms, gates.statistics_samples, slot, request.draw)
-        with evaluating(self.grown.model):
-            return difference_sums(self._difference(batch, arms, taken) for batch in batches)
-
-    def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums | None:
-        """What the plan's seeds are worth, by full forwards on this rank's share of validation batches that the tick
-        names; None without a validation part."""
-        part = self.validation
-        if part is None or self.judge is None:
-            return None
-        units = part.draw_units(gates.probe_samples, "worth", self.seed, tick)
-        arms = [plan.alphas(coalition) for coalition in plan.coalitions]
-        taken = self._take_statistics(arms, gates.statistics_samples, "worth", tick)
-        samples, total = 0, torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
-        with evaluating(self.grown.model):
-            for batch in part.share(units, self.world.rank, self.world.size):
-                values = []
-                for alphas, own in zip(arms, taken, strict=True):
-                    with self.grown.override(alphas), own.applied():
-                        loss, correct = self._losses(batch)
-                        values.append(torch.stack([-loss, correct]))
-                d = differences(plan, torch.stack(values))
-                total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)
-                samples += d.shape[2]
-        moments = tuple((a, b, c, e) for a, b, c, e in total.tolist())
-        return Sums(plan, samples, len(arms), moments, None, How.FULL, ())
-
-    def _difference(self, batch: Any, arms: Sequence[Alphas], statistics: Sequence[Statistics]) -> Tensor:
-        """Loss of each sample in the first arm minus that in the second; [B]."""
-        losses = []
-        for alphas, own in zip(arms, statistics, strict=True):
-            with self.grown.override(alphas), own.applied():
-                losses.append(self._losses(batch)[0])
-        return losses[0] - losses[1]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import Terms
 from esper.config.strict import UNSET, Reader, as_plain, defaults_of
 from esper.kasmina.slots.grown import Grown
@@ -152,7 +153,7 @@ def read_controller(given: Any, slots: tuple[str, ...], seed: int) -> tuple[Cont
     return build_controller(given, slots=slots, seed=seed), as_plain(given)
 
 
-def make_session_terms(config: SessionConfig, grown: Grown, world_size: int) -> Terms:
+def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, world_size: int) -> Terms:
     """Makes the terms of a session, and sets CHANNEL's vectors on the slots that have one.
 
     Raises:
@@ -168,6 +169,7 @@ def make_session_terms(config: SessionConfig, grown: Grown, world_size: int) -> 
         grown.sites,
         config.slots,
         config.gates,
+        probe=probe,
         class_logits=config.class_logits,
         total_steps=config.steps or ENDLESS,
         tick_steps=config.control.every or config.control.max_steps,

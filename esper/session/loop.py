@@ -18,9 +18,9 @@ from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import DivergedError, LoopError, one_line
 from esper.leyline.protocols import Controller
-from esper.session.batches import BatchEvaluator
 from esper.session.config import SessionConfig
 from esper.session.epoch import agreed_batches
+from esper.session.evaluator import BatchEvaluator
 from esper.session.model import LiveModel, UserLoss, carry_loss
 from esper.session.order import INSTEAD, LOOP, CallOrder
 from esper.session.passes import Passes

@@ -3,13 +3,14 @@
 import copy
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+from esper.accord.evidence.plan import NO_PROBE, ProbePlan, check_plan
 from esper.kasmina.blueprints import registry
 from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
@@ -20,9 +21,10 @@ from esper.leyline.errors import CheckpointError, ConfigError, one_line
 from esper.leyline.plain import digest62, to_plain
 from esper.leyline.protocols import Controller, EventSink
 from esper.leyline.stages import Incubation
-from esper.session.batches import Batches, BatchEvaluator
+from esper.session.batches import Batches
 from esper.session.config import SessionConfig, make_session_terms, read_controller
 from esper.session.copies import CopyWatch
+from esper.session.evaluator import BatchEvaluator
 from esper.session.file import collect_user_parts
 from esper.session.loop import Parts
 from esper.session.model import LiveModel, StandIn, UserLoss, evaluate_loss
@@ -49,6 +51,7 @@ class Given:
     controller: Any
     loss: UserLoss | None
     probe: Iterable[Any] | None
+    cluster: Iterable[Hashable] | str | None
     validation: Iterable[Any] | None
     statistics: Iterable[Any] | None
     scheduler: Any
@@ -67,9 +70,13 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         raise ConfigError(f"grown: {', '.join(planted)} already hold seeds; use Session.restore, or load_state_dict")
     controller, controller_plain = read_controller(given.controller, tuple(grown.slots), config.seed)
     first = next(grown.model.parameters())
-    sources = (("probe", given.probe), ("validation", given.validation), ("statistics", given.statistics))
-    held_out = {name: Batches(source, name, first.device) for name, source in sources if source is not None}
-    _check_probe(config, held_out.get("probe"))
+    held_out = {}
+    if given.probe is not None:
+        held_out["probe"] = Batches(given.probe, "probe", first.device, cluster=given.cluster)
+    for name, source in (("validation", given.validation), ("statistics", given.statistics)):
+        if source is not None:
+            held_out[name] = Batches(source, name, first.device)
+    plan = _plan_of(config, held_out.get("probe"))
     if config.control.attribute_every and (given.loss is None or "validation" not in held_out):
         raise ConfigError("control.attribute_every: seeds are measured by loss= on validation=; pass both")
     adopted = AdoptedOptimizer(
@@ -88,7 +95,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         marks.begin_beats(config.control.timeout_s, lambda: world.waiting, world.cut)
         try:
             check_patterns(grown.model, config.average_buffers, "average_buffers")
-            terms = make_session_terms(config, grown, world.size)
+            terms = make_session_terms(config, grown, plan, world.size)
             world.allow_slow(True)  # ranks may come late to the first step, because they load data and compile
             _shake_hands(world, config, grown, adopted, controller_plain, held_out, given.loss)
             growth = Growth(grown, adopted.owner, world, terms, run_seed=config.seed, dtype=first.dtype)
@@ -153,14 +160,13 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         raise
 
 
-def _check_probe(config: SessionConfig, probe: Batches | None) -> None:
-    """Refuses a probe from which two looks could not draw different samples."""
-    wanted = config.gates.probe_samples
-    if probe is not None and probe.samples < 2 * wanted:
-        raise ConfigError(
-            f"gates.probe_samples = {wanted}: looks must not all see the same of the {probe.samples} samples of probe; "
-            f"pass at least {2 * wanted}, or gates={{'probe_samples': {probe.samples // 2}}}"
-        )
+def _plan_of(config: SessionConfig, probe: Batches | None) -> ProbePlan:
+    """The looks that the probe affords; refuses one on which no seed could ever fossilise."""
+    if probe is None:
+        return NO_PROBE
+    plan = probe.plan(config.gates)
+    check_plan(plan, config.gates, config.slots.incubation, "probe")
+    return plan
 
 
 def _check_saveable(adopted: AdoptedOptimizer, controller: Controller, controller_plain: dict[str, Any] | None) -> None:

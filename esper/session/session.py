@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -59,6 +59,7 @@ class Session:
         controller: Any = "heuristic",
         loss: UserLoss | None = None,
         probe: Iterable[Any] | None = None,
+        cluster: Iterable[Hashable] | str | None = None,
         validation: Iterable[Any] | None = None,
         statistics: Iterable[Any] | None = None,
         scheduler: Any = None,
@@ -77,9 +78,11 @@ class Session:
             optimizer: the host's, of any torch class that takes groups; only the session steps it.
             controller: name of a kind, a mapping or config object of a kind, or a `Controller`.
             loss: (model, batch) -> loss [B] in nats, or (loss [B], correct [B] in 0 to 1); it calls the model once.
-            probe: the data that evidence is drawn from, at least twice ``gates.probe_samples``; report no number on
-                them. A `DataLoader` over a map-style dataset, or a list of batches; the same on every rank, sharded
-                here.
+            probe: the data that evidence is drawn from, 1,000 samples or more; report no number on them. A
+                `DataLoader` over a map-style dataset, or a list of batches; the same on every rank, sharded here.
+            cluster: which samples of ``probe`` depend on each other: one value (document, patient) for each sample of
+                its dataset, or each batch of its list; "sample": none do, in a list of batches either. None: no samples
+                of a dataset do, but those of a batch.
             validation: held-out data, measured at ticks; given like ``probe``.
             statistics: training data, given like ``probe``, from which a model with BatchNorm takes running statistics
                 anew for each arm of a comparison (``gates.statistics_samples``); None for the inputs of ``probe``.
@@ -102,6 +105,7 @@ class Session:
             controller=controller,
             loss=loss,
             probe=probe,
+            cluster=cluster,
             validation=validation,
             statistics=statistics,
             scheduler=scheduler,
@@ -366,6 +370,7 @@ class Session:
         controller: Controller | Mapping[str, Any] | None = None,
         loss: UserLoss | None = None,
         probe: Iterable[Any] | None = None,
+        cluster: Iterable[Hashable] | str | None = None,
         validation: Iterable[Any] | None = None,
         statistics: Iterable[Any] | None = None,
         sink: EventSink | str | os.PathLike[str] | None = None,
@@ -385,6 +390,7 @@ class Session:
                 and the file is not your own (not yours, or others may write it).
             loss: as at construction.
             probe: as at construction.
+            cluster: as at construction.
             validation: as at construction.
             statistics: as at construction.
             sink: as at construction.
@@ -413,6 +419,7 @@ class Session:
             controller=recorded if controller is None else controller,
             loss=loss,
             probe=probe,
+            cluster=cluster,
             validation=validation,
             statistics=statistics,
             scheduler=None if scheduler is None else scheduler(host_optimizer),

@@ -5,11 +5,13 @@
     GERMINATED  ADVANCE as soon as G1 would pass
     TRAINING    ADVANCE on fresh evidence that passes G2; PRUNE once every look is spent without it
     BLENDING    at rest at full alpha: ADVANCE when G3 passes; PRUNE by a ramp after ``patience`` readings against it
-    HOLDING     FOSSILIZE when G5 passes on fresh evidence; once every look is spent, PRUNE by a ramp if the last
-                reading speaks against the seed, else leave it as it is: *undecided* (``undecided``)
+    HOLDING     FOSSILIZE when G5 passes on fresh evidence; PRUNE by a ramp once all looks together show that the seed
+                hurts; once every look is spent, PRUNE unless all looks together speak for it: then it is *undecided*
 
-An undecided seed has not earned its place, but was not seen to hurt; pruning it would lose what it learned. It makes
-way if undecided seeds use up the whole budget of live seeds and another slot waits for a birth.
+An undecided seed has not earned its place, but the mean over all its looks is above zero by ``undecided_se`` standard
+errors; pruning it would lose what it learned. It is looked at again now and then, from the reserve, and goes as soon as
+the mean falls below that. It makes way if undecided seeds use up the whole budget of live seeds and another slot waits
+for a birth.
 
 Quarantine, ramps and cool-down are mechanical and not decided here. Absent or stale evidence is never read as a number:
 without a fresh reading nothing advances. Births are remembered by what later observations show, not by what was
@@ -67,6 +69,7 @@ class HeuristicController:
         self._rotation = Rotation(
             preference=tuple(config.blueprints),
             half_life=config.penalty_half_life,
+            growth=config.penalty_growth,
             max_penalty=config.max_penalty,
             spread=config.spread,
         )
@@ -111,7 +114,7 @@ class HeuristicController:
         """Applies the rule of a living seed's stage; None lets it wait."""
         if view.ending or view.alpha_mode is not AlphaMode.HOLD:
             return None
-        record, evidence = self._state.slots[view.slot], f"contribution {view.contribution}"
+        record, evidence = self._state.slots[view.slot], f"contribution {view.running} over all looks"
         passed = view.verdict is not None and view.verdict.passed
         why = "no verdict" if view.verdict is None else view.verdict.reason
         spent = self._is_spent(observation, view)
@@ -130,6 +133,8 @@ class HeuristicController:
         if view.stage is Stage.HOLDING:
             if passed and view.contribution.is_measured:
                 return Command(slot=view.slot, op=Op.FOSSILIZE, reason=f"G5 passed: {evidence}")
+            if view.hurts is not None and view.hurts >= 1.0:
+                return self._prune(view, self._config.prune_ticks, f"shown to hurt: {evidence}")
             if spent and not self._is_undecided(observation, view):
                 ticks = self._config.prune_ticks
                 return self._prune(view, ticks, f"{view.looks} of {view.max_looks} looks spent: {evidence}; {why}")
@@ -141,15 +146,18 @@ class HeuristicController:
         return spent is not None and observation.tick > spent
 
     def _is_undecided(self, observation: Observation, view: SlotObservation) -> bool:
-        """Returns whether a seed is undecided: in HOLDING, sound, without looks left, refused by G5, and its last
-        reading speaks for it."""
+        """Returns whether a seed is undecided: in HOLDING, sound, without looks left, refused by G5, and all its looks
+        together speak for it."""
         if self._config.undecided is Undecided.PRUNE or view.stage is not Stage.HOLDING:
             return False
         if view.verdict is None or view.verdict.passed:
             return False
         sound = all(check.passed for check in view.verdict.checks if check.integrity)
-        held = self._state.slots[view.slot].held
-        return sound and self._is_spent(observation, view) and held is not None and held > 0.0
+        return sound and self._is_spent(observation, view) and self._speaks_for(view)
+
+    def _speaks_for(self, view: SlotObservation) -> bool:
+        mean, se = view.running.value, view.running.se
+        return mean is not None and se is not None and mean > self._config.undecided_se * se
 
     def _tend_blending(self, view: SlotObservation, record: SlotRecord, passed: bool, why: str) -> Command | None:
         if record.against >= self._config.patience:
@@ -218,9 +226,8 @@ class HeuristicController:
             for view in freed.slots
         ):
             return None
-        held = {view.slot: records[view.slot].held or 0.0 for view in living}
-        least = min(living, key=lambda view: held[view.slot])
-        reason = f"undecided at a last contribution of {held[least.slot]:.4g}, makes way for a birth: {why}"
+        least = min(living, key=lambda view: view.running.value or 0.0)
+        reason = f"undecided at contribution {least.running} over all looks, makes way for a birth: {why}"
         return self._prune(least, self._config.prune_ticks, reason)
 
     def _why_grow(self, observation: Observation) -> str | None:

@@ -15,7 +15,8 @@ class PlateauMetric(StrEnum):
 
 
 class Undecided(StrEnum):
-    """What becomes of a seed with no looks left that its last reading speaks for. HOLD: it stays in HOLDING. PRUNE."""
+    """What becomes of a seed with no looks left that all its looks together speak for. HOLD: it stays in HOLDING.
+    PRUNE: it goes."""
 
     HOLD = "hold"
     PRUNE = "prune"
@@ -66,8 +67,13 @@ class HeuristicConfig:
     """Shape of the ramps: ``linear``, ``cosine`` or ``sigmoid``."""
 
     undecided: Undecided = Undecided.HOLD
-    """What becomes of a seed that has spent its looks at G5 while its last reading is above zero: ``hold`` leaves it in
+    """What becomes of a seed that has spent its looks while all of them together speak for it: ``hold`` leaves it in
     HOLDING, ``prune`` prunes it.
+    """
+
+    undecided_se: float = 1.645
+    """Standard errors by which the mean over all looks must be above zero to speak for a seed; at 1.645 it does so for
+    5 % of seeds that do nothing.
     """
 
     patience: int = 2
@@ -77,7 +83,10 @@ class HeuristicConfig:
     """Ticks without progress and without evidence, at rest in GERMINATED or BLENDING, before a prune."""
 
     penalty_half_life: float = 20.0
-    """Ticks in which the memory of a failure halves; each failure adds 1."""
+    """Ticks in which the memory of a first failure halves; each failure adds 1."""
+
+    penalty_growth: float = 4.0
+    """Factor by which each further failure of a blueprint in a slot lengthens ``penalty_half_life``; 1: none."""
 
     max_penalty: float = 0.75
     """Remembered failures of a blueprint in a slot above which it is not tried there yet."""
@@ -94,5 +103,7 @@ class HeuristicConfig:
                 check(name, 0 <= getattr(self, name) <= 10_000, "ticks, must be 0 to 10000")
             for name in ("patience", "stall_ticks"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")
+            check("undecided_se", self.undecided_se >= 0, "standard errors, must be >= 0")
+            check("penalty_growth", self.penalty_growth >= 1, "must be >= 1")
             check("penalty_half_life", self.penalty_half_life > 0, "ticks, must be > 0")
             check("max_penalty", self.max_penalty >= 0, "must be >= 0")

@@ -1,8 +1,10 @@
 """The choice of the next blueprint: rotation with penalties, from what was observed in each slot.
 
-A failed birth adds 1 to its blueprint's penalty in that slot; a penalty halves every ``half_life`` ticks. Untried
-blueprints come first, then those with the smallest penalty, then (``spread``) the one least alive elsewhere, so that
-slots try different things, then the preferred or largest.
+A failed birth adds 1 to its blueprint's penalty in that slot. A penalty halves every ``half_life`` ticks after the
+first failure, and each further one makes that ``growth`` times as long, so that a slot where nothing helps is tried
+ever more seldom: in T ticks some log(T) times, not T times. Untried blueprints come first, then those with the smallest
+penalty, then (``spread``) the one least alive elsewhere, so that slots try different things, then the preferred or
+largest.
 """
 
 from collections.abc import Mapping
@@ -23,23 +25,26 @@ class Rotation(NamedTuple):
 
     Fields:
         preference: preferred names in order; empty takes all, the one with most parameters first.
-        half_life: ticks in which a penalty halves.
+        half_life: ticks in which a penalty halves after a first failure.
+        growth: factor by which each further failure of a blueprint in a slot lengthens that.
         max_penalty: highest penalty at which a blueprint is still tried.
         spread: whether slots are to try different blueprints.
     """
 
     preference: tuple[str, ...]
     half_life: float
+    growth: float
     max_penalty: float
     spread: bool
 
 
 @dataclass(slots=True, kw_only=True)
 class Failures:
-    """Decaying count of one blueprint's failures in one slot; ``penalty`` is its value at ``tick``."""
+    """Failures of one blueprint in one slot: ``count`` of them, and a decaying ``penalty``, its value at ``tick``."""
 
     penalty: float
     tick: int
+    count: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +57,6 @@ class SlotRecord:
         proposed: blueprint of a birth that was proposed and not yet observed, or None.
         tried: every blueprint that was born or proposed here, with its failures.
         spent_tick: tick since which all looks of this stage are spent; None while some are left.
-        held: last reading of a look for G5, in nats; None before the first one of this stay in HOLDING.
         against: readings in a row that speak against a blending seed.
         against_tick: tick at which the last weighed reading was measured, or None.
         stalled: ticks at rest in this stage without a passing verdict.
@@ -63,30 +67,31 @@ class SlotRecord:
     proposed: str | None = None
     tried: dict[str, Failures] = field(default_factory=dict)
     spent_tick: int | None = None
-    held: float | None = None
     against: int = 0
     against_tick: int | None = None
     stalled: int = 0
 
 
-def _decay(failed: Failures, tick: int, half_life: float) -> float:
+def _decay(failed: Failures, tick: int, rotation: Rotation) -> float:
+    half_life = rotation.half_life * rotation.growth ** min(max(0, failed.count - 1), 100)
     return failed.penalty * 0.5 ** ((tick - failed.tick) / half_life)
 
 
 def count_failures(record: SlotRecord, tick: int, rotation: Rotation) -> float:
     """Returns the decayed count of failed births in a slot."""
-    return sum(_decay(failed, tick, rotation.half_life) for failed in record.tried.values())
+    return sum(_decay(failed, tick, rotation) for failed in record.tried.values())
 
 
-def _add_failure(record: SlotRecord, name: str, tick: int, half_life: float) -> None:
-    before = record.tried.get(name)
-    record.tried[name] = Failures(penalty=1.0 + (_decay(before, tick, half_life) if before else 0.0), tick=tick)
+def _add_failure(record: SlotRecord, name: str, tick: int, rotation: Rotation) -> None:
+    before = record.tried.get(name, Failures(penalty=0.0, tick=tick))
+    penalty = 1.0 + _decay(before, tick, rotation)
+    record.tried[name] = Failures(penalty=penalty, tick=tick, count=before.count + 1)
 
 
 def update_record(record: SlotRecord, view: SlotObservation, tick: int, rotation: Rotation) -> None:
     """Brings a slot's record up to this tick's observation."""
     if view.stage is not record.stage:
-        record.stage, record.spent_tick, record.held = view.stage, None, None
+        record.stage, record.spent_tick = view.stage, None
         record.against, record.against_tick, record.stalled = 0, None, 0
     if view.stage.has_seed:
         record.living, record.proposed = view.blueprint, None
@@ -95,14 +100,12 @@ def update_record(record: SlotRecord, view: SlotObservation, tick: int, rotation
     elif not view.staged:
         failed = record.living or record.proposed  # pruned for any reason, or refused, or vetoed
         if failed is not None:
-            _add_failure(record, failed, tick, rotation.half_life)
+            _add_failure(record, failed, tick, rotation)
         record.living = record.proposed = None
     if view.looks < view.max_looks:
         record.spent_tick = None
     elif record.spent_tick is None:
         record.spent_tick = tick  # the evidence of the last look may only arrive at the next tick
-    if view.stage is Stage.HOLDING and view.looks > 0 and view.contribution.is_measured:
-        record.held = view.contribution.value
     if view.alpha_mode is AlphaMode.HOLD and not view.ending:
         record.stalled = 0 if view.verdict is not None and view.verdict.passed else record.stalled + 1
         _weigh(record, view)
@@ -150,7 +153,7 @@ def choose_blueprint(
     ranked: list[tuple[tuple[bool, float, int], BlueprintInfo]] = []
     for info in _sort_by_preference(rotation, view.catalogue):
         failed = record.tried.get(info.name)
-        penalty = 0.0 if failed is None else _decay(failed, tick, rotation.half_life)
+        penalty = 0.0 if failed is None else _decay(failed, tick, rotation)
         if penalty <= rotation.max_penalty and spent_budget(observation.budgets, info) is None:
             elsewhere = alive.count(info.name) if rotation.spread else 0
             ranked.append(((failed is not None, penalty, elsewhere), info))

@@ -323,11 +323,11 @@ def test_each_replay_goes_wider() -> None:
 
 def test_what_was_spent_stays_spent_and_the_rest_is_the_generations() -> None:
     run, states = two_blended()
-    present = replace(run.state, samples=10**6, flops=10**9, proposals=77)
+    present = replace(run.state, samples=10**6, flops=10**9, proposals=77, births=9)
     target = states[2]
     after = replay(present, target, run.terms, CONFIG).outcome.state
-    assert (after.samples, after.flops, after.proposals) == (10**6, 10**9, 77)
-    kept = replace(after, samples=target.samples, flops=target.flops, proposals=target.proposals)
+    assert (after.samples, after.flops, after.proposals, after.births) == (10**6, 10**9, 77, 9)
+    kept = replace(after, samples=target.samples, flops=target.flops, proposals=target.proposals, births=target.births)
     differing = {name for name in RunState.__dataclass_fields__ if getattr(kept, name) != getattr(target, name)}
     assert differing == {"governor", "slots", "germinations"}
     assert after.slot("r0c1") == target.slot("r0c1")

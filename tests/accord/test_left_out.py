@@ -6,7 +6,7 @@ import torch
 
 from esper.kasmina.attribution.probe import difference_sums
 from esper.leyline.stages import Stage
-from tests.support.agreed_states import Run, at
+from tests.support.agreed_states import Run, at, sums_of_singles
 
 
 def test_the_sums_are_those_of_the_finite_differences() -> None:
@@ -17,7 +17,7 @@ def test_the_sums_are_those_of_the_finite_differences() -> None:
     finite = d[numpy.isfinite(d)]
     found = difference_sums(batches)
     assert (found["count"], found["left_out"]) == (len(finite), 3)
-    assert [found[name] for name in ("sum", "sum_sq", "sum_cube")] == pytest.approx(
+    assert [found[name] for name in ("total", "total_sq", "total_cube")] == pytest.approx(
         [(finite**power).sum() for power in (1, 2, 3)], rel=1e-12
     )
 
@@ -26,7 +26,7 @@ def looked(left_out: int, count: int = 198, **more: float) -> Run:
     run = at(Stage.TRAINING)
     while run.slot().request is None:
         run.tick()
-    sums = {"count": count, "sum": 19.8, "sum_sq": 10.0, "sum_cube": 1.0, "left_out": left_out, **more}
+    sums = {**sums_of_singles(count, 19.8, 10.0, 1.0), "left_out": left_out, **more}
     run.tick(**{f"r0c0__probe_{name}": float(value) for name, value in sums.items()})
     return run
 
@@ -36,7 +36,8 @@ def test_more_than_a_hundredth_makes_a_look_void(left_out: int, measured: bool) 
     slot = looked(left_out).slot()
     assert slot.contribution.is_measured is measured
     assert (slot.left_out, slot.void_looks) == (left_out, int(not measured))
-    assert sum(slot.spent.values()) == 1, "a look is spent in any case"
+    assert slot.drawn == 1, "a look is spent in any case"
+    assert (slot.evidence.looks, slot.evidence.void) == (int(measured), int(not measured))
 
 
 def test_a_sum_that_cannot_be_sent_makes_it_void_as_well() -> None:

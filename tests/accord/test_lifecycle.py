@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from esper.accord.evidence.record import Evidence
+from esper.accord.evidence.sums import ClusterSums
 from esper.accord.lifecycle import HistoryLine, ProbeRequest, SlotState, move
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
@@ -29,8 +31,13 @@ FULL = SlotState(
     ramp=RAMP,
     ending=True,
     learn_step=12,
-    spent={"G2": 2},
-    request=ProbeRequest(look=3, alpha=1.0, aim="G2", draw="3.G2.3"),
+    birth=5,
+    level=0.003,
+    drawn=2,
+    starts=1,
+    evidence=Evidence(sums=ClusterSums(clusters=64, count=64, total=32.0), looks=2, tick=6),
+    request=ProbeRequest(look=3, shares=8, alpha=1.0, aim="G2", draw="5"),
+    looked_tick=6,
     contribution=measured(0.5, tick=6, n=64, se=0.1),
     contribution_alpha=1.0,
     gradient_norm=measured(2.0, tick=6, n=5),
@@ -77,7 +84,10 @@ def test_every_other_change_raises_and_names_the_legal_ones(source):
 
 def test_evidence_belongs_to_the_stage_that_is_left():
     after, _ = go(FULL, Op.ADVANCE, Stage.BLENDING, tick=8, proposal=11)
-    assert (after.spent, after.request, after.contribution, after.contribution_alpha) == (FULL.spent, None, ABSENT, 0.0)
+    assert (after.request, after.contribution, after.contribution_alpha, after.looked_tick) == (None, ABSENT, 0.0, None)
+    # what adds up stays until alpha moves, and what a life may still draw stays for good
+    assert (after.evidence, after.drawn, after.starts) == (FULL.evidence, 2, 1)
+    assert (after.birth, after.level) == (5, 0.003)
     assert (after.since_tick, after.proposal) == (8, 11)
     # health and birth command are the seed's own and go on
     assert (after.gradient_norm, after.finite, after.owned) == (FULL.gradient_norm, True, True)
@@ -87,7 +97,7 @@ def test_evidence_belongs_to_the_stage_that_is_left():
 def test_an_edge_back_to_its_own_stage_keeps_dwell_and_evidence_but_not_the_open_request():
     before = replace(FULL, stage=Stage.BLENDING)
     after, _ = go(before, Op.SET_ALPHA_TARGET, Stage.BLENDING, tick=8, proposal=0)
-    assert (after.since_tick, after.contribution, after.spent) == (4, FULL.contribution, {"G2": 2})
+    assert (after.since_tick, after.contribution, after.drawn) == (4, FULL.contribution, 2)
     assert after.request is None
     assert after.history == before.history
     assert after.proposal == 9  # a change that nobody proposed does not take credit
@@ -128,8 +138,8 @@ def test_a_slot_survives_plain_data_with_nothing_lost():
         assert from_plain(SlotState, plain) == state
         assert digest62(from_plain(SlotState, plain)) == digest62(state)
     assert to_plain(lived)["history"][-1]["source"] == "TRAINING"
-    with pytest.raises(ValueError, match="missing spent; unknown glances"):
-        from_plain(SlotState, {("glances" if key == "spent" else key): v for key, v in to_plain(FULL).items()})
+    with pytest.raises(ValueError, match="missing drawn; unknown glances"):
+        from_plain(SlotState, {("glances" if key == "drawn" else key): v for key, v in to_plain(FULL).items()})
 
 
 def test_every_field_of_a_slot_enters_its_digest():
@@ -150,7 +160,13 @@ def test_every_field_of_a_slot_enters_its_digest():
         "ramp": replace(RAMP, last_step=31),
         "ending": False,
         "learn_step": 13,
-        "spent": {},
+        "birth": 6,
+        "level": 0.002,
+        "drawn": 3,
+        "starts": 2,
+        "retold": 1,
+        "evidence": None,
+        "looked_tick": 7,
         "request": None,
         "left_out": 3,
         "void_looks": 1,

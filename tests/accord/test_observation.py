@@ -8,7 +8,9 @@ import pytest
 
 from esper.accord.absorb import absorb
 from esper.accord.config import EvidencePolicy
-from esper.accord.facts import embargo_left, facts_of, max_looks, verdict_ahead
+from esper.accord.evidence.plan import ProbePlan
+from esper.accord.evidence.record import Evidence
+from esper.accord.facts import embargo_left, facts_of, max_looks, running_of, verdict_ahead
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
@@ -16,7 +18,7 @@ from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Status, me
 from esper.leyline.observation import Budgets
 from esper.leyline.stages import Gate, Stage
 from esper.tolaria.lockstep.wire import ObserveLayout
-from tests.support.agreed_states import CATALOGUE, Run, ask, germinate, make_terms
+from tests.support.agreed_states import CATALOGUE, Run, ask, germinate, make_terms, sums_of_singles
 
 RAMP = Ramp(
     start=0.2, target=0.6, first_step=20, last_step=60, curve=Curve.LINEAR, steepness=6.0, operator=Operator.ADD
@@ -173,7 +175,11 @@ def test_a_fallback_is_counted_in_ranks_and_remembered_from_its_first_tick():
     assert seen == [(0, None), (1, 7), (2, 7), (0, None), (1, 10)]
 
 
-REQUEST = ProbeRequest(look=3, alpha=0.6, aim="REST", draw="2.REST.3")
+REQUEST = ProbeRequest(look=3, shares=10, alpha=0.6, aim="REST", draw="2", counts=False)
+
+
+def probe_sums(*sums: float) -> dict[str, float]:
+    return {f"r0c0__probe_{name}": value for name, value in sums_of_singles(*sums).items()}
 
 
 def test_a_probe_answers_its_request_once():
@@ -182,45 +188,61 @@ def test_a_probe_answers_its_request_once():
     state = absorbed(
         seeded(Run(terms), request=REQUEST),
         terms,
-        r0c0__probe_count=64.0,
-        r0c0__probe_sum=sum(differences),
-        r0c0__probe_sum_sq=sum(d * d for d in differences),
-        r0c0__probe_sum_cube=sum(d**3 for d in differences),
+        **probe_sums(64, *(sum(d**power for d in differences) for power in (1, 2, 3))),
     )
     slot = state.slot("r0c0")
     assert slot.contribution.value == pytest.approx(statistics.fmean(differences))
     assert slot.contribution.se == pytest.approx(statistics.stdev(differences) / 8)
     assert (slot.contribution.n, slot.contribution.tick) == (64, 6)
     assert slot.contribution.skew == pytest.approx(0.0, abs=1e-9)  # evenly spaced
-    assert (slot.contribution_alpha, slot.spent, slot.looks, slot.request) == (0.6, {"REST": 3}, 3, None)
+    assert (slot.contribution_alpha, slot.drawn, slot.retold, slot.request) == (0.6, 3, 0, None)
+    assert slot.evidence is None, "no gate asks at a partial alpha"
+
+
+def test_looks_that_count_add_up():
+    differences = [[0.1 * i - 0.4 for i in range(64)], [0.05 * i for i in range(70)]]
+    terms, before = make_terms(gates={"min_samples": 64}), seeded(Run(make_terms()))
+    state = before.with_slots({"r0c0": replace(before.slot("r0c0"), evidence=Evidence(begun=2))})
+    for look, d in enumerate(differences, 3):
+        asked = replace(state.slot("r0c0"), request=replace(REQUEST, look=look, alpha=1.0, aim="G3", counts=True))
+        state = absorbed(
+            state.with_slots({"r0c0": asked}), terms, **probe_sums(len(d), *(sum(x**k for x in d) for k in (1, 2, 3)))
+        )
+    slot, together = state.slot("r0c0"), differences[0] + differences[1]
+    assert slot.contribution.value == pytest.approx(statistics.fmean(differences[1])), "the newest look alone"
+    running = running_of(slot, terms)
+    assert (running.n, running.tick, slot.evidence.looks, slot.drawn) == (134, 7, 2, 4)
+    assert running.value == pytest.approx(statistics.fmean(together))
+    assert running.se == pytest.approx(statistics.stdev(together) / math.sqrt(134))
+    view = observation_of(state, terms).slot("r0c0")
+    assert view.running == running
+    assert view.helps > 1.0 > view.hurts
 
 
 def test_probe_sums_that_nobody_asked_for_change_nothing():
     terms = make_terms()
-    state = absorbed(seeded(Run(terms)), terms, r0c0__probe_count=64.0, r0c0__probe_sum=1.0, r0c0__probe_sum_sq=1.0)
-    assert (state.slot("r0c0").contribution, state.slot("r0c0").looks) == (ABSENT, 0)
+    state = absorbed(seeded(Run(terms)), terms, **probe_sums(64, 1.0, 1.0))
+    assert (state.slot("r0c0").contribution, state.slot("r0c0").drawn) == (ABSENT, 0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 63])
 def test_a_look_with_too_few_samples_is_spent_and_absent(count):
     terms = make_terms(gates={"min_samples": 64})
     before = seeded(Run(terms), request=REQUEST, contribution=measured(9.0, tick=5, n=64, se=0.1))
-    state = absorbed(
-        before, terms, r0c0__probe_count=float(count), r0c0__probe_sum=9.0 * count, r0c0__probe_sum_sq=81.0 * count
-    )
+    state = absorbed(before, terms, **probe_sums(count, 9.0 * count, 81.0 * count))
     assert state.slot("r0c0").contribution is ABSENT
-    assert state.slot("r0c0").looks == 3
+    assert state.slot("r0c0").drawn == 3
 
 
 def test_a_probe_that_was_not_finite_on_some_rank_is_absent_and_no_gate_takes_it_for_zero():
     terms = make_terms(gates={"evidence": EvidencePolicy.ENFORCE})
     layout = ObserveLayout(list(terms.places))
-    own = {"r0c0.probe_count": 64.0, "r0c0.probe_sum": math.nan, "r0c0.probe_sum_sq": math.nan}
+    own = {"r0c0.probe_clusters": 64.0, "r0c0.probe_count": 64.0, "r0c0.probe_total": math.nan}
     own |= {"r0c0.finite": 1.0, "r0c0.owned": 1.0}
     done = replace(RAMP, target=1.0, last_step=40)
     before = seeded(Run(terms), request=replace(REQUEST, alpha=1.0), ramp=done)
     sums = layout.decode(layout.encode(own, 0) + layout.encode(own, 1))
-    assert sums["r0c0.probe_sum"] == 0.0  # what a reader of sums alone would take for "does no harm"
+    assert sums["r0c0.probe_total"] == 0.0  # what a reader of sums alone would take for "does no harm"
     state = absorb(before, sums, terms, step=50, epoch=2)
     assert state.slot("r0c0").contribution is ABSENT
     verdict = verdict_ahead(state, state.slot("r0c0"), terms)
@@ -247,7 +269,8 @@ def test_every_field_of_a_slot_in_mid_ramp():
     assert view.alpha_velocity == pytest.approx(0.1)  # 0.4 over 40 steps, ticks of 10
     assert view.ramp_progress == pytest.approx(0.5)
     assert (view.alpha_mode, view.ending) == (AlphaMode.UP, False)
-    assert (view.looks, view.max_looks, view.embargo_left) == (0, terms.gates.looks, 0)
+    assert (view.looks, view.max_looks, view.embargo_left) == (0, terms.probe.looks, 0)
+    assert (view.running, view.helps, view.hurts, view.level) == (ABSENT, None, None, 1.0)
     assert (view.row, view.col, view.catalogue) == (0.0, 0.0, CATALOGUE)
     assert view.verdict.gate is Gate.G3
     assert observation_of(seeded(Run(terms)), terms).slot("r0c1").col == 1.0
@@ -306,12 +329,12 @@ def test_the_gate_ahead_of_a_stage(stage, gate):
 
 
 def test_looks_are_scheduled_where_something_is_measured():
-    terms = make_terms(gates={"looks": 5, "hold_looks": 3})
+    terms = make_terms(probe=ProbePlan(samples=900, clusters=900, looks=7, reserve=2))
     scheduled = {stage: max_looks(stage, terms) for stage in Stage}
     assert {stage: n for stage, n in scheduled.items() if n} == {
-        Stage.TRAINING: 5,
-        Stage.BLENDING: 5,
-        Stage.HOLDING: 3,
+        Stage.TRAINING: 3,
+        Stage.BLENDING: 7,
+        Stage.HOLDING: 7,
     }
 
 

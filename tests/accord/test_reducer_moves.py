@@ -4,7 +4,8 @@ import pytest
 
 from esper.accord.config import EvidencePolicy
 from esper.accord.effects import Uproot
-from esper.accord.facts import verdict_ahead
+from esper.accord.evidence.levels import level_of_birth, share_of_start
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.observation import observation_of
 from esper.leyline.alpha import AlphaMode, Curve
@@ -74,7 +75,7 @@ def test_without_evidence_nothing_advances_by_itself():
     for _ in range(10):
         run.tick(evidence={"r0c0": BAD})
     assert run.slot().stage is Stage.TRAINING
-    assert run.slot().looks == run.terms.gates.looks
+    assert run.slot().drawn == run.terms.probe.training_looks == 4
 
 
 def test_one_gate_may_advance_by_itself_and_the_others_wait():
@@ -212,7 +213,7 @@ def test_the_cool_down_takes_one_tick_the_embargo_and_one_tick(embargo):
 
 
 def test_looks_come_on_schedule_and_then_only_prune_is_left():
-    gates = {"first_look": 3, "look_every": 2, "looks": 4, "evidence": EvidencePolicy.ENFORCE}
+    gates = {"first_look": 3, "look_every": 2, "evidence": EvidencePolicy.ENFORCE}
     run = at(Stage.TRAINING, run=run_of(gates=gates))
     since, looked = run.state.tick, []
     for _ in range(16):
@@ -220,65 +221,95 @@ def test_looks_come_on_schedule_and_then_only_prune_is_left():
         run.tick(evidence={"r0c0": BAD})
         if asked is not None:
             looked.append((run.state.tick - since, asked.look, asked.alpha, asked.draw))
-    assert looked == [(3 + 2 * i, i + 1, 1.0, f"1.G2.{i + 1}") for i in range(4)]
+    assert looked == [(3 + 2 * i, i + 1, 1.0, "1") for i in range(4)], "half of the nine looks are open to G2"
     run.tick(ask("r0c0", "ADVANCE"), evidence={"r0c0": GOOD})
     assert "stale" in refusals(run)[0]
-    assert refusals(run)[0].endswith("4 of 4 looks spent, only PRUNE is left")
+    assert "4 of 4 looks spent, only PRUNE is left" in refusals(run)[0]
     seen = observation_of(run.state, run.terms)
     assert legal_ops(seen, seen.slot("r0c0")) == (Op.WAIT, Op.ADVANCE, Op.PRUNE)  # and ADVANCE has its gate
     run.tick(ask("r0c0", "PRUNE"))
     assert run.slot().stage is Stage.PRUNED
 
 
-def spend(run, op, evidence=GOOD, **fields):
+def spend(run, op, evidence=GOOD, idle=4, **fields):
     """Ticks until the slot has been looked at no more for a while; which looks there were, and how often ``op`` passed.
 
     ``op`` is asked for at every tick and carried out wherever the gate lets it; None only waits.
     """
-    looked, passed, idle = [], 0, 0
-    while idle < 4:
+    looked, passed, still = [], 0, 0
+    while still < idle and len(looked) < 12:
         request = run.slot().request
         looked += [(request.aim, request.look)] if request is not None else []
-        idle = 0 if request is not None else idle + 1
+        still = 0 if request is not None else still + 1
         run.tick(*([ask("r0c0", op, **fields)] if op else []), evidence={"r0c0": evidence})
         passed += not refusals(run)
     return looked, passed
 
 
-def test_no_retarget_buys_another_look():
-    gates = {"looks": 3, "hold_looks": 2, "evidence": EvidencePolicy.ENFORCE}
-    run = at(Stage.BLENDING, run=run_of(gates=gates), target=0.5)
-    looked, _ = spend(run, None)
-    assert looked == [("REST", 2), ("REST", 3)], "partial alphas have a count of their own"
-    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=0.25, ticks=1))
-    assert spend(run, None)[0] == [], "and do not begin anew either"
-    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=1))
-    run.tick(ask("r0c0", "ADVANCE"), evidence={"r0c0": GOOD})
-    assert (run.slot().stage, run.slot().spent) == (Stage.HOLDING, {"G2": 1, "REST": 3, "G3": 1})
-    looked, passed = spend(run, "FOSSILIZE", BAD)
-    assert (looked, passed) == ([("G5", 1), ("G5", 2)], 0)
-    looked = []
-    for _ in range(4):  # down and up again, and once more in place: at G3 two looks are left, at G5 none
+def test_no_retarget_buys_another_look_and_each_start_of_evidence_has_less_of_the_level():
+    probe = ProbePlan(samples=700, clusters=700, looks=6, reserve=1)
+    gates = {"look_every": 2, "evidence": EvidencePolicy.ENFORCE}
+    run = at(Stage.BLENDING, run=run_of(gates=gates, probe=probe), target=0.5)
+    assert (run.slot().drawn, run.slot().evidence) == (1, None), "G2 drew one; alpha has moved since"
+    looked, _ = spend(run, None, idle=11)
+    assert set(looked) == {("REST", 1)}, "a reading at a partial alpha goes over what was drawn before, and seldom"
+    levels = []
+    for start, drawn in enumerate((2, 3, 4, 5)):  # down and up again: each time evidence begins anew
         run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=0.5, ticks=0))
         run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=0))
-        looked += spend(run, "ADVANCE")[0]
-        run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=0))
-        looked += spend(run, "FOSSILIZE")[0]
-    assert looked == [("G3", 2), ("G3", 3)]
-    assert run.slot().stage is Stage.BLENDING
-    assert "3 of 3 looks spent, only PRUNE is left" in verdict_ahead(run.state, run.slot(), run.terms).reason
+        while run.slot().request is None:
+            run.tick()
+        run.tick(evidence={"r0c0": BAD})
+        evidence = run.slot().evidence
+        assert (run.slot().drawn, evidence.begun, evidence.looks, evidence.start) == (drawn, drawn - 1, 1, start)
+        run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=0.5, ticks=0))
+        levels.append(run.slot().level * share_of_start(start))
+    assert sum(levels) < run.slot().level == level_of_birth(0.05, 1, 0)
+    run.tick(ask("r0c0", "SET_ALPHA_TARGET", target=1.0, ticks=0))
+    looked, _ = spend(run, "ADVANCE", GOOD)
+    assert looked == [("G3", 6), ("G5", 7)], "the last one, and the reserve for a seed that is held"
+    assert (run.slot().stage, run.slot().drawn) == (Stage.HOLDING, 7)
+    looked, _ = spend(run, None, GOOD, idle=12)
+    assert {look for _, look in looked} <= set(range(1, 8)), "then what was drawn before is told"
+    assert run.slot().evidence.looks == 2
 
 
-def test_a_new_life_has_new_looks_with_samples_of_their_own():
+def test_looks_of_g3_and_g5_add_up_and_those_of_g2_stand_alone():
+    run = at(Stage.BLENDING, run=run_of(gates={"evidence": EvidencePolicy.ENFORCE}))
+    while run.slot().stage is not Stage.FOSSILIZED:
+        op = "FOSSILIZE" if run.slot().stage is Stage.HOLDING else "ADVANCE"
+        run.tick(ask("r0c0", op), evidence={"r0c0": GOOD})
+        assert run.state.tick < 40
+    fossil = run.slot()
+    assert (fossil.evidence.begun, fossil.evidence.looks, fossil.drawn) == (1, 5, 6)
+    assert fossil.evidence.sums.clusters == 500, "467 are asked for, so that harm to 1 in 100 cannot go unseen"
+
+
+def test_a_new_life_has_new_looks_with_a_permutation_of_its_own():
     run = at(Stage.TRAINING)
     spend(run, None)
-    first = run.slot().spent
+    first = run.slot().drawn
     run.tick(ask("r0c0", "PRUNE"))
-    assert run.slot().spent == {}
+    assert run.slot().drawn == 0
     while run.slot().stage is not Stage.EMPTY:
         run.tick()
     at(Stage.TRAINING, run=run)
-    assert (first, run.slot().looks, run.slot().request.draw) == ({"G2": 5}, 0, "2.G2.1")
+    asked = run.slot().request
+    assert (first, run.slot().drawn, asked.look, asked.draw) == (4, 0, 1, "2")
+
+
+def test_the_level_is_fixed_at_birth_by_births_and_fossils_so_far():
+    run = run_of(slots=2)
+    at(Stage.FOSSILIZED, run=run)
+    assert run.slot().level == level_of_birth(0.05, 1, 0)
+    at(Stage.TRAINING, "r0c1", run=run)
+    assert (run.slot("r0c1").birth, run.slot("r0c1").level) == (2, level_of_birth(0.05, 2, 1))
+    run.tick(ask("r0c1", "PRUNE"))
+    while run.slot("r0c1").stage is not Stage.EMPTY:
+        run.tick()
+    assert run.slot("r0c1").level == 1.0
+    at(Stage.TRAINING, "r0c1", run=run)
+    assert run.slot("r0c1").level == level_of_birth(0.05, 3, 1), "a birth that failed was one"
 
 
 def test_a_look_is_asked_at_the_alpha_at_which_the_ramp_rests():
@@ -290,7 +321,7 @@ def test_a_look_is_asked_at_the_alpha_at_which_the_ramp_rests():
         run.tick()
     # the ramp ends with the third tick: the request is made one tick before
     assert requests[:2] == [None, None]
-    assert requests[2] == ProbeRequest(look=1, alpha=0.5, aim="REST", draw="1.REST.1")
+    assert requests[2] == ProbeRequest(look=1, shares=10, alpha=0.5, aim="REST", draw="1", counts=False)
 
 
 def test_what_a_fossil_was_worth_stays_on_record():
@@ -316,7 +347,7 @@ def test_two_seeds_of_equal_benefit_get_the_same_verdicts_whatever_their_size_an
         run = run_of(gates={"evidence": EvidencePolicy.ENFORCE})
         run.tick(germinate("r0c0", blueprint, ticks=1))
         told = []
-        for _ in range(12):
+        for _ in range(20):
             op = "FOSSILIZE" if run.slot().stage is Stage.HOLDING else "ADVANCE"
             run.tick(
                 ask("r0c0", op), evidence={"r0c0": answer}, **({"r0c0__norm": norm} if run.slot().blueprint else {})
@@ -330,7 +361,7 @@ def test_two_seeds_of_equal_benefit_get_the_same_verdicts_whatever_their_size_an
 
 def test_a_host_that_gets_better_is_no_evidence_for_the_seed_beside_it():
     """Training and validation loss fall from tick to tick; paired on the same samples the seed changes nothing."""
-    run = at(Stage.TRAINING, run=run_of(gates={"evidence": EvidencePolicy.ENFORCE, "looks": 4}))
+    run = at(Stage.TRAINING, run=run_of(gates={"evidence": EvidencePolicy.ENFORCE}))
     for tick in range(8):
         loss = 2.0 - 0.2 * tick
         run.tick(
@@ -344,4 +375,4 @@ def test_a_host_that_gets_better_is_no_evidence_for_the_seed_beside_it():
         )
         assert "contribution" in refusals(run)[0]
     assert run.state.validation_loss.value < 1.0
-    assert (run.slot().stage, run.slot().looks) == (Stage.TRAINING, 4)
+    assert (run.slot().stage, run.slot().drawn) == (Stage.TRAINING, 4)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from esper.accord.config import EvidencePolicy
 from esper.accord.effects import Discard, Prepare, Register, Uproot, Veto
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.facts import max_looks
 from esper.accord.lifecycle import SlotState
 from esper.accord.observation import observation_of
@@ -66,8 +67,7 @@ class Life:
         self.run = Run(terms, stage_ticks=2)
         self.beside: set[str] = set()
         self.planted: set[str] = set()
-        self.draws: set[tuple[str, str]] = set()
-        self.looked: Counter[tuple[str, int, str]] = Counter()
+        self.drawn: set[tuple[str, str, int]] = set()
         self.pruned_at: dict[str, int] = {}
         self.proposal = 0
         self.deeds = [self.go_forward] * 3 + [
@@ -232,14 +232,18 @@ class Life:
         assert new.stage is not Stage.HOLDING or mid.stage is Stage.HOLDING or path[0] == 1.0
 
     def looks_are_bounded(self, new: SlotState) -> None:
-        assert 0 <= new.looks <= max_looks(new.stage, self.terms)
-        if new.request is not None:
-            assert new.request.look == new.looks + 1 <= max_looks(new.stage, self.terms)
-            assert (new.slot, new.request.draw) not in self.draws
-            self.draws.add((new.slot, new.request.draw))
-            self.looked[new.slot, new.generation, new.request.aim] += 1
-            most = {"G5": self.terms.gates.hold_looks}.get(new.request.aim, self.terms.gates.looks)
-            assert self.looked[new.slot, new.generation, new.request.aim] <= most, "in a whole life"
+        plan, asked = self.terms.probe, new.request
+        assert 0 <= new.drawn <= plan.shares
+        if asked is not None and asked.counts:
+            most = plan.shares if new.stage is Stage.HOLDING else max_looks(new.stage, self.terms)
+            assert asked.look == new.drawn + 1 <= most
+            assert (new.slot, asked.draw, asked.look) not in self.drawn, "no share of the probe counts twice in a life"
+            self.drawn.add((new.slot, asked.draw, asked.look))
+        elif asked is not None:
+            assert asked.look <= max(new.drawn, 1), "what is told only was drawn before"
+        if new.evidence is not None:
+            assert new.evidence.begun + new.evidence.looks + new.evidence.void <= new.drawn
+            assert new.evidence.start < max(new.starts, 1)
 
     def endings_hold(self, old: SlotState, mid: SlotState, new: SlotState, events) -> None:
         tick = self.run.state.tick
@@ -289,13 +293,19 @@ drawn_terms = st.builds(
     max_parameters=st.sampled_from([None, 910]),
     history=st.just(5),
     tick_steps=st.sampled_from([1, 10]),
+    probe=st.builds(
+        ProbePlan,
+        samples=st.just(400),
+        clusters=st.sampled_from([400, 80]),
+        looks=st.just(5),
+        reserve=st.integers(0, 2),
+    ),
     gates=st.fixed_dictionaries(
         {
             "evidence": st.sampled_from(EvidencePolicy),
             "auto_advance": st.sampled_from([[], ["G1", "G2", "G3"]]),
             "look_every": st.integers(1, 2),
-            "looks": st.just(3),
-            "hold_looks": st.just(2),
+            "relook_every": st.just(2),
             "degraded_ticks": st.integers(0, 1),
         }
     ),

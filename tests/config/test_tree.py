@@ -160,7 +160,7 @@ BAD = [
     ("slots.channels", {"r7c0": "1"}, "slots.channels = {r7c0: ...}: r7c0 is no slot in use"),
     ("slots.incubation", "shade", "expected one of shadow, ste, immediate; for example slots.incubation=immediate"),
     ("trainer.batch", 1, "trainer.batch = 1: fewer samples than the 2 ranks that share them; set trainer.batch=2"),
-    ("gates.probe_samples", 300, "the same ones; set gates.probe_samples=192, or data.probe=600"),
+    ("data.probe", 20, "data.probe: 20 samples in 20 clusters are too few for any seed ever to pass G5; it needs 30"),
     ("controller.blueprints", ["conv_huge"], "controller.blueprints = 'conv_huge': no blueprint for the slots in use"),
     ("controller.curve", "round", "expected one of linear, cosine, sigmoid; for example controller.curve=cosine"),
     ("library.wait_s", 0, "library.wait_s = 0"),
@@ -192,9 +192,9 @@ def test_all_problems_of_all_sections_come_together(default: dict[str, Any]) -> 
     plain = copy.deepcopy(default)
     for path, value in (("optim.lr", -1.0), ("slots.ids", ["early"]), ("trainer.batch", 1), ("run.resume", "maybe")):
         put(plain, path, value)
-    del plain["gates"]["looks"], plain["world"]["threads"]
+    del plain["gates"]["look_every"], plain["world"]["threads"]
     del plain["checkpoint"]
-    starts = ("optim.lr", "slots.ids", "trainer.batch", "run.resume", "gates.looks", "world.threads", "checkpoint")
+    starts = ("optim.lr", "slots.ids", "trainer.batch", "run.resume", "gates.look_every", "world.threads", "checkpoint")
     found = problems(plain)
     for start in starts[:2] + starts[3:]:
         assert [line for line in found if line.startswith(start)], (start, found)

@@ -53,8 +53,7 @@ def test_the_demo_completes_lives_on_every_seed(tmp_path: Path, whole: bool) -> 
     configs = [shipped(seed) for seed in SEEDS]
     for plain in configs:
         config = build_config(plain)
-        hasty = GateConfig(hold_looks=5, hold_k_se=2.92)  # as rarely wrong in a life as the default, and sooner done
-        assert config.gates == hasty, "default thresholds but for that"
+        assert config.gates == GateConfig(probe_samples=96), "default thresholds"
         assert config.controller.kind == "heuristic"
         assert "noop" not in config.controller.blueprints, "no blueprint is listed in order to fail"
     runs, other = run_distributed(live, 2, configs, tmp_path, whole, groups=len(configs))

@@ -58,7 +58,7 @@ def stop(command: Command, run: Path, signum: int, tick: int) -> None:
 def test_a_killed_worker_is_started_again_by_torchrun(start: Start, tmp_path: Path, wanted: dict[str, Any]) -> None:
     run = tmp_path / "run"
     command = start(TRAIN, *GROWING, NO_WANDB, "world.max_restarts=1", "run.dir=run")
-    command.until(saved(run, 80), "the checkpoint of step 80")
+    command.until(saved(run, 96), "the checkpoint of step 96")
     os.kill(command.worker(run, rank=1), signal.SIGKILL)
     assert command.end() == 0, command.told()
     assert "esper: rank 0: lost contact" in command.err, command.told()
@@ -68,7 +68,7 @@ def test_a_killed_worker_is_started_again_by_torchrun(start: Start, tmp_path: Pa
     assert first is None
     assert number == 2
     assert resumed is not None
-    assert resumed >= 80
+    assert resumed >= 96
     assert_same_run(final(run), wanted)
 
 
@@ -77,7 +77,7 @@ def test_a_killed_launcher_leaves_nobody_behind_and_esper_resume_goes_on(
 ) -> None:
     run = tmp_path / "run"
     command = start(TRAIN, *GROWING, "run.dir=run")
-    command.until(saved(run, 80), "the checkpoint of step 80")
+    command.until(saved(run, 96), "the checkpoint of step 96")
     workers = [command.worker(run, rank) for rank in (0, 1)]
     assert set(workers) <= command.seen
     command.process.kill()
@@ -88,13 +88,13 @@ def test_a_killed_launcher_leaves_nobody_behind_and_esper_resume_goes_on(
 
     resumed = start(ESPER, "resume", "run")
     assert resumed.end() == 0, resumed.told()
-    assert f"esper: done at step {10 * TICKS} (run directory: {run})" in resumed.out
+    assert f"esper: done at step {12 * TICKS} (run directory: {run})" in resumed.out
     assert_gone(resumed, run)
     assert_same_run(without_saves(final(run)), without_saves(wanted))
     (_, first), (number, step) = attempts(run)
     assert (first, number) == (None, 2)
     assert step is not None
-    assert step >= 80
+    assert step >= 96
 
     folders = offline_files(run)
     assert len({path.parent for path in folders}) == len(folders) == 2
@@ -102,13 +102,13 @@ def test_a_killed_launcher_leaves_nobody_behind_and_esper_resume_goes_on(
     assert before.run["id"] == after.run["id"] == json.loads((run / "attempt.json").read_text())["run_id"]
     assert (after.ended, after.exit_code) == (True, 0)
     rows = [row for row in after.history if "lr" in row]
-    assert [row["tick"] for row in rows] == list(range(step // 10 + 1, TICKS + 1))
+    assert [row["tick"] for row in rows] == list(range(step // 12 + 1, TICKS + 1))
     seen = {row["tick"]: row for row in before.history if "lr" in row}
     seen |= {row["tick"]: row for row in rows}
     records = {r["tick"]: r for r in keep_latest(read_events(run / "events.jsonl")) if r["kind"] == "tick"}
     assert set(records) == set(range(1, TICKS + 1))
     for tick, row in seen.items():
-        assert (row["train/step"], row["train/loss"]) == (10 * tick, records[tick]["payload"]["train_loss"]["value"])
+        assert (row["train/step"], row["train/loss"]) == (12 * tick, records[tick]["payload"]["train_loss"]["value"])
 
 
 def test_a_stopped_run_says_so_and_goes_on(start: Start, tmp_path: Path, wanted: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ def test_a_stopped_run_says_so_and_goes_on(start: Start, tmp_path: Path, wanted:
         assert saved(run, status["step"])()
         steps.append(status["step"])
         assert_gone(command, run)
-    assert 50 <= steps[0] < 120 <= steps[1] < 200
+    assert 50 <= steps[0] < 120 <= steps[1] < 240
 
     last = start(ESPER, "resume", "run")
     assert last.end() == 0, last.told()
@@ -142,12 +142,12 @@ def test_undo_goes_on_from_an_older_checkpoint_in_a_new_folder(
         return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
     before = contents()
-    command = start(ESPER, "resume", str(grown.run), "--at", "120", "--as", "again")
+    command = start(ESPER, "resume", str(grown.run), "--at", "144", "--as", "again")
     assert command.end() == 0, command.told()
     assert contents() == before
     run = tmp_path / "again"
-    assert attempts(run) == [(1, 120)]
+    assert attempts(run) == [(1, 144)]
     found = final(run)
-    later = [event for event in wanted["plain"]["events"] if event[1] > 120]
+    later = [event for event in wanted["plain"]["events"] if event[1] > 144]
     assert_same_run(found, {**wanted, "plain": {**wanted["plain"], "events": later}})
-    assert "resumed from step 120" in command.out
+    assert "resumed from step 144" in command.out

@@ -26,7 +26,7 @@ from tests.e2e.conftest import Finished, Start
 from tests.support.commands import ESPER, GROWING, TRAIN
 from tests.support.tiny import make_engine
 
-TICKS, EVERY = 20, 10
+TICKS, EVERY = 20, 12
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def test_the_test_part_is_read_on_the_best_checkpoint(
     """Recounted by hand in one process: the saved network, sample by sample."""
     result = read_json(grown.run / "result.json")
     saves = [event.saved_step for event in events if isinstance(event, CheckpointSaved)]
-    assert saves == [40, 80, 120, 160, 200]
+    assert saves == [48, 96, 144, 192, 240]
     accuracy = {event.step: event.validation_accuracy.value for event in ticks if event.step in saves}
     assert accuracy[result["best_step"]] == max(value for value in accuracy.values() if value is not None)
     assert result["validation_accuracy"]["value"] == accuracy[TICKS * EVERY]
@@ -175,8 +175,9 @@ def test_the_test_part_is_read_on_the_best_checkpoint(
 def test_the_screen_shows_progress_in_plain_lines(grown: Finished, stages: list[StageChanged]) -> None:
     lines = [line for line in grown.out.splitlines() if "around each tick" not in line]
     assert lines[0].startswith("esper: starting 2 ranks in ")
-    assert re.fullmatch(r"438 parameters on 2 ranks, 200 steps, slots r0c0, r0c1, r1c0", lines[1])
-    shown = [int(found[1]) for line in lines if (found := re.match(r"step \d+/200  tick (\d+)  loss \d", line))]
+    assert re.fullmatch(r"438 parameters on 2 ranks, 240 steps, slots r0c0, r0c1, r1c0", lines[1])
+    assert lines[2] == "probe: 512 samples in 512 clusters: 5 looks of 102 a life, 0 in reserve"
+    shown = [int(found[1]) for line in lines if (found := re.match(r"step \d+/240  tick (\d+)  loss \d", line))]
     assert shown[-1] == TICKS
     assert shown == sorted(set(shown))
     changes = [line.split()[1:6] for line in lines if " -> " in line]
@@ -225,10 +226,10 @@ def test_the_same_command_again_trains_nothing(grown: Finished, start: Start) ->
     starts = len(read_json(grown.run / "environment.json")["earlier"])
     again = start(TRAIN, *GROWING, f"run.dir={grown.run}")
     assert again.end() == 0, again.told()
-    assert again.told().strip().splitlines()[0] == f"esper: done at step 200 (run directory: {grown.run})"
+    assert again.told().strip().splitlines()[0] == f"esper: done at step 240 (run directory: {grown.run})"
     resumed = start(ESPER, "resume", str(grown.run))
     assert resumed.end() == 0, resumed.told()
-    assert resumed.out == f"esper: done at step 200 (run directory: {grown.run})\n"
+    assert resumed.out == f"esper: done at step 240 (run directory: {grown.run})\n"
     assert resumed.err == ""
     assert contents(grown.run) == before
     assert len(read_json(grown.run / "environment.json")["earlier"]) == starts + 2

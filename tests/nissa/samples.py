@@ -32,6 +32,7 @@ from esper.leyline.events import (
 from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, GradientHealth, Reading, Status, measured
 from esper.leyline.stages import Gate, Op, Stage
 
+PROBE = "1024 samples in 1024 clusters: 7 looks of 128 a life, 1 in reserve"
 SLOTS = ("r0c0", "r0c1")
 
 
@@ -93,6 +94,7 @@ def run_started(step=0, resumed_from=None, uncounted=()):
         total_steps=300,
         slots=SLOTS,
         uncounted=uncounted,
+        probe=PROBE,
     )
 
 
@@ -154,6 +156,11 @@ SAMPLES = (
         look=2,
         alpha=1.0,
         contribution=measured(0.02, tick=5, n=256, se=0.005),
+        running=measured(0.021, tick=5, n=512, se=0.0035),
+        log_evidence=5.5,
+        chance=0.0073,
+        clusters=512,
+        counts=True,
     ),
     Rewrapped(**axes(5), cause="birth in r0c0", parameters=1100, wrap_ms=3.5),
     CheckpointSaved(**axes(5), saved_step=50, path="checkpoints/step-50", bytes=4096, save_ms=7.5, stall_ms=0.5),

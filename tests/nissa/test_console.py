@@ -19,7 +19,7 @@ from esper.nissa.fanout import MultiSink
 from esper.nissa.jsonl import JsonlSink
 from esper.nissa.reading import read_events
 from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score, print_summary
-from tests.nissa.samples import SAMPLES, fault, run_started, stage_changed, tick_done
+from tests.nissa.samples import PROBE, SAMPLES, fault, run_started, stage_changed, tick_done
 
 
 def terminal():
@@ -40,8 +40,10 @@ def test_plain_lines():
     sink.close()
     assert out.getvalue().splitlines() == [
         "1,000 parameters on 2 ranks, 300 steps, slots r0c0, r0c1",
+        f"probe: {PROBE}",
         "1,000 parameters on 2 ranks, 300 steps, slots r0c0, r0c1; FLOPs are too low, no formula for "
         "aten::_fft_r2c (the host), mine::scan (blueprint scan)",
+        f"probe: {PROBE}",
         "step 40/300  tick 4  loss 0.500  acc 87.5%  val 0.625 50.0%  lr 0.00025  "
         "r0c0 TRAINING 0.04 conv_light  r0c1 EMPTY",
         "step 40  r0c0 TRAINING -> BLENDING conv_light (ADVANCE)",

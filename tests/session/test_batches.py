@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
+from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.slots.confidence import evaluating
 from esper.leyline.errors import ConfigError
@@ -15,7 +16,7 @@ from esper.leyline.events import WorthMeasured
 from esper.session.batches import Batches
 from tests.support.sessions import A, B, batch, host, loss, make, of, probe, train
 
-REQUEST = ProbeRequest(look=1, alpha=0.7, aim="G2", draw="1.TRAINING.0.1")
+REQUEST = ProbeRequest(look=1, shares=4, alpha=0.7, aim="G2", draw="1")
 
 
 def dataset(size: int = 40) -> TensorDataset:
@@ -34,8 +35,8 @@ def test_the_evidence_is_that_of_two_forwards_by_hand():
     found = evaluator.probe_sums(A, REQUEST, session.config.gates)
     assert torch.equal(torch.get_rng_state(), before)
     assert grown.model.training
-    units = evaluator.probe.draw_units(16, "probe", 0, A, REQUEST.draw)
-    assert len(units) == 2
+    units, places = evaluator.probe.draw_look(1, 4, 0, 1, "probe", 0, A, REQUEST.draw)
+    assert (len(units), places.tolist()) == (2, [0] * 8 + [1] * 8)
     grown.model.eval()
     differences = []
     with torch.no_grad():
@@ -46,9 +47,10 @@ def test_the_evidence_is_that_of_two_forwards_by_hand():
             with grown.override({A: 0.7}):
                 differences.append(without - loss(grown.model, one)[0])
     d = torch.cat(differences).double()
-    assert found["count"] == 16
-    for power, name in ((1, "sum"), (2, "sum_sq"), (3, "sum_cube")):
-        assert found[name] == pytest.approx(float((d**power).sum()), rel=1e-12)
+    assert (found["clusters"], found["count"], found["size_sq"]) == (2, 16, 128), "a batch of a list is a cluster"
+    by_batch = torch.stack([one.double().sum() for one in differences])
+    for power, name in ((1, "total"), (2, "total_sq"), (3, "total_cube")):
+        assert found[name] == pytest.approx(float((by_batch**power).sum()), rel=1e-12)
     assert d.abs().max() > 0
 
 
@@ -61,7 +63,7 @@ def test_each_arm_has_running_statistics_of_the_same_batches_on_every_rank(sourc
     gates = dataclasses.replace(session.config.gates, statistics_samples=24)
     kept = {name: buffer.clone() for name, buffer in grown.model.named_buffers()}
     alone = evaluator.probe_sums(A, REQUEST, gates)
-    of = evaluator.statistics.draw_units(24, "statistics", 0, A, REQUEST.draw)
+    of = evaluator.statistics.draw_units(24, "statistics", 0, A, REQUEST.draw, REQUEST.look)
     values = []
     for alpha in (0.0, 0.7):  # by hand: torch's average over batches, in a copy
         twin = copy.deepcopy(grown.model)
@@ -72,23 +74,23 @@ def test_each_arm_has_running_statistics_of_the_same_batches_on_every_rank(sourc
         with torch.no_grad():
             for unit in of:
                 twin.train()((training if source == "statistics" else probe())[unit][0])
-            drawn = evaluator.probe.draw_units(16, "probe", 0, A, REQUEST.draw)
+            drawn, _ = evaluator.probe.draw_look(1, 4, 0, 1, "probe", 0, A, REQUEST.draw)
             values.append(torch.cat([loss(twin.eval(), probe()[unit])[0] for unit in drawn]))
     assert len(of) == 3
-    assert alone["sum"] == pytest.approx(float((values[0] - values[1]).sum()), rel=1e-9)
+    assert alone["total"] == pytest.approx(float((values[0] - values[1]).sum()), rel=1e-9)
     assert all(torch.equal(buffer, kept[name]) for name, buffer in grown.model.named_buffers())
     shares = []
     for evaluator.world.rank in range(2):
         evaluator.world.size = 2
-        shares.append(evaluator.probe_sums(A, REQUEST, gates)["sum"])
+        shares.append(evaluator.probe_sums(A, REQUEST, gates)["total"])
     evaluator.world.rank, evaluator.world.size = 0, 1
-    assert sum(shares) == pytest.approx(alone["sum"], rel=1e-12)
+    assert sum(shares) == pytest.approx(alone["total"], rel=1e-12)
     grown.model.eval()  # who trains in eval() keeps the statistics as they are
     with evaluating(grown.model), grown.override({A: 0.7}):
         within = torch.cat([loss(grown.model, probe()[unit])[0] for unit in drawn])
     with evaluating(grown.model), grown.override({A: 0.0}):
         without = torch.cat([loss(grown.model, probe()[unit])[0] for unit in drawn])
-    frozen = evaluator.probe_sums(A, REQUEST, gates)["sum"]
+    frozen = evaluator.probe_sums(A, REQUEST, gates)["total"]
     assert frozen == pytest.approx(float((without - within).sum()), rel=1e-9)
 
 
@@ -108,22 +110,52 @@ def test_a_loader_gives_whole_batches_that_augment_alike_everywhere():
 
 
 @pytest.mark.parametrize("source", ["loader", "list"])
-def test_shares_of_all_ranks_are_the_whole_once(source: str):
+def test_shares_of_all_ranks_and_looks_are_the_whole_once(source: str):
     whole = dataset()
     batches = Batches(DataLoader(whole, 8, shuffle=True) if source == "loader" else list(DataLoader(whole, 8)), "probe")
-    units = batches.draw_units(24, "key", 1)
-    alone = samples(batches, units)
-    assert len(alone) == 24 == len(set(alone))
+
+    def units(look: int, shares: int, rank: int = 0, world: int = 1, key: int = 1) -> list[int]:
+        return batches.draw_look(look, shares, rank, world, "key", key)[0]
+
+    alone = units(1, 1)
+    assert sorted(alone) == list(range(40 if source == "loader" else 5))
+    assert units(1, 1, key=2) != alone
+    assert [unit for look in (1, 2, 3) for unit in units(look, 3)] == alone
     for world in (2, 3, 5):
-        assert [x for rank in range(world) for x in samples(batches, units, rank, world)] == alone
-    assert units == batches.draw_units(24, "key", 1)
-    assert units != batches.draw_units(24, "key", 2)
+        assert [unit for rank in range(world) for unit in units(1, 1, rank, world)] == alone
+    assert len(set(samples(batches, alone))) == 40
+
+
+def test_a_cluster_that_the_user_names_is_never_split():
+    patients = [i // 3 for i in range(40)]
+    batches = Batches(DataLoader(dataset(), 8), "probe", cluster=patients)
+    assert len(batches.clusters) == 14
+    seen: list[int] = []
+    for look in range(1, 5):
+        for rank in range(3):
+            units, places = batches.draw_look(look, 4, rank, 3, 1)
+            assert [patients[unit] for unit in units] == [patients[units[places.tolist().index(p)]] for p in places]
+            seen += sorted({patients[unit] for unit in units})
+    assert sorted(seen) == sorted(set(patients)), "each patient on one rank in one look"
+
+
+def test_what_a_list_is_drawn_in_and_counted_by_is_the_users_to_say():
+    gates = GateConfig(probe_samples=16, min_samples=8, reserve=0.0)
+    batched, singly = (Batches(probe(), "probe", cluster=cluster) for cluster in (None, "sample"))
+    assert (batched.plan(gates).clusters, singly.plan(gates).clusters) == (8, 64)
+    assert batched.plan(gates).looks == singly.plan(gates).looks == 4
+    assert singly.draw_look(1, 4, 0, 1, 1)[1] is None
+    assert Batches(probe(), "probe", cluster=list("aabbccdd")).plan(gates).clusters == 4
+    assert batched.fingerprint() != singly.fingerprint()
+    with pytest.raises(ConfigError, match=r"cluster: 3 values for 8 samples or batches of probe; give one for each"):
+        Batches(probe(), "probe", cluster=[1, 2, 3])
+    with pytest.raises(ConfigError, match=r"cluster = 'patient': expected 'sample', or one value for each"):
+        Batches(probe(), "probe", cluster="patient")
 
 
 def test_a_loader_with_a_sampler_of_a_part_shows_that_part_alone():
     whole = dataset()
     part = Batches(DataLoader(whole, 8, sampler=SubsetRandomSampler([3, 5, 8])), "probe")
-    assert samples(part, part.draw_units(9, 1)) != []
     assert sorted(samples(part, [0, 1, 2])) == sorted(float(whole[i][0].flatten()[0]) for i in (3, 5, 8))
     assert Batches(DataLoader(Subset(whole, range(9)), 4), "probe").samples == 9
 

@@ -131,7 +131,7 @@ def edited(path: Any, change: Any) -> Any:
     [
         (lambda p: p.pop("scheduler"), r"missing \['scheduler'\], unknown nothing"),
         (lambda p: p.update(extra=1), r"missing nothing, unknown \['extra'\]"),
-        (lambda p: p.update(format=99), f"format 99, this version reads {FORMAT}"),
+        (lambda p: p.update(format=999), f"format 999, this version reads {FORMAT}"),
         (lambda p: p["run_state"].pop("tick"), "run_state: missing tick"),
         (lambda p: p["settings"].update(stepps=3), "settings: unknown stepps"),
         (lambda p: p["model"].pop("7.bias"), r"Missing key.*7\.bias"),

@@ -451,10 +451,8 @@ def test_what_is_missing_is_said_in_one_line(capsys):
         session.loss(batch(0))
     with pytest.raises(ConfigError, match="shadow: needs loss="):
         make(loss=None)
-    with pytest.raises(
-        ConfigError, match=r"looks must not all see the same of the 24 samples of probe; pass at least 32"
-    ):
-        make(probe=probe()[:3])
+    with pytest.raises(ConfigError, match=r"probe: 64 samples in 8 clusters are too few for any seed ever to pass G5"):
+        make(gates={"probe_samples": 64})
     with pytest.raises(ConfigError, match="probe = generator: it has no length"):
         make(probe=(one for one in probe()))
 
@@ -462,8 +460,8 @@ def test_what_is_missing_is_said_in_one_line(capsys):
 def test_settings_are_checked_like_any_config():
     with pytest.raises(ConfigError, match=r"session\.step = 5: no such setting; did you mean session\.steps"):
         make(step=5)
-    with pytest.raises(ConfigError, match=r"gates\.look = 1: no such setting; did you mean gates\.looks"):
-        make(gates={"look": 1})
+    with pytest.raises(ConfigError, match=r"gates\.look_ever = 1: no such setting; did you mean gates\.look_every"):
+        make(gates={"look_ever": 1})
     with pytest.raises(ConfigError, match=r"session\.every = '4': expected a whole number of steps"):
         make(every="4")
     with pytest.raises(ConfigError, match="every = -1: optimizer steps, must be >= 1"):

@@ -11,6 +11,7 @@ from typing import Any
 from esper.accord.absorb import absorb
 from esper.accord.config import EvidencePolicy, GateConfig, SlotsConfig
 from esper.accord.effects import Outcome, Veto
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.lifecycle import SlotState
 from esper.accord.reducer import reduce_tick
 from esper.accord.state import RunState, Terms
@@ -27,6 +28,7 @@ CATALOGUE = (
     BlueprintInfo(name="light", parameters=10, flops=100),
     BlueprintInfo(name="noop", parameters=0, flops=0),
 )
+PROBE = ProbePlan(samples=1000, clusters=1000, looks=9, reserve=1)
 PLACES = ("r0c0", "r0c1", *(f"r{row}c0" for row in range(1, 47)))
 
 
@@ -45,6 +47,7 @@ def make_terms(slots: int = 2, *, gates: Mapping[str, Any] | None = None, **chan
             **{"incubation": Incubation.SHADOW, "max_live": None, "embargo_ticks": 2, **changes}
         ),
         "gates": GateConfig(**{"evidence": EvidencePolicy.OBSERVE, "first_look": 1, "look_every": 1, **(gates or {})}),
+        "probe": PROBE,
         "catalogue": dict.fromkeys(ids, CATALOGUE),
         "names": tuple(info.name for info in CATALOGUE),
         "operators": dict.fromkeys(ids, tuple(Operator)),
@@ -67,6 +70,15 @@ def ask(slot: str, op: str, **fields: Any) -> Command:
 def germinate(slot: str, blueprint: str = "light", **fields: Any) -> Command:
     """A birth with a ramp of 2 ticks unless said otherwise."""
     return ask(slot, "GERMINATE", blueprint=blueprint, **{"ticks": 2, **fields})
+
+
+def sums_of_singles(count: int, total: float, squares: float, cubes: float | None = None) -> dict[str, float]:
+    """What a probe sends of samples that are a cluster each; cubes are those of a symmetric sample unless said."""
+    if cubes is None:
+        cubes = 3.0 * total * squares / count - 2.0 * total**3 / count**2 if count else 0.0
+    sizes = dict.fromkeys(("clusters", "count", "size_sq", "size_cube"), float(count))
+    cross = {"cross": float(total), "cross_size": float(total), "cross_sq": float(squares)}
+    return {**sizes, **cross, "total": float(total), "total_sq": float(squares), "total_cube": float(cubes)}
 
 
 class Run:
@@ -96,12 +108,8 @@ class Run:
                 found[f"{entry.slot}.norm"], found[f"{entry.slot}.norm_steps"] = 5.0, 10.0
                 found[f"{entry.slot}.health_steps"] = 2.0
             if entry.request is not None:
-                count, total, squares = evidence.get(entry.slot, (100, 50.0, 26.0))
-                cubes = (
-                    3.0 * total * squares / count - 2.0 * total**3 / count**2 if count else 0.0
-                )  # a symmetric sample
-                sums = {"count": count, "sum": total, "sum_sq": squares, "sum_cube": cubes}
-                found |= {f"{entry.slot}.probe_{name}": float(value) for name, value in sums.items()}
+                sums = sums_of_singles(*evidence.get(entry.slot, (100, 50.0, 26.0)))
+                found |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}
         unknown = {key.replace("__", ".") for key in values} - set(names)
         if unknown:
             raise KeyError(unknown)

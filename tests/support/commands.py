@@ -25,7 +25,7 @@ from tests.support.patience import Patience, cpu_of, size_of, wait_until
 TRAIN = [sys.executable, str(ROOT / "launch" / "train.py")]
 ESPER = [sys.executable, "-m", "esper.cli"]
 # The demo's task and controller, cut short: 20 ticks, a save at every fourth, two lives completed on the way.
-LENGTH = ("trainer.steps=200", "control.every=10", "checkpoint.every_ticks=4", "checkpoint.keep=3")
+LENGTH = ("trainer.steps=240", "control.every=12", "checkpoint.every_ticks=4", "checkpoint.keep=3")
 GROWING = ("experiment=demo", "seed=1", *LENGTH)
 NO_WANDB = "telemetry.wandb.mode=disabled"
 

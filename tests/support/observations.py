@@ -64,6 +64,10 @@ def slot_view(slot: str = "r0c0", **changes: Any) -> SlotObservation:
         "parameters": 0,
         "contribution": ABSENT,
         "contribution_alpha": 1.0,
+        "running": ABSENT,
+        "helps": None,
+        "hurts": None,
+        "level": None,
         "looks": 0,
         "max_looks": 0,
         "gradient_norm": ABSENT,
@@ -113,6 +117,7 @@ class _Slot:
     looks: int = 0
     asked: bool = False
     reading: Reading = ABSENT
+    readings: list[float] = dataclasses.field(default_factory=list)
     reading_alpha: float = 1.0
 
 
@@ -171,6 +176,7 @@ class World:
         find_edge(state.stage, cause, target)
         if target is not state.stage:
             state.stage, state.since, state.looks, state.asked, state.reading = target, self.tick, 0, False, ABSENT
+            state.readings = []
             self.history[slot].append(target)
         if target is Stage.PRUNED:
             state.seed, state.ending, state.target, state.ramp = None, False, 0.0, (0, 0)
@@ -223,6 +229,7 @@ class World:
         if state.asked and state.seed is not None:
             value = self.rng.gauss(self.worth(slot, str(state.seed.blueprint)), self.noise)
             state.reading = measured(value, tick=self.tick, n=256, se=self.noise)
+            state.readings.append(value)
             state.reading_alpha = self._alpha(state) if state.stage.is_blended else 1.0
         state.asked = False
         dwell, resting = self.tick - state.since, self.tick >= state.ramp[1] and not state.ending
@@ -232,6 +239,13 @@ class World:
                 state.looks, state.asked = state.looks + 1, True
         elif state.stage is Stage.BLENDING and resting:
             state.asked = True
+
+    def _running(self, state: _Slot) -> Reading:
+        """The mean of all readings of this stage."""
+        n = len(state.readings)
+        if n == 0:
+            return ABSENT
+        return measured(sum(state.readings) / n, tick=self.tick, n=256 * n, se=self.noise / n**0.5)
 
     def _verdict(self, state: _Slot) -> GateResult | None:
         if state.stage not in GATES:
@@ -280,6 +294,7 @@ class World:
             ending=state.ending,
             contribution=state.reading,
             contribution_alpha=state.reading_alpha,
+            running=self._running(state),
             looks=state.looks,
             max_looks=self.looks if looking else 0,
             verdict=self._verdict(state),

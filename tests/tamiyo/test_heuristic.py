@@ -8,7 +8,7 @@ import pytest
 
 from esper.leyline.alpha import AlphaMode
 from esper.leyline.errors import ConfigError
-from esper.leyline.evidence import measured
+from esper.leyline.evidence import ABSENT, measured
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Gate, Op, Stage
 from esper.tamiyo import build_controller
@@ -53,6 +53,7 @@ def test_reasons_name_the_evidence():
     assert reasons[1] == "G1 passed"
     assert reasons[2].startswith("G2 passed: contribution 0.")
     assert reasons[-1].startswith("G5 passed: contribution 0.")
+    assert reasons[-1].endswith("over all looks")
 
 
 def test_a_useless_seed_is_pruned_when_its_looks_are_spent_and_the_next_blueprint_tried():
@@ -155,7 +156,7 @@ def test_a_held_seed_that_never_earns_its_place_is_blended_out():
     assert "3 of 3 looks spent" in prunes(log)[0].reason
 
 
-def test_a_held_seed_that_its_last_reading_speaks_for_stays_undecided():
+def test_a_held_seed_that_its_looks_together_speak_for_stays_undecided():
     log = (world := strict({"r0c0": 0.03})).run(build(), 90)
     assert prunes(log) == []
     assert world.history["r0c0"] == LIFE[:5]
@@ -175,34 +176,43 @@ def holding(tick, **changes):
     return observe(slot_view(**(seed | changes)), tick=tick)
 
 
-def test_only_the_last_reading_decides_and_an_absent_or_stale_one_never_counts():
-    def decided(*readings):
-        controller = build()
-        for tick, reading in enumerate(readings, 1):
-            found = controller.decide(holding(tick, contribution=reading))
+def test_all_looks_together_decide_and_the_newest_alone_does_not():
+    def decided(*means, **settings):
+        controller = build(**settings)
+        for tick, mean in enumerate(means, 1):
+            running = ABSENT if mean is None else measured(mean, tick=1, n=99, se=0.1)
+            found = controller.decide(holding(tick, running=running, contribution=measured(-9.0, tick=tick, n=9)))
         return [command.op for command in found]
 
-    good, bad = (measured(value, tick=1, n=99, se=0.1) for value in (0.01, -0.01))
-    assert decided(bad, good, good.as_of(9, 1), good.as_of(10, 1)) == []
-    assert decided(good, bad, bad.as_of(9, 1)) == [Op.PRUNE]
-    assert decided(good.as_of(9, 1), good.as_of(9, 1), good.as_of(9, 1)) == [Op.PRUNE]
-    nothing = measured(0.0, tick=1, n=99, se=0.0)
-    assert decided(nothing, nothing) == [Op.PRUNE]
+    assert decided(0.17, 0.17) == [], "1.7 standard errors speak for it, whatever the newest look says"
+    assert decided(0.16, 0.16) == [Op.PRUNE]
+    assert decided(0.16, 0.16, undecided_se=1.5) == []
+    assert decided(0.3, 0.3, 0.1) == [Op.PRUNE], "a look from the reserve has changed the mean"
+    assert decided(None, None) == [Op.PRUNE], "what is absent speaks for nothing"
+
+
+def test_a_seed_that_is_shown_to_hurt_goes_before_its_looks_are_spent():
+    running = measured(-0.3, tick=5, n=300, se=0.05)
+    early = {"looks": 1, "max_looks": 7, "running": running}
+    assert build().decide(holding(5, **early, hurts=0.99)) == []
+    (command,) = build().decide(holding(5, **early, hurts=1.0))
+    assert (command.op, command.ticks) == (Op.PRUNE, HeuristicConfig().prune_ticks)
+    assert command.reason == "shown to hurt: contribution -0.3 ± 0.05 over all looks"
 
 
 def test_an_undecided_seed_that_is_no_longer_sound_is_pruned():
     controller = build()
-    good = measured(0.01, tick=1, n=99, se=0.1)
-    assert [controller.decide(holding(tick, contribution=good)) for tick in (1, 2, 3)] == [[], [], []]
+    good = measured(0.3, tick=1, n=99, se=0.1)
+    assert [controller.decide(holding(tick, running=good)) for tick in (1, 2, 3)] == [[], [], []]
     broken = verdict(Gate.G5, False, integrity=True, detail="the seed holds Inf or NaN on some rank")
-    assert [command.op for command in controller.decide(holding(4, verdict=broken))] == [Op.PRUNE]
+    assert [command.op for command in controller.decide(holding(4, running=good, verdict=broken))] == [Op.PRUNE]
 
 
 def test_undecided_seeds_make_way_only_where_they_hold_every_place_and_a_slot_waits():
     worth = {"r0c0": 0.03, "r0c1": 0.02, "r1c0": 0.1}
     log = (world := strict(worth, max_live=2)).run(build(tuple(worth)), 60)
     assert [command.slot for command in prunes(log)] == ["r0c1"]  # the lesser of the two
-    assert prunes(log)[0].reason.startswith("undecided at a last contribution of 0.0")
+    assert prunes(log)[0].reason.startswith("undecided at contribution 0.0")
     assert world.stage("r1c0") is Stage.FOSSILIZED
     assert world.stage("r0c0") is Stage.HOLDING
 
@@ -218,6 +228,7 @@ def test_a_seed_whose_last_look_passes_does_not_make_way():
         "looks": 3,
         "max_looks": 3,
         "contribution": good,
+        "running": good,
     }
     budgets = dataclasses.replace(FREE, live=0)
 
@@ -290,12 +301,14 @@ def test_births_go_to_the_slot_with_the_fewest_recent_failures():
 
 def test_a_pruned_blueprint_comes_back_only_when_its_penalty_has_decayed():
     only = (BlueprintInfo(name="light", parameters=1, flops=1),)
-    world = World(("r0c0",), worth=lambda slot, name: -0.1, total_ticks=400, catalogue=only)
-    log = world.run(build(penalty_half_life=40.0, max_penalty=0.5), 200)
+    world = World(("r0c0",), worth=lambda slot, name: -0.1, total_ticks=3000, catalogue=only)
+    log = world.run(build(penalty_half_life=40.0, max_penalty=0.5), 2000)
     deaths = [tick for tick, command in log if command.op is Op.PRUNE]
     born = [tick for tick, _, _ in births(log)]
     assert born[1] - deaths[0] == pytest.approx(41, abs=1)  # one half-life: 1 -> 0.5
-    assert born[2] - deaths[1] > 45  # 1 + what was left of the first, so longer
+    waits = [birth - death for death, birth in zip(deaths, born[1:], strict=False)]
+    assert [wait // 40 for wait in waits[:3]] == [1, 6, 25], "each failure makes the half-life 4 times as long"
+    assert len(born) == 4, "a slot where nothing helps is tried ever more seldom"
     assert "again, penalty" in log[ops(log).index("GERMINATE", 1)][1].reason
 
 

@@ -67,8 +67,7 @@ def _channels(alpha: Tensor, slot: SeedSlot) -> Factor:
 
 
 def _number(factor: Tensor, slot: SeedSlot) -> float:
-    """A 0-D factor as the number that `esper.kasmina.slots.blend` multiplies with, where torch rounds it to the dtype of
-    the delta first."""
+    """A 0-D factor as the number that `esper.kasmina.slots.blend` multiplies with: rounded to the delta's dtype."""
     weight = next((p for p in slot.parameters() if p.is_floating_point()), factor)
     dtype = slot._dtypes.get(None, weight.dtype)  # of the feature, to which a delta is cast
     return float(factor.to(dtype) if dtype in (torch.float16, torch.bfloat16) else factor)

@@ -118,13 +118,30 @@ class ContributionMeasured(Event):
     """Stage of the seed."""
 
     look: int
-    """Number of this look in the seed's life among those for the same gate, from 1."""
+    """Number of this look in the seed's life, from 1: which share of the probe it drew."""
 
     alpha: float
     """Alpha at which it was measured, 0 to 1."""
 
     contribution: Reading
-    """Mean paired loss without minus with the seed, in nats per sample; positive helps."""
+    """Mean paired loss without minus with the seed of this look alone, in nats per sample; positive helps."""
+
+    running: Reading
+    """The same over all looks since alpha last moved; the error is over clusters of samples."""
+
+    log_evidence: float | None
+    """Log of the e-value of ``running`` for the gate ahead that asks for help; -log(chance) is enough. None: too few
+    clusters seen.
+    """
+
+    chance: float
+    """Chance of luck that this gate allows: of G2 in a life, of G5 as fixed at birth."""
+
+    clusters: int
+    """Clusters of samples behind ``running``."""
+
+    counts: bool
+    """Whether this look was added to ``running``; if not, its samples had been drawn before, and it is told only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

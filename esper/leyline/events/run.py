@@ -28,6 +28,11 @@ class RunStarted(Event):
     slots: tuple[str, ...]
     """Ids of the slots in use, row-major."""
 
+    probe: str
+    """The looks that the probe affords, in words: its samples and clusters, looks of a life, looks in reserve; none:
+    there is no probe, so gates of evidence refuse everything.
+    """
+
     uncounted: tuple[str, ...] = ()
     """Operators of host and blueprints that the FLOP account has no formula for; they count for nothing in it."""
 

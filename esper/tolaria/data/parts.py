@@ -19,6 +19,7 @@ from torch import Tensor
 
 from esper.leyline.errors import DataError
 from esper.tolaria.data.augment import Augment, crop_flip
+from esper.tolaria.data.clusters import Clusters
 from esper.tolaria.data.task import Task
 
 PART_NAMES = ("train", "validation", "probe", "test")
@@ -119,6 +120,7 @@ class Bundle:
         train: the training part.
         validation: the validation part.
         probe: the probe part.
+        probe_clusters: its clusters.
         test: the test part.
         digest: 62 bits over the bytes of all parts; ranks with different digests are refused, runs are not compared.
         record: plain data for the run's record: sizes, digest, files with their hash, normalisation.
@@ -133,6 +135,7 @@ class Bundle:
     train: Part
     validation: Part
     probe: Part
+    probe_clusters: Clusters
     test: Part
     digest: int
     record: dict[str, Any]
@@ -173,8 +176,11 @@ def make_bundle(
     record: dict[str, Any],
     augment: Augment = Augment.NONE,
     crop_pad: int = 0,
+    probe_clusters: Tensor | None = None,
 ) -> Bundle:
-    """Digests the parts and completes the record.
+    """Digests the parts and completes the record; see `Bundle` for the arguments.
+
+    ``probe_clusters`` labels the cluster of each probe sample, int64 [N]; None: each is its own.
 
     Raises:
         DataError: a part has fewer than two samples.
@@ -183,6 +189,7 @@ def make_bundle(
     if min(sizes.values()) < 2:
         raise DataError(f"data={name}: every part needs at least 2 samples, got {sizes}; change the sizes in data.*")
     digest = digest_parts(parts)
+    clusters = Clusters(sizes["probe"], probe_clusters)
     return Bundle(
         name=name,
         task=task,
@@ -191,9 +198,10 @@ def make_bundle(
         train=parts["train"],
         validation=parts["validation"],
         probe=parts["probe"],
+        probe_clusters=clusters,
         test=parts["test"],
         digest=digest,
-        record={"kind": name, "sizes": sizes, "digest": digest, **record},
+        record={"kind": name, "sizes": sizes, "probe_clusters": len(clusters), "digest": digest, **record},
         augment=augment,
         crop_pad=crop_pad,
     )

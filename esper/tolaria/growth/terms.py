@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from esper.accord.account import Costs
 from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import Terms
 from esper.kasmina.axes.site import Site
 from esper.kasmina.blueprints import registry
@@ -47,6 +48,7 @@ def build_terms(
     slots: SlotsConfig,
     gates: GateConfig,
     *,
+    probe: ProbePlan,
     class_logits: bool,
     total_steps: int,
     tick_steps: int,
@@ -62,6 +64,7 @@ def build_terms(
         sites: by slot, row-major.
         slots: budgets, planted seeds, CHANNEL's vectors.
         gates: thresholds.
+        probe: the looks that the probe affords.
         class_logits: whether the model returns logits [B, K >= 2], which CONFIDENCE reads.
         total_steps: optimizer steps of the run.
         tick_steps: nominal optimizer steps between ticks.
@@ -81,6 +84,7 @@ def build_terms(
     return Terms(
         slots_config=slots,
         gates=gates,
+        probe=probe,
         catalogue=catalogue,
         names=registry.all_names() if names is None else tuple(sorted(offered)),
         operators=usable,

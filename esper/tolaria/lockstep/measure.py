@@ -108,7 +108,7 @@ def measure(
             count, total, _ = holder.heard.take()
             values |= {f"{entry.slot}.feature_count": count, f"{entry.slot}.feature_sq": total}
         if entry.request is not None:
-            sums = evaluator.probe_sums(entry.slot, entry.request, gates)
+            sums = evaluator.probe_sums(entry.slot, entry.request, terms.gates)
             values |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}
     if attribute:
         values |= _worth(state, evaluator, terms)

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from esper.accord.breaker import BreakerState
+from esper.accord.facts import help_of, running_of
 from esper.accord.lifecycle import SlotState
 from esper.accord.observation import effective_alpha, gradient_ratio
 from esper.accord.state import RunState, Terms
@@ -108,6 +109,7 @@ class Narrator:
                 total_steps=terms.total_steps,
                 slots=tuple(self.grown.slots),
                 uncounted=terms.costs.uncounted if terms.costs is not None else (),
+                probe=str(terms.probe) if terms.probe.shares else "none",
             )
         )
 
@@ -116,10 +118,13 @@ class Narrator:
         for key, (before, after) in changes.items():
             self.emit(SettingsChanged(**axes_of(state), key=key, before=before, after=after))
 
-    def report_evidence(self, before: RunState, state: RunState, agreed: Agreed, first_skipped: int) -> None:
+    def report_evidence(
+        self, before: RunState, state: RunState, terms: Terms, agreed: Agreed, first_skipped: int
+    ) -> None:
         """Reports paired evidence, degraded seeds, dropped gradients and skipped steps."""
         for old, new in zip(before.slots, state.slots, strict=True):
             if old.request is not None:
+                helps = help_of(new, terms)
                 self.emit(
                     ContributionMeasured(
                         **axes_of(state),
@@ -128,6 +133,11 @@ class Narrator:
                         look=old.request.look,
                         alpha=new.contribution_alpha,
                         contribution=new.contribution,
+                        running=running_of(new, terms),
+                        log_evidence=None if helps is None else helps.log_e,
+                        chance=new.level if helps is None else helps.level,
+                        clusters=0 if new.evidence is None else new.evidence.sums.clusters,
+                        counts=old.request.counts,
                     )
                 )
             self._report_degraded(state, new)

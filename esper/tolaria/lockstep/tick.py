@@ -149,7 +149,7 @@ class Cycle:
         turn.full |= turn.state.tick % self.control.digest_every == 0
         self.observers.call("before_commit", turn)
         turn.decision = self._commit(turn, controller)
-        self.narrator.report_evidence(before, turn.state, turn.decision.agreed, self.window.first_skipped)
+        self.narrator.report_evidence(before, turn.state, self.terms, turn.decision.agreed, self.window.first_skipped)
         self.narrator.report_left_out(before, turn.state, turn.sums)
         self.narrator.report_worth(before, turn.state, turn.sums)
         self.narrator.report_trouble(before, turn.state)

@@ -20,6 +20,7 @@ from esper.kasmina.attribution.worth import Sums, attribute
 from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
+from esper.tolaria.data.clusters import draw_share
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.sampler import bounds, draw, eval_shards
 from esper.tolaria.lockstep.measure import sample_sums
@@ -171,14 +172,15 @@ class Evaluator:
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
         """Paired evidence on this rank's share of the samples that the request draws.
 
-        Returns `paired_sums`. The samples are a function of (run seed, slot, draw
-        key); no reported number uses the probe part. Running statistics of both arms come from
-        ``gates.statistics_samples`` training samples that the same key names.
+        Returns `paired_sums`. The clusters are a function of (run seed, slot, draw key, look); no reported number uses
+        the probe part. Running statistics of both arms come from ``gates.statistics_samples`` training samples that the
+        same key names.
         """
-        part = self.bundle.probe
-        chosen = draw(len(part), min(gates.probe_samples, len(part)), "probe", self.seed, slot, request.draw)
-        first, last = bounds(len(chosen), self.world.rank, self.world.size)
-        shares = [indices for indices in chosen[first:last].split(self.batch) if len(indices)]
+        part, clusters = self.bundle.probe, self.bundle.probe_clusters
+        key = ("probe", self.seed, slot, request.draw)
+        drawn = draw_share(len(clusters), request.look, request.shares, self.world.rank, self.world.size, *key)
+        chosen, places = clusters.members(drawn)
+        shares = [indices for indices in chosen.split(self.batch) if len(indices)]
         batches = (self.to_device(*part.fetch(indices)) for indices in shares)
         with autocast(self.precision, self.world.device):
             return paired_sums(
@@ -187,7 +189,8 @@ class Evaluator:
                 request.alpha,
                 batches,
                 self.bundle.task.per_sample,
-                self.statistics_batches(gates.statistics_samples, slot, request.draw),
+                self.statistics_batches(gates.statistics_samples, slot, request.draw, request.look),
+                clusters=places,
             )
 
     def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums:

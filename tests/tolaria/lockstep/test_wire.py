@@ -97,13 +97,13 @@ def test_which_terms_are_replicated():
         *(f"{whose}{name}" for whose in ("host_", "r0c0.") for name in OwnerHealth.__slots__),
     }
     assert "r0c0.degraded" in layout.additive
-    assert {"train_loss", "validation_loss_sq", "stop", "r0c0.probe_sum", "r0c0.finite"} <= set(layout.additive)
+    assert {"train_loss", "validation_loss_sq", "stop", "r0c0.probe_total", "r0c0.finite"} <= set(layout.additive)
 
 
 @given(st.lists(st.lists(FLOATS, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_what_is_not_finite_is_counted_and_hides_nothing(rows):
     layout = ObserveLayout(SLOTS)
-    names = ("train_loss", "validation_loss", "r0c1.probe_sum")
+    names = ("train_loss", "validation_loss", "r0c1.probe_total")
     sent = [layout.encode(dict(zip(names, row)), rank) for rank, row in enumerate(rows)]
     assert all(vector.isfinite().all() for vector in sent)
     agreed = layout.decode(reduce_sum(sent))

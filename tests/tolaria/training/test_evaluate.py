@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import itertools
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.accord.config import GateConfig
+from esper.accord.evidence.sums import ClusterSums, reading_of
 from esper.accord.lifecycle import ProbeRequest
 from esper.kasmina.attach import attach
 from esper.kasmina.births.build import birth_key, build_seed
 from esper.kasmina.slots.slot import Phase
-from esper.leyline.evidence import estimate_mean
+from esper.tolaria.data.clusters import Clusters
+from esper.tolaria.data.hashing import seeded_order
 from esper.tolaria.data.parts import ImagePart, make_bundle
 from esper.tolaria.data.sampler import draw
 from esper.tolaria.data.task import Task
@@ -26,8 +30,8 @@ from esper.tolaria.training.config import Precision
 from esper.tolaria.training.evaluate import Evaluator, autocast, dtype_of, evaluating
 
 SEED = 11
-GATES = GateConfig(probe_samples=20, min_samples=2)
-REQUEST = ProbeRequest(look=1, alpha=0.75, aim="G2", draw="1.G2.1")
+GATES = GateConfig()
+REQUEST = ProbeRequest(look=1, shares=2, alpha=0.75, aim="G2", draw="1")
 
 
 class Host(nn.Module):
@@ -104,7 +108,7 @@ def losses_one_by_one(grown, samples, indices, alpha: float | None = None) -> li
 def statistics_by_hand(grown, alpha: float, draw_key: str, size: int = 4):
     """Within the block the norm has mean and variance over the training part, averaged over batches of ``size``."""
     norm, kept = grown.model.norm, copy.deepcopy(grown.model.norm.state_dict())
-    chosen = draw(8, 8, "statistics", SEED, "r0c0", draw_key)
+    chosen = draw(8, 8, "statistics", SEED, "r0c0", draw_key, 1)
     with torch.no_grad(), grown.override({"r0c0": alpha}):
         features = [grown.model.conv(BUNDLE.train.fetch(chosen[i : i + size])[0].double()) for i in range(0, 8, size)]
         norm.running_mean.copy_(torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0))
@@ -167,8 +171,7 @@ def test_a_rank_without_samples_sends_zeros():
 
 def test_probe_sums_are_paired_differences_of_the_loss():
     grown = grown_host()
-    chosen = draw(29, 20, "probe", SEED, "r0c0", REQUEST.draw).tolist()
-    assert len(set(chosen)) == 20
+    chosen = seeded_order(29, "probe", SEED, "r0c0", REQUEST.draw)[:15].tolist()
     with statistics_by_hand(grown, 0.0, REQUEST.draw):
         without = losses_one_by_one(grown, BUNDLE.probe, chosen, alpha=0.0)
     with statistics_by_hand(grown, 0.75, REQUEST.draw):
@@ -176,22 +179,23 @@ def test_probe_sums_are_paired_differences_of_the_loss():
     differences = [a - b for a, b in zip(without, within)]
     assert statistics.pstdev(differences) > 1e-4
     sums = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
+    first, second, third = (pytest.approx(math.fsum(d**power for d in differences), abs=1e-10) for power in (1, 2, 3))
     assert sums == {
-        "count": 20,
-        "sum": pytest.approx(math.fsum(differences), abs=1e-10),
-        "sum_sq": pytest.approx(math.fsum(d * d for d in differences), abs=1e-10),
-        "sum_cube": pytest.approx(math.fsum(d**3 for d in differences), abs=1e-10),
+        **dict.fromkeys(("clusters", "count", "size_sq", "size_cube"), 15),
+        **dict.fromkeys(("total", "cross", "cross_size"), first),
+        **dict.fromkeys(("total_sq", "cross_sq"), second),
+        "total_cube": third,
         "left_out": 0,
     }
-    reading = estimate_mean(20, sums["sum"], sums["sum_sq"], total_cube=sums["sum_cube"], tick=1, min_samples=2)
+    reading = reading_of(ClusterSums.read(sums, ""), tick=1, min_samples=2)
     middle, spread = statistics.fmean(differences), statistics.pstdev(differences)
     skew = statistics.fmean([(d - middle) ** 3 for d in differences]) / spread**3
     assert reading.skew == pytest.approx(skew, rel=1e-6)
     assert reading.value == pytest.approx(statistics.fmean(differences), abs=1e-12)
-    assert reading.se == pytest.approx(statistics.stdev(differences) / math.sqrt(20), rel=1e-9)
+    assert reading.se == pytest.approx(statistics.stdev(differences) / math.sqrt(15), rel=1e-9)
 
 
-@pytest.mark.parametrize("size", [2, 3, 20, 25])
+@pytest.mark.parametrize("size", [2, 3, 15, 25])
 def test_the_samples_of_a_probe_do_not_depend_on_the_sharding(size):
     grown = grown_host()
     alone = evaluator(grown, batch=3).probe_sums("r0c0", REQUEST, GATES)
@@ -199,21 +203,35 @@ def test_the_samples_of_a_probe_do_not_depend_on_the_sharding(size):
     assert total(shares) == pytest.approx(alone, abs=1e-10)
 
 
-def test_each_look_and_each_run_draws_samples_of_its_own():
-    grown = grown_host()
-    second = ProbeRequest(look=2, alpha=0.75, aim="G2", draw="1.G2.2")
+def test_looks_of_a_life_share_nothing_and_each_life_and_run_has_its_own():
+    grown = grown_host()  # batches of 8 take running statistics from the whole training part at once
+    second, other = replace(REQUEST, look=2), replace(REQUEST, draw="2")
     sums = [
-        evaluator(grown).probe_sums("r0c0", REQUEST, GATES),
-        evaluator(grown).probe_sums("r0c0", REQUEST, GATES),
-        evaluator(grown).probe_sums("r0c0", second, GATES),
-        evaluator(grown, seed=SEED + 1).probe_sums("r0c0", REQUEST, GATES),
+        evaluator(grown, batch=8).probe_sums("r0c0", REQUEST, GATES),
+        evaluator(grown, batch=8).probe_sums("r0c0", REQUEST, GATES),
+        evaluator(grown, batch=8).probe_sums("r0c0", second, GATES),
+        evaluator(grown, batch=8).probe_sums("r0c0", other, GATES),
+        evaluator(grown, batch=8, seed=SEED + 1).probe_sums("r0c0", REQUEST, GATES),
     ]
     assert sums[0] == sums[1]
-    assert len({one["sum"] for one in sums}) == 3
+    assert len({one["total"] for one in sums}) == 4
+    whole = evaluator(grown, batch=8).probe_sums("r0c0", replace(REQUEST, shares=1), GATES)
+    assert whole["count"] == 29
+    assert total([sums[0], sums[2]]) == pytest.approx(whole, abs=1e-10), "two halves are the whole, each sample once"
 
 
-def test_a_probe_part_smaller_than_the_look_is_used_whole():
-    assert evaluator(grown_host()).probe_sums("r0c0", REQUEST, GateConfig(probe_samples=256))["count"] == 29
+def test_a_cluster_is_on_one_rank_and_in_one_look():
+    grown, labels = grown_host(), torch.tensor([7, 7, 7, -1, -1, *range(100, 124)])
+    own = evaluator(grown, batch=8)
+    own.bundle = replace(BUNDLE, probe_clusters=Clusters(29, labels))
+    whole = own.probe_sums("r0c0", replace(REQUEST, shares=1), GATES)
+    assert (whole["clusters"], whole["count"], whole["size_sq"]) == (26, 29, 9 + 4 + 24)
+    parts = []
+    for look, rank in itertools.product((1, 2, 3), range(4)):
+        own = evaluator(grown, rank, 4, batch=8)
+        own.bundle = replace(BUNDLE, probe_clusters=Clusters(29, labels))
+        parts.append(own.probe_sums("r0c0", replace(REQUEST, look=look, shares=3), GATES))
+    assert total(parts) == pytest.approx(whole, abs=1e-10), "sums over clusters add up only where none was split"
 
 
 def test_a_probe_looks_at_the_asked_alpha_whatever_the_seed_does_in_training():
@@ -231,7 +249,7 @@ def test_a_broken_seed_has_every_sample_left_out_and_counted():
     with torch.no_grad():
         next(grown.slots["r0c0"].seed.parameters()).fill_(math.nan)
     sums = evaluator(grown).probe_sums("r0c0", REQUEST, GATES)
-    assert sums == {"count": 0, "left_out": 20, "sum": 0.0, "sum_sq": 0.0, "sum_cube": 0.0}
+    assert {name: value for name, value in sums.items() if value} == {"left_out": 15}
 
 
 def test_measuring_leaves_weights_statistics_gradients_flags_and_random_stream_alone():
