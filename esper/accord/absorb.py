@@ -5,7 +5,15 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
-from esper.accord.account import birth_flops, moved_lately, probe_flops, step_flops, validation_flops
+from esper.accord.account import (
+    birth_flops,
+    continuation_flops,
+    moved_lately,
+    probe_flops,
+    step_flops,
+    validation_flops,
+)
+from esper.accord.evidence.lasting import judge_lasting, marks_of
 from esper.accord.evidence.sums import ClusterSums, reading_of
 from esper.accord.lifecycle import ProbeRequest, SlotState
 from esper.accord.state import RunState, Terms
@@ -119,6 +127,31 @@ def _absorb_worth(state: SlotState, sums: Mapping[str, float], tick: int, terms:
     return replace(state, worth=SeedWorth(solo=solo, leave_one_out=without, shapley=shapley))
 
 
+def _absorb_continuation(before: RunState, state: RunState, sums: Mapping[str, float], terms: Terms) -> RunState:
+    """Returns the state after the continuation that the last tick asked for, if it did."""
+    asked, gates = before.continued_slot(), terms.gates
+    state = replace(state, continuing=None)
+    if asked is None:
+        return state
+    first, last = marks = marks_of(gates.continue_steps)
+    ahead = min(terms.total_steps - state.step, last + int(gates.continue_spans * (last - first)))
+    own = {name.removeprefix("continued_"): value for name, value in sums.items() if name.startswith("continued_")}
+    void = own["nonfinite"] > 0 or own["left_out"] > gates.max_left_out * (own["count"] + own["left_out"])
+    lasting = None
+    if not void:
+        lasting = judge_lasting(
+            own,
+            tick=state.tick,
+            step=state.step,
+            total=terms.total_steps,
+            marks=marks,
+            ahead=ahead,
+            se=gates.continue_se,
+        )
+    entry = replace(state.slot(asked.slot), lasting=lasting, continued=asked.continued + 1)
+    return state.with_slots({asked.slot: entry})
+
+
 def _flops(state: RunState, sums: Mapping[str, float], terms: Terms, step: int) -> int | None:
     """The FLOPs spent up to this tick: the state's total plus those spent since."""
     if terms.costs is None:
@@ -134,6 +167,10 @@ def _flops(state: RunState, sums: Mapping[str, float], terms: Terms, step: int) 
     if sums["validation_count"] and moved_lately(state.slots, state.tick, step, terms.tick_steps):
         evidence += validation_flops(state.slots, terms.costs)
     evidence += round(sums.get("worth_flops", 0.0))
+    asked = state.continued_slot()
+    if asked is not None:
+        trained, judged = int(sums["continued_trained"]), int(sums["continued_count"] + sums["continued_left_out"])
+        evidence += continuation_flops(state.slots, asked, terms.costs, terms.slots_config, trained, judged)
     return (state.flops or 0) + training + evidence
 
 
@@ -167,7 +204,7 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
     row, longest = int(sums["skipped_in_row"]), int(sums["longest_row"])
     slots = [_absorb_slot(entry, sums, tick, terms) for entry in state.slots]
     drawn = sum(entry.stage.is_blended for entry in state.slots) > EXACT_SEEDS
-    return replace(
+    after = replace(
         state,
         tick=tick,
         step=step,
@@ -186,3 +223,4 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         samples=state.samples + int(sums["train_samples"]),
         flops=_flops(state, sums, terms, step),
     )
+    return _absorb_continuation(state, after, sums, terms)

@@ -5,6 +5,7 @@
     STE seed                forward + backward of its weights; the host's own pass is unchanged
     TRAINING seed, shadow   a whole forward of its own with the blended seeds, the activations' backward from the end
                             down to its slot through the blended seeds behind it, its own backward
+    continuation            steps of copies with and without a seed (on every rank the same), and forwards of the probe
     probe                   two forwards per sample, the second with the seed; on hosts that can resume from a slot the
                             part before the slot is computed only once
     a birth                 two forwards per probe sample, the second with the seed, on every rank; of a seed that is
@@ -86,6 +87,25 @@ def step_flops(slots: tuple[SlotState, ...], costs: Costs, config: SlotsConfig) 
                 behind = place[other.slot] > place[slot.slot]
                 total += costs.seed(other).forward + (costs.seed(other).passing if behind else 0)
     return total
+
+
+def continuation_flops(
+    slots: tuple[SlotState, ...], continued: SlotState, costs: Costs, config: SlotsConfig, trained: int, judged: int
+) -> int:
+    """Returns the FLOPs of judging one seed in continued copies.
+
+    Args:
+        slots: the records agreed when it was asked for.
+        continued: the record of that seed.
+        costs: FLOPs per sample of the run's parts.
+        config: says whether fossils learn.
+        trained: samples that the copies with the seed were trained on, over all ranks; as many without it.
+        judged: samples of the probe; each goes through both copies at two marks of two orders.
+    """
+    active = tuple(slot for slot in slots if slot.stage.is_blended)
+    without = tuple(slot for slot in active if slot.slot != continued.slot)
+    forward = 2 * costs.host.forward + sum(costs.seed(slot).forward for slot in (*active, *without))
+    return trained * (step_flops(active, costs, config) + step_flops(without, costs, config)) + 4 * judged * forward
 
 
 def probe_flops(slots: tuple[SlotState, ...], costs: Costs, counts: Mapping[str, int]) -> int:

@@ -100,7 +100,17 @@ class Changes:
             operator=op,
             fades_from=now if start > 0.0 and now is not op else None,  # at alpha 0 there is nothing to fade
         )
-        self.put(replace(slot, operator=op, ramp=ramp, request=None, evidence=None, changed_tick=self.state.tick))
+        self.put(
+            replace(
+                slot,
+                operator=op,
+                ramp=ramp,
+                request=None,
+                evidence=None,
+                lasting=None,
+                changed_tick=self.state.tick,
+            )
+        )
         self.outcome.events.append(
             RampCommitted(
                 **self.axes,

@@ -9,6 +9,13 @@ from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 
 
+class Baseline(StrEnum):
+    """STANDING: the network without the seed. CONTINUED: also copies with and without it that are trained on."""
+
+    STANDING = "standing"
+    CONTINUED = "continued"
+
+
 class EvidencePolicy(StrEnum):
     """ENFORCE: evidence checks bind. OBSERVE: they are measured and logged only; integrity checks still bind."""
 
@@ -139,6 +146,26 @@ class GateConfig:
     min_contribution: float = 0.002
     """Nats per sample that a seed must be shown to contribute more than, to fossilise."""
 
+    baseline: Baseline = Baseline.STANDING
+    """What a seed must be better than at G5. ``standing``: the network without it, as it is. ``continued``: also the
+    network without it after the same further steps, which tells help from reliance and from mere speed.
+    """
+
+    continue_steps: int = 100
+    """Further optimizer steps of the copies; they are compared at three tenths of them and at the end."""
+
+    continue_batch: int = 32
+    """Samples of a batch of the copies, the same on every rank; at most the run's own batch."""
+
+    continue_spans: float = 8.0
+    """Spans between both comparisons over which help is extrapolated at most; never beyond the run."""
+
+    continue_se: float = 1.64
+    """Standard errors by which the help that is left then must be above ``min_contribution``."""
+
+    continuations: int = 3
+    """Times that a life is continued; then only PRUNE is left."""
+
     auto_advance: list[str] = field(default_factory=list)
     """Gates (of G1, G2, G3) through which a seed goes by itself once they pass; empty: none. Fossilising always takes a
     command.
@@ -171,6 +198,11 @@ class GateConfig:
             check("max_left_out", 0 <= self.max_left_out <= 1, "a share, must be in [0, 1]")
             check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
             check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")
+            check("continue_steps", self.continue_steps >= 4, "optimizer steps, must be >= 4")
+            check("continue_batch", self.continue_batch >= 1, "must be >= 1")
+            check("continue_spans", self.continue_spans >= 0, "must be >= 0")
+            check("continue_se", self.continue_se >= 0, "standard errors, must be >= 0")
+            check("continuations", self.continuations >= 1, "must be >= 1")
             check("auto_advance", set(self.auto_advance) <= {"G1", "G2", "G3"}, "may hold G1, G2, G3")
             for name in ("max_vanishing", "max_exploding"):
                 check(name, 0 <= getattr(self, name) <= 1, "a share, must be in [0, 1]")

@@ -16,6 +16,7 @@ that from the second one on.
 
 from dataclasses import dataclass, replace
 
+from esper.accord.config import Baseline, EvidencePolicy
 from esper.accord.evidence.levels import share_of_start
 from esper.accord.evidence.record import Evidence, Weighing, weigh_harm, weigh_help
 from esper.accord.evidence.sums import reading_of
@@ -57,6 +58,8 @@ def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None
         hurts=harm_of(slot, terms),
         looks=slot.drawn,
         max_looks=max_looks(slot.stage, terms),
+        lasting=slot.lasting,
+        continuations=slot.continued,
         alpha=slot.alpha(state.step),
         ramp_done=slot.ramp_done(state.step),
     )
@@ -190,6 +193,30 @@ def next_look(state: RunState, slot: SlotState, terms: Terms) -> SlotState | Non
     beside = slot.stage is not Stage.TRAINING
     evidence = Evidence(begun=slot.drawn, start=slot.starts if beside else 0)
     return replace(slot, request=request, evidence=evidence, starts=slot.starts + int(beside))
+
+
+def next_continuation(state: RunState, terms: Terms) -> str | None:
+    """Returns the slot whose seed is to be judged in continued copies for the next tick; None if none is due.
+
+    That is a seed in HOLDING whose looks suffice for G5, once, and after a refusal again every ``relook_every`` ticks.
+    One at a time, so that a tick waits for no more than one; the one that was continued least comes first.
+    """
+    gates, due = terms.gates, []
+    if gates.baseline is not Baseline.CONTINUED or gates.evidence is not EvidencePolicy.ENFORCE:
+        return None
+    for slot in state.slots:
+        if slot.stage is not Stage.HOLDING or slot.ending or slot.degraded or not slot.ramp_done(state.step):
+            continue
+        helps, last = help_of(slot, terms), slot.lasting
+        if slot.continued >= gates.continuations or helps is None or not helps.passed:
+            continue
+        if last is not None:
+            enough = last.lower >= gates.min_contribution
+            soon = state.tick - last.tick < gates.relook_every or state.step < last.retry_step
+            if soon or (enough and not last.is_early):
+                continue
+        due.append(slot)
+    return min(due, key=lambda slot: slot.continued).slot if due else None
 
 
 def _alpha_due(state: RunState, slot: SlotState, terms: Terms, *, seldom: bool) -> float | None:

@@ -5,7 +5,8 @@
     G2 -> BLENDING          gradients measured and healthy, and the running evidence shows that the seed helps
     G3 -> HOLDING           ramp complete at full target, finite, owned, and not shown to hurt at the present alpha
     G5 -> FOSSILIZED        the running evidence shows a contribution above a threshold, at the level of the birth, and
-                            the newest look does not speak against it; finite, owned
+                            the newest look does not speak against it; copies that are trained on with and without
+                            the seed show that the help lasts; finite, owned
 
 *Integrity* checks bind every controller. *Evidence* checks bind if ``gates.evidence`` is enforce; under observe they
 are only measured and logged. A gate refuses on absent or stale evidence and never reads it as zero. A seed's size and
@@ -21,7 +22,8 @@ often a seed passes by luck.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from esper.accord.config import EvidencePolicy, GateConfig
+from esper.accord.config import Baseline, EvidencePolicy, GateConfig
+from esper.accord.evidence.lasting import LastingHelp
 from esper.accord.evidence.record import Weighing
 from esper.accord.evidence.sums import MIN_CLUSTERS
 from esper.leyline.evidence import Check, GateResult, GradientHealth, Reading
@@ -50,6 +52,8 @@ class GateFacts:
         hurts: what it says to "it hurts".
         looks: looks that this life has drawn.
         max_looks: looks that a life may have drawn by the end of this stage.
+        lasting: what the latest continuation in copies said; None before the first one, or if it gave no evidence.
+        continuations: continuations of this life.
         alpha: present alpha.
         ramp_done: whether the committed ramp has reached its target.
     """
@@ -71,6 +75,8 @@ class GateFacts:
     hurts: Weighing | None
     looks: int
     max_looks: int
+    lasting: LastingHelp | None
+    continuations: int
     alpha: float
     ramp_done: bool
 
@@ -144,6 +150,22 @@ def _check_newest(facts: GateFacts) -> Check:
     return _evidence("newest look", for_it, detail)
 
 
+def _check_lasting(facts: GateFacts, config: GateConfig) -> list[Check]:
+    """Whether the help is expected to be there at the end, beside a host that goes on training."""
+    if config.baseline is Baseline.STANDING:
+        return []
+    spent = f"{facts.continuations} of {config.continuations} continuations"
+    if facts.lasting is None:
+        text = f"absent: {spent} gave no evidence" if facts.continuations else "not continued in copies yet"
+        return [_evidence("lasting help", False, text)]
+    enough = facts.lasting.lower >= config.min_contribution and not facts.lasting.is_early
+    only = "" if enough or facts.continuations < config.continuations else ", only PRUNE is left"
+    if facts.lasting.is_early:
+        only += f", too early to tell before step {facts.lasting.retry_step}"
+    text = f"{facts.lasting}; needs {config.min_contribution:g} and more than that; {spent}{only}"
+    return [_evidence("lasting help", enough, text)]
+
+
 def _g0(facts: GateFacts, config: GateConfig) -> list[Check]:
     return [
         _integrity("stage", facts.stage is Stage.EMPTY, f"is {facts.stage.name}, needs EMPTY"),
@@ -197,6 +219,7 @@ def _g5(facts: GateFacts, config: GateConfig) -> list[Check]:
         _check_gradient(facts, config),
         _check_contribution(facts, config.min_contribution),
         _check_newest(facts),
+        *_check_lasting(facts, config),
     ]
 
 

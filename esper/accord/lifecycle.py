@@ -6,6 +6,7 @@ touches a tensor: the owner of the model reads from the state what a stage means
 
 from dataclasses import dataclass, replace
 
+from esper.accord.evidence.lasting import LastingHelp
 from esper.accord.evidence.record import Evidence
 from esper.leyline.alpha import AlphaMode, Curve, Operator, Ramp
 from esper.leyline.commands import Command
@@ -74,6 +75,8 @@ class SlotState:
         starts: how often evidence beside the host has begun in this life.
         retold: looks of this life that went over shares drawn before.
         evidence: running evidence since alpha last moved; None before the first look.
+        lasting: what the latest continuation of this life said (see `esper.accord.evidence.lasting`), or None.
+        continued: continuations of this life.
         request: evidence that is being measured for the next tick, or None.
         left_out: probe samples of this life that were left out of looks, since their loss was not finite.
         void_looks: looks of this life that give no evidence, since too many samples were left out.
@@ -117,6 +120,8 @@ class SlotState:
     starts: int = 0
     retold: int = 0
     evidence: Evidence | None = None
+    lasting: LastingHelp | None = None
+    continued: int = 0
     request: ProbeRequest | None = None
     left_out: int = 0
     void_looks: int = 0

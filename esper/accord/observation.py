@@ -50,6 +50,9 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         hurts=None if hurts is None else hurts.support,
         level=slot.level if slot.stage.has_seed else None,
         looks=slot.drawn,
+        lasting=_lasting_of(slot),
+        continuations=slot.continued,
+        max_continuations=terms.gates.continuations,
         max_looks=max_looks(slot.stage, terms),
         gate_mean=slot.gate_mean,
         gate_std=slot.gate_std,
@@ -60,6 +63,11 @@ def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObserva
         nonfinite_steps=slot.nonfinite_steps,
         verdict=verdict_ahead(state, slot, terms),
     )
+
+
+def _lasting_of(slot: SlotState) -> Reading:
+    found = slot.lasting
+    return ABSENT if found is None else measured(found.lower, tick=found.tick, n=found.clusters)
 
 
 def observation_of(state: RunState, terms: Terms) -> Observation:

@@ -21,7 +21,7 @@ from esper.accord.breaker import after_birth
 from esper.accord.changes import Changes
 from esper.accord.effects import Outcome, Prepare, Register, Veto
 from esper.accord.evidence.levels import level_of_birth
-from esper.accord.facts import GATE_AHEAD, conditions_of, facts_of, next_look, verdict_ahead
+from esper.accord.facts import GATE_AHEAD, conditions_of, facts_of, next_continuation, next_look, verdict_ahead
 from esper.accord.gates import judge_gate
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
@@ -222,6 +222,7 @@ class _Reduction(Changes):
             looking = next_look(self.state, slot, self.terms)
             if looking is not None:
                 self.put(looking)
+        self.outcome.state = replace(self.state, continuing=next_continuation(self.state, self.terms))
 
 
 _APPLY = {

@@ -29,6 +29,7 @@ class RunState:
         births: seeds that ever entered the model, whatever became of them; a rollback does not take any back.
         proposals: proposal ids given so far.
         slots: one record per slot, row-major.
+        continuing: slot whose seed is being judged in continued copies for the next tick, or None.
         train_loss: mean training loss over the steps before the latest tick.
         train_accuracy: mean training accuracy over the same steps.
         validation_loss: loss of the latest validation.
@@ -53,6 +54,7 @@ class RunState:
     births: int = 0
     proposals: int = 0
     slots: tuple[SlotState, ...] = ()
+    continuing: str | None = None
     train_loss: Reading = ABSENT
     train_accuracy: Reading = ABSENT
     validation_loss: Reading = ABSENT
@@ -77,6 +79,11 @@ class RunState:
             if entry.slot == slot:
                 return entry
         raise KeyError(slot)
+
+    def continued_slot(self) -> SlotState | None:
+        """Returns the record of the seed that is being judged in continued copies; None if there is none any more."""
+        entry = None if self.continuing is None else self.slot(self.continuing)
+        return entry if entry is not None and entry.stage is Stage.HOLDING and not entry.ending else None
 
     def with_slots(self, changed: dict[str, SlotState]) -> "RunState":
         """Returns the state with some slots replaced."""

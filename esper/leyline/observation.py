@@ -96,6 +96,10 @@ class SlotObservation:
         level: chance of luck at which G5 may let this seed pass, fixed at its birth; None without a seed.
         looks: looks that this life has drawn.
         max_looks: looks that a life may have drawn by the end of this stage; 0 in stages without looks.
+        lasting: least help to be expected at the end of the time looked ahead, beside a host that goes on training
+            (nats; lower end of an interval), from the latest continuation in copies.
+        continuations: continuations in copies that this life has had.
+        max_continuations: how many a life has.
         gate_mean: mean of g_eff over the training samples since the last tick, under GATE and CONFIDENCE.
         gate_std: standard deviation of g_eff over the same samples.
         effective_alpha: ``alpha`` times ``gate_mean``.
@@ -137,6 +141,9 @@ class SlotObservation:
     level: float | None
     looks: int
     max_looks: int
+    lasting: Reading
+    continuations: int
+    max_continuations: int
     gate_mean: Reading
     gate_std: Reading
     effective_alpha: Reading

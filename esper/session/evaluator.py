@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esper.accord.config import GateConfig
 from esper.accord.lifecycle import ProbeRequest
+from esper.accord.state import RunState
 from esper.kasmina.attribution.coalitions import Plan
 from esper.kasmina.attribution.prefixes import How
 from esper.kasmina.attribution.probe import difference_sums
@@ -18,6 +19,8 @@ from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.session.batches import Batches
+from esper.session.continuing import RecentBatches, continue_session
+from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.world import World
 
@@ -36,7 +39,11 @@ class BatchEvaluator:
         probe: the batches that evidence is drawn from; None without them.
         validation: the batches that are held out; None without them.
         statistics: the batches from which running statistics are taken anew; None for those of ``probe``.
+        scale: factor of the losses in backward, for half precision.
         seed: the run's seed.
+
+    Fields:
+        recent: the batches since the last tick, while a seed waits to be continued in copies.
     """
 
     def __init__(
@@ -49,11 +56,13 @@ class BatchEvaluator:
         probe: Batches | None,
         validation: Batches | None,
         statistics: Batches | None = None,
+        scale: Callable[[], float] = lambda: 1.0,
         seed: int,
     ) -> None:
         self.grown, self.world, self.judge, self.model = grown, world, judge, model
         self.probe, self.validation, self.seed = probe, validation, seed
         self.statistics = statistics or probe
+        self.scale, self.recent = scale, RecentBatches()
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Loss and correctness of each sample [B], in float64; correctness 0 if the loss returns none."""
@@ -144,3 +153,9 @@ class BatchEvaluator:
             with self.grown.override(alphas), own.applied():
                 losses.append(self._losses(batch)[0])
         return losses[0] - losses[1]
+
+    def continued_sums(
+        self, state: RunState, owner: ParameterOwner, slot: str, gates: GateConfig, step: int
+    ) -> dict[str, float]:
+        """See `esper.session.continuing`."""
+        return continue_session(self, state, owner, slot, gates, step)

@@ -100,7 +100,7 @@ class Loop:
         self.closed = False
         self.average: WeightAverage | None = None
         self.order = CallOrder(self.grown, self.adopted, self.window, self.world)
-        self.passes = Passes(parts.loss, self.model, self.growth, self.window, self.world)
+        self.passes = Passes(parts.loss, self.model, self.growth, self.window, parts.evaluator)
         self._left_early = 0
 
     # one step -----------------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
                 probe=held_out.get("probe"),
                 validation=held_out.get("validation"),
                 statistics=held_out.get("statistics"),
+                scale=lambda: 1.0 if adopted.scaler is None else float(adopted.scaler.get_scale()),
                 seed=config.seed,
             )
             return Parts(

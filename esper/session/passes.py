@@ -18,11 +18,11 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.leyline.plain import digest62
 from esper.session.batches import tensors_of
+from esper.session.evaluator import BatchEvaluator
 from esper.session.model import LiveModel, StandIn, UserLoss, evaluate_loss
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.lockstep.window import Window
 from esper.tolaria.ranks.digest import digest_tensors
-from esper.tolaria.ranks.world import World
 from esper.tolaria.training.incubation import Call, with_shadows
 
 COMPARED = 4  # batches of each rank whose digest is compared
@@ -36,18 +36,22 @@ class Passes:
         model: the model that the user calls.
         growth: knows the present wrapper.
         window: takes the counts.
-        world: this process's place among the ranks.
+        evaluator: keeps the batches while a seed waits to be continued in copies.
 
     Fields:
         graded: whether the last loss said which samples were right.
     """
 
-    def __init__(self, loss: UserLoss | None, model: LiveModel, growth: Growth, window: Window, world: World) -> None:
-        self._loss, self._model, self._growth, self._window, self._world = loss, model, growth, window, world
+    def __init__(
+        self, loss: UserLoss | None, model: LiveModel, growth: Growth, window: Window, evaluator: BatchEvaluator
+    ) -> None:
+        self._loss, self._model, self._growth, self._window = loss, model, growth, window
+        self._world = evaluator.world
         self._grown: Grown = growth.grown
         self.graded = False
+        self._recent = evaluator.recent
         self._digests: list[int] = []
-        self._first, self._compared = True, world.size == 1
+        self._first, self._compared = True, self._world.size == 1
 
     def judge(self, model: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
         """The user's loss of a batch, checked: loss [B], and correct [B] or None."""
@@ -57,6 +61,8 @@ class Passes:
     def losses(self, batch: Any, state: RunState) -> tuple[Tensor, Tensor]:
         """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward pass of its own."""
         self._note(batch)
+        if state.continuing is not None:
+            self._recent.keep(batch)
         means: list[Tensor] = []
         shadowed = self._growth.shadowed_slots(state)
 

@@ -6,7 +6,8 @@
     TRAINING    ADVANCE on fresh evidence that passes G2; PRUNE once every look is spent without it
     BLENDING    at rest at full alpha: ADVANCE when G3 passes; PRUNE by a ramp after ``patience`` readings against it
     HOLDING     FOSSILIZE when G5 passes on fresh evidence; PRUNE by a ramp once all looks together show that the seed
-                hurts; once every look is spent, PRUNE unless all looks together speak for it: then it is *undecided*
+                hurts, or all continuations in copies that its help does not last; once every look is spent, PRUNE
+                unless all looks together speak for it: then it is *undecided*
 
 An undecided seed has not earned its place, but the mean over all its looks is above zero by ``undecided_se`` standard
 errors; pruning it would lose what it learned. It is looked at again now and then, from the reserve, and goes as soon as
@@ -135,6 +136,8 @@ class HeuristicController:
                 return Command(slot=view.slot, op=Op.FOSSILIZE, reason=f"G5 passed: {evidence}")
             if view.hurts is not None and view.hurts >= 1.0:
                 return self._prune(view, self._config.prune_ticks, f"shown to hurt: {evidence}")
+            if self._is_refused_lasting(view):
+                return self._prune(view, self._config.prune_ticks, f"its help does not last: {why}")
             if spent and not self._is_undecided(observation, view):
                 ticks = self._config.prune_ticks
                 return self._prune(view, ticks, f"{view.looks} of {view.max_looks} looks spent: {evidence}; {why}")
@@ -144,6 +147,12 @@ class HeuristicController:
         """Returns whether no looks are left and the evidence of the last one has had a tick to arrive."""
         spent = self._state.slots[view.slot].spent_tick
         return spent is not None and observation.tick > spent
+
+    def _is_refused_lasting(self, view: SlotObservation) -> bool:
+        """Returns whether a seed has been continued in copies as often as a life may, and each time without success."""
+        if view.verdict is None or view.continuations < view.max_continuations:
+            return False
+        return any(check.name == "lasting help" and not check.passed for check in view.verdict.checks)
 
     def _is_undecided(self, observation: Observation, view: SlotObservation) -> bool:
         """Returns whether a seed is undecided: in HOLDING, sound, without looks left, refused by G5, and all its looks

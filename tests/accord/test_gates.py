@@ -5,19 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from esper.accord.config import EvidencePolicy, GateConfig
+from esper.accord.config import Baseline, EvidencePolicy, GateConfig
+from esper.accord.evidence.lasting import LastingHelp
 from esper.accord.evidence.record import Weighing
 from esper.accord.gates import GateFacts, judge_gate
 from esper.leyline.errors import GateError
 from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading, Status, measured
 from esper.leyline.stages import Gate, Stage
 
-ENFORCE = GateConfig()
-OBSERVE = GateConfig(evidence=EvidencePolicy.OBSERVE)
+ENFORCE = GateConfig(baseline=Baseline.CONTINUED)
+OBSERVE = GateConfig(evidence=EvidencePolicy.OBSERVE, baseline=Baseline.CONTINUED)
 GOOD = measured(0.10, tick=5, n=256, se=0.01, skew=0.0)
 STALE = Reading(status=Status.STALE, value=0.10, se=0.01, skew=0.0, n=256, tick=1)
 SHOWN = Weighing(log_e=5.0, level=0.01, clusters=512, least=467, void=0)  # log(1 / 0.01) = 4.6
 NOT_SHOWN = replace(SHOWN, log_e=-3.0, least=0)
+LASTS = LastingHelp(
+    tick=5, first=0.1, last=0.09, expected=0.04, lower=0.03, rest=0.05, retry_step=300, clusters=512, ahead=660
+)
 WELL = GradientHealth(vanishing=measured(0.1, tick=5, n=2), exploding=measured(0.0, tick=5, n=2))
 SOURCE = {
     Gate.G0: Stage.EMPTY,
@@ -38,7 +42,7 @@ EVIDENCE = {
     Gate.G1: [],
     Gate.G2: ["dwell", "gradient", "contribution", "newest look"],
     Gate.G3: ["harmless"],
-    Gate.G5: ["gradient", "contribution", "newest look"],
+    Gate.G5: ["gradient", "contribution", "newest look", "lasting help"],
 }
 
 
@@ -63,6 +67,8 @@ def facts(gate: Gate, **changes) -> GateFacts:
         hurts=NOT_SHOWN,
         looks=1,
         max_looks=5,
+        lasting=LASTS,
+        continuations=1,
         alpha=1.0 if full else 0.0,
         ramp_done=full,
     )
@@ -128,6 +134,10 @@ def test_neither_size_nor_scale_of_the_gradient_nor_a_drifting_host_changes_a_ve
 
 
 REFUSED = [
+    (Gate.G5, {"lasting": None, "continuations": 0}, ["lasting help"]),
+    (Gate.G5, {"lasting": None}, ["lasting help"]),
+    (Gate.G5, {"lasting": replace(LASTS, lower=0.0019)}, ["lasting help"]),
+    (Gate.G5, {"lasting": replace(LASTS, rest=0.09)}, ["lasting help"]),
     (Gate.G2, {"contribution": ABSENT}, ["newest look"]),
     (Gate.G2, {"contribution": STALE}, ["newest look"]),
     (Gate.G2, {"helps": None}, ["contribution"]),
@@ -226,6 +236,8 @@ def test_a_seed_without_parameters_needs_no_gradient_and_nothing_else_of_its_siz
         "hurts",
         "looks",
         "max_looks",
+        "lasting",
+        "continuations",
         "alpha",
         "ramp_done",
     }
@@ -258,3 +270,17 @@ def test_looks_that_are_spent_are_said_and_leave_only_prune():
         assert judge_gate(gate, facts(gate, looks=5, max_looks=5), ENFORCE).passed, (
             "the last look's evidence still counts"
         )
+
+
+def test_lasting_help_is_asked_of_who_asked_for_it_and_says_when_it_can_be_told() -> None:
+    standing = GateConfig(baseline=Baseline.STANDING)
+    assert failed(Gate.G5, standing, lasting=None) == []
+    (early,) = [
+        check.detail
+        for check in judge_gate(Gate.G5, facts(Gate.G5, lasting=replace(LASTS, rest=0.2)), ENFORCE).checks
+        if check.name == "lasting help"
+    ]
+    assert "the host is still to gain 0.2 by itself" in early
+    assert early.endswith("1 of 3 continuations, too early to tell before step 300")
+    spent = judge_gate(Gate.G5, facts(Gate.G5, lasting=replace(LASTS, lower=0.001), continuations=3), ENFORCE).reason
+    assert spent.endswith("3 of 3 continuations, only PRUNE is left")

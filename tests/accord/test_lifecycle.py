@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from esper.accord.evidence.lasting import LastingHelp
 from esper.accord.evidence.record import Evidence
 from esper.accord.evidence.sums import ClusterSums
 from esper.accord.lifecycle import HistoryLine, ProbeRequest, SlotState, move
@@ -166,6 +167,10 @@ def test_every_field_of_a_slot_enters_its_digest():
         "starts": 2,
         "retold": 1,
         "evidence": None,
+        "lasting": LastingHelp(
+            tick=5, first=0.1, last=0.09, expected=0.04, lower=0.03, rest=0.05, retry_step=300, clusters=9, ahead=60
+        ),
+        "continued": 2,
         "looked_tick": 7,
         "request": None,
         "left_out": 3,

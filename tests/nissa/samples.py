@@ -21,6 +21,7 @@ from esper.leyline.events import (
     RunEnded,
     RunExtended,
     RunStarted,
+    SeedContinued,
     SettingsChanged,
     SlotDegraded,
     SlotLine,
@@ -162,6 +163,7 @@ SAMPLES = (
         clusters=512,
         counts=True,
     ),
+    SeedContinued(**axes(5), slot="r0c0", number=1, first=0.02, last=0.018, expected=0.0078, lower=0.0051, ahead=660),
     Rewrapped(**axes(5), cause="birth in r0c0", parameters=1100, wrap_ms=3.5),
     CheckpointSaved(**axes(5), saved_step=50, path="checkpoints/step-50", bytes=4096, save_ms=7.5, stall_ms=0.5),
     LibraryUsed(

@@ -46,9 +46,13 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         model: to copy.
         memo: as of `copy.deepcopy`.
     """
+    return copy.deepcopy(model, {**(memo or {}), **computed_tensors(model)})
+
+
+def computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` of whatever holds the model: the values of its computed tensors, see `deep_copy`."""
     held = [tensor for module in model.modules() for tensor in (*vars(module).values(), *module._buffers.values())]
-    computed = {id(t): t.detach().clone() for t in held if isinstance(t, torch.Tensor) and not t.is_leaf}
-    return copy.deepcopy(model, {**(memo or {}), **computed})
+    return {id(t): t.detach().clone() for t in held if isinstance(t, torch.Tensor) and not t.is_leaf}
 
 
 def strip_slots(model: nn.Module) -> None:

@@ -163,6 +163,35 @@ class WorthMeasured(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeedContinued(Event):
+    """A seed was judged in copies of the network that were trained on with it and without it."""
+
+    kind: ClassVar[str] = "continued"
+    slot: str
+    """Slot id, as r0c0."""
+
+    number: int
+    """Number of this continuation in the seed's life, from 1."""
+
+    first: float | None
+    """Loss without minus with the seed after the first of both marks, in nats per sample; None: no evidence, since too
+    many samples had a loss that is not finite.
+    """
+
+    last: float | None
+    """The same after all further steps."""
+
+    expected: float | None
+    """The same at the end of the time looked ahead, if it goes on shrinking as it did; nats per sample."""
+
+    lower: float | None
+    """Lower end of the one-sided interval of ``expected``."""
+
+    ahead: int | None
+    """Optimizer steps looked ahead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BirthVetoed(Event):
     """A staged seed was discarded on every rank because one of them could not hold it."""
 

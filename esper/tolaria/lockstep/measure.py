@@ -39,6 +39,11 @@ class Measures(Protocol):
     def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums | None:
         """Attribution on this rank's share of the validation samples that the tick names; None without any."""
 
+    def continued_sums(
+        self, state: RunState, owner: ParameterOwner, slot: str, gates: GateConfig, step: int
+    ) -> dict[str, float]:
+        """Evidence of copies that are trained on with and without a seed; see `esper.tolaria.growth.continuation`."""
+
 
 def sample_sums(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Sums over samples of a loss and of a correctness, and of their squares.
@@ -112,6 +117,10 @@ def measure(
             values |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}
     if attribute:
         values |= _worth(state, evaluator, terms)
+    continued = state.continued_slot()
+    if continued is not None:
+        sums = evaluator.continued_sums(state, owner, continued.slot, gates, step)
+        values |= {f"continued_{name}": value for name, value in sums.items()}
     return values, nonfinite
 
 

@@ -24,6 +24,7 @@ from esper.leyline.events import (
     Panic,
     Rewrapped,
     RunStarted,
+    SeedContinued,
     SettingsChanged,
     SlotDegraded,
     SlotLine,
@@ -140,6 +141,8 @@ class Narrator:
                         counts=old.request.counts,
                     )
                 )
+            if new.continued != old.continued and new.stage is old.stage:
+                self._report_continued(state, new)
             self._report_degraded(state, new)
             if new.nonfinite_steps:
                 text = (
@@ -158,6 +161,11 @@ class Narrator:
                 self.emit(
                     WorthMeasured(**axes_of(state), slot=new.slot, blueprint=name, worth=new.worth, together=all_seeds)
                 )
+
+    def _report_continued(self, state: RunState, slot: SlotState) -> None:
+        found, names = slot.lasting, ("first", "last", "expected", "lower", "ahead")
+        values: dict[str, Any] = {name: None if found is None else getattr(found, name) for name in names}
+        self.emit(SeedContinued(**axes_of(state), slot=slot.slot, number=slot.continued, **values))
 
     def report_left_out(self, before: RunState, state: RunState, sums: Mapping[str, float]) -> None:
         """Reports probe samples whose loss is not finite: once a life, and once more if they cost it its evidence."""

@@ -10,7 +10,7 @@ commit    int64, MAX.    Rank 0's commands (the others send the smallest int64);
 
 Both layouts are pure functions of the slot ids and the world size, because a mismatched all-reduce would return wrong
 numbers without an error. Eight int64 words make a command: proposal, op, catalogue index, operator, curve, ticks, and
-target and steepness as float64 bits. At 1,024 ranks and 12 slots: 3.0 KB observe + 9.9 KB commit = 12.9 KB a tick.
+target and steepness as float64 bits. At 1,024 ranks and 12 slots: 3.1 KB observe + 9.9 KB commit = 13.0 KB a tick.
 """
 
 import math
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from esper.accord.effects import Veto
+from esper.accord.evidence.lasting import NAMES as CONTINUED
 from esper.accord.evidence.sums import NAMES as PROBE
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command
@@ -46,6 +47,10 @@ GLOBAL_ADDITIVE = (
     "validation_count",
     "validation_nonfinite",
     "stop",
+    *(f"continued_{name}" for name in CONTINUED),
+    "continued_left_out",
+    "continued_trained",
+    "continued_nonfinite",
     "nonfinite_terms",
 )
 HEALTH = ("vanishing", "exploding", "health_steps", "nans", "infs")  # of `esper.tolaria.growth.health.OwnerHealth`

@@ -97,7 +97,7 @@ class Engine:
         self.terms, self.lockstep, self.fresh = terms, lockstep, fresh
         self.governor, self.seed = governor, settings.seed
         self.plan = plan_batches(settings.trainer, bundle, settings.seed)
-        self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, seed=settings.seed)
+        self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, self.plan, seed=settings.seed)
         self.average = build_average(settings.trainer, self.evaluator)
         self.narrator = Narrator(sink, grown)
         self.state = RunState(slots=terms.first_slots())

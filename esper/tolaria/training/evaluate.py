@@ -6,13 +6,16 @@ there, so a mean and its standard error do not depend on how samples were sharde
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from esper.accord.config import GateConfig
+from esper.accord.evidence.lasting import marks_of
 from esper.accord.lifecycle import ProbeRequest
+from esper.accord.state import RunState
 from esper.kasmina.attribution.coalitions import Plan
 from esper.kasmina.attribution.probe import paired_sums
 from esper.kasmina.attribution.statistics import take_statistics
@@ -20,9 +23,12 @@ from esper.kasmina.attribution.worth import Sums, attribute
 from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
+from esper.leyline.plain import digest62
 from esper.tolaria.data.clusters import draw_share
 from esper.tolaria.data.parts import Bundle, Part
-from esper.tolaria.data.sampler import bounds, draw, eval_shards
+from esper.tolaria.data.sampler import BatchPlan, bounds, draw, eval_shards
+from esper.tolaria.growth.continuation import continue_network, continued_sums
+from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
@@ -66,6 +72,7 @@ class Evaluator:
         batch: samples per forward.
         seed: the run's seed, for drawing probe samples.
         channels_last: whether images go to the model in that memory format.
+        plan: the global batches of the run, on which copies are continued; None where none are.
 
     Fields:
         validating: makes the context within which validation computes, such as an average of the weights.
@@ -81,14 +88,17 @@ class Evaluator:
         batch: int,
         seed: int,
         channels_last: bool = False,
+        plan: BatchPlan | None = None,
     ) -> None:
-        self.grown, self.bundle, self.world = grown, bundle, world
+        self.grown, self.bundle, self.world, self.plan = grown, bundle, world, plan
         self.precision, self.batch, self.seed = precision, batch, seed
         self.validating: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self.format = torch.channels_last if channels_last else torch.preserve_format
 
     @classmethod
-    def of_run(cls, trainer: TrainerConfig, grown: Grown, bundle: Bundle, world: World, *, seed: int) -> "Evaluator":
+    def of_run(
+        cls, trainer: TrainerConfig, grown: Grown, bundle: Bundle, world: World, plan: BatchPlan, *, seed: int
+    ) -> "Evaluator":
         """The evaluator of a run, with the trainer's precision and batch size."""
         return cls(
             grown,
@@ -98,6 +108,7 @@ class Evaluator:
             batch=trainer.eval_batch,
             seed=seed,
             channels_last=trainer.channels_last,
+            plan=plan,
         )
 
     def of_network(self, grown: Grown) -> "Evaluator":
@@ -134,11 +145,15 @@ class Evaluator:
 
     def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and correctness, float64 [N]."""
-        x, y = self.to_device(*part.fetch(indices))
-        with autocast(self.precision, self.world.device), confident(self.grown, x):
-            output = self.grown.model(x)
-        loss, correct = self.bundle.task.per_sample(output, y)
+        loss, correct = self._judge(self.grown, part.fetch(indices))
         return loss.double(), correct.double()
+
+    def _judge(self, grown: Grown, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and correctness by a network, [N]; with a gradient where the caller wants one."""
+        x, y = self.to_device(*batch)
+        with autocast(self.precision, self.world.device), confident(grown, x):
+            output = grown.model(x)
+        return self.bundle.task.per_sample(output, y)
 
     def part_sums(self, part: Part) -> dict[str, float]:
         """`sample_sums` of this rank's share of ``part``."""
@@ -203,3 +218,46 @@ class Evaluator:
         statistics = self.statistics_batches(gates.statistics_samples, "worth", tick)
         with autocast(self.precision, self.world.device):
             return attribute(self.grown, plan, batches, self.bundle.task.per_sample, statistics=statistics)
+
+    def continued_sums(
+        self, state: RunState, owner: ParameterOwner, slot: str, gates: GateConfig, step: int
+    ) -> dict[str, float]:
+        """Evidence on whether the help of a seed lasts, on this rank's clusters of the whole probe.
+
+        Copies of the network with the seed and without it take the first samples of each batch of the run's own next
+        steps, in their order and backwards; every rank takes the same ones. Returns `continued_sums` of
+        `esper.tolaria.growth.continuation` and the samples that copies with the seed were ``trained`` on.
+        """
+        assert self.plan is not None
+        part, known = self.bundle.probe, self.bundle.probe_clusters
+        key = ("continued", self.seed, slot, state.tick)
+        chosen, places = known.members(draw_share(len(known), 1, 1, self.world.rank, self.world.size, *key))
+        batches = []
+        for further in range(step, step + gates.continue_steps):
+            at = state.governor.cursor(further)
+            epoch, _ = self.plan.locate(at)
+            indices = self.plan.indices(at)[: gates.continue_batch]
+            batches.append(self.bundle.train_batch(indices, seed=self.seed, epoch=epoch))
+
+        def judge(grown: Grown) -> Tensor:
+            with evaluating(grown.model):
+                shares = [indices for indices in chosen.split(self.batch) if len(indices)]
+                losses = [self._judge(grown, part.fetch(indices))[0].double().cpu() for indices in shares]
+            return torch.cat([torch.zeros(0, dtype=torch.float64), *losses])
+
+        def continue_once(ordered: Sequence[Any], keep: bool) -> Tensor:
+            return continue_network(
+                owner,
+                slot,
+                ordered,
+                marks_of(gates.continue_steps),
+                keep=keep,
+                learn=lambda grown, batch: self._judge(grown, (batch[0].clone(), batch[1]))[0].mean(),
+                judge=judge,
+                learn_steps={entry.slot: entry.learn_step for entry in state.slots},
+                step=step,
+                seed=digest62(list(key)),
+            )
+
+        trained = 2 * sum(len(y) for _, y in batches)
+        return continued_sums(continue_once, (batches, batches[::-1]), places) | {"trained": float(trained)}

@@ -1,0 +1,155 @@
+"""Counts how often the heuristic fossilises a seed that adds nothing, and one that helps; and what the network gained.
+
+    python launch/lives.py                                         # widths 32 and 8, 20 runs each: some ten minutes
+    python launch/lives.py --blueprints mlp --widths 8 --baseline standing
+
+The host is a classifier of scikit-learn's digits (64 - width - 10), trained by `esper.Session` for 770 steps on 700
+images. A ``lora`` seed at its first Linear adds nothing: exported, it folds into that layer. An ``mlp`` seed there adds
+what a narrow host lacks. Each run has a twin without growth: same weights, same batches.
+"""
+
+import argparse
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import esper
+
+EPOCHS, EVERY, BATCH, LR = 70, 11, 64, 2e-3
+Batch = tuple[Tensor, Tensor]
+
+
+def per_sample(model: Any, batch: Batch) -> Tensor:
+    """Nats of each sample, [B]."""
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="none")
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """Training, probe and held-out samples."""
+
+    train: Batch
+    probe: Batch
+    held: Batch
+
+    @classmethod
+    def load(cls) -> "Digits":
+        """Cuts scikit-learn's digits in three, always alike."""
+        digits = load_digits()
+        x = torch.tensor(digits.images / 16.0, dtype=torch.float32).unsqueeze(1)
+        y = torch.tensor(digits.target)
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(5))
+        parts = [(x[part], y[part]) for part in (order[:700], order[700:1250], order[1250:])]
+        return cls(*parts)
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        """The training batches of an epoch."""
+        x, y = self.train
+        for indices in torch.randperm(len(y), generator=generator).split(BATCH):
+            yield x[indices], y[indices]
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How a run ended: loss and accuracy on held-out samples, the stage of its slot, births, continuations."""
+
+    loss: float
+    accuracy: float
+    stage: str
+    births: int
+    continuations: int
+
+
+def live(seed: int, digits: Digits, width: int, controller: Any, gates: dict[str, Any], incubation: str) -> Life:
+    """Trains one network."""
+    torch.manual_seed(seed)
+    host = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+    grown = esper.attach(host, {"r0c0": "1"}, digits.probe[0][:4])
+    optimizer = torch.optim.AdamW(host.parameters(), lr=LR)
+    session = esper.Session(
+        grown,
+        optimizer,
+        controller=controller,
+        loss=per_sample,
+        probe=DataLoader(TensorDataset(*digits.probe), batch_size=256),
+        every=EVERY,
+        seed=seed,
+        steps=EVERY * EPOCHS,
+        slots={"incubation": incubation},
+        gates=gates,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    continuations = 0
+    for _ in range(EPOCHS):
+        for batch in digits.epoch(generator):
+            session.loss(batch).backward()
+            session.step()
+            continuations = max(continuations, session.state.slots[0].continued)
+    (entry,) = session.state.slots
+    host.eval()
+    x, y = digits.held
+    with torch.no_grad():
+        logits = host(x)
+    session.close()
+    return Life(
+        loss=float(F.cross_entropy(logits, y)),
+        accuracy=float((logits.argmax(1) == y).float().mean()),
+        stage=entry.stage.name,
+        births=entry.generation,
+        continuations=continuations,
+    )
+
+
+def with_error(values: list[float]) -> str:
+    """The mean and its standard error."""
+    return f"{statistics.mean(values):+.3f} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def main() -> None:
+    """Prints a row for each blueprint and width."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--widths", default="32,8")
+    parser.add_argument("--blueprints", default="lora,mlp")
+    parser.add_argument("--baseline", default="continued", choices=("continued", "standing"))
+    parser.add_argument("--incubation", default="immediate")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    digits = Digits.load()
+    table = Table("blueprint", "width", "runs", "fossils", "other ends", "continuations", "gain, nats", "gain, points")
+    for width in map(int, args.widths.split(",")):
+        seeds, still = range(args.runs), {"evidence": "observe"}
+        alone = [live(seed, digits, width, "none", still, args.incubation) for seed in seeds]
+        for name in args.blueprints.split(","):
+            controller = {"kind": "heuristic", "blueprints": [name]}
+            gates = {"baseline": args.baseline}
+            runs = [live(seed, digits, width, controller, gates, args.incubation) for seed in seeds]
+            ends = Counter(run.stage for run in runs)
+            gains = [one.loss - run.loss for one, run in zip(alone, runs, strict=True)]
+            points = [100 * (run.accuracy - one.accuracy) for one, run in zip(alone, runs, strict=True)]
+            table.add_row(
+                name,
+                str(width),
+                str(args.runs),
+                str(ends["FOSSILIZED"]),
+                ", ".join(f"{count} {stage}" for stage, count in ends.items() if stage != "FOSSILIZED"),
+                str(sum(run.continuations for run in runs)),
+                *(with_error(values) for values in (gains, points)),
+            )
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
