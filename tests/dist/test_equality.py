@@ -99,6 +99,15 @@ def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         )
 
 
+def take_flops(found: dict[str, Any]) -> int:
+    """The FLOPs of a run, which are taken out of what is compared: what every rank repeats is charged to each."""
+    state = found["replica"]["state"] = dict(found["replica"]["state"])
+    result = found["result"] = dict(found["result"])
+    flops = int(state.pop("flops"))
+    assert result.pop("flops") == flops
+    return flops
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("task", ["cnn", "gpt"])
 def test_n_ranks_train_what_one_rank_trains(task: str, optimizer: str, tmp_path: Path) -> None:
@@ -114,14 +123,18 @@ def test_n_ranks_train_what_one_rank_trains(task: str, optimizer: str, tmp_path:
     assert len(grown) >= 2, "the run must grow twice, or it shows nothing"
     worth = [slot["worth"]["shapley"]["value"] for slot in alone["replica"]["state"]["slots"]]
     assert sum(value is not None for value in worth) >= 2, "attributed at the last tick"
+    once = take_flops(alone)
+    repeated: dict[int, int] = {}
     for world in (2, 3):
         ranks = run_distributed(trained, world, config, tmp_path / str(world))
         for rank in ranks[1:]:
             assert rank["replica"] == ranks[0]["replica"]
         found = ranks[0]
+        repeated[world] = take_flops(found) - once
         assert found["stages"] == alone["stages"]
         assert found["commands"] == alone["commands"]
         same_tensors(found["tensors"], alone["tensors"])
         same_numbers(found["replica"]["state"], alone["replica"]["state"])
         same_numbers(to_plain(found["losses"]), to_plain(alone["losses"]))
         same_numbers(found["result"], alone["result"])
+    assert repeated[3] == 2 * repeated[2] > 0, "each rank looks at every birth by itself, and the account says so"
