@@ -76,7 +76,7 @@ def test_bf16_stays_in_lockstep_and_learns(task: str, device: str, tmp_path: Pat
     assert (half["computed in"], full["computed in"]) == ("torch.bfloat16", "torch.float32")
     assert half["kept in"] == half["moments in"] == {"torch.float32"}
     assert half["replicas"][-1]["parameters"] != full["replicas"][-1]["parameters"], "it computed in another format"
-    assert half["losses"][-1] < 0.9 * half["losses"][0]
+    assert half["losses"][-1] < 0.95 * half["losses"][0]
     assert half["losses"][-1] == pytest.approx(full["losses"][-1], rel=0.15)
 
 

@@ -91,12 +91,22 @@ class StraightThrough(torch.autograd.Function):
         """Returns the upstream gradient twice."""
         return grads[0], grads[0]
 
+
+class EagerStraightThrough(StraightThrough):
+    """`StraightThrough` with a forward mode, which dynamo refuses to trace."""
+
     @staticmethod
     def jvp(ctx: Any, host: Tensor | None, increment: Tensor | None) -> Tensor | None:
         """Returns the sum of the tangents."""
         if host is None or increment is None:
             return host if increment is None else increment.clone()
         return host + increment
+
+
+def straight_through(host: Tensor, increment: Tensor) -> Tensor:
+    """`StraightThrough` of two tensors of one shape."""
+    function = StraightThrough if torch.compiler.is_compiling() else EagerStraightThrough
+    return function.apply(host, increment)
 
 
 class Strength(NamedTuple):

@@ -13,7 +13,7 @@ from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing, Positions
 from esper.kasmina.axes.site import Site
 from esper.kasmina.precision import as_wide
 from esper.kasmina.slots.beat import Beat, Circumstances
-from esper.kasmina.slots.blend import INCREMENTS, StraightThrough, Strength, blend, door, effective, select
+from esper.kasmina.slots.blend import INCREMENTS, Strength, blend, door, effective, select, straight_through
 from esper.kasmina.slots.gating import Tally, margin
 from esper.kasmina.slots.regions import Region
 from esper.kasmina.slots.rows import Rows
@@ -83,7 +83,7 @@ class Joint(nn.Module):
         strength = Strength(alpha, gate, confidence, self.channels)
         delta = self._delta(seen, host)
         if straight:
-            return StraightThrough.apply(host, INCREMENTS[self.operator](inner, delta.to(host.dtype), strength)), gate
+            return straight_through(host, INCREMENTS[self.operator](inner, delta.to(host.dtype), strength)), gate
         blended = blend(inner, delta, strength, self.operator, self.fades_from, self.fade)
         return select(closed, host, blended), gate
 
