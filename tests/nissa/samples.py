@@ -29,8 +29,19 @@ from esper.leyline.events import (
     StageChanged,
     StepSkipped,
     TickDone,
+    WorthMeasured,
 )
-from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, GradientHealth, Reading, Status, measured
+from esper.leyline.evidence import (
+    ABSENT,
+    NO_HEALTH,
+    Check,
+    GateResult,
+    GradientHealth,
+    Reading,
+    SeedWorth,
+    Status,
+    measured,
+)
 from esper.leyline.stages import Gate, Op, Stage
 
 PROBE = "1024 samples in 1024 clusters: 7 looks of 128 a life, 1 in reserve"
@@ -162,6 +173,13 @@ SAMPLES = (
         chance=0.0073,
         clusters=512,
         counts=True,
+    ),
+    WorthMeasured(
+        **axes(5),
+        slot="r0c0",
+        blueprint="conv_light",
+        worth=SeedWorth(solo=measured(0.03, tick=5, n=128, se=0.004), shapley=measured(0.02, tick=5, n=128, se=0.004)),
+        together=measured(0.05, tick=5, n=128, se=0.006),
     ),
     SeedContinued(**axes(5), slot="r0c0", number=1, first=0.02, last=0.018, expected=0.0078, lower=0.0051, ahead=660),
     Rewrapped(**axes(5), cause="birth in r0c0", parameters=1100, wrap_ms=3.5),

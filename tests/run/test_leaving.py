@@ -23,7 +23,7 @@ atexit.register(print, "said at exit", flush=True)
 
 def build(**_):
     from torch import nn
-    threading.Thread(target=lambda: (threading.main_thread().join(), print("said by a thread", flush=True))).start()
+    threading.Thread(target=lambda: (threading.main_thread().join(), os.write(1, b"said by a thread\\n"))).start()
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 """
 

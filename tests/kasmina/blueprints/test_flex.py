@@ -73,7 +73,7 @@ def test_it_equals_the_sdpa_path_forward_and_backward(device: str, dim: int, len
 
 @uncompiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("dim", "length"), [(2, 1), (12, 5), (8, 130), (40, 7)])
+@pytest.mark.parametrize(("dim", "length"), [(3, 1), (12, 5), (8, 130), (40, 7)])
 def test_its_forward_equals_sdpa_on_a_cpu_too(
     monkeypatch: pytest.MonkeyPatch, dim: int, length: int, dtype: torch.dtype
 ) -> None:
