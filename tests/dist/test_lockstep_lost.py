@@ -316,7 +316,7 @@ def test_a_step_counted_twice_in_training_is_caught_at_the_tick(
 def test_ranks_that_disagree_on_what_learns_name_each_other_and_do_not_hang(
     launches: dict[str, tuple[list[Any], dict[str, Any]]],
 ) -> None:
-    """A stage forged in mid-window: no gradient reaches rank 1's seed, which it says, while rank 0 waits for its part."""
+    """A stage forged in mid-window: no gradient reaches rank 1's seed, and it says so; rank 0 waits for its part."""
     ended, _ = launches["forges a stage"]
     assert [end.code for end in ended] == [76, 78]
     assert re.match("no gradient reached the seed of slot r0c0 at site ", ended[1].text)
