@@ -138,6 +138,8 @@ class HeuristicController:
                 return self._prune(view, self._config.prune_ticks, f"shown to hurt: {evidence}")
             if self._is_refused_lasting(view):
                 return self._prune(view, self._config.prune_ticks, f"its help does not last: {why}")
+            if self._awaits_lasting(view):
+                return None
             if spent and not self._is_undecided(observation, view):
                 ticks = self._config.prune_ticks
                 return self._prune(view, ticks, f"{view.looks} of {view.max_looks} looks spent: {evidence}; {why}")
@@ -153,6 +155,12 @@ class HeuristicController:
         if view.verdict is None or view.continuations < view.max_continuations:
             return False
         return any(check.name == "lasting help" and not check.passed for check in view.verdict.checks)
+
+    def _awaits_lasting(self, view: SlotObservation) -> bool:
+        """Returns whether all that a seed lacks is a continuation in copies, and its life may have one more."""
+        if view.verdict is None or view.continuations >= view.max_continuations:
+            return False
+        return [check.name for check in view.verdict.checks if not check.passed] == ["lasting help"]
 
     def _is_undecided(self, observation: Observation, view: SlotObservation) -> bool:
         """Returns whether a seed is undecided: in HOLDING, sound, without looks left, refused by G5, and all its looks

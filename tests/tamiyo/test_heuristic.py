@@ -3,12 +3,13 @@
 import copy
 import dataclasses
 import random
+from dataclasses import replace
 
 import pytest
 
 from esper.leyline.alpha import AlphaMode
 from esper.leyline.errors import ConfigError
-from esper.leyline.evidence import ABSENT, measured
+from esper.leyline.evidence import ABSENT, Check, measured
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Gate, Op, Stage
 from esper.tamiyo import build_controller
@@ -380,3 +381,19 @@ def test_bad_settings_are_reported_together():
         HeuristicConfig(warmup_ticks=-1, plateau_window=1, patience=0, penalty_half_life=0, blueprints=["a", "a"])
     named = {line.split(" = ")[0] for line in caught.value.problems}
     assert named == {"warmup_ticks", "plateau_window", "patience", "penalty_half_life", "blueprints"}
+
+
+def test_a_seed_that_lacks_a_continuation_alone_waits_for_it_and_goes_after_the_last():
+    lasting = Check("lasting help", False, "not continued in copies yet", False)
+    found = replace(verdict(Gate.G5, False), checks=(replace(lasting, name="contribution", passed=True), lasting))
+
+    def decided(continuations, checked=found, **settings):
+        controller = build(undecided=Undecided.PRUNE, **settings)
+        for tick in (1, 2):
+            command = controller.decide(holding(tick, verdict=checked, continuations=continuations))
+        return [c.op for c in command]
+
+    assert decided(0) == decided(2) == []
+    assert decided(3) == [Op.PRUNE]
+    short = replace(found, checks=(replace(lasting, name="contribution"), lasting))
+    assert decided(0, short) == [Op.PRUNE], "its looks are spent without a contribution"

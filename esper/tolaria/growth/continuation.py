@@ -17,6 +17,7 @@ from torch import Tensor
 
 from esper.kasmina.export.copying import computed_tensors
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.phases import Phase
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import one_line
 from esper.nissa.lane import say
@@ -73,6 +74,9 @@ def continue_network(
     if not keep:
         made.release(slot)
         made.grown.slots[slot].uproot()
+    for other, holder in made.grown.slots.items():
+        if holder.seed is not None and holder.phase is Phase.OFF:  # it learns in shadows, which copies do without
+            made.set_learning(other, False)
     losses = []
     with undisturbed(made.grown.model, seed=seed):
         for index, batch in enumerate(batches):

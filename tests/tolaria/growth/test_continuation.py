@@ -14,6 +14,7 @@ from esper.accord.evidence.lasting import NAMES, judge_lasting
 from esper.kasmina.hosts import registry
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.phases import Phase
 from esper.tolaria.growth.continuation import continue_network, lasting_sums
 from esper.tolaria.training.engine import Engine
 from tests.support.noisy_host import NoisyConfig, register_noisy
@@ -217,3 +218,14 @@ def test_an_error_of_the_copies_is_told_and_gives_no_evidence(
     assert (found["nonfinite"], "count" in found) == (1.0, False)
     (line,) = capsys.readouterr().err.splitlines()
     assert "could not be continued in copies (RuntimeError: out of memory); gates.baseline=standing does" in line
+
+
+def test_a_seed_that_learns_in_shadows_stands_still_in_the_copies(blended: Engine) -> None:
+    engine, other = blended, "r1c0"
+    before = continued(engine, keep=True)
+    engine.grown.slots[other].phase = Phase.OFF
+    off = continued(engine, keep=True)
+    assert torch.isfinite(off).all()
+    assert not torch.equal(off, before)
+    engine.owner.set_learning(other, False)
+    assert torch.equal(continued(engine, keep=True), off)
