@@ -4,6 +4,8 @@ Where parts are cut from one corpus, windows are dealt in *stretches* of 32 neig
 of text rather than sentences torn apart between training and test. The probe part alone is dealt window by window:
 what a seed does to one window it tends to do to the next (paired differences within a stretch correlate by 0.1 to 0.4),
 so a probe of 1,024 windows in 32 stretches would say little more than 32 samples do. No byte is in two parts.
+
+Under ``cluster=document`` a document is dealt whole, no window spans two of them, and evidence counts documents.
 """
 
 import os
@@ -13,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from esper.leyline.errors import DataError
 from esper.leyline.fields import Checks
+from esper.tolaria.data.clusters import deal_whole
 from esper.tolaria.data.hashing import hashed_order
 from esper.tolaria.data.parts import Bundle, BytePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root, register
 from esper.tolaria.data.task import Task
+from esper.tolaria.data.windows import TextCluster, cut_documents, cut_windows, find_documents, why_no_pattern
 
 STRETCH = 32  # neighbouring windows that are dealt together
 VOCABULARY = 256
@@ -51,6 +54,11 @@ class PySourceConfig(DataConfig):
     test: int = 1024
     """Samples in the test part."""
 
+    cluster: TextCluster = TextCluster.WINDOW
+    """Samples that may depend on each other: ``window``, each is its own cluster; ``document``, those of a source file,
+    which is then dealt whole, so that parts may be larger than asked for.
+    """
+
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
@@ -61,19 +69,22 @@ class PySourceConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TextConfig(DataConfig):
-    """A folder with train.txt and test.txt. ``root`` null: the folder wikitext2 below the one that ESPER_DATA names."""
+    """A folder with train.txt and test.txt, or folders train/ and test/ of .txt files. ``root`` null: the folder
+    wikitext2 below the one that ESPER_DATA names."""
 
     kind: str = "text"
     """Registered name of this kind: ``text``."""
 
     root: str | None = None
-    """Folder with train.txt and test.txt; null: wikitext2 below the folder that ESPER_DATA names."""
+    """Folder with train.txt and test.txt, or with folders train and test of .txt files; null: wikitext2 below the
+    folder that ESPER_DATA names.
+    """
 
     block: int = 64
     """Bytes that the model sees of a sample."""
 
     max_bytes: int | None = None
-    """Bytes read of each file at most; null: all."""
+    """Bytes read of train and of test at most; null: all."""
 
     validation: int = 512
     """Samples cut from train.txt for the validation part."""
@@ -81,18 +92,27 @@ class TextConfig(DataConfig):
     probe: int = 1024
     """Samples cut from train.txt for the probe part, from which evidence is drawn."""
 
+    cluster: TextCluster = TextCluster.WINDOW
+    """Samples that may depend on each other: ``window``, each is its own cluster; ``document``, those of one document,
+    which is then dealt whole, so that parts may be larger than asked for. A file of the folder train is a document, or
+    what ``document_start`` finds in train.txt.
+    """
+
+    document_start: str | None = None
+    """Regular expression that matches where a document begins, ^ at each line: '^ = [^=]' for the articles of WikiText;
+    null: a file is one document.
+    """
+
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
+            documents = self.cluster is TextCluster.DOCUMENT
+            check("document_start", self.document_start is None or documents, "needs data.cluster=document")
+            problem = why_no_pattern(self.document_start)
+            check("document_start", not problem, f"is no regular expression that finds a place in text: {problem}")
             check("block", self.block >= 1, "bytes, must be >= 1")
             check("root", self.root != "", "must name a folder, or null for the one below ESPER_DATA")
             check("max_bytes", self.max_bytes is None or self.max_bytes >= 1, "must be >= 1, or null for all")
-
-
-def cut_windows(corpus: bytes, block: int) -> Tensor:
-    """Cuts a corpus into windows, uint8 [N, block + 1]; the rest at the end that fills no window is left out."""
-    count = len(corpus) // (block + 1)
-    return torch.from_numpy(np.frombuffer(corpus, np.uint8, count * (block + 1)).copy()).view(count, block + 1)
 
 
 def deal(config: DataConfig, windows: Tensor, held: dict[str, int], what: str) -> dict[str, Tensor]:
@@ -124,7 +144,7 @@ def deal(config: DataConfig, windows: Tensor, held: dict[str, int], what: str) -
     return {name: windows[index] for name, index in (rows | {"probe": probe}).items()}
 
 
-def standard_library(root: Path, max_bytes: int) -> tuple[bytes, list[dict[str, Any]]]:
+def standard_library(root: Path, max_bytes: int) -> tuple[list[bytes], list[dict[str, Any]]]:
     """Reads the first ``max_bytes`` of the library's modules in the order of their paths; also lists the files read.
 
     Tests, generated build settings and installed packages are left out.
@@ -148,56 +168,102 @@ def standard_library(root: Path, max_bytes: int) -> tuple[bytes, list[dict[str, 
         corpus.append(data)
         record.append({"path": name, "bytes": len(data)})
         left -= len(data)
-    return b"".join(corpus), record
+    return corpus, record
 
 
 @register(PySourceConfig)
 def load_pysource(config: PySourceConfig) -> Bundle:
     """Reads the standard library; x and y are int64 [N, block]."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    corpus, files = standard_library(root, config.max_bytes)
+    sources, files = standard_library(root, config.max_bytes)
     if not files:
         raise DataError(
             f"{root}: no .py files; expected this Python's standard library as source; use data=text instead"
         )
     held = {"test": config.test, "validation": config.validation, "probe": config.probe}
-    dealt = deal(config, cut_windows(corpus, config.block), held, str(root))
+    corpus = b"".join(sources)
     record = {"files": files, "xxh3_64": xxhash.xxh3_64(corpus).hexdigest(), "python": platform.python_version()}
-    return _bundle(config, config.block, dealt, record)
+    documents = sources if config.cluster is TextCluster.DOCUMENT else None
+    return _bundle(config, _deal(config, corpus, documents, held, str(root)), record)
 
 
 @register(TextConfig)
 def load_text(config: TextConfig) -> Bundle:
-    """Reads both files; x and y are int64 [N, block]."""
-    layout = "train.txt and test.txt (plain text, read as bytes)"
+    """Reads both files, or both folders; x and y are int64 [N, block]."""
+    layout = "train.txt and test.txt (plain text, read as bytes), or folders train and test of such files"
     fix = "mkdir -p FOLDER && cp TRAINING_TEXT FOLDER/train.txt && cp TEST_TEXT FOLDER/test.txt"
     root = data_root(config, config.root, "wikitext2", layout, fix)
-    texts, files = {}, []
+    texts: dict[str, list[bytes]] = {}
+    files: list[dict[str, Any]] = []
     for name in ("train", "test"):
-        path = data_file(root, f"{name}.txt", layout, fix)
-        try:
-            texts[name] = path.read_bytes()[: config.max_bytes]
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); expected {layout}; chmod +r {path}") from error
-        digest = xxhash.xxh3_64(texts[name]).hexdigest()
-        files.append({"path": path.name, "bytes": len(texts[name]), "xxh3_64": digest})
-    test = cut_windows(texts["test"], config.block)
+        folder = root / name
+        paths = sorted(folder.rglob("*.txt")) if folder.is_dir() else [data_file(root, f"{name}.txt", layout, fix)]
+        if not paths:
+            raise DataError(f"{folder}: no .txt file in it; expected {layout} in {root}")
+        texts[name], left = [], config.max_bytes
+        for path in paths:
+            try:
+                text = path.read_bytes()[:left]
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be read ({error.strerror}); expected {layout}; chmod +r {path}"
+                ) from error
+            left = None if left is None else left - len(text)
+            texts[name].append(text)
+            digest = xxhash.xxh3_64(text).hexdigest()
+            files.append({"path": path.relative_to(root).as_posix(), "bytes": len(text), "xxh3_64": digest})
+    source = root / "train" if len(texts["train"]) > 1 else root / "train.txt"
+    test, length = cut_windows(b"".join(texts["test"]), config.block), sum(map(len, texts["test"]))
     if len(test) < 2:
         raise DataError(
-            f"{root / 'test.txt'}: {len(texts['test'])} bytes give {len(test)} samples of data.block + 1 = "
+            f"{root / 'test.txt'}: {length} bytes give {len(test)} samples of data.block + 1 = "
             f"{config.block + 1} bytes, expected at least 2; bring more text"
         )
     held = {"validation": config.validation, "probe": config.probe}
-    dealt = deal(config, cut_windows(texts["train"], config.block), held, str(root / "train.txt"))
-    return _bundle(config, config.block, {**dealt, "test": test}, {"files": files})
+    documents = None
+    if config.cluster is TextCluster.DOCUMENT:
+        documents = texts["train"]
+        if config.document_start is not None:
+            documents = [one for text in documents for one in find_documents(text, config.document_start)]
+        if len(documents) < 2:
+            raise DataError(
+                f"{source}: data.cluster=document, but it is a single document; set data.document_start to what "
+                "matches where one begins, or give a folder train with a file for each"
+            )
+    dealt = _deal(config, b"".join(texts["train"]), documents, held, str(source))
+    return _bundle(config, dealt, {"files": files}, test=test)
 
 
-def _bundle(config: DataConfig, block: int, windows: dict[str, Tensor], record: dict[str, Any]) -> Bundle:
+@dataclass(frozen=True, slots=True)
+class _Dealt:
+    """Windows of each part, and the document of each where documents are clusters."""
+
+    windows: dict[str, Tensor]
+    documents: dict[str, Tensor] | None = None
+
+
+def _deal(
+    config: PySourceConfig | TextConfig, corpus: bytes, documents: list[bytes] | None, held: dict[str, int], what: str
+) -> _Dealt:
+    if documents is None:
+        return _Dealt(deal(config, cut_windows(corpus, config.block), held, what))
+    windows, numbers = cut_documents(documents, config.block)
+    rows = deal_whole(numbers, held, config.split_seed, f"data={config.kind}: {what}")
+    return _Dealt({n: windows[row] for n, row in rows.items()}, {n: numbers[row] for n, row in rows.items()})
+
+
+def _bundle(
+    config: PySourceConfig | TextConfig, dealt: _Dealt, record: dict[str, Any], *, test: Tensor | None = None
+) -> Bundle:
+    windows = dealt.windows if test is None else {**dealt.windows, "test": test}
+    labels = dealt.documents or {}
     return make_bundle(
         name=config.kind,
         task=Task.LANGUAGE,
-        input_shape=(block,),
+        input_shape=(config.block,),
         classes=VOCABULARY,
         parts={name: BytePart(part) for name, part in windows.items()},
         record=record,
+        probe_clusters=labels.get("probe"),
+        train_clusters=labels.get("train"),
     )

@@ -65,4 +65,5 @@ def load_digits(config: DigitsConfig) -> Bundle:
         classes=10,
         parts=parts,
         record={"files": [], "mean": mean, "std": std},
+        refills=config.label_noise == 0.0,
     )

@@ -18,6 +18,8 @@ from torch import Tensor
 from esper.leyline.errors import ConfigError, DataError
 from esper.leyline.fields import Checks
 from esper.tolaria.data.augment import Augment
+from esper.tolaria.data.clusters import deal_whole
+from esper.tolaria.data.image_clusters import read_clusters
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root, register, split_order
@@ -76,6 +78,17 @@ class ImagesConfig(DataConfig):
     label_noise: float = 0.0
     """Share of the training labels that are wrong, 0 to 1."""
 
+    cluster_column: str | None = None
+    """Column of train.parquet that names what an image belongs to, such as its patient. Images of one cluster are dealt
+    to one part, which may then be larger than asked for. null: each image is its own, unless another field says.
+    """
+
+    cluster_csv: str | None = None
+    """File in the data set's folder that says the same: a CSV with a header and the columns path and cluster."""
+
+    cluster_folder: int | None = None
+    """Level of the folder in an image's path that says the same: 0 is the first, -1 the one that holds the file."""
+
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
@@ -85,6 +98,11 @@ class ImagesConfig(DataConfig):
             check("max_train", self.max_train is None or self.max_train >= 2, "images, must be >= 2, or null for all")
             check("crop_pad", self.crop_pad >= 1, "pixels, must be >= 1")
             check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
+            for name in ("cluster_column", "cluster_csv"):
+                check(name, getattr(self, name) != "", "must name one, or null")
+            said = [self.cluster_column, self.cluster_csv, self.cluster_folder]
+            once = sum(value is not None for value in said) <= 1
+            check("cluster_column", once, "at most one of cluster_column, cluster_csv and cluster_folder")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -237,10 +255,15 @@ def load_images(config: ImagesConfig) -> Bundle:
     root = data_root(config, config.root, config.folder, layout, fix)
     paths = {name: data_file(root, f"{name}.parquet", layout, fix) for name in ("train", "test")}
     train, test = _Table(config, paths["train"]), _Table(config, paths["test"])
-    held = config.validation + config.probe
-    order = split_order(config, len(train), held, str(train.path))
-    validation, probe, rest = order.split([config.validation, config.probe, len(train) - held])
-    rows = {"train": rest[: config.max_train], "validation": validation, "probe": probe}
+    held = {"validation": config.validation, "probe": config.probe}
+    clusters = read_clusters(config, train.path)
+    if clusters is None:
+        order = split_order(config, len(train), sum(held.values()), str(train.path))
+        rest = len(train) - sum(held.values())
+        rows = dict(zip((*held, "train"), order.split([*held.values(), rest]), strict=True))
+    else:
+        rows = deal_whole(clusters, held, config.split_seed, f"data={config.kind}: {train.path}")
+    rows["train"] = rows["train"][: config.max_train]
     images = {name: train.decode(places) for name, places in rows.items()}
     labels = {name: train.labels[places] for name, places in rows.items()}
     labels["train"] = with_label_noise(
@@ -263,4 +286,7 @@ def load_images(config: ImagesConfig) -> Bundle:
         record={"files": [_file_entry(path) for path in paths.values()], "mean": mean, "std": std},
         augment=config.augment,
         crop_pad=config.crop_pad,
+        probe_clusters=None if clusters is None else clusters[rows["probe"]],
+        train_clusters=None if clusters is None else clusters[rows["train"]],
+        refills=config.label_noise == 0.0,
     )

@@ -121,6 +121,8 @@ class Bundle:
         validation: the validation part.
         probe: the probe part.
         probe_clusters: its clusters.
+        train_clusters: the clusters of the training part.
+        refills: whether training samples that have not been trained on may serve as evidence, as those of the probe do.
         test: the test part.
         digest: 62 bits over the bytes of all parts; ranks with different digests are refused, runs are not compared.
         record: plain data for the run's record: sizes, digest, files with their hash, normalisation.
@@ -136,6 +138,8 @@ class Bundle:
     validation: Part
     probe: Part
     probe_clusters: Clusters
+    train_clusters: Clusters
+    refills: bool
     test: Part
     digest: int
     record: dict[str, Any]
@@ -177,18 +181,30 @@ def make_bundle(
     augment: Augment = Augment.NONE,
     crop_pad: int = 0,
     probe_clusters: Tensor | None = None,
+    train_clusters: Tensor | None = None,
+    refills: bool = True,
 ) -> Bundle:
     """Digests the parts and completes the record; see `Bundle` for the arguments.
 
-    ``probe_clusters`` labels the cluster of each probe sample, int64 [N]; None: each is its own.
+    ``probe_clusters`` and ``train_clusters`` label the cluster of each sample of these parts, int64 [N]; None: each is
+    its own. No cluster may have samples in two parts (see `esper.tolaria.data.clusters.deal_whole`). ``refills=False``
+    where training samples are drawn or labelled in another way than those of the probe.
 
     Raises:
-        DataError: a part has fewer than two samples.
+        DataError: a part has fewer than two samples, labels are too few or too many, or a cluster is in both parts.
     """
     sizes = {part: len(parts[part]) for part in PART_NAMES}
     if min(sizes.values()) < 2:
         raise DataError(f"data={name}: every part needs at least 2 samples, got {sizes}; change the sizes in data.*")
     digest = digest_parts(parts)
+    for part, labels in (("probe", probe_clusters), ("train", train_clusters)):
+        if labels is not None and labels.shape != (sizes[part],):
+            shape = list(labels.shape)
+            raise DataError(f"data={name}: {part}_clusters is {shape}, needs one for each of {sizes[part]}")
+    if probe_clusters is not None and train_clusters is not None:
+        both = int(torch.isin(probe_clusters.unique(), train_clusters).sum())
+        if both:
+            raise DataError(f"data={name}: {both} clusters are in the probe and in the training part; deal them whole")
     clusters = Clusters(sizes["probe"], probe_clusters)
     return Bundle(
         name=name,
@@ -199,6 +215,8 @@ def make_bundle(
         validation=parts["validation"],
         probe=parts["probe"],
         probe_clusters=clusters,
+        train_clusters=Clusters(sizes["train"], train_clusters),
+        refills=refills,
         test=parts["test"],
         digest=digest,
         record={"kind": name, "sizes": sizes, "probe_clusters": len(clusters), "digest": digest, **record},

@@ -100,7 +100,8 @@ def test_batches_without_augmentation_are_the_samples(digits):
 
 def test_pysource_parts_are_pieces_of_the_standard_library_without_overlap():
     bundle = load_data(PySourceConfig(**SMALL))
-    corpus, files = standard_library(Path(sysconfig.get_paths()["stdlib"]), 60_000)
+    sources, files = standard_library(Path(sysconfig.get_paths()["stdlib"]), 60_000)
+    corpus = b"".join(sources)
     assert len(corpus) == 60_000
     windows = [(corpus[start : start + 16],) for start in range(0, 60_000, 16)]
     assert Counter(every_sample(bundle)) == Counter(windows)

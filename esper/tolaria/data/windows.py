@@ -1,0 +1,47 @@
+"""Windows of bytes, cut from a corpus or from each of its documents."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TextCluster(StrEnum):
+    """WINDOW: each is its own cluster, and is dealt by itself. DOCUMENT: those of one document belong together."""
+
+    WINDOW = "window"
+    DOCUMENT = "document"
+
+
+def why_no_pattern(pattern: str | None) -> str:
+    """Why a regular expression cannot say where documents begin; empty if it can."""
+    try:
+        empty = pattern is not None and re.compile(pattern.encode(), re.MULTILINE).search(b"") is not None
+    except re.error as error:
+        return str(error)
+    return "it matches empty text" if empty else ""
+
+
+def cut_windows(corpus: bytes, block: int) -> Tensor:
+    """Cuts a corpus into windows, uint8 [N, block + 1]; the rest at the end that fills no window is left out."""
+    count = len(corpus) // (block + 1)
+    return torch.from_numpy(np.frombuffer(corpus, np.uint8, count * (block + 1)).copy()).view(count, block + 1)
+
+
+def cut_documents(documents: Sequence[bytes], block: int) -> tuple[Tensor, Tensor]:
+    """Cuts each document into windows: uint8 [N, block + 1], and the number of each window's document, int64 [N]."""
+    cut = [cut_windows(document, block) for document in documents]
+    sizes = torch.tensor([len(one) for one in cut], dtype=torch.int64)
+    numbers = torch.repeat_interleave(torch.arange(len(cut)), sizes)
+    return torch.cat([torch.empty(0, block + 1, dtype=torch.uint8), *cut]), numbers
+
+
+def find_documents(text: bytes, start: str) -> list[bytes]:
+    """Cuts a text before each match of ``start``; what comes before the first match is a document too."""
+    places = [match.start() for match in re.finditer(start.encode(), text, re.MULTILINE)]
+    bounds = sorted({0, *places, len(text)})
+    return [text[first:last] for first, last in itertools.pairwise(bounds)]
