@@ -3,11 +3,16 @@
 Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test part).
 """
 
+import gzip
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from esper.leyline.errors import DataError
 from esper.leyline.fields import Checks
 from esper.tolaria.data.images import channel_statistics
 from esper.tolaria.data.noise import with_label_noise
@@ -42,15 +47,32 @@ class DigitsConfig(DataConfig):
             check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
 
 
+def _read() -> tuple[Tensor, Tensor]:
+    """Images, uint8 [1797, 1, 8, 8], and labels, int64 [1797], from the file inside scikit-learn.
+
+    scikit-learn itself is not imported: that takes each rank more than a second.
+
+    Raises:
+        DataError: the file is not there.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError("data=digits: scikit-learn, which holds the digits, is not installed; pip install scikit-learn")
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path, "rt") as file:
+            rows = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))
+        if rows.shape != (1797, 65):
+            raise ValueError(f"{list(rows.shape)} values instead of [1797, 65]")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"data=digits: {path}: cannot be read ({error}); install scikit-learn anew") from None
+    return rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1].long()
+
+
 @register(DigitsConfig)
 def load_digits(config: DigitsConfig) -> Bundle:
     """Reads the digits; x is float32 [N, 1, 8, 8] with the training part's mean 0 and deviation 1."""
-    from sklearn import datasets  # a second of import that no other data set should pay
-
-    source = datasets.load_digits()
-    images = torch.from_numpy(source.images.astype(np.uint8))[:, None]
-    labels = torch.from_numpy(source.target.astype(np.int64))
-
+    images, labels = _read()
     held = {"test": config.test, "validation": config.validation, "probe": config.probe}
     order = split_order(config, len(labels), sum(held.values()), "digits")
     places = dict(zip((*held, "train"), order.split([*held.values(), len(labels) - sum(held.values())])))

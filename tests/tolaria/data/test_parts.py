@@ -1,8 +1,10 @@
 import dataclasses
+import gzip
 import os
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +65,21 @@ def test_digits_parts_hold_every_digit_once(digits):
     assert Counter(every_sample(digits)) == Counter(expected)
     sizes = {name: len(getattr(digits, name)) for name in PART_NAMES}
     assert sizes == digits.record["sizes"] == {"train": 873, "validation": 240, "probe": 384, "test": 300}
+
+
+@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"1,2\n3\n"), gzip.compress(b"1,2\n3,4\n")])
+def test_digits_that_cannot_be_read_are_one_line(content, tmp_path, monkeypatch):
+    folder = tmp_path / "sklearn" / "datasets" / "data"
+    folder.mkdir(parents=True)
+    if content is not None:
+        (folder / "digits.csv.gz").write_bytes(content)
+    there = SimpleNamespace(origin=str(tmp_path / "sklearn" / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: there)
+    with pytest.raises(DataError, match=r"digits\.csv\.gz: cannot be read .*; install scikit-learn anew$"):
+        load_data(DigitsConfig())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="is not installed; pip install scikit-learn"):
+        load_data(DigitsConfig())
 
 
 def test_digits_are_normalised_by_the_training_part(digits):
