@@ -13,7 +13,6 @@ meet depends on the machine: the same command draws the same moments, not the sa
 """
 
 import argparse
-import json
 import random
 import shutil
 import signal
@@ -26,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soaking.record import OtherCode, add_line, read_lines, sources_digest
 from soaking.run import Failed, Kill, Run, outcome, strike
 
 from esper.nissa.reading import read_events
@@ -130,17 +130,13 @@ def count_lost(run: Run, kills: list[Kill]) -> None:
             kill.lost = max(0, kill.step - began[kill.attempt + 1])
 
 
-def read_rounds(path: Path | None, seed: int, ranks: int) -> list[Round]:
-    """The rounds that earlier commands have recorded, of the same seed and ranks; the last may be torn."""
-    rounds = []
-    for line in path.read_text().splitlines() if path is not None and path.exists() else ():
-        try:
-            plain = json.loads(line)
-        except ValueError:
-            continue
-        if (plain.pop("seed"), plain.pop("ranks")) == (seed, ranks):
-            rounds.append(Round(plain["number"], [Kill(**kill) for kill in plain["kills"]], plain["failure"]))
-    return rounds
+def read_rounds(path: Path | None, code: str, seed: int, ranks: int) -> list[Round]:
+    """The rounds that earlier commands have recorded, of the same seed and ranks."""
+    return [
+        Round(line["number"], [Kill(**kill) for kill in line["kills"]], line["failure"])
+        for line in (() if path is None else read_lines(path, code))
+        if (line["seed"], line["ranks"]) == (seed, ranks)
+    ]
 
 
 def one_round(
@@ -176,7 +172,12 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of the run are ended first
     began = time.monotonic()
-    rounds = read_rounds(args.record, args.seed, args.ranks) if args.round is None else []
+    code = sources_digest()
+    try:
+        rounds = read_rounds(args.record, code, args.seed, args.ranks) if args.round is None else []
+    except OtherCode as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 78
     folder = Path(tempfile.mkdtemp(prefix="esper-soak-"))
     if sum(len(record.kills) for record in rounds) >= args.kills:
         return summary(rounds, args.seed, time.monotonic() - began, folder)
@@ -194,8 +195,7 @@ def main() -> int:
         record = one_round(number, args.seed, min(left, PER_ROUND), times, folder, wanted, args.ranks)
         rounds.append(record)
         if args.record is not None:
-            with args.record.open("a") as file:
-                file.write(json.dumps({"seed": args.seed, "ranks": args.ranks, **asdict(record)}) + "\n")
+            add_line(args.record, code, seed=args.seed, ranks=args.ranks, **asdict(record))
         for kill in record.kills:
             again = "-" if kill.again_s is None else f"{kill.again_s:.1f} s"
             where = f"in {kill.phase or 'start'}, step {kill.step}"

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,14 @@ def place_for(fault: Fault, folder: Path) -> Place:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "phase"), CELLS)
-def test_cell(name: str, phase: str, undisturbed: Any, text: TextConfig, tmp_path: Path) -> None:
+def test_cell(
+    name: str,
+    phase: str,
+    undisturbed: Any,
+    text: TextConfig,
+    tmp_path: Path,
+    record_property: Callable[[str, Any], None],
+) -> None:
     fault = TABLE[name]
     assert fault.strikes is not None
     settings = {**fault.settings, **({"data": text} if fault.text else {})}
@@ -64,7 +71,8 @@ def test_cell(name: str, phase: str, undisturbed: Any, text: TextConfig, tmp_pat
         place.make(**settings)
         says = fault.says_in.get(phase, fault.says)
         told = strike(place, fault.strikes(phase, place), says, mend=fault.mend, **fault.environment)
-        record(name, phase, told)
+        for figure in ("code", "named_s", "again_s", "lost", "attempts", "resumed"):  # launch/matrix.py keeps them
+            record_property(figure, getattr(told, figure))
         check(fault, told, says)
         found = final(place.seen)
         if fault.same:
@@ -89,11 +97,3 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], *, silent: bool) 
             {**o, "plain": {k: v for k, v in o["plain"].items() if k != "events"}} for o in (found, wanted)
         )
     assert_same_run(found, wanted)
-
-
-def record(name: str, phase: str, told: Told) -> None:
-    """One line of figures for the README's table, where FAULT_FIGURES names a file."""
-    if path := os.environ.get("FAULT_FIGURES"):
-        seconds = [None if s is None else round(s, 1) for s in (told.named_s, told.again_s)]
-        with open(path, "a") as file:
-            file.write(json.dumps([name, phase, told.code, *seconds, told.lost, told.attempts]) + "\n")
