@@ -85,6 +85,7 @@ def observation_of(state: RunState, terms: Terms) -> Observation:
         together=state.together.as_of(state.tick, fresh),
         host_gradient_norm=state.host_norm,
         host_health=state.host_health.as_of(state.tick, fresh),
+        host=terms.host,
         skipped_steps=state.skipped,
         budgets=terms.budgets(state),
         breaker=state.governor.breaker.view(state.tick),

@@ -12,7 +12,7 @@ from esper.accord.lifecycle import SlotState
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading
-from esper.leyline.observation import BlueprintInfo, Budgets, ChannelInfo
+from esper.leyline.observation import BlueprintInfo, Budgets, ChannelInfo, HostInfo
 from esper.leyline.slots import parse_slot
 from esper.leyline.stages import Stage
 
@@ -136,6 +136,7 @@ class Terms:
         slots_config: settings of slots, with the budgets.
         gates: thresholds of the gates.
         probe: the looks that the probe affords.
+        host: size of the bare host.
         catalogue: blueprints that fit each slot, with exact parameters and FLOPs.
         names: all blueprint names, sorted; commands carry the index into it between ranks.
         operators: operators that each slot may use.
@@ -151,6 +152,7 @@ class Terms:
     slots_config: SlotsConfig
     gates: GateConfig
     probe: ProbePlan
+    host: HostInfo
     catalogue: dict[str, tuple[BlueprintInfo, ...]]
     names: tuple[str, ...]
     operators: dict[str, tuple[Operator, ...]]

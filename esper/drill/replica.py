@@ -28,7 +28,7 @@ from esper.kasmina.axes.site import Site
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command
-from esper.leyline.observation import Observation
+from esper.leyline.observation import HostInfo, Observation
 from esper.leyline.plain import digest62
 from esper.leyline.protocols import Controller, EventSink
 from esper.leyline.stages import Stage
@@ -93,6 +93,7 @@ def terms_for(
         slots,
         gates,
         probe=probe,
+        host=HostInfo(parameters=len(sites) * DIM * (DIM + 1), flops=None),
         class_logits=False,
         total_steps=1_000_000,
         tick_steps=tick_steps,

@@ -9,8 +9,9 @@ from esper.leyline.alpha import AlphaMode, Curve, Operator
 from esper.leyline.breaker import BreakerView
 from esper.leyline.evidence import ABSENT, NO_WORTH, GateResult, GradientHealth, Reading, SeedWorth
 from esper.leyline.stages import Stage
+from esper.leyline.topology import Reach
 
-OBSERVATION_VERSION = 5
+OBSERVATION_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +22,26 @@ class BlueprintInfo:
         name: registered name.
         parameters: exact count of added parameters.
         flops: FLOPs of one forward pass over one sample (a multiply-add counts as two).
+        reach: which positions it mixes; None if the blueprint does not say.
     """
 
     name: str
     parameters: int
     flops: int
+    reach: Reach | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostInfo:
+    """Size of the bare host: the yardstick for whatever grows in it.
+
+    Fields:
+        parameters: exact count, those of seeds left out.
+        flops: FLOPs of one forward pass over one sample; None where the run keeps no account.
+    """
+
+    parameters: int
+    flops: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +190,7 @@ class Observation:
         together: loss that all blended seeds save on the validation part, against none (nats per sample).
         host_gradient_norm: mean L2 norm of the host's reduced gradient since the last tick.
         host_health: health of the host's gradient since the last tick.
+        host: size of the bare host.
         skipped_steps: optimizer steps skipped since the last tick because the host's gradient was not finite.
         budgets: what may still be spent.
         breaker: the breaker, which says whether seeds may be born at all.
@@ -191,6 +208,7 @@ class Observation:
     validation_accuracy: Reading
     host_gradient_norm: Reading
     host_health: GradientHealth
+    host: HostInfo
     skipped_steps: int
     budgets: Budgets
     breaker: BreakerView

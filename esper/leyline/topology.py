@@ -29,6 +29,18 @@ class Topology(StrEnum):
         return "T" in self.value
 
 
+class Reach(StrEnum):
+    """What one position of a seed's delta is made of, apart from the statistics of a norm.
+
+    POINT: of the same position of the features. NEAR: of that and of its neighbours, as in a convolution. ALL: of every
+    position that it may see, as in attention or pooling.
+    """
+
+    POINT = "point"
+    NEAR = "near"
+    ALL = "all"
+
+
 LAYOUTS = "BCHW, BHWC, BTC, TBC, BCT or BC"
 
 

@@ -40,7 +40,7 @@ from esper.tolaria.data.sampler import eval_shards
 from esper.tolaria.data.task import Task
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
-from esper.tolaria.growth.terms import build_terms, set_channels
+from esper.tolaria.growth.terms import build_terms, host_info, set_channels
 from esper.tolaria.lockstep.buffers import check_patterns
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.observers import Observer
@@ -173,17 +173,19 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         )
     weight = next(grown.model.parameters())
     statistics = world_size * min(config.gates.statistics_samples, len(bundle.train))
+    costs = build_costs(grown, bundle.example(weight.device, weight.dtype), statistics)
     return build_terms(
         grown.sites,
         config.slots,
         config.gates,
         probe=plan_of(config.gates, config.slots.incubation, bundle),
+        host=host_info(grown, costs),
         class_logits=bundle.task is Task.CLASSIFICATION,
         total_steps=config.trainer.total_steps(per_epoch),
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
         max_skips=config.trainer.max_skips,
         world_size=world_size,
-        costs=build_costs(grown, bundle.example(weight.device, weight.dtype), statistics),
+        costs=costs,
     )
 
 

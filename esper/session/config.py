@@ -23,7 +23,7 @@ from esper.session.file import as_number
 from esper.tamiyo import build_controller
 from esper.tamiyo.registry import controller_config_class
 from esper.tolaria.growth.config import OptimConfig
-from esper.tolaria.growth.terms import build_terms, set_channels
+from esper.tolaria.growth.terms import build_terms, host_info, set_channels
 from esper.tolaria.ranks.config import ControlConfig
 
 T = TypeVar("T")
@@ -170,6 +170,7 @@ def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, wo
         config.slots,
         config.gates,
         probe=probe,
+        host=host_info(grown, None),
         class_logits=config.class_logits,
         total_steps=config.steps or ENDLESS,
         tick_steps=config.control.every or config.control.max_steps,

@@ -12,7 +12,7 @@ from esper.leyline.stages import Op, Stage, edges_from
 from tests.support.observations import FREE, observe, slot_view
 
 AT_REST = {"dwell": 3, "alpha": 1.0, "alpha_target": 1.0}
-INFO = BlueprintInfo(name="medium", parameters=90, flops=800)
+INFO = BlueprintInfo(name="medium", parameters=90, flops=800, reach=None)
 
 
 def budgets(**left):

@@ -18,15 +18,15 @@ from esper.accord.state import RunState, Terms
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command, wait
 from esper.leyline.events import CommandRefused, Event, StageChanged
-from esper.leyline.observation import BlueprintInfo
+from esper.leyline.observation import BlueprintInfo, HostInfo
 from esper.leyline.slots import parse_slot
 from esper.leyline.stages import Incubation, Op, Stage
 from esper.tolaria.lockstep.wire import ObserveLayout
 
 CATALOGUE = (
-    BlueprintInfo(name="heavy", parameters=900, flops=9000),
-    BlueprintInfo(name="light", parameters=10, flops=100),
-    BlueprintInfo(name="noop", parameters=0, flops=0),
+    BlueprintInfo(name="heavy", parameters=900, flops=9000, reach=None),
+    BlueprintInfo(name="light", parameters=10, flops=100, reach=None),
+    BlueprintInfo(name="noop", parameters=0, flops=0, reach=None),
 )
 PROBE = ProbePlan(samples=1000, clusters=1000, looks=9, reserve=1)
 PLACES = ("r0c0", "r0c1", *(f"r{row}c0" for row in range(1, 47)))
@@ -48,6 +48,7 @@ def make_terms(slots: int = 2, *, gates: Mapping[str, Any] | None = None, **chan
         ),
         "gates": GateConfig(**{"evidence": EvidencePolicy.OBSERVE, "first_look": 1, "look_every": 1, **(gates or {})}),
         "probe": PROBE,
+        "host": HostInfo(parameters=1000, flops=10_000),
         "catalogue": dict.fromkeys(ids, CATALOGUE),
         "names": tuple(info.name for info in CATALOGUE),
         "operators": dict.fromkeys(ids, tuple(Operator)),

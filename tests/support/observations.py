@@ -15,16 +15,16 @@ from esper.leyline.breaker import BreakerView
 from esper.leyline.commands import Command
 from esper.leyline.evidence import ABSENT, NO_HEALTH, Check, GateResult, Reading, measured
 from esper.leyline.legality import why_refused
-from esper.leyline.observation import BlueprintInfo, Budgets, Observation, SlotObservation
+from esper.leyline.observation import BlueprintInfo, Budgets, HostInfo, Observation, SlotObservation
 from esper.leyline.protocols import Controller
 from esper.leyline.slots import parse_slot, sort_slots
 from esper.leyline.stages import Gate, Mechanical, Op, Stage, find_edge
 
 CATALOGUE = (
-    BlueprintInfo(name="heavy", parameters=900, flops=9000),
-    BlueprintInfo(name="noop", parameters=0, flops=0),
-    BlueprintInfo(name="light", parameters=10, flops=100),
-    BlueprintInfo(name="medium", parameters=90, flops=800),
+    BlueprintInfo(name="heavy", parameters=900, flops=9000, reach=None),
+    BlueprintInfo(name="noop", parameters=0, flops=0, reach=None),
+    BlueprintInfo(name="light", parameters=10, flops=100, reach=None),
+    BlueprintInfo(name="medium", parameters=90, flops=800, reach=None),
 )
 FREE = Budgets(live=None, germinations=None, parameters=None, flops=None)
 GATES = {Stage.GERMINATED: Gate.G1, Stage.TRAINING: Gate.G2, Stage.BLENDING: Gate.G3, Stage.HOLDING: Gate.G5}
@@ -99,6 +99,7 @@ def observe(*views: SlotObservation, tick: int = 5, **changes: Any) -> Observati
         "skipped_steps": 0,
         "host_gradient_norm": ABSENT,
         "host_health": NO_HEALTH,
+        "host": HostInfo(parameters=1000, flops=10_000),
         "budgets": FREE,
         "breaker": BreakerView(),
         "slots": views,

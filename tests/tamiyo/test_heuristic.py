@@ -301,7 +301,7 @@ def test_births_go_to_the_slot_with_the_fewest_recent_failures():
 
 
 def test_a_pruned_blueprint_comes_back_only_when_its_penalty_has_decayed():
-    only = (BlueprintInfo(name="light", parameters=1, flops=1),)
+    only = (BlueprintInfo(name="light", parameters=1, flops=1, reach=None),)
     world = World(("r0c0",), worth=lambda slot, name: -0.1, total_ticks=3000, catalogue=only)
     log = world.run(build(penalty_half_life=40.0, max_penalty=0.5), 2000)
     deaths = [tick for tick, command in log if command.op is Op.PRUNE]
@@ -324,7 +324,7 @@ def test_a_preferred_order_rules_and_skips_what_does_not_fit():
     world = World(("r0c0",), worth=lambda slot, name: -0.1)
     log = world.run(build(blueprints=["heavy", "noop"]), 60)
     assert [name for _, _, name in births(log)][:3] == ["heavy", "noop", "heavy"]
-    vectors = slot_view("r0c1", catalogue=(BlueprintInfo(name="mlp", parameters=3, flops=6),))
+    vectors = slot_view("r0c1", catalogue=(BlueprintInfo(name="mlp", parameters=3, flops=6, reach=None),))
     seen = observe(slot_view("r0c0"), vectors)
     assert build(("r0c0", "r0c1"), blueprints=["mlp"]).decide(seen)[0].slot == "r0c1"
     with pytest.raises(

@@ -88,7 +88,7 @@ def test_a_kind_is_registered_once():
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_an_observation_of_another_version_or_other_slots_is_an_error(kind):
     controller = build_controller(controller_config_class(kind)(), slots=("r0c0",), seed=0)
-    with pytest.raises(EsperError, match="version 99: controllers here read version 5"):
+    with pytest.raises(EsperError, match="version 99: controllers here read version 6"):
         controller.decide(observe(slot_view("r0c0"), version=99))
     with pytest.raises(EsperError, match="slots r0c1: the controller was built for r0c0"):
         controller.decide(observe(slot_view("r0c1")))

@@ -14,7 +14,7 @@ from torch import nn
 
 from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
-from esper.leyline.topology import Topology
+from esper.leyline.topology import Reach, Topology
 
 LEAST = 3  # values of a norm from which on its output depends on more than their order
 _ARGUMENT_TYPES = (bool, int, float, str)
@@ -55,6 +55,7 @@ class Blueprint:
         flops: formula for the FLOPs of one forward over one sample; see there.
         version: raised when the name comes to mean another network.
         min_dim: fewest channels it can serve.
+        reach: which positions it mixes; None if it does not say.
         normalises: formula for the number of values that its norm takes together: of two it leaves the order alone, of
             one nothing, so a slot with fewer than three is not served. None: as ``min_dim`` says.
         backend: chooses the implementation for a device and dtype, None where there is only one.
@@ -68,6 +69,7 @@ class Blueprint:
     flops: Callable[..., int]
     version: int
     min_dim: int
+    reach: Reach | None
     normalises: Callable[[int, int], int] | None = None
     backend: Chooser | None = None
 
@@ -114,7 +116,7 @@ class Blueprint:
             flops = self.flops(dim, positions, **self.arguments)
         except ValueError as error:
             raise self._error(dim, error) from error
-        return BlueprintInfo(name=self.name, parameters=parameters, flops=flops)
+        return BlueprintInfo(name=self.name, parameters=parameters, flops=flops, reach=self.reach)
 
     def info_or_none(self, dim: int, positions: int) -> BlueprintInfo | None:
         """Like `info`, but returns None if the blueprint cannot serve ``dim``."""

@@ -21,12 +21,12 @@ from torch.nn.functional import silu
 
 from esper.kasmina.blueprints.parts import LayerScale, group_norm, narrow, values_per_group
 from esper.kasmina.blueprints.registry import blueprint
-from esper.leyline.topology import Topology
+from esper.leyline.topology import Reach, Topology
 
 MAP = Topology.FEATURE_MAP
 
 
-@blueprint("noop", topology=MAP, parameters=lambda dim: 0, flops=lambda dim, positions: 0)
+@blueprint("noop", topology=MAP, parameters=lambda dim: 0, flops=lambda dim, positions: 0, reach=Reach.POINT)
 class NoopMap(nn.Module):
     """No parameters and a delta of zeros: a control, to show that a growth step itself changes nothing."""
 
@@ -44,6 +44,7 @@ class NoopMap(nn.Module):
     parameters=lambda dim: 3 * dim,
     flops=lambda dim, positions: 0,
     normalises=values_per_group,
+    reach=Reach.POINT,
 )
 class NormMap(nn.Module):
     """A normalised copy: rescales and shifts features per channel."""
@@ -68,6 +69,7 @@ def _attention_parameters(dim: int, reduction: int) -> int:
     topology=MAP,
     parameters=_attention_parameters,
     flops=lambda dim, positions, reduction: 4 * dim * narrow(dim, reduction),
+    reach=Reach.ALL,
 )
 class SqueezeExcite(nn.Module):
     """Reweights channels by their means over the whole map.
@@ -96,6 +98,7 @@ class SqueezeExcite(nn.Module):
     parameters=lambda dim: dim * dim + 14 * dim,
     flops=lambda dim, positions: 2 * positions * (9 * dim + dim * dim),
     normalises=values_per_group,
+    reach=Reach.NEAR,
 )
 class Depthwise(nn.Module):
     """Depthwise separable convolution: 3x3 within each channel, then 1x1 across them."""
@@ -128,6 +131,7 @@ def _bottleneck_flops(dim: int, positions: int, reduction: int) -> int:
     parameters=_bottleneck_parameters,
     flops=_bottleneck_flops,
     normalises=values_per_group,
+    reach=Reach.NEAR,
 )
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up (He et al. 2016).
@@ -158,6 +162,7 @@ class Bottleneck(nn.Module):
     parameters=lambda dim, reduction: 10 * dim * narrow(dim, reduction) + narrow(dim, reduction) + 4 * dim,
     flops=lambda dim, positions, reduction: 20 * positions * dim * narrow(dim, reduction),
     normalises=values_per_group,
+    reach=Reach.NEAR,
 )
 class ConvSmall(nn.Module):
     """A 3x3 convolution to a few channels, then 1x1 back.
@@ -186,6 +191,7 @@ class ConvSmall(nn.Module):
     parameters=lambda dim: 9 * dim * dim + 4 * dim,
     flops=lambda dim, positions: 18 * positions * dim * dim,
     normalises=values_per_group,
+    reach=Reach.NEAR,
 )
 class ConvLight(nn.Module):
     """One full 3x3 convolution of the normalised, activated features."""
@@ -207,6 +213,7 @@ class ConvLight(nn.Module):
     parameters=lambda dim: 18 * dim * dim + 5 * dim,
     flops=lambda dim, positions: 36 * positions * dim * dim,
     normalises=values_per_group,
+    reach=Reach.NEAR,
 )
 class ConvHeavy(nn.Module):
     """Two full 3x3 convolutions with an activation between."""

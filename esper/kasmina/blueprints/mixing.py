@@ -7,6 +7,7 @@ from esper.kasmina.axes.positions import CAUSAL, Mixing
 from esper.kasmina.blueprints.entry import Blueprint
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
+from esper.leyline.topology import Reach, Topology
 
 _DIM, _LENGTH = 8, 4
 
@@ -14,6 +15,27 @@ _DIM, _LENGTH = 8, 4
 def mixes(entry: Blueprint) -> bool:
     """Whether it is declared to: its class is a `Mixing`."""
     return issubclass(entry.factory, Mixing)
+
+
+def reach_of(where: str, factory: type[nn.Module], topology: Topology, declared: Reach | None) -> Reach | None:
+    """Which positions a blueprint mixes, as declared, or as its topology and class tell; None where neither says.
+
+    Args:
+        where: what an error calls the blueprint.
+        factory: its class.
+        topology: axes of its features.
+        declared: as registered.
+
+    Raises:
+        ConfigError: declared and class contradict each other.
+    """
+    alone = topology is Topology.VECTOR or (topology.has_length and not issubclass(factory, Mixing))
+    if declared is None:
+        return Reach.POINT if alone else None
+    if topology is not Topology.FEATURE_MAP and alone is not (declared is Reach.POINT):
+        kind = "sees one position at a time" if alone else "is a Mixing"
+        raise ConfigError(f"{where}: reach = {declared.name}, but it {kind}; correct one of them")
+    return declared
 
 
 def _reached(entry: Blueprint) -> list[list[bool]] | None:

@@ -29,11 +29,11 @@ import torch
 from torch import nn
 
 from esper.kasmina.blueprints.entry import Blueprint, Chooser, read_arguments
-from esper.kasmina.blueprints.mixing import check_mixing, mixes
+from esper.kasmina.blueprints.mixing import check_mixing, mixes, reach_of
 from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.plain import digest62
-from esper.leyline.topology import Topology
+from esper.leyline.topology import Reach, Topology
 
 ENTRY_POINTS = "esper.blueprints"
 CHECKED_DIMS = (1, 2, 3, 8, 12, 64)
@@ -52,6 +52,7 @@ def blueprint(
     flops: Callable[..., int],
     version: int = 1,
     min_dim: int = 1,
+    reach: Reach | None = None,
     arguments: Mapping[str, Any] | None = None,
     normalises: Callable[[int, int], int] | None = None,
     backend: Chooser | None = None,
@@ -65,6 +66,8 @@ def blueprint(
         flops: ``f(dim, positions, **arguments)``.
         version: raised when the name comes to mean another network.
         min_dim: fewest channels it can serve.
+        reach: which positions it mixes, for controllers that choose by what a blueprint is. None: it is not said, but
+            where positions are seen one at a time, as in vectors and in sequences without `Mixing`, that is noted.
         arguments: values of keyword arguments under this name, where they differ from the class's defaults.
         normalises: ``f(dim, positions)``, values that its norm takes together; below three, a slot is not served.
         backend: for a class with several implementations: names the one for a (device, dtype); the class takes it as
@@ -94,6 +97,7 @@ def blueprint(
             flops=flops,
             version=version,
             min_dim=min_dim,
+            reach=reach_of(where, factory, topology, reach),
             normalises=normalises,
             backend=backend,
         )

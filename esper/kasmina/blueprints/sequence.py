@@ -25,7 +25,7 @@ from esper.kasmina.axes.positions import CAUSAL, Mixing, Positions, attend
 from esper.kasmina.blueprints.flex import FLEX, SDPA, attention_backend, flex_causal
 from esper.kasmina.blueprints.parts import LayerScale
 from esper.kasmina.blueprints.registry import blueprint
-from esper.leyline.topology import Topology
+from esper.leyline.topology import Reach, Topology
 
 SEQ = Topology.SEQUENCE
 
@@ -100,6 +100,7 @@ class LowRank(nn.Module):
     parameters=lambda dim, heads: 4 * dim * dim + 4 * dim,
     flops=lambda dim, positions, heads: 8 * positions * dim * dim + 4 * positions * positions * dim,
     min_dim=3,
+    reach=Reach.ALL,
 )
 class SelfAttention(Mixing):
     """Multi-head self-attention (Vaswani et al. 2017): over the past, in hosts that are not causal over all positions.
@@ -141,6 +142,7 @@ class SelfAttention(Mixing):
     flops=lambda dim, positions, heads: 8 * positions * dim * dim + 4 * positions * positions * dim,
     min_dim=3,
     backend=attention_backend,
+    reach=Reach.ALL,
 )
 class FlexAttention(SelfAttention):
     """`SelfAttention` by another implementation: same weights, same names, equal within tolerance.

@@ -21,7 +21,7 @@ from torch.nn.functional import pad, silu
 from esper.kasmina.axes.positions import CAUSAL, Mixing, Positions
 from esper.kasmina.blueprints.parts import ChannelNorm, LayerScale, narrow
 from esper.kasmina.blueprints.registry import blueprint
-from esper.leyline.topology import Topology
+from esper.leyline.topology import Reach, Topology
 
 SIGNAL = Topology.SIGNAL
 
@@ -63,6 +63,7 @@ class NormSignal(nn.Module):
     parameters=lambda dim: dim * dim + 8 * dim,
     flops=lambda dim, positions: 2 * positions * (3 * dim + dim * dim),
     min_dim=3,
+    reach=Reach.NEAR,
 )
 class DepthwiseSignal(Mixing):
     """Depthwise separable convolution: 3 within each channel, then 1 across them."""
@@ -89,7 +90,14 @@ def _bottleneck_flops(dim: int, positions: int, reduction: int) -> int:
     return 2 * positions * (2 * dim * width + 3 * width * width)
 
 
-@blueprint("bottleneck", topology=SIGNAL, parameters=_bottleneck_parameters, flops=_bottleneck_flops, min_dim=3)
+@blueprint(
+    "bottleneck",
+    topology=SIGNAL,
+    parameters=_bottleneck_parameters,
+    flops=_bottleneck_flops,
+    min_dim=3,
+    reach=Reach.NEAR,
+)
 class BottleneckSignal(Mixing):
     """1 down, 3, 1 up (He et al. 2016).
 
@@ -119,6 +127,7 @@ class BottleneckSignal(Mixing):
     parameters=lambda dim, reduction: 4 * dim * narrow(dim, reduction) + narrow(dim, reduction) + 4 * dim,
     flops=lambda dim, positions, reduction: 8 * positions * dim * narrow(dim, reduction),
     min_dim=3,
+    reach=Reach.NEAR,
 )
 class ConvSmallSignal(Mixing):
     """A convolution of 3 to a few channels, then 1 back.
@@ -147,6 +156,7 @@ class ConvSmallSignal(Mixing):
     parameters=lambda dim: 3 * dim * dim + 4 * dim,
     flops=lambda dim, positions: 6 * positions * dim * dim,
     min_dim=3,
+    reach=Reach.NEAR,
 )
 class ConvLightSignal(Mixing):
     """One full convolution of 3 of the normalised, activated features."""
@@ -168,6 +178,7 @@ class ConvLightSignal(Mixing):
     parameters=lambda dim: 6 * dim * dim + 5 * dim,
     flops=lambda dim, positions: 12 * positions * dim * dim,
     min_dim=3,
+    reach=Reach.NEAR,
 )
 class ConvHeavySignal(Mixing):
     """Two full convolutions of 3 with an activation before each."""

@@ -9,8 +9,10 @@ from esper.accord.state import Terms
 from esper.kasmina.axes.site import Site
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.alpha import Operator
 from esper.leyline.channels import channels_path, parse_channels, summarize_channels, usable_operators
+from esper.leyline.observation import HostInfo
 from esper.leyline.slots import parse_slot
 
 
@@ -43,12 +45,20 @@ def set_channels(grown: Grown, slots: SlotsConfig) -> None:
         grown.slots[slot].set_channels(values)
 
 
+def host_info(grown: Grown, costs: Costs | None) -> HostInfo:
+    """Size of the bare host in a model, whatever has grown in it."""
+    named = grown.model.named_parameters()
+    parameters = sum(parameter.numel() for name, parameter in named if not name.startswith(f"{CONTAINER}."))
+    return HostInfo(parameters=parameters, flops=None if costs is None else costs.host.forward)
+
+
 def build_terms(
     sites: Mapping[str, Site],
     slots: SlotsConfig,
     gates: GateConfig,
     *,
     probe: ProbePlan,
+    host: HostInfo,
     class_logits: bool,
     total_steps: int,
     tick_steps: int,
@@ -65,6 +75,7 @@ def build_terms(
         slots: budgets, planted seeds, CHANNEL's vectors.
         gates: thresholds.
         probe: the looks that the probe affords.
+        host: size of the bare host.
         class_logits: whether the model returns logits [B, K >= 2], which CONFIDENCE reads.
         total_steps: optimizer steps of the run.
         tick_steps: nominal optimizer steps between ticks.
@@ -85,6 +96,7 @@ def build_terms(
         slots_config=slots,
         gates=gates,
         probe=probe,
+        host=host,
         catalogue=catalogue,
         names=registry.all_names() if names is None else tuple(sorted(offered)),
         operators=usable,
