@@ -24,7 +24,7 @@ from esper.leyline.imports import import_object
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 from esper.tamiyo.registry import build_controller
-from esper.tolaria.data import Cifar10Config, DigitsConfig, ImagesConfig, PySourceConfig, TextConfig
+from esper.tolaria.data import Cifar10Config, DigitsConfig, ImagesConfig, PySourceConfig, RecallConfig, TextConfig
 from esper.tolaria.training.distill import DistillConfig
 
 _ANY_SIDE = 1 << 14  # stands for the side of images whose size only the files know
@@ -35,6 +35,8 @@ def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
     match data:
         case PySourceConfig() | TextConfig():
             return (data.block,), 256
+        case RecallConfig():
+            return (data.length,), data.vocabulary
         case DigitsConfig():
             return (1, 8, 8), 10
         case Cifar10Config():
@@ -91,10 +93,10 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
         return []
     shape = sample[0]
     if len(shape) == 1 and getattr(host, "block", shape[0]) < shape[0]:
-        return [
-            f"host.block = {host.block}: shorter than data.block = {shape[0]}; "
-            f"set host.block={shape[0]}, or data.block={host.block}"
-        ]
+        of_data = hasattr(data, "block")
+        what = f"data.block = {shape[0]}" if of_data else f"the data's sequences of {shape[0]}"
+        other = f", or data.block={host.block}" if of_data else ""
+        return [f"host.block = {host.block}: shorter than {what}; set host.block={shape[0]}{other}"]
     try:
         _points(host, data)
     except ConfigError as error:

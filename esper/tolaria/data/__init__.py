@@ -5,6 +5,7 @@ from esper.tolaria.data.corpus import PySourceConfig, TextConfig
 from esper.tolaria.data.digits import DigitsConfig
 from esper.tolaria.data.images import Cifar10Config, ImagesConfig
 from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.data.recall import RecallConfig
 from esper.tolaria.data.registry import DATASETS, DataConfig, data_config_class, load_data, register
 from esper.tolaria.data.sampler import BatchPlan, draw, eval_shards, microbatches, shard
 
@@ -19,6 +20,7 @@ __all__ = [
     "ImagesConfig",
     "Part",
     "PySourceConfig",
+    "RecallConfig",
     "TextConfig",
     "data_config_class",
     "draw",
