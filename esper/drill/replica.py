@@ -40,7 +40,7 @@ from esper.tolaria.growth.terms import build_terms
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.narrate import Narrator
 from esper.tolaria.lockstep.observers import Observer, Turn
-from esper.tolaria.lockstep.tick import Cycle, Measured
+from esper.tolaria.lockstep.tick import Cycle, Marks, Measured
 from esper.tolaria.lockstep.window import Window
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.heartbeat import Heartbeat
@@ -146,7 +146,7 @@ class Replica:
         growth.settle = settle_and_veto  # type: ignore[method-assign]
         lockstep = Lockstep(world, list(grown.slots), terms.names, registry=digest62(list(terms.names)))
         assert isinstance(world.heartbeat, Heartbeat)
-        self.heartbeat = world.heartbeat
+        self.heartbeat: Marks = world.heartbeat
         self.narrator, self.window = Narrator(sink, grown), Window(torch.device("cpu"))
         self.kind: FaultKind | None = None
         self.vetoes: Mapping[str, Veto] = {}

@@ -44,7 +44,7 @@ from esper.tolaria.growth.terms import build_terms, host_info, set_channels
 from esper.tolaria.lockstep.buffers import check_patterns
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.observers import Observer
-from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.lockstep.tick import Marks
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
@@ -215,7 +215,7 @@ def assemble(
     config: EsperConfig,
     *,
     world: World,
-    heartbeat: Heartbeat,
+    heartbeat: Marks,
     bundle: Bundle,
     store: CheckpointStore,
     sink: EventSink,
@@ -223,6 +223,7 @@ def assemble(
     run_id: str,
     teacher: Teacher | None = None,
     observers: Sequence[Observer] = (),
+    terms: Terms | None = None,
 ) -> Engine:
     """Builds the parts of a run and joins them to an engine.
 
@@ -237,10 +238,11 @@ def assemble(
         run_id: the run's id.
         teacher: the teacher of a distillation; None if there is none.
         observers: watch each tick beside the run's own; see `esper.tolaria.lockstep.observers`.
+        terms: what `make_terms` returned for the same settings before, since counting costs takes a while.
     """
     grown = build_grown(config, bundle, world.device)
     check_patterns(grown.model, config.trainer.average_buffers, "trainer.average_buffers")
-    terms = make_terms(config, grown, bundle, world.size)
+    terms = terms or make_terms(config, grown, bundle, world.size)
     check_batches(config, grown, bundle, world.size)
     _check_blueprints(config, terms)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)

@@ -11,9 +11,9 @@ from esper.tolaria.checkpoint.config import Objective
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.lockstep.narrate import Narrator, axes_of
 from esper.tolaria.lockstep.observers import Observer, Turn
+from esper.tolaria.lockstep.tick import Marks
 from esper.tolaria.lockstep.wire import SaveWord
 from esper.tolaria.ranks.config import ControlConfig
-from esper.tolaria.ranks.heartbeat import Heartbeat
 
 
 class Saves(Observer):
@@ -37,7 +37,7 @@ class Saves(Observer):
         self,
         saver: Saver,
         narrator: Narrator,
-        heartbeat: Heartbeat,
+        heartbeat: Marks,
         sink: EventSink,
         control: ControlConfig,
         objective: Objective,

@@ -46,6 +46,8 @@ class Turn:
     """If set in ``after_commit``, runs instead of following the decision; returns the state and ``wrap_ms``."""
     wrap_ms: float | None = None
     """Milliseconds of the wrap; None when there was none."""
+    began: float = 0.0
+    """Clock (`time.perf_counter`) at its beginning."""
 
     @property
     def agreed(self) -> Decision:

@@ -5,8 +5,10 @@
     commit    rank 0 decides; commands, digests and vetoes travel in ONE all-reduce; then the pure reducer
     follow    effects, phases, learning, alpha, wrapper: the model becomes what the state says
 
-`Cycle.tick` is the whole sequence. Saves and the governor are observers, which it calls at four points: see
-`esper.tolaria.lockstep.observers`. Every branch depends on the agreed state alone, so all ranks take the same one.
+`Cycle.tick` is the whole sequence: `open_tick` measures and observes, `close_tick` commits and follows, and whoever
+learns a controller looks at the agreed state in between. Saves and the governor are observers, which are called at four
+points: see `esper.tolaria.lockstep.observers`. Every branch depends on the agreed state alone, so all ranks take the
+same one.
 """
 
 import time
@@ -142,11 +144,39 @@ class Cycle:
         Raises:
             LockstepError: ranks parted, one failed, or one is lost.
         """
+        turn = self.open_tick(before, measure, step=step, epoch=epoch, graded=graded)
+        return self.close_tick(turn, controller, lr=lr)
+
+    def open_tick(
+        self, before: RunState, measure: Callable[[], Measured], *, step: int, epoch: int, graded: bool = True
+    ) -> Turn:
+        """The first half of a tick: the agreed state with this tick's measurements, judged by the governor.
+
+        Nothing has been decided, and the model is as it was. See `tick` for arguments and errors.
+        """
         began = time.perf_counter()
         values, word = self._measure(step, before.tick + 1, measure)
         turn = self._observe(before, values, word, step=step, epoch=epoch, graded=graded)
+        turn.began = began
         self.observers.call("after_observe", turn)
         turn.full |= turn.state.tick % self.control.digest_every == 0
+        return turn
+
+    def close_tick(self, turn: Turn, controller: Controller | None, *, lr: float) -> Turn:
+        """The second half: decides, commits, and makes the model follow.
+
+        Args:
+            turn: what `open_tick` returned.
+            controller: on rank 0, None elsewhere.
+            lr: the host's learning rate, for the record.
+
+        Returns:
+            The tick, with the new agreed state.
+
+        Raises:
+            LockstepError: ranks parted, one failed, or one is lost.
+        """
+        before = turn.before
         self.observers.call("before_commit", turn)
         turn.decision = self._commit(turn, controller)
         self.narrator.report_evidence(before, turn.state, self.terms, turn.decision.agreed, self.window.first_skipped)
@@ -156,7 +186,7 @@ class Cycle:
         self.observers.call("after_commit", turn)
         if turn.instead is None:
             turn.state, turn.wrap_ms = self._follow(turn)
-        steps_ms, tick_ms = 1e3 * (began - self._clock), 1e3 * (time.perf_counter() - began)
+        steps_ms, tick_ms = 1e3 * (turn.began - self._clock), 1e3 * (time.perf_counter() - turn.began)
         self.narrator.report_tick(
             turn.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=turn.decision.digest_ms
         )

@@ -2,7 +2,7 @@
 
     step    forward (and a shadow forward per TRAINING seed), one backward of the summed losses, per-owner judgement
             and clipping, optimizer step; alpha is evaluated from the committed ramps
-    tick    measure -> observe -> commit -> follow (see `esper.tolaria.lockstep.tick`) -> save
+    tick    measure -> observe | commit -> follow (see `esper.tolaria.lockstep.tick`) -> save; halves of their own
                        after a panic the run goes back instead of following (see `esper.tolaria.training.governor`)
 
 The course from one tick to the next is a function of the agreed state, the optimizer step and the run's seed, so every
@@ -34,11 +34,10 @@ from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.measure import measure
 from esper.tolaria.lockstep.narrate import Narrator, breaker_events
-from esper.tolaria.lockstep.observers import Observer
-from esper.tolaria.lockstep.tick import Cycle, Measured, tick_due
+from esper.tolaria.lockstep.observers import Observer, Turn
+from esper.tolaria.lockstep.tick import Cycle, Marks, Measured, tick_due
 from esper.tolaria.lockstep.window import Window
 from esper.tolaria.ranks.config import ControlConfig
-from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
@@ -76,7 +75,7 @@ class Engine:
         settings: EngineSettings,
         *,
         world: World,
-        heartbeat: Heartbeat,
+        heartbeat: Marks,
         grown: Grown,
         owner: ParameterOwner,
         growth: Growth,
@@ -232,10 +231,18 @@ class Engine:
             Preempted: a stop was agreed; a checkpoint is written.
             LockstepError: ranks parted, or one is lost.
         """
+        self.close_tick(self.open_tick())
+
+    def open_tick(self) -> Turn:
+        """The first half of a tick: measures and agrees; the run's state and model are as before. See `tick`."""
         with self.world.collective("step"):  # still in that phase: this waits for a rank that is stuck in its step
             self.window.settle()
         epoch = self.plan.locate(self.state.governor.cursor(self.step - 1))[0] + 1
-        turn = self.cycle.tick(self.state, self._measure, self.controller, step=self.step, epoch=epoch, lr=self._lr)
+        return self.cycle.open_tick(self.state, self._measure, step=self.step, epoch=epoch)
+
+    def close_tick(self, turn: Turn) -> None:
+        """The second half: the controller decides, and the run follows. See `tick`."""
+        turn = self.cycle.close_tick(turn, self.controller, lr=self._lr)
         self.state = turn.state
         if self.state.judged_row >= self.settings.trainer.max_consecutive:
             raise DivergedError(explain_skips(self.state, turn.agreed.agreed))

@@ -10,9 +10,8 @@ from esper.tolaria.checkpoint.ring import Generation
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.narrate import Narrator
-from esper.tolaria.lockstep.tick import Cycle
+from esper.tolaria.lockstep.tick import Cycle, Marks
 from esper.tolaria.lockstep.window import Window
-from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.governor import Governor, Recovery, rollback_events
 
@@ -21,7 +20,7 @@ class Loop(Protocol):
     """What goes back with a run: its parts, the agreed record, and the place in it."""
 
     world: World
-    heartbeat: Heartbeat
+    heartbeat: Marks
     grown: Grown
     owner: ParameterOwner
     growth: Growth
