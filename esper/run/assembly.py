@@ -1,7 +1,4 @@
-"""Builds a run's parts from its config and joins them: host, slots, optimizer owner, controller, engine.
-
-Every rank builds the same parts, except for the controller, which only rank 0 has.
-"""
+"""Builds a run's parts from its config and joins them to an engine: the same on every rank, but for the controller."""
 
 from collections.abc import Sequence
 from functools import partial

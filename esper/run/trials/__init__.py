@@ -1,0 +1,1 @@
+"""Hosts in training as a policy learns from them, by the run's own engine; see `esper.leyline.protocols.Trials`."""
