@@ -8,6 +8,8 @@ esper resume RUN key=value ...          the same under other settings, of those 
                                         checkpoint.*, telemetry.*, limits of time
 esper resume RUN trainer.steps=N        make it longer, also if it is done (trainer.epochs=N, if epochs are its length)
 esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
+esper runs [ROOT]                       every run below a folder: state, step, loss, slots, cost, last word
+esper query "select ..." [--root ROOT]  SQL over all of their events
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
 esper requeue RUN                       inside a Slurm job: put it back into the queue if its run was stopped
@@ -26,6 +28,7 @@ from pathlib import Path
 from rich.console import Console
 
 from esper import doctor
+from esper.karn.commands import LOOKING, add_commands
 from esper.kasmina.blueprints.table import blueprint_table
 from esper.launcher import compose as launcher
 from esper.launcher.resume import resume
@@ -140,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("--report", action="store_true", help="run nothing, compare what has finished")
     compare.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     compare.add_argument("--no-page", action="store_true", help="no HTML page, so no matplotlib")
+    add_commands(commands)
     given, rest = parser.parse_known_args(arguments)
     if given.command == "compare" and not any(word.startswith("-") for word in rest):
         given.settings += rest  # argparse takes such a list in one place only; people also write it after options
@@ -158,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             requeued, line = requeue(given.run.absolute())
             print(f"esper: {line}", flush=True)
             return 0 if requeued else Preempted.exit_code
+        if given.command in LOOKING:
+            return LOOKING[given.command](given)
         if given.command == "compare":
             return _compare(given)
         if given.command == "export":

@@ -169,6 +169,11 @@ class RunDir:
         return self.path / f"events-rank-{rank:05d}.jsonl"
 
     @property
+    def parquet(self) -> Path:
+        """All events of a run that is done, compacted for queries."""
+        return self.path / "events.parquet"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,51 @@ def _parse(line: bytes) -> Record | None:
     return record if isinstance(record, dict) and set(FIELDS) <= set(record) else None
 
 
+class EventFile:
+    """An event file, read record by record, so that a long one need not fit into memory.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        torn: lines passed over until now, each torn by a kill (or being written at this moment).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self.torn = Path(path), 0
+
+    def __iter__(self) -> Iterator[tuple[Record, bytes]]:
+        """Yields each record, and the line that it came from, in the order in which they were written.
+
+        A line torn by a kill is skipped: it is the last line of the file, or the next record is of a newer attempt.
+
+        Raises:
+            RunDirError: the file is missing, or there is an unreadable line where no attempt ended.
+        """
+        torn: int | None = None
+        attempt = self.torn = 0
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            raise RunDirError(f"{self.path}: no such event file; is this a run directory?") from None
+        with file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.rstrip(b"\n")
+                if not line:
+                    continue
+                record = _parse(line)
+                if record is None:
+                    torn, self.torn = torn or number, self.torn + 1
+                    continue
+                if torn is not None and record["attempt"] <= attempt:
+                    raise RunDirError(
+                        f"{self.path}:{torn}: not an event record, in the midst of attempt {attempt}; the file was "
+                        "damaged after it was written: restore it, or remove that line"
+                    )
+                torn, attempt = None, record["attempt"]
+                yield record, line
+
+
 def read_events(path: str | os.PathLike[str]) -> list[Record]:
     """Returns all records of an event file, in the order in which they were written.
 
@@ -27,29 +73,7 @@ def read_events(path: str | os.PathLike[str]) -> list[Record]:
     Raises:
         RunDirError: the file is missing, or there is an unreadable line where no attempt ended.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise RunDirError(f"{path}: no such event file; is this a run directory?") from None
-    records: list[Record] = []
-    torn: int | None = None
-    attempt = 0
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        record = _parse(line)
-        if record is None:
-            torn = torn or number
-            continue
-        if torn is not None and record["attempt"] <= attempt:
-            raise RunDirError(
-                f"{path}:{torn}: not an event record, in the midst of attempt {attempt}; the file was damaged after "
-                "it was written: restore it, or remove that line"
-            )
-        torn, attempt = None, record["attempt"]
-        records.append(record)
-    return records
+    return [record for record, _ in EventFile(path)]
 
 
 # Kinds of records that are always kept, even if the steps around them were repeated.

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from esper.config.digest import config_digest, lasting_digest
 from esper.config.tree import EsperConfig
+from esper.karn.store.compact import compact_if_worth
 from esper.kasmina.blueprints import registry
 from esper.leyline.errors import CheckpointError, LockstepError, one_line
 from esper.leyline.events import Event, Fault, RunEnded
@@ -256,3 +257,5 @@ def _close_run(
     sink.close()
     if config.telemetry.console != "off":
         print_summary(summary)
+    if told := compact_if_worth(run_dir):
+        print(f"esper: {told}", flush=True)

@@ -1,0 +1,108 @@
+"""The commands that look at runs: their words on the command line, and what they print.
+
+add_commands(parsers)     adds them to the parser of ``esper``
+LOOKING[name](given)      runs one; returns its exit code
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from esper.karn.store.listing import list_runs, runs_table, visible
+from esper.karn.store.query import Answer, Bounds, run_query
+
+WIDE = 200  # columns where the output is no terminal
+
+
+def _positive(text: str) -> float:
+    """Reads a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def add_commands(parsers: Any) -> None:
+    """Adds the commands to the subparsers of ``esper``."""
+    runs = parsers.add_parser("runs", help="list the runs below a folder", allow_abbrev=False)
+    runs.add_argument("root", metavar="ROOT", type=Path, nargs="?", default=Path("runs"), help="folder; runs")
+    runs.add_argument("--json", action="store_true", help="one JSON object a run, with every figure")
+    query = parsers.add_parser("query", help="SQL over all runs below a folder (docs/store.md)", allow_abbrev=False)
+    query.add_argument("sql", metavar="SELECT", help="exactly one statement, as 'select run, state from runs'")
+    query.add_argument("--root", metavar="ROOT", type=Path, default=Path("runs"), help="folder; runs")
+    query.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of the answer; table")
+    query.add_argument("--rows", metavar="N", type=_positive, default=10_000, help="the most rows; 10000")
+    query.add_argument("--seconds", metavar="S", type=_positive, default=60.0, help="the most time; 60")
+    query.add_argument("--memory", metavar="MIB", type=_positive, default=2048, help="the most memory; 2048")
+
+
+def _note(lines: Any) -> None:
+    for line in lines:
+        print(f"esper: {visible(line)}", file=sys.stderr, flush=True)
+
+
+def _console() -> Console:
+    console = Console(file=sys.stdout, highlight=False)
+    return console if console.is_terminal else Console(file=sys.stdout, highlight=False, width=WIDE)
+
+
+def show_runs(given: argparse.Namespace) -> int:
+    """``esper runs``."""
+    rows, notes = list_runs(given.root)
+    _note(notes)
+    if given.json:
+        for row in rows:
+            print(json.dumps(asdict(row)))
+    elif rows:
+        _console().print(runs_table(rows))
+    else:
+        print(f"esper: no run below {given.root}")
+    return 0
+
+
+def _table(answer: Answer) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(answer.columns):
+        number = any(isinstance(row[index], int | float) for row in answer.rows)
+        table.add_column(Text(visible(name)), justify="right" if number else "left", overflow="fold")
+    for row in answer.rows:
+        table.add_row(*(Text("" if value is None else visible(_cell(value))) for value in row))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def show_query(given: argparse.Namespace) -> int:
+    """``esper query``."""
+    bounds = Bounds(seconds=given.seconds, memory_mib=int(given.memory), rows=int(given.rows))
+    answer = run_query(given.sql, given.root, bounds)
+    _note(answer.notes)
+    if given.format == "json":
+        for row in answer.rows:
+            print(json.dumps(dict(zip(answer.columns, row))))
+    elif given.format == "csv":
+        out = csv.writer(sys.stdout, lineterminator="\n")
+        out.writerows([answer.columns, *answer.rows])
+    else:
+        _console().print(_table(answer))
+    if answer.more:
+        _note([f"only the first {len(answer.rows):,} rows; for more: --rows N"])
+    return 0
+
+
+LOOKING: dict[str, Callable[[argparse.Namespace], int]] = {"runs": show_runs, "query": show_query}
