@@ -35,6 +35,7 @@ from esper.leyline.events import (
     Fault,
     LossShifted,
     Panic,
+    PolicyAlarm,
     RolledBack,
     RunEnded,
     RunExtended,
@@ -126,6 +127,10 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         return text, "yellow"
     if isinstance(event, RolledBack):
         return f"{at}  {_rollback(event)}", "bold yellow"
+    if isinstance(event, PolicyAlarm):
+        head = f" of head {event.head}" if event.head else ""
+        beyond = f"{event.value:.4g}, limit {event.limit:.4g}"
+        return f"update {event.epoch}  policy alarm: {event.symptom}{head} {beyond}, {event.updates} in a row", "red"
     if isinstance(event, BreakerChanged):
         left = f", {event.ticks_left} ticks" if event.ticks_left else ""
         by = " by hand" if event.manual else ""

@@ -19,6 +19,7 @@ from esper.leyline.events.growth import (
     StageChanged,
     WorthMeasured,
 )
+from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicySymptom, PolicyUpdated
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
     CheckpointSaved,
@@ -49,6 +50,10 @@ __all__ = [
     "LibraryUsed",
     "LossShifted",
     "Panic",
+    "PolicyAlarm",
+    "PolicySaved",
+    "PolicySymptom",
+    "PolicyUpdated",
     "RampCommitted",
     "Rewrapped",
     "RolledBack",

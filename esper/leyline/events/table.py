@@ -14,6 +14,7 @@ from esper.leyline.events.growth import (
     StageChanged,
     WorthMeasured,
 )
+from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicyUpdated
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
     CheckpointSaved,
@@ -54,6 +55,9 @@ EVENTS: dict[str, type[Event]] = {
         LossShifted,
         RolledBack,
         BreakerChanged,
+        PolicyUpdated,
+        PolicyAlarm,
+        PolicySaved,
         Fault,
     )
 }
