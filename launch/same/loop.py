@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import esper
+from esper.kasmina.streams import seed_streams
 
 STEPS, BATCH, MIDDLE = 160, 32, 80
 ACTIONS = [
@@ -68,7 +69,7 @@ def main() -> None:
             **held_out,
         )
     rank, world = session.world.rank, session.world.size
-    torch.manual_seed(100 + rank)
+    seed_streams(100 + rank)  # Python's and numpy's, too: a save holds them
     for step in range(MIDDLE if files else 0, STEPS):
         if step == MIDDLE and not files:
             session.save(folder / "middle.pt")

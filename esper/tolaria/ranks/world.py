@@ -45,7 +45,14 @@ class World:
 
     waiting = ""
 
-    def __init__(self, config: WorldConfig, control: ControlConfig, *, within: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        config: WorldConfig,
+        control: ControlConfig,
+        *,
+        within: torch.device | None = None,
+        alone: bool = False,
+    ) -> None:
         """Joins the process group that the environment describes (RANK, WORLD_SIZE, ...); alone without one.
 
         Args:
@@ -53,13 +60,14 @@ class World:
             control: time limits.
             within: device of a model that a user's program has placed. That program may already have a process group;
                 then it is left as it is, and only the data and control groups are made.
+            alone: rank 0 of 1 whatever the environment says: each rank has networks of its own.
 
         Raises:
             ConfigError: a GPU world without enough CUDA devices, or GLOO_SOCKET_IFNAME names no network interface.
             LockstepError: the ranks did not meet within control.startup_timeout_s.
         """
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = 0 if alone else int(os.environ.get("RANK", "0"))
+        self.size = 1 if alone else int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.heartbeat: Heartbeat | LastWord | None = None
         self.find_unused = config.find_unused
