@@ -1,6 +1,7 @@
 """What a row of losses out of line means: wait, tell of a shift, or go back.
 
     blow-up, collapse         a panic after ``patience`` ticks that do not fall
+    a blow-up, a seed gone    a panic after three times as many that do not fall: a host may begin there
     a jump beyond chance      a panic after twice as many: the spike of a warm-up rises, and falls
     a jump below chance       told as a shift once it is at rest, after ``patience`` ticks; a panic if it has risen
                               without a pause for twice as many
@@ -8,7 +9,7 @@
 
 A task that becomes harder, an augmentation that sets in, a network that memorises: each lifts a loss, and none of them
 is cured by going back. A tick *falls* if its loss is lower than the one before by at least ``_FALL`` of what that
-exceeds the median by, unless the row had blown up. All functions are pure.
+exceeds the median by (chance, where there is no median), unless the row had blown up. All functions are pure.
 """
 
 import math
@@ -46,10 +47,10 @@ def rises(series: Series, at: int, chance: float, config: GovernorConfig) -> boo
     return series.row[at] - series.row[at - 1] > max(noise, rise, sampling)
 
 
-def _falls(series: Series, at: int) -> bool:
+def _falls(series: Series, at: int, chance: float) -> bool:
     """Returns whether one loss of the row gives back a share of what the one before exceeded the median by."""
     before, now = series.row[at - 1], series.row[at]
-    return before - now >= _FALL * (before - statistics.median(series.losses))
+    return before - now >= _FALL * (before - (statistics.median(series.losses) if series.losses else chance))
 
 
 def course_of(series: Series, chance: float, config: GovernorConfig, *, training: bool) -> Course:
@@ -62,15 +63,18 @@ def course_of(series: Series, chance: float, config: GovernorConfig, *, training
         training: whether it is the training loss; validation alone is hardly ever a reason to go back.
     """
     loss, error, count, patience = series.row[-1], series.row_errors[-1], len(series.row), config.patience
+    falls = [_falls(series, at, chance) for at in range(1, count)]
+    if not series.losses:
+        return Course.PANIC if count - sum(falls) >= 3 * patience else Course.WAIT
     scale = scale_of(series, chance)
     blown = [_has_blown_up(series, at, chance, config) for at in range(count)]
     collapsed = training and has_collapsed(series, loss, chance, config, error=error)
-    still = count if any(blown) else 1 + sum(not _falls(series, at) for at in range(1, count))
+    still = count if any(blown) else count - sum(falls)
     if blown[-1] or collapsed:
         return Course.PANIC if still >= (patience if training else 2 * patience) else Course.WAIT
     if training and scale is not None and loss >= scale.chance:
         return Course.PANIC if still >= 2 * patience else Course.WAIT
-    if count <= patience or _falls(series, count - 1):
+    if count <= patience or falls[-1]:
         return Course.WAIT
     if not rises(series, count - 1, chance, config):
         return Course.SHIFT

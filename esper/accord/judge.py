@@ -19,8 +19,10 @@ from esper.accord.verdict import (
     accept_row,
     append_loss,
     append_outlier,
+    bare_limit,
     ceiling,
     symptom_of,
+    without_past,
 )
 from esper.leyline.alpha import AlphaMode
 from esper.leyline.evidence import Reading
@@ -100,11 +102,15 @@ def judge_loss(
         return Finding(healthy=after, sick=replace(series, row=(), row_errors=()))
     row = append_outlier(series, loss, config, error=error)
     course = course_of(row, chance, config, training=training)
-    name, middle = "training" if training else "validation", median(series.losses)
+    name = "training" if training else "validation"
     if course is Course.SHIFT:
-        words = f"{name} loss {loss:.4g}, out of line for {len(row.row)} ticks and at rest; it had been {middle:.4g}"
+        middle, count = median(series.losses), len(row.row)
+        words = f"{name} loss {loss:.4g}, out of line for {count} ticks and at rest; it had been {middle:.4g}"
         return Finding(healthy=accept_row(row, config), sick=row, symptom=Symptom.SHIFT, words=words, course=course)
-    if symptom is Symptom.COLLAPSE:
+    if not series.losses:
+        bare = bare_limit(series, chance, config)
+        words = f"{name} loss {loss:.4g}, at most {bare:.4g} where a seed has gone; chance is {chance:.4g}"
+    elif symptom is Symptom.COLLAPSE:
         words = f"training loss {loss:.4g}, chance is {chance:.4g}, it had been {series.best:.4g}"
     else:
         most, count = ceiling(series, chance, config, training=training, error=error), len(series.losses)
@@ -129,7 +135,7 @@ def judge_tick(
     governor = state.governor
     if has_lost_seed(state, since):
         # What was out of line before the seed went was no fault of its going.
-        train, validation = (old if old.row else Series() for old in (governor.train, governor.validation))
+        train, validation = without_past(governor.train), without_past(governor.validation)
         governor = replace(governor, train=train, validation=validation)
         state = replace(state, governor=governor)
     words, at_once = _nonfinite(state, sums, terms)

@@ -141,6 +141,21 @@ def sampling_limit(series: Series, chance: float, config: GovernorConfig, *, err
     return min(explained, _inexcusable(series, chance, config))
 
 
+def bare_limit(series: Series, chance: float, config: GovernorConfig) -> float | None:
+    """Returns the training loss that a network without its seed should not exceed either; None if it is not known.
+
+    After a blended seed has gone there are no losses to compare with, and chance alone says what is hopeless.
+    """
+    known = series.least is not None and not series.losses and knows_chance(series, chance)
+    return _inexcusable(series, chance, config) if known else None
+
+
+def without_past(series: Series) -> Series:
+    """Returns the series of a network that has just lost a blended seed, or some of its alpha: it begins anew, but for
+    the lowest loss, by which a blow-up is measured. A row that began before goes on."""
+    return series if series.row else Series(least=series.least)
+
+
 def jump_limit(series: Series, chance: float, config: GovernorConfig, *, error: float = 0.0) -> float | None:
     """Returns the loss above which the next one is a jump; None while there are too few losses to tell.
 
@@ -203,9 +218,10 @@ def symptom_of(
         training: whether it is the training loss, which is also compared with chance.
         error: standard error of ``loss``; 0 where there is none.
     """
-    if not series.losses or loss <= sampling_limit(
-        series, chance, config, error=error
-    ):  # which every rule asks for; seldom passed
+    if not series.losses:
+        bare = bare_limit(series, chance, config) if training else None
+        return Symptom.NONE if bare is None or loss <= bare else Symptom.DIVERGENCE
+    if loss <= sampling_limit(series, chance, config, error=error):  # which every rule asks for; seldom passed
         return Symptom.NONE
     most = ceiling(series, chance, config, training=training, error=error)
     if most is not None and loss > most:

@@ -6,13 +6,12 @@ import pytest
 from esper.accord.config import GovernorConfig
 from esper.accord.course import Course
 from esper.accord.judge import judge_loss
-from esper.accord.verdict import Series
+from esper.accord.verdict import Series, without_past
 from esper.leyline.evidence import ABSENT, Reading, measured
 from tests.support.loss_series import HEALTHY, SICK, TICKS, Losses, Runs
 
 CONFIG = GovernorConfig()
 RUNS = [300, pytest.param(1000, marks=pytest.mark.slow)]
-SOON = 5  # ticks
 
 
 def readings(losses: Losses | None, errors: Losses | None, run: int) -> list[Reading]:
@@ -28,6 +27,8 @@ def first_panic(runs: Runs, run: int, start: int = 0) -> int | None:
     trained = readings(runs.train, runs.train_errors, run)
     validated = readings(runs.validation, runs.validation_errors, run)
     for tick in range(start, TICKS):
+        if tick in runs.fading:
+            train, validation = without_past(train), without_past(validation)
         found = (
             judge_loss(train, trained[tick], tick, runs.chance, CONFIG, training=True),
             judge_loss(validation, validated[tick], tick, runs.chance, CONFIG, training=False),
@@ -58,5 +59,5 @@ def test_of_sick_runs_of_each_kind_99_in_a_hundred_panic_soon(kind: str, count: 
     for make in sizes:
         runs = make(rng, -(-count // len(sizes)))
         panics = [first_panic(runs, run, runs.change - 60) for run in range(len(runs.train))]
-        missed.append(sum(p is None or not 0 <= p - runs.change < SOON for p in panics))
+        missed.append(sum(p is None or not 0 <= p - runs.change < runs.soon for p in panics))
     assert sum(missed) <= count // 100, missed

@@ -195,6 +195,21 @@ def test_a_network_that_is_made_to_do_without_a_seed_is_not_sick(how: str) -> No
         assert tick(run, loss=5.0).governor.verdict is Verdict.HEALTHY, "the series began anew"
 
 
+@pytest.mark.parametrize("ticks", [2, 12])
+def test_a_blow_up_while_a_seed_fades_is_a_panic_unless_it_falls(ticks: int) -> None:
+    losses = {"stays": (50.0,) * 6, "falls": (50.0, 40.0, 30.0, 25.0, 20.0, 16.0, 10.0)}
+    verdicts = {}
+    for how, after in losses.items():
+        run = well(at(Stage.HOLDING))
+        tick(run, ask("r0c0", "PRUNE", ticks=ticks))
+        tick(run)
+        verdicts[how] = [tick(run, loss=loss).governor.verdict for loss in after]
+    assert verdicts["stays"] == [Verdict.SUSPECT] * 5 + [Verdict.PANIC]
+    assert verdicts["falls"] == [Verdict.SUSPECT] * 7
+    assert "at most 6.9 where a seed has gone; chance is 2.3" in run.state.governor.words
+    assert tick(run, loss=5.0).governor.verdict is Verdict.HEALTHY
+
+
 def test_what_was_out_of_line_before_a_seed_went_is_no_fault_of_its_going() -> None:
     run = well(at(Stage.HOLDING), validation=1.0)
     assert tick(run, ask("r0c0", "PRUNE"), loss=50.0, validation=1.0).governor.verdict is Verdict.SUSPECT

@@ -27,6 +27,8 @@ class Runs:
         validation_errors: their standard errors.
         chance: chance level; 0 where there is none.
         change: tick at which the trouble begins, for those that fall ill.
+        soon: ticks within which it is to be seen.
+        fading: ticks at which a blended seed loses some of its alpha, so that the series begin anew.
     """
 
     train: Losses
@@ -35,6 +37,8 @@ class Runs:
     validation_errors: Losses | None = None
     chance: float = TEN
     change: int = 0
+    soon: int = 5
+    fading: range = range(0)
 
 
 def _ticks(runs: int) -> Losses:
@@ -140,6 +144,15 @@ def wavering(rng: Generator, runs: int, share: float, factor: float = 2.5) -> Ru
     )
 
 
+def without_its_seed(rng: Generator, runs: int, chances: float, fall: float, ticks: int) -> Runs:
+    """A seed fades in some ticks. Without it the host stands at a multiple of chance, and learns to do without."""
+    t = _ticks(runs)
+    level = rng.uniform(0.2, 1.0, (runs, 1))
+    rise = numpy.clip((t - 200 + 1) / ticks, 0, 1) * numpy.exp(-numpy.maximum(0, t - 200 - ticks) / fall)
+    train, errors = _sampled(rng, (level + TEN * chances * rise) * rng.lognormal(0, 0.02, t.shape), 0.3, 640)
+    return Runs(train=train, train_errors=errors, fading=range(200, 200 + ticks))
+
+
 # Each kind in the sizes that it comes in; a thousand runs of a kind are shared out among them.
 HEALTHY: dict[str, list[Callable[[Generator, int], Runs]]] = {
     "rare class": [
@@ -172,6 +185,10 @@ HEALTHY: dict[str, list[Callable[[Generator, int], Runs]]] = {
         lambda g, n, share=share, factor=factor: wavering(g, n, share, factor)
         for share, factor in ((0.05, 2.5), (0.1, 2.5), (0.3, 2.5), (0.05, 4.0))
     ],
+    "without its seed": [
+        lambda g, n, chances=chances, fall=fall, ticks=ticks: without_its_seed(g, n, chances, fall, ticks)
+        for chances, fall, ticks in ((1.0, 10.0, 1), (2.5, 50.0, 10), (4.0, 2.0, 1), (4.0, 6.0, 3), (10.0, 6.0, 3))
+    ],
 }
 
 
@@ -203,8 +220,21 @@ def negative_runaway(rng: Generator, runs: int) -> Runs:
     return Runs(train=mean, train_errors=numpy.where(t < 200, healthy.train_errors, mean / 25), chance=0.0, change=200)
 
 
+def runaway_while_fading(rng: Generator, runs: int, within: int, ticks: int) -> Runs:
+    """While a seed fades the loss blows up to several times chance, and stays there."""
+    t = _ticks(runs)
+    level, most = rng.uniform(0.2, 1.0, (runs, 1)), TEN * rng.uniform(4, 20, (runs, 1))
+    mean = level + (most - level) * numpy.clip((t - 200 + 1) / within, 0, 1)
+    train, errors = _sampled(rng, mean * rng.lognormal(0, 0.02, t.shape), 0.3, 640)
+    return Runs(train=train, train_errors=errors, change=200, soon=8, fading=range(198, 198 + ticks))
+
+
 SICK: dict[str, list[Callable[[Generator, int], Runs]]] = {
     "rate x 30": [lambda g, n, growth=growth: runaway(g, n, growth) for growth in (3.0, 5.0, 30.0)],
     "collapse": [lambda g, n, within=within: collapsing(g, n, within) for within in (1, 2, 3)],
     "negative losses": [negative_runaway],
+    "while a seed fades": [
+        lambda g, n, within=within, ticks=ticks: runaway_while_fading(g, n, within, ticks)
+        for within, ticks in ((1, 3), (1, 10), (2, 10))
+    ],
 }
