@@ -23,6 +23,7 @@ from esper.launcher.supervise import (
     torchrun_arguments,
     torchrun_environment,
 )
+from esper.launcher.unsaved import NothingUnsaved
 from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted, RunDirError
 from esper.leyline.files import RunDir, package_folder, write_json
 from esper.run.attempt import BEFORE, find_takeover, latest_attempt
@@ -126,7 +127,15 @@ def start(
         rendezvous = rendezvous_of(arguments) if job is None else job.rendezvous
         name_launch(lock, rendezvous)
         environment[LOCKED] = str(folder)
-        ended = supervise(command, environment, grace_s=grace_s, lock=lock, stop_due=limit, remote=job is not None)
+        ended = supervise(
+            command,
+            environment,
+            grace_s=grace_s,
+            lock=lock,
+            stop_due=limit,
+            nothing_unsaved=NothingUnsaved(folder),
+            remote=job is not None,
+        )
         if (other := find_takeover(folder, before, rendezvous)) is not None:
             raise LeaseError(f"{folder}: attempt {other} was begun by another launcher; this run is that one's now")
         status, mark_now = read_status(folder)

@@ -4,8 +4,8 @@ Signals, from the gentlest to the hardest:
   1. SIGINT, SIGTERM or SIGUSR1 at the launcher: every worker gets one SIGUSR1 as soon as it can catch it, so that it
      saves at its next tick. Its helpers and the agent get none. Workers that start later get theirs, too. In a Slurm
      job on several hosts srun gets the signal, and passes it on to a supervisor like this one on each of them.
-  2. A second SIGINT or SIGTERM (schedulers repeat SIGUSR1), or ``grace_s`` later: SIGHUP to the agent, which ends its
-     workers; SIGTERM to srun.
+  2. A second SIGINT or SIGTERM (schedulers repeat SIGUSR1), or ``grace_s`` later, or once ranks that stand still
+     have nothing to save: SIGHUP to the agent, which ends its workers; SIGTERM to srun.
   3. Five seconds later: SIGKILL to every process that the run started.
   4. A minute later: what cannot be killed (it waits for a device or a file system, state D) is named and left behind.
      It holds RUN's lock until it is gone.
@@ -152,6 +152,7 @@ def supervise(
     grace_s: float,
     lock: int | None = None,
     stop_due: Callable[[], str | None] = lambda: None,
+    nothing_unsaved: Callable[[], bool] = lambda: False,
     idle_s: float | None = None,
     remote: bool = False,
 ) -> Ended:
@@ -164,6 +165,7 @@ def supervise(
         lock: descriptor of the run's lock; the child holds it too, so that a run whose launcher was killed stays
             locked until its workers are gone.
         stop_due: called often; a reason that it returns counts like a stop signal.
+        nothing_unsaved: called often after a stop signal; if it says so, force is used at once.
         idle_s: seconds without a worker after which the agent is ended, since the other hosts did not come.
         remote: whether the workers are on other hosts.
     """
@@ -178,7 +180,7 @@ def supervise(
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
             )
             try:
-                forced = _watch(child, signals, grace_s, stop_due, idle_s, remote)
+                forced = _watch(child, signals, grace_s, stop_due, nothing_unsaved, idle_s, remote)
             finally:
                 _end_leftovers(child, others)
             return Ended(
@@ -204,6 +206,7 @@ def _watch(
     signals: _Signals,
     grace_s: float,
     stop_due: Callable[[], str | None],
+    nothing_unsaved: Callable[[], bool],
     idle_s: float | None,
     remote: bool,
 ) -> bool:
@@ -226,6 +229,13 @@ def _watch(
             idle_at = float("inf") if children_of(child.pid) else min(idle_at, now + idle_s)
         if signals.names and kill_at == float("inf"):
             _ask_to_stop(child, asked, remote)
+        if signals.names and now < deadline and kill_at == float("inf") and nothing_unsaved():
+            print(
+                "esper: the ranks stand still and no step is unsaved, so they are ended at once",
+                file=sys.stderr,
+                flush=True,
+            )
+            deadline = now
         if kill_at == float("inf") and (signals.insist or now >= min(deadline, idle_at)):
             if now >= idle_at:
                 print(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from esper.config.tree import RunConfig
 from esper.launcher.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
+from esper.launcher.unsaved import NothingUnsaved
 from esper.leyline.files import RunDir
 from esper.run.directory import hold_run
 from esper.tolaria.ranks.config import WorldConfig
@@ -17,7 +18,10 @@ def main() -> None:
     with hold_run(run, {"run": {"dir": run.dir, "resume": "auto"}}) as lock:
         arguments = torchrun_arguments(world, RunDir(folder).config, "tests.support.stand_in_worker")
         environment = torchrun_environment(world, TrainerConfig())
-        print(supervise(agent_command(arguments), environment, grace_s=world.grace_s, lock=lock))
+        unsaved = NothingUnsaved(folder, still_s=0.5)
+        print(
+            supervise(agent_command(arguments), environment, grace_s=world.grace_s, lock=lock, nothing_unsaved=unsaved)
+        )
 
 
 if __name__ == "__main__":
