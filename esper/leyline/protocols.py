@@ -111,7 +111,9 @@ class Trials(Protocol[Task]):
         """Returns N."""
 
     def begin(self, index: int, task: Task, seed: int) -> Report:
-        """Starts a trial at place ``index``, in place of the one that was there; returns its first report.
+        """Starts a trial at place ``index``, in place of the one that was there, and trains it to its first tick.
+
+        Returns the report of that tick, before any decision.
 
         Args:
             index: 0 to N - 1.

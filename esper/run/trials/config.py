@@ -60,8 +60,8 @@ def data_of(task: GrowthTask) -> Any:
         test=TEST,
         train=task.samples,
         label_noise=task.noise,
-        chains=2,
-        keys=4,
+        chains=3,
+        keys=6,
         values=4,
         questions=4,
     )

@@ -92,14 +92,14 @@ class Range:
 
 RANGES: dict[Purpose, dict[Family, Range]] = {
     Purpose.TRAINING: {
-        Family.DIGITS: Range(hosts=((4, 2),), samples=(250, 500, 1000), noise=(0.0, 0.2), steps=(150, 900)),
-        Family.BYTES: Range(hosts=((16, 1),), samples=(1000, 4000), noise=(0.0,), steps=(150, 900)),
-        Family.RECALL: Range(hosts=((16, 1),), samples=(1000, 4000), noise=(0.0, 0.1), steps=(200, 1500)),
+        Family.DIGITS: Range(hosts=((4, 2),), samples=(250, 500, 1000), noise=(0.0, 0.2), steps=(200, 1800)),
+        Family.BYTES: Range(hosts=((16, 1),), samples=(1000, 4000), noise=(0.0,), steps=(200, 1800)),
+        Family.RECALL: Range(hosts=((16, 1),), samples=(1000, 4000), noise=(0.0, 0.1), steps=(200, 1800)),
     },
     Purpose.HELD_OUT: {
-        Family.DIGITS: Range(hosts=((2, 2), (8, 2)), samples=(150, 1000), noise=(0.1, 0.4), steps=(100, 1200)),
-        Family.BYTES: Range(hosts=((8, 1), (24, 1)), samples=(500, 4000), noise=(0.0,), steps=(100, 1200)),
-        Family.RECALL: Range(hosts=((12, 1), (24, 1)), samples=(500, 4000), noise=(0.0, 0.2), steps=(150, 1800)),
+        Family.DIGITS: Range(hosts=((2, 2), (8, 2)), samples=(250, 1000), noise=(0.1, 0.4), steps=(120, 2400)),
+        Family.BYTES: Range(hosts=((8, 1), (24, 1)), samples=(1000, 4000), noise=(0.0,), steps=(120, 2400)),
+        Family.RECALL: Range(hosts=((12, 1), (24, 1)), samples=(1000, 4000), noise=(0.05, 0.2), steps=(120, 2400)),
     },
 }
 
@@ -140,50 +140,50 @@ def _tasks(rows: str) -> tuple[GrowthTask, ...]:
     return tuple(tasks)
 
 
-#      name family width depth samples noise steps
+#   name family width depth samples noise  steps; tasks that differ in steps alone share the runs that tell their kinds
 TRAINING = _tasks("""
-       d1   digits 4     2     1000    0.0   900
-       d2   digits 4     2     1000    0.0   500
-       d3   digits 4     2     1000    0.0   200
-       d4   digits 4     2     250     0.0   600
-       d5   digits 4     2     250     0.2   600
-       d6   digits 4     2     500     0.2   300
-       d7   digits 4     2     500     0.0   150
-       b1   bytes  16    1     4000    0.0   900
-       b2   bytes  16    1     4000    0.0   500
-       b3   bytes  16    1     4000    0.0   250
-       b4   bytes  16    1     1000    0.0   600
-       b5   bytes  16    1     1000    0.0   300
-       b6   bytes  16    1     4000    0.0   150
-       r1   recall 16    1     4000    0.0   1500
-       r2   recall 16    1     4000    0.0   1000
-       r3   recall 16    1     4000    0.0   600
-       r4   recall 16    1     4000    0.1   1200
-       r5   recall 16    1     1000    0.0   1000
-       r6   recall 16    1     1000    0.1   500
-       r7   recall 16    1     4000    0.0   250
+    d1   digits 4     2     1000    0.0    200
+    d2   digits 4     2     1000    0.0    400
+    d3   digits 4     2     1000    0.0    700
+    d4   digits 4     2     1000    0.0    1100
+    d5   digits 4     2     1000    0.0    1800
+    d6   digits 4     2     250     0.2    200
+    d7   digits 4     2     250     0.2    500
+    d8   digits 4     2     250     0.2    900
+    d9   digits 4     2     250     0.2    1500
+    b1   bytes  16    1     4000    0.0    200
+    b2   bytes  16    1     4000    0.0    500
+    b3   bytes  16    1     4000    0.0    1000
+    b4   bytes  16    1     4000    0.0    1800
+    r1   recall 16    1     4000    0.0    250
+    r2   recall 16    1     4000    0.0    600
+    r3   recall 16    1     4000    0.0    1000
+    r4   recall 16    1     4000    0.0    1600
+    r5   recall 16    1     1000    0.1    300
+    r6   recall 16    1     1000    0.1    700
+    r7   recall 16    1     1000    0.1    1300
 """)
 HELD_OUT = _tasks("""
-       hd1  digits 2     2     1000    0.1   1200
-       hd2  digits 2     2     1000    0.1   400
-       hd3  digits 2     2     150     0.4   1000
-       hd4  digits 8     2     1000    0.1   1100
-       hd5  digits 8     2     1000    0.4   300
-       hd6  digits 8     2     150     0.4   120
-       hd7  digits 8     2     150     0.1   1000
-       hb1  bytes  8     1     4000    0.0   1200
-       hb2  bytes  8     1     4000    0.0   400
-       hb3  bytes  8     1     500     0.0   1000
-       hb4  bytes  24    1     4000    0.0   1000
-       hb5  bytes  24    1     500     0.0   500
-       hb6  bytes  24    1     4000    0.0   120
-       hr1  recall 12    1     4000    0.0   1800
-       hr2  recall 12    1     4000    0.2   1600
-       hr3  recall 12    1     500     0.0   400
-       hr4  recall 24    1     4000    0.0   1700
-       hr5  recall 24    1     4000    0.2   1000
-       hr6  recall 24    1     500     0.2   180
-       hr7  recall 24    1     4000    0.0   170
+    hd1  digits 2     2     1000    0.1    150
+    hd2  digits 2     2     1000    0.1    500
+    hd3  digits 2     2     1000    0.1    1100
+    hd4  digits 2     2     1000    0.1    2200
+    hd5  digits 8     2     500     0.4    120
+    hd6  digits 8     2     500     0.4    600
+    hd7  digits 8     2     500     0.4    1200
+    hd8  digits 8     2     500     0.4    2000
+    hb1  bytes  8     1     4000    0.0    150
+    hb2  bytes  8     1     4000    0.0    800
+    hb3  bytes  8     1     4000    0.0    2200
+    hb4  bytes  24    1     1000    0.0    120
+    hb5  bytes  24    1     1000    0.0    900
+    hr1  recall 12    1     4000    0.2    150
+    hr2  recall 12    1     4000    0.2    900
+    hr3  recall 12    1     4000    0.2    2000
+    hr4  recall 24    1     4000    0.05   170
+    hr5  recall 24    1     4000    0.05   500
+    hr6  recall 24    1     4000    0.05   1100
+    hr7  recall 24    1     4000    0.05   2000
 """)
 REGISTERED: dict[Purpose, tuple[GrowthTask, ...]] = {Purpose.TRAINING: TRAINING, Purpose.HELD_OUT: HELD_OUT}
 

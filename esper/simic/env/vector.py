@@ -24,6 +24,7 @@ from gymnasium.vector.utils import batch_space
 
 from esper.leyline.commands import Command
 from esper.leyline.errors import EsperError
+from esper.leyline.observation import Observation
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.protocols import Ending, Trials
 from esper.simic.env.episode import Episode, check_legal
@@ -151,6 +152,14 @@ class GrowthVectorEnv(VectorEnv):
             choice = {head: int(option[env]) for head, option in actions.items()}
             check_legal(self._rows[env], choice, self._options, env)
             said.append(to_commands(episode.report.observation, choice, self._options))
+        return self.obey(said)
+
+    def obey(self, said: Sequence[list[Command]]) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As `step`, with the commands of any controllers, as many for each host as they like.
+
+        Args:
+            said: commands for each host; those that are not legal are refused by its run, as in a main job.
+        """
         reports = self.trials.advance(said)
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
@@ -173,6 +182,10 @@ class GrowthVectorEnv(VectorEnv):
             rows.append(row)
         self._rows = rows
         return stack(rows), rewards, terminated, truncated, infos
+
+    def observations(self) -> list[Observation]:
+        """What a controller of each host would see now."""
+        return [episode.report.observation for episode in self._episodes]
 
     def state_dict(self) -> dict[str, Any]:
         """Where every environment is, as plain data: its stream, and the trial so far as what was said in it."""

@@ -10,8 +10,9 @@ Each sample has links and values of its own, so nothing can be learned by heart:
 is learned is to look it up. Whoever follows the links has loss 0; whoever does not read them can only guess among the
 values, and `RecallConfig.chance` is the loss of that. One hop is associative recall, which one layer of attention can
 do; with more hops a look-up needs what another one found, so attention must follow attention (k-hop in Sanford, Hsu,
-Telgarsky 2024, "Transformers, parallel computation, and logarithmic depth"). So a host that is too shallow gains
-nothing from more time, and depth that is grown into it helps late, when the look-up has been learned.
+Telgarsky 2024, "Transformers, parallel computation, and logarithmic depth"). So with many keys a host that is too
+shallow gains little from more time, and depth that is grown into it helps late, when the look-up has been learned. Few
+keys are no such test: one layer can learn all ways in which a handful of links can be read.
 """
 
 import math

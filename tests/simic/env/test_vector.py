@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from esper.leyline.commands import Command
 from esper.leyline.errors import EsperError
+from esper.leyline.observation import Observation
 from esper.leyline.protocols import Ending
 from esper.leyline.stages import Op
 from esper.run.trials.config import trial_config
@@ -20,7 +22,9 @@ from esper.simic.env.reward import RewardConfig
 from esper.simic.env.tasks import Family, GrowthTask
 from esper.simic.env.twins import Curve, Twins
 from esper.simic.env.vector import PARTS, GrowthVectorEnv
+from esper.tamiyo.heuristic import HeuristicConfig
 from esper.tamiyo.policy.options import OPTIONS
+from esper.tamiyo.registry import build_controller
 from tests.support.tiny import bits, make_engine
 
 DIGITS = GrowthTask(name="digits", family=Family.DIGITS, width=4, depth=2, samples=200, noise=0.0, steps=40, every=5)
@@ -120,53 +124,58 @@ def test_the_rules_of_gymnasium() -> None:
     assert ends >= 2
 
 
-def test_an_episode_is_a_main_job_with_that_controller_bit_for_bit(tmp_path: Path) -> None:
-    """What a random policy said through the environment, given to a main job, has the same course and the same net."""
+class Repeats:
+    """Says in a main job what was said in an episode."""
+
+    name = "repeats"
+
+    def __init__(self, said: list[list[Command]]) -> None:
+        self.said, self.seen = said, list[Observation]()
+
+    def decide(self, observation: Observation) -> list[Command]:
+        self.seen.append(replace(observation, remaining=0.0))
+        return self.said[len(self.seen) - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
+@pytest.mark.parametrize("who", ["random", "heuristic"])
+def test_an_episode_is_a_main_job_with_that_controller_bit_for_bit(who: str, tmp_path: Path) -> None:
+    """What was said through the environment, said in a main job, gives the same course and the same net."""
     env = environment(1, (DIGITS,))
     draws = np.random.default_rng(8)
+    rules = HeuristicConfig(eager=True, warmup_ticks=1, life_ticks=1, blueprints=["norm", "bottleneck"], tempo_ticks=1)
+    heuristic = build_controller(rules, slots=("r0c0", "r0c1", "r1c0"), seed=0)
     seen, _ = env.reset(seed=11)
-    said, observed = [], []
-    episode = env._episodes[0]
-    while True:
+    episode, over, observed, total = env._episodes[0], False, [], 0.0
+    while not over:
         trial = env.trials.trials[0]  # type: ignore[attr-defined]
-        observed.append(replace(episode.report.observation, remaining=0.0))
-        seen, _, terminated, _, infos = env.step(legal(env, seen, draws))
-        if terminated[0]:
-            break
-    said = episode.said
-    assert len([commands for commands in said if commands]) >= 3
-    final = episode.report
+        (observation,) = env.observations()
+        observed.append(replace(observation, remaining=0.0))
+        if who == "random":
+            seen, rewards, ended, _, infos = env.step(legal(env, seen, draws))
+        else:
+            seen, rewards, ended, _, infos = env.obey([heuristic.decide(observation)])
+        over, total = bool(ended[0]), total + float(rewards[0])
+    assert len([commands for commands in episode.said if commands]) >= 3
+    assert infos["final_info"]["total"][0] == pytest.approx(total)
 
     _, config = MAKER.shared(DIGITS, episode.seed)
-
-    class Repeats:
-        name = "repeats"
-        seen: list[Any] = []
-
-        def decide(self, observation: Any) -> Any:
-            self.seen.append(replace(observation, remaining=0.0))
-            return said[len(self.seen) - 1]
-
-        def state_dict(self) -> dict[str, Any]:
-            return {}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            assert not state
-
-    controller = Repeats()
-    job = make_engine(config, tmp_path, controller=controller)
+    repeats = Repeats(episode.said)
+    job = make_engine(config, tmp_path, controller=repeats)
     job.begin(None)
-    while len(controller.seen) < len(said):
-        job.train_step()
-        if job.tick_due():
-            job.tick()
     while job.step < trial.engine.step:
         job.train_step()
+        if job.tick_due() and len(repeats.seen) < len(episode.said):
+            job.tick()
     turn = job.open_tick()
-    assert controller.seen == observed
-    assert (turn.state.flops, turn.state.validation_loss) == (final.flops, final.validation_loss)
+    assert repeats.seen == observed
+    assert (turn.state.flops, turn.state.validation_loss) == (episode.report.flops, episode.report.validation_loss)
     assert bits(job.grown.model.named_parameters()) == bits(trial.engine.grown.model.named_parameters())
-    assert infos["final_info"]["total"][0] == pytest.approx(episode.total)
 
 
 def test_without_growth_every_reward_is_zero_and_each_part_has_its_sign() -> None:
