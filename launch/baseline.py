@@ -36,7 +36,7 @@ from torch import Tensor
 
 from esper.accord.config import GateConfig
 from esper.accord.evidence.lasting import judge_lasting
-from esper.tolaria.growth.continuation import lasting_sums
+from esper.tolaria.growth.lasting import lasting_sums
 
 BATCH, LR, DECAY, END = 32, 2e-3, 0.01, 660  # samples, AdamW, optimizer steps of a run after the birth
 LOOKS = (110, 220, 330, 440)  # steps after the birth

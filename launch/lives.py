@@ -2,6 +2,7 @@
 
     python launch/lives.py                                         # widths 32 and 8, 20 runs each: some ten minutes
     python launch/lives.py --blueprints mlp --widths 8 --baseline standing
+    python launch/lives.py --keep lives.jsonl                      # stopped, the same command goes on where it was
 
 The host is a classifier of scikit-learn's digits (64 - width - 10), trained by `esper.Session` for 770 steps on 700
 images. A ``lora`` seed at its first Linear adds nothing: exported, it folds into that layer. An ``mlp`` seed there adds
@@ -9,11 +10,14 @@ what a narrow host lacks. Each run has a twin without growth: same weights, same
 """
 
 import argparse
+import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +67,8 @@ class Digits:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How a run ended: loss and accuracy on held-out samples, the stage of its slot, births, continuations."""
+    """How a run ended: loss and accuracy on held-out samples, the stage of its slot, births, and the most continuations
+    of one of its seeds."""
 
     loss: float
     accuracy: float
@@ -112,6 +117,26 @@ def live(seed: int, digits: Digits, width: int, controller: Any, gates: dict[str
     )
 
 
+class Kept:
+    """Lives by their settings, in a file of JSON lines if one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._lives = path, dict[str, Life]()
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                key, life = json.loads(line)
+                self._lives[key] = Life(**life)
+
+    def get(self, key: str, make: Callable[[], Life]) -> Life:
+        """The life of these settings, lived now if it is not known."""
+        if key not in self._lives:
+            self._lives[key] = make()
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    file.write(json.dumps([key, asdict(self._lives[key])]) + "\n")
+        return self._lives[key]
+
+
 def with_error(values: list[float]) -> str:
     """The mean and its standard error."""
     return f"{statistics.mean(values):+.3f} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
@@ -125,17 +150,25 @@ def main() -> None:
     parser.add_argument("--blueprints", default="lora,mlp")
     parser.add_argument("--baseline", default="continued", choices=("continued", "standing"))
     parser.add_argument("--incubation", default="immediate")
+    parser.add_argument("--keep", type=Path, help="file of finished lives, which are not lived again")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    digits = Digits.load()
+    digits, kept = Digits.load(), Kept(args.keep)
+
+    def lives(width: int, controller: Any, gates: dict[str, Any]) -> list[Life]:
+        return [
+            kept.get(
+                f"{seed} {width} {controller} {gates} {args.incubation}",
+                partial(live, seed, digits, width, controller, gates, args.incubation),
+            )
+            for seed in range(args.runs)
+        ]
+
     table = Table("blueprint", "width", "runs", "fossils", "other ends", "continuations", "gain, nats", "gain, points")
     for width in map(int, args.widths.split(",")):
-        seeds, still = range(args.runs), {"evidence": "observe"}
-        alone = [live(seed, digits, width, "none", still, args.incubation) for seed in seeds]
+        alone = lives(width, "none", {"evidence": "observe"})
         for name in args.blueprints.split(","):
-            controller = {"kind": "heuristic", "blueprints": [name]}
-            gates = {"baseline": args.baseline}
-            runs = [live(seed, digits, width, controller, gates, args.incubation) for seed in seeds]
+            runs = lives(width, {"kind": "heuristic", "blueprints": [name]}, {"baseline": args.baseline})
             ends = Counter(run.stage for run in runs)
             gains = [one.loss - run.loss for one, run in zip(alone, runs, strict=True)]
             points = [100 * (run.accuracy - one.accuracy) for one, run in zip(alone, runs, strict=True)]

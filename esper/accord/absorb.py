@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from esper.accord.account import (
     birth_flops,
-    continuation_flops,
     moved_lately,
     probe_flops,
     step_flops,
     validation_flops,
 )
-from esper.accord.evidence.lasting import judge_lasting, marks_of
+from esper.accord.evidence.continuing import steps_due
+from esper.accord.evidence.lasting import COPIES, SPENT, judge_lasting, marks_of
 from esper.accord.evidence.sums import ClusterSums, reading_of
 from esper.accord.lifecycle import ProbeRequest, SlotState
 from esper.accord.state import RunState, Terms
@@ -128,21 +128,25 @@ def _absorb_worth(state: SlotState, sums: Mapping[str, float], tick: int, terms:
 
 
 def _absorb_continuation(before: RunState, state: RunState, sums: Mapping[str, float], terms: Terms) -> RunState:
-    """Returns the state after the continuation that the last tick asked for, if it did."""
-    asked, gates = before.continued_slot(), terms.gates
+    """Returns the state after a piece of the continuation that is under way, if there is one; with its verdict after
+    the last piece."""
+    asked, under_way, gates = before.continued_slot(), before.continuing, terms.gates
     state = replace(state, continuing=None)
-    if asked is None:
+    if asked is None or under_way is None:
         return state
-    first, last = marks = marks_of(gates.continue_steps)
-    ahead = min(terms.total_steps - state.step, last + int(gates.continue_spans * (last - first)))
     own = {name.removeprefix("continued_"): value for name, value in sums.items() if name.startswith("continued_")}
+    done, step = steps_due(under_way, gates), state.step if under_way.step is None else under_way.step
+    if own["nonfinite"] == 0 and done < COPIES * gates.continue_steps:
+        return replace(state, continuing=replace(under_way, step=step, done=done))
+    first, last = marks = marks_of(gates.continue_steps)
+    ahead = min(terms.total_steps - step, last + int(gates.continue_spans * (last - first)))
     void = own["nonfinite"] > 0 or own["left_out"] > gates.max_left_out * (own["count"] + own["left_out"])
     lasting = None
     if not void:
         lasting = judge_lasting(
             own,
             tick=state.tick,
-            step=state.step,
+            step=step,
             total=terms.total_steps,
             marks=marks,
             ahead=ahead,
@@ -167,10 +171,10 @@ def _flops(state: RunState, sums: Mapping[str, float], terms: Terms, step: int) 
     if sums["validation_count"] and moved_lately(state.slots, state.tick, step, terms.tick_steps):
         evidence += validation_flops(state.slots, terms.costs)
     evidence += round(sums.get("worth_flops", 0.0))
-    asked = state.continued_slot()
-    if asked is not None:
-        trained, judged = int(sums["continued_trained"]), int(sums["continued_count"] + sums["continued_left_out"])
-        evidence += continuation_flops(state.slots, asked, terms.costs, terms.slots_config, trained, judged)
+    under_way = state.continuing
+    if state.continued_slot() is not None and under_way is not None and under_way.costs is not None:
+        spent = zip(SPENT, under_way.costs, strict=True)
+        evidence += sum(int(sums[f"continued_{name}"]) * cost for name, cost in spent)
     return (state.flops or 0) + training + evidence
 
 

@@ -89,23 +89,21 @@ def step_flops(slots: tuple[SlotState, ...], costs: Costs, config: SlotsConfig) 
     return total
 
 
-def continuation_flops(
-    slots: tuple[SlotState, ...], continued: SlotState, costs: Costs, config: SlotsConfig, trained: int, judged: int
-) -> int:
-    """Returns the FLOPs of judging one seed in continued copies.
+def continuation_costs(
+    slots: tuple[SlotState, ...], continued: SlotState, costs: Costs, config: SlotsConfig
+) -> tuple[int, int, int, int]:
+    """Returns FLOPs per sample of continued copies: of a step and of a forward with the seed, and of both without it.
 
     Args:
-        slots: the records agreed when it was asked for.
-        continued: the record of that seed.
+        slots: the records agreed when the continuation was asked for.
+        continued: the record of the seed that is judged.
         costs: FLOPs per sample of the run's parts.
         config: says whether fossils learn.
-        trained: samples that the copies with the seed were trained on, over all ranks; as many without it.
-        judged: samples of the probe; each goes through both copies at two marks of two orders.
     """
     active = tuple(slot for slot in slots if slot.stage.is_blended)
     without = tuple(slot for slot in active if slot.slot != continued.slot)
-    forward = 2 * costs.host.forward + sum(costs.seed(slot).forward for slot in (*active, *without))
-    return trained * (step_flops(active, costs, config) + step_flops(without, costs, config)) + 4 * judged * forward
+    kept, other = (costs.host.forward + sum(costs.seed(slot).forward for slot in part) for part in (active, without))
+    return step_flops(active, costs, config), kept, step_flops(without, costs, config), other
 
 
 def probe_flops(slots: tuple[SlotState, ...], costs: Costs, counts: Mapping[str, int]) -> int:

@@ -126,9 +126,7 @@ class GateConfig:
     """Share of the looks, 0 to 0.5, that is kept for seeds in HOLDING once all others are spent."""
 
     statistics_samples: int = 4096
-    """Training samples from which a host with BatchNorm takes the running statistics of each arm of a comparison anew.
-    A host without such statistics pays nothing.
-    """
+    """Training samples from which a host with BatchNorm, and no other, takes running statistics of each arm anew."""
 
     birth_k_se: float = 3.0
     """Standard errors of the mean probe loss by which a seed may raise it at its birth, at alpha 1; one that raises it
@@ -153,6 +151,9 @@ class GateConfig:
 
     continue_steps: int = 100
     """Further optimizer steps of the copies; they are compared at three tenths of them and at the end."""
+
+    continue_piece: int = 100
+    """Steps of copies taken in a tick, which lasts that much longer; all copies need four times ``continue_steps``."""
 
     continue_batch: int = 32
     """Samples of a batch of the copies, the same on every rank; at most the run's own batch."""
@@ -191,6 +192,8 @@ class GateConfig:
             check("birth_k_se", self.birth_k_se >= 0, "standard errors, must be >= 0")
             for name in ("look_every", "relook_every", "first_look", "min_dwell"):
                 check(name, getattr(self, name) >= 1, "must be >= 1")
+            for name in ("continue_piece", "continue_batch", "continuations"):
+                check(name, getattr(self, name) >= 1, "must be >= 1")
             check("min_samples", self.min_samples >= 2, "must be >= 2 (a standard error needs two)")
             check("probe_samples", self.probe_samples >= self.min_samples, "must be >= gates.min_samples")
             check("statistics_samples", self.statistics_samples >= 2, "must be >= 2 (a variance needs two)")
@@ -199,10 +202,8 @@ class GateConfig:
             check("fresh_ticks", self.fresh_ticks >= 0, "ticks, must be >= 0")
             check("min_contribution", self.min_contribution >= 0, "nats, must be >= 0")
             check("continue_steps", self.continue_steps >= 4, "optimizer steps, must be >= 4")
-            check("continue_batch", self.continue_batch >= 1, "must be >= 1")
             check("continue_spans", self.continue_spans >= 0, "must be >= 0")
             check("continue_se", self.continue_se >= 0, "standard errors, must be >= 0")
-            check("continuations", self.continuations >= 1, "must be >= 1")
             check("auto_advance", set(self.auto_advance) <= {"G1", "G2", "G3"}, "may hold G1, G2, G3")
             for name in ("max_vanishing", "max_exploding"):
                 check(name, 0 <= getattr(self, name) <= 1, "a share, must be in [0, 1]")

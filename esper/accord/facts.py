@@ -17,12 +17,13 @@ that from the second one on.
 from dataclasses import dataclass, replace
 
 from esper.accord.config import Baseline, EvidencePolicy
+from esper.accord.evidence.continuing import begin
 from esper.accord.evidence.levels import share_of_start
 from esper.accord.evidence.record import Evidence, Weighing, weigh_harm, weigh_help
 from esper.accord.evidence.sums import reading_of
 from esper.accord.gates import GateFacts, judge_gate
 from esper.accord.lifecycle import REST, ProbeRequest, SlotState
-from esper.accord.state import RunState, Terms
+from esper.accord.state import Continuing, RunState, Terms
 from esper.leyline.alpha import AlphaMode, Operator
 from esper.leyline.evidence import ABSENT, GateResult, Reading
 from esper.leyline.observation import BlueprintInfo
@@ -60,9 +61,17 @@ def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None
         max_looks=max_looks(slot.stage, terms),
         lasting=slot.lasting,
         continuations=slot.continued,
+        continuing=_continuing_of(state, slot),
         alpha=slot.alpha(state.step),
         ramp_done=slot.ramp_done(state.step),
     )
+
+
+def _continuing_of(state: RunState, slot: SlotState) -> int | None:
+    under_way = state.continued_slot()
+    if state.continuing is None or under_way is None or under_way.slot != slot.slot:
+        return None
+    return state.continuing.done
 
 
 def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult | None:
@@ -195,13 +204,15 @@ def next_look(state: RunState, slot: SlotState, terms: Terms) -> SlotState | Non
     return replace(slot, request=request, evidence=evidence, starts=slot.starts + int(beside))
 
 
-def next_continuation(state: RunState, terms: Terms) -> str | None:
-    """Returns the slot whose seed is to be judged in continued copies for the next tick; None if none is due.
+def next_continuation(state: RunState, terms: Terms) -> Continuing | None:
+    """Returns the continuation in copies that goes on or begins at the next tick; None if none is due.
 
-    That is a seed in HOLDING whose looks suffice for G5, once, and after a refusal again every ``relook_every`` ticks.
-    One at a time, so that a tick waits for no more than one; the one that was continued least comes first.
+    That is of a seed in HOLDING whose looks suffice for G5, once, and after a refusal again every ``relook_every``
+    ticks. One at a time, so that a tick takes no more than one piece; the one that was continued least comes first.
     """
     gates, due = terms.gates, []
+    if state.continued_slot() is not None:
+        return state.continuing
     if gates.baseline is not Baseline.CONTINUED or gates.evidence is not EvidencePolicy.ENFORCE:
         return None
     for slot in state.slots:
@@ -210,13 +221,15 @@ def next_continuation(state: RunState, terms: Terms) -> str | None:
         helps, last = help_of(slot, terms), slot.lasting
         if slot.continued >= gates.continuations or helps is None or not helps.passed:
             continue
+        if last is None and slot.continued and state.tick % gates.relook_every:
+            continue  # its copies failed
         if last is not None:
             enough = last.lower >= gates.min_contribution
             soon = state.tick - last.tick < gates.relook_every or state.step < last.retry_step
             if soon or (enough and not last.is_early):
                 continue
         due.append(slot)
-    return min(due, key=lambda slot: slot.continued).slot if due else None
+    return begin(state, min(due, key=lambda slot: slot.continued).slot, terms) if due else None
 
 
 def _alpha_due(state: RunState, slot: SlotState, terms: Terms, *, seldom: bool) -> float | None:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from esper.accord.config import Baseline, EvidencePolicy, GateConfig
-from esper.accord.evidence.lasting import LastingHelp
+from esper.accord.evidence.lasting import COPIES, LastingHelp
 from esper.accord.evidence.record import Weighing
 from esper.accord.evidence.sums import MIN_CLUSTERS
 from esper.leyline.evidence import Check, GateResult, GradientHealth, Reading
@@ -54,6 +54,7 @@ class GateFacts:
         max_looks: looks that a life may have drawn by the end of this stage.
         lasting: what the latest continuation in copies said; None before the first one, or if it gave no evidence.
         continuations: continuations of this life.
+        continuing: steps that the copies of the continuation under way have taken; None if there is none.
         alpha: present alpha.
         ramp_done: whether the committed ramp has reached its target.
     """
@@ -77,6 +78,7 @@ class GateFacts:
     max_looks: int
     lasting: LastingHelp | None
     continuations: int
+    continuing: int | None
     alpha: float
     ramp_done: bool
 
@@ -154,6 +156,10 @@ def _check_lasting(facts: GateFacts, config: GateConfig) -> list[Check]:
     """Whether the help is expected to be there at the end, beside a host that goes on training."""
     if config.baseline is Baseline.STANDING:
         return []
+    if facts.continuing is not None:
+        under_way = f"continuation {facts.continuations + 1} of {config.continuations} is under way"
+        text = f"not yet: {under_way}, {facts.continuing} of {COPIES * config.continue_steps} steps of its copies done"
+        return [_evidence("lasting help", False, text)]
     spent = f"{facts.continuations} of {config.continuations} continuations"
     if facts.lasting is None:
         text = f"absent: {spent} gave no evidence" if facts.continuations else "not continued in copies yet"

@@ -96,6 +96,7 @@ def replay(present: RunState, target: RunState, terms: Terms, config: GovernorCo
         replace(
             target,
             governor=governor,
+            continuing=None,  # begun anew where it is still due
             samples=present.samples,
             flops=present.flops,
             proposals=present.proposals,

@@ -18,6 +18,29 @@ from esper.leyline.stages import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Continuing:
+    """A continuation in copies that is under way; see `esper.accord.evidence.continuing`.
+
+    Fields:
+        slot: slot whose seed is judged.
+        generation: of that seed, so that no other one in the slot is taken for it.
+        tick: control tick at which it was asked for.
+        step: optimizer steps of the network that is the base of the copies; None until it is put aside.
+        done: steps that all copies together have taken.
+        restarts: how often it was begun anew; pieces are twice as large each time.
+        costs: FLOPs per sample of a step and of a forward with the seed, and of both without it; None keeps no account.
+    """
+
+    slot: str
+    generation: int
+    tick: int
+    step: int | None = None
+    done: int = 0
+    restarts: int = 0
+    costs: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """The agreed record of a run between two ticks.
 
@@ -29,7 +52,7 @@ class RunState:
         births: seeds that ever entered the model, whatever became of them; a rollback does not take any back.
         proposals: proposal ids given so far.
         slots: one record per slot, row-major.
-        continuing: slot whose seed is being judged in continued copies for the next tick, or None.
+        continuing: the continuation in copies that is under way, or None.
         train_loss: mean training loss over the steps before the latest tick.
         train_accuracy: mean training accuracy over the same steps.
         validation_loss: loss of the latest validation.
@@ -54,7 +77,7 @@ class RunState:
     births: int = 0
     proposals: int = 0
     slots: tuple[SlotState, ...] = ()
-    continuing: str | None = None
+    continuing: Continuing | None = None
     train_loss: Reading = ABSENT
     train_accuracy: Reading = ABSENT
     validation_loss: Reading = ABSENT
@@ -82,8 +105,11 @@ class RunState:
 
     def continued_slot(self) -> SlotState | None:
         """Returns the record of the seed that is being judged in continued copies; None if there is none any more."""
-        entry = None if self.continuing is None else self.slot(self.continuing)
-        return entry if entry is not None and entry.stage is Stage.HOLDING and not entry.ending else None
+        if self.continuing is None:
+            return None
+        entry = self.slot(self.continuing.slot)
+        same = entry.generation == self.continuing.generation
+        return entry if same and entry.stage is Stage.HOLDING and not entry.ending else None
 
     def with_slots(self, changed: dict[str, SlotState]) -> "RunState":
         """Returns the state with some slots replaced."""

@@ -17,6 +17,7 @@ import torch
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.effects import Veto
 from esper.accord.evidence.lasting import NAMES as CONTINUED
+from esper.accord.evidence.lasting import SPENT
 from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import RunState, Terms
 from esper.drill.answers import sums_of
@@ -240,7 +241,7 @@ class Replica:
                 gains = [draw.randint(0, 3) for _ in range(4)]
                 entries |= {f"{slot}.probe_{name}": value for name, value in sums_of(gains).items()}
         if self.state.continued_slot() is not None:
-            entries |= {f"continued_{name}": draw.randint(1, 4) for name in CONTINUED}
+            entries |= {f"continued_{name}": draw.randint(1, 4) for name in (*CONTINUED, *SPENT)}
         return entries
 
     def _forge(self, kind: FaultKind | None) -> None:

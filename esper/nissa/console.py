@@ -143,7 +143,8 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         slots = ", ".join(event.slots)
         missed = f"; FLOPs are too low, no formula for {', '.join(event.uncounted)}" if event.uncounted else ""
         size = f"{event.parameters:,} parameters on {ranks}, {event.total_steps:,} steps, slots {slots}"
-        return f"{size}{resumed}{missed}\nprobe: {event.probe}", "bold"
+        copies = f"\ncopies: {event.copies}" if event.copies else ""
+        return f"{size}{resumed}{missed}\nprobe: {event.probe}{copies}", "bold"
     if isinstance(event, RunEnded):
         return f"{at}  run {event.status}", "bold green" if event.status == "done" else "bold red"
     return None

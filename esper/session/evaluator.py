@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from esper.accord.config import GateConfig
+from esper.accord.evidence.continuing import begin_anew
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.state import RunState
 from esper.kasmina.attribution.coalitions import Plan
@@ -20,6 +21,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.session.batches import Batches
 from esper.session.continuing import RecentBatches, continue_session
+from esper.tolaria.growth.continuation import Copies
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.world import World
@@ -43,7 +45,8 @@ class BatchEvaluator:
         seed: the run's seed.
 
     Fields:
-        recent: the batches since the last tick, while a seed waits to be continued in copies.
+        recent: the newest batches, while a seed may be continued in copies.
+        copies: of the network, in which a seed is continued.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class BatchEvaluator:
         self.grown, self.world, self.judge, self.model = grown, world, judge, model
         self.probe, self.validation, self.seed = probe, validation, seed
         self.statistics = statistics or probe
-        self.scale, self.recent = scale, RecentBatches()
+        self.scale, self.recent, self.copies = scale, RecentBatches(), Copies()
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Loss and correctness of each sample [B], in float64; correctness 0 if the loss returns none."""
@@ -154,8 +157,12 @@ class BatchEvaluator:
                 losses.append(self._losses(batch)[0])
         return losses[0] - losses[1]
 
-    def continued_sums(
-        self, state: RunState, owner: ParameterOwner, slot: str, gates: GateConfig, step: int
-    ) -> dict[str, float]:
+    def continued_sums(self, state: RunState, owner: ParameterOwner, gates: GateConfig, step: int) -> dict[str, float]:
         """See `esper.session.continuing`."""
-        return continue_session(self, state, owner, slot, gates, step)
+        return continue_session(self, state, owner, gates, step)
+
+    def continue_anew(self, state: RunState) -> RunState:
+        """Lets go of what a seed is continued on, batches and copies; the state in which it begins anew."""
+        self.recent.clear()
+        self.copies.drop()
+        return begin_anew(state)

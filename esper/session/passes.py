@@ -18,6 +18,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError
 from esper.leyline.plain import digest62
 from esper.session.batches import tensors_of
+from esper.session.continuing import wants_batches
 from esper.session.evaluator import BatchEvaluator
 from esper.session.model import LiveModel, StandIn, UserLoss, evaluate_loss
 from esper.tolaria.growth.growth import Growth
@@ -36,7 +37,7 @@ class Passes:
         model: the model that the user calls.
         growth: knows the present wrapper.
         window: takes the counts.
-        evaluator: keeps the batches while a seed waits to be continued in copies.
+        evaluator: keeps the newest batches while a seed may be continued in copies.
 
     Fields:
         graded: whether the last loss said which samples were right.
@@ -61,8 +62,8 @@ class Passes:
     def losses(self, batch: Any, state: RunState) -> tuple[Tensor, Tensor]:
         """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward pass of its own."""
         self._note(batch)
-        if state.continuing is not None:
-            self._recent.keep(batch)
+        if wants_batches(state, self._growth.terms.gates):
+            self._recent.keep(batch, self._growth.terms.gates.continue_steps)
         means: list[Tensor] = []
         shadowed = self._growth.shadowed_slots(state)
 

@@ -37,7 +37,7 @@ def collect(loop: Loop) -> dict[str, Any]:
         CheckpointError: scheduler, optimizer or controller hold something that cannot be saved.
     """
     parts, grown = loop.parts, loop.grown
-    parts.evaluator.recent.clear()
+    loop.state = parts.evaluator.continue_anew(loop.state)
     lockstep = parts.cycle.lockstep
     average_running_statistics(grown.model, loop.world, lockstep.average)
     lockstep.find_local(grown)
@@ -130,7 +130,7 @@ def load(loop: Loop, payload: Mapping[str, Any], where: str) -> None:
 
 def _load(loop: Loop, payload: Mapping[str, Any], where: str, state: RunState) -> None:
     grown, adopted, owner, world = loop.grown, loop.adopted, loop.owner, loop.world
-    loop.parts.evaluator.recent.clear()
+    loop.parts.evaluator.continue_anew(loop.state)
     loop.growth.clear()
     loop.growth.plant_record(state)
     load_weights(grown, payload["model"], where)

@@ -295,6 +295,7 @@ class Session:
         loop = self._loop
         loop.check_between("session.to")
         loop.growth.call = self.grown.model  # the old reducer must be gone first
+        loop.state = loop.parts.evaluator.continue_anew(loop.state)
         self.grown.model.to(*args, **kwargs)
         first = next(self.grown.model.parameters())
         loop.growth.host_dtype, loop.growth.dtype = first.dtype, seed_dtype(first.dtype)

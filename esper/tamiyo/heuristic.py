@@ -6,8 +6,8 @@
     TRAINING    ADVANCE on fresh evidence that passes G2; PRUNE once every look is spent without it
     BLENDING    at rest at full alpha: ADVANCE when G3 passes; PRUNE by a ramp after ``patience`` readings against it
     HOLDING     FOSSILIZE when G5 passes on fresh evidence; PRUNE by a ramp once all looks together show that the seed
-                hurts, or all continuations in copies that its help does not last; once every look is spent, PRUNE
-                unless all looks together speak for it: then it is *undecided*
+                hurts, or all continuations in copies that the network does as well without it; once every look is
+                spent, PRUNE unless all looks together speak for it: then it is *undecided*
 
 An undecided seed has not earned its place, but the mean over all its looks is above zero by ``undecided_se`` standard
 errors; pruning it would lose what it learned. It is looked at again now and then, from the reserve, and goes as soon as
@@ -151,8 +151,12 @@ class HeuristicController:
         return spent is not None and observation.tick > spent
 
     def _is_refused_lasting(self, view: SlotObservation) -> bool:
-        """Returns whether a seed has been continued in copies as often as a life may, and each time without success."""
+        """Returns whether a seed has been continued in copies as often as a life may, each time without success, and is
+        not to be held: copies that lost it had not made up for it by either mark, so that pruning would lose it too."""
         if view.verdict is None or view.continuations < view.max_continuations:
+            return False
+        missed = view.lasting.value is not None and view.lasting.value > 0.0
+        if missed and self._config.undecided is Undecided.HOLD:
             return False
         return any(check.name == "lasting help" and not check.passed for check in view.verdict.checks)
 

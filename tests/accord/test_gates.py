@@ -69,6 +69,7 @@ def facts(gate: Gate, **changes) -> GateFacts:
         max_looks=5,
         lasting=LASTS,
         continuations=1,
+        continuing=None,
         alpha=1.0 if full else 0.0,
         ramp_done=full,
     )
@@ -238,6 +239,7 @@ def test_a_seed_without_parameters_needs_no_gradient_and_nothing_else_of_its_siz
         "max_looks",
         "lasting",
         "continuations",
+        "continuing",
         "alpha",
         "ramp_done",
     }

@@ -111,6 +111,7 @@ def run_started(step=0, resumed_from=None, uncounted=()):
         slots=SLOTS,
         uncounted=uncounted,
         probe=PROBE,
+        copies="",
     )
 
 

@@ -387,13 +387,20 @@ def test_a_seed_that_lacks_a_continuation_alone_waits_for_it_and_goes_after_the_
     lasting = Check("lasting help", False, "not continued in copies yet", False)
     found = replace(verdict(Gate.G5, False), checks=(replace(lasting, name="contribution", passed=True), lasting))
 
-    def decided(continuations, checked=found, **settings):
-        controller = build(undecided=Undecided.PRUNE, **settings)
+    def decided(continuations, checked=found, undecided=Undecided.PRUNE, **view):
+        controller = build(undecided=undecided)
         for tick in (1, 2):
-            command = controller.decide(holding(tick, verdict=checked, continuations=continuations))
+            command = controller.decide(holding(tick, verdict=checked, continuations=continuations, **view))
         return [c.op for c in command]
 
     assert decided(0) == decided(2) == []
     assert decided(3) == [Op.PRUNE]
+    assert decided(3, lasting=measured(0.001, tick=1, n=99)) == [Op.PRUNE]
+    missed, told = (
+        measured(0.001, tick=1, n=99),
+        {"undecided": Undecided.HOLD, "running": measured(0.3, n=99, se=0.1, tick=1)},
+    )
+    assert decided(3, lasting=missed, **told) == [], "copies that lost it did not make up for it"
+    assert decided(3, lasting=measured(-0.001, tick=1, n=99), **told) == [Op.PRUNE]
     short = replace(found, checks=(replace(lasting, name="contribution"), lasting))
     assert decided(0, short) == [Op.PRUNE], "its looks are spent without a contribution"

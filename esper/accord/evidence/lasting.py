@@ -51,6 +51,14 @@ s1^2, s2^2, s1 s2, s1 n, s2 n, n^2; and over samples, of half the difference bet
 without the seed, at each mark."""
 
 
+SPENT = ("trained_kept", "judged_kept", "trained_without", "judged_without")
+"""Samples that copies were trained on since the last tick, and probe samples that they were judged on: of copies with
+the seed, and of copies without it."""
+
+COPIES = 4
+"""With the seed and without it, on two orders of batches."""
+
+
 def marks_of(further_steps: int) -> tuple[int, int]:
     """Returns n1 and n2: copies are compared after three tenths of their steps, and after all."""
     return max(1, 3 * further_steps // 10), further_steps

@@ -33,6 +33,9 @@ class RunStarted(Event):
     there is no probe, so gates of evidence refuse everything.
     """
 
+    copies: str
+    """Copies of the network that continuations hold at most, in words; empty: none (``gates.baseline``)."""
+
     uncounted: tuple[str, ...] = ()
     """Operators of host and blueprints that the FLOP account has no formula for; they count for nothing in it."""
 

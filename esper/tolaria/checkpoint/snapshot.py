@@ -1,7 +1,8 @@
 """Collects what a checkpoint holds, and rebuilds a run from it: first the topology from the record, then every tensor.
 
 state.pt      format, config digest, settings that may change, agreed state, model, optimizer by parameter name,
-              controller, wandb run id, and the teacher's identity (never the teacher itself)
+              controller, wandb run id, and the teacher's identity (never the teacher itself); the network from which
+              copies are made while a seed is continued in them
 rank-N.pt     format, rank, random number state of this rank
 """
 
@@ -32,7 +33,7 @@ COMMON_KEYS = {
     "run_id",
     "teacher",
 }
-OPTIONAL_KEYS = {"observers"}  # present exactly if an observer has a state
+OPTIONAL_KEYS = {"observers", "continuation"}  # an observer has a state; copies of a seed are under way
 OWN_KEYS = {"format", "rank", "rng_cpu", "rng_cuda", "rng_python", "rng_numpy"}
 
 

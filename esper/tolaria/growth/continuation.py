@@ -1,34 +1,39 @@
 """Continues a network in throw-away copies, with one seed and without it: what would the host have learned by itself?
 
+    base = the network put aside            (copy of model, moments; at the tick after the continuation was asked for)
     for each order of batches, for each of {with, without}
-        copy model and optimizer  ->  n1 steps  ->  losses of the probe  ->  n2 - n1 steps  ->  losses  ->  dropped
+        copy of the base  ->  n1 steps  ->  losses of the probe  ->  n2 - n1 steps  ->  losses  ->  dropped
 
-Both copies of a pair take the same batches under the same random stream. No rank talks to another: every rank takes
-the same steps and then judges its own share of the probe. Weights, moments, statistics and random streams of the
-network that trains are left as they are. One copy of the model and its moments lives at a time.
+Both copies of a pair take the same batches under the same random stream. The steps are taken in pieces, one a tick:
+`esper.accord.evidence.continuing` says how many there are, and when it is over. No rank talks to another: every rank
+takes the same steps and then judges its own share of the probe, so copies cost no gradient reduction. Weights, moments,
+statistics and random streams of the network that trains are left as they are. Two copies of the model and its moments
+live at a time, the base and the one that is trained.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from esper.accord.config import Baseline, EvidencePolicy, GateConfig
+from esper.accord.evidence.continuing import steps_due
+from esper.accord.evidence.lasting import COPIES, SPENT, marks_of
+from esper.accord.state import Continuing, RunState
 from esper.kasmina.export.copying import computed_tensors
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.phases import Phase
-from esper.kasmina.streams import undisturbed
-from esper.leyline.errors import one_line
+from esper.kasmina.streams import Streams, cuda_devices, read_streams, set_streams, undisturbed
+from esper.leyline.errors import CheckpointError, one_line
+from esper.leyline.plain import from_plain, to_plain
 from esper.nissa.lane import say
+from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.lasting import lasting_sums
 from esper.tolaria.growth.ownership import ParameterOwner
-
-Learn = Callable[[Grown, Any], Tensor]
-"""The mean training loss of a batch, 0-D, by a model that is in train()."""
-Judge = Callable[[Grown], Tensor]
-"""The loss of each probe sample of this rank, [N]."""
-Continue = Callable[[Sequence[Any], bool], Tensor]
-"""The losses at both marks after these batches, with the seed or without it, float64 [2, N]."""
+from esper.tolaria.growth.planting import load_weights
 
 
 def copy_owner(owner: ParameterOwner) -> ParameterOwner:
@@ -39,110 +44,226 @@ def copy_owner(owner: ParameterOwner) -> ParameterOwner:
     return made
 
 
-def continue_network(
-    owner: ParameterOwner,
-    slot: str,
-    batches: Sequence[Any],
-    marks: tuple[int, int],
-    *,
-    keep: bool,
-    learn: Learn,
-    judge: Judge,
-    learn_steps: Mapping[str, int | None],
-    step: int,
-    seed: int,
-    scale: float = 1.0,
-) -> Tensor:
-    """Trains a copy for the further steps, with the seed of a slot or without it.
+def describe_copies(grown: Grown, gates: GateConfig) -> str:
+    """What continuations hold in memory at most, in words; empty if there are none."""
+    if gates.baseline is not Baseline.CONTINUED or gates.evidence is not EvidencePolicy.ENFORCE:
+        return ""
+    tensors = (*grown.model.parameters(), *grown.model.buffers())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+    return f"2 of the network, {size:.3g} MB each and their moments, on every rank while a seed is continued"
 
-    Args:
-        owner: of the network that trains.
-        slot: the slot that holds the seed.
-        batches: of the further steps, one each.
-        marks: n1 < n2, steps after which the probe is judged; n2 = len(batches).
-        keep: whether the seed takes part.
-        learn, judge: see `Learn` and `Judge`.
-        learn_steps: per slot, the first step in which its seed learned; None while it does not (for its rate).
-        step: optimizer step of the first batch.
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The network that copies are made of.
+
+    Fields:
+        owner: a copy of the one that trains.
+        record: the agreed state that the network followed when it was put aside.
+        step: optimizer steps done.
+    """
+
+    owner: ParameterOwner
+    record: RunState
+    step: int
+
+    @classmethod
+    def take(cls, owner: ParameterOwner, record: RunState, step: int) -> "Base":
+        """Copies the network, with the alphas of optimizer step ``step``."""
+        made = copy_owner(owner)
+        for entry in record.slots:
+            made.grown.slots[entry.slot].set_alpha(entry.alpha(step), entry.fade(step))
+        return cls(made, record, step)
+
+    def serves(self, asked: Continuing) -> bool:
+        """Whether it was put aside for this continuation."""
+        own = self.record.continuing
+        return own is not None and (own.slot, own.tick) == (asked.slot, asked.tick)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """What copies learn from and are judged by.
+
+    Fields:
+        batch: the batch of a further step, from 0; the second order takes them backwards.
+        learn: the training loss of each sample of a batch, [B], by a model that is in train().
+        judge: the loss of each probe sample of this rank, [N].
+        clusters: number of each of these samples' cluster, from 0, int64 [N]; None: each sample is one.
         seed: of the random streams in both copies of a pair.
         scale: factor of the loss in backward, for half precision.
-
-    Returns:
-        The losses at both marks, float64 [2, N].
     """
-    made = copy_owner(owner)
-    if not keep:
-        made.release(slot)
-        made.grown.slots[slot].uproot()
-    for other, holder in made.grown.slots.items():
-        if holder.seed is not None and holder.phase is Phase.OFF:  # it learns in shadows, which copies do without
-            made.set_learning(other, False)
-    losses = []
-    with undisturbed(made.grown.model, seed=seed):
-        for index, batch in enumerate(batches):
-            made.set_lr(step + index, learn_steps)
-            (learn(made.grown, batch) * scale).backward()
-            if scale != 1.0:
-                for parameter in made.grown.model.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad.div_(scale)
-            made.step()
-            if index + 1 in marks:
-                losses.append(judge(made.grown).double().cpu())
-    return torch.stack(losses)
+
+    batch: Callable[[int], Any]
+    learn: Callable[[Grown, Any], Tensor]
+    judge: Callable[[Grown], Tensor]
+    clusters: Tensor | None
+    seed: int
+    scale: float = 1.0
 
 
-def continued_sums(
-    continue_once: Continue, orders: Sequence[Sequence[Any]], clusters: Tensor | None
-) -> dict[str, float]:
-    """Sums of this rank over two orders of batches; an error of the copies is told and gives no evidence.
+class Continuation:
+    """The copies of one seed, trained piece by piece.
 
     Args:
-        continue_once: continues the network over the batches, with the seed (True) or without it; see
-            `continue_network`.
-        orders: two orders of the same batches.
-        clusters: as in `lasting_sums`.
+        base: the network.
+        slot: the slot that holds the seed.
+        lessons: batches, losses, random streams.
+        steps: further steps n of each copy.
+
+    Fields:
+        done: steps that all copies together have taken.
+        losses: of each copy that was judged, at both marks; float64 [N] each.
     """
-    try:
-        pairs = [(continue_once(batches, True), continue_once(batches, False)) for batches in orders]
-    except Exception as error:  # of the model, the optimizer or memory: copies are no reason to end a run
-        say(f"a network could not be continued in copies ({one_line(error)}); gates.baseline=standing does without")
-        return {"nonfinite": 1.0}
-    return lasting_sums(pairs, clusters)
+
+    def __init__(self, base: Base, slot: str, lessons: Lessons, steps: int) -> None:
+        self.base, self.slot, self.lessons, self.steps = base, slot, lessons, steps
+        self.done, self.losses = 0, [[] for _ in range(COPIES)]  # type: tuple[int, list[list[Tensor]]]
+        self._made: ParameterOwner | None = None
+        self._streams: Streams | None = None
+
+    def advance(self, until: int) -> dict[str, float]:
+        """Trains copies until they have taken ``until`` steps together; returns `SPENT`, this rank's samples."""
+        spent = dict.fromkeys(SPENT, 0.0)
+        while self.done < until:
+            number, index = divmod(self.done, self.steps)
+            if self._made is None:
+                self._made = self._copy(keep=number % 2 == 0)
+            last = min(self.steps, index + until - self.done)
+            trained, judged = self._train(self._made, number, range(index, last))
+            which = "kept" if number % 2 == 0 else "without"
+            spent[f"trained_{which}"] += trained
+            spent[f"judged_{which}"] += judged
+            self.done += last - index
+            if last == self.steps:
+                self._made = self._streams = None
+        return spent
+
+    def sums(self) -> dict[str, float]:
+        """`lasting_sums`, once all steps are taken."""
+        with_1, without_1, with_2, without_2 = (torch.stack(marks) for marks in self.losses)
+        return lasting_sums([(with_1, without_1), (with_2, without_2)], self.lessons.clusters)
+
+    def _copy(self, *, keep: bool) -> ParameterOwner:
+        made = copy_owner(self.base.owner)
+        if not keep:
+            made.release(self.slot)
+            made.grown.slots[self.slot].uproot()
+        for other, holder in made.grown.slots.items():
+            if holder.seed is not None and holder.phase is Phase.OFF:  # it learns in shadows, which copies do without
+                made.set_learning(other, False)
+        return made
+
+    def _train(self, made: ParameterOwner, number: int, steps: range) -> tuple[int, int]:
+        """Takes some steps of a copy; returns the samples that it was trained on, and those that it was judged on."""
+        grown, lessons, trained, judged = made.grown, self.lessons, 0, 0
+        devices = cuda_devices(grown.model)
+        learn_steps = {entry.slot: entry.learn_step for entry in self.base.record.slots}
+        with undisturbed(grown.model, seed=lessons.seed):
+            if self._streams is not None:
+                set_streams(self._streams, devices)
+            for index in steps:
+                losses_B = lessons.learn(grown, lessons.batch(index if number < 2 else self.steps - 1 - index))
+                made.set_lr(self.base.step + index, learn_steps)
+                (losses_B.mean() * lessons.scale).backward()
+                if lessons.scale != 1.0:
+                    for parameter in grown.model.parameters():
+                        if parameter.grad is not None:
+                            parameter.grad.div_(lessons.scale)
+                made.step()
+                trained += len(losses_B)
+                if index + 1 in marks_of(self.steps):
+                    losses_N = lessons.judge(grown).double().cpu()
+                    self.losses[number].append(losses_N)
+                    judged += len(losses_N)
+            self._streams = read_streams(devices)
+        return trained, judged
 
 
-def lasting_sums(losses: Sequence[tuple[Tensor, Tensor]], clusters: Tensor | None = None) -> dict[str, float]:
-    """The sums of `esper.accord.evidence.lasting.NAMES` over this rank's share of the probe.
+class Copies:
+    """The continuation that is under way on this rank, if there is one."""
 
-    Args:
-        losses: of two orders of batches, the losses with the seed and without it, float64 [2, N] each.
-        clusters: number of each sample's cluster, from 0, int64 [N]; None: each sample is one.
+    def __init__(self) -> None:
+        self._base: Base | None = None
+        self._course: Continuation | None = None
 
-    Returns:
-        Sums over samples whose losses are all finite; ``left_out``, how many are not.
-    """
-    a_2N, b_2N = (without - kept for kept, without in losses)
-    finite_N = torch.isfinite(a_2N).all(0) & torch.isfinite(b_2N).all(0)
-    a_2N, b_2N = torch.where(finite_N, a_2N, 0.0), torch.where(finite_N, b_2N, 0.0)
-    half1, half2 = ((a_2N - b_2N) / 2).sum(1).tolist()
-    host_2N = torch.stack([without for _, without in losses]).mean(0)
-    host1, host2 = torch.where(finite_N, host_2N, 0.0).sum(1).tolist()
-    (s1, s2), n = (a_2N + b_2N) / 2, finite_N.double()
-    if clusters is not None:
-        known = int(clusters.max()) + 1 if len(clusters) else 0
-        s1, s2, n = (torch.zeros(known, dtype=torch.float64).index_add_(0, clusters, values) for values in (s1, s2, n))
-    sums = {
-        "clusters": (n > 0).double(),
-        "count": n,
-        "sum1": s1,
-        "sum2": s2,
-        "sq1": s1 * s1,
-        "sq2": s2 * s2,
-        "cross": s1 * s2,
-        "size1": s1 * n,
-        "size2": s2 * n,
-        "size_sq": n * n,
-    }
-    totals = {name: float(values.sum()) for name, values in sums.items()}
-    totals |= {"half1": half1, "half2": half2, "host1": host1, "host2": host2}
-    return totals | {"left_out": float((~finite_N).sum())}
+    def drop(self) -> None:
+        """Lets go of all copies."""
+        self._base = self._course = None
+
+    def take_piece(
+        self,
+        state: RunState,
+        owner: ParameterOwner,
+        gates: GateConfig,
+        step: int,
+        teach: Callable[[Base], Lessons],
+    ) -> dict[str, float]:
+        """Takes the next piece of the continuation that the agreed state asks for; without one, lets go of copies.
+
+        Args:
+            state: agreed at the last tick.
+            owner: of the network that trains.
+            gates: say how long it is, and how large a piece.
+            step: optimizer steps done.
+            teach: what copies of a base learn from.
+
+        Returns:
+            This rank's sums: `SPENT`, and after the last piece `lasting_sums`; empty if none is asked for. An error of
+            the copies is told, and is no evidence on any rank.
+        """
+        asked = state.continuing
+        if asked is None or state.continued_slot() is None:
+            self.drop()
+            return {}
+        try:
+            if self._base is None or not self._base.serves(asked):
+                self.drop()
+                self._base = Base.take(owner, state, step)
+            if self._course is None:
+                self._course = Continuation(self._base, asked.slot, teach(self._base), gates.continue_steps)
+                self._course.advance(asked.done)  # after a resume; what it costs is on the account already
+            spent = self._course.advance(steps_due(asked, gates))
+            if self._course.done < COPIES * gates.continue_steps:
+                return spent
+            spent |= self._course.sums()
+        except Exception as error:  # of the model, the optimizer or memory: copies are no reason to end a run
+            say(f"a network could not be continued in copies ({one_line(error)}); gates.baseline=standing does without")
+            spent = {"nonfinite": 1.0}
+        self.drop()
+        return spent
+
+    def saved(self) -> dict[str, Any]:
+        """The base, for a checkpoint, equal on all ranks: plain data and tensors that do not change; empty without."""
+        base = self._base
+        if base is None:
+            return {}
+        return {
+            "run_state": to_plain(base.record),
+            "step": base.step,
+            "model": dict(base.owner.grown.model.state_dict()),
+            "optimizer": base.owner.state_by_name(copies=False),
+        }
+
+    def rebuild(self, saved: Mapping[str, Any], growth: Growth, where: str) -> None:
+        """Takes up the base of a checkpoint. The network that trains is what the base was then, until it is restored.
+
+        Args:
+            saved: by `saved`.
+            growth: of the network that trains.
+            where: the checkpoint, for an error.
+
+        Raises:
+            CheckpointError: it does not fit this model.
+        """
+        try:
+            record = from_plain(RunState, saved["run_state"], "continuation.run_state")
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        growth.clear()
+        growth.plant_record(record)
+        load_weights(growth.grown, saved["model"], where)
+        growth.owner.load_by_name(saved["optimizer"])
+        growth.seat(record)
+        self.drop()
+        self._base = Base.take(growth.owner, record, int(saved["step"]))

@@ -251,16 +251,8 @@ class Growth:
             return []
         return [s.slot for s in state.slots if s.stage is Stage.TRAINING and self.grown.seed_parameters(s.slot) > 0]
 
-    def follow(self, state: RunState, *, force: bool = False) -> float | None:
-        """Sets phases, operators, gates, freezing and alpha as the state says; re-wraps if the gradient set changed.
-
-        Args:
-            state: the agreed state.
-            force: re-wrap in any case. A save is a re-wrap point, so that a resumed run sums in the same order.
-
-        Returns:
-            Milliseconds of the wrap; None if there was none.
-        """
+    def seat(self, state: RunState) -> None:
+        """Sets phases, operators, gates, alphas and what learns as the state says."""
         config = self.terms.slots_config
         for entry in state.slots:
             holder = self.grown.slots[entry.slot]
@@ -271,7 +263,19 @@ class Growth:
             if entry.stage.has_seed:
                 learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
                 self.owner.set_learning(entry.slot, learning)
-        self.parameters.follow(state, train_fossils=config.train_fossils)
+
+    def follow(self, state: RunState, *, force: bool = False) -> float | None:
+        """Does what `seat` does; re-wraps if the gradient set changed.
+
+        Args:
+            state: the agreed state.
+            force: re-wrap in any case. A save is a re-wrap point, so that a resumed run sums in the same order.
+
+        Returns:
+            Milliseconds of the wrap; None if there was none.
+        """
+        self.seat(state)
+        self.parameters.follow(state, train_fossils=self.terms.slots_config.train_fossils)
         if self.compiler is not None:
             self.compiled |= self.compiler.follow()
         wanted = self.owner.gradient_set()

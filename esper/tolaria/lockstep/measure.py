@@ -39,10 +39,9 @@ class Measures(Protocol):
     def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums | None:
         """Attribution on this rank's share of the validation samples that the tick names; None without any."""
 
-    def continued_sums(
-        self, state: RunState, owner: ParameterOwner, slot: str, gates: GateConfig, step: int
-    ) -> dict[str, float]:
-        """Evidence of copies that are trained on with and without a seed; see `esper.tolaria.growth.continuation`."""
+    def continued_sums(self, state: RunState, owner: ParameterOwner, gates: GateConfig, step: int) -> dict[str, float]:
+        """A piece of the continuation in copies that is under way; see `esper.tolaria.growth.continuation`. Lets go of
+        copies if there is none."""
 
 
 def sample_sums(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -117,10 +116,8 @@ def measure(
             values |= {f"{entry.slot}.probe_{name}": value for name, value in sums.items()}
     if attribute:
         values |= _worth(state, evaluator, terms)
-    continued = state.continued_slot()
-    if continued is not None:
-        sums = evaluator.continued_sums(state, owner, continued.slot, gates, step)
-        values |= {f"continued_{name}": value for name, value in sums.items()}
+    sums = evaluator.continued_sums(state, owner, gates, step)
+    values |= {f"continued_{name}": value for name, value in sums.items()}
     return values, nonfinite
 
 

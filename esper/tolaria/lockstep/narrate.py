@@ -36,6 +36,7 @@ from esper.leyline.events import (
 from esper.leyline.evidence import ABSENT, NO_WORTH
 from esper.leyline.protocols import EventSink
 from esper.leyline.stages import Mechanical
+from esper.tolaria.growth.continuation import describe_copies
 from esper.tolaria.lockstep.wire import Agreed
 
 
@@ -111,6 +112,7 @@ class Narrator:
                 slots=tuple(self.grown.slots),
                 uncounted=terms.costs.uncounted if terms.costs is not None else (),
                 probe=str(terms.probe) if terms.probe.shares else "none",
+                copies=describe_copies(self.grown, terms.gates),
             )
         )
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from esper.accord.effects import Veto
 from esper.accord.evidence.lasting import NAMES as CONTINUED
+from esper.accord.evidence.lasting import SPENT
 from esper.accord.evidence.sums import NAMES as PROBE
 from esper.leyline.alpha import Curve, Operator
 from esper.leyline.commands import Command
@@ -48,8 +49,8 @@ GLOBAL_ADDITIVE = (
     "validation_nonfinite",
     "stop",
     *(f"continued_{name}" for name in CONTINUED),
+    *(f"continued_{name}" for name in SPENT),
     "continued_left_out",
-    "continued_trained",
     "continued_nonfinite",
     "nonfinite_terms",
 )

@@ -42,7 +42,7 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
-from esper.tolaria.training.going_back import go_back, restore
+from esper.tolaria.training.going_back import go_back, resume
 from esper.tolaria.training.governor import Governor, Recovery, explain_skips
 from esper.tolaria.training.length import find_extension, plan_batches
 from esper.tolaria.training.losses import StepLoss
@@ -112,7 +112,7 @@ class Engine:
             settings.trainer.objective,
             every_ticks=settings.checkpoint.every_ticks,
             total_steps=terms.total_steps,
-            collect=self.collect,
+            collect=self.collect_saved,
         )
         self.cycle = Cycle(
             world,
@@ -144,7 +144,7 @@ class Engine:
             self.heartbeat.mark("load")
             generation = snapshot.read_generation(self.saver.store, resume_step, self.world)
             changes = snapshot.find_changes(generation, self.settings.identity)
-            restore(self, generation)
+            resume(self, self.evaluator.copies, generation)
             health = take_up(self.state.governor, set(changes), judged=self.governor is not None)
             self.state = replace(self.state, governor=health)
         else:
@@ -271,6 +271,12 @@ class Engine:
         observers = self.cycle.observers.state_dict()
         common = snapshot.collect_common(self.grown, self.owner, state, controller, self.settings.identity, observers)
         return common, snapshot.collect_own(self.world)
+
+    def collect_saved(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The same for a file, with the network from which copies are made while a seed is continued in them."""
+        common, own = self.collect(state)
+        base = self.evaluator.copies.saved()
+        return {**common, **({"continuation": base} if base else {})}, own
 
     def finish(self) -> RunResult:
         """Settles the last save, and reads the test part once, with the checkpoint that validation chose."""

@@ -6,14 +6,12 @@ there, so a mean and its standard error do not depend on how samples were sharde
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from esper.accord.config import GateConfig
-from esper.accord.evidence.lasting import marks_of
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.state import RunState
 from esper.kasmina.attribution.coalitions import Plan
@@ -27,7 +25,7 @@ from esper.leyline.plain import digest62
 from esper.tolaria.data.clusters import draw_share
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.sampler import BatchPlan, bounds, draw, eval_shards
-from esper.tolaria.growth.continuation import continue_network, continued_sums
+from esper.tolaria.growth.continuation import Base, Copies, Lessons
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.config import ControlConfig
@@ -75,6 +73,7 @@ class Evaluator:
         plan: the global batches of the run, on which copies are continued; None where none are.
 
     Fields:
+        copies: of the network, in which a seed is continued.
         validating: makes the context within which validation computes, such as an average of the weights.
     """
 
@@ -92,6 +91,7 @@ class Evaluator:
     ) -> None:
         self.grown, self.bundle, self.world, self.plan = grown, bundle, world, plan
         self.precision, self.batch, self.seed = precision, batch, seed
+        self.copies = Copies()
         self.validating: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self.format = torch.channels_last if channels_last else torch.preserve_format
 
@@ -219,25 +219,26 @@ class Evaluator:
         with autocast(self.precision, self.world.device):
             return attribute(self.grown, plan, batches, self.bundle.task.per_sample, statistics=statistics)
 
-    def continued_sums(
-        self, state: RunState, owner: ParameterOwner, slot: str, gates: GateConfig, step: int
-    ) -> dict[str, float]:
-        """Evidence on whether the help of a seed lasts, on this rank's clusters of the whole probe.
+    def continued_sums(self, state: RunState, owner: ParameterOwner, gates: GateConfig, step: int) -> dict[str, float]:
+        """A piece of evidence on whether the help of a seed lasts, on this rank's clusters of the whole probe.
 
-        Copies of the network with the seed and without it take the first samples of each batch of the run's own next
-        steps, in their order and backwards; every rank takes the same ones. Returns `continued_sums` of
-        `esper.tolaria.growth.continuation` and the samples that copies with the seed were ``trained`` on.
+        Copies of the network take the first samples of each batch of the run's own next steps, in their order and
+        backwards; every rank takes the same ones. Returns the sums of `esper.tolaria.growth.continuation.Copies`.
         """
-        assert self.plan is not None
+        return self.copies.take_piece(state, owner, gates, step, lambda base: self._lessons(base, gates))
+
+    def _lessons(self, base: Base, gates: GateConfig) -> Lessons:
+        asked, plan = base.record.continuing, self.plan
+        assert asked is not None
+        assert plan is not None
         part, known = self.bundle.probe, self.bundle.probe_clusters
-        key = ("continued", self.seed, slot, state.tick)
+        key = ("continued", self.seed, asked.slot, asked.tick)
         chosen, places = known.members(draw_share(len(known), 1, 1, self.world.rank, self.world.size, *key))
-        batches = []
-        for further in range(step, step + gates.continue_steps):
-            at = state.governor.cursor(further)
-            epoch, _ = self.plan.locate(at)
-            indices = self.plan.indices(at)[: gates.continue_batch]
-            batches.append(self.bundle.train_batch(indices, seed=self.seed, epoch=epoch))
+
+        def batch(further: int) -> tuple[Tensor, Tensor]:
+            at = base.record.governor.cursor(base.step + further)
+            epoch, _ = plan.locate(at)
+            return self.bundle.train_batch(plan.indices(at)[: gates.continue_batch], seed=self.seed, epoch=epoch)
 
         def judge(grown: Grown) -> Tensor:
             with evaluating(grown.model):
@@ -245,19 +246,10 @@ class Evaluator:
                 losses = [self._judge(grown, part.fetch(indices))[0].double().cpu() for indices in shares]
             return torch.cat([torch.zeros(0, dtype=torch.float64), *losses])
 
-        def continue_once(ordered: Sequence[Any], keep: bool) -> Tensor:
-            return continue_network(
-                owner,
-                slot,
-                ordered,
-                marks_of(gates.continue_steps),
-                keep=keep,
-                learn=lambda grown, batch: self._judge(grown, (batch[0].clone(), batch[1]))[0].mean(),
-                judge=judge,
-                learn_steps={entry.slot: entry.learn_step for entry in state.slots},
-                step=step,
-                seed=digest62(list(key)),
-            )
-
-        trained = 2 * sum(len(y) for _, y in batches)
-        return continued_sums(continue_once, (batches, batches[::-1]), places) | {"trained": float(trained)}
+        return Lessons(
+            batch=batch,
+            learn=lambda grown, batch: self._judge(grown, (batch[0].clone(), batch[1]))[0],
+            judge=judge,
+            clusters=places,
+            seed=digest62(list(key)),
+        )

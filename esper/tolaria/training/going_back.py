@@ -4,9 +4,11 @@ from typing import Protocol
 
 from esper.accord.state import RunState
 from esper.kasmina.slots.grown import Grown
+from esper.leyline.errors import CheckpointError
 from esper.leyline.protocols import Controller
 from esper.tolaria.checkpoint import snapshot
 from esper.tolaria.checkpoint.ring import Generation
+from esper.tolaria.growth.continuation import Copies
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.narrate import Narrator
@@ -44,6 +46,20 @@ def restore(loop: Loop, generation: Generation) -> None:
     loop.step = loop.heartbeat.step = loop.state.step
     loop.heartbeat.tick = loop.state.tick
     loop.window.reset(loop.state.skipped_in_row)
+
+
+def resume(loop: Loop, copies: Copies, generation: Generation) -> None:
+    """Restores the run of a checkpoint, and the continuation in copies that was under way.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit this run, or its continuation has no network to go on from.
+    """
+    under_way, base = generation.state.continuing, generation.common.get("continuation")
+    if base is not None:
+        copies.rebuild(base, loop.growth, generation.where)
+    elif under_way is not None and under_way.done:
+        raise CheckpointError(f"{generation.where}: missing ['continuation'], though one is under way")
+    restore(loop, generation)
 
 
 def go_back(loop: Loop, present: RunState, recovery: Recovery, began: float) -> tuple[RunState, float | None]:

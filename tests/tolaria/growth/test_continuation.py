@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,22 @@ import torch
 from torch import Tensor
 
 from esper.accord.config import GateConfig
-from esper.accord.evidence.lasting import NAMES, judge_lasting
+from esper.accord.effects import Uproot
+from esper.accord.evidence.continuing import steps_due
+from esper.accord.evidence.lasting import COPIES, NAMES, SPENT, judge_lasting, marks_of
+from esper.accord.state import Continuing, RunState
 from esper.kasmina.hosts import registry
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.phases import Phase
-from esper.tolaria.growth.continuation import continue_network, lasting_sums
+from esper.leyline.stages import Stage
+from esper.tolaria.growth.continuation import Base, Continuation, Copies, Lessons
+from esper.tolaria.growth.lasting import lasting_sums
 from esper.tolaria.training.engine import Engine
 from tests.support.noisy_host import NoisyConfig, register_noisy
 from tests.support.tiny import act, bits, make_engine, schedule, tiny_config
 
-SLOT, FURTHER, MARKS = "r0c0", 5, (2, 5)
+SLOT, FURTHER = "r0c0", 5
 
 
 @pytest.fixture
@@ -66,38 +73,38 @@ def everything(engine: Engine) -> dict[str, Any]:
     }
 
 
-def continued(engine: Engine, *, keep: bool, seed: int = 5) -> Tensor:
-    """The next steps of the run in a copy, with the alphas of now."""
+def lessons_of(engine: Engine, seed: int = 5) -> Lessons:
+    """The run's own next steps, and its whole probe."""
     evaluator, task = engine.evaluator, engine.bundle.task
+    first = engine.step
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
+    def batch(further: int) -> tuple[Tensor, Tensor]:
+        step = first + further
         epoch, _ = engine.plan.locate(step)
         return engine.bundle.train_batch(engine.plan.indices(step), seed=engine.settings.seed, epoch=epoch)
 
     def learn(grown: Grown, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return task.per_sample(grown.model(batch[0]), batch[1])[0].mean()
+        return task.per_sample(grown.model(batch[0]), batch[1])[0]
 
     def judge(grown: Grown) -> Tensor:
         other, part = evaluator.of_network(grown), engine.bundle.probe
         with evaluating(grown.model):
             return other._losses(part, torch.arange(len(part)))[0]
 
-    return continue_network(
-        engine.owner,
-        SLOT,
-        [batch(engine.step + i) for i in range(FURTHER)],
-        MARKS,
-        keep=keep,
-        learn=learn,
-        judge=judge,
-        learn_steps={entry.slot: entry.learn_step for entry in engine.state.slots},
-        step=engine.step,
-        seed=seed,
-    )
+    return Lessons(batch=batch, learn=learn, judge=judge, clusters=None, seed=seed)
+
+
+def continued(engine: Engine, *, keep: bool, seed: int = 5) -> Tensor:
+    """Losses at both marks of a copy in which the run takes its next steps, float64 [2, N]."""
+    base = Base.take(engine.owner, engine.state, engine.step)
+    course = Continuation(base, SLOT, lessons_of(engine, seed), FURTHER)
+    course.advance(FURTHER if keep else 2 * FURTHER)
+    return torch.stack(course.losses[0 if keep else 1])
 
 
 @pytest.mark.parametrize("blended", ["adamw", "sgd"], indirect=True)
 def test_the_copy_is_what_the_run_would_become_and_the_run_is_left_as_it_was(blended: Engine) -> None:
+    blended.growth.set_alphas(blended.state, blended.step)
     before = everything(blended)
     kept, without = continued(blended, keep=True), continued(blended, keep=False)
     assert everything(blended) == before
@@ -108,7 +115,7 @@ def test_the_copy_is_what_the_run_would_become_and_the_run_is_left_as_it_was(ble
     itself = []
     for index in range(FURTHER):
         blended.train_step()
-        if index + 1 in MARKS:
+        if index + 1 in marks_of(FURTHER):
             sums = blended.evaluator.part_sums(blended.bundle.probe)
             itself.append(sums["loss"] / sums["count"])
     assert kept.mean(1).tolist() == pytest.approx(itself, rel=1e-12)
@@ -189,20 +196,78 @@ def test_too_little_or_broken_evidence_is_none() -> None:
     assert lasting_sums([(losses, losses), (broken, losses)])["left_out"] == 1
 
 
+def asked(engine: Engine) -> RunState:
+    """The agreed state, in which the seed is in HOLDING and its continuation has been asked for."""
+    entry = replace(engine.state.slot(SLOT), stage=Stage.HOLDING)
+    wanted = Continuing(slot=SLOT, generation=entry.generation, tick=engine.state.tick)
+    return replace(engine.state.with_slots({SLOT: entry}), continuing=wanted)
+
+
+def take_all(engine: Engine, gates: GateConfig, state: RunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """All sums that this rank sends, added up, and what a checkpoint after each piece would hold."""
+    total, saves = Counter[str](), []
+    while state.continuing is not None and state.continuing.done < COPIES * gates.continue_steps:
+        total.update(engine.evaluator.continued_sums(state, engine.owner, gates, engine.step))
+        saves.append(engine.evaluator.copies.saved())
+        done = steps_due(state.continuing, gates)
+        state = replace(state, continuing=replace(state.continuing, done=done, step=engine.step))
+    return dict(total), saves
+
+
+@pytest.mark.parametrize("piece", [3, FURTHER])
+def test_pieces_come_to_the_same_bits_as_the_whole_beside_a_network_that_goes_on(blended: Engine, piece: int) -> None:
+    gates = GateConfig(continue_steps=FURTHER, continue_batch=6, continue_piece=4 * FURTHER)
+    state, evaluator = asked(blended), blended.evaluator
+    (whole, _), before = take_all(blended, gates, state), everything(blended)
+    found, gates = Counter[str](), replace(gates, continue_piece=piece)
+    step = blended.step
+    assert state.continuing is not None
+    for done in range(0, 4 * FURTHER, piece):
+        if done:
+            blended.train_step()
+        if done == piece:
+            blended.growth.perform([Uproot("r1c0")])  # what becomes of other seeds is none of its business
+        now = replace(state, continuing=replace(state.continuing, done=done, step=step))
+        found.update(evaluator.continued_sums(now, blended.owner, gates, blended.step))
+        assert bool(evaluator.copies.saved()) == (done + piece < 4 * FURTHER)
+    assert dict(found) == whole
+    assert everything(blended) != before
+
+
+@pytest.mark.parametrize("done", [3, 2 * FURTHER, 3 * FURTHER])
+def test_taken_up_from_a_checkpoint_it_comes_to_the_same_bits(blended: Engine, done: int) -> None:
+    gates = GateConfig(continue_steps=FURTHER, continue_batch=6, continue_piece=done)
+    state, evaluator = asked(blended), blended.evaluator
+    wanted, saves = take_all(blended, gates, state)
+    first = evaluator.continued_sums(state, blended.owner, gates, blended.step)
+    saved = copy.deepcopy(evaluator.copies.saved())
+    assert saves[0].keys() == saved.keys()
+    advance(blended, 14)
+    evaluator.copies = Copies()
+    evaluator.copies.rebuild(saved, blended.growth, "here")
+    assert state.continuing is not None
+    state = replace(state, continuing=replace(state.continuing, done=done, step=saved["step"]))
+    found, (rest, _) = Counter[str](first), take_all(blended, gates, state)
+    found.update(rest)
+    assert dict(found) == wanted
+
+
 def test_ranks_add_up_to_one_and_the_run_goes_on_as_if_nothing_had_been(blended: Engine) -> None:
     engine, gates = blended, GateConfig(continue_steps=FURTHER, continue_batch=6)
+    evaluator = engine.evaluator
 
     def sums(rank: int, size: int) -> dict[str, float]:
-        evaluator = copy.copy(engine.evaluator)
-        evaluator.world = copy.copy(engine.world)
-        evaluator.world.rank, evaluator.world.size = rank, size
-        return evaluator.continued_sums(engine.state, engine.owner, SLOT, gates, engine.step)
+        engine.evaluator = copy.copy(evaluator)
+        engine.evaluator.world, engine.evaluator.copies = copy.copy(engine.world), Copies()
+        engine.evaluator.world.rank, engine.evaluator.world.size = rank, size
+        return take_all(engine, gates, asked(engine))[0]
 
     before = everything(engine)
     whole, parts = sums(0, 1), [sums(rank, 3) for rank in range(3)]
     assert everything(engine) == before
-    assert whole["count"] == len(engine.bundle.probe)
-    assert whole["trained"] == 2 * FURTHER * 6
+    size = len(engine.bundle.probe)
+    assert whole["count"] == size
+    assert [whole[name] for name in SPENT] == [2 * FURTHER * 6, 4 * size, 2 * FURTHER * 6, 4 * size]
     added = {name: sum(part[name] for part in parts) for name in NAMES}
     assert added == pytest.approx({name: whole[name] for name in NAMES}, rel=1e-5, abs=1e-5)
 
@@ -214,10 +279,18 @@ def test_an_error_of_the_copies_is_told_and_gives_no_evidence(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("esper.tolaria.growth.continuation.copy_owner", no_room)
-    found = blended.evaluator.continued_sums(blended.state, blended.owner, SLOT, GateConfig(), blended.step)
-    assert (found["nonfinite"], "count" in found) == (1.0, False)
+    found = blended.evaluator.continued_sums(asked(blended), blended.owner, GateConfig(), blended.step)
+    assert found == {"nonfinite": 1.0}
     (line,) = capsys.readouterr().err.splitlines()
     assert "could not be continued in copies (RuntimeError: out of memory); gates.baseline=standing does" in line
+
+
+def test_copies_go_once_nothing_is_continued_any_more(blended: Engine) -> None:
+    gates, evaluator = GateConfig(continue_steps=FURTHER, continue_batch=6, continue_piece=1), blended.evaluator
+    evaluator.continued_sums(asked(blended), blended.owner, gates, blended.step)
+    assert evaluator.copies.saved()
+    assert evaluator.continued_sums(blended.state, blended.owner, gates, blended.step) == {}
+    assert not evaluator.copies.saved()
 
 
 def test_a_seed_that_learns_in_shadows_stands_still_in_the_copies(blended: Engine) -> None:
