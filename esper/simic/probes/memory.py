@@ -52,11 +52,11 @@ class Gated(ProbeEnv):
         self.at.setdefault("step", np.zeros(self.num_envs, dtype=np.int64))[rows] = 0
 
     def observe(self) -> Arrays:
-        """Shows the number; masks follow the step."""
+        """Shows the number, odd steps and step 0; masks follow the step."""
         odd = self.at["step"] % 2 == 1
-        x = np.zeros((self.num_envs, 4), dtype=np.float32)
+        x = np.zeros((self.num_envs, 5), dtype=np.float32)
         x[np.arange(self.num_envs), self.at["number"]] = 1.0
-        x[:, 3] = odd
+        x[:, 3], x[:, 4] = odd, self.at["step"] == 0
         argument = np.ones((self.num_envs, 3), dtype=bool)
         argument[np.arange(self.num_envs), (self.at["number"] + self.at["step"]) % 3] = False
         return {"x": x, "mask_op": np.stack([np.ones_like(odd), ~odd], axis=1), "mask_argument": argument}
