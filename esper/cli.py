@@ -12,6 +12,7 @@ esper runs [ROOT]                       every run below a folder: state, step, l
 esper query "select ..." [--root ROOT]  SQL over all of their events
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
+esper policy train|resume|evaluate       train a controller (esper policy --help)
 esper requeue RUN                       inside a Slurm job: put it back into the queue if its run was stopped
 esper blueprints                        what may grow: every blueprint with its size (--dim CHANNELS --positions PLACES)
 """
@@ -31,6 +32,7 @@ from esper import doctor
 from esper.karn.commands import LOOKING, add_commands
 from esper.kasmina.blueprints.table import blueprint_table
 from esper.launcher import compose as launcher
+from esper.launcher import policy
 from esper.launcher.resume import resume
 from esper.launcher.slurm import requeue
 from esper.launcher.start import LaunchResult, results_of_errors, show_result
@@ -97,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:  # Hydra reads the rest, its --help too
         return launcher.main(arguments[1:])
+    if arguments[:1] == ["policy"]:
+        return policy.main(arguments[1:])
     if arguments[:1] == ["doctor"]:
         return doctor.main(arguments[1:])
     parser = argparse.ArgumentParser(
@@ -126,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain.add_argument("--ema", action="store_true", help="the average of the weights (trainer.ema), not the weights")
     plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
     plain.add_argument("--trust", action="store_true", help=trust)
+    commands.add_parser("policy", help="train, resume and evaluate a policy (esper policy --help)")
     commands.add_parser("doctor", help="check whether a run will work here (esper doctor --help)")
     queue = commands.add_parser("requeue", help="put the Slurm job around this back into the queue", allow_abbrev=False)
     queue.add_argument("run", metavar="RUN", type=Path, help="run directory")

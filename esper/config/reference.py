@@ -24,7 +24,8 @@ A setting is typed as `group.setting=value`, an option of a group as `group=opti
 run. Defaults are those of the config classes; `???` means that there is none, and files in `conf/` hold what differs.
 `launch=run` starts a run, `launch=prepare` only writes its directory, `launch=plan` only says what would be done.
 
-The settings of a session in your own loop stand in `esper/session/config.py`, those of a comparison
+The settings of the training of a policy stand in [policy-configuration.md](policy-configuration.md), those of a session
+in your own loop stand in `esper/session/config.py`, those of a comparison
 (`conf/compare/`) in `esper/compare/arms.py`.
 """
 
@@ -44,7 +45,7 @@ def _rows(cls: type, path: str = "") -> list[str]:
     return rows
 
 
-def _table(cls: type, shown: str = "") -> list[str]:
+def table(cls: type, shown: str = "") -> list[str]:
     """The table of a config class beneath its docstring, unless that text is ``shown`` already."""
     text = as_markdown(class_doc(cls))
     head = [] if text == shown else [text, ""]
@@ -101,11 +102,11 @@ def page() -> str:
             lines += [f"`conf/config.yaml` sets {', '.join(_settings(root[name], name))}.", ""]
         lines += _options(name, root)
         if name in FIXED_SECTIONS:
-            lines += _table(FIXED_SECTIONS[name], text)
+            lines += table(FIXED_SECTIONS[name], text)
         elif name in KINDS:
             find, kinds = KINDS[name]
             for kind in kinds():
-                lines += [f"### {name}.kind = {kind}", "", *_table(find(kind))]
+                lines += [f"### {name}.kind = {kind}", "", *table(find(kind))]
     lines += ["## experiment", "", "Whole runs: options of several groups, and settings.", ""]
     lines += _options("experiment", root)
     return "\n".join(lines).rstrip() + "\n"

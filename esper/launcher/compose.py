@@ -13,7 +13,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from esper.leyline.errors import ConfigError, Preempted
 from esper.nissa.screen import safe_streams
 
 LAUNCHES = ("run", "prepare", "plan")
+Begin = Callable[[dict[str, Any], str], LaunchResult]
 _BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
 _HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
 
@@ -93,7 +94,12 @@ def make_cwd_importable() -> None:
         sys.path.append(os.getcwd())
 
 
-def _job(composed: DictConfig) -> LaunchResult:
+def begin_run(plain: dict[str, Any], launch: str) -> LaunchResult:
+    """Runs one run; see `start`."""
+    return start(build_config(plain), plain, launch)
+
+
+def _job(composed: DictConfig, begin: Begin) -> LaunchResult:
     """Starts the run of one Hydra job."""
     plain = plain_of(composed)
     launch = plain.pop("launch", None)
@@ -104,7 +110,7 @@ def _job(composed: DictConfig) -> LaunchResult:
         if any(override.lstrip("+").startswith("run.dir=") for override in context.overrides.task):
             raise ConfigError("run.dir: in a multirun each job has a folder of its own; set hydra.sweep.dir instead")
         plain["run"]["dir"] = context.runtime.output_dir
-    return start(build_config(plain), plain, launch)
+    return begin(plain, launch)
 
 
 def _gravity(code: int) -> int:
@@ -113,8 +119,14 @@ def _gravity(code: int) -> int:
 
 
 @safe_streams()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns its exit code."""
+def main(argv: Sequence[str] | None = None, *, root: str = "config", begin: Begin = begin_run) -> int:
+    """Runs a command line; returns its exit code.
+
+    Args:
+        argv: its words; those of this process unless given.
+        root: name of the file in conf/ that Hydra begins with.
+        begin: starts what was composed: (plain settings, launch) -> result.
+    """
     make_cwd_importable()
     interrupt_on_stop()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -126,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         with contextlib.redirect_stderr(job_stderr.stream):
             with results_of_errors(job_results):
-                job_results.append(_job(composed))
+                job_results.append(_job(composed, begin))
             (result,) = job_results
             results.append(result)
             show_result(result)
@@ -138,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise _JobFailed(result.line, result.code)
         return result.objective
 
-    app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
+    app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=root)(job)
     # Captures Hydra's own complaints: `reword` shortens them, and a failed job, which has printed its line already, is
     # not reported a second time as a traceback.
     captured = io.StringIO()

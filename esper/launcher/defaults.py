@@ -12,6 +12,8 @@ the user knows, such as a folder, a file names a node of `NEEDS` instead. Hydra 
 `esper.config.tree` checks them and names every problem at once.
 """
 
+from collections.abc import Iterable
+
 from hydra.core.config_store import ConfigStore
 
 from esper.config.strict import UNSET, defaults_of
@@ -22,10 +24,15 @@ from esper.tolaria.training.distill import DistillConfig
 NEEDS = ((ImagesConfig, "root"), (DistillConfig, "run"))  # class and setting: a node without that one's default
 
 
+def store_classes(classes: Iterable[type]) -> None:
+    """Makes the defaults of config classes known to Hydra, each under the name of its class."""
+    for cls in classes:
+        ConfigStore.instance().store(name=cls.__name__, node=defaults_of(cls), provider="esper")
+
+
 def store_defaults() -> None:
-    """Makes the defaults of every config class known to Hydra, each under the name of its class."""
+    """Makes the defaults of every config class of a run known to Hydra, each under the name of its class."""
     store = ConfigStore.instance()
-    for cls in config_classes():
-        store.store(name=cls.__name__, node=defaults_of(cls), provider="esper")
+    store_classes(config_classes())
     for cls, name in NEEDS:
         store.store(name=f"{cls.__name__}_needs_{name}", node={**defaults_of(cls), name: UNSET}, provider="esper")

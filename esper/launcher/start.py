@@ -140,15 +140,15 @@ def start(
             raise LeaseError(f"{folder}: attempt {other} was begun by another launcher; this run is that one's now")
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
-            status = _status_of_silent(ended, saved=bool(CheckpointStore.of_run(folder).signs()))
-            _write_status(folder, status)
+            status = status_of_silent(ended, saved=bool(CheckpointStore.of_run(folder).signs()))
+            write_status(folder, status)
         elif status["status"] == "preempted" and ended.stopped is not None:
             status |= {"reason": explain_stop(ended.stopped) if in_slurm else ended.stopped}
-            _write_status(folder, status)
+            write_status(folder, status)
         return _result_of(folder, status, judged=config.governor.enabled)
 
 
-def _write_status(folder: Path, status: dict[str, Any]) -> None:
+def write_status(folder: Path, status: dict[str, Any]) -> None:
     """Writes RUN/STATUS.json in the launcher's name.
 
     Raises:
@@ -163,7 +163,7 @@ def _write_status(folder: Path, status: dict[str, Any]) -> None:
         ) from None
 
 
-def _status_of_silent(ended: Ended, *, saved: bool) -> dict[str, Any]:
+def status_of_silent(ended: Ended, *, saved: bool) -> dict[str, Any]:
     """The status of a run whose workers ended without writing one.
 
     Args:

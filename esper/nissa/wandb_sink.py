@@ -24,6 +24,9 @@ Values logged at a tick:
     slots/<slot>/gradient_norm, gradient_ratio            the ratio is to the host's norm
     slots/<slot>/gradient_vanishing, _exploding, _nans, _infs
 
+Values logged at an update of a policy: the axes (optimizer steps of the policy, steps of each environment, updates),
+the numbers that docs/policy.md explains, time/collect_ms and time/update_ms.
+
 A reading that is absent or stale is left out of the row, since it is neither zero nor of this tick. At the end the
 table ``growth`` (the stage changes of this attempt) and the run's summary are logged.
 """
@@ -35,7 +38,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from esper.leyline.events import Event, Fault, RunEnded, StageChanged, TickDone
+from esper.leyline.events import Event, Fault, PolicyUpdated, RunEnded, StageChanged, TickDone
 from esper.leyline.evidence import GradientHealth, Reading
 from esper.leyline.plain import to_plain
 from esper.nissa.config import WandbConfig, WandbMode
@@ -99,6 +102,12 @@ def tick_row(event: TickDone) -> dict[str, float]:
     return row
 
 
+def update_row(event: PolicyUpdated) -> dict[str, float]:
+    """Returns the values of one update of a policy under their wandb names: those of docs/policy.md, axes and times."""
+    axes = {"train/step": event.step, "tick": event.tick, "epoch": event.epoch}
+    return {**axes, **event.numbers, "time/collect_ms": event.collect_ms, "time/update_ms": event.update_ms}
+
+
 _FLUSH_S = 5.0
 
 
@@ -157,9 +166,9 @@ class WandbSink:
     def emit(self, event: Event) -> None:
         """Takes one event; returns at once."""
         self._axes = (event.step, event.tick, event.epoch)
-        if self._lane is None or not isinstance(event, TickDone | StageChanged | RunEnded):
+        if self._lane is None or not isinstance(event, TickDone | PolicyUpdated | StageChanged | RunEnded):
             return
-        if not self._lane.put(event, priority=not isinstance(event, TickDone)):
+        if not self._lane.put(event, priority=not isinstance(event, TickDone | PolicyUpdated)):
             self.dropped += 1
 
     def flush(self) -> None:
@@ -195,6 +204,8 @@ class WandbSink:
     def _log(self, event: Event) -> None:
         if isinstance(event, TickDone):
             self._run.log(tick_row(event))
+        elif isinstance(event, PolicyUpdated):
+            self._run.log(update_row(event))
         elif isinstance(event, StageChanged):
             names = event.source.name, event.target.name
             self._growth.append([event.step, event.tick, event.slot, *names, event.cause, event.blueprint])

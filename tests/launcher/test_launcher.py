@@ -267,9 +267,9 @@ def test_status_is_the_truth(here: Path, status: dict[str, object], code: int, l
 
 
 def test_workers_that_end_without_a_word_failed_unless_they_were_stopped() -> None:
-    assert start._status_of_silent(Ended(1, None, False), saved=True)["exit_code"] == 70
+    assert start.status_of_silent(Ended(1, None, False), saved=True)["exit_code"] == 70
     for saved, words in ((True, "the last checkpoint stands"), (False, "no checkpoint yet, so it will begin anew")):
-        status = start._status_of_silent(Ended(-9, "SIGTERM", True), saved=saved)
+        status = start.status_of_silent(Ended(-9, "SIGTERM", True), saved=saved)
         assert status["exit_code"] == 75
         assert status["message"].endswith(words)
 
