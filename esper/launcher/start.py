@@ -81,6 +81,9 @@ def start(
     config.run.dir = plain["run"]["dir"] = str(folder)
     if getattr(config.data, "root", None) is not None:  # so that a resume from another folder finds it
         config.data.root = plain["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
+    policy = getattr(config.controller, "checkpoint", None)
+    if policy is not None:
+        config.controller.checkpoint = plain["controller"]["checkpoint"] = str(Path(policy).expanduser().absolute())
     if config.distill.run is not None:
         config.distill.run = plain["distill"]["run"] = str(Path(config.distill.run).expanduser().absolute())
     in_slurm = config.world.rdzv_endpoint == FROM_SLURM

@@ -10,6 +10,7 @@ At a partial target a seed rests in BLENDING; HOLDING means full alpha. A prune 
 RAMP_END.
 """
 
+import functools
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -168,6 +169,7 @@ EDGES: tuple[Edge, ...] = (
 )
 
 
+@functools.cache
 def edges_from(source: Stage) -> tuple[Edge, ...]:
     """Returns all edges that leave ``source``."""
     return tuple(edge for edge in EDGES if edge.source is source)

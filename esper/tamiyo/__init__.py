@@ -4,6 +4,7 @@ Importing the package registers every kind; `build_controller` builds a controll
 """
 
 from esper.tamiyo import custom, heuristic, none, random, schedule
+from esper.tamiyo.policy import controller as policy
 from esper.tamiyo.registry import build_controller, controller_config_class, controller_kinds
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "custom",
     "heuristic",
     "none",
+    "policy",
     "random",
     "schedule",
 ]

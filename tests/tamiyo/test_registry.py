@@ -71,7 +71,7 @@ def test_config_classes_compose_with_omegaconf(kind):
 
 def test_an_unknown_kind_lists_the_names():
     for ask in (lambda: controller_config_class("clever"), lambda: build_controller(object(), slots=(), seed=0)):
-        with pytest.raises(ConfigError, match="custom, heuristic, none, random, schedule"):
+        with pytest.raises(ConfigError, match="custom, heuristic, none, policy, random, schedule"):
             ask()
 
 

@@ -28,12 +28,14 @@ class Decision:
         log_prob: joint log-probability, [N].
         value: expected return from here on, [N].
         state: state of the core after this observation, [N, 2H].
+        log_probs: log-probability per head, [N]; 0 where a head does not matter.
     """
 
     actions: Batch
     log_prob: Tensor
     value: Tensor
     state: Tensor
+    log_probs: Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,9 @@ class Agent(nn.Module, ABC):
         x, state = self._step(features, state)
         self.choose(x, context, observation, chooser)
         value = self.evaluate(x, context, observation)
-        return Decision(actions=chooser.actions, log_prob=chooser.log_prob, value=value, state=state)
+        return Decision(
+            actions=chooser.actions, log_prob=chooser.log_prob, value=value, state=state, log_probs=chooser.log_probs
+        )
 
     @torch.no_grad()
     def value(self, observation: Batch, state: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def arrays_of(
         observation: of one tick.
         memory: has taken in that observation already (`Memory.note`), and those before it.
         slots: S to pad to; None is as many as there are.
-        entries: B to pad to; None is as many as there are.
+        entries: B to pad to, at least 1; None is as many as there are.
         layout: features.
         options: what the heads choose from.
 
@@ -76,7 +76,8 @@ def arrays_of(
         EsperError: more slots or entries than there is room for, or a feature that is not a finite number.
     """
     most = max((len(view.catalogue) for view in observation.slots), default=0)
-    slots, entries = len(observation.slots) if slots is None else slots, most if entries is None else entries
+    slots = len(observation.slots) if slots is None else slots
+    entries = max(1, most) if entries is None else entries
     if len(observation.slots) > slots or most > entries:
         raise EsperError(
             f"an observation of {len(observation.slots)} slots with up to {most} blueprints: there is room for "

@@ -103,7 +103,9 @@ class Sampled(_Tally):
     def pick(self, head: str, logits: Tensor, mask: Tensor, matters: Tensor | None = None) -> Tensor:
         """Draws by inversion: the first option whose cumulative probability exceeds a uniform draw; rows are [N]."""
         logs, mask = log_probabilities(head, logits, mask, matters)
-        draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])
+        draws = torch.stack(
+            [torch.rand((), generator=g, dtype=torch.float64, device=g.device) for g in self._generators]
+        )
         chances = torch.where(mask, logs.double().exp(), torch.zeros((), dtype=torch.float64, device=logs.device))
         ladder = chances.cumsum(-1)
         over = (ladder > draws.to(logs.device)[:, None] * ladder[:, -1:]) & mask

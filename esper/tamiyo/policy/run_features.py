@@ -43,7 +43,7 @@ def _remaining(s: Sight) -> Values:
 @RUN.add("ticks", ("done", "left", "left_known"), reads=("tick", "remaining"))
 def _ticks(s: Sight) -> Values:
     """Ticks done, and those left at the present pace, which is unknown at the beginning."""
-    tick, remaining = s.run.tick, s.run.remaining
+    tick, remaining = s.run.tick, max(0.0, s.run.remaining)
     known = tick > 0 and remaining < 1.0
     return count(tick), count(tick * remaining / (1.0 - remaining)) if known else 0.0, float(known)
 
