@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, then lint, types, the import contract and the tests. --all: the long tests too. Other arguments go to pytest.
 #
-# Test files run two at a time, long ones first. Tests that ask how soon processes notice each other's end, or how long
-# wandb keeps a run waiting, have the machine to themselves afterwards. The twenty slowest of each part are shown.
+# Types are checked while the tests are collected, which finds what cannot be imported and compiles the rest. Then two
+# processes share the test files, long ones first. The twenty slowest tests are shown.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 export OMP_NUM_THREADS=1
@@ -16,14 +16,17 @@ done
 bin="$ROOT/.venv/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/mypy"
 "$bin/lint-imports" --no-logo
 if [[ ${#rest[@]} -gt 0 ]]; then
+    "$bin/mypy"
     exec "$PYTHON" -m pytest "${select[@]}" "${rest[@]}"
 fi
-alone=(tests/faults tests/dist/test_lockstep_lost.py tests/dist/test_two_hosts.py tests/nissa/test_wandb.py)
-select+=(--durations=20)
-code=0
-"$PYTHON" -m pytest "${select[@]}" -n 2 --dist loadfile --no-loadscope-reorder "${alone[@]/#/--ignore=}" || code=$?
-"$PYTHON" -m pytest "${select[@]}" "${alone[@]}" || code=$?
-exit "$code"
+"$bin/mypy" &
+types=$!
+collected="$("$PYTHON" -m pytest "${select[@]}" --collect-only -qq 2>&1)" || {
+    echo "$collected"
+    wait "$types"
+    exit 1
+}
+wait "$types"
+exec "$PYTHON" -m pytest "${select[@]}" --durations=20 -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,9 +1,11 @@
 """Property-based tests draw the same examples in every run, wait for slow machines, and leave no files behind.
 
-Files that take long come first, so that processes which share the tests (`-n 2 --dist loadfile`) end together.
+Processes that share the tests (`-n 2 --dist loadfile`) take whole files, long ones first, so that they end together.
+Files that look at one finished run go to the same process, so that it is made once.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -11,11 +13,16 @@ from hypothesis import settings
 settings.register_profile("esper", deadline=None, database=None, derandomize=True)
 settings.load_profile("esper")
 
+ONE_RUN = ("e2e/test_kill_resume.py", "e2e/test_by_hand.py", "e2e/test_run.py", "e2e/test_run_wandb.py")
 LONG = (
+    *ONE_RUN,
     "e2e/test_compare.py",
-    "e2e/test_kill_resume.py",
+    "faults/test_bad_day.py",
     "slurm/test_slurm.py",
+    "dist/test_two_hosts.py",
+    "dist/test_lockstep_lost.py",
     "dist/test_resume.py",
+    "nissa/test_wandb.py",
     "e2e/",
     "dist/",
     "kasmina/test_compile.py",
@@ -28,3 +35,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((index for index, long in enumerate(LONG) if path.startswith(long)), len(LONG))
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out files, as `--dist loadfile` does; those of `ONE_RUN` go out as if they were one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByRun(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return f"tests/{ONE_RUN[0]}" if file.removeprefix("tests/") in ONE_RUN else file
+
+    return ByRun(config, log)

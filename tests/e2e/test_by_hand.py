@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from esper.config.tree import write_config
 from esper.nissa.reading import read_events
@@ -82,21 +83,27 @@ def contents(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files if path.exists()}
 
 
+def made(run: Path, **settings: Any) -> Path:
+    """A run directory that holds a config, as ``launch=prepare`` leaves it."""
+    run.mkdir()
+    write_config(run / "config.yaml", tiny_plain("cnn", **settings, world__nproc_per_node=2, run__dir=str(run)))
+    return run
+
+
 def test_a_second_torchrun_on_a_run_is_refused_and_leaves_the_first_alone(start: Start, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    prepared = start(TRAIN, *GROWING, "trainer.steps=4000", NO_WANDB, "telemetry=off", "launch=prepare", "run.dir=run")
-    assert prepared.end() == 0, prepared.told()
+    run = made(tmp_path / "run", trainer__steps=100_000, control__timeout_s=600.0)
     first = by_hand(start, run)
     first.until(lambda: mark(run).tick >= 1, "the first tick")
-    before = contents(run)
-    second = by_hand(start, run)
-    launcher = start(ESPER, "resume", str(run))
-    assert second.end() == 1, second.told()
-    (line,) = [text for text in second.err.splitlines() if text.startswith("esper: ")]
-    assert line.startswith(f"esper: rank 0: run.dir = '{run}': in use by process ")
-    assert launcher.end() == 74, launcher.told()
-    assert "in use by process " in launcher.err
-    assert contents(run) == before
+    with first.held(run):
+        before = contents(run)
+        second = by_hand(start, run)
+        launcher = start(ESPER, "resume", str(run))
+        assert second.end() == 1, second.told()
+        (line,) = [text for text in second.err.splitlines() if text.startswith("esper: ")]
+        assert line.startswith(f"esper: rank 0: run.dir = '{run}': in use by process ")
+        assert launcher.end() == 74, launcher.told()
+        assert "in use by process " in launcher.err
+        assert contents(run) == before
     first.process.send_signal(signal.SIGTERM)
     first.end()
     assert_gone(first, run)
@@ -105,9 +112,7 @@ def test_a_second_torchrun_on_a_run_is_refused_and_leaves_the_first_alone(start:
 
 
 def test_two_torchruns_at_the_same_moment_make_one_run(start: Start, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    prepared = start(TRAIN, *GROWING, NO_WANDB, "telemetry=off", "launch=prepare", "run.dir=run")
-    assert prepared.end() == 0, prepared.told()
+    run = made(tmp_path / "run")
     pair = [by_hand(start, run) for _ in range(2)]
     codes = sorted(command.end() for command in pair)
     told = "\n".join(command.told() for command in pair)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from esper.config.tree import write_config
 from tests.e2e.conftest import Start
-from tests.support.commands import NO_WANDB, TRAIN, Command, assert_gone, free_port, mark
+from tests.support.commands import Command, assert_gone, free_port, mark
+from tests.support.tiny import tiny_plain
 
 # A tick takes a second or more, as in a real run, so that the repeats of a signal arrive before it.
-LONG = ("trainer.epochs=2000", "control.every=400", "control.max_steps=400", "checkpoint.every_ticks=1000")
+LONG = {"trainer__steps": 100_000, "trainer__batch": 32, "control__every": 200, "control__max_steps": 200}
 
 
 def everybody(command: Command) -> list[int]:
@@ -25,20 +27,20 @@ def agent_alone(command: Command) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("number", "whom"),
+    ("number", "whom", "ranks"),
     [
-        (signal.SIGTERM, everybody),
-        (signal.SIGINT, everybody),
-        (signal.SIGUSR1, everybody),
-        (signal.SIGTERM, agent_alone),
+        (signal.SIGTERM, everybody, 2),
+        (signal.SIGINT, everybody, 1),
+        (signal.SIGUSR1, everybody, 1),
+        (signal.SIGTERM, agent_alone, 2),
     ],
 )
-def test_it_saves(start: Start, tmp_path: Path, number: int, whom: Callable[[Command], list[int]]) -> None:
+def test_it_saves(start: Start, tmp_path: Path, number: int, whom: Callable[[Command], list[int]], ranks: int) -> None:
     run = tmp_path / "run"
-    prepared = start(TRAIN, "experiment=demo", *LONG, NO_WANDB, "telemetry=off", "launch=prepare", "run.dir=run")
-    assert prepared.end() == 0, prepared.told()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    typed = start(torchrun, "-m", "esper.worker", str(run / "config.yaml"))
+    run.mkdir()
+    write_config(run / "config.yaml", tiny_plain("cnn", **LONG, world__nproc_per_node=ranks, run__dir=str(run)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+    typed = start([*torchrun, f"--master-port={free_port()}"], "-m", "esper.worker", str(run / "config.yaml"))
     typed.until(lambda: mark(run).step > 5, "the first steps")
     for pid in whom(typed):
         os.kill(pid, number)

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from esper import cli
+from esper.config.tree import read_plain
 from tests.support.dist import ROOT
+from tests.support.killed_runs import live, prepare_run
 from tests.support.patience import run_patiently
 
 SLOT = [
@@ -130,11 +133,8 @@ def test_again_it_repeats_nothing_and_says_the_same(compared):
 def test_a_run_reproduces_from_its_recorded_config(compared):
     folder, _ = compared
     where = json.loads((folder / "out" / "compare.json").read_text())["runs"]
-    again = folder / "again"
-    again.mkdir()
-    (again / "config.yaml").write_text((Path(where["shapes/1"]) / "config.yaml").read_text())
-    done = esper("resume", str(again), cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    again = prepare_run(folder / "again", read_plain(Path(where["shapes/1"]) / "config.yaml"))
+    assert live(again, 1) == [0]
     first, second = (json.loads((run / "result.json").read_text()) for run in (Path(where["shapes/1"]), again))
     assert {k: v for k, v in first.items() if k != "data"} == {k: v for k, v in second.items() if k != "data"}
 
@@ -142,26 +142,24 @@ def test_a_run_reproduces_from_its_recorded_config(compared):
 def test_a_run_is_not_resumed_on_other_data(compared):
     folder, _ = compared
     where = json.loads((folder / "out" / "compare.json").read_text())["runs"]
-    other = folder / "other"
-    other.mkdir()
-    shutil.copy(Path(where["none/1"]) / "config.yaml", other)
+    other = prepare_run(folder / "other", read_plain(Path(where["none/1"]) / "config.yaml"))
     shutil.copytree(Path(where["none/1"]) / "checkpoints", other / "checkpoints")
     record = json.loads((Path(where["none/1"]) / "data.json").read_text())
     (other / "data.json").write_text(json.dumps({**record, "digest": record["digest"] + 1}))
-    done = esper("resume", str(other), cwd=folder)
-    assert done.returncode == 74, done.stdout + done.stderr
-    assert "this run trains on other data" in done.stderr
+    assert live(other, 1) == [74]
+    status = json.loads((other / "STATUS.json").read_text())
+    assert status["exit_code"] == 74
+    assert "this run trains on other data" in status["message"]
     assert not (other / "result.json").exists()
 
 
-def test_a_bad_comparison_is_one_clear_line(tmp_path):
-    done = esper("compare", "nothing", cwd=tmp_path)
-    assert done.returncode == 78
-    assert "no such comparison; there are" in done.stderr
+def test_a_bad_comparison_is_one_clear_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", "nothing"]) == 78
+    assert "no such comparison; there are" in capsys.readouterr().err
     (tmp_path / "x.yaml").write_text(
         "base: []\nseeds: [1]\nmetric: accuracy\nsubject: a\nflops_share: 1\nmargin: 1\narms: {a: {flops: b}}\n"
     )
-    done = esper("compare", "x.yaml", cwd=tmp_path)
-    assert done.returncode == 78
-    assert "arms.a: waits for b, which is no arm" in done.stderr
+    assert cli.main(["compare", "x.yaml"]) == 78
+    assert "arms.a: waits for b, which is no arm" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "x.yaml"]

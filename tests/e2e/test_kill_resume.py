@@ -44,12 +44,13 @@ def attempts(run: Path) -> list[tuple[int, int | None]]:
     ]
 
 
-def stop(command: Command, run: Path, signum: int, tick: int) -> None:
-    """Sends the launcher a signal while the run stands still at a tick; returns when it has ended as a stopped one."""
+def stop(command: Command, run: Path, signals: tuple[int, ...], tick: int) -> None:
+    """Sends the launcher signals while the run stands still at a tick; returns when it has ended as a stopped one."""
     command.until(lambda: mark(run).tick >= tick, f"tick {tick}")
     with command.held(run):
-        command.process.send_signal(signum)
-        command.until(lambda: "workers save at the next tick" in command.err, "its word")
+        for signum in signals:
+            command.process.send_signal(signum)
+            command.until(lambda: "workers save at the next tick" in command.err, "its word")
         time.sleep(0.1)  # the workers are told in the same breath
     assert command.end() == 75, command.told()
 
@@ -72,66 +73,57 @@ def test_a_killed_worker_is_started_again_by_torchrun(start: Start, tmp_path: Pa
     assert_same_run(final(run), wanted)
 
 
-def test_a_killed_launcher_leaves_nobody_behind_and_esper_resume_goes_on(
+def test_stopped_then_killed_it_goes_on_and_leaves_nobody_behind(
     start: Start, tmp_path: Path, wanted: dict[str, Any]
 ) -> None:
+    """SIGUSR1 as Slurm sends it before the time is up, then SIGTERM: it saves at the next tick. Resumed, its launcher
+    is killed. Resumed once more, it comes to its end, and wandb goes on in one run."""
     run = tmp_path / "run"
-    command = start(TRAIN, *GROWING, "run.dir=run")
-    command.until(saved(run, 96), "the checkpoint of step 96")
-    workers = [command.worker(run, rank) for rank in (0, 1)]
-    assert set(workers) <= command.seen
-    command.process.kill()
-    command.process.wait()
-    assert_gone(command, run)
-    assert "Traceback" not in command.told()
+    first = start(TRAIN, *GROWING, "run.dir=run")
+    stop(first, run, (signal.SIGUSR1, signal.SIGTERM), tick=5)
+    status = status_of(run)
+    assert (status["status"], status["exit_code"]) == ("preempted", 75)
+    assert f"to go on: esper resume {run}" in first.err.splitlines()[-1]
+    assert "Traceback" not in first.told()
+    stopped = status["step"]
+    assert 50 <= stopped < 120
+    assert saved(run, stopped)()
+    assert_gone(first, run)
+
+    killed = start(ESPER, "resume", "run")
+    killed.until(saved(run, 144), "the checkpoint of step 144")
+    workers = [killed.worker(run, rank) for rank in (0, 1)]
+    assert set(workers) <= killed.seen
+    killed.process.kill()
+    killed.process.wait()
+    assert_gone(killed, run)
+    assert "Traceback" not in killed.told()
     assert not (run / "result.json").exists()
-
-    resumed = start(ESPER, "resume", "run")
-    assert resumed.end() == 0, resumed.told()
-    assert f"esper: done at step {12 * TICKS} (run directory: {run})" in resumed.out
-    assert_gone(resumed, run)
-    assert_same_run(without_saves(final(run)), without_saves(wanted))
-    (_, first), (number, step) = attempts(run)
-    assert (first, number) == (None, 2)
-    assert step is not None
-    assert step >= 96
-
-    folders = offline_files(run)
-    assert len({path.parent for path in folders}) == len(folders) == 2
-    before, after = (read_wandb_file(path) for path in folders)
-    assert before.run["id"] == after.run["id"] == json.loads((run / "attempt.json").read_text())["run_id"]
-    assert (after.ended, after.exit_code) == (True, 0)
-    rows = [row for row in after.history if "lr" in row]
-    assert [row["tick"] for row in rows] == list(range(step // 12 + 1, TICKS + 1))
-    seen = {row["tick"]: row for row in before.history if "lr" in row}
-    seen |= {row["tick"]: row for row in rows}
-    records = {r["tick"]: r for r in keep_latest(read_events(run / "events.jsonl")) if r["kind"] == "tick"}
-    assert set(records) == set(range(1, TICKS + 1))
-    for tick, row in seen.items():
-        assert (row["train/step"], row["train/loss"]) == (12 * tick, records[tick]["payload"]["train_loss"]["value"])
-
-
-def test_a_stopped_run_says_so_and_goes_on(start: Start, tmp_path: Path, wanted: dict[str, Any]) -> None:
-    """SIGUSR1 as Slurm sends it before the time is up, then SIGTERM; both save at the next tick."""
-    run = tmp_path / "run"
-    steps = []
-    lines = [(TRAIN, [*GROWING, NO_WANDB, "run.dir=run"]), (ESPER, ["resume", "run"])]
-    for signum, tick, (program, arguments) in zip((signal.SIGUSR1, signal.SIGTERM), (5, 12), lines, strict=True):
-        command = start(program, *arguments)
-        stop(command, run, signum, tick)
-        status = status_of(run)
-        assert (status["status"], status["exit_code"]) == ("preempted", 75)
-        assert f"to go on: esper resume {run}" in command.err.splitlines()[-1]
-        assert "Traceback" not in command.told()
-        assert saved(run, status["step"])()
-        steps.append(status["step"])
-        assert_gone(command, run)
-    assert 50 <= steps[0] < 120 <= steps[1] < 240
 
     last = start(ESPER, "resume", "run")
     assert last.end() == 0, last.told()
-    assert attempts(run) == [(1, None), (2, steps[0]), (3, steps[1])]
+    assert f"esper: done at step {12 * TICKS} (run directory: {run})" in last.out
+    assert_gone(last, run)
     assert_same_run(without_saves(final(run)), without_saves(wanted))
+    (*begun, (number, step)) = attempts(run)
+    assert (*begun, number) == ((1, None), (2, stopped), 3)
+    assert step is not None
+    assert step >= 144
+
+    files = offline_files(run)
+    assert len({path.parent for path in files}) == len(files) == 3
+    seen, records = {}, {r["tick"]: r for r in keep_latest(read_events(run / "events.jsonl")) if r["kind"] == "tick"}
+    assert set(records) == set(range(1, TICKS + 1))
+    for path, since in zip(files, (0, stopped, step), strict=True):
+        file = read_wandb_file(path)
+        assert file.run["id"] == json.loads((run / "attempt.json").read_text())["run_id"]
+        rows = [row for row in file.history if "lr" in row]
+        assert [row["tick"] for row in rows] == list(range(since // 12 + 1, since // 12 + 1 + len(rows)))
+        seen |= {row["tick"]: row for row in rows}
+    assert (file.ended, file.exit_code) == (True, 0)
+    assert rows[-1]["tick"] == TICKS
+    for tick, row in seen.items():
+        assert (row["train/step"], row["train/loss"]) == (12 * tick, records[tick]["payload"]["train_loss"]["value"])
 
 
 def test_undo_goes_on_from_an_older_checkpoint_in_a_new_folder(

@@ -18,7 +18,7 @@ SHORT = ("experiment=demo", "trainer.steps=40", "control.every=10", "world.nproc
     ("encoding", "end"),
     [
         ("ascii", ""),
-        ("latin-1", ""),
+        pytest.param("latin-1", "", marks=pytest.mark.slow),  # of more than ASCII: tests/nissa/test_screen.py, too
         ("utf-8", "2>&1 | head -n 2"),
         ("utf-8", ">&- 2>&-"),
         ("utf-8", ">/dev/full 2>/dev/full"),
@@ -42,8 +42,7 @@ def test_a_finished_run_is_done(start: Start, tmp_path: Path, encoding: str, end
 
 
 def test_a_table_goes_to_any_encoding_and_any_reader(start: Start) -> None:
-    for encoding in ("ascii", "latin-1"):
-        assert start(ESPER, "blueprints", PYTHONIOENCODING=encoding).end() == 0
+    assert start(ESPER, "blueprints", PYTHONIOENCODING="latin-1").end() == 0
     line = f"set -o pipefail; {shlex.join([*ESPER, 'blueprints'])} | true"
     command = start(["bash", "-c"], line)
     assert command.end() == 0, command.told()
