@@ -10,6 +10,8 @@ esper resume RUN trainer.steps=N        make it longer, also if it is done (trai
 esper compare NAME                      arms x seeds of conf/compare/NAME.yaml beside each other; finished runs are kept
 esper runs [ROOT]                       every run below a folder: state, step, loss, slots, cost, last word
 esper query "select ..." [--root ROOT]  SQL over all of their events
+esper report RUN [RUN ...] [--out FILE] one page to look at or to send: RUN/report.html
+esper why RUN [SLOT|TICK|--end]         why a seed was born, kept or pruned; why the run ended, and what to do
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
 esper policy train|resume|evaluate       train a controller (esper policy --help)

@@ -12,7 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from esper.karn.report.write import write_report
 from esper.launcher.compose import main as launch
+from esper.leyline.errors import EsperError, one_line
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -64,6 +66,13 @@ def main(overrides: list[str]) -> int:
     console = Console(highlight=False)
     console.print(_compare(_read(base / "grown"), _read(base / "no-growth")))
     console.print("One seed shows how it works, not how much it gains.")
+    try:
+        page = write_report([base / "grown", base / "no-growth"], base / "report.html")
+    except EsperError as error:  # the runs are done, whatever becomes of the page
+        print(f"esper: no page: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    console.print(f"Look at it, in any browser: {page}", soft_wrap=True)
+    console.print(f"And why it grew so: esper why {base / 'grown'}", soft_wrap=True)
     return 0
 
 

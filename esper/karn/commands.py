@@ -18,8 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from esper.karn.report.write import write_report
+from esper.karn.store.facts import read_digest
+from esper.karn.store.finding import FoundRun
 from esper.karn.store.listing import list_runs, runs_table, visible
 from esper.karn.store.query import Answer, Bounds, run_query
+from esper.karn.why.endings import explain_end
+from esper.karn.why.sentence import name_events
+from esper.karn.why.ticks import explain, explain_growth
 
 WIDE = 200  # columns where the output is no terminal
 
@@ -47,6 +53,13 @@ def add_commands(parsers: Any) -> None:
     query.add_argument("--rows", metavar="N", type=_positive, default=10_000, help="the most rows; 10000")
     query.add_argument("--seconds", metavar="S", type=_positive, default=60.0, help="the most time; 60")
     query.add_argument("--memory", metavar="MIB", type=_positive, default=2048, help="the most memory; 2048")
+    why = parsers.add_parser("why", help="why it did that, and how it ended (docs/why.md)", allow_abbrev=False)
+    why.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    why.add_argument("what", metavar="SLOT|TICK", nargs="?", help="a slot (r0c1) or a tick (42); all seeds and the end")
+    why.add_argument("--end", action="store_true", help="only how it ended, whose fault it was, and what to do")
+    report = parsers.add_parser("report", help="a page on one run or several (docs/report.md)", allow_abbrev=False)
+    report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, finished or not")
+    report.add_argument("--out", metavar="FILE", type=Path, help="the page; RUN/report.html of the first")
 
 
 def _note(lines: Any) -> None:
@@ -105,4 +118,32 @@ def show_query(given: argparse.Namespace) -> int:
     return 0
 
 
-LOOKING: dict[str, Callable[[argparse.Namespace], int]] = {"runs": show_runs, "query": show_query}
+def show_why(given: argparse.Namespace) -> int:
+    """``esper why``."""
+    told, diagnosis = [], None
+    if given.what is None:
+        diagnosis = explain_end(given.run)
+        if not given.end:
+            told = explain_growth(read_digest(FoundRun(name=".", path=given.run)).records)
+        told += diagnosis.sentences
+    else:
+        told = explain(given.run, given.what)
+    for sentence in told:
+        print(f"{visible(sentence.text)}{name_events(sentence.events)}")
+    if diagnosis and diagnosis.command:
+        print(f"\nTo do: {diagnosis.action}. Type:\n  {diagnosis.command}")
+    return 0
+
+
+def show_report(given: argparse.Namespace) -> int:
+    """``esper report``."""
+    print(f"esper: page: {write_report(given.runs, given.out)}", flush=True)
+    return 0
+
+
+LOOKING: dict[str, Callable[[argparse.Namespace], int]] = {
+    "runs": show_runs,
+    "query": show_query,
+    "why": show_why,
+    "report": show_report,
+}

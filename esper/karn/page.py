@@ -6,7 +6,6 @@ stages                    the stage of each slot over ticks, for the first seed 
 """
 
 import html
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,59 +13,18 @@ from typing import Any
 import numpy as np
 
 from esper.karn.comparison import Comparison
+from esper.karn.html import INK, STAGE_COLOURS, legend_above, matplotlib, new_figure, page, plot, table
 from esper.karn.rows import Runs
 from esper.karn.runs import RunRecord
 from esper.karn.table import CLAIMS, TablePart, table_parts, verdict_lines
-from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.errors import RunDirError
 from esper.leyline.files import write_whole
 
-STAGE_COLOURS = {
-    "GERMINATED": "#bbbbbb",
-    "TRAINING": "#e69f00",
-    "BLENDING": "#56b4e9",
-    "HOLDING": "#009e73",
-    "FOSSILIZED": "#0072b2",
-    "PRUNED": "#d55e00",
-}
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #1b1b1b }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th { white-space: pre-line; vertical-align: bottom }
-caption { text-align: left; color: #555; padding: 1em 0 .3em }
-th:first-child, td:first-child, .said td { text-align: left }
-.scroll { overflow-x: auto } .no { color: #b00020; font-weight: 600 } .yes { color: #00695c; font-weight: 600 }
-svg { max-width: 100%; height: auto } h2 { margin-top: 2em } figcaption { color: #555 }
-"""
-
-
-def _matplotlib() -> Any:
-    """Imports pyplot with the backend for SVG; a ConfigError says how to go without it."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError(
-            "the page needs matplotlib; install esper[report], or leave the page out with --no-page"
-        ) from None
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _svg(plt: Any, figure: Any) -> str:
-    """A figure as an element of HTML; closes it."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight")
-    plt.close(figure)
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]
-
-
-def loss_plot(plt: Any, runs: Runs) -> Any:
+def loss_plot(runs: Runs) -> Any:
     """Validation loss against training FLOPs per arm."""
-    figure, axes = plt.subplots(figsize=(9, 4.6))
+    figure = new_figure(height=3.4)
+    axes = figure.subplots()
     for index, (arm, by_seed) in enumerate(runs.items()):
         curves = [[(p.flops, p.loss) for p in run.curve] for run in by_seed.values()]
         low = max(curve[0][0] for curve in curves)
@@ -79,14 +37,14 @@ def loss_plot(plt: Any, runs: Runs) -> Any:
         (line,) = axes.plot(grid, middle, label=arm, linewidth=1.6, linestyle=("-", "--", ":")[index // 10 % 3])
         axes.fill_between(grid, bottom, top, alpha=0.12, color=line.get_color())
     axes.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats per sample)")
-    axes.legend(fontsize=8, ncols=2)
-    axes.grid(alpha=0.25)
+    legend_above(figure)
     return figure
 
 
-def size_plot(plt: Any, runs: Runs) -> Any:
+def size_plot(runs: Runs) -> Any:
     """Test accuracy against parameters, one point per run."""
-    figure, axes = plt.subplots(figsize=(9, 3.8))
+    figure = new_figure(height=3.0)
+    axes = figure.subplots()
     for arm, by_seed in runs.items():
         axes.scatter(
             [run.parameters for run in by_seed.values()],
@@ -96,8 +54,7 @@ def size_plot(plt: Any, runs: Runs) -> Any:
             label=arm,
         )
     axes.set(xscale="log", xlabel="parameters at the end", ylabel="test accuracy (%)")
-    axes.legend(fontsize=8, ncols=3)
-    axes.grid(alpha=0.25)
+    legend_above(figure)
     return figure
 
 
@@ -113,40 +70,31 @@ def _spans(run: RunRecord) -> list[tuple[str, int, int, str]]:
     return spans + [(slot, since, run.ticks, stage) for slot, (since, stage) in open_.items()]
 
 
-def stage_plot(plt: Any, runs: Runs) -> Any | None:
+def stage_plot(runs: Runs) -> Any | None:
     """Stage timelines of the first seed of each arm in which something grew; None if nothing did."""
     grown = {arm: min(by_seed.items())[1] for arm, by_seed in runs.items() if any(r.stages for r in by_seed.values())}
     grown = {arm: run for arm, run in grown.items() if run.stages}
     if not grown:
         return None
     rows = [(arm, slot) for arm, run in grown.items() for slot in sorted({line.slot for line in run.stages})]
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.28 * len(rows)))
+    figure = new_figure(height=0.6 + 0.28 * len(rows))
+    axes = figure.subplots()
     for arm, run in grown.items():
         for slot, since, until, stage in _spans(run):
             axes.barh(rows.index((arm, slot)), until - since, left=since, color=STAGE_COLOURS[stage], height=0.8)
-    axes.set_yticks(range(len(rows)), [f"{arm}  {slot}" for arm, slot in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{arm}  {slot}" for arm, slot in rows], fontsize=7)
     axes.invert_yaxis()
+    axes.grid(visible=False)
     axes.set_xlabel("control tick")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in STAGE_COLOURS.values()]
-    axes.legend(
-        handles,
-        [name.lower() for name in STAGE_COLOURS],
-        fontsize=7,
-        ncols=6,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        frameon=False,
-    )
+    bars = [axes.barh(0, 0, color=colour, edgecolor=INK, linewidth=0.3) for colour in STAGE_COLOURS.values()]
+    legend_above(figure, bars, [name.lower() for name in STAGE_COLOURS])
+    longest = max(len(arm) + len(slot) for arm, slot in rows)
+    figure.subplots_adjust(left=min(0.45, 0.05 + 0.013 * longest))
     return figure
 
 
 def _table(part: TablePart) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in part.heads)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in part.rows)
-    return (
-        f'<div class="scroll"><table><caption>{html.escape(part.title)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    return table(part.heads, [[html.escape(text) for text in row] for row in part.rows], part.title)
 
 
 def _verdicts(comparison: Comparison) -> str:
@@ -155,7 +103,9 @@ def _verdicts(comparison: Comparison) -> str:
         for word, claim, figure in verdict_lines(comparison)
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
-    return f'<table class="said">{rows}</table>' + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    return f'<div class="scroll" tabindex="0"><table class="said">{rows}</table></div>' + (
+        f'<ul class="notes">{notes}</ul>' if notes else ""
+    )
 
 
 def write_page(comparison: Comparison, runs: Runs, path: Path, *, command: str, where: Mapping[str, str]) -> None:
@@ -172,29 +122,29 @@ def write_page(comparison: Comparison, runs: Runs, path: Path, *, command: str, 
         ConfigError: matplotlib is not installed.
         RunDirError: the file cannot be written.
     """
-    plt = _matplotlib()
+    matplotlib()
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
     figures = [
-        ("Loss against compute", "Median over seeds; shaded between the quartiles.", loss_plot(plt, present)),
-        ("Size and accuracy", "One point per run; the checkpoint that validation chose.", size_plot(plt, present)),
-        ("Stages", "The first seed of each arm that grew.", stage_plot(plt, present)),
+        ("Loss against compute", "Median over seeds; shaded between the quartiles.", loss_plot(present)),
+        ("Size and accuracy", "One point per run; the checkpoint that validation chose.", size_plot(present)),
+        ("Stages", "The first seed of each arm that grew.", stage_plot(present)),
     ]
     drawn = "".join(
-        f"<h2>{title}</h2><figure>{_svg(plt, figure)}<figcaption>{caption}</figcaption></figure>"
-        for title, caption, figure in figures
+        plot(figure, title, caption, f"plot-{index}")
+        for index, (title, caption, figure) in enumerate(figures)
         if figure is not None
     )
     tables = "".join(map(_table, table_parts(comparison)))
     listed = "".join(f"<li>{html.escape(key)}: {html.escape(folder)}</li>" for key, folder in where.items())
-    text = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(comparison.name)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(comparison.name)}</h1>"
-        f"<p><code>{html.escape(command)}</code></p><p>± is half of a 95 % interval over seeds (Student's t); "
-        "[low, high] is a 95 % bootstrap interval. Differences are of the test score, paired by seed. The test part "
-        f"was read once per run, on the checkpoint that validation chose.</p>{tables}"
-        f"<h2>What may be said</h2><p>{CLAIMS}.</p>{_verdicts(comparison)}{drawn}"
-        f"<h2>Runs</h2><ul>{listed}</ul></body></html>"
+    body = (
+        f'<main id="main"><p><code>{html.escape(command)}</code></p><p>± is half of a 95 % interval over seeds '
+        "(Student's t); [low, high] is a 95 % bootstrap interval. Differences are of the test score, paired by seed. "
+        f"The test part was read once per run, on the checkpoint that validation chose.</p>{tables}"
+        f"<h2>What may be said</h2><p>{CLAIMS}.</p>{_verdicts(comparison)}"
+        f'<h2>Plots</h2><div class="plots">{drawn}</div>'
+        f"<h2>Runs</h2><ul>{listed}</ul></main>"
     )
+    text = page(comparison.name, body)
     try:
         write_whole(path, text)
     except OSError as error:

@@ -106,6 +106,7 @@ class Digest:
     Fields:
         records: of rank 0, without replaced ones, in order.
         others: of the other ranks.
+        ends: how each attempt ended, where rank 0 could say so; replaced ones too.
         last_tick: the newest record of a tick.
         spans: first and last time of each attempt, seconds since 1970.
         torn: lines that a kill tore.
@@ -113,6 +114,7 @@ class Digest:
 
     records: list[Record] = field(default_factory=list)
     others: list[Record] = field(default_factory=list)
+    ends: list[Record] = field(default_factory=list)
     last_tick: Record | None = None
     spans: dict[int, tuple[float, float]] = field(default_factory=dict)
     torn: int = 0
@@ -137,6 +139,7 @@ def read_digest(run: FoundRun) -> Digest:
             elif record["kind"] not in ("snapshot", "library"):
                 (told if mine else digest.others).append(record)
         digest.torn += file.torn
+    digest.ends = [record for record in told if record["kind"] == "run_ended"]
     digest.records = keep_latest(told)
     return digest
 
@@ -170,6 +173,13 @@ def read_settings(directory: RunDir) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise RunDirError(f"{directory.config}: not a table of settings; is this a run directory?")
     return {str(key): value for key, value in plain.items()}
+
+
+def is_stale(directory: RunDir, status: dict[str, Any]) -> bool:
+    """Whether STATUS.json is of an earlier attempt than the newest, which has ended without a word or is going on."""
+    if not status or not directory.attempt.is_file():
+        return False
+    return directory.attempt.stat().st_mtime > directory.status.stat().st_mtime
 
 
 def is_running(directory: RunDir, ended: float | None) -> bool:
@@ -218,6 +228,8 @@ def collect_facts(run: FoundRun, digest: Digest) -> RunFacts:
     directory = run.directory
     status, result, attempt = (read_json(path) for path in (directory.status, directory.result, directory.attempt))
     settings = read_settings(directory)
+    if is_stale(directory, status):
+        status = {}
     written = directory.status.stat().st_mtime if status else None
     state = str(status.get("status", "lost" if attempt else "prepared"))
     if is_running(directory, written):

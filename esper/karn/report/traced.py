@@ -1,0 +1,108 @@
+"""Figures that know where they come from, so that a reader, or a test, can look each one up in the record.
+
+A figure is shown as ``<span data-from="events.jsonl 1 76 validation_loss.value" data-format=".4g">0.7654</span>``: the
+file, and of an event its attempt, its number and the path in its payload; of another file the path.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper.nissa.reading import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One number of the record.
+
+    Fields:
+        value: the number; None where it was not measured.
+        source: where it stands.
+    """
+
+    value: float | None
+    source: str
+
+    def show(self, form: str = ".4g", scale: float = 1.0) -> str:
+        """The figure as HTML; a dash for None.
+
+        Args:
+            form: format specification.
+            scale: factor on the number that is shown.
+        """
+        if self.value is None:
+            return "–"
+        text = html.escape(format(self.value * scale, form))
+        scaled = "" if scale == 1.0 else f' data-scale="{scale:g}"'
+        return f'<span data-from="{html.escape(self.source)}" data-format="{form}"{scaled}>{text}</span>'
+
+
+@dataclass(slots=True, kw_only=True)
+class Series:
+    """One line of a plot.
+
+    Fields:
+        name: of the line.
+        steps: optimizer steps, the x axis.
+        values: figures, one per step.
+        errors: standard errors, where they were measured; empty: none.
+    """
+
+    name: str
+    steps: list[int] = field(default_factory=list)
+    values: list[Figure] = field(default_factory=list)
+    errors: list[Figure] = field(default_factory=list)
+
+    def add(self, step: int, value: Figure, error: Figure | None = None) -> None:
+        """Adds a point; one without a value is left out."""
+        if value.value is None:
+            return
+        self.steps.append(step)
+        self.values.append(value)
+        if error is not None:
+            self.errors.append(error)
+
+    @property
+    def numbers(self) -> list[float]:
+        """The values as plain numbers."""
+        return [figure.value for figure in self.values if figure.value is not None]
+
+    def thinned(self, most: int) -> "Series":
+        """Every so manieth point, so that at most ``most`` are left; the last one stays."""
+        if len(self.steps) <= most:
+            return self
+        stride = -(-len(self.steps) // most)
+        kept = sorted({*range(0, len(self.steps), stride), len(self.steps) - 1})
+        errors = [self.errors[i] for i in kept] if self.errors else []
+        return Series(
+            name=self.name, steps=[self.steps[i] for i in kept], values=[self.values[i] for i in kept], errors=errors
+        )
+
+
+def from_event(record: Record, *path: str, file: str = "events.jsonl") -> Figure:
+    """A number of an event's payload.
+
+    Args:
+        record: the event.
+        path: names, from the payload down.
+        file: the event file.
+    """
+    value: Any = record["payload"]
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    source = f"{file} {record['attempt']} {record['seq']} {'.'.join(path)}"
+    return Figure(value=None if value is None else float(value), source=source)
+
+
+def from_file(name: str, content: dict[str, Any], *path: str) -> Figure:
+    """A number of a JSON file of the run directory."""
+    value: Any = content
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return Figure(value=None if value is None else float(value), source=f"{name} {'.'.join(path)}")
+
+
+def any_point(series: Sequence[Series]) -> bool:
+    """Whether there is anything to plot."""
+    return any(line.steps for line in series)

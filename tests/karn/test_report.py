@@ -1,0 +1,237 @@
+"""The report: every figure stands in the record, nothing from outside is needed, and a browser has no complaint."""
+
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper import cli
+from esper.karn.report.gather import gather
+from esper.karn.report.plots import looks_of
+from esper.karn.report.write import write_report
+from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.files import RunDir
+from tests.karn.test_store import RECORDED, write_run
+from tests.nissa.samples import SAMPLES, run_started, tick_done
+from tests.support.browser import open_browser
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the recorded run."""
+    run = Path(shutil.copytree(RECORDED, tmp_path_factory.mktemp("report") / "grown"))
+    return write_report([run])
+
+
+class Page(HTMLParser):
+    """What a page holds: figures with their source, ids, links, tags, and text outside of figures and scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.figures: list[tuple[dict[str, str], str]] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.headings: list[int] = []
+        self.cells: list[str] = []
+        self._open: dict[str, str] | None = None
+        self._cell: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given[name] for name in ("href", "src", "xlink:href") if name in given]
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if "data-from" in given:
+            self._open = given
+        if tag == "td":
+            self._cell = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None:
+            self.figures.append((self._open, data))
+            self._open = None
+        elif self._cell is not None:
+            self._cell += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td" and self._cell is not None:
+            self.cells.append(self._cell)
+            self._cell = None
+
+
+def look_up(run: Path, source: str) -> Any:
+    """A figure in the record, by the page's own words for its place."""
+    name, *where, path = source.split(" ")
+    if where:
+        attempt, seq = map(int, where)
+        lines = map(json.loads, (run / name).read_text().splitlines())
+        value = next(r["payload"] for r in lines if (r["attempt"], r["seq"]) == (attempt, seq))
+    else:
+        value = json.loads((run / name).read_text())
+    for part in path.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+def test_every_figure_is_the_one_in_the_record(one: Path) -> None:
+    page = Page(one.read_text())
+    assert len(page.figures) > 300
+    wrong = [
+        (given, shown)
+        for given, shown in page.figures
+        if format(
+            float(look_up(one.parent, given["data-from"])) * float(given.get("data-scale", 1)), given["data-format"]
+        )
+        != shown
+    ]
+    assert wrong == []
+    kinds = {given["data-from"].split(" ")[0] for given, _ in page.figures}
+    assert kinds == {"events.jsonl", "result.json"}
+
+
+def test_no_cell_has_a_measured_figure_that_cannot_be_traced(one: Path) -> None:
+    """Outside of traced figures a cell holds words, steps, ticks, counts and the record's own reasons alone."""
+    loose = [cell for cell in Page(one.read_text()).cells if re.search(r"\d\.\d", cell) and "contribution" not in cell]
+    assert loose == []
+
+
+def test_a_plot_draws_the_points_of_its_table(one: Path) -> None:
+    text = one.read_text()
+    report = gather(one.parent, "grown")
+    for key in ("loss", "accuracy"):
+        figure = text.split(f'<figure id="run-0-{key}">')[1].split("</figure>")[0]
+        for index, name in enumerate((f"train_{key}", f"validation_{key}")):
+            path = re.search(rf'id="run-0-{key}-line-{index}".*?<path d="([^"]*)"', figure, re.S)
+            assert path is not None
+            points = [tuple(map(float, pair)) for pair in re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path[1])]
+            line = report.series[name]
+            assert len(points) == len(line.steps) == 20
+            # the y axis of SVG points down: a straight line leads from the figures to the places
+            low, high = (line.numbers.index(pick(line.numbers)) for pick in (min, max))
+            slope = (points[high][1] - points[low][1]) / (line.numbers[high] - line.numbers[low])
+            for point, value in zip(points, line.numbers):
+                assert math.isclose(point[1], points[low][1] + slope * (value - line.numbers[low]), abs_tol=0.02)
+    assert [line.name for line in looks_of(report).values()] == ["r0c0 conv_light", "r0c1 conv_small"]
+
+
+def test_all_that_was_asked_for_is_there_and_nothing_is_empty(one: Path) -> None:
+    text = one.read_text()
+    titles = re.findall(r"<figure id=[^>]*><h3>(.*?)</h3>", text)
+    wanted = [
+        "Loss",
+        "Accuracy",
+        "Life of each slot",
+        "Alpha",
+        "Contribution",
+        "Evidence",
+        "Parameters",
+        "Training FLOPs",
+    ]
+    assert titles == [*wanted, "Parity of gradients", "Gradient of the host", "Time of a tick"]
+    heads = re.findall(r"<h2>(.*?)</h2>", text)
+    assert heads == ["In numbers", "How it ended", "Curves", "What grew, and why", "Decisions", "Checkpoints"]
+    assert "It was kept: fossilised at step 180 (tick 15), since G5 passed" in text
+    assert not re.search(r"<tbody></tbody>|<section[^>]*></section>|nan", text)
+
+
+def test_it_opens_offline_and_a_screen_reader_finds_its_way(one: Path) -> None:
+    text = one.read_text()
+    page = Page(text)
+    assert {"script", "iframe", "object", "img"} & set(page.tags) == set()
+    outside = [link for link in page.links if not link.startswith(("#", "data:,"))]
+    assert outside == []
+    assert re.findall(r"url\((?!#)", text) == []
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link[1:] in page.ids for link in page.links if link.startswith("#"))
+    assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:]))
+    assert text.count('<svg role="img" aria-label="') == text.count("<svg ") == text.count("<figure ")
+    assert 'lang="en"' in text
+    assert "width=device-width" in text
+    assert "prefers-color-scheme: dark" in text
+    assert len(text) < 700_000
+
+
+def test_the_same_record_gives_the_same_bytes(one: Path, tmp_path: Path) -> None:
+    assert write_report([one.parent], tmp_path / "again.html").read_bytes() == one.read_bytes()
+
+
+def test_several_runs_faults_and_what_is_missing(tmp_path: Path) -> None:
+    first = Path(shutil.copytree(RECORDED, tmp_path / "a" / "grown"))
+    told = [event for event in SAMPLES if event.kind not in ("rollback", "tick")]
+    second = write_run(tmp_path / "b" / "all", told)
+    page = write_report([first, second], tmp_path / "both.html").read_text()
+    assert "Runs beside each other" in page
+    assert re.search(r'<th scope="col">a/grown</th><th scope="col">b/all</th>', page)
+    assert "There are no curves: the record has no ticks" in page
+    assert "Faults and recoveries · b/all" in page
+    assert "Faults and recoveries · a/grown" not in page
+    assert "training loss 9 against 1" in page
+    ids = Page(page).ids
+    assert len(ids) == len(set(ids))
+
+
+def test_what_a_record_says_is_text(tmp_path: Path) -> None:
+    from tests.nissa.samples import fault
+
+    run = write_run(tmp_path / "<b>run", [run_started(), tick_done(1), fault(1, what="<script>alert(1)</script>")])
+    page = write_report([run]).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<b>run" not in page
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: Any) -> None:
+    run = Path(shutil.copytree(RECORDED, tmp_path / "run"))
+    with pytest.raises(RunDirError, match="no run directory"):
+        write_report([tmp_path], tmp_path / "x.html")
+    with pytest.raises(ConfigError, match="named twice"):
+        write_report([run, tmp_path / "." / "run"])
+    with pytest.raises(RunDirError, match="cannot be written"):
+        write_report([run], tmp_path / "nowhere" / "x.html")
+    RunDir(run).events.write_text("")
+    with pytest.raises(RunDirError, match="no events"):
+        write_report([run])
+    assert not (run / "report.html").exists()
+    assert cli.main(["report", str(tmp_path)]) == RunDirError.exit_code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_browser_shows_it_without_a_complaint(one: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    with open_browser(one, width=width, dark=dark) as shown:
+        assert shown.told == []
+        assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
+        small = (
+            """[...document.querySelectorAll("svg text")].filter(e => e.getBoundingClientRect().height < 8).length"""
+        )
+        assert shown.page.evaluate(small) == 0, "text of a plot that nobody can read"
+        hidden = """[...document.querySelectorAll("figure svg")].filter(s => [...s.querySelectorAll("text")].some(t => {
+            const a = t.getBoundingClientRect(), b = s.getBoundingClientRect();
+            return a.left < b.left - 2 || a.right > b.right + 2 || a.top < b.top - 2 || a.bottom > b.bottom + 2
+        })).length"""
+        assert shown.page.evaluate(hidden) == 0, "text of a plot that is cut off"
+        ground, ink = shown.page.evaluate(
+            """[getComputedStyle(document.body).backgroundColor,
+            getComputedStyle(document.querySelector('svg text')).fill]"""
+        )
+        assert (ground, ink) == (
+            ("rgb(22, 23, 26)", "rgb(232, 232, 228)") if dark else ("rgb(255, 255, 255)", "rgb(27, 27, 27)")
+        )
+        shown.page.keyboard.press("Tab")
+        assert shown.page.evaluate("document.activeElement.textContent") == "To the content"
+        shown.page.keyboard.press("Tab")
+        assert shown.page.evaluate("document.activeElement.getAttribute('href')") == "#numbers"
+        shown.page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+        assert (tmp_path / "page.png").stat().st_size > 50_000
