@@ -10,17 +10,15 @@ their budget alone share their runs. Arms of one seed share first weights, data 
 FLOPs by the record's account:
 
     none       the bare host
-    planted    the network with a seed in it from the first step
-    now        the same seed, born at the first tick
-    late       the same seed, born when a third of the largest budget of these tasks is spent
+    now        with a seed that is born at the first tick; one run for each blueprint that is tried
+    planted    with a seed from the first step: of the blueprint that was the best `now`, as of the arm below
+    late       with a seed that is born when a third of the largest budget of these tasks is spent
 
 The lead of an arm is what it saves against `none`: validation loss, minus ``lambda`` times the logarithm of the
-parameters relative to the bare host, as in the reward. Leads are means over seeds and blueprints' best; their error is
-that of the paired differences. A task is of the kind
-
-    never      no arm leads by more than two errors and by more than ``least``
-    at once    some arm does, and `now` leads already when two fifths of the budget are spent
-    late       some arm does, and `now` does not lead yet by then
+parameters relative to the bare host, as in the reward. Its error is that of the paired differences over seeds. Growing
+pays in a task if the arm and blueprint with the best lead lead by more than two errors, and by more than ``least``.
+A task is then of the kind *at once* if a seed of that blueprint, born at the first tick, leads already when two fifths
+of the budget are spent, and *late* if it does not yet: evidence speaks against it before it pays. Else: *never*.
 """
 
 import argparse
@@ -43,10 +41,10 @@ from esper.run.trials.plain import PlainTrials
 from esper.simic.env.tasks import REGISTERED, Family, GrowthTask, Purpose, find_task
 
 ARMS = ("none", "now", "planted", "late")
-SEEDS_OF: dict[Family, tuple[tuple[str, str], ...]] = {
-    Family.DIGITS: (("r1c0", "conv_small"), ("r0c0", "conv_light")),
-    Family.BYTES: (("r0c0", "attention"), ("r0c0", "mlp")),
-    Family.RECALL: (("r0c0", "attention"),),
+OPTIONS_OF: dict[Family, tuple[tuple[str, str], ...]] = {
+    Family.DIGITS: (("r1c0", "conv_small"), ("r1c0", "norm"), ("r0c1", "conv_small")),
+    Family.BYTES: (("r0c0", "mlp"), ("r0c0", "attention"), ("r0c0", "norm")),
+    Family.RECALL: (("r0c0", "mlp"), ("r0c0", "attention"), ("r0c0", "norm")),
 }
 EARLY = 0.4  # share of the budget at which a lead counts as early
 Curve = list[list[float]]  # budget in steps of the bare host, validation loss, parameters relative to the bare host
@@ -78,13 +76,20 @@ def longest(tasks: Sequence[GrowthTask]) -> dict[str, GrowthTask]:
     return found
 
 
-def runs_of(tasks: Sequence[GrowthTask], seeds: Sequence[int]) -> Iterator[tuple[Run, GrowthTask]]:
-    """All runs, the telling ones first."""
+def runs_of(tasks: Sequence[GrowthTask], seeds: Sequence[int], path: Path) -> Iterator[tuple[Run, GrowthTask]]:
+    """All runs, the telling ones first; what is planted and late depends on what has been measured by then."""
+    groups = longest(tasks)
     for seed in seeds:
-        for arm in ARMS:
-            for key, task in longest(tasks).items():
-                for slot, blueprint in SEEDS_OF[task.family] if arm != "none" else (("", ""),):
-                    yield Run(key, arm, seed, slot, blueprint), task
+        for key, task in groups.items():
+            yield Run(key, "none", seed), task
+            for slot, blueprint in OPTIONS_OF[task.family]:
+                yield Run(key, "now", seed, slot, blueprint), task
+    for seed in seeds:
+        for arm in ("late", "planted"):
+            for key, task in groups.items():
+                best = best_of(read_runs(path), task, 1.0, 0.0, ("now",))
+                if best is not None:
+                    yield Run(key, arm, seed, best[1][1], best[1][2]), task
 
 
 def command_of(run: Run, report: Report) -> list[Command]:
@@ -125,56 +130,73 @@ def read_at(curve: Curve, steps: float) -> tuple[float, float]:
     return curve[-1][1], curve[-1][2]
 
 
-def leads(curves: Mapping[Run, Curve], task: GrowthTask, arm: str, share: float, price: float) -> tuple[float, float]:
-    """Mean lead of an arm's best blueprint over `none` at a share of the budget, and its standard error."""
-    key, best = group_of(task), (-math.inf, math.inf)
-    for slot, blueprint in SEEDS_OF[task.family]:
-        differences = []
-        for run, curve in curves.items():
-            if (run.group, run.arm, run.slot, run.blueprint) == (key, arm, slot, blueprint):
-                bare = curves.get(Run(key, "none", run.seed))
-                if bare is not None:
-                    loss, size = read_at(curve, share * task.steps)
-                    differences.append(read_at(bare, share * task.steps)[0] - loss - price * math.log(size))
-        if differences:
-            error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else math.inf
-            best = max(best, (statistics.fmean(differences), error))
-    return best
+Choice = tuple[str, str, str]  # arm, slot, blueprint
+Lead = tuple[float, float]  # mean and standard error
 
 
-def kind_of(curves: Mapping[Run, Curve], task: GrowthTask, price: float, least: float) -> str:
-    """The kind of a task; "?" where one seed alone has been measured."""
-    ends = [leads(curves, task, arm, 1.0, price) for arm in ARMS[1:]]
-    if not any(math.isfinite(error) for _, error in ends):
-        return "?"
-    if not any(lead > max(2 * error, least) for lead, error in ends):
-        return "never"
-    return "at once" if leads(curves, task, "now", EARLY, price)[0] > 0 else "late"
+def lead_of(curves: Mapping[Run, Curve], task: GrowthTask, choice: Choice, share: float, price: float) -> Lead | None:
+    """Mean lead over `none` at a share of the budget, and its standard error; None if it has not been measured."""
+    differences = []
+    for run, curve in curves.items():
+        if (run.group, run.arm, run.slot, run.blueprint) == (group_of(task), *choice):
+            bare = curves.get(Run(run.group, "none", run.seed))
+            if bare is not None:
+                loss, size = read_at(curve, share * task.steps)
+                differences.append(read_at(bare, share * task.steps)[0] - loss - price * math.log(size))
+    if not differences:
+        return None
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else math.inf
+    return statistics.fmean(differences), error
 
 
-def show(lead: tuple[float, float]) -> str:
+def best_of(
+    curves: Mapping[Run, Curve], task: GrowthTask, share: float, price: float, arms: Sequence[str] = ARMS[1:]
+) -> tuple[Lead, Choice] | None:
+    """The best lead of some arms at a share of the budget, and whose it is; None if there is none."""
+    choices = [(arm, *option) for arm in arms for option in OPTIONS_OF[task.family]]
+    known = [(lead, choice) for choice in choices if (lead := lead_of(curves, task, choice, share, price)) is not None]
+    return max(known) if known else None
+
+
+def kind_of(curves: Mapping[Run, Curve], task: GrowthTask, price: float, least: float) -> tuple[str, Lead | None]:
+    """The kind of a task, "?" where one seed alone has been measured, and the early lead that it follows from."""
+    best = best_of(curves, task, 1.0, price)
+    if best is None:
+        return "?", None
+    (lead, error), (_, slot, blueprint) = best
+    early = lead_of(curves, task, ("now", slot, blueprint), EARLY, price)
+    if not math.isfinite(error):
+        return "?", early
+    if lead <= max(2 * error, least):
+        return "never", early
+    return ("at once" if early is not None and early[0] > 0 else "late"), early
+
+
+def show(lead: Lead | None) -> str:
     """A lead with its error, as far as they are known."""
-    if not math.isfinite(lead[0]):
+    if lead is None:
         return ""
     return f"{lead[0]:+.3f}" + (f" ± {lead[1]:.3f}" if math.isfinite(lead[1]) else "")
 
 
 def table(curves: Mapping[Run, Curve], price: float, least: float) -> None:
     """Prints the kinds of all tasks of which something has been measured."""
-    print("| task | family | host | samples | noise | budget | none | now, early | now | planted | late | kind |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| task | family | host | samples | noise | budget | none | now | planted | late | best | early | kind |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for tasks in REGISTERED.values():
         for task in tasks:
             bare = [curve for run, curve in curves.items() if (run.group, run.arm) == (group_of(task), "none")]
-            if bare:
-                loss = statistics.fmean(read_at(curve, task.steps)[0] for curve in bare)
-                cells = [leads(curves, task, "now", EARLY, price)]
-                cells += [leads(curves, task, arm, 1.0, price) for arm in ARMS[1:]]
-                host, kind = f"{task.width}x{task.depth}", kind_of(curves, task, price, least)
-                print(
-                    f"| {task.name} | {task.family.value} | {host} | {task.samples} | {task.noise:g} | {task.steps} | "
-                    f"{loss:.3f} | {' | '.join(map(show, cells))} | {kind} |"
-                )
+            best = best_of(curves, task, 1.0, price)
+            if not bare or best is None:
+                continue
+            loss = statistics.fmean(read_at(curve, task.steps)[0] for curve in bare)
+            kind, early = kind_of(curves, task, price, least)
+            arms = [best_of(curves, task, 1.0, price, (arm,)) for arm in ARMS[1:]]
+            cells = [show(None if one is None else one[0]) for one in arms]
+            print(
+                f"| {task.name} | {task.family.value} | {task.width}x{task.depth} | {task.samples} | {task.noise:g} | "
+                f"{task.steps} | {loss:.3f} | {' | '.join(cells)} | {' '.join(best[1])} | {show(early)} | {kind} |"
+            )
 
 
 def read_runs(path: Path) -> dict[Run, Curve]:
@@ -197,9 +219,9 @@ def main() -> int:
     torch.set_num_threads(1)
     part, parts = map(int, given.part.split("/"))
     tasks = [find_task(name) for name in given.tasks.split(",")]
-    wanted = list(runs_of(tasks, [int(seed) for seed in given.seeds.split(",")]))
-    for run, task in [] if given.table else wanted[part - 1 :: parts]:
-        if run not in read_runs(given.out):
+    wanted = runs_of(tasks, [int(seed) for seed in given.seeds.split(",")], given.out)
+    for number, (run, task) in enumerate([] if given.table else wanted):
+        if number % parts == part - 1 and run not in read_runs(given.out):
             entry = {"run": {name: getattr(run, name) for name in Run.__slots__}, "curve": measure(run, replace(task))}
             with given.out.open("a") as file:
                 file.write(json.dumps(entry) + "\n")

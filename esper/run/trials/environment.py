@@ -1,18 +1,80 @@
 """Puts the environment of a growth policy together: hosts, twins, and room for the largest observation of its tasks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from esper.leyline.fields import Checks
 from esper.leyline.protocols import Trials
 from esper.run.trials.parts import TrialMaker
 from esper.run.trials.plain import PlainTrials
 from esper.simic.env.reward import RewardConfig
-from esper.simic.env.tasks import GrowthTask
+from esper.simic.env.tasks import REGISTERED, GrowthTask, Purpose, find_task
 from esper.simic.env.twins import Twins
 from esper.simic.env.vector import GrowthVectorEnv
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.handshake import code_digest
 from esper.tolaria.ranks.world import World
+
+
+@dataclass(kw_only=True, slots=True)
+class GrowthEnvConfig:
+    """Hosts in training, in which a policy learns when, where and what to grow."""
+
+    kind: str = "growth"
+    """``growth``."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names of registered tasks, each as likely as the others; empty: all that are for training."""
+
+    seeds: int = 8
+    """Seeds of trials that there are for each task; every task and seed has a twin to train once."""
+
+    first_seed: int = 0
+    """The first of them. A policy is judged on others than it learned from."""
+
+    twins: str | None = None
+    """Folder in which the twins' curves are kept and found again; null: in memory."""
+
+    size_price: float = 0.02
+    """Nats of validation loss for each e-fold of the parameters relative to the bare host."""
+
+    birth_price: float = 0.002
+    """Nats for each seed that enters the network."""
+
+    prune_price: float = 0.002
+    """Nats for each seed that is pruned, whatever ended it."""
+
+    most_loss: float = 3.0
+    """Nats above the twin beyond which a loss counts as no worse."""
+
+    sparse: bool = False
+    """Pay everything at the end."""
+
+    most_ticks: int | None = None
+    """Ticks after which an episode is cut off; null: never."""
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            find_task(name)
+        self.reward()
+        with Checks(self) as check:
+            check("kind", self.kind == "growth", "this config is of kind 'growth'")
+            check("seeds", self.seeds >= 1, "must be >= 1")
+            check("first_seed", 0 <= self.first_seed < 2**31 - self.seeds, "must be >= 0, and all seeds below 2^31")
+            check("twins", self.twins != "", "must name a folder, or null")
+            check("most_ticks", self.most_ticks is None or self.most_ticks >= 1, "must be >= 1, or null")
+
+    def reward(self) -> RewardConfig:
+        """What growth is paid for."""
+        return RewardConfig(
+            size_price=self.size_price,
+            birth_price=self.birth_price,
+            prune_price=self.prune_price,
+            most_loss=self.most_loss,
+            sparse=self.sparse,
+        )
+
 
 MakeTrials = Callable[[int, TrialMaker], Trials[GrowthTask]]
 
@@ -20,6 +82,34 @@ MakeTrials = Callable[[int, TrialMaker], Trials[GrowthTask]]
 def plain_trials(size: int, maker: TrialMaker) -> PlainTrials:
     """Hosts of this process alone, one after the other, whatever ranks there are."""
     return PlainTrials(size, maker=maker, world=World(WorldConfig(), ControlConfig(), alone=True))
+
+
+def make_growth_environment(
+    config: GrowthEnvConfig, envs: int, first: int = 0, *, make_trials: MakeTrials | None = None
+) -> GrowthVectorEnv:
+    """Makes N environments by settings.
+
+    Args:
+        config: the settings.
+        envs: N.
+        first: number of the first one among those of all ranks; `reset` gets their seeds, so nothing depends on it.
+        make_trials: makes hosts; None makes `plain_trials`.
+
+    Raises:
+        ConfigError: settings of a task are wrong.
+        DataError: data of a task cannot be made.
+    """
+    tasks = tuple(map(find_task, config.tasks)) or REGISTERED[Purpose.TRAINING]
+    return make_environment(
+        tasks,
+        envs,
+        seeds=config.seeds,
+        first_seed=config.first_seed,
+        config=config.reward(),
+        folder=None if config.twins is None else Path(config.twins),
+        make_trials=make_trials or plain_trials,
+        most_ticks=config.most_ticks,
+    )
 
 
 def make_environment(

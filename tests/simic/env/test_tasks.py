@@ -6,6 +6,7 @@ import pytest
 
 from esper.leyline.errors import ConfigError
 from esper.run.trials.config import trial_config
+from esper.run.trials.environment import GrowthEnvConfig, make_growth_environment
 from esper.run.trials.parts import TrialMaker, most_steps
 from esper.simic.env.tasks import HELD_OUT, RANGES, TRAINING, Family, GrowthTask, Purpose, draw_task, find_task
 from esper.tolaria.data import BatchPlan
@@ -83,6 +84,18 @@ def test_what_is_wrong_with_a_task_is_said() -> None:
         replace(SOME, steps=30)
     with pytest.raises(ConfigError, match="must be 0 for bytes"):
         replace(SOME, family=Family.BYTES)
+
+
+def test_an_environment_is_made_by_settings() -> None:
+    env = make_growth_environment(GrowthEnvConfig(tasks=["r5"], seeds=1, sparse=True, most_ticks=4), 2)
+    assert (env.num_envs, [task.name for task in env.tasks]) == (2, ["r5"])
+    assert env.single_observation_space["slots"].shape[0] == 1
+    assert GrowthEnvConfig().tasks == []
+    for wrong, text in (({"tasks": ["d0"]}, "task 'd0': unknown"), ({"size_price": -1.0}, "size_price")):
+        with pytest.raises(ConfigError, match=text):
+            GrowthEnvConfig(**wrong)
+    with pytest.raises(ConfigError, match="all seeds below"):
+        GrowthEnvConfig(seeds=9, first_seed=2**31 - 9)
 
 
 def test_most_steps_counts_short_batches() -> None:
