@@ -17,11 +17,13 @@ from tests.support.wandb_file import offline_files, read_wandb_file
 pytestmark = pytest.mark.slurm
 TRAIN = str(ROOT / "slurm" / "train.sbatch")
 SMALL = ("seed=1", "trainer.steps=40", "control.every=5", "checkpoint.every_ticks=20", "control.timeout_s=120")
+SMALL += ("optim.schedule=constant",)  # made longer, it is then what would have been long from the beginning
+WIDE = ("world.nproc_per_node=1",)
 ALONE = ("world.nproc_per_node=1", "telemetry.wandb.mode=disabled")
 
 
 def settings(go: Path) -> tuple[str, ...]:
-    """A run that waits at its fourth tick for the file ``go``."""
+    """A run that waits from its fourth tick on for the file ``go``."""
     path = "controller.path=tests.support.user_controllers:Waiting"
     return (*SMALL, "controller=custom", path, f"+controller.options.go={go}")
 
@@ -53,15 +55,30 @@ def without_saves(outcome: dict[str, Any]) -> dict[str, Any]:
     return {**outcome, "plain": {**outcome["plain"], "events": events}}
 
 
+def done_at_step_20(cluster: Cluster, run: Path, go: Path) -> None:
+    """A run for two nodes that has ended, on this host, half way to where the others end."""
+    words = (sys.executable, str(ROOT / "launch" / "train.py"), "launch=prepare", *settings(go), *WIDE)
+    slurm = ("world.nnodes=2", "world.rdzv_endpoint=slurm")
+    cluster.ask(*words, *slurm, f"run.dir={run}", "trainer.steps=20")
+    go.touch()
+    assert live(run, 2) == [0, 0]
+    go.unlink()
+
+
+@pytest.mark.parametrize("how", [pytest.param("new", marks=pytest.mark.slow), "extended"])
 def test_a_run_on_two_nodes_is_preempted_requeued_and_ends_with_the_bits_of_an_undisturbed_one(
-    cluster: Cluster,
+    cluster: Cluster, how: str
 ) -> None:
-    """An urgent job needs both nodes; the run saves within the grace time, waits, and goes on under its wandb id."""
-    go, run, twin = (cluster.base / name for name in ("go", "run", "twin"))
-    log = cluster.base / "run.log"
-    wide = ("--nodes=2", f"--output={log}", TRAIN, *settings(go), "world.nproc_per_node=1")
-    job = cluster.submit(*wide, **variables(run))
-    cluster.until(go.with_suffix(".waits").exists, "the fourth tick", log, job)
+    """An urgent job needs both nodes; the run saves within the grace time, waits, and goes on under its wandb id.
+
+    A run that is done and was made longer is preempted like one that is new, and comes to the same bits."""
+    go, run, twin, log = (cluster.base / f"{how}-{name}" for name in ("go", "run", "twin", "log"))
+    words: tuple[str, ...] = (*settings(go), *WIDE)
+    if how == "extended":
+        done_at_step_20(cluster, run, go)
+        words = ("resume", "trainer.steps=40")
+    job = cluster.submit("--nodes=2", f"--output={log}", TRAIN, *words, **variables(run))
+    cluster.until(go.with_suffix(".waits").exists, "the tick that waits", log, job)
     assert {host.name for host in (run / "heartbeat").iterdir()} >= {"rank-00000", "rank-00001"}
 
     urgent = cluster.submit("-p", "urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
@@ -77,15 +94,19 @@ def test_a_run_on_two_nodes_is_preempted_requeued_and_ends_with_the_bits_of_an_u
     cluster.start_now(job)
     ended(cluster, job, "COMPLETED", log)
     assert cluster.job(job)["Restarts"] == "1"
-    assert starts(run) == [(1, None), (2, status["step"])]
+    resumed = [None, status["step"]] if how == "new" else [None, 20, status["step"]]
+    assert starts(run) == [*enumerate(resumed, start=1)]
     assert status_of(run)["status"] == "done"
     assert log.read_text().count("esper: starting 2 ranks") == 2, "settings were composed once, the run started twice"
+    longer = [record["payload"] for record in read_events(run / "events.jsonl") if record["kind"] == "extended"]
+    assert [(told["before"], told["after"]) for told in longer] == [(20, 40)] * (how == "extended")
+    assert [path.name for path in run.glob("result-*.json")] == ["result-00000020.json"] * (how == "extended")
 
     prepare_run(twin, read_plain(run / "config.yaml"))
     assert live(twin, 2) == [0, 0], "the same run, undisturbed, on this host"
     assert_same_run(without_saves(final(run)), without_saves(final(twin)))
-    first, second = (read_wandb_file(path) for path in offline_files(run))
-    assert first.run["id"] == second.run["id"] == json.loads((run / "attempt.json").read_text())["run_id"]
+    ids = [read_wandb_file(path).run["id"] for path in offline_files(run)]
+    assert ids == [json.loads((run / "attempt.json").read_text())["run_id"]] * len(resumed)
 
 
 @pytest.mark.slow

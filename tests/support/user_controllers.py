@@ -36,7 +36,7 @@ class Failing:
 
 
 class Waiting:
-    """Grows one seed; at its fourth tick it waits until the file ``go`` exists, and leaves ``go.waits`` meanwhile.
+    """Grows one seed; from its fourth tick on it waits until the file ``go`` exists, and leaves ``go.waits`` meanwhile.
 
     What it decides does not depend on the waiting, so a run that was held up, and stopped, ends like one that was not.
     """
@@ -48,7 +48,7 @@ class Waiting:
 
     def decide(self, observation: Observation) -> list[Command]:
         self.ticks += 1
-        if self.ticks == 4 and not self.go.exists():
+        if self.ticks >= 4 and not self.go.exists():
             waits = self.go.with_suffix(".waits")
             waits.touch()
             while not self.go.exists():
