@@ -32,10 +32,17 @@ esper_stamp() { # what the environment depends on
 }
 
 esper_pip() {
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@" || {
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile "$@" || {
         echo "esper: pip could not install $*; its reason stands above (no network? then set PIP_FIND_LINKS)" >&2
         return 1
     }
+}
+
+esper_compile() { # on all cores, where pip takes one, and without what is hardly ever imported
+    local packages
+    packages="$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    # Some packages ship files for other versions of Python, which do not compile.
+    "$PYTHON" -m compileall -q -q -j 0 -x '/(tests?|transformers)/' "$packages" || true
 }
 
 esper_setup() {
@@ -52,6 +59,7 @@ esper_setup() {
     esper_pip "$(grep -E '^torch==' "$ROOT/requirements.lock")"
     esper_pip -r "$ROOT/requirements.lock"
     esper_pip --no-deps --no-build-isolation -e "$ROOT"
+    esper_compile
     esper_stamp >"$stamp"
 }
 
