@@ -21,12 +21,14 @@ from esper.launcher.supervise import MALLOC, Ended, torchrun_arguments, torchrun
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, RunDirError
 from esper.leyline.files import RunDir, write_json
 from esper.run.directory import hold_run, read_status
+from esper.tamiyo.policy.controller import Mode
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.ranks.config import Device, WorldConfig
 from esper.tolaria.training.config import TrainerConfig
 from tests.support.commands import TRAIN, Command, alive
 from tests.support.dist import ROOT
 from tests.support.patience import Patience, cpu_of, run_patiently, wait_until
+from tests.support.policy_files import save_untrained
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,8 @@ BAD_INPUT = [
     ),
     (["slots.ids=[early]"], 78, "slots.ids = ['early']: slot 'early': not a slot id; this host has r0c0, r0c1, r1c0"),
     (["trainer.batch=1"], 78, "trainer.batch = 1: fewer samples than the 2 ranks that share them"),
+    (["controller=policy"], 78, "controller.checkpoint = null: controller=policy needs a trained policy; set "),
+    (["controller=policy", "controller.checkpoint=gone.pt"], 78, "controller.checkpoint = 'gone.pt': no such file; "),
     (["data=cifar10", "data.root=nowhere"], 74, "nowhere (from data.root) is not a folder"),
     (["data=cifar10"], 74, "data.root is null and ESPER_DATA is not set"),
     (["data=images"], 78, "data.root = ???: missing; set data.root=<value>"),
@@ -85,6 +89,14 @@ def test_a_model_in_the_folder_one_stands_in_is_found_as_by_the_workers(here: Pa
     words = ["host=custom", "host.path=standing_here:build", "host.sites={r0c0: '0'}", "launch=plan"]
     ended = run_patiently([*TRAIN, *words])
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_policy_is_found_from_any_folder_and_its_mode_is_read(here: Path) -> None:
+    save_untrained(here / "policy.pt")
+    words = ["controller=policy", "controller.checkpoint=policy.pt", "controller.mode=sampled", "run.dir=run"]
+    assert launcher.main([*words, "launch=prepare"]) == 0
+    config = load_config(here / "run" / "config.yaml")[0].controller
+    assert (config.checkpoint, config.mode) == (str(here / "policy.pt"), Mode.SAMPLED)
 
 
 def test_another_esper_in_the_folder_is_refused_since_workers_would_run_it(

@@ -10,6 +10,7 @@ import pytest
 
 from esper.leyline.errors import ConfigError, EsperError
 from esper.leyline.evidence import ABSENT, Reading, Status, measured
+from esper.leyline.files import package_folder
 from esper.leyline.observation import BlueprintInfo, HostInfo, Observation
 from esper.leyline.plain import digest62, from_plain, to_plain
 from esper.leyline.stages import Stage
@@ -19,6 +20,7 @@ from esper.tamiyo.policy.arrays import BOUND, array_shapes, arrays_of, stack
 from esper.tamiyo.policy.columns import Feature, Sight
 from esper.tamiyo.policy.features import KINDS, LAYOUT, TABLES, read_layout, unread
 from esper.tamiyo.policy.memory import Memory
+from esper.tamiyo.policy.reference import page
 from tests.support.any_observations import any_observation, any_reading
 from tests.support.observations import observe, slot_view
 
@@ -220,3 +222,8 @@ def test_a_meaning_that_changes_raises_its_version() -> None:
     silent = [name for name in pinned if now.get(name) != pinned[name] and now.get(name, [0])[0] == pinned[name][0]]
     assert silent == [], f"{silent} compute something else under the same version"
     assert now == pinned, json.dumps(now, indent=0)
+
+
+def test_the_page_of_features_is_made_from_them() -> None:
+    committed = (package_folder().parent / "docs" / "features.md").read_text()
+    assert committed == page(), "python -m esper.tamiyo.policy.reference > docs/features.md"
