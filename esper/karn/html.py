@@ -48,6 +48,7 @@ th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid var(--l
 thead th { white-space: pre-line; vertical-align: bottom } tbody th { font-weight: 600; white-space: normal;
   min-width: 7.5rem }
 caption { text-align: left; color: var(--soft); padding: .6em 0 .3em }
+.said td { white-space: normal }
 th:first-child, td:first-child, .said td, .words, td.words { text-align: left }
 td.words { min-width: 18rem; white-space: normal } .scroll { overflow-x: auto; max-width: 100% }
 .no, .bad { color: var(--bad); font-weight: 600 } .yes, .good { color: var(--good); font-weight: 600 }

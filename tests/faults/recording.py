@@ -100,7 +100,6 @@ def cells() -> Iterator[Cell]:
     for seed in (1, 2, 3):
         yield Cell(fault="every checkpoint damaged", phase="start-up", rank=0, seed=seed, action="change")
         yield Cell(fault="newest checkpoint damaged", phase="start-up", rank=0, seed=seed, action="nothing")
-        yield Cell(fault="exploding learning rate", phase="forward", rank=0, seed=seed, action="change")
     yield Cell(fault="undisturbed", phase="forward", rank=0, seed=1, action="nothing")
 
 
@@ -130,8 +129,6 @@ def settings_of(cell: Cell, folder: Path) -> dict[str, Any]:
         settings["control__startup_timeout_s"] = 20.0
     if cell.fault == "data file vanished":
         settings["data"] = text_of(folder / "text")
-    if cell.fault == "exploding learning rate":
-        settings |= {"optim__lr": 1e4, "governor__max_replays": 1}
     return settings
 
 
@@ -143,7 +140,7 @@ def record(cell: Cell, out: Path) -> None:
         with Mounted(folder, size) if size else Place(folder) as place:
             place.make(**settings_of(cell, folder))
             told = {"code": 0, "tick": 0, "step": 0}
-            if cell.fault in ("undisturbed", "exploding learning rate"):
+            if cell.fault == "undisturbed":
                 told["code"] = place.start("resume", str(place.run)).end()
             elif cell.fault.endswith("checkpoint damaged"):
                 kill = [Strike(fault="kill all", place="forward", tick=9, ranks=[0])]

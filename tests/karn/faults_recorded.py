@@ -43,7 +43,6 @@ CAUSES = {
     "RUN gone read-only": {"read-only"},
     "every checkpoint damaged": {"no checkpoint"},
     "newest checkpoint damaged": {"silent"},  # the kill before it
-    "exploding learning rate": {"diverged"},
 }
 
 

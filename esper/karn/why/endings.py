@@ -131,6 +131,11 @@ def last_words(evidence: Evidence, attempt: int) -> Record | None:
     return others[-1] if others else None
 
 
+def _words_of_others(evidence: Evidence, attempt: int) -> list[str]:
+    """What other ranks than 0 said of an attempt, in order."""
+    return [str(r["payload"]["what"]) for r in evidence.digest.others if r["attempt"] == attempt]
+
+
 def failures_of(evidence: Evidence) -> list[Failure]:
     """The attempts that failed, in order. One that left no word is ``silent``, where its ranks were last."""
     found = []
@@ -144,7 +149,10 @@ def failures_of(evidence: Evidence) -> list[Failure]:
         if newest and evidence.running:
             continue
         if status and status.get("written_by") != "launcher":
-            found.append(_fail(attempt, status["message"], status.get("exit_code"), record, status))
+            words = status["message"]
+            if "see that rank" in words:  # rank 0 knows only that another one failed
+                words = "; ".join([words, *_words_of_others(evidence, attempt)[-1:]])
+            found.append(_fail(attempt, words, status.get("exit_code"), record, status))
         elif record is not None:
             code = {"diverged": DivergedError.exit_code}.get(payload.get("status", ""))
             words = payload.get("what") or payload["summary"]["message"]
