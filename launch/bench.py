@@ -2,9 +2,9 @@
 
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
-    python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs]
+    python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]
 
-`gates` prints the tables of docs/gates.md, of 50 N lives a cell.
+`gates` prints the tables of docs/gates.md, of 50 N lives a cell. Its part `corpora` first trains small nets on text.
 
 If the interval straddles the budget, or A/A's noise is wider than the margin to it, the verdict is "unresolved", not
 "met". To add a measurement, write a function in a module of `benching` that returns its lines, and name it in PARTS.

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benching.harness import engine_for
 
-from esper.accord.config import GovernorConfig
 from esper.accord.course import Course
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.judge import judge_loss
 from esper.accord.verdict import Series, Verdict
 from esper.config.strict import Reader

@@ -45,11 +45,13 @@ def _train_loss(sums: Mapping[str, float], tick: int) -> Reading:
 def _health(sums: Mapping[str, float], prefix: str, before: GradientHealth, tick: int) -> GradientHealth:
     steps = sums[f"{prefix}health_steps"]
     vanishing, exploding = (_mean(sums[f"{prefix}{name}"], steps, tick) for name in ("vanishing", "exploding"))
+    moved = _mean(sums[f"{prefix}moved"], sums[f"{prefix}moved_steps"], tick)
     return GradientHealth(
         vanishing=vanishing if steps else before.vanishing,
         exploding=exploding if steps else before.exploding,
         nans=int(sums[f"{prefix}nans"]),
         infs=int(sums[f"{prefix}infs"]),
+        moved=moved if moved.is_measured else before.moved,
     )
 
 
@@ -90,7 +92,7 @@ def _absorb_look(
     evidence = state.evidence if request.counts else None
     if evidence is not None:
         evidence = replace(evidence, void=evidence.void + 1) if void else evidence.add(look, tick)
-    drawn = max(state.drawn, request.look)
+    drawn = state.drawn if request.refill else max(state.drawn, request.look)
     return replace(
         state,
         left_out=state.left_out + left_out,
@@ -100,7 +102,8 @@ def _absorb_look(
         contribution_alpha=request.alpha,
         evidence=evidence or state.evidence,
         drawn=drawn,
-        retold=state.retold + int(drawn == state.drawn),
+        refilled=request.look if request.refill else state.refilled,
+        retold=state.retold + int(drawn == state.drawn and not request.refill),
         request=None,
     )
 

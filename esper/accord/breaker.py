@@ -8,7 +8,7 @@ cannot reach the host, so a healthy host says nothing about it. If the seed on t
 
 from dataclasses import dataclass, replace
 
-from esper.accord.config import GovernorConfig
+from esper.accord.governor.config import GovernorConfig
 from esper.leyline.breaker import BreakerPhase, BreakerView
 
 

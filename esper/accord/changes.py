@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from esper.accord.config import EvidencePolicy
 from esper.accord.effects import Discard, Outcome, Uproot
+from esper.accord.facts import harm_of, running_of
 from esper.accord.lifecycle import SlotState, Transition, move
 from esper.accord.state import RunState, Spent, Terms
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.breaker import BreakerView
-from esper.leyline.events import GateJudged, RampCommitted, StageChanged
+from esper.leyline.events import FossilHurts, GateJudged, RampCommitted, StageChanged
 from esper.leyline.evidence import GateResult
 from esper.leyline.observation import Budgets
 from esper.leyline.stages import Mechanical, Op, Stage
@@ -142,3 +143,22 @@ class Changes:
         """Reports a gate's verdict."""
         enforced = self.terms.gates.evidence == EvidencePolicy.ENFORCE
         self.outcome.events.append(GateJudged(**self.axes, slot=slot, enforced=enforced, result=result))
+
+    def report_fossils(self) -> None:
+        """Reports each fossil of which this tick's look has shown, with those before, that the network is better
+        without it."""
+        for slot in self.state.slots:
+            if slot.stage is not Stage.FOSSILIZED or slot.looked_tick != self.state.tick or slot.evidence is None:
+                continue
+            hurts = harm_of(slot, self.terms)
+            if hurts is not None and hurts.passed:
+                self.outcome.events.append(
+                    FossilHurts(
+                        **self.axes,
+                        slot=slot.slot,
+                        blueprint=str(slot.blueprint),
+                        running=running_of(slot, self.terms),
+                        chance=hurts.level,
+                        clusters=hurts.clusters,
+                    )
+                )

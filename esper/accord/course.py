@@ -16,7 +16,7 @@ import math
 import statistics
 from enum import StrEnum
 
-from esper.accord.config import GovernorConfig
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.verdict import Series, blowup_limit, deviation, has_collapsed, scale_of
 
 _FALL = 0.1

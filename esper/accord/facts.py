@@ -7,11 +7,13 @@ tick and measured for the next:
     TRAINING   at dwell first_look, first_look + look_every, ...: loss at alpha 1 against loss at 0
     BLENDING   if the ramp will be at rest by then, every look_every ticks: at the alpha at which it rests
     HOLDING    as in BLENDING; once the looks are spent, from the reserve every relook_every ticks
+    FOSSILIZED every fossil_every ticks, of what the life has left of the probe
 
 Each look of a life is a share of the probe of its own, whatever its aim, and is added to the running evidence of the
 present alpha. Neither a new ramp nor a second visit to a stage gives a look back. Once all shares are drawn, a look
 goes over one that was drawn before: it is told, and adds nothing. Looks at a partial alpha, for which no gate asks, do
-that from the second one on.
+that from the second one on. Evidence on a fossil begins when it has become one. Before looks of HOLDING and of fossils
+are only told, training samples that have not been trained on are drawn, as long as there are any.
 """
 
 from dataclasses import dataclass, replace
@@ -34,6 +36,7 @@ GATE_AHEAD: dict[Stage, Gate] = {
     Stage.TRAINING: Gate.G2,
     Stage.BLENDING: Gate.G3,
     Stage.HOLDING: Gate.G5,
+    Stage.FOSSILIZED: Gate.G6,
 }
 
 
@@ -83,9 +86,12 @@ def verdict_ahead(state: RunState, slot: SlotState, terms: Terms) -> GateResult 
 
 
 def max_looks(stage: Stage, terms: Terms) -> int:
-    """Returns how many looks a life may have drawn by the end of this stage, without the reserve; 0 if it has none."""
+    """Returns how many looks a life may have drawn by the end of this stage, 0 if it has none; without the reserve, but
+    for fossils."""
     if stage is Stage.TRAINING:
         return terms.probe.training_looks
+    if stage is Stage.FOSSILIZED:
+        return terms.probe.shares
     return terms.probe.looks if stage in (Stage.BLENDING, Stage.HOLDING) else 0
 
 
@@ -98,13 +104,14 @@ def running_of(slot: SlotState, terms: Terms) -> Reading:
 
 
 def help_of(slot: SlotState, terms: Terms) -> Weighing | None:
-    """Weighs the running evidence for the gate that asks for help, G2 in TRAINING and G5 beside the host.
+    """Weighs the running evidence for the gate that asks for help, G2 in TRAINING and G5 beside the host; no gate asks
+    a fossil.
 
     G2 asks whether the mean difference is above 0, at ``help_level`` a life. G5 asks whether it is above
     ``min_contribution``, at the share of the birth's level that this start of evidence has.
     """
     evidence, gates = slot.evidence, terms.gates
-    if evidence is None:
+    if evidence is None or slot.stage is Stage.FOSSILIZED:
         return None
     if slot.stage is Stage.TRAINING:
         last = terms.probe.training_looks
@@ -115,7 +122,7 @@ def help_of(slot: SlotState, terms: Terms) -> Weighing | None:
 
 
 def harm_of(slot: SlotState, terms: Terms) -> Weighing | None:
-    """Weighs the running evidence for "the seed hurts"."""
+    """Weighs the running evidence for "the seed hurts"; of a fossil, all since it became one."""
     if slot.evidence is None:
         return None
     return weigh_harm(slot.evidence, terms.probe, level=terms.gates.harm_level)
@@ -184,8 +191,14 @@ def next_look(state: RunState, slot: SlotState, terms: Terms) -> SlotState | Non
     aim, plan = slot.aim, terms.probe
     if aim is None or slot.ending or slot.degraded or not plan.shares:
         return None
+    if slot.stage is Stage.FOSSILIZED and not is_looked_at(slot, terms):
+        return None
     spent = slot.drawn >= max_looks(slot.stage, terms)
     from_reserve = spent and slot.stage is Stage.HOLDING and slot.drawn < plan.shares
+    if slot.drawn >= plan.shares and slot.stage in (Stage.HOLDING, Stage.FOSSILIZED):
+        refilled = _refill(state, slot, terms)
+        if refilled is not None:
+            return refilled
     counts = aim != REST and (from_reserve or not spent)
     again = slot.drawn > 0 and not counts
     if spent and slot.stage is Stage.TRAINING:
@@ -197,11 +210,41 @@ def next_look(state: RunState, slot: SlotState, terms: Terms) -> SlotState | Non
     request = ProbeRequest(
         look=share + 1, shares=plan.shares, alpha=alpha, aim=aim, draw=str(slot.birth), counts=counts
     )
-    if not counts or slot.evidence is not None:
+    return _asking(slot, request)
+
+
+def _refill(state: RunState, slot: SlotState, terms: Terms) -> SlotState | None:
+    """Returns the slot with a request for training samples that will not have been trained on by the next tick; None if
+    none are left, or no look is due."""
+    plan, alpha = terms.probe, _alpha_due(state, slot, terms, seldom=True)
+    place = state.governor.cursor(state.step + terms.tick_steps)
+    if alpha is None or slot.aim is None or slot.refilled >= len(plan.refills):
+        return None
+    if plan.refills[slot.refilled] < place:
+        return None
+    request = ProbeRequest(
+        look=slot.refilled + 1,
+        shares=len(plan.refills),
+        alpha=alpha,
+        aim=slot.aim,
+        draw=str(slot.birth),
+        refill=True,
+    )
+    return _asking(slot, request)
+
+
+def _asking(slot: SlotState, request: ProbeRequest) -> SlotState:
+    """Returns the slot with a request, and with evidence begun if it is the first that counts."""
+    if not request.counts or slot.evidence is not None:
         return replace(slot, request=request)
     beside = slot.stage is not Stage.TRAINING
     evidence = Evidence(begun=slot.drawn, start=slot.starts if beside else 0)
     return replace(slot, request=request, evidence=evidence, starts=slot.starts + int(beside))
+
+
+def is_looked_at(slot: SlotState, terms: Terms) -> bool:
+    """Returns whether a fossil is looked at: it came of a birth in this run, and the settings ask for it."""
+    return terms.gates.fossil_every is not None and slot.birth > 0
 
 
 def next_continuation(state: RunState, terms: Terms) -> Continuing | None:
@@ -239,7 +282,10 @@ def _alpha_due(state: RunState, slot: SlotState, terms: Terms, *, seldom: bool) 
         return 1.0 if since >= 0 and since % gates.look_every == 0 else None
     if slot.ramp is None or not slot.ramp_done(state.step + terms.tick_steps):
         return None
-    last = slot.looked_tick
-    if last is not None and state.tick + 1 - last < (gates.relook_every if seldom else gates.look_every):
+    last, every = slot.looked_tick, gates.relook_every if seldom else gates.look_every
+    if slot.stage is Stage.FOSSILIZED:
+        assert gates.fossil_every is not None
+        last, every = slot.since_tick if last is None else last, gates.fossil_every
+    if last is not None and state.tick + 1 - last < every:
         return None
     return slot.ramp.target

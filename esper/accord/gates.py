@@ -7,6 +7,8 @@
     G5 -> FOSSILIZED        the running evidence shows a contribution above a threshold, at the level of the birth, and
                             the newest look does not speak against it; copies that are trained on with and without
                             the seed show that the help lasts; finite, owned
+    G6 fossil prunable      the running evidence since it became a fossil shows that the network is better without it,
+                            and the newest look agrees; binds every controller, whatever ``gates.evidence``
 
 *Integrity* checks bind every controller. *Evidence* checks bind if ``gates.evidence`` is enforce; under observe they
 are only measured and logged. A gate refuses on absent or stale evidence and never reads it as zero. A seed's size and
@@ -229,7 +231,20 @@ def _g5(facts: GateFacts, config: GateConfig) -> list[Check]:
     ]
 
 
-_RULES: dict[Gate, Rule] = {Gate.G0: _g0, Gate.G1: _g1, Gate.G2: _g2, Gate.G3: _g3, Gate.G5: _g5}
+def _g6(facts: GateFacts, config: GateConfig) -> list[Check]:
+    # Integrity in name: what was shown to help is taken out on evidence alone, also by those who grow without any.
+    hurts, newest = facts.hurts, facts.contribution
+    says = "absent: no look since it became a fossil" if hurts is None else _describe_weighing(hurts)
+    detail = f"contribution {facts.running} since it became a fossil; that it hurts: {says}"
+    against = newest.is_measured and newest.value is not None and newest.value < 0.0
+    return [
+        _integrity("stage", facts.stage is Stage.FOSSILIZED, f"is {facts.stage.name}, needs FOSSILIZED"),
+        _integrity("harm", hurts is not None and hurts.passed, detail),
+        _integrity("newest look", against, f"{newest}; needs a fresh one < 0"),
+    ]
+
+
+_RULES: dict[Gate, Rule] = {Gate.G0: _g0, Gate.G1: _g1, Gate.G2: _g2, Gate.G3: _g3, Gate.G5: _g5, Gate.G6: _g6}
 
 if set(_RULES) != set(Gate) - {Gate.G4}:
     raise AssertionError(f"gates without a rule: {set(Gate) - {Gate.G4} - set(_RULES)}")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from esper.accord.breaker import after_tick
-from esper.accord.config import GovernorConfig
 from esper.accord.course import Course, course_of
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import (
     Series,

@@ -24,9 +24,10 @@ class ProbeRequest:
         look: number of this look in the seed's life, from 1; its share of the probe (see `esper.accord.evidence.plan`).
         shares: equal shares into which the probe is cut.
         alpha: the loss at this alpha is compared with the loss at 0.
-        aim: purpose of the look: the gate that needs it (G2, G3, G5), or REST at a partial alpha, where no gate does.
+        aim: purpose of the look: the gate that needs it (G2, G3, G5, G6), or REST at a partial alpha, where none does.
         draw: key of the life's permutation of the probe.
         counts: whether it is added to the running evidence; if not, its share was drawn before, and it is told only.
+        refill: whether the share is of training samples that have not been trained on, instead of the probe's.
     """
 
     look: int
@@ -35,6 +36,7 @@ class ProbeRequest:
     aim: str
     draw: str
     counts: bool = True
+    refill: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +69,12 @@ class SlotState:
         tempo: length of the ramp that the birth command asked for, in ticks.
         target: alpha that the birth command asked for.
         ramp: committed path of alpha; None before blending.
-        ending: whether a prune by ramp is under way; then the seed is frozen.
+        ending: whether a prune by ramp is under way; then the seed is frozen. A fossil can be taken back till it ends.
         learn_step: first optimizer step in which the seed learns; its warm-up counts from there.
         birth: number of this seed's birth in the run, from 1; 0 before the first one.
         level: chance of luck at which G5 may let this seed pass, fixed at its birth; 1 before the first one.
         drawn: looks of this life so far, each a share of the probe of its own; a new target gives none back.
+        refilled: looks of this life at training samples that had not been trained on, once the probe was spent.
         starts: how often evidence beside the host has begun in this life.
         retold: looks of this life that went over shares drawn before.
         evidence: running evidence since alpha last moved; None before the first look.
@@ -117,6 +120,7 @@ class SlotState:
     birth: int = 0
     level: float = 1.0
     drawn: int = 0
+    refilled: int = 0
     starts: int = 0
     retold: int = 0
     evidence: Evidence | None = None
@@ -197,7 +201,7 @@ class SlotState:
         """Purpose of a look taken now (see `ProbeRequest`); None in stages without looks."""
         if self.stage is Stage.BLENDING:
             return "G3" if self.ramp is not None and self.ramp.target == 1.0 else REST
-        return {Stage.TRAINING: "G2", Stage.HOLDING: "G5"}.get(self.stage)
+        return {Stage.TRAINING: "G2", Stage.HOLDING: "G5", Stage.FOSSILIZED: "G6"}.get(self.stage)
 
     @property
     def taken(self) -> bool:
@@ -285,5 +289,5 @@ def move(
 def learns(stage: Stage, *, ending: bool, train_fossils: bool) -> bool:
     """Returns whether a seed's parameters get a gradient in every step of this stage."""
     if stage is Stage.FOSSILIZED:
-        return train_fossils
+        return train_fossils and not ending
     return stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING) and not ending

@@ -5,7 +5,8 @@ The order within a tick, the same everywhere:
     1. staged births   registered, kept waiting, or discarded, by the vetoes of this commit
     2. quarantine      slots whose gradient was not finite; the newest blending seed if the host's steps keep failing;
                        seeds that run by a fallback are frozen, and pruned if it lasts
-    3. commands        row-major; each is judged (legality, then its gate) before any part of it takes effect
+    3. commands        row-major; each is judged (legality, then its gate) before any part of it takes effect; before
+                       them, fossils that the network is better without are told
     4. auto-advance    slots without a command whose gate ahead passes, if gates.auto_advance lists that gate
     5. mechanics       ends of prune ramps, cool-down
     6. looks           evidence to measure for the next tick
@@ -120,7 +121,7 @@ class _Reduction(Changes):
         reason = "the slot changed in this tick" if slot.slot in self.moved else None
         reason = reason or find_refusal(self, conditions_of(self.state, slot, self.terms), command)
         gate = {Op.GERMINATE: Gate.G0, Op.FOSSILIZE: Gate.G5}.get(command.op)
-        if command.op is Op.ADVANCE:
+        if command.op is Op.ADVANCE or (command.op is Op.PRUNE and slot.stage is Stage.FOSSILIZED):
             gate = GATE_AHEAD.get(slot.stage)
         if gate is not None and (reason is None or gate is Gate.G0):
             result = judge_gate(gate, facts_of(self.state, slot, self.terms, reason), self.terms.gates)
@@ -157,6 +158,8 @@ class _Reduction(Changes):
     def set_alpha_target(self, slot: SlotState, command: Command) -> None:
         full = slot.stage is Stage.HOLDING and command.target == 1.0
         target = Stage.HOLDING if full else Stage.BLENDING
+        if slot.stage is Stage.FOSSILIZED:  # its prune is taken back
+            slot, target = replace(slot, ending=False), Stage.FOSSILIZED
         after = self.move(slot, Op.SET_ALPHA_TARGET, target, command.proposal)
         self.ramp(
             after,
@@ -175,7 +178,8 @@ class _Reduction(Changes):
         elif command.ticks == 0:
             self.move(slot, Op.PRUNE, Stage.PRUNED, command.proposal)
         else:
-            after = self.move(slot, Op.PRUNE, Stage.BLENDING, command.proposal).thaw(self.state.step)
+            stage = Stage.FOSSILIZED if slot.stage is Stage.FOSSILIZED else Stage.BLENDING
+            after = self.move(slot, Op.PRUNE, stage, command.proposal).thaw(self.state.step)
             self.ramp(
                 replace(after, ending=True),
                 target=0.0,
@@ -186,9 +190,10 @@ class _Reduction(Changes):
             )
 
     def fossilize(self, slot: SlotState, command: Command) -> None:
-        # The contribution at the moment of fossilising stays on record, since no later look replaces it.
+        # The contribution at the moment of fossilising stays on record until it is looked at again.
         after = self.move(slot, Op.FOSSILIZE, Stage.FOSSILIZED, command.proposal)
-        self.put(replace(after, contribution=slot.contribution, contribution_alpha=slot.contribution_alpha))
+        newest, alpha = slot.contribution, slot.contribution_alpha
+        self.put(replace(after, evidence=None, contribution=newest, contribution_alpha=alpha))
 
     # 4, 5, 6 ------------------------------------------------------------------------------------------------------
 
@@ -260,6 +265,7 @@ def reduce_tick(
     reduction.settle_births(vetoes, commands)
     reduction.quarantine()
     reduction.freeze_degraded()
+    reduction.report_fossils()
     for slot in state.slots:
         reduction.judge_command(commands[slot.slot])
     reduction.auto_advance()

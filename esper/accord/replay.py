@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from esper.accord.breaker import after_blame
 from esper.accord.changes import Changes
-from esper.accord.config import GovernorConfig
 from esper.accord.effects import Outcome
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.health import Skip
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from esper.accord.config import GovernorConfig
+from esper.accord.governor.config import GovernorConfig
 
 _EVEN = math.log(2)  # nats: the loss of an even guess between two classes
 _OF_MEDIAN = 1.2533  # sqrt(pi / 2): standard error of a median, in those of a mean of the same numbers

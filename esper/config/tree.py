@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from esper.accord.config import GateConfig, GovernorConfig, SlotsConfig
+from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.governor.config import GovernorConfig
 from esper.config.rules import RULES, host_slots
 from esper.config.strict import Reader
 from esper.config.trust import check_trust

@@ -38,7 +38,7 @@ from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.heartbeat import LOST
 
 T = TypeVar("T")
-PROBE = ProbePlan(samples=120, clusters=120, looks=3, reserve=0)  # a look for each of G2, G3, G5
+PROBE = ProbePlan(samples=160, clusters=160, looks=3, reserve=1)  # a look for each of G2, G3, G5, and one for a fossil
 CHUNK = 64  # situations that one start of the ranks plays
 
 
@@ -122,7 +122,7 @@ class Explorer:
             max_germinations=small.max_germinations,
             embargo_ticks=small.embargo_ticks,
         )
-        gates = GateConfig(look_every=1, relook_every=2, first_look=1, min_samples=2, degraded_ticks=1)
+        gates = GateConfig(look_every=1, relook_every=2, first_look=1, min_samples=2, degraded_ticks=1, fossil_every=2)
         self.terms = terms_for(
             self.grown[0].sites, small.ranks, slots, gates, probe=PROBE, tick_steps=2, names=(BLUEPRINT,), max_skips=1
         )

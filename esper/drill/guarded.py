@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from esper.accord.config import GovernorConfig
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Verdict
 from esper.drill.bus import Bus, Lost, RankEnd

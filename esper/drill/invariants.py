@@ -113,10 +113,18 @@ def _slot_broken(before: SlotState, after: SlotState, state: RunState, terms: Te
             broken.append(f"alpha {after.alpha(step)} at step {step}")
     if after.stage not in (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED) and after.alpha(state.step) != 0.0:
         broken.append(f"alpha {after.alpha(state.step)} in {after.stage.name}")
+    rests = after.ramp is not None and state.step >= after.ramp.last_step
+    if after.stage is Stage.FOSSILIZED and rests and not after.ending and after.alpha(state.step) != 1.0:
+        broken.append(f"a fossil rests at alpha {after.alpha(state.step)}")
+    if before.stage is Stage.FOSSILIZED and after.stage not in (Stage.FOSSILIZED, Stage.PRUNED):
+        broken.append(f"a fossil became {after.stage.name}")
+    if before.stage is Stage.FOSSILIZED and after.stage is Stage.PRUNED and not before.ending:
+        broken.append("a fossil went without a ramp")
     if after.drawn > terms.probe.shares:
         broken.append(f"{after.drawn} looks drawn of {terms.probe.shares}")
-    if after.evidence is not None and after.evidence.looks + after.evidence.void + after.evidence.begun > after.drawn:
-        broken.append(f"evidence of more looks than the {after.drawn} drawn")
+    seen, evidence = after.drawn + after.refilled, after.evidence
+    if evidence is not None and evidence.looks + evidence.void + evidence.begun > seen:
+        broken.append(f"evidence of more looks than the {seen} drawn")
     if after.staged is not None:
         if after.stage is not Stage.EMPTY:
             broken.append(f"a birth is staged in {after.stage.name}")

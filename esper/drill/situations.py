@@ -82,6 +82,15 @@ def _evidence(state: RunState, *, good: bool) -> dict[str, float]:
     return sums
 
 
+def _harm(state: RunState) -> dict[str, float]:
+    """The same where each sample loses a nat by the seed; empty if no fossil is looked at."""
+    sums: dict[str, float] = {}
+    for entry in state.slots:
+        if entry.request is not None and entry.stage is Stage.FOSSILIZED:
+            sums |= {f"{entry.slot}__probe_{name}": float(value) for name, value in sums_of([-1] * 40).items()}
+    return sums
+
+
 def _events(entry: SlotState, ranks: int) -> Iterator[Situation]:
     slot = entry.slot
     if entry.staged is not None:
@@ -101,6 +110,8 @@ def situations(state: RunState, terms: Terms) -> Iterator[Situation]:
     events = [Situation(every=good)]
     if good:
         events.append(Situation(every=_evidence(state, good=False)))
+    if harm := _harm(state):
+        events.append(Situation(every=good | harm))
     for entry in state.slots:
         events += [
             Situation(vetoes=one.vetoes, every={**good, **one.every}, values=one.values)

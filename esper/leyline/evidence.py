@@ -135,11 +135,15 @@ class GradientHealth:
     infs: int = 0
     """The same of tensors whose gradient had no NaN but an infinity, or a norm beyond its format."""
 
+    moved: Reading = ABSENT
+    """Share of a seed's numbers, 0 to 1, that an optimizer step changed as they are stored; mean over the sampled
+    steps. Near 0 a half-precision seed stands still, however healthy its gradient. Absent for the host.
+    """
+
     def as_of(self, tick: int, fresh_ticks: int) -> "GradientHealth":
         """Returns the health as seen at ``tick``; see `Reading.as_of`."""
-        return replace(
-            self, vanishing=self.vanishing.as_of(tick, fresh_ticks), exploding=self.exploding.as_of(tick, fresh_ticks)
-        )
+        names = ("vanishing", "exploding", "moved")
+        return replace(self, **{name: getattr(self, name).as_of(tick, fresh_ticks) for name in names})
 
 
 NO_HEALTH = GradientHealth()

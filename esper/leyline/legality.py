@@ -87,6 +87,8 @@ def why_illegal(run: RunConditions, view: SlotConditions, op: Op) -> str | None:
         if view.embargo_left > 0:
             return f"barred after a rollback, {view.embargo_left} ticks left"
         return why_no_birth(run.breaker) or spent_budget(run.budgets)
+    if view.stage is Stage.FOSSILIZED:
+        return _why_fossil_stays(view, op)
     if op is Op.PRUNE:
         return None
     if view.ending:
@@ -99,6 +101,17 @@ def why_illegal(run: RunConditions, view: SlotConditions, op: Op) -> str | None:
         return f"dwell is {view.dwell} of {view.min_dwell} ticks"
     if op is Op.ADVANCE and view.stage is Stage.BLENDING and view.alpha_target < 1.0:
         return f"alpha target is {view.alpha_target:g}, HOLDING needs 1"
+    return None
+
+
+def _why_fossil_stays(view: SlotConditions, op: Op) -> str | None:
+    """A fossil is pruned by a ramp, while which it may be taken back."""
+    if op is Op.SET_ALPHA_TARGET:
+        return None if view.ending else "a fossil rests at full alpha; only a prune that is under way is taken back"
+    if view.ending:
+        return "a prune by ramp is under way"
+    if view.alpha_mode is not AlphaMode.HOLD:
+        return f"a ramp is under way ({view.ramp_progress:.0%})"
     return None
 
 
@@ -135,7 +148,15 @@ def find_refusal(run: RunConditions, view: SlotConditions, command: Command) -> 
     switched = command.op is Op.SET_ALPHA_TARGET and view.alpha > 0 and view.operator not in (None, command.operator)
     if switched and command.ticks == 0:
         return f"a switch of the operator at alpha {view.alpha:g} would jump: it needs a ramp of at least 1 tick"
-    if command.op is Op.PRUNE and command.ticks > 0 and view.stage not in (Stage.BLENDING, Stage.HOLDING):
+    if view.stage is Stage.FOSSILIZED and command.op is Op.PRUNE and command.ticks == 0:
+        return "a fossil is pruned by a ramp of at least 1 tick, so that it can be taken back"
+    if view.stage is Stage.FOSSILIZED and command.op is Op.SET_ALPHA_TARGET:
+        if command.target != 1.0 or command.operator is not view.operator:
+            kept = "" if view.operator is None else f" by {view.operator.name}"
+            return f"a fossil goes back to alpha 1{kept}, and to nothing else"
+        return None
+    blended = (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
+    if command.op is Op.PRUNE and command.ticks > 0 and view.stage not in blended:
         return f"prune by ramp needs BLENDING or HOLDING, slot is {view.stage.name}"
     if command.op is Op.PRUNE and command.ticks > 0 and (view.ending or view.alpha_mode is not AlphaMode.HOLD):
         return "a ramp is under way; only PRUNE now interrupts it"

@@ -105,7 +105,8 @@ class SlotObservation:
             the latest look alone.
         contribution_alpha: alpha at which ``contribution`` was measured.
         worth: what the seed saves on the validation part, alone, left out and shared (``control.attribute_every``).
-        running: contribution over all looks since alpha last moved; its error is over clusters.
+        running: contribution over all looks since alpha last moved, of a fossil since it became one; its error is over
+            clusters.
         helps: share of the evidence that the gate ahead needs to see that the seed helps; 1 is enough. None before
             enough clusters are seen.
         hurts: share of the evidence needed to see that the seed hurts; 1 is enough.
@@ -124,7 +125,8 @@ class SlotObservation:
         health: health of the seed's gradient, see `GradientHealth`.
         nonfinite_steps: steps since the last tick whose gradient for this slot was not finite.
         degraded: number of ranks on which the seed runs by a fallback taken at run time.
-        verdict: verdict of the gate ahead on present evidence; None if there is no gate ahead.
+        verdict: verdict of the gate ahead on present evidence; of a fossil, of the gate that lets it be pruned. None if
+            there is no gate.
         embargo_left: ticks until a seed may germinate here, while the slot cools down or is barred after a rollback.
         catalogue: blueprints that fit this slot.
     """

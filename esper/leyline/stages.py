@@ -7,7 +7,8 @@
                                   PRUNED -> EMBARGOED -> RESETTING -> empty            (mechanical, by ticks)
 
 At a partial target a seed rests in BLENDING; HOLDING means full alpha. A prune by ramp runs in BLENDING and ends by
-RAMP_END.
+RAMP_END. A fossil goes by PRUNE/G6, always by a ramp; while it runs the stage is still FOSSILIZED, and SET_ALPHA_TARGET
+takes the prune back.
 """
 
 import functools
@@ -52,6 +53,7 @@ class Gate(IntEnum):
     G3 = 3
     G4 = 4
     G5 = 5
+    G6 = 6
 
     @classmethod
     def of(cls, value: "int | str | Gate") -> "Gate":
@@ -63,7 +65,7 @@ class Gate(IntEnum):
         try:
             gate = cls[value] if isinstance(value, str) else cls(value)
         except (KeyError, ValueError):
-            raise GateError(f"unknown gate {value!r}; gates are G0, G1, G2, G3, G5") from None
+            raise GateError(f"unknown gate {value!r}; gates are G0, G1, G2, G3, G5, G6") from None
         if gate is cls.G4:
             raise GateError("gate G4 is retired; HOLDING seeds are judged by G5")
         return gate
@@ -163,6 +165,9 @@ EDGES: tuple[Edge, ...] = (
     Edge(Stage.BLENDING, Op.PRUNE, Stage.BLENDING),
     Edge(Stage.HOLDING, Op.PRUNE, Stage.BLENDING),
     Edge(Stage.BLENDING, Mechanical.RAMP_END, Stage.PRUNED),
+    Edge(Stage.FOSSILIZED, Op.PRUNE, Stage.FOSSILIZED, Gate.G6),
+    Edge(Stage.FOSSILIZED, Op.SET_ALPHA_TARGET, Stage.FOSSILIZED),
+    Edge(Stage.FOSSILIZED, Mechanical.RAMP_END, Stage.PRUNED),
     Edge(Stage.PRUNED, Mechanical.COOLDOWN, Stage.EMBARGOED),
     Edge(Stage.EMBARGOED, Mechanical.COOLDOWN, Stage.RESETTING),
     Edge(Stage.RESETTING, Mechanical.COOLDOWN, Stage.EMPTY),
@@ -190,8 +195,8 @@ def find_edge(source: Stage, cause: Op | Mechanical, target: Stage) -> Edge:
 
 if set(_TRAITS) != set(Stage):
     raise AssertionError(f"stages without a row of traits: {set(Stage) - set(_TRAITS)}")
-if Stage.FOSSILIZED not in {e.target for e in EDGES} or {e.source for e in EDGES} != set(Stage) - {Stage.FOSSILIZED}:
-    raise AssertionError("every stage but FOSSILIZED needs an edge that leaves it")
+if {e.source for e in EDGES if e.target is not e.source} != set(Stage):
+    raise AssertionError("every stage needs an edge that leaves it")
 if {edge.cause for edge in EDGES} != {*Op, *Mechanical} - {Op.WAIT}:
     raise AssertionError("every cause but WAIT needs an edge")
 

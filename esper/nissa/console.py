@@ -33,6 +33,7 @@ from esper.leyline.events import (
     CommandRefused,
     Event,
     Fault,
+    FossilHurts,
     LossShifted,
     Panic,
     PolicyAlarm,
@@ -115,6 +116,8 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         return f"{at}  fault in {event.where}: {event.what}", "bold red"
     if isinstance(event, Panic):
         return f"{at}  panic, {event.symptom}: {event.words}", "bold red"
+    if isinstance(event, FossilHurts):
+        return f"{at}  {event.slot} {event.blueprint}: better without this fossil: {event.running}", "yellow"
     if isinstance(event, LossShifted):
         return f"{at}  shift: {event.words}", "yellow"
     if isinstance(event, SettingsChanged):

@@ -99,6 +99,7 @@ def tick_row(event: TickDone) -> dict[str, float]:
         add(f"{name}/gradient_ratio", line.gradient_ratio)
         if line.stage.has_seed:
             add_health(f"{name}/gradient", line.health)
+            add(f"{name}/moved", line.health.moved)
     return row
 
 

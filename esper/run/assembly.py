@@ -138,7 +138,7 @@ def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[
     pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, config.trainer.accumulate)]
     most = config.trainer.eval_batch
     sizes = {len(shard) for shard in eval_shards(len(bundle.validation), world.rank, world.size, most)}
-    for size in look_sizes(plan_of(config.gates, config.slots.incubation, bundle), world):
+    for size in look_sizes(plan_of(config.gates, config.slots.incubation, bundle, plan), world):
         sizes |= {len(shard) for shard in eval_shards(size, 0, 1, most)}
     return {len(indices) for indices, _ in pieces}, sizes
 
@@ -175,7 +175,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         grown.sites,
         config.slots,
         config.gates,
-        probe=plan_of(config.gates, config.slots.incubation, bundle),
+        probe=plan_of(config.gates, config.slots.incubation, bundle, plan_batches(config.trainer, bundle, config.seed)),
         host=host_info(grown, costs),
         class_logits=bundle.task is Task.CLASSIFICATION,
         total_steps=config.trainer.total_steps(per_epoch),

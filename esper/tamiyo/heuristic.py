@@ -8,6 +8,8 @@
     HOLDING     FOSSILIZE when G5 passes on fresh evidence; PRUNE by a ramp once all looks together show that the seed
                 hurts, or all continuations in copies that the network does as well without it; once every look is
                 spent, PRUNE unless all looks together speak for it: then it is *undecided*
+    FOSSILIZED  with ``remove_fossils``: PRUNE by a ramp when G6 passes, that is once the network is shown to be better
+                without it
 
 An undecided seed has not earned its place, but the mean over all its looks is above zero by ``undecided_se`` standard
 errors; pruning it would lose what it learned. It is looked at again now and then, from the reserve, and goes as soon as
@@ -143,6 +145,9 @@ class HeuristicController:
             if spent and not self._is_undecided(observation, view):
                 ticks = self._config.prune_ticks
                 return self._prune(view, ticks, f"{view.looks} of {view.max_looks} looks spent: {evidence}; {why}")
+        if view.stage is Stage.FOSSILIZED and self._config.remove_fossils and passed:
+            ticks = max(1, self._config.prune_ticks)
+            return self._prune(view, ticks, f"G6 passed: {evidence} since it became a fossil")
         return None
 
     def _is_spent(self, observation: Observation, view: SlotObservation) -> bool:

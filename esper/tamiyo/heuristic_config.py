@@ -76,6 +76,11 @@ class HeuristicConfig:
     5 % of seeds that do nothing.
     """
 
+    remove_fossils: bool = False
+    """Whether a fossil is pruned once all looks at it since it became one show that the network is better without it
+    (``gates.fossil_every``).
+    """
+
     patience: int = 2
     """Readings in a row against a blending seed before it is pruned."""
 

@@ -17,7 +17,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.legality import legal_ops, spent_budget, why_refused
 from esper.leyline.observation import Observation, SlotObservation
-from esper.leyline.stages import Op
+from esper.leyline.stages import Op, Stage
 from esper.tamiyo.common import Stateless, charge_budgets, check_observation
 from esper.tamiyo.registry import register
 
@@ -87,6 +87,8 @@ class RandomController(Stateless):
         for view in observation.slots:
             draws = Draws(self._seed, observation.tick, view.slot)
             if draws.unit("act") >= self._config.rate or view.staged:  # what was drawn is born, and then drawn for
+                continue
+            if view.stage is Stage.FOSSILIZED:  # only evidence takes a fossil out, and chance has none
                 continue
             command = self._draw(observation, view, draws)
             if command.op is Op.WAIT:

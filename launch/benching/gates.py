@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from benching.corpora import corpora
 from esper.accord.config import GateConfig
 from esper.accord.evidence.levels import level_of_birth
 from esper.drill.luck import CLUSTERED, NULLS, count_lives, count_runs, cut_looks, draw_sample, plan_for, weighed
@@ -88,4 +89,10 @@ def runs(lives: int) -> None:
     )
 
 
-PARTS: dict[str, Callable[[int], None]] = {"luck": luck, "shadow": shadow, "power": power, "runs": runs}
+PARTS: dict[str, Callable[[int], None]] = {
+    "luck": luck,
+    "shadow": shadow,
+    "power": power,
+    "runs": runs,
+    "corpora": corpora,
+}

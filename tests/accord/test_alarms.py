@@ -3,8 +3,8 @@
 import numpy
 import pytest
 
-from esper.accord.config import GovernorConfig
 from esper.accord.course import Course
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.judge import judge_loss
 from esper.accord.verdict import Series, without_past
 from esper.leyline.evidence import ABSENT, Reading, measured

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.accord.breaker import BreakerState, after_birth, after_blame, after_order, after_tick
-from esper.accord.config import GovernorConfig
+from esper.accord.governor.config import GovernorConfig
 from esper.leyline.breaker import BreakerPhase, BreakerView, why_no_birth
 from esper.leyline.legality import why_illegal
 from esper.leyline.stages import Op

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from esper.accord.absorb import absorb
-from esper.accord.config import GovernorConfig
 from esper.accord.effects import Discard, Uproot
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.health import RunHealth, Skip, take_up
 from esper.accord.judge import judge_tick
 from esper.accord.observation import observation_of

@@ -317,7 +317,7 @@ def test_a_seed_that_is_ending_has_no_gate_ahead():
         (Stage.TRAINING, Gate.G2),
         (Stage.BLENDING, Gate.G3),
         (Stage.HOLDING, Gate.G5),
-        (Stage.FOSSILIZED, None),
+        (Stage.FOSSILIZED, Gate.G6),
         (Stage.PRUNED, None),
     ],
 )
@@ -335,6 +335,7 @@ def test_looks_are_scheduled_where_something_is_measured():
         Stage.TRAINING: 3,
         Stage.BLENDING: 7,
         Stage.HOLDING: 7,
+        Stage.FOSSILIZED: 9,
     }
 
 

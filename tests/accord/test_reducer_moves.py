@@ -280,9 +280,10 @@ def test_looks_of_g3_and_g5_add_up_and_those_of_g2_stand_alone():
         op = "FOSSILIZE" if run.slot().stage is Stage.HOLDING else "ADVANCE"
         run.tick(ask("r0c0", op), evidence={"r0c0": GOOD})
         assert run.state.tick < 40
-    fossil = run.slot()
-    assert (fossil.evidence.begun, fossil.evidence.looks, fossil.drawn) == (1, 5, 6)
-    assert fossil.evidence.sums.clusters == 500, "467 are asked for, so that harm to 1 in 100 cannot go unseen"
+    held = run.absorbed.slot("r0c0")
+    assert (held.evidence.begun, held.evidence.looks, held.drawn) == (1, 5, 6)
+    assert run.slot().evidence is None, "what is said of a fossil begins anew"
+    assert held.evidence.sums.clusters == 500, "467 are asked for, so that harm to 1 in 100 cannot go unseen"
 
 
 def test_a_new_life_has_new_looks_with_a_permutation_of_its_own():

@@ -77,6 +77,7 @@ class Life:
             self.wait,
             self.veto,
             self.break_it,
+            self.doubt,
         ]
 
     # what happens -------------------------------------------------------------------------------------------------
@@ -115,6 +116,15 @@ class Life:
         slot, row = self.rng.choice(list(self.terms.places)), self.rng.choice([0, 0, 0, 2, 3])
         broken = {f"{slot}__nonfinite": self.rng.choice([0, 1]), f"{slot}__degraded": self.rng.choice([0, 1, 2])}
         self.step([], skipped=row, skipped_in_row=row, **broken)
+
+    def doubt(self) -> None:
+        """For some ticks all speaks against every seed; fossils are pruned where that is legal, and some taken back."""
+        for _ in range(6):
+            seen = observation_of(self.run.state, self.terms)
+            fossils = [view for view in seen.slots if view.stage is Stage.FOSSILIZED]
+            asked = [Command(slot=view.slot, op=Op.PRUNE, ticks=3) for view in fossils if not view.ending]
+            back = [Command(slot=view.slot, op=Op.SET_ALPHA_TARGET, ticks=1) for view in fossils if view.ending]
+            self.step([*asked, *(one for one in back if self.rng.random() < 0.3)], evidence=ANSWERS[3])
 
     # what must hold -----------------------------------------------------------------------------------------------
 
@@ -221,7 +231,8 @@ class Life:
         assert len(ramps) <= 1
         for event in ramps:
             assert event.start == mid.alpha(step)
-            assert mid.alpha_mode(step) is AlphaMode.HOLD
+            back = mid.stage is Stage.FOSSILIZED and mid.ending and event.target == 1.0
+            assert mid.alpha_mode(step) is AlphaMode.HOLD or back
             assert event.first_step == step
         if not new.stage.is_blended:
             assert set(path) == {0.0}
@@ -234,22 +245,28 @@ class Life:
     def looks_are_bounded(self, new: SlotState) -> None:
         plan, asked = self.terms.probe, new.request
         assert 0 <= new.drawn <= plan.shares
-        if asked is not None and asked.counts:
-            most = plan.shares if new.stage is Stage.HOLDING else max_looks(new.stage, self.terms)
+        if asked is not None and asked.refill:
+            assert new.stage in (Stage.HOLDING, Stage.FOSSILIZED)
+            assert (asked.counts, asked.look, new.drawn) == (True, new.refilled + 1, plan.shares)
+            assert plan.refills[new.refilled] >= self.run.state.step + self.terms.tick_steps
+        elif asked is not None and asked.counts:
+            most = plan.shares if new.stage in (Stage.HOLDING, Stage.FOSSILIZED) else max_looks(new.stage, self.terms)
             assert asked.look == new.drawn + 1 <= most
             assert (new.slot, asked.draw, asked.look) not in self.drawn, "no share of the probe counts twice in a life"
             self.drawn.add((new.slot, asked.draw, asked.look))
         elif asked is not None:
             assert asked.look <= max(new.drawn, 1), "what is told only was drawn before"
         if new.evidence is not None:
-            assert new.evidence.begun + new.evidence.looks + new.evidence.void <= new.drawn
+            assert new.evidence.begun + new.evidence.looks + new.evidence.void <= new.drawn + new.refilled
             assert new.evidence.start < max(new.starts, 1)
 
     def endings_hold(self, old: SlotState, mid: SlotState, new: SlotState, events) -> None:
         tick = self.run.state.tick
         if old.stage is Stage.FOSSILIZED:
-            assert new.stage is Stage.FOSSILIZED
-            for field in ("generation", "blueprint", "ramp", "since_tick", "contribution", "history", "target"):
+            assert new.stage is Stage.FOSSILIZED or (new.stage is Stage.PRUNED and old.ending)
+            kept = ("generation", "blueprint", "since_tick", "history", "target")
+            asked = any(isinstance(event, RampCommitted) for event in events)
+            for field in () if new.stage is Stage.PRUNED else kept if asked else (*kept, "ramp", "ending"):
                 assert getattr(new, field) == getattr(old, field)
         if new.stage is Stage.PRUNED and mid.stage is not Stage.PRUNED:
             self.pruned_at[new.slot] = tick
@@ -259,11 +276,18 @@ class Life:
         if old.stage.is_cooling and not new.stage.is_cooling:
             assert new.stage is Stage.EMPTY
             assert tick - self.pruned_at.pop(new.slot) == 1 + self.terms.slots_config.embargo_ticks + 1
-        if mid.ending:
+        back = mid.stage is Stage.FOSSILIZED and not new.ending and any(isinstance(e, RampCommitted) for e in events)
+        if mid.ending and not back:
             assert new.stage is Stage.PRUNED or (new.ending and new.ramp == mid.ramp)
             assert new.request is None
+        if mid.ending and back:
+            assert (new.stage, new.ramp.target, new.ramp.start) == (
+                Stage.FOSSILIZED,
+                1.0,
+                mid.alpha(self.run.state.step),
+            )
         if new.ending:
-            assert (new.stage, new.ramp.target) == (Stage.BLENDING, 0.0)
+            assert (new.stage in (Stage.BLENDING, Stage.FOSSILIZED), new.ramp.target) == (True, 0.0)
 
     def verdicts(self, numbered) -> None:
         """Each request has one verdict; no ramp is interrupted but by PRUNE now; a refusal has a reason."""
@@ -275,7 +299,10 @@ class Life:
         for command in numbered:
             mid, new = self.run.absorbed.slot(command.slot), self.run.slot(command.slot)
             if command.proposal in done:
-                assert mid.stage is not Stage.FOSSILIZED
+                if mid.stage is Stage.FOSSILIZED:
+                    assert command.op is (Op.SET_ALPHA_TARGET if mid.ending else Op.PRUNE)
+                    assert command.ticks > 0 or mid.ending
+                    continue
                 if mid.alpha_mode(self.run.state.step) is not AlphaMode.HOLD or mid.ending:
                     assert command.op is Op.PRUNE
                     assert command.ticks == 0
@@ -298,7 +325,8 @@ drawn_terms = st.builds(
         samples=st.just(400),
         clusters=st.sampled_from([400, 80]),
         looks=st.just(5),
-        reserve=st.integers(0, 2),
+        reserve=st.sampled_from([0, 2, 6]),
+        refills=st.sampled_from([(), (400, 300, 300, 200, 100, 50, 20)]),
     ),
     gates=st.fixed_dictionaries(
         {
@@ -306,6 +334,7 @@ drawn_terms = st.builds(
             "auto_advance": st.sampled_from([[], ["G1", "G2", "G3"]]),
             "look_every": st.integers(1, 2),
             "relook_every": st.just(2),
+            "fossil_every": st.just(2),
             "degraded_ticks": st.integers(0, 1),
         }
     ),

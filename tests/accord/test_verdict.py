@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from esper.accord.config import GovernorConfig
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.verdict import Series, Symptom, append_loss, chance_level, deviation, jump_limit, symptom_of
 
 CONFIG = GovernorConfig()

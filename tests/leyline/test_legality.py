@@ -31,7 +31,7 @@ def names(view, **changes):
         (Stage.TRAINING, {"ADVANCE", "PRUNE"}),
         (Stage.BLENDING, {"ADVANCE", "SET_ALPHA_TARGET", "PRUNE"}),
         (Stage.HOLDING, {"FOSSILIZE", "SET_ALPHA_TARGET", "PRUNE"}),
-        (Stage.FOSSILIZED, set()),
+        (Stage.FOSSILIZED, {"PRUNE"}),
         (Stage.PRUNED, set()),
         (Stage.EMBARGOED, set()),
         (Stage.RESETTING, set()),
@@ -123,7 +123,8 @@ def test_an_op_without_an_edge_is_told_the_legal_ones():
     view = slot_view(stage=Stage.TRAINING, **AT_REST)
     assert why_illegal(observe(view), view, Op.FOSSILIZE) == "no edge from TRAINING (legal: ADVANCE, PRUNE)"
     fossil = slot_view(stage=Stage.FOSSILIZED)
-    assert why_illegal(observe(fossil), fossil, Op.PRUNE) == "no edge from FOSSILIZED (legal: none)"
+    refusal = why_illegal(observe(fossil), fossil, Op.ADVANCE)
+    assert refusal == "no edge from FOSSILIZED (legal: PRUNE, SET_ALPHA_TARGET)"
 
 
 @pytest.mark.parametrize(

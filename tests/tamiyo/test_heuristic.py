@@ -257,6 +257,7 @@ def test_a_ramp_a_staged_birth_and_a_prune_under_way_are_left_alone():
         {"stage": Stage.BLENDING, "alpha_mode": AlphaMode.UP, "ramp_progress": 0.5},
         {"stage": Stage.EMPTY, "staged": True},
         {"stage": Stage.FOSSILIZED, "verdict": None},
+        {"stage": Stage.FOSSILIZED, "verdict": verdict(Gate.G6, True)},  # remove_fossils is false
         {"stage": Stage.EMBARGOED, "verdict": None, "blueprint": None},
     ):
         controller = build(stall_ticks=1, patience=1)

@@ -11,7 +11,8 @@ under any dependence, so births may overlap and share samples: with R fossils at
     E[false / R] = sum_j E[1{E_j >= 1/level_j} / R] <= sum_j E[E_j level_j / (R_j + 1)] <= false_share sum_j g_j
 
 over the births j that do not help, since E_j >= 1/level_j makes R >= R_j + 1, and E[E_j] <= 1. The g_j telescope. The
-first birth has 0.1835 of ``false_share``: 0.92 % at the default of 5 %.
+first birth has 0.1835 of ``false_share``: 0.92 % at the default of 5 %. R counts fossils that stand, so one that is
+pruned later makes levels stricter; the share that is bounded is that of all fossils that ever were.
 
 Within a life, evidence starts anew when alpha moves. The k-th start has a share of the level, 4/5, 4/25, 4/125, ...,
 which sum to 1: the mixture of its starts' e-values with these weights is an e-value.

@@ -2,7 +2,8 @@
 
 A look is an equal share of the probe: each life permutes the probe's clusters by a seed of its own, and its k-th look
 takes the k-th of K shares, whatever its aim. So no two looks of a life share a sample. The last shares are a reserve
-for seeds that are held after all others are spent.
+for seeds that are held after all others are spent, and for fossils. Once it is spent too, training samples that have
+not been trained on refill it, as long as there are any (`esper.tolaria.data.refills`).
 """
 
 from dataclasses import dataclass
@@ -24,12 +25,20 @@ class ProbePlan:
         clusters: clusters of the probe.
         looks: looks of a life, without those of the reserve.
         reserve: further looks, for a seed that is held.
+        refills: looks beyond the probe, at training samples: for each the place in the plan of batches (a step) at
+            which one of them is first trained on; descending.
     """
 
     samples: int
     clusters: int
     looks: int
     reserve: int
+    refills: tuple[int, ...] = ()
+
+    @property
+    def per_look(self) -> int:
+        """Samples of a look, about."""
+        return self.samples // self.shares if self.shares else 0
 
     @property
     def shares(self) -> int:
@@ -47,10 +56,11 @@ class ProbePlan:
 
     def __str__(self) -> str:
         per_look = self.clusters_in(1)
-        return (
+        text = (
             f"{self.samples} samples in {self.clusters} clusters: {self.looks} looks of {per_look} a life, "
             f"{self.reserve} in reserve"
         )
+        return f"{text}, {len(self.refills)} of samples not trained on yet" if self.refills else text
 
 
 NO_PROBE = ProbePlan(samples=0, clusters=0, looks=0, reserve=0)

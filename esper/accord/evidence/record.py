@@ -96,11 +96,13 @@ def weigh_help(evidence: Evidence, plan: ProbePlan, *, null: float, level: float
 def weigh_harm(evidence: Evidence, plan: ProbePlan, *, level: float) -> Weighing:
     """Weighs the running evidence against "the mean difference is at least 0": the seed does not hurt.
 
-    Bets are tuned down to a single look, since a seed that hurts much should go soon.
+    Bets are tuned down to a single look, since a seed that hurts much should go soon. Where all of the probe was drawn
+    when the evidence began, they are tuned up to as much again.
     """
     log_e = None
     if not evidence.void:
-        horizon = plan.clusters_in(plan.shares - evidence.begun)
+        left = plan.shares - evidence.begun
+        horizon = plan.clusters_in(left if left > 0 else plan.shares)
         log_e = log_evidence(
             -evidence.sums,
             [-one for one in evidence.starts],

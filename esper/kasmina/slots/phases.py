@@ -6,7 +6,7 @@ GERMINATED               OFF         -               no
 TRAINING  (shadow)       OFF         -               in a forward of its own (see incubation)
 TRAINING  (ste)          STRAIGHT    detached        yes
 BLENDING, HOLDING        BLEND       attached        yes (not while a prune ramp runs)
-FOSSILIZED               BLEND       attached        by config
+FOSSILIZED               BLEND       attached        by config (not while a prune ramp runs)
 """
 
 from enum import StrEnum

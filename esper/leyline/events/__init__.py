@@ -17,7 +17,6 @@ from esper.leyline.events.growth import (
     SeedContinued,
     SlotDegraded,
     StageChanged,
-    WorthMeasured,
 )
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicySymptom, PolicyUpdated
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -34,6 +33,7 @@ from esper.leyline.events.run import (
     TickDone,
 )
 from esper.leyline.events.table import EVENTS
+from esper.leyline.events.worth import FossilHurts, WorthMeasured
 
 __all__ = [
     "EVENTS",
@@ -46,6 +46,7 @@ __all__ = [
     "ContributionMeasured",
     "Event",
     "Fault",
+    "FossilHurts",
     "GateJudged",
     "LibraryUsed",
     "LossShifted",

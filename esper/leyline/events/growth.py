@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from esper.leyline.commands import Command
 from esper.leyline.events.base import Event
-from esper.leyline.evidence import GateResult, Reading, SeedWorth
+from esper.leyline.evidence import GateResult, Reading
 from esper.leyline.stages import Stage
 
 
@@ -118,7 +118,7 @@ class ContributionMeasured(Event):
     """Stage of the seed."""
 
     look: int
-    """Number of this look in the seed's life, from 1: which share of the probe it drew."""
+    """Number of this look in the seed's life, from 1: which share of the probe it drew, or of ``refill``."""
 
     alpha: float
     """Alpha at which it was measured, 0 to 1."""
@@ -130,12 +130,12 @@ class ContributionMeasured(Event):
     """The same over all looks since alpha last moved; the error is over clusters of samples."""
 
     log_evidence: float | None
-    """Log of the e-value of ``running`` for the gate ahead that asks for help; -log(chance) is enough. None: too few
-    clusters seen.
+    """Log of the e-value of ``running`` for the gate ahead that asks for help, of a fossil for harm; -log(chance) is
+    enough. None: too few clusters seen.
     """
 
     chance: float
-    """Chance of luck that this gate allows: of G2 in a life, of G5 as fixed at birth."""
+    """Chance of luck that this gate allows: of G2 and G6 in a life, of G5 as fixed at birth."""
 
     clusters: int
     """Clusters of samples behind ``running``."""
@@ -143,23 +143,8 @@ class ContributionMeasured(Event):
     counts: bool
     """Whether this look was added to ``running``; if not, its samples had been drawn before, and it is told only."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorthMeasured(Event):
-    """What a blended seed is worth, measured on the validation part (``control.attribute_every``)."""
-
-    kind: ClassVar[str] = "worth"
-    slot: str
-    """Slot id, as r0c0."""
-
-    blueprint: str
-    """Blueprint of the seed."""
-
-    worth: SeedWorth
-    """Loss that it saves, in nats per sample: alone, left out, and its Shapley share."""
-
-    together: Reading
-    """Loss that all blended seeds save together, against none."""
+    refill: bool
+    """Whether it drew training samples that had not been trained on, the probe being spent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from esper.leyline.events.growth import (
     SeedContinued,
     SlotDegraded,
     StageChanged,
-    WorthMeasured,
 )
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicyUpdated
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -27,6 +26,7 @@ from esper.leyline.events.run import (
     StepSkipped,
     TickDone,
 )
+from esper.leyline.events.worth import FossilHurts, WorthMeasured
 
 EVENTS: dict[str, type[Event]] = {
     cls.kind: cls
@@ -42,6 +42,7 @@ EVENTS: dict[str, type[Event]] = {
         StageChanged,
         RampCommitted,
         ContributionMeasured,
+        FossilHurts,
         WorthMeasured,
         SeedContinued,
         Rewrapped,

@@ -56,11 +56,15 @@ class BatchPlan:
         """Whether an epoch ends between two steps that are trained one after the other (others may be left out)."""
         return self.locate(step)[0] != self.locate(following)[0]
 
+    def epoch_order(self, epoch: int) -> Tensor:
+        """The permutation of an epoch, int64 [size]."""
+        return seeded_order(self.size, "epoch", self.seed, epoch)
+
     def indices(self, step: int) -> Tensor:
         """The global batch of a step: int64 [batch], or fewer at an epoch's end."""
         epoch, place = self.locate(step)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, seeded_order(self.size, "epoch", self.seed, epoch))
+            self._order = (epoch, self.epoch_order(epoch))
         return self._order[1][place * self.batch : (place + 1) * self.batch]
 
     def pieces(self, step: int, rank: int, world: int, accumulate: int) -> list[tuple[Tensor, Tensor]]:

@@ -1,10 +1,14 @@
-"""Health of gradients: how much of an owner's gradient vanishes, explodes or is not finite. Reported, never a fault.
+"""Health of gradients: how much of an owner's gradient vanishes, explodes or is not finite, and whether seeds move.
+Reported, never a fault.
 
     RMS of a tensor          sqrt(mean g^2) = ||g|| / sqrt(numel): independent of the tensor's size
     vanishing, exploding     share of the owner's parameters in tensors whose RMS is below or above a threshold; it is
                              weighted by parameters, so that one bias does not speak for a network
     NaN, Inf                 tensors whose gradient has a NaN, or else an Inf (or a norm beyond float32), counted apart;
                              with a fused optimizer, which nobody waits for, steps in which some have
+    moved                    share of a seed's numbers that an optimizer step changed as stored: a half-precision
+                             weight stands still where its update is below half its last digit, however healthy the
+                             gradient
 
 Nothing here waits for a device, except `take`. Every ``every``-th step since the last reading (always the first) adds
 its shares on the device; a step that may not be finite adds its counts; `take` reads all of it, once a tick.
@@ -20,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from esper.kasmina.slots.grown import HOST
 
 SMALL = 16_384  # elements; smaller tensors are copied into one, which costs less than a launch for each
 
@@ -70,6 +76,8 @@ class OwnerHealth:
         health_steps: sampled steps.
         nans: gradient tensors with a NaN, in all steps; with a fused optimizer, steps with such a tensor.
         infs: the same of an Inf, where there is no NaN.
+        moved: sum of the shares of its numbers that a step changed, over ``moved_steps`` sampled steps; seeds only.
+        moved_steps: sampled steps that were taken.
     """
 
     vanishing: float = 0.0
@@ -77,6 +85,8 @@ class OwnerHealth:
     health_steps: int = 0
     nans: int = 0
     infs: int = 0
+    moved: float = 0.0
+    moved_steps: int = 0
 
 
 class GradientMeter:
@@ -97,15 +107,28 @@ class GradientMeter:
         self._seen = 0
         self._shares: dict[tuple[str, ...], list[Tensor]] = {}  # per set of owners: one [O, 2] a sampled step
         self._broken: dict[tuple[tuple[str, int], ...], Tensor] = {}  # per owners and tensors: NaN, Inf, [2, T]
+        self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}  # seeds' parameters, and copies from before the step
+        self._moved: dict[str, list[Tensor]] = {}  # per seed: a share, 0-D, a sampled step
 
-    def step(self, gradients: Mapping[str, Sequence[Tensor]], norms: Mapping[str, Tensor]) -> None:
+    def step(
+        self,
+        gradients: Mapping[str, Sequence[Tensor]],
+        norms: Mapping[str, Tensor],
+        groups: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> None:
         """Measures the reduced gradients of one optimizer step, before clipping.
 
         Args:
             gradients: the tensors of each owner that has some.
             norms: for every owner whose gradient may not be finite, L2 norms of its tensors [T], or of them all [1].
+            groups: optimizer groups of each owner; `count_moved` is to say which seeds move.
         """
+        self._before = {}
         if self._seen % self.every == 0 and gradients:
+            for owner, own in (groups or {}).items():
+                learning = [p for group in own for p in group["params"] if p.grad is not None]
+                if owner != HOST and learning:
+                    self._before[owner] = [(p, p.detach().clone()) for p in learning]
             owners = tuple(gradients)
             self._shares.setdefault(owners, []).append(self._share(gradients))
         if norms:
@@ -114,6 +137,14 @@ class GradientMeter:
             key = tuple((owner, len(own)) for owner, own in norms.items())
             self._broken[key] = self._broken[key] + counts if key in self._broken else counts
         self._seen += 1
+
+    def count_moved(self) -> None:
+        """Compares seeds with what they were before the step; called after it, if it was taken."""
+        for owner, pairs in self._before.items():
+            size = sum(parameter.numel() for parameter, _ in pairs)
+            changed = [(parameter.detach() != before).sum() for parameter, before in pairs]
+            self._moved.setdefault(owner, []).append(torch.stack(changed).sum().double() / max(1, size))
+        self._before = {}
 
     def _share(self, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """Share of each owner's parameters in tensors that vanish, and in tensors that explode; [O, 2]."""
@@ -137,7 +168,7 @@ class GradientMeter:
 
     def take(self) -> dict[str, OwnerHealth]:
         """Returns the sums since the last call and begins anew; waits for the device once per set of owners."""
-        groups = [*self._shares, *(tuple(owner for owner, _ in key) for key in self._broken)]
+        groups = [*self._shares, *(tuple(owner for owner, _ in key) for key in self._broken), tuple(self._moved)]
         health = {owner: OwnerHealth() for owners in groups for owner in owners}
         for owners, shares in self._shares.items():
             for owner, (vanishing, exploding) in zip(owners, torch.stack(shares).sum(0).tolist(), strict=True):
@@ -150,6 +181,10 @@ class GradientMeter:
                 for nan, inf in islice(columns, size):
                     health[owner].nans += nan
                     health[owner].infs += inf
+        if self._moved:
+            totals = torch.stack([torch.stack(moved).sum() for moved in self._moved.values()]).tolist()
+            for (owner, moved), total in zip(self._moved.items(), totals, strict=True):
+                health[owner].moved, health[owner].moved_steps = total, len(moved)
         self._reset()
         return health
 
@@ -159,6 +194,7 @@ class GradientMeter:
             "seen": self._seen,
             "shares": [[list(owners), torch.stack(shares).cpu()] for owners, shares in self._shares.items()],
             "broken": [[[list(pair) for pair in key], counts.cpu()] for key, counts in self._broken.items()],
+            "moved": [[owner, torch.stack(moved).cpu()] for owner, moved in self._moved.items()],
         }
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -173,3 +209,4 @@ class GradientMeter:
         self._broken = {
             tuple((owner, size) for owner, size in key): counts.to(device) for key, counts in state["broken"]
         }
+        self._moved = {owner: list(moved.to(device).unbind()) for owner, moved in state["moved"]}

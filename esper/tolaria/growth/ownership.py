@@ -164,18 +164,16 @@ class ParameterOwner:
         return host
 
     def step(self) -> StepReport | Judgement:
-        """Judges, clips and applies the reduced gradients, then clears them.
+        """Judges, clips and applies the reduced gradients, then clears them, on all ranks alike.
 
-        A non-finite gradient confined to a slot is dropped and reported; only a non-finite host gradient skips the
-        step. Gradients are equal on all ranks after the reduction, so every rank takes the same branch.
-        """
+        A slot's non-finite gradient is dropped and reported; only the host's skips the step."""
         return self._step_late() if self.late else self.step_now()
 
     def step_now(self) -> StepReport:
         """`step` with an optimizer of any kind; waits for the device once."""
         grads, totals = self._judge()
         report = read_report(tuple(totals), _stack_norms(totals)) if totals else StepReport({}, (), False)
-        self.health.step(grads, {owner: norms_one_by_one(grads[owner]) for owner in report.broken})
+        self.health.step(grads, {owner: norms_one_by_one(grads[owner]) for owner in report.broken}, self._groups)
         if not report.skipped:
             for owner in report.broken:
                 for group in self._groups[owner]:
@@ -183,13 +181,14 @@ class ParameterOwner:
                         parameter.grad = None
             self._clip({owner: total for owner, total in totals.items() if owner not in report.broken})
             self.optimizer.step()
+            self.health.count_moved()
         self.optimizer.zero_grad(set_to_none=True)
         return report
 
     def _step_late(self) -> Judgement:
         """`step` with a fused optimizer, one owner after another, each with its own ``found_inf``."""
         grads, totals = self._judge()
-        self.health.step(grads, {owner: total.reshape(1) for owner, total in totals.items()})
+        self.health.step(grads, {owner: total.reshape(1) for owner, total in totals.items()}, self._groups)
         owners = tuple(totals)
         norms_O = _stack_norms(totals) if totals else torch.zeros(0, dtype=torch.float64)
         self._clip(totals)  # what is not finite stays so, and is left out below
@@ -202,6 +201,7 @@ class ParameterOwner:
         finally:
             vars(optimizer).pop("found_inf", None)
             self._in_order()
+        self.health.count_moved()
         optimizer.zero_grad(set_to_none=True)
         return Judgement(owners, norms_O)
 

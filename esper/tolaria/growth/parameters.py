@@ -2,7 +2,8 @@
 
     owner      what      trained
     host       host      always, except for what the host's own code has frozen
-    a slot     seed      by stage: TRAINING, BLENDING and HOLDING, until a prune ramp takes it out; a fossil by config
+    a slot     seed      by stage: TRAINING, BLENDING and HOLDING, until a prune ramp takes it out; a fossil by
+                       config, until a prune ramp takes it out
     a slot     gate      with the seed of its slot
     teacher    teacher   never
 
@@ -33,12 +34,12 @@ def why_frozen(entry: SlotState, *, train_fossils: bool) -> str:
     """Why a slot's seed is not trained, for an error; empty exactly where `learns` says that it is."""
     if learns(entry.stage, ending=entry.ending, train_fossils=train_fossils):
         return ""
+    if entry.ending:
+        return "its prune ramp is running: what is blended out does not learn"
     if entry.stage is Stage.FOSSILIZED:
         return "a fossil, and slots.train_fossils = false"
     if entry.stage is Stage.GERMINATED:
         return "GERMINATED: it learns from TRAINING on, once it has passed G1"
-    if entry.ending:
-        return "its prune ramp is running: what is blended out does not learn"
     return f"{entry.stage.name}: there is no seed"
 
 

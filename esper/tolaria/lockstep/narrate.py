@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from esper.accord.breaker import BreakerState
-from esper.accord.facts import help_of, running_of
+from esper.accord.facts import harm_of, help_of, running_of
 from esper.accord.lifecycle import SlotState
 from esper.accord.observation import effective_alpha, gradient_ratio
 from esper.accord.state import RunState, Terms
@@ -35,7 +35,7 @@ from esper.leyline.events import (
 )
 from esper.leyline.evidence import ABSENT, NO_WORTH
 from esper.leyline.protocols import EventSink
-from esper.leyline.stages import Mechanical
+from esper.leyline.stages import Mechanical, Stage
 from esper.tolaria.growth.continuation import describe_copies
 from esper.tolaria.lockstep.wire import Agreed
 
@@ -127,7 +127,7 @@ class Narrator:
         """Reports paired evidence, degraded seeds, dropped gradients and skipped steps."""
         for old, new in zip(before.slots, state.slots, strict=True):
             if old.request is not None:
-                helps = help_of(new, terms)
+                weighed = harm_of(new, terms) if new.stage is Stage.FOSSILIZED else help_of(new, terms)
                 self.emit(
                     ContributionMeasured(
                         **axes_of(state),
@@ -137,10 +137,11 @@ class Narrator:
                         alpha=new.contribution_alpha,
                         contribution=new.contribution,
                         running=running_of(new, terms),
-                        log_evidence=None if helps is None else helps.log_e,
-                        chance=new.level if helps is None else helps.level,
+                        log_evidence=None if weighed is None else weighed.log_e,
+                        chance=new.level if weighed is None else weighed.level,
                         clusters=0 if new.evidence is None else new.evidence.sums.clusters,
                         counts=old.request.counts,
+                        refill=old.request.refill,
                     )
                 )
             if new.continued != old.continued and new.stage is old.stage:

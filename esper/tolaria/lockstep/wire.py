@@ -54,7 +54,7 @@ GLOBAL_ADDITIVE = (
     "continued_nonfinite",
     "nonfinite_terms",
 )
-HEALTH = ("vanishing", "exploding", "health_steps", "nans", "infs")  # of `esper.tolaria.growth.health.OwnerHealth`
+HEALTH = ("vanishing", "exploding", "health_steps", "nans", "infs", "moved", "moved_steps")  # as in `OwnerHealth`
 GLOBAL_REPLICATED = (
     "host_norm",
     "host_norm_steps",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from esper.accord.config import GateConfig
+from esper.accord.evidence.plan import plan_probe
 from esper.accord.lifecycle import ProbeRequest
 from esper.accord.state import RunState
 from esper.kasmina.attribution.coalitions import Plan
@@ -24,6 +25,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.plain import digest62
 from esper.tolaria.data.clusters import draw_share
 from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.data.refills import Refills
 from esper.tolaria.data.sampler import BatchPlan, bounds, draw, eval_shards
 from esper.tolaria.growth.continuation import Base, Copies, Lessons
 from esper.tolaria.growth.ownership import ParameterOwner
@@ -31,6 +33,7 @@ from esper.tolaria.lockstep.measure import sample_sums
 from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import Precision, TrainerConfig
+from esper.tolaria.training.looks import refills_of
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -90,6 +93,7 @@ class Evaluator:
         plan: BatchPlan | None = None,
     ) -> None:
         self.grown, self.bundle, self.world, self.plan = grown, bundle, world, plan
+        self._refills: Refills | None = None
         self.precision, self.batch, self.seed = precision, batch, seed
         self.copies = Copies()
         self.validating: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
@@ -193,7 +197,11 @@ class Evaluator:
         """
         part, clusters = self.bundle.probe, self.bundle.probe_clusters
         key = ("probe", self.seed, slot, request.draw)
-        drawn = draw_share(len(clusters), request.look, request.shares, self.world.rank, self.world.size, *key)
+        if request.refill:
+            part, clusters = self.bundle.train, self.bundle.train_clusters
+            drawn = self._refill(request.look, gates)
+        else:
+            drawn = draw_share(len(clusters), request.look, request.shares, self.world.rank, self.world.size, *key)
         chosen, places = clusters.members(drawn)
         shares = [indices for indices in chosen.split(self.batch) if len(indices)]
         batches = (self.to_device(*part.fetch(indices)) for indices in shares)
@@ -207,6 +215,21 @@ class Evaluator:
                 self.statistics_batches(gates.statistics_samples, slot, request.draw, request.look),
                 clusters=places,
             )
+
+    def _refill(self, look: int, gates: GateConfig) -> Tensor:
+        """This rank's clusters of a share of training samples that have not been trained on, int64."""
+        assert self.plan is not None
+        if self._refills is None:
+            probe = plan_probe(
+                len(self.bundle.probe),
+                len(self.bundle.probe_clusters),
+                per_look=gates.probe_samples,
+                reserve=gates.reserve,
+            )
+            self._refills = refills_of(probe, self.bundle, self.plan)
+        share = self._refills.shares[look - 1]
+        first, last = bounds(len(share), self.world.rank, self.world.size)
+        return share[first:last]
 
     def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums:
         """What the plan's seeds are worth, on this rank's share of validation samples that the tick names."""

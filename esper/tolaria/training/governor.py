@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from esper.accord.breaker import BreakerOrder, after_order
-from esper.accord.config import GovernorConfig
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.judge import judge_tick
 from esper.accord.replay import Replay, replay
 from esper.accord.state import RunState, Terms

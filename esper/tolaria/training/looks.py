@@ -1,15 +1,18 @@
 """The looks that the probe part of a run's data affords."""
 
+from dataclasses import replace
+
 from esper.accord.config import GateConfig
 from esper.accord.evidence.plan import ProbePlan, check_plan, plan_probe
 from esper.leyline.stages import Incubation
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.data.sampler import bounds
+from esper.tolaria.data.refills import Refills
+from esper.tolaria.data.sampler import BatchPlan, bounds
 from esper.tolaria.ranks.world import World
 
 
-def plan_of(gates: GateConfig, incubation: Incubation, bundle: Bundle) -> ProbePlan:
-    """The plan of the probe part.
+def plan_of(gates: GateConfig, incubation: Incubation, bundle: Bundle, batches: BatchPlan) -> ProbePlan:
+    """The plan of the probe part, and of the training samples that refill its reserve.
 
     Raises:
         ConfigError: no seed could ever fossilise on it.
@@ -17,7 +20,12 @@ def plan_of(gates: GateConfig, incubation: Incubation, bundle: Bundle) -> ProbeP
     size, clusters = len(bundle.probe), len(bundle.probe_clusters)
     plan = plan_probe(size, clusters, per_look=gates.probe_samples, reserve=gates.reserve)
     check_plan(plan, gates, incubation, "data.probe")
-    return plan
+    return replace(plan, refills=refills_of(plan, bundle, batches).until)
+
+
+def refills_of(plan: ProbePlan, bundle: Bundle, batches: BatchPlan) -> Refills:
+    """The shares of training samples by which the reserve is refilled, each about as large as a look."""
+    return Refills(bundle, batches, max(1, plan.per_look))
 
 
 def look_sizes(plan: ProbePlan, world: World) -> set[int]:
@@ -26,5 +34,8 @@ def look_sizes(plan: ProbePlan, world: World) -> set[int]:
     for look in range(plan.shares):
         first, last = bounds(plan.clusters, look, plan.shares)
         mine, beyond = bounds(last - first, world.rank, world.size)
+        sizes.add(beyond - mine)
+    if plan.refills:
+        mine, beyond = bounds(plan.per_look, world.rank, world.size)
         sizes.add(beyond - mine)
     return sizes - {0}

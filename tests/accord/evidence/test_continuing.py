@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from esper.accord.config import GateConfig, GovernorConfig
+from esper.accord.config import GateConfig
 from esper.accord.evidence.continuing import begin_anew, steps_due
 from esper.accord.evidence.lasting import NAMES
 from esper.accord.facts import next_continuation
+from esper.accord.governor.config import GovernorConfig
 from esper.accord.replay import replay
 from esper.accord.state import Continuing
 from tests.support.agreed_states import Run, ask, germinate, make_terms, refusals

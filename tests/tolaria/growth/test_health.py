@@ -129,3 +129,44 @@ def test_what_was_taken_goes_on_elsewhere():
         if index == 2:
             second.load(first.state(), torch.device("cpu"))
     assert second.take() == whole.take()
+
+
+def step_once(own: GradientMeter, optimizer: torch.optim.Optimizer, groups: dict[str, list[dict]]) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    gradients = {owner: [p.grad for group in mine for p in group["params"]] for owner, mine in groups.items()}
+    own.step(gradients, {}, groups)
+    optimizer.step()
+    own.count_moved()
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-2])
+def test_a_half_precision_seed_whose_weights_stand_still_is_seen(rate):
+    """Near 1 the last digit of bfloat16 is 2^-8 below: a step of 1e-4 rounds to nothing, though the gradient is 1."""
+    rows = {"r0c0": torch.ones(6, dtype=torch.bfloat16), "r0c1": torch.ones(4), "host": torch.ones(3)}
+    groups = {owner: [{"params": [torch.nn.Parameter(value)]}] for owner, value in rows.items()}
+    optimizer = torch.optim.SGD([group for mine in groups.values() for group in mine], lr=rate)
+    own = meter(every=2)
+    for _ in range(5):
+        step_once(own, optimizer, groups)
+    found = own.take()
+    assert {owner: (one.moved, one.moved_steps) for owner, one in found.items()} == {
+        "r0c0": (0.0 if rate < 1e-3 else 3.0, 3),
+        "r0c1": (3.0, 3),
+        "host": (0.0, 0),
+    }
+    assert found["r0c0"].vanishing == 0.0, "its gradient is as healthy as the other's"
+
+
+def test_shares_that_moved_count_numbers_and_go_on_elsewhere():
+    """One weight of eight is large, so that it stands still; the reading survives a save in its middle."""
+    value = torch.tensor([1.0, *[1e-3] * 7], dtype=torch.bfloat16)
+    groups = {"r0c0": [{"params": [torch.nn.Parameter(value)]}]}
+    optimizer, first, second = torch.optim.SGD(groups["r0c0"], lr=1e-4), meter(), meter()
+    step_once(first, optimizer, groups)
+    second.load(first.state(), torch.device("cpu"))
+    step_once(second, optimizer, groups)
+    found = second.take()["r0c0"]
+    assert (found.moved, found.moved_steps) == (2 * 7 / 8, 2)
+    assert second.take() == {}
