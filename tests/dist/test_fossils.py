@@ -1,17 +1,20 @@
-"""The end of a fossil on two ranks: doubted by real looks at refilled samples, pruned, taken back, pruned for good.
+"""The end of a fossil on two ranks: doubted by looks at refilled samples, pruned, taken back, pruned for good.
 
-Its weights are spoiled, on every rank alike, so that the network is better without it. Probe and reserve are spent by
-then, so the looks draw training samples that have not been trained on.
+Probe and reserve are spent when it becomes one, so the looks draw training samples that have not been trained on. Each
+of the samples that a rank measures then speaks against it by a nat.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from esper.accord.config import GateConfig
+from esper.accord.lifecycle import ProbeRequest
 from esper.config.tree import EsperConfig
+from esper.drill.answers import sums_of
 from esper.kasmina.export.exporter import export
 from esper.leyline.events import CommandRefused, ContributionMeasured, FossilHurts, RampCommitted, StageChanged
 from esper.leyline.stages import Stage
@@ -19,7 +22,7 @@ from tests.support.dist import run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
 
 A, B = "r0c0", "r1c0"
-TICKS, EVERY, SPOILED = 17, 2, 7
+TICKS, EVERY, BORN = 17, 2, 7
 LIVES = schedule(
     act(1, A, "GERMINATE", blueprint="conv_light", ticks=1),
     act(1, B, "GERMINATE", blueprint="norm", ticks=1),
@@ -49,20 +52,26 @@ def config_of() -> EsperConfig:
     )
 
 
+def doubting(measure: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    """A fossil's look, where each sample that was measured has lost a nat by it."""
+
+    def look(slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
+        found = measure(slot, request, gates)
+        return found | sums_of([-1] * int(found["count"])) if request.aim == "G6" else found
+
+    return look
+
+
 def live(rank: int, config: EsperConfig, run_dir: Path, resume: int | None) -> dict[str, Any]:
     engine = make_engine(config, run_dir, attempt=1 if resume is None else 2)
     engine.begin(resume)
     ticks: dict[int, Any] = {}
-    holder = engine.grown.slots[A]
+    engine.evaluator.probe_sums = doubting(engine.evaluator.probe_sums)  # type: ignore[method-assign]
     while engine.step < engine.terms.total_steps:
         engine.train_step()
         if engine.tick_due():
             engine.tick()
             ticks[engine.state.tick] = replica(engine)
-            if engine.state.tick == SPOILED:
-                with torch.no_grad():
-                    for parameter in holder.parameters():
-                        parameter.mul_(-30.0)
     engine.finish()
     sink = events(engine)
     assert engine.average is not None
@@ -70,14 +79,14 @@ def live(rank: int, config: EsperConfig, run_dir: Path, resume: int | None) -> d
     return {
         "ticks": ticks,
         "refused": [(event.tick, event.reason) for event in sink.of(CommandRefused)],
-        "ramps": [(e.tick, e.start, e.target) for e in sink.of(RampCommitted) if e.slot == A and e.tick > SPOILED],
+        "ramps": [(e.tick, e.start, e.target) for e in sink.of(RampCommitted) if e.slot == A and e.tick > BORN],
         "told": [event.tick for event in sink.of(FossilHurts)],
         "looks": [
             (e.tick, e.refill, e.counts, e.contribution.n)
             for e in sink.of(ContributionMeasured)
             if e.slot == A and e.stage is Stage.FOSSILIZED
         ],
-        "stages": [(e.tick, e.target.name) for e in sink.of(StageChanged) if e.slot == A and e.tick > SPOILED],
+        "stages": [(e.tick, e.target.name) for e in sink.of(StageChanged) if e.slot == A and e.tick > BORN],
         "left": [name for name in names if A in name],
         "exported": [slot.slot for slot in export(engine.grown, partial=True).slots],
     }

@@ -18,7 +18,7 @@ from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command
 from esper.leyline.legality import find_refusal, why_illegal
 from esper.leyline.observation import Observation, SlotObservation
-from esper.leyline.stages import Op
+from esper.leyline.stages import Op, Stage
 from esper.tamiyo.policy.options import Options
 
 Arrays = dict[str, np.ndarray]
@@ -68,6 +68,8 @@ def _fill(arrays: Arrays, at: int, run: Observation, view: SlotObservation, op: 
         legal = [find_refusal(run, view, _ask(op, ticks)) is None for ticks in options.speeds]
         arrays["mask_speed"][at, 0] = legal
         return any(legal)
+    if op is Op.SET_ALPHA_TARGET and view.stage is Stage.FOSSILIZED:
+        return False  # it only takes a prune back, to the one target 1, which the target head does not know
     if op is Op.SET_ALPHA_TARGET:
         speeds = arrays["mask_speed"][at, 1:]
         for number, operator in enumerate(options.operators):

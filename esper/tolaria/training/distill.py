@@ -180,6 +180,7 @@ class Distillation:
         self._logits: Tensor | None = None
         self._seen: dict[str, Tensor] = {}
         self._taught: dict[str, Tensor] = {}
+        self._hidden: set[str] = set()  # slots whose features came from a forward without gradients
         self._hooks: list[Any] = []
         try:
             self._watch(grown)
@@ -206,6 +207,8 @@ class Distillation:
         self, features: dict[str, Tensor], slot: str, place: Any, module: nn.Module, args: Any, output: Any
     ) -> None:
         if self._open:
+            if features is self._seen and not torch.is_grad_enabled():
+                self._hidden.add(slot)
             try:
                 features[slot] = take(output, place_of(output) if place is ... else place)
             except ValueError as error:
@@ -250,12 +253,18 @@ class Distillation:
             yield self._term
         finally:
             self._open, self._logits = False, None
-            self._seen.clear()
-            self._taught.clear()
+            for noted in (self._seen, self._taught, self._hidden):
+                noted.clear()
 
     def _term(self, output: Tensor) -> Tensor:
         assert self._logits is not None
         config, terms = self.config, []
+        if self._hidden and output.requires_grad:
+            raise ConfigError(
+                f"distill.features.{min(self._hidden)}: the site runs inside a segment of reentrant activation "
+                "checkpointing, whose features no gradient reaches; use torch.utils.checkpoint with "
+                "use_reentrant=False, or name a slot outside the segment"
+            )
         if config.weight > 0:
             terms.append(config.weight * soft_target_loss(output, self._logits, config.temperature))
         for slot in config.features or ():  # each forward records its own
