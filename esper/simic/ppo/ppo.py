@@ -32,7 +32,7 @@ from esper.simic.ppo.config import PPOConfig, at
 from esper.simic.ppo.gae import estimate_advantages
 from esper.simic.ppo.measures import Sums, Update, describe_rollout, finish
 from esper.simic.ppo.normal import ReturnScale
-from esper.simic.ppo.ranks import MAX, SUM, Ranks
+from esper.simic.ppo.ranks import MAX, SUM, Ranks, add_gradients
 from esper.simic.ppo.rollout import Rollout
 from esper.simic.ppo.seeds import Purpose, make_generator
 from esper.tamiyo.policy.agent import Agent, Judged
@@ -189,17 +189,8 @@ class PPO:
                         "around a forward without gradients (its cached weights have none)"
                     )
             sums = Sums.of(judged, minibatch.valid, log_ratio, ratio, pg_loss, v_loss, clip)
-        flat = torch.cat([_gradient(parameter) for parameter in parameters] + [sums.vector(self.agent_heads(rollout))])
-        flat = self._ranks.all_reduce(flat, SUM, what="gradient")
-        sizes = [parameter.numel() for parameter in parameters]
-        *gradients, rest = flat.split([*sizes, len(flat) - sum(sizes)])
-        for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient.to(parameter.device, parameter.dtype).reshape(parameter.shape)
-        return sums.replaced(rest, self.agent_heads(rollout))
-
-    def agent_heads(self, rollout: Rollout) -> list[str]:
-        """Names of the heads, in the order in which they are picked."""
-        return list(rollout.actions)
+        heads = list(rollout.actions)
+        return sums.replaced(add_gradients(parameters, sums.vector(heads), self._ranks), heads)
 
     def is_too_far(self, sums: Sums) -> bool:
         """Whether an update ends before this step: by the KL of all ranks, so all say the same."""
@@ -228,9 +219,3 @@ def _moments(advantages: Tensor, valid: Tensor) -> Tensor:
     """Count, sum and sum of squares over valid rows, float64 [3] on the CPU."""
     kept = advantages[valid].double()
     return torch.stack([valid.sum().double(), kept.sum(), (kept**2).sum()]).cpu()
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    """The gradient of a parameter as a flat float64 vector on the CPU; zeros where there is none."""
-    gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-    return gradient.detach().double().flatten().cpu()

@@ -1,7 +1,9 @@
 """What training a policy needs of the ranks: to add numbers up. The engine's `World` has it; one process is `Alone`."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -33,3 +35,24 @@ class Alone:
     def all_reduce(self, vector: Tensor, op: Any, *, what: str) -> Tensor:
         """Returns ``vector`` as it is."""
         return vector
+
+
+def add_gradients(parameters: Sequence[Tensor], sums: Tensor, ranks: Ranks) -> Tensor:
+    """Leaves the sum of all ranks' gradients in the parameters, in one collective; returns the sum of all ``sums``.
+
+    Args:
+        parameters: a gradient of None counts as zeros, since a rank may have no row of a minibatch.
+        sums: float64 vector on the CPU that travels along.
+        ranks: which add up.
+    """
+    flat = ranks.all_reduce(torch.cat([*map(_flat_gradient, parameters), sums]), SUM, what="gradient")
+    *gradients, total = flat.split([*(parameter.numel() for parameter in parameters), len(sums)])
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient.to(parameter.device, parameter.dtype).reshape(parameter.shape)
+    return total
+
+
+def _flat_gradient(parameter: Tensor) -> Tensor:
+    """The gradient as a flat float64 vector on the CPU."""
+    gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+    return gradient.detach().double().flatten().cpu()
