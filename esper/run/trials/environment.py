@@ -135,7 +135,7 @@ def make_environment(
         config: what growth is paid for.
         folder: of the twins' curves on disk; None keeps them in memory.
         maker: makes the parts of trials.
-        make_trials: makes hosts, a number of them, and a few more for the twins.
+        make_trials: makes hosts, a number of them; for the twins, too.
         room: slots and blueprints per slot to pad to; None is as many as these tasks have.
         most_ticks: steps after which an episode is cut off; None never does.
 
@@ -149,7 +149,7 @@ def make_environment(
         max(len(one.places) for one in terms),
         max(len(infos) for one in terms for infos in one.catalogue.values()),
     )
-    twins = Twins(make_trials(min(envs, 8), maker), folder=folder, key=code_digest())
+    twins = Twins(lambda size: make_trials(size, maker), folder=folder, key=code_digest())
     return GrowthVectorEnv(
         make_trials(envs, maker),
         tasks,

@@ -7,7 +7,7 @@ has not grown yet the twin's loss is that host's, bit for bit.
 
 import bisect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,21 @@ class Twins:
     """Curves by task and seed, in memory and, with a folder, on disk.
 
     Args:
-        trials: train the twins, as many at a time as it has places; used for nothing else.
+        make_trials: makes so many hosts, which train twins and are then dropped.
+        most: twins that are trained together.
         folder: of the curves on disk; None keeps them in memory alone.
         key: names whatever else decides a curve, such as the code's digest.
     """
 
-    def __init__(self, trials: Trials[GrowthTask], *, folder: Path | None = None, key: str = "") -> None:
-        self._trials, self._folder, self._key = trials, folder, key
+    def __init__(
+        self,
+        make_trials: Callable[[int], Trials[GrowthTask]],
+        *,
+        most: int = 64,
+        folder: Path | None = None,
+        key: str = "",
+    ) -> None:
+        self._make_trials, self._most, self._folder, self._key = make_trials, most, folder, key
         self._curves: dict[tuple[GrowthTask, int], Curve] = {}
 
     def curve(self, task: GrowthTask, seed: int) -> Curve:
@@ -77,22 +85,20 @@ class Twins:
                     missing.append((task, seed))
                 else:
                     self._curves[task, seed] = curve
-        for first in range(0, len(missing), max(1, len(self._trials))):
-            chosen = missing[first : first + len(self._trials)]
+        for first in range(0, len(missing), self._most):
+            chosen = missing[first : first + self._most]
             for (task, seed), curve in zip(chosen, self._train(chosen), strict=True):
                 self._curves[task, seed] = curve
                 self._write(task, seed, curve)
 
     def _train(self, chosen: Sequence[tuple[GrowthTask, int]]) -> list[Curve]:
-        count = len(self._trials)
-        filled = [chosen[min(place, len(chosen) - 1)] for place in range(count)]  # places left over repeat the last
-        reports = []
-        for place, (task, seed) in enumerate(filled):
+        trials, reports = self._make_trials(len(chosen)), []
+        for place, (task, seed) in enumerate(chosen):
             longer = replace(task, steps=round(BEYOND * task.steps) + task.every)
-            reports.append(self._trials.begin(place, longer, seed))
+            reports.append(trials.begin(place, longer, seed))
         curves: list[list[Report]] = [[report] for report in reports]
         while any(series[-1].ending is Ending.RUNNING for series in curves):
-            for series, report in zip(curves, self._trials.advance([[]] * count), strict=True):
+            for series, report in zip(curves, trials.advance([[]] * len(chosen)), strict=True):
                 if series[-1].ending is Ending.RUNNING:
                     series.append(report)
         return [_curve_of(curves[place], *pair) for place, pair in enumerate(chosen)]

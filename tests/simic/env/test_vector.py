@@ -18,6 +18,7 @@ from esper.leyline.stages import Op
 from esper.run.trials.config import trial_config
 from esper.run.trials.environment import make_environment, plain_trials
 from esper.run.trials.parts import TrialMaker
+from esper.run.trials.plain import PlainTrials
 from esper.simic.env.reward import RewardConfig
 from esper.simic.env.tasks import Family, GrowthTask
 from esper.simic.env.twins import Curve, Twins
@@ -208,7 +209,7 @@ def test_a_host_that_comes_apart_terminates_below_every_finish() -> None:
     touchy = {"min_history": 3, "history": 3, "patience": 1, "blowup": 1.01, "deviations": 0.01, "rise": 1e-3}
     settings = {"optim.lr": 3.0, **{f"governor.{name}": value for name, value in touchy.items()}}
     sick = TrialMaker(lambda task, seed: trial_config(task, seed, settings))
-    twins = Twins(plain_trials(1, MAKER))
+    twins = Twins(lambda size: plain_trials(size, MAKER))
     env = GrowthVectorEnv(plain_trials(1, sick), (DIGITS,), twins, seeds=1, slots=3, entries=8)
     env.reset(seed=0)
     for _ in range(8):
@@ -223,7 +224,7 @@ def test_a_host_that_comes_apart_terminates_below_every_finish() -> None:
     with pytest.raises(EsperError, match="diverged at its first tick, before any decision"):
         GrowthVectorEnv(plain_trials(1, dead), (DIGITS,), twins, seeds=1, slots=3, entries=8).reset(seed=0)
     with pytest.raises(EsperError, match="comes apart without any growth"):
-        Twins(plain_trials(1, dead)).curve(DIGITS, 0)
+        Twins(lambda size: plain_trials(size, dead)).curve(DIGITS, 0)
 
 
 def test_a_cut_truncates_and_shows_what_was_cut() -> None:
@@ -276,10 +277,21 @@ def test_an_illegal_option_is_an_error_that_names_the_head() -> None:
             env.step(actions)
 
 
+def refuse(size: int) -> Any:
+    raise AssertionError(f"{size} hosts would be trained")
+
+
 def test_twins_are_trained_once_and_kept_on_disk(tmp_path: Path) -> None:
-    twins = Twins(plain_trials(2, MAKER), folder=tmp_path, key="a")
+    made: list[int] = []
+
+    def make(size: int) -> PlainTrials:
+        made.append(size)
+        return plain_trials(size, MAKER)
+
+    twins = Twins(make, folder=tmp_path, key="a")
     twins.prepare([(DIGITS, 0), (DIGITS, 1), (DIGITS, 0)])
     curve = twins.curve(DIGITS, 0)
+    assert made == [2]
     assert len(list(tmp_path.iterdir())) == 2
     assert curve.flops[-1] >= 1.2 * MAKER.shared(DIGITS, 0)[0].budget
     host = plain_trials(1, MAKER)
@@ -288,11 +300,11 @@ def test_twins_are_trained_once_and_kept_on_disk(tmp_path: Path) -> None:
         assert curve(report.flops) == report.validation_loss.value
         (report,) = host.advance([[]])
     assert curve != twins.curve(DIGITS, 1)
-    read = Twins(plain_trials(0, MAKER), folder=tmp_path, key="a")  # could train nothing
+    read = Twins(refuse, folder=tmp_path, key="a")
     assert read.curve(DIGITS, 0) == curve
     next(tmp_path.glob("*.json")).write_text("{")
     with pytest.raises(EsperError, match="not the curve of a twin; remove it"):
-        Twins(plain_trials(0, MAKER), folder=tmp_path, key="a").prepare([(DIGITS, 0), (DIGITS, 1)])
+        Twins(refuse, folder=tmp_path, key="a").prepare([(DIGITS, 0), (DIGITS, 1)])
 
 
 def test_a_curve_is_interpolated_in_flops() -> None:
