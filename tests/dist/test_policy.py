@@ -15,7 +15,7 @@ from tests.support.killed_runs import Kill, assert_same_run, final, live, prepar
 from tests.support.policy_files import save_untrained
 from tests.support.tiny import tiny_plain
 
-TICKS = 30
+TICKS = 20
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_two_ranks_grow_and_prune_and_a_kill_changes_no_bit(policy: PolicyConfig
     wanted = final(whole)
     assert {"GERMINATED", "TRAINING", "PRUNED"} <= set(targets(wanted))
     killed = prepare_run(tmp_path / "killed", plain_of("cnn", policy))
-    assert live(killed, 2, Kill("before-commit", 18)) is None
+    assert live(killed, 2, Kill("before-commit", 12)) is None
     assert live(killed, 2) == [0, 0]
     assert_same_run(final(killed), wanted)
 
