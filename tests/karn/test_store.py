@@ -188,8 +188,13 @@ def test_bounds_of_time_and_memory_hold(tmp_path: Path, sql: str, says: str) -> 
         run_query(sql, tmp_path, Bounds(seconds=0.5 if "count" in sql else 60.0, memory_mib=256))
 
 
-def test_an_answer_has_so_many_rows_and_says_that_there_were_more(tmp_path: Path, capsys: Any) -> None:
+def test_an_answer_has_so_many_rows_and_says_that_there_were_more(tmp_path: Path, monkeypatch: Any) -> None:
+    """In a folder that holds a module called esper, and one that hides one of Python's: neither is imported."""
     copy_run(tmp_path / "a")
+    for name in ("esper", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('foreign code ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # one that holds "." asks for it
     told = run_query("select tick, 'nan'::double, time from ticks order by tick", tmp_path, Bounds(rows=3))
     assert [row[:2] for row in told.rows] == [(1, "nan"), (2, "nan"), (3, "nan")]
     assert told.more

@@ -7,6 +7,7 @@ its memory limit nor for an interruption. So the kernel bounds the process's mem
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -66,10 +67,17 @@ def run_query(sql: str, root: Path, bounds: Bounds | None = None) -> Answer:
     """
     bounds = bounds or Bounds()
     asked = {"sql": sql, "root": str(root), "memory_mib": bounds.memory_mib, "rows": bounds.rows}
-    command = [sys.executable, "-m", "esper.karn.store.child"]
+    command = [sys.executable, "-P", "-m", "esper.karn.store.child"]  # -P: nothing in the working directory is imported
+    ours = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]))
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as child,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "PYTHONPATH": ours},
+        ) as child,
     ):
         assert child.stdin is not None
         assert child.stdout is not None
