@@ -52,7 +52,7 @@ def test_p5_the_action_follows_what_is_seen() -> None:
 
 
 def test_p8_an_argument_that_matters_for_one_op_is_learned() -> None:
-    training = learned("gated", 60, ticks=24, minibatches=4)
+    training = learned("gated", 35, ticks=24, minibatches=4)
     totals = play(training.agent, make_probe("gated", 16), episodes=4, seed=1)
     assert totals.max() == 2
     assert totals.min() == 0  # those that are cut off
