@@ -69,6 +69,7 @@ def test_everything_comes_back_in_order(tmp_path):
                 "shift",
                 "panic",
                 "rollback",
+                "policy_alarm",
                 "breaker",
             ],
         ),
