@@ -1,12 +1,15 @@
-"""Builds observations from the agreed state. Pure functions, the same on all ranks."""
+"""Builds observations from the agreed state, and reports for whoever drives many hosts in training (see
+`esper.leyline.protocols.Trials`). Pure functions, the same on all ranks."""
 
 from dataclasses import fields, replace
 
 from esper.accord.facts import conditions_of, harm_of, help_of, max_looks, running_of, verdict_ahead
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
+from esper.accord.verdict import Verdict
 from esper.leyline.evidence import ABSENT, Reading, measured
 from esper.leyline.observation import Observation, SlotObservation
+from esper.leyline.protocols import Ending, Report
 
 
 def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
@@ -90,4 +93,59 @@ def observation_of(state: RunState, terms: Terms) -> Observation:
         budgets=terms.budgets(state),
         breaker=state.governor.breaker.view(state.tick),
         slots=tuple(_observe_slot(state, slot, terms) for slot in state.slots),
+    )
+
+
+def ending_of(state: RunState, *, budget: int, total_steps: int, max_consecutive: int) -> Ending:
+    """Returns whether a trial is over at this tick, and why.
+
+    A panic ends it, where a run would go back; so does a validation loss that is not finite.
+
+    Args:
+        state: the state with this tick's evidence absorbed and judged.
+        budget: FLOPs of the task.
+        total_steps: optimizer steps of the run.
+        max_consecutive: skipped steps in a row that end a run.
+    """
+    sick = state.governor.verdict is Verdict.PANIC or not state.validation_loss.is_measured
+    if sick or state.judged_row >= max_consecutive:
+        return Ending.DIVERGED
+    spent = (state.flops or 0) >= budget or state.step >= total_steps
+    return Ending.SPENT if spent else Ending.RUNNING
+
+
+def make_report(
+    state: RunState,
+    terms: Terms,
+    *,
+    budget: int,
+    parameters: int,
+    max_consecutive: int,
+    births: int,
+    prunes: int,
+) -> Report:
+    """Returns the report of a tick before its decision.
+
+    Args:
+        state: the state with this tick's evidence absorbed and judged.
+        terms: terms of the run.
+        budget: FLOPs of the task.
+        parameters: of the bare host.
+        max_consecutive: skipped steps in a row that end a run.
+        births: births since the last report.
+        prunes: seeds pruned since the last report.
+    """
+    flops = state.flops or 0
+    seeds = sum(
+        terms.info(entry.slot, str(entry.blueprint)).parameters for entry in state.slots if entry.stage.has_seed
+    )
+    return Report(
+        observation=replace(observation_of(state, terms), remaining=max(0.0, 1.0 - flops / budget)),
+        flops=flops,
+        budget=budget,
+        parameters=parameters + seeds,
+        validation_loss=state.validation_loss,
+        births=births,
+        prunes=prunes,
+        ending=ending_of(state, budget=budget, total_steps=terms.total_steps, max_consecutive=max_consecutive),
     )

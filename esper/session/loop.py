@@ -197,8 +197,8 @@ class Loop:
         self.adopted.advance_schedule("step", self.steps)
         self.growth.set_alphas(self.state, self.steps)
         self.parts.cycle.observers.after_step(report)
-        consecutive = self.config.max_consecutive
-        if tick_due(self.state, self.steps, self.window, self.config.control, self.terms, max_consecutive=consecutive):
+        consecutive, row = self.config.max_consecutive, self.window.row
+        if tick_due(self.state, self.steps, row, self.config.control, self.terms, max_consecutive=consecutive):
             self._tick()
         return report
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from esper.accord.observation import observation_of
-from esper.accord.verdict import Verdict
+from esper.accord.observation import make_report
 from esper.kasmina.streams import Streams, cuda_devices, read_streams, set_streams, undisturbed
 from esper.leyline.commands import Command
 from esper.leyline.errors import EsperError
@@ -117,7 +116,7 @@ class PlainTrials:
             engine.begin(None)
             turn = _train(engine)
             streams = read_streams(cuda_devices(self.world.device))
-        report = make_report(turn, parts, engine, births=0, prunes=0)
+        report = _report(turn, parts, engine, births=0, prunes=0)
         self.trials[index] = Trial(engine=engine, told=told, parts=parts, streams=streams, turn=turn, report=report)
         return report
 
@@ -161,7 +160,7 @@ class PlainTrials:
             line.target is Stage.PRUNED and line.tick >= before.tick for entry in state.slots for line in entry.history
         )
         births = state.births - before.births
-        trial.report = make_report(trial.turn, trial.parts, engine, births=births, prunes=prunes)
+        trial.report = _report(trial.turn, trial.parts, engine, births=births, prunes=prunes)
 
     @contextmanager
     def _own_streams(self, trial: Trial) -> Iterator[None]:
@@ -186,30 +185,14 @@ def _leave(engine: Engine) -> None:
     engine.saver.close()
 
 
-def make_report(turn: Turn, parts: TaskParts, engine: Engine, *, births: int, prunes: int) -> Report:
-    """The report of a tick before its decision; the same on all ranks.
-
-    A panic ends a trial, where a run would go back; so does a validation loss that is not finite.
-    """
-    state, terms = turn.state, parts.terms
-    assert state.flops is not None
-    sick = state.governor.verdict is Verdict.PANIC or not state.validation_loss.is_measured
-    ending = Ending.RUNNING
-    if sick or state.judged_row >= engine.settings.trainer.max_consecutive:
-        ending = Ending.DIVERGED
-    elif state.flops >= parts.budget or state.step >= terms.total_steps:
-        ending = Ending.SPENT
-    seeds = sum(
-        terms.info(entry.slot, str(entry.blueprint)).parameters for entry in state.slots if entry.stage.has_seed
-    )
-    remaining = max(0.0, 1.0 - state.flops / parts.budget)
-    return Report(
-        observation=replace(observation_of(state, terms), remaining=remaining),
-        flops=state.flops,
+def _report(turn: Turn, parts: TaskParts, engine: Engine, *, births: int, prunes: int) -> Report:
+    """The report of a tick before its decision; the same on all ranks."""
+    return make_report(
+        turn.state,
+        parts.terms,
         budget=parts.budget,
-        parameters=parts.parameters + seeds,
-        validation_loss=state.validation_loss,
+        parameters=parts.parameters,
+        max_consecutive=engine.settings.trainer.max_consecutive,
         births=births,
         prunes=prunes,
-        ending=ending,
     )

@@ -110,19 +110,31 @@ class BirthCheck:
         finally:
             holder.seed, holder.operator = None, Operator.ADD
         if sums:
-            self._judge(str(entry.staged.blueprint), *sums)
+            judge_birth(str(entry.staged.blueprint), self.terms.gates, *sums)
 
-    def _judge(self, blueprint: str, without: Mapping[str, float], within: Mapping[str, float]) -> None:
-        count = without["count"]
-        if count < 2 or not math.isfinite(without["loss"]):
-            return  # no sample, or a host that is broken by itself
-        before, after = without["loss"] / count, within["loss"] / count
-        if not math.isfinite(after):
-            raise NotFinite(f"{blueprint} makes a loss that is not finite at alpha 1")
-        se = math.sqrt(max(0.0, without["loss_sq"] / count - before * before) / (count - 1))
-        most = self.terms.gates.birth_k_se
-        if after - before > most * se:
-            raise MovesLoss(
-                f"{blueprint} moves the loss of {count:.0f} probe samples from {before:.4f} to {after:.4f} at alpha 1, "
-                f"by more than gates.birth_k_se = {most:g} standard errors of {se:.4f}"
-            )
+
+def judge_birth(blueprint: str, gates: GateConfig, without: Mapping[str, float], within: Mapping[str, float]) -> None:
+    """Judges the loss around a birth.
+
+    Args:
+        blueprint: of the seed.
+        gates: says by how much a seed may raise the loss.
+        without: `sample_sums` at alpha 0.
+        within: `sample_sums` at alpha 1, of the same samples.
+
+    Raises:
+        Unfit: it raises the loss visibly, or makes one that is not finite.
+    """
+    count = without["count"]
+    if count < 2 or not math.isfinite(without["loss"]):
+        return  # no sample, or a host that is broken by itself
+    before, after = without["loss"] / count, within["loss"] / count
+    if not math.isfinite(after):
+        raise NotFinite(f"{blueprint} makes a loss that is not finite at alpha 1")
+    se = math.sqrt(max(0.0, without["loss_sq"] / count - before * before) / (count - 1))
+    most = gates.birth_k_se
+    if after - before > most * se:
+        raise MovesLoss(
+            f"{blueprint} moves the loss of {count:.0f} probe samples from {before:.4f} to {after:.4f} at alpha 1, "
+            f"by more than gates.birth_k_se = {most:g} standard errors of {se:.4f}"
+        )

@@ -54,19 +54,19 @@ class Marks(Protocol):
 
 
 def tick_due(
-    state: RunState, step: int, window: Window, control: ControlConfig, terms: Terms, *, max_consecutive: int
+    state: RunState, step: int, row: int, control: ControlConfig, terms: Terms, *, max_consecutive: int
 ) -> bool:
     """Whether a tick is due: by count, at the end, or at once after a row of skipped steps.
 
     Args:
         state: of the latest tick.
         step: optimizer steps done.
-        window: counts since the latest tick.
+        row: optimizer steps skipped in a row; see `Window.row`.
         control: how many steps lie between ticks.
         terms: of the run.
         max_consecutive: skipped steps in a row that end the run.
     """
-    row, since = window.row, step - state.step
+    since = step - state.step
     if step == terms.total_steps or since >= control.max_steps:
         return since > 0
     if row and (row % terms.max_skips == 0 or row >= max_consecutive):

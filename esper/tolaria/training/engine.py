@@ -218,7 +218,7 @@ class Engine:
     def tick_due(self) -> bool:
         """Whether a tick is due: by count, by epoch, at the end, or at once after a row of skipped steps."""
         control, consecutive = self.settings.control, self.settings.trainer.max_consecutive
-        if tick_due(self.state, self.step, self.window, control, self.terms, max_consecutive=consecutive):
+        if tick_due(self.state, self.step, self.window.row, control, self.terms, max_consecutive=consecutive):
             return True
         cursor = self.state.governor.cursor
         return control.every == 0 and self.plan.epoch_ends(cursor(self.step - 1), cursor(self.step))
