@@ -1,0 +1,127 @@
+"""Hosts that are stepped together live as the engine lets them live, one at a time: records, weights and moments.
+
+Commands are drawn from all that is legal, and some that is not; now and then a seed is poisoned, and in one net of four
+nearly every birth moves the loss too much. In float64 whole lives are equal; in float32 each tick is, from one start.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.leyline.commands import Command
+from esper.leyline.observation import Observation
+from esper.leyline.stages import Op, Stage
+from esper.tamiyo.random import RandomConfig, RandomController
+from tests.support.many_hosts import PlainLife, Script, compare, keep_going, poison, take_over, trials_of
+from tests.support.tiny import tiny_config
+
+REL = 1e-6
+
+
+def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = False, **settings: Any) -> Counter[str]:
+    """Lives by both ways, compared at each tick; returns how often each stage, refusal and so on was seen.
+
+    Args:
+        folder: for the engines.
+        task: see `tiny_config`.
+        count: lives.
+        ticks: of each.
+        single: float32, in which both begin each tick from the engine's state.
+        settings: see `tiny_config`.
+    """
+    configs = [
+        tiny_config(
+            task,
+            seed=3 + place,
+            trainer__steps=2 * ticks,
+            trainer__precision="fp32" if single else "fp64",
+            gates__birth_k_se=0.0 if place % 4 == 3 else 3.0,
+            governor__enabled=place % 4 != 2,  # it would take a run back before the poisoned seed is removed
+            **settings,
+        )
+        for place in range(count)
+    ]
+    plain = [PlainLife(config, folder / str(place)) for place, config in enumerate(configs)]
+    scripts, trials, seen = [Script() for _ in configs], trials_of(configs), Counter[str]()
+    for tick in range(1, ticks + 1):
+        for place, (life, script) in enumerate(zip(plain, scripts, strict=True)):
+            now = life.tick(script, decider(place, life))
+            seen.update(entry.stage.name for entry in now.state.slots)
+            wrong = compare(trials, place, now, rel=REL, abs_=REL if single else 1e-9)
+            assert not wrong, (tick, place, script.commands, wrong)
+            blended = [e.slot for e in life.engine.state.slots if e.stage in (Stage.BLENDING, Stage.HOLDING)]
+            if place % 4 == 2 and tick % 6 == 2 and blended:
+                script.poison[tick] = blended[:1]
+                life.poison(blended[:1])
+        if tick == ticks:
+            break
+        trials.commit([script.commands[tick] for script in scripts])
+        for place, (life, script) in enumerate(zip(plain, scripts, strict=True)):
+            if single:
+                take_over(trials, place, life)
+            poison(trials, place, script.poison.get(tick, []))
+        trials.train()
+        keep_going(trials)
+    for life in plain:
+        seen.update(life.told())
+    return seen
+
+
+def decider(place: int, life: PlainLife) -> Any:
+    """Draws legal commands; at every fifth tick one that is refused, where a slot is empty."""
+    slots = tuple(life.engine.grown.slots)
+    controller = RandomController(RandomConfig(rate=0.6, targets=[0.5, 1.0]), slots=slots, seed=place)
+
+    def decide(observation: Observation) -> list[Command]:
+        commands = controller.decide(observation)
+        free = [view.slot for view in observation.slots if view.slot not in {command.slot for command in commands}]
+        if observation.tick % 5 == 0 and free:
+            commands.append(Command(slot=free[0], op=Op.FOSSILIZE))
+        return commands
+
+    return decide
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("cnn", {"slots__incubation": "immediate"}),
+        ("cnn", {"slots__incubation": "shadow", "optim__kind": "sgd", "optim__lr": 0.1}),
+        ("gpt", {"slots__incubation": "shadow", "optim__weight_decay": 0.1, "optim__seed_weight_decay": 0.1}),
+    ],
+)
+def test_three_lives(tmp_path: Path, task: str, settings: dict[str, Any]) -> None:
+    seen = lives(tmp_path, task, 3, 12, **settings)
+    assert seen["BLENDING"] > 0
+    assert seen["PRUNED"] > 0
+
+
+def test_each_tick_in_single_precision(tmp_path: Path) -> None:
+    assert lives(tmp_path, "cnn", 2, 10, single=True)["BLENDING"] > 0
+
+
+@pytest.mark.slow
+def test_twenty_lives(tmp_path: Path) -> None:
+    seen = Counter[str]()
+    for task, incubation, kind in (
+        ("cnn", "immediate", "adamw"),
+        ("cnn", "shadow", "sgd"),
+        ("gpt", "immediate", "sgd"),
+        ("gpt", "shadow", "adamw"),
+    ):
+        settings = {"slots__incubation": incubation, "optim__kind": kind, "optim__lr": 0.01 if kind == "adamw" else 0.1}
+        seen += lives(tmp_path / task / incubation, task, 5, 40, **settings)
+    assert not [stage.name for stage in Stage if not seen[stage.name]]
+    assert seen["refused"] > 20
+    assert seen["MOVES_LOSS"] > 0
+    assert seen["QUARANTINE"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["cnn", "gpt"])
+@pytest.mark.parametrize("incubation", ["immediate", "shadow"])
+def test_twenty_lives_in_single_precision(tmp_path: Path, task: str, incubation: str) -> None:
+    seen = lives(tmp_path, task, 5, 40, single=True, slots__incubation=incubation)
+    assert seen["BLENDING"] > 0
