@@ -2,6 +2,7 @@
 
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
+    python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16] [--json FILE]
     python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]
 
 `gates` prints the tables of docs/gates.md, of 50 N lives a cell. Its part `corpora` first trains small nets on text.
@@ -14,10 +15,10 @@ import argparse
 import json
 from pathlib import Path
 
-from benching import gates, kasmina, library, lockstep
+from benching import gates, kasmina, library, lockstep, policy
 from benching.harness import run
 
-BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS}
+BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS, "policy": policy.PARTS}
 
 
 def main() -> None:
