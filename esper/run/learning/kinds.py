@@ -11,8 +11,11 @@ from gymnasium.vector import VectorEnv
 
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
+from esper.run.trials.environment import GrowthEnvConfig, make_growth_environment
+from esper.simic.env.vector import GrowthVectorEnv
 from esper.simic.probes import PROBES, ProbeEnv, make_probe, make_probe_agent
 from esper.tamiyo.policy.agent import Agent
+from esper.tamiyo.policy.network import GrowthAgent
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +52,25 @@ class FlatAgentConfig:
             check("hidden", self.hidden >= 0, "must be >= 0")
 
 
+@dataclass(kw_only=True, slots=True)
+class GrowthAgentConfig:
+    """The network of a growth policy, for ``env=growth``."""
+
+    kind: str = "growth"
+    """``growth``."""
+
+    width: int = 64
+    """Units of its encoders and heads; even."""
+
+    hidden: int = 64
+    """Units of the recurrent core; 0: no memory."""
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("width", self.width >= 2 and self.width % 2 == 0, "must be even, and >= 2")
+            check("hidden", self.hidden >= 0, "must be >= 0")
+
+
 @dataclass(frozen=True, slots=True)
 class EnvironmentKind:
     """How environments of a kind are made.
@@ -81,5 +103,17 @@ def _make_flat(config: FlatAgentConfig, env: VectorEnv) -> Agent:
     return make_probe_agent(env, width=config.width, hidden=config.hidden)
 
 
-ENVIRONMENTS = {"probe": EnvironmentKind(ProbeConfig, lambda config, envs, first: make_probe(config.name, envs))}
-AGENTS = {"flat": AgentKind(FlatAgentConfig, _make_flat)}
+def _make_growth(config: GrowthAgentConfig, env: VectorEnv) -> Agent:
+    if not isinstance(env, GrowthVectorEnv):
+        raise ConfigError("agent.kind = 'growth': decides what hosts grow; set env=growth, or choose another agent")
+    return GrowthAgent(width=config.width, hidden=config.hidden)
+
+
+ENVIRONMENTS = {
+    "probe": EnvironmentKind(ProbeConfig, lambda config, envs, first: make_probe(config.name, envs)),
+    "growth": EnvironmentKind(GrowthEnvConfig, make_growth_environment),
+}
+AGENTS = {
+    "flat": AgentKind(FlatAgentConfig, _make_flat),
+    "growth": AgentKind(GrowthAgentConfig, _make_growth),
+}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.stats import trim_mean
 
+from esper.config.strict import as_plain
 from esper.leyline.errors import CheckpointError, Preempted
 from esper.leyline.files import RunDir
 from esper.leyline.protocols import EventSink, NullSink
@@ -27,6 +28,9 @@ from esper.simic.ppo.saves import checkpoints, load_shared
 from esper.simic.ppo.seeds import Purpose, make_seed
 from esper.simic.ppo.train import Plan, Training
 from esper.tamiyo.policy.agent import Agent
+from esper.tamiyo.policy.checkpoint import save_policy
+from esper.tamiyo.policy.network import GrowthAgent
+from esper.tolaria.ranks.handshake import code_digest
 from esper.tolaria.ranks.world import World
 
 FIRST_SEED = 1_000_000  # of an evaluation, so that it meets no seed of a training
@@ -88,11 +92,32 @@ def learn(config: PolicyRunConfig, plain: dict[str, Any], run_dir: Path, world: 
         if world.rank == 0:
             result = evaluate(config, agent, seed=FIRST_SEED + config.seed, episodes=config.learn.episodes)
             attempt.check()
+            keep_policy(config, agent, run_dir, training.done)
             write_result(run_dir, {**result, "updates": training.done, "steps": training.ppo.steps})
             write_done(run_dir, step=training.ppo.steps, objective=result["greedy"]["mean"])
         world.meet("the end")
     finally:
         sink.close()
+
+
+def keep_policy(config: PolicyRunConfig, agent: Agent, run_dir: Path, updates: int) -> None:
+    """Writes RUN/policy.pt, which ``controller=policy controller.checkpoint=RUN/policy.pt`` takes; of a growth policy.
+
+    It says how it was made in terms that hold elsewhere too: no path of this machine.
+    """
+    if not isinstance(agent, GrowthAgent):
+        return
+    made = {
+        "command": "python launch/policy.py train",
+        "seeds": [config.seed],
+        "code": code_digest(),
+        "updates": updates,
+        "env": {name: value for name, value in as_plain(config.env).items() if name != "twins"},
+        "agent": as_plain(config.agent),
+        "learn": as_plain(config.learn),
+        "ppo": as_plain(config.ppo),
+    }
+    save_policy(run_dir / "policy.pt", agent, made)
 
 
 def _newest(folder: Path) -> str:

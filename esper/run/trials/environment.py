@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from esper.leyline.fields import Checks
 from esper.leyline.protocols import Trials
 from esper.run.trials.parts import TrialMaker
 from esper.run.trials.plain import PlainTrials
+from esper.run.trials.recipe import batched_trials
 from esper.simic.env.reward import RewardConfig
 from esper.simic.env.tasks import REGISTERED, GrowthTask, Purpose, find_task
 from esper.simic.env.twins import Twins
@@ -15,6 +17,13 @@ from esper.simic.env.vector import GrowthVectorEnv
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.handshake import code_digest
 from esper.tolaria.ranks.world import World
+
+
+class TrialsKind(StrEnum):
+    """BATCHED: hosts of one shape are stepped together. PLAIN: the engine, one host after the other."""
+
+    BATCHED = "batched"
+    PLAIN = "plain"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,6 +41,11 @@ class GrowthEnvConfig:
 
     first_seed: int = 0
     """The first of them. A policy is judged on others than it learned from."""
+
+    trials: TrialsKind = TrialsKind.BATCHED
+    """How hosts are trained: ``batched`` steps those of one shape together, ``plain`` runs the engine for one after the
+    other. They come to the same numbers up to rounding.
+    """
 
     twins: str | None = None
     """Folder in which the twins' curves are kept and found again; null: in memory."""
@@ -84,6 +98,9 @@ def plain_trials(size: int, maker: TrialMaker) -> PlainTrials:
     return PlainTrials(size, maker=maker, world=World(WorldConfig(), ControlConfig(), alone=True))
 
 
+TRIALS: dict[TrialsKind, MakeTrials] = {TrialsKind.BATCHED: batched_trials, TrialsKind.PLAIN: plain_trials}
+
+
 def make_growth_environment(
     config: GrowthEnvConfig, envs: int, first: int = 0, *, make_trials: MakeTrials | None = None
 ) -> GrowthVectorEnv:
@@ -93,7 +110,7 @@ def make_growth_environment(
         config: the settings.
         envs: N.
         first: number of the first one among those of all ranks; `reset` gets their seeds, so nothing depends on it.
-        make_trials: makes hosts; None makes `plain_trials`.
+        make_trials: makes hosts; None makes those of ``config.trials``.
 
     Raises:
         ConfigError: settings of a task are wrong.
@@ -107,7 +124,7 @@ def make_growth_environment(
         first_seed=config.first_seed,
         config=config.reward(),
         folder=None if config.twins is None else Path(config.twins),
-        make_trials=make_trials or plain_trials,
+        make_trials=make_trials or TRIALS[config.trials],
         most_ticks=config.most_ticks,
     )
 
