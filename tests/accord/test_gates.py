@@ -245,7 +245,7 @@ def test_a_seed_without_parameters_needs_no_gradient_and_nothing_else_of_its_siz
     }
 
 
-@pytest.mark.parametrize("unknown", ["G6", "g2", 6, -1, "G2 "])
+@pytest.mark.parametrize("unknown", ["G7", "g2", 7, -1, "G2 "])
 def test_an_unknown_gate_raises_and_names_those_there_are(unknown):
     with pytest.raises(GateError, match=r"unknown gate .*; gates are G0, G1, G2, G3, G5"):
         judge_gate(unknown, facts(Gate.G2), ENFORCE)

@@ -324,14 +324,15 @@ class World:
         elif command.op is Op.PRUNE and state.staged is not None:
             state.staged = None
         elif command.op is Op.PRUNE and command.ticks > 0:
-            self._move(slot, Op.PRUNE, Stage.BLENDING)
+            self._move(slot, Op.PRUNE, Stage.FOSSILIZED if state.stage is Stage.FOSSILIZED else Stage.BLENDING)
             self._ramp(slot, 0.0, command.ticks)
             state.ending = True
         elif command.op is Op.PRUNE:
             self._move(slot, Op.PRUNE, Stage.PRUNED)
         elif command.op is Op.SET_ALPHA_TARGET:
-            back = state.stage is Stage.HOLDING and command.target == 1.0
-            self._move(slot, command.op, Stage.HOLDING if back else Stage.BLENDING)
+            back = state.stage is Stage.FOSSILIZED or (state.stage is Stage.HOLDING and command.target == 1.0)
+            self._move(slot, command.op, state.stage if back else Stage.BLENDING)
+            state.ending = False
             self._ramp(slot, command.target, command.ticks)
         elif judged is not None and judged.passed and command.op is Op.FOSSILIZE:
             self._move(slot, command.op, Stage.FOSSILIZED)

@@ -61,8 +61,23 @@ class Stepper:
         skipped = np.isin(weights.nets, list(skipping))
         self._count(norms_T, norms_R, present, broken, skipped, sampled, owners_T, takes_T)
         applied = learning & present[weights.owners] & ~broken[weights.owners] & ~skipped
+        seeds = present & sampled & ~hosts & ~skipped
+        before = weights.flat.clone() if seeds.any() else None
         self._apply(grad, norms_R[weights.owners], applied, lr)
+        if before is not None:
+            self._count_moved(before, learning, seeds)
         return skipping
+
+    def _count_moved(self, before: Tensor, learning: Bools, seeds: Bools) -> None:
+        """Counts the share of each sampled seed's numbers that the step changed."""
+        weights, rows = self.weights, len(learning)
+        number_rows = weights.number_rows.numpy(force=True)
+        changed_R = np.bincount(number_rows[(weights.flat != before).numpy(force=True)], minlength=rows)
+        takes = learning & seeds[weights.owners]
+        changed = np.bincount(weights.owners[takes], changed_R[takes], rows)
+        sizes = np.bincount(weights.owners[takes], np.bincount(number_rows, minlength=rows)[takes], rows)
+        weights.counts[seeds, _AT["moved"]] += changed[seeds] / np.maximum(sizes[seeds], 1)
+        weights.counts[seeds, _AT["moved_steps"]] += 1
 
     def _count(
         self,

@@ -24,7 +24,8 @@ Key = tuple[str, str]  # owner (host or slot id); blueprint, gate, or once more 
 HOST_KEY: Key = (HOST, HOST)
 Floats = npt.NDArray[np.float64]
 
-COUNTS = ("norm", "norm_steps", "nonfinite", "vanishing", "exploding", "health_steps", "nans", "infs")
+HEALTH_COUNTS = ("vanishing", "exploding", "health_steps", "nans", "infs", "moved", "moved_steps")
+COUNTS = ("norm", "norm_steps", "nonfinite", *HEALTH_COUNTS)
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Block:
         first: first moments, or momentum, [n, P].
         second: second moments, [n, P].
         steps: updates of each row, [n].
-        counts: `COUNTS` of each row since its net's last tick, [n, 8].
+        counts: `COUNTS` of each row since its net's last tick, [n, 10].
         offset: row of the first one, among all rows.
     """
 

@@ -260,7 +260,7 @@ def test_overrides_reach_the_config_class():
 
 
 def test_unknown_and_doubled_names_are_errors():
-    with pytest.raises(ConfigError, match=r"'mnist'.*cifar10, digits, images, pysource, text"):
+    with pytest.raises(ConfigError, match=r"'mnist'.*cifar10, digits, images, pysource, recall, text"):
         data_config_class("mnist")
     with pytest.raises(ConfigError, match="needs DigitsConfig, got TextConfig"):
         load_data(TextConfig(kind="digits"))
