@@ -67,7 +67,11 @@ def test_digits_parts_hold_every_digit_once(digits):
     assert sizes == digits.record["sizes"] == {"train": 873, "validation": 240, "probe": 384, "test": 300}
 
 
-@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"1,2\n3\n"), gzip.compress(b"1,2\n3,4\n")])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"no gzip", gzip.compress(b"1,2\n3\n"), gzip.compress(b"1,2\n3,4\n")],
+    ids=["absent", "no gzip", "ragged", "too few columns"],  # a compressed file holds the time at which it was made
+)
 def test_digits_that_cannot_be_read_are_one_line(content, tmp_path, monkeypatch):
     folder = tmp_path / "sklearn" / "datasets" / "data"
     folder.mkdir(parents=True)
