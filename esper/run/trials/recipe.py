@@ -3,6 +3,7 @@
 A trial of a recipe and a run of the same config on one rank come to the same numbers (tests/simic/batched).
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ from esper.tolaria.lockstep.tick import tick_due
 from esper.tolaria.lockstep.wire import ObserveLayout
 from esper.tolaria.training.config import Precision
 from esper.tolaria.training.evaluate import dtype_of
+from esper.tolaria.training.looks import refills_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,11 @@ def make_recipe(parts: TrialParts) -> Recipe:
         controller.commands = commands
         return propose(controller, observation, state.proposals, terms.names)
 
+    refills = functools.cache(lambda: refills_of(terms.probe, bundle, plan))
+
     def look(slot: str, request: ProbeRequest) -> tuple[Tensor, Tensor]:
+        if request.refill:
+            return bundle.train_clusters.members(refills().shares[request.look - 1])
         clusters, key = bundle.probe_clusters, ("probe", config.seed, slot, request.draw)
         return clusters.members(draw_share(len(clusters), request.look, request.shares, 0, 1, *key))
 

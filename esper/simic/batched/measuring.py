@@ -142,12 +142,17 @@ class Measuring:
         asked: list[tuple[Net, str, ProbeRequest]] = [
             (net, entry.slot, entry.request) for net in nets for entry in net.state.slots if entry.request is not None
         ]
+        for pool, refill in ((self.probe, False), (self.training.pool, True)):
+            self._look_at(pool, [one for one in asked if one[2].refill is refill], values)
+
+    def _look_at(self, pool: Pool, asked: Sequence[tuple[Net, str, ProbeRequest]], values: Mapping[int, Sums]) -> None:
+        """Adds the paired evidence of looks whose samples are in one pool."""
         if not asked:
             return
         drawn = [net.recipe.look(slot, request) for net, slot, request in asked]
         lanes = [net.evaluating_lane({slot: alpha}) for net, slot, request in asked for alpha in (0.0, request.alpha)]
         indices_LB, _ = padded([chosen for chosen, _ in drawn for _ in range(2)])
-        losses, _ = self._losses(self.probe, lanes, indices_LB)
+        losses, _ = self._losses(pool, lanes, indices_LB)
         d_KB = (losses[0::2] - losses[1::2]).cpu()
         for (net, slot, _), (chosen, places), d in zip(asked, drawn, d_KB, strict=True):
             sums = difference_sums([d[: len(chosen)]], (), places)

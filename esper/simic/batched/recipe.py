@@ -109,7 +109,8 @@ class Recipe:
         host_lr: rate of the host at an optimizer step.
         due: whether a tick is due, given the state, the steps done, and the steps skipped in a row.
         validates: whether a tick validates, given its number and the steps done.
-        look: samples of a look at the seed in a slot, and for each the place of its cluster, int64 [M] each.
+        look: samples of a look at the seed in a slot, and for each the place of its cluster, int64 [M] each; of the
+            training part where the request is a refill, else of the probe part.
         births: builds and judges seeds.
         propose: the commands of a tick as they travel: one per slot, numbered.
         agree: the sums of one process as all ranks would agree on them: every name, what is not finite counted.

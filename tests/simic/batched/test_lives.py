@@ -49,6 +49,7 @@ def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = Fal
         for place, (life, script) in enumerate(zip(plain, scripts, strict=True)):
             now = life.tick(script, decider(place, life))
             seen.update(entry.stage.name for entry in now.state.slots)
+            seen["refilled"] += sum(entry.refilled for entry in now.state.slots)
             wrong = compare(trials, place, now, rel=REL, abs_=REL if single else 1e-9)
             assert not wrong, (tick, place, script.commands, wrong)
             blended = [e.slot for e in life.engine.state.slots if e.stage in (Stage.BLENDING, Stage.HOLDING)]
@@ -96,6 +97,11 @@ def test_three_lives(tmp_path: Path, task: str, settings: dict[str, Any]) -> Non
     seen = lives(tmp_path, task, 3, 12, **settings)
     assert seen["BLENDING"] > 0
     assert seen["PRUNED"] > 0
+
+
+def test_a_long_life_is_looked_at_on_samples_not_trained_on_yet(tmp_path: Path) -> None:
+    settings = {"slots__incubation": "immediate", "optim__kind": "adamw", "optim__lr": 0.01}
+    assert lives(tmp_path, "cnn", 1, 40, **settings)["refilled"] > 0
 
 
 def test_each_tick_in_single_precision(tmp_path: Path) -> None:
