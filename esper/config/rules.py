@@ -229,6 +229,19 @@ def find_unused_without_shadow(world: Any, slots: SlotsConfig) -> list[str]:
     ]
 
 
+def sites_that_run(host: Any, trainer: Any, distill: Any) -> list[str]:
+    """What needs the feature of a site in every forward does not go with one that may be left out."""
+    may_skip = getattr(host, "may_skip", None) or []
+    problems = []
+    if may_skip and trainer.compile:
+        problems.append(
+            "trainer.compile = true: what runs where a site is left out (host.may_skip) cannot be compiled ahead; set "
+            "trainer.compile=false"
+        )
+    told = sorted(set(may_skip) & set(distill.features or ())) if distill is not None else []
+    return problems + [f"distill.features.{slot}: host.may_skip names it, too; take another site" for slot in told]
+
+
 def warm_up_ends(optim: Any, trainer: Any) -> list[str]:
     """The learning rate reaches its peak within the run."""
     if trainer.steps is None or optim.warmup_steps < trainer.steps or optim.warmup_steps == 0:
@@ -263,5 +276,6 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("gates", "slots", "data"), probe_is_large_enough),
     (("optim", "trainer"), warm_up_ends),
     (("world", "slots"), find_unused_without_shadow),
+    (("host", "trainer", "distill"), sites_that_run),
     (("library", "control"), waits_for_births_are_short),
 )

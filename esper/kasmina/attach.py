@@ -8,7 +8,7 @@ rename the host's keys, a class swap breaks fused paths and pickling, a hook tha
 parameters from the optimizer and from DDP without an error.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -105,6 +105,7 @@ def attach(
     example: Any,
     *,
     layout: Mapping[str, str] | str | None = None,
+    may_skip: Collection[str] | bool = False,
 ) -> Attached:
     """Puts empty slots on a model, in place. Attach before compile and before DDP.
 
@@ -117,6 +118,8 @@ def attach(
             forwards with another batch size, other lengths and other values (`esper.kasmina.axes`).
         layout: slot id -> the axes of its feature, a letter each, such as {"r0c0": "TBC"}; or one for all slots. It is
             not looked for where it is given.
+        may_skip: slot ids, or True for all: sites that a forward in train() may leave out (layer drop, a branch). In
+            eval() they run. A seed there takes no step where its site ran on no rank.
 
     Returns:
         The handle to the model and its slots.
@@ -128,4 +131,4 @@ def attach(
     """
     _check_root(model)
     write_out_expanded(model)
-    return attach_described(model, find_sites(model, sites, example, layout), example)
+    return attach_described(model, find_sites(model, sites, example, layout, may_skip), example)

@@ -170,7 +170,9 @@ def host_cost(grown: Grown, example: Any) -> HostCost:
         # A host that computes no gradient, as under no_grad, has no backward.
         return forward, count(total.backward)[0] if total.requires_grad else 0, tuple(order)
 
-    with undisturbed(grown.model), torch.enable_grad():
+    skips = any(site.may_skip for site in grown.sites.values())
+    whole = evaluating(grown.model) if skips else contextlib.nullcontext()  # in train() a site may be left out
+    with undisturbed(grown.model), whole, torch.enable_grad():
         forward, backward, order = call_with(grown.model, weights | buffers(), run)
         down_to: dict[str, int] = {}
         for slot, site in grown.sites.items():

@@ -66,7 +66,8 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
         parse_slot(slot, known=points)
     example = bundle.example(device, dtype_of(config.trainer.precision))
     layout = {slot: points[slot].known_layout for slot in chosen if points[slot].known_layout is not None}
-    grown = attach(host, {slot: points[slot].module for slot in chosen}, example, layout=layout)
+    may_skip = [slot for slot in chosen if points[slot].may_skip]
+    grown = attach(host, {slot: points[slot].module for slot in chosen}, example, layout=layout, may_skip=may_skip)
     _check_output(grown, bundle, example, config)
     set_channels(grown, config.slots)
     check_learning(grown.model)

@@ -74,7 +74,7 @@ def handshake_fields(
         "config": str(digest),
         "code": describe_code(modules),
         "registry": registry.describe_registry(device, dtype_of(precision)),
-        "features": " ".join(f"{slot}={site.layout}:{site.causal}" for slot, site in engine.grown.sites.items()),
+        "features": " ".join(f"{slot}={site.describe()}" for slot, site in engine.grown.sites.items()),
         "data": str(bundle.digest),
         "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
         "observers": " ".join(engine.cycle.observers.names),

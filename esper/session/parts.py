@@ -235,7 +235,7 @@ def _shake_hands(
         "registry": registry.describe_registry(world.device, seed_dtype(next(grown.model.parameters()).dtype)),
         "weights": str(weights_digest(grown)),
         "optimizer": f"{type(adopted.optimizer).__name__} {digest62(names)}",
-        "slots": " ".join(f"{slot}={site.module}:{site.layout}:{site.causal}" for slot, site in grown.sites.items()),
+        "slots": " ".join(f"{slot}={site.module}: {site.describe()}" for slot, site in grown.sites.items()),
         **{
             name: held_out[name].fingerprint() if name in held_out else "none"
             for name in ("probe", "validation", "statistics")

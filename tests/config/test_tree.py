@@ -235,6 +235,16 @@ def test_all_problems_of_all_sections_come_together(default: dict[str, Any]) -> 
             "test_custom has no large; it has",
         ),
         (("world.find_unused=true", "slots.incubation=shadow"), "does not go with slots.incubation = shadow"),
+        (
+            (
+                "host=custom",
+                "host.path=tests.kasmina.hosts.test_custom:small",
+                "host.sites={r0c0: '0'}",
+                "host.may_skip=[r0c0]",
+                "trainer.compile=true",
+            ),
+            "trainer.compile = true: what runs where a site is left out",
+        ),
         (("world.nnodes=2",), "world.rdzv_endpoint = None: needed when world.nnodes > 1"),
     ],
 )

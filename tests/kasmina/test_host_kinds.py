@@ -117,7 +117,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 def check_one_step(kind: Kind, operator: Operator, precision: str) -> None:
     """Identity at alpha 0, isolation of a shadow and of straight-through, and the floor under the host's gradient."""
     dtype = PRECISIONS[precision]
-    grown = esper.attach(kind.make(dtype), {SLOT: kind.site}, kind.batch(0, dtype)[0])
+    grown = esper.attach(kind.make(dtype), {SLOT: kind.site}, kind.batch(0, dtype)[0], may_skip=kind.may_skip)
     bare = learnt(grown, kind, precision)
     set_to_work(grown, SLOT, seed_for(grown, kind), 0.0, operator)
     holder = grown.slots[SLOT]
@@ -156,7 +156,9 @@ class Life:
         torch.manual_seed(6)
         self.kind, self.dtype = kind, PRECISIONS[precision]
         model = kind.make(self.dtype)
-        grown = esper.attach(model, {SLOT: kind.site}, kind.batch(0, self.dtype)[0])
+        grown = esper.attach(model, {SLOT: kind.site}, kind.batch(0, self.dtype)[0], may_skip=kind.may_skip)
+        self.ran = 0
+        model.get_submodule(kind.site).register_forward_hook(self._count)
         actions = [
             act(1, SLOT, "GERMINATE", blueprint=kind.blueprint, ticks=2, operator=operator.name),
             *(act(tick, SLOT, "ADVANCE") for tick in (3, 5, 8)),
@@ -179,6 +181,9 @@ class Life:
             class_logits=not kind.language,
         )
         self.grown = grown
+
+    def _count(self, module: nn.Module, *call: Any) -> None:
+        self.ran += module.training
 
     def train(self, first: int, last: int) -> None:
         for number in range(first, last):
@@ -209,6 +214,7 @@ def check_life(kind: Kind, operator: Operator, incubation: str, precision: str) 
     torch.set_rng_state(streams)
     one.train(until, 10 * EVERY)
     assert one.stage is Stage.FOSSILIZED
+    assert (one.ran < 10 * EVERY) == kind.may_skip
     one.session.close()
     return one.grown
 

@@ -80,7 +80,7 @@ class Residual(nn.Module):
 
 
 class Dropping(nn.Module):
-    """An encoder whose layers are left out at random in train(); the site is what always runs between them."""
+    """An encoder whose layers are left out at random in train(); ``site`` is what always runs between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,6 +194,7 @@ class Kind:
         language: its targets are the next tokens.
         generates: it has ``generate()``.
         needs: library that must be installed.
+        may_skip: train() may leave the site out.
     """
 
     build: Callable[[], nn.Module]
@@ -204,6 +205,7 @@ class Kind:
     language: bool = False
     generates: bool = False
     needs: str | None = None
+    may_skip: bool = False
 
     def make(self, dtype: torch.dtype) -> nn.Module:
         """The same host at every call."""
@@ -256,7 +258,8 @@ KINDS: dict[str, Kind] = {
         generates=True,
         needs="transformers",
     ),
-    "LayerDrop": Kind(Dropping, "site", "stem", (T, 4), "mlp_small"),
+    "LayerDrop": Kind(Dropping, "layers.1", "stem", (T, 4), "attention", may_skip=True),
+    "LayerDrop, between": Kind(Dropping, "site", "stem", (T, 4), "mlp_small"),
     "ViT": Kind(ClassToken, "blocks.0", "patch", (1, 6, 6), "attention"),
     "tied, normalised": Kind(Tied, "site", "embed", None, "lora", language=True),
     "low-rank adapted": Kind(Adapted, "site", "stem.lora", (6,), "mlp"),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("branch", "no_grad", "cut", "reentrant", "always")
+KINDS = ("branch", "no_grad", "cut", "reentrant", "always", "never")
 
 
 class Skipping(nn.Module):
@@ -14,7 +14,8 @@ class Skipping(nn.Module):
 
     Args:
         kind: ``branch`` runs the site unless `skip` is set in train(), ``drop`` at random in train(), ``no_grad`` runs
-            it without gradients, ``cut`` cuts its output off, ``reentrant`` runs it in such a segment.
+            it without gradients, ``never`` in no forward, ``cut`` cuts its output off, ``reentrant`` runs it in such a
+            segment.
     """
 
     def __init__(self, kind: str) -> None:
@@ -26,7 +27,7 @@ class Skipping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
         left_out = self.skip if self.kind == "branch" else self.kind == "drop" and float(torch.rand(())) < 0.7
-        if self.training and left_out:
+        if self.kind == "never" or (self.training and left_out):
             return self.head(x)
         if self.kind == "no_grad":
             with torch.no_grad():

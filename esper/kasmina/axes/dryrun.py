@@ -1,5 +1,7 @@
 """What attach asks of a site before it gets a slot: that it runs exactly once in every forward, and with gradients.
 
+One that `may_skip` may be left out of forwards in train(), so what is read off it is from eval().
+
 A site that is left out now and then (layer drop, an expert without a token, a branch) leaves its seed without a
 gradient, which data parallel training does not survive. So where a forward in train() draws random numbers, chance has
 further goes. Under `torch.no_grad` no seed could ever learn; a site in a segment of reentrant activation checkpointing
@@ -7,7 +9,7 @@ looks the same until backward, which runs it again with gradients.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,16 +22,20 @@ from esper.leyline.errors import ConfigError
 
 CHANCES = 4  # forwards in train() of a host that draws random numbers
 STEADY = (
-    "a host that leaves modules out (layer drop, experts, branches) must not leave out a site: set that to 0, or "
-    "choose a module that always runs"
+    "a host that leaves modules out (layer drop, experts, branches) must not leave out a site: set that to 0, "
+    "choose a module that always runs, or name the slot in may_skip"
 )
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Fired = dict[str, list[tuple[Any, bool]]]
 
 
-def run_sites(model: nn.Module, where: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
+def run_sites(
+    model: nn.Module, where: Mapping[str, str], inputs: Inputs, may_skip: Collection[str] = ()
+) -> dict[str, Any]:
     """Returns the output of each site in a forward in train(), without a graph, in the order of execution.
+
+    If train() may leave out a site, the outputs are those of eval().
 
     Whoever calls it puts flags, buffers and random streams back.
 
@@ -37,6 +43,7 @@ def run_sites(model: nn.Module, where: Mapping[str, str], inputs: Inputs) -> dic
         model: the host, without slots.
         where: what an error calls each site, by the module's name.
         inputs: positional and keyword inputs of one call; each forward gets a copy.
+        may_skip: names of sites that a forward in train() may leave out.
 
     Raises:
         ConfigError: a site does not run exactly once in every forward in train() and eval(), or without gradients.
@@ -46,17 +53,18 @@ def run_sites(model: nn.Module, where: Mapping[str, str], inputs: Inputs) -> dic
     model.train()
     with torch.enable_grad():
         fired = _run(model, list(where), inputs)
-    _check(fired, where, "train")
+    _check(fired, where, "train", may_skip)
     chances = CHANCES if moved(before, read_streams(devices)) else 1
     for mode in [*["train"] * (chances - 1), "eval"]:
         model.train(mode == "train")
         with torch.no_grad():
-            _check(_run(model, list(where), inputs), where, mode)
+            latest = _run(model, list(where), inputs)
+            _check(latest, where, mode, may_skip if mode == "train" else ())
     hidden = [name for name, ((_, graded),) in fired.items() if not graded]
     if hidden:
         model.train()
         _check_again(model, hidden, where, inputs)
-    return {name: _cut(output) for name, ((output, _),) in fired.items()}
+    return {name: _cut(output) for name, ((output, _),) in (latest if may_skip else fired).items()}
 
 
 def _run(
@@ -79,12 +87,13 @@ def _run(
     return fired
 
 
-def _check(fired: Fired, where: Mapping[str, str], mode: str) -> None:
+def _check(fired: Fired, where: Mapping[str, str], mode: str, may_skip: Collection[str]) -> None:
     for name, text in where.items():
         times = len(fired.get(name, []))
-        if times != 1:
-            why = "" if times else f"; {STEADY}"
-            raise ConfigError(f"{text} fired {times} times in one {mode}() forward, need exactly once{why}")
+        if times == 1 or (times == 0 and name in may_skip):
+            continue
+        why = "" if times else f"; {STEADY}" if mode == "train" else "; may_skip is for train() alone"
+        raise ConfigError(f"{text} fired {times} times in one {mode}() forward, need exactly once{why}")
 
 
 def _check_again(model: nn.Module, hidden: list[str], where: Mapping[str, str], inputs: Inputs) -> None:
@@ -102,7 +111,7 @@ def _check_again(model: nn.Module, hidden: list[str], where: Mapping[str, str], 
     with torch.enable_grad():
         fired = call_with(model, leaves, lambda: _run(model, hidden, inputs, backward))
     for name in hidden:
-        if not any(graded for _, graded in fired[name]):
+        if name in fired and not any(graded for _, graded in fired[name]):
             raise ConfigError(
                 f"{where[name]} runs without gradients in train() (under torch.no_grad?), so that no seed could learn "
                 "there: choose a module that runs with them"

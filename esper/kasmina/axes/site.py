@@ -22,6 +22,7 @@ class Site:
         place: place of the feature in the submodule's output, None where it is the whole output.
         layout: the axes as they stand in the host's feature, such as "TBC"; a slot turns them to the topology's order.
         causal: whether a position of a sequence or a signal sees only what is before it, in this host.
+        may_skip: whether a forward in train() may leave it out.
     """
 
     slot: str
@@ -32,6 +33,7 @@ class Site:
     place: Place = None
     layout: str = ""
     causal: bool = True
+    may_skip: bool = False
 
     def __post_init__(self) -> None:
         if not self.layout:
@@ -41,6 +43,11 @@ class Site:
     def order(self) -> tuple[int, ...] | None:
         """Axes of the host's feature in the order of the topology; None where they stand in it."""
         return order_of(self.layout)
+
+    def describe(self) -> str:
+        """What a seed's computation goes by here, as text."""
+        causal = "causal" if self.causal else "not causal"
+        return f"{self.layout}, {causal}{', may be left out' if self.may_skip else ''}"
 
     def turned(self, feature: Tensor) -> Tensor:
         """A view of the host's feature with its axes in the order of the topology."""

@@ -47,6 +47,11 @@ class CustomHostConfig:
     order of these; of slots that are not named here they are found by varying an example. null: all are found.
     """
 
+    may_skip: list[str] | None = None
+    """Slot ids of sites that a forward in train() may leave out (layer drop, a branch), [r1c0]; in eval() they run.
+    null: none.
+    """
+
     def __post_init__(self) -> None:
         sort_slots(self.sites)
         for slot, layout in (self.layout or {}).items():
@@ -54,6 +59,8 @@ class CustomHostConfig:
         with Checks(self) as check:
             unknown = sorted(set(self.layout or ()) - set(self.sites))
             check("layout", not unknown, f"{', '.join(unknown)} is no slot of host.sites")
+            astray = sorted(set(self.may_skip or ()) - set(self.sites))
+            check("may_skip", not astray, f"{', '.join(astray)} is no slot of host.sites")
             check("kind", self.kind == "custom", "must be 'custom'")
             check("path", is_dotted(self.path), "write package.module:function")
             check("sites", bool(self.sites), "name at least one, as {r0c0: module.name}")
@@ -61,13 +68,14 @@ class CustomHostConfig:
             check("options", not reserved, "input_shape and classes are given by the data; leave them out")
 
 
-def _points(sites: dict[str, str], layout: dict[str, str]) -> tuple[InjectionPoint, ...]:
+def _points(sites: dict[str, str], layout: dict[str, str], may_skip: list[str]) -> tuple[InjectionPoint, ...]:
     return tuple(
         InjectionPoint(
             slot=slot,
             module=sites[slot],
             topology=topology_of(layout[slot]) if slot in layout else None,
             layout=layout.get(slot),
+            may_skip=slot in may_skip,
         )
         for slot in sort_slots(sites)
     )
@@ -115,5 +123,6 @@ def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], clas
             listed = list_some(list(known)[1:])
             raise ConfigError(f"host.sites.{slot} = {name!r}: the model has no such module; it has {listed}")
     # A partial rather than a closure: the model can still be pickled and copied.
-    network.injection_points = functools.partial(_points, dict(config.sites), dict(config.layout or {}))  # type: ignore[assignment]
+    told = dict(config.sites), dict(config.layout or {}), list(config.may_skip or ())
+    network.injection_points = functools.partial(_points, *told)  # type: ignore[assignment]
     return network

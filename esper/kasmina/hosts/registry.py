@@ -26,12 +26,14 @@ class InjectionPoint:
         module: dotted name of the submodule whose output is the feature there; it runs exactly once a forward.
         topology: what the axes of that feature mean; None if only a forward can tell.
         layout: the order in which they stand; None: that of the topology.
+        may_skip: a forward in train() may leave the module out.
     """
 
     slot: str
     module: str
     topology: Topology | None
     layout: str | None = None
+    may_skip: bool = False
 
     @property
     def known_layout(self) -> str | None:

@@ -40,7 +40,7 @@ class Beat:
         host_layers: layers of the host that keep keys and values in a cache, as far as their numbers say.
         weights: weight of each sample, [B], in a training forward that is tallied; None where nothing is tallied.
         overrides: alphas in force instead of the committed ones, by slot id; each slot writes its own.
-        may_skip: a site may be left out of a forward in which its seed learns.
+        find_unused: the reduction of gradients copes with parameters that a forward does not use.
         graded: the root forward under way began with gradients enabled.
         recalled: circumstances of the forward whose backward is under way, or of the latest one.
     """
@@ -51,7 +51,7 @@ class Beat:
     logits: Tensor | None = None
     weights: Tensor | None = None
     overrides: dict[str, float | Rows] = field(default_factory=dict)
-    may_skip: bool = False
+    find_unused: bool = False
     graded: bool = False
     recalled: Circumstances | None = None
 

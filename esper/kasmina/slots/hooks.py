@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.kasmina.axes.dryrun import STEADY
-from esper.kasmina.axes.feature import tensors_in
+from esper.kasmina.axes.feature import replace_tensors, tensors_in
 from esper.kasmina.axes.positions import Mixing
 from esper.kasmina.slots.beat import Beat
+from esper.kasmina.slots.blend import HostOnly
 from esper.kasmina.slots.phases import Phase
 from esper.kasmina.slots.sites import is_compiled
 from esper.kasmina.slots.slot import SeedSlot
@@ -61,6 +62,32 @@ def _learns(holder: SeedSlot) -> bool:
     override = holder.overridden
     at_work = holder.phase is not Phase.OFF if override is None else override != 0.0
     return at_work and holder.seed is not None and any(p.requires_grad for p in holder.seed.parameters())
+
+
+def _describe_missing(holder: SeedSlot) -> str:
+    """What to say where data parallel training would wait for a gradient that does not come."""
+    assert holder.site is not None
+    return (
+        f"site {holder.site.module!r} of slot {holder.slot} did not run in a forward in which its seed "
+        f"learns: {STEADY}, or allow it by find_unused (world.find_unused=true, Session(find_unused=True))"
+    )
+
+
+def _take_part(output: Any, skipped: list[SeedSlot]) -> Any:
+    """The output, whose backward gives the parameters of these slots a gradient of zeros.
+
+    Data parallel training waits for the gradient of every parameter that learns, from every rank: where a site was left
+    out it is zero, so that the mean over ranks is exact.
+    """
+    own = [parameter for holder in skipped for parameter in holder.parameters() if parameter.requires_grad]
+    floats = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+    joined = {id(tensor) for tensor in floats if tensor.requires_grad} or {id(tensor) for tensor in floats}
+    if not joined:
+        raise ConfigError(
+            f"slot {skipped[0].slot}: its site was left out, and the model returns no tensor by which the seed could "
+            "take part; return the loss or the logits"
+        )
+    return replace_tensors(output, lambda t: HostOnly.apply(t, *own) if id(t) in joined else t)
 
 
 @dataclass(slots=True)
@@ -150,41 +177,38 @@ class RootHooks:
             self.fast_path = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
 
-    def end(self, *call: Any) -> None:  # one argument for all: a compiler then does not look into the output's tensors
+    def end(self, *call: Any) -> Any:  # one argument for all: a compiler then does not look into the output's tensors
         """Forward hook of the root; torch also calls it when the forward raised.
+
+        Returns:
+            The model's output, where a seed takes part in it whose site was left out; None where it stays as it is.
 
         Raises:
             ConfigError: a site did not run although its seed learns.
         """
         if torch.compiler.is_compiling():
             self.beat.end()
-            return
+            return None
         planted = [holder for holder in self.holders if holder.seed is not None]
-        missing = self._missing(planted) if call[-1] is not None else None
+        absent = self._absent(planted) if call[-1] is not None else []
+        missing = next((h for h in absent if not h.site.may_skip and not self.beat.find_unused), None)  # type: ignore[union-attr]
+        skipped = [holder for holder in absent if holder.site is not None and holder.site.may_skip]
+        output = _take_part(call[-1], skipped) if skipped and missing is None else None
         if planted:
             told = {holder.slot: holder.told for holder in planted if holder.told is not None}
-            self.beat.remember(list(tensors_in(call[-1])), told)
+            self.beat.remember(list(tensors_in(call[-1] if output is None else output)), told)
         self.beat.end()
         if self.fused:
             self._restore()
         if missing is not None:
-            raise ConfigError(missing)
+            raise ConfigError(_describe_missing(missing))
+        return output
 
-    def _missing(self, planted: list[SeedSlot]) -> str | None:
-        """What to say of a seed that learns and whose site did not run in the forward that ends; None if there is none.
-
-        Data parallel training waits for the gradient of every parameter that learns, from every rank.
-        """
-        if not self.beat.graded or self.beat.may_skip:
-            return None
-        for holder in planted:
-            if not self.beat.fired[holder.slot] and _learns(holder):
-                assert holder.site is not None
-                return (
-                    f"site {holder.site.module!r} of slot {holder.slot} did not run in a forward in which its seed "
-                    f"learns: {STEADY}, or allow it by find_unused (world.find_unused=true, Session(find_unused=True))"
-                )
-        return None
+    def _absent(self, planted: list[SeedSlot]) -> list[SeedSlot]:
+        """The slots whose seed learns and whose site did not run in the forward that ends."""
+        if not self.beat.graded:
+            return []
+        return [holder for holder in planted if not self.beat.fired[holder.slot] and _learns(holder)]
 
     def _restore(self) -> None:
         if self.lifted:

@@ -4,8 +4,8 @@ import contextlib
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ class _DryRun:
 
 
 @contextlib.contextmanager
-def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> Iterator[_DryRun]:
+def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any, may_skip: Collection[str]) -> Iterator[_DryRun]:
     """Runs the host in train() and in eval(): every site must fire exactly once in each forward, with gradients.
 
     Within the block the host may run again; after it, flags, buffers and random streams are as they were.
@@ -137,6 +137,7 @@ def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> Iterat
         model: the host.
         where: what an error calls each module, by the module's name.
         example: one batch of inputs, as for `attach`.
+        may_skip: names of modules that a forward in train() may leave out.
     """
     check_sites(model, where)
     flags, buffers = _modules_state(model)
@@ -146,7 +147,7 @@ def _dry_run(model: nn.Module, where: Mapping[str, str], example: Any) -> Iterat
         # A fused encoder layer does not call its children, and takes nested tensors, which a layer with hooks cannot.
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        outputs = run_sites(model, where, arguments(example))
+        outputs = run_sites(model, where, arguments(example), may_skip)
 
         def forward(varied: Example) -> Any:
             _restore(model, dict.fromkeys(flags, False), buffers)
@@ -214,8 +215,23 @@ def _describe(
     return sites
 
 
+def _names_to_skip(asked: Collection[str] | bool, named: Mapping[str, str]) -> frozenset[str]:
+    """Names of the modules that train() may leave out; ``named`` is by slot, or by name where slots have no ids yet."""
+    if isinstance(asked, bool):
+        return frozenset(named.values()) if asked else frozenset()
+    if isinstance(asked, str) or not all(isinstance(slot, str) for slot in asked):
+        raise ConfigError(f'may_skip = {asked!r}: expected slot ids such as ["r0c0"], or True for all slots')
+    for slot in asked:
+        parse_slot(slot, known=named)
+    return frozenset(named[slot] for slot in asked)
+
+
 def find_sites(
-    model: nn.Module, sites: Mapping[str, str] | str, example: Any, layout: Mapping[str, str] | str | None = None
+    model: nn.Module,
+    sites: Mapping[str, str] | str,
+    example: Any,
+    layout: Mapping[str, str] | str | None = None,
+    may_skip: Collection[str] | bool = False,
 ) -> dict[str, Site]:
     """Returns the described sites by slot id, row-major; the model is left as it was.
 
@@ -224,9 +240,14 @@ def find_sites(
     """
     if isinstance(sites, str):
         what = {name: f"site {name!r} of sites = {sites!r}" for name in _sites_by_pattern(model, sites)}
+        named = {name: name for name in what}
+        if may_skip and may_skip is not True:
+            raise ConfigError(f"may_skip = {may_skip!r}: sites is a pattern; say True for all, or name the sites")
     else:
         named = _sites_by_name(model, sites)
         what = {name: f"site {name!r} of slot {slot}" for slot, name in named.items()}
-    with _dry_run(model, what, example) as dry:
+    skipping = _names_to_skip(may_skip, named)
+    with _dry_run(model, what, example, skipping) as dry:
         chosen = named if not isinstance(sites, str) else {f"r{row}c0": name for row, name in enumerate(dry.outputs)}
-        return _describe(dry, chosen, _asked_layouts(layout, list(chosen)), what)
+        found = _describe(dry, chosen, _asked_layouts(layout, list(chosen)), what)
+    return {slot: replace(site, may_skip=site.module in skipping) for slot, site in found.items()}

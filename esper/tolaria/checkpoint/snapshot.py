@@ -89,8 +89,8 @@ def collect_common(
 
 
 def _layouts(grown: Grown) -> dict[str, str]:
-    """By slot, the axes of its feature and whether the host is causal there: seeds compute by both."""
-    return {slot: f"{site.layout}, {'causal' if site.causal else 'not causal'}" for slot, site in grown.sites.items()}
+    """By slot, the axes of its feature, whether the host is causal there and whether it may be left out."""
+    return {slot: site.describe() for slot, site in grown.sites.items()}
 
 
 def find_changes(generation: Generation, identity: Identity) -> dict[str, tuple[Any, Any]]:

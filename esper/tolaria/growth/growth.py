@@ -88,7 +88,7 @@ class Growth:
         self.call: Callable[..., Any] = grown.model
         self.parameters = ParameterChecker(grown, owner)
         grows_by_itself(grown.beat)
-        grown.beat.may_skip = world.find_unused
+        grown.beat.find_unused = world.find_unused
         self._wrapped: tuple[str, ...] | None = None
 
     def perform(self, effects: Sequence[Effect]) -> None:

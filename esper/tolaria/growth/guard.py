@@ -12,8 +12,9 @@ a row of skipped steps at the same time, late by one step.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,39 @@ def read_report(owners: Sequence[str], norms_O: Tensor) -> StepReport:
     norms = dict(zip(owners, norms_O.tolist(), strict=True))
     broken = tuple(owner for owner, norm in norms.items() if not math.isfinite(norm))
     return StepReport({owner: norm for owner, norm in norms.items() if owner not in broken}, broken, HOST in broken)
+
+
+def stack_norms(totals: Mapping[str, Tensor]) -> Tensor:
+    """Norms of all owners, float64 [O]."""
+    return torch.stack([total.double() for total in totals.values()])
+
+
+def leave_idle(
+    report: StepReport,
+    may_skip: Collection[str],
+    grads: dict[str, Any],
+    totals: dict[str, Tensor],
+    groups: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> StepReport:
+    """Takes seeds out of a step in which their site ran on no rank: no decay, no momentum, no measurement.
+
+    Args:
+        report: of the step.
+        may_skip: owners whose site may be left out; a gradient of zeros says that it was, on every rank.
+        grads: by owner; those owners are taken out, as of ``totals``.
+        totals: norms by owner.
+        groups: optimizer groups by owner; their parameters lose the gradient.
+
+    Returns:
+        The report without them.
+    """
+    idle = [owner for owner, norm in report.norms.items() if owner in may_skip and norm == 0.0]
+    for owner in idle:
+        del grads[owner], totals[owner]
+        for group in groups[owner]:
+            for parameter in group["params"]:
+                parameter.grad = None
+    return replace(report, norms={owner: norm for owner, norm in report.norms.items() if owner not in idle})
 
 
 def build_found_inf(owners: Sequence[str], norms_O: Tensor) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from esper.kasmina.slots.grown import HOST
 
+MOST_SETS = 8  # sets of gradients whose constants are kept: sites that may be left out make several
 SMALL = 16_384  # elements; smaller tensors are copied into one, which costs less than a launch for each
 
 
@@ -158,7 +159,8 @@ class GradientMeter:
         """Roots of the sizes [T], and each tensor's share of its owner's parameters [O, T]."""
         key = tuple((owner, tuple(tensor.numel() for tensor in own)) for owner, own in gradients.items())
         if key not in self._constants:
-            self._constants.clear()  # the set of gradients changed; it does not change back and forth
+            if len(self._constants) >= MOST_SETS:
+                self._constants.clear()
             sizes = [(owner, size) for owner, own in key for size in own]
             totals = {owner: sum(own) for owner, own in key}
             rows = [[size / max(1, totals[of]) if of == owner else 0.0 for of, size in sizes] for owner in totals]

@@ -11,7 +11,8 @@ The learning rate is a pure function of the optimizer step, so it survives growt
     seed   host * seed_lr_scale * min(1, (step - learn_step + 1) / seed_warmup_steps)
 
 Gradients are judged and clipped per owner, so a slot cannot touch the host's update. A fused optimizer does this
-without a wait for the device (see `esper.tolaria.growth.guard`); others wait once per step.
+without a wait for the device (see `esper.tolaria.growth.guard`); others wait once per step, and all where a site may be
+left out of a forward: a seed takes no step where its site ran on no rank.
 """
 
 from collections.abc import Mapping
@@ -23,14 +24,9 @@ from torch import Tensor
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.tolaria.growth.config import OptimConfig, OptimizerKind
-from esper.tolaria.growth.guard import Judgement, StepReport, build_found_inf, read_report
+from esper.tolaria.growth.guard import Judgement, StepReport, build_found_inf, leave_idle, read_report, stack_norms
 from esper.tolaria.growth.health import GradientMeter, norms_one_by_one
 from esper.tolaria.growth.policy import Group, GroupPolicy, Scheduled
-
-
-def _stack_norms(totals: Mapping[str, Tensor]) -> Tensor:
-    """Norms of all owners, float64 [O]."""
-    return torch.stack([total.double() for total in totals.values()])
 
 
 class ParameterOwner:
@@ -62,7 +58,8 @@ class ParameterOwner:
         self.health = GradientMeter(
             vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
         )
-        self.late = adopted is None and self._fused(config)
+        self._may_skip = frozenset(slot for slot, site in grown.sites.items() if site.may_skip)
+        self.late = adopted is None and not self._may_skip and self._fused(config)
         self._policy: GroupPolicy = Scheduled(config, total_steps) if adopted is None else adopted[1]
         self.optimizer = self._build() if adopted is None else adopted[0]
         self._groups[HOST] = list(self.optimizer.param_groups)
@@ -172,7 +169,8 @@ class ParameterOwner:
     def step_now(self) -> StepReport:
         """`step` with an optimizer of any kind; waits for the device once."""
         grads, totals = self._judge()
-        report = read_report(tuple(totals), _stack_norms(totals)) if totals else StepReport({}, (), False)
+        report = read_report(tuple(totals), stack_norms(totals)) if totals else StepReport({}, (), False)
+        report = leave_idle(report, self._may_skip, grads, totals, self._groups)
         self.health.step(grads, {owner: norms_one_by_one(grads[owner]) for owner in report.broken}, self._groups)
         if not report.skipped:
             for owner in report.broken:
@@ -190,7 +188,7 @@ class ParameterOwner:
         grads, totals = self._judge()
         self.health.step(grads, {owner: total.reshape(1) for owner, total in totals.items()}, self._groups)
         owners = tuple(totals)
-        norms_O = _stack_norms(totals) if totals else torch.zeros(0, dtype=torch.float64)
+        norms_O = stack_norms(totals) if totals else torch.zeros(0, dtype=torch.float64)
         self._clip(totals)  # what is not finite stays so, and is left out below
         optimizer: Any = self.optimizer
         try:
@@ -212,7 +210,7 @@ class ParameterOwner:
             own = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if own:
                 grads[owner] = own
-            elif owner != HOST and not self.grown.beat.may_skip:
+            elif owner != HOST and not self.grown.beat.find_unused:
                 self._refuse_unreached(owner)
             if any(grad.layout is not torch.strided for grad in own):
                 self._refuse_sparse()

@@ -47,6 +47,11 @@ def test_the_layout_of_a_slot_may_be_said() -> None:
     assert [point.topology for point in points] == [None, Topology.FEATURE_MAP]
 
 
+def test_a_site_that_may_be_left_out_is_named() -> None:
+    network = build_host(config(may_skip=["r1c0"]), (1, 8, 8), 10)
+    assert [point.may_skip for point in network.injection_points()] == [False, True]  # type: ignore[operator]
+
+
 def test_the_model_can_be_copied_and_pickled() -> None:
     network = build_host(config(), (1, 8, 8), 10)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
@@ -66,6 +71,7 @@ def test_the_model_can_be_copied_and_pickled() -> None:
         ({"sites": {}}, "name at least one"),
         ({"layout": {"r0c0": "BXHW"}}, "layout.r0c0 = 'BXHW': expected a letter for each axis"),
         ({"layout": {"r2c0": "BCHW"}}, "r2c0 is no slot of host.sites"),
+        ({"may_skip": ["r2c0"]}, "may_skip = ['r2c0']: r2c0 is no slot of host.sites"),
     ],
 )
 def test_each_mistake_is_one_line(changes: dict[str, object], text: str) -> None:
