@@ -1,13 +1,12 @@
 """Measures in which tasks of a growth policy growing pays, and when; type the command again and it goes on.
 
-    python launch/task_kinds.py --out kinds.jsonl                           # all tasks, two seeds
+    python launch/task_kinds.py --out kinds.jsonl                           # all tasks, three seeds
     python launch/task_kinds.py --out kinds.jsonl --tasks d1,r1 --seeds 0   # some
-    python launch/task_kinds.py --out kinds.jsonl --part 1/2                # every other run; part 2/2 beside it
     python launch/task_kinds.py --out kinds.jsonl --table                   # the table alone, of what is there
 
-The learning rate is constant, so a run of the largest budget holds those of all smaller ones. Tasks that differ in
-their budget alone share their runs. Arms of one seed share first weights, data and its order, and are compared at equal
-FLOPs by the record's account:
+Hosts of one shape are stepped together. The learning rate is constant, so a run of the largest budget holds those of
+all smaller ones, and tasks that differ in their budget alone share their runs. Arms of one seed share first weights,
+data and its order, and are compared at equal FLOPs by the record's account:
 
     none       the bare host
     now        with a seed that is born at the first tick; one run for each blueprint that is tried
@@ -26,18 +25,14 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from esper.leyline.commands import Command
-from esper.leyline.protocols import Ending, Report
-from esper.leyline.stages import Op, Stage
-from esper.run.trials.config import trial_config
-from esper.run.trials.parts import TrialMaker
-from esper.run.trials.plain import PlainTrials
+from esper.run.trials.cells import Arm, Cell, run_cells
+from esper.run.trials.planned import Planned
 from esper.simic.env.tasks import REGISTERED, Family, GrowthTask, Purpose, find_task
 
 ARMS = ("none", "now", "planted", "late")
@@ -47,6 +42,8 @@ OPTIONS_OF: dict[Family, tuple[tuple[str, str], ...]] = {
     Family.RECALL: (("r0c0", "mlp"), ("r0c0", "attention"), ("r0c0", "norm")),
 }
 EARLY = 0.4  # share of the budget at which a lead counts as early
+LATE = 1 / 3  # share of the largest budget after which a late seed is born
+TICKS = 3  # over which losses are averaged
 Curve = list[list[float]]  # budget in steps of the bare host, validation loss, parameters relative to the bare host
 
 
@@ -76,50 +73,53 @@ def longest(tasks: Sequence[GrowthTask]) -> dict[str, GrowthTask]:
     return found
 
 
-def runs_of(tasks: Sequence[GrowthTask], seeds: Sequence[int], path: Path) -> Iterator[tuple[Run, GrowthTask]]:
-    """All runs, the telling ones first; what is planted and late depends on what has been measured by then."""
-    groups = longest(tasks)
+def runs_of(tasks: Sequence[GrowthTask], seeds: Sequence[int], arms: Sequence[str], path: Path) -> list[Run]:
+    """The runs of some arms, longest first; which blueprint is planted and late depends on what has been measured."""
+    runs = []
     for seed in seeds:
-        for key, task in groups.items():
-            yield Run(key, "none", seed), task
-            for slot, blueprint in OPTIONS_OF[task.family]:
-                yield Run(key, "now", seed, slot, blueprint), task
-    for seed in seeds:
-        for arm in ("late", "planted"):
-            for key, task in groups.items():
-                best = best_of(read_runs(path), task, 1.0, 0.0, ("now",))
-                if best is not None:
-                    yield Run(key, arm, seed, best[1][1], best[1][2]), task
+        for key, task in sorted(longest(tasks).items(), key=lambda item: -item[1].steps):
+            for arm in arms:
+                if arm == "none":
+                    runs.append(Run(key, arm, seed))
+                elif arm == "now":
+                    runs += [Run(key, arm, seed, *option) for option in OPTIONS_OF[task.family]]
+                else:
+                    best = best_of(read_runs(path), task, 1.0, 0.0, ("now",))
+                    runs += [] if best is None else [Run(key, arm, seed, *best[1][1:])]
+    return runs
 
 
-def command_of(run: Run, report: Report) -> list[Command]:
-    """What an arm says at a tick."""
-    if run.arm not in ("now", "late"):
-        return []
-    view = report.observation.slot(run.slot)
-    if view.stage is Stage.EMPTY and not view.staged and not view.generation:
-        due = run.arm == "now" or report.flops >= report.budget / 3
-        return [Command(slot=run.slot, op=Op.GERMINATE, blueprint=run.blueprint, ticks=1)] if due else []
-    return [Command(slot=run.slot, op=Op.ADVANCE)] if view.stage in (Stage.GERMINATED, Stage.TRAINING) else []
+def arm_of(run: Run) -> Arm:
+    """What decides in a run."""
+    seeds = {run.slot: run.blueprint}
+    if run.arm == "planted":
+        return Arm(planted=seeds)
+    after = LATE if run.arm == "late" else 0.0
+    return Arm() if run.arm == "none" else Arm(controller=lambda slots, seed: Planned(seeds, after))
 
 
-def measure(run: Run, task: GrowthTask) -> Curve:
-    """Trains one host to the end of the task's budget."""
-    planted = {"slots.planted": {run.slot: run.blueprint}} if run.arm == "planted" else {}
-    trials = PlainTrials(1, maker=TrialMaker(lambda task, seed: trial_config(task, seed, planted)))
-    report = trials.begin(0, task, run.seed)
-    curve = []
-    while True:
-        loss, bare = report.validation_loss.value, report.observation.host.parameters
-        spent = report.flops / report.budget * task.steps
-        curve.append([spent, math.inf if loss is None else loss, report.parameters / bare])
-        if report.ending is not Ending.RUNNING:
-            return curve
-        (report,) = trials.advance([command_of(run, report)])
+def measure(runs: Sequence[Run], tasks: Sequence[GrowthTask], path: Path) -> None:
+    """Trains hosts to the end of the largest budget of their tasks, many at a time; writes each curve as it ends."""
+    groups, cells = longest(tasks), {}
+    for run in runs:
+        cells[Cell(run.group, run.seed, f"{run.arm}/{run.slot}/{run.blueprint}")] = run
+    arms = {cell.arm: arm_of(run) for cell, run in cells.items()}
+    for cell, points in run_cells(list(cells), arms, groups):
+        steps = groups[cell.task].steps
+        each = [[steps * point.spent, point.loss, point.size] for point in points]
+        with path.open("a") as file:
+            run = {name: getattr(cells[cell], name) for name in Run.__slots__}
+            file.write(json.dumps({"run": run, "curve": each}) + "\n")
 
 
 def read_at(curve: Curve, steps: float) -> tuple[float, float]:
-    """Loss, interpolated, and relative size at a budget."""
+    """Loss at a budget, the mean of that tick and those before it, each interpolated, and the relative size."""
+    every = (curve[-1][0] - curve[0][0]) / max(1, len(curve) - 1)
+    reads = [_read_at(curve, steps - back * every) for back in range(TICKS)]
+    return statistics.fmean(loss for loss, _ in reads), reads[0][1]
+
+
+def _read_at(curve: Curve, steps: float) -> tuple[float, float]:
     before = curve[0]
     for point in curve:
         if point[0] >= steps:
@@ -210,21 +210,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a line a run; what stands there is kept")
     parser.add_argument("--tasks", default=",".join(t.name for p in Purpose for t in REGISTERED[p]), help="names")
-    parser.add_argument("--seeds", default="0,1", help="of the trials")
-    parser.add_argument("--part", default="1/1", help="i/n: every n-th run from the i-th on")
+    parser.add_argument("--seeds", default="0,1,2", help="of the trials")
     parser.add_argument("--price", type=float, default=0.02, help="lambda of the objective, nats")
     parser.add_argument("--least", type=float, default=0.005, help="lead below which growing does not pay, nats")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    part, parts = map(int, given.part.split("/"))
-    tasks = [find_task(name) for name in given.tasks.split(",")]
-    wanted = runs_of(tasks, [int(seed) for seed in given.seeds.split(",")], given.out)
-    for number, (run, task) in enumerate([] if given.table else wanted):
-        if number % parts == part - 1 and run not in read_runs(given.out):
-            entry = {"run": {name: getattr(run, name) for name in Run.__slots__}, "curve": measure(run, replace(task))}
-            with given.out.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+    tasks, seeds = [find_task(name) for name in given.tasks.split(",")], list(map(int, given.seeds.split(",")))
+    for arms in [] if given.table else [("none", "now"), ("planted", "late")]:
+        runs = runs_of(tasks, seeds, arms, given.out)
+        measure([run for run in runs if run not in read_runs(given.out)], tasks, given.out)
     table(read_runs(given.out), given.price, given.least)
     return 0
 

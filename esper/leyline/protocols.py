@@ -121,6 +121,9 @@ class Trials(Protocol[Task]):
             seed: of the host's first weights, its order of the data, and its seeds' weights.
         """
 
+    def begin_many(self, trials: Sequence[tuple[int, Task, int]]) -> list[Report]:
+        """`begin` for several places, each once: (index, task, seed) each. They may train their first tick together."""
+
     def advance(self, commands: Sequence[Sequence[Command]]) -> tuple[Report, ...]:
         """Commits one tick's commands for each host, trains each to its next tick, and reports.
 

@@ -65,6 +65,9 @@ class GrowthEnvConfig:
     sparse: bool = False
     """Pay everything at the end."""
 
+    in_noise: bool = False
+    """Pay in units of the twin's own noise from tick to tick instead of nats, so that no task drowns another."""
+
     most_ticks: int | None = None
     """Ticks after which an episode is cut off; null: never."""
 
@@ -87,6 +90,7 @@ class GrowthEnvConfig:
             prune_price=self.prune_price,
             most_loss=self.most_loss,
             sparse=self.sparse,
+            in_noise=self.in_noise,
         )
 
 
@@ -166,7 +170,7 @@ def make_environment(
         max(len(one.places) for one in terms),
         max(len(infos) for one in terms for infos in one.catalogue.values()),
     )
-    twins = Twins(lambda size: make_trials(size, maker), folder=folder, key=code_digest())
+    twins = Twins(lambda size: make_trials(size, maker), tasks=tasks, folder=folder, key=code_digest())
     return GrowthVectorEnv(
         make_trials(envs, maker),
         tasks,

@@ -87,6 +87,10 @@ class PlainTrials:
     def __len__(self) -> int:
         return len(self.trials)
 
+    def begin_many(self, trials: Sequence[tuple[int, Any, int]]) -> list[Report]:
+        """`begin` for several places, one after the other."""
+        return [self.begin(*trial) for trial in trials]
+
     def begin(self, index: int, task: Any, seed: int) -> Report:
         """Starts a trial; see `Trials`. Every rank gets the same report.
 

@@ -1,14 +1,13 @@
 """One trial as an episode: what it has shown, what was said in it, and what it pays."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from esper.leyline.commands import Command
-from esper.leyline.errors import EsperError
 from esper.leyline.protocols import Report
 from esper.leyline.stages import Op
 from esper.simic.env.reward import Payment, Reward
 from esper.simic.env.tasks import GrowthTask
-from esper.tamiyo.policy.masks import Arrays
 from esper.tamiyo.policy.memory import Memory
 from esper.tamiyo.policy.options import WITH_OPERATOR, WITH_SPEED, Options
 
@@ -44,11 +43,11 @@ class Episode:
         return terms
 
 
-def check_legal(row: Arrays, choice: Mapping[str, int], options: Options, env: int) -> None:
+def why_illegal_choice(row: Mapping[str, Any], choice: Mapping[str, int], options: Options) -> str | None:
     """Checks the heads that matter against the masks of the observation that the choice was made from.
 
-    Raises:
-        EsperError: an option is not legal; the text names environment and head.
+    Returns:
+        Which option is not legal; None if all are.
     """
     op, slot = choice["op"], choice["slot"]
     asked: list[tuple[str, bool]] = [("op", bool(row["mask_op"][op]))]
@@ -65,7 +64,5 @@ def check_legal(row: Arrays, choice: Mapping[str, int], options: Options, env: i
         asked.append(("speed", bool(row["mask_speed"][slot, line, choice["speed"]])))
     for head, legal in asked:
         if not legal:
-            raise EsperError(
-                f"environment {env}: option {choice[head]} of head {head!r} is not legal for {kind.name} now; choose "
-                "by the masks of the observation"
-            )
+            return f"option {choice[head]} of head {head!r} is not legal for {kind.name} now"
+    return None

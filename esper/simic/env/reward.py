@@ -10,6 +10,10 @@ This is potential-based shaping (Ng, Harada, Russell 1999, "Policy invariance un
 potential's last value left in, which makes it the objective itself rather than a hint. What costs FLOPs needs no price:
 a host that grows has trained for fewer steps than its twin when both have spent the same.
 
+Nats of one task are not those of another: the loss of a CNN jumps by a tenth from tick to tick, that of a GPT by a
+hundredth. Paid in units of the twin's own noise, no task drowns another. It is one factor for a whole trial, so what is
+best in a task stays best.
+
 A trial that comes apart ends on that step, with a Φ below that of every way to finish: the greatest loss that counts,
 every slot full of the largest blueprint, and churn at every tick.
 """
@@ -42,6 +46,9 @@ class RewardConfig:
     sparse: bool = False
     """Pay everything at the end."""
 
+    in_noise: bool = False
+    """Pay in units of the twin's own noise (`esper.simic.env.twins.Curve.noise`) instead of nats; parts stay nats."""
+
     def __post_init__(self) -> None:
         with Checks(self) as check:
             for name in ("size_price", "birth_price", "prune_price"):
@@ -54,7 +61,7 @@ class Payment:
     """The reward of one tick and its parts, which sum to it (in the sparse form: to what is put by).
 
     Fields:
-        reward: what is paid.
+        reward: what is paid, in nats or in units of the twin's noise.
         loss: change of -(loss - twin's).
         size: change of -λ log(parameters).
         births: minus the price of births.
@@ -79,10 +86,11 @@ class Reward:
         config: prices.
         twin: from FLOPs to the validation loss of the twin without growth.
         first: report with which the trial began.
+        unit: nats in a unit of what is paid.
     """
 
-    def __init__(self, config: RewardConfig, twin: Callable[[int], float], first: Report) -> None:
-        self._config, self._twin = config, twin
+    def __init__(self, config: RewardConfig, twin: Callable[[int], float], first: Report, *, unit: float = 1.0) -> None:
+        self._config, self._twin, self._unit = config, twin, unit
         self._owed = 0.0
         self._loss, self._size = self._excess(first), self._price_of_size(first.parameters, first)
 
@@ -108,7 +116,7 @@ class Reward:
         self._owed += math.fsum(parts.values())
         reward = 0.0
         if not config.sparse or report.ending in (Ending.SPENT, Ending.DIVERGED):
-            reward, self._owed = self._owed, 0.0
+            reward, self._owed = self._owed / self._unit, 0.0
         return Payment(reward=reward, potential=-loss - size, **parts)
 
     def _excess(self, report: Report) -> float:

@@ -97,7 +97,9 @@ RANGES: dict[Purpose, dict[Family, Range]] = {
         Family.RECALL: Range(hosts=((16, 1),), samples=(1000, 4000), noise=(0.0, 0.1), steps=(200, 1800)),
     },
     Purpose.HELD_OUT: {
-        Family.DIGITS: Range(hosts=((2, 2), (8, 2)), samples=(250, 1000), noise=(0.1, 0.4), steps=(120, 2400)),
+        Family.DIGITS: Range(
+            hosts=((2, 2), (8, 2)), samples=(250, 500, 1000), noise=(0.1, 0.3, 0.4), steps=(120, 2400)
+        ),
         Family.BYTES: Range(hosts=((8, 1), (24, 1)), samples=(1000, 4000), noise=(0.0,), steps=(120, 2400)),
         Family.RECALL: Range(hosts=((12, 1), (24, 1)), samples=(1000, 4000), noise=(0.05, 0.2), steps=(120, 2400)),
     },
@@ -164,26 +166,26 @@ TRAINING = _tasks("""
     r7   recall 16    1     1000    0.1    1300
 """)
 HELD_OUT = _tasks("""
-    hd1  digits 2     2     1000    0.1    150
-    hd2  digits 2     2     1000    0.1    500
-    hd3  digits 2     2     1000    0.1    1100
-    hd4  digits 2     2     1000    0.1    2200
-    hd5  digits 8     2     500     0.4    120
-    hd6  digits 8     2     500     0.4    600
-    hd7  digits 8     2     500     0.4    1200
-    hd8  digits 8     2     500     0.4    2000
+    hd1  digits 2     2     1000    0.1    120
+    hd2  digits 2     2     1000    0.1    150
+    hd3  digits 2     2     1000    0.1    300
+    hd4  digits 2     2     1000    0.1    400
+    hd5  digits 2     2     1000    0.1    500
+    hd6  digits 2     2     1000    0.1    1000
+    hd7  digits 2     2     250     0.3    150
+    hd8  digits 2     2     250     0.3    200
+    hd9  digits 8     2     1000    0.1    200
+    hd10 digits 8     2     500     0.4    300
+    hd11 digits 8     2     500     0.4    500
+    hd12 digits 8     2     500     0.4    1200
     hb1  bytes  8     1     4000    0.0    150
-    hb2  bytes  8     1     4000    0.0    800
-    hb3  bytes  8     1     4000    0.0    2200
-    hb4  bytes  24    1     1000    0.0    120
-    hb5  bytes  24    1     1000    0.0    900
+    hb2  bytes  8     1     4000    0.0    900
+    hb3  bytes  24    1     1000    0.0    150
+    hb4  bytes  24    1     1000    0.0    600
     hr1  recall 12    1     4000    0.2    150
     hr2  recall 12    1     4000    0.2    900
-    hr3  recall 12    1     4000    0.2    2000
-    hr4  recall 24    1     4000    0.05   170
-    hr5  recall 24    1     4000    0.05   500
-    hr6  recall 24    1     4000    0.05   1100
-    hr7  recall 24    1     4000    0.05   2000
+    hr3  recall 24    1     4000    0.05   200
+    hr4  recall 24    1     4000    0.05   500
 """)
 REGISTERED: dict[Purpose, tuple[GrowthTask, ...]] = {Purpose.TRAINING: TRAINING, Purpose.HELD_OUT: HELD_OUT}
 

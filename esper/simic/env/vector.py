@@ -27,7 +27,7 @@ from esper.leyline.errors import EsperError
 from esper.leyline.observation import Observation
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.protocols import Ending, Trials
-from esper.simic.env.episode import Episode, check_legal
+from esper.simic.env.episode import Episode, why_illegal_choice
 from esper.simic.env.reward import Payment, Reward, RewardConfig
 from esper.simic.env.tasks import GrowthTask
 from esper.simic.env.twins import Twins
@@ -37,6 +37,7 @@ from esper.tamiyo.policy.masks import Arrays
 from esper.tamiyo.policy.options import OPTIONS, Options, to_commands
 
 OVER = (Ending.SPENT, Ending.DIVERGED)
+ALL_TWINS = 4  # for each environment: if there are no more in all, they are trained at once, many at a time
 PARTS = ("loss", "size", "births", "prunes", "apart")  # of a reward
 
 
@@ -55,6 +56,9 @@ class GrowthVectorEnv(VectorEnv):
         layout: features.
         options: what the heads choose from.
         most_ticks: steps after which an episode is cut off; None never does.
+
+    Fields:
+        choices: what the heads choose from.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class GrowthVectorEnv(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
         self.trials, self.tasks, self.twins = trials, tuple(tasks), twins
         self._seeds, self._first_seed, self._most_ticks = seeds, first_seed, most_ticks
-        self._config, self._layout, self._options = config or RewardConfig(), layout, options
+        self._config, self._layout, self.choices = config or RewardConfig(), layout, options
         self._room = {"slots": slots, "entries": entries}
         shapes = array_shapes(slots, entries, layout=layout, options=options)
         self.single_observation_space = spaces.Dict({name: _space(*shape) for name, shape in shapes.items()})
@@ -123,8 +127,9 @@ class GrowthVectorEnv(VectorEnv):
             if one is not None:
                 self._draws[env] = np.random.default_rng(np.random.SeedSequence(one))
         pairs = [self._draw(env) for env in range(self.num_envs)]
-        self.twins.prepare(pairs)
-        self._episodes = [self._begin(env, *pair) for env, pair in enumerate(pairs)]
+        every = [(task, self._first_seed + seed) for task in self.tasks for seed in range(self._seeds)]
+        self.twins.prepare(every if len(every) <= ALL_TWINS * self.num_envs else pairs)
+        self._episodes = self._begin([(env, *pair) for env, pair in enumerate(pairs)])
         infos: dict[str, Any] = {}
         self._rows = [self._look(env) for env in range(self.num_envs)]
         for env, row in enumerate(self._rows):
@@ -150,8 +155,10 @@ class GrowthVectorEnv(VectorEnv):
         said = []
         for env, episode in enumerate(self._episodes):
             choice = {head: int(option[env]) for head, option in actions.items()}
-            check_legal(self._rows[env], choice, self._options, env)
-            said.append(to_commands(episode.report.observation, choice, self._options))
+            why = why_illegal_choice(self._rows[env], choice, self.choices)
+            if why is not None:
+                raise EsperError(f"environment {env}: {why}; choose by the masks of the observation")
+            said.append(to_commands(episode.report.observation, choice, self.choices))
         return self.obey(said)
 
     def obey(self, said: Sequence[list[Command]]) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -163,25 +170,31 @@ class GrowthVectorEnv(VectorEnv):
         reports = self.trials.advance(said)
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        infos: dict[str, Any] = {}
-        rows: list[Arrays] = []
+        paid: list[Payment] = []
+        finals: dict[int, dict[str, Any]] = {}
         for env, (episode, report) in enumerate(zip(self._episodes, reports, strict=True)):
             terms = episode.take(report, said[env])
+            paid.append(terms)
             rewards[env] = terms.reward
             terminated[env] = report.ending in OVER
             late = self._most_ticks is not None and episode.ticks >= self._most_ticks
             truncated[env] = not terminated[env] and (late or report.ending is Ending.CUT)
-            row = self._look(env)
-            info = self._info(env, row, terms)
             if terminated[env] or truncated[env]:
-                final = {"final_obs": row, "final_info": info | {"total": episode.total, "ticks": episode.ticks}}
-                self._episodes[env] = self._begin(env, *self._draw(env))
                 row = self._look(env)
-                info = {**self._info(env, row, terms), **final}
-            infos = self._add_info(infos, info, env)
-            rows.append(row)
-        self._rows = rows
-        return stack(rows), rewards, terminated, truncated, infos
+                final = self._info(env, row, terms) | {"total": episode.total, "ticks": episode.ticks}
+                finals[env] = {"final_obs": row, "final_info": final}
+        drawn = [(env, *self._draw(env)) for env in finals]
+        for (env, _, _), episode in zip(drawn, self._begin(drawn), strict=True):
+            self._episodes[env] = episode
+        self._rows = [self._look(env) for env in range(self.num_envs)]
+        infos: dict[str, Any] = {}
+        for env, (row, terms) in enumerate(zip(self._rows, paid, strict=True)):
+            infos = self._add_info(infos, self._info(env, row, terms) | finals.get(env, {}), env)
+        return stack(self._rows), rewards, terminated, truncated, infos
+
+    def playing(self) -> list[GrowthTask]:
+        """The task of each host."""
+        return [episode.task for episode in self._episodes]
 
     def observations(self) -> list[Observation]:
         """What a controller of each host would see now."""
@@ -220,12 +233,13 @@ class GrowthVectorEnv(VectorEnv):
         pairs = [(known[entry["task"]], int(entry["seed"])) for entry in saved]
         self.twins.prepare(pairs)
         scripts = [[[from_plain(Command, c) for c in commands] for commands in entry["said"]] for entry in saved]
-        self._episodes = [self._begin(env, *pair) for env, pair in enumerate(pairs)]
+        self._episodes = self._begin([(env, *pair) for env, pair in enumerate(pairs)])
         longest = max(map(len, scripts))
         waits = [longest - len(script) for script in scripts]  # hosts go on together, so the short ones begin later
         for tick in range(longest + 1):
-            for env in [env for env, wait in enumerate(waits) if tick == wait > 0]:
-                self._episodes[env] = self._begin(env, *pairs[env])
+            due = [env for env, wait in enumerate(waits) if tick == wait > 0]
+            for env, episode in zip(due, self._begin([(env, *pairs[env]) for env in due]), strict=True):
+                self._episodes[env] = episode
             if tick < longest:
                 pairs_ = zip(scripts, waits, strict=True)
                 said = [script[tick - wait] if tick >= wait else [] for script, wait in pairs_]
@@ -238,20 +252,27 @@ class GrowthVectorEnv(VectorEnv):
         draws = self._draws[env]
         return self.tasks[int(draws.integers(len(self.tasks)))], self._first_seed + int(draws.integers(self._seeds))
 
-    def _begin(self, env: int, task: GrowthTask, seed: int) -> Episode:
-        curve = self.twins.curve(task, seed)
-        report = self.trials.begin(env, task, seed)
-        if report.ending is not Ending.RUNNING:
-            raise EsperError(
-                f"task {task.name}, seed {seed}: {report.ending.value} at its first tick, before any decision; choose "
-                "another task, a larger budget, or a lower learning rate"
-            )
-        return Episode(task, seed, report, Reward(self._config, curve, report))
+    def _begin(self, drawn: Sequence[tuple[int, GrowthTask, int]]) -> list[Episode]:
+        """Begins episodes, each of an environment, a task and a seed; their hosts train their first tick together."""
+        if not drawn:
+            return []
+        self.twins.prepare((task, seed) for _, task, seed in drawn)
+        episodes = []
+        for (_, task, seed), report in zip(drawn, self.trials.begin_many(drawn), strict=True):
+            if report.ending is not Ending.RUNNING:
+                raise EsperError(
+                    f"task {task.name}, seed {seed}: {report.ending.value} at its first tick, before any decision; "
+                    "choose another task, a larger budget, or a lower learning rate"
+                )
+            curve = self.twins.curve(task, seed)
+            unit = curve.noise if self._config.in_noise else 1.0
+            episodes.append(Episode(task, seed, report, Reward(self._config, curve, report, unit=unit)))
+        return episodes
 
     def _look(self, env: int) -> Arrays:
         episode = self._episodes[env]
         return arrays_of(
-            episode.report.observation, episode.memory, layout=self._layout, options=self._options, **self._room
+            episode.report.observation, episode.memory, layout=self._layout, options=self.choices, **self._room
         )
 
     def _info(self, env: int, row: Arrays, terms: Payment | None = None) -> dict[str, Any]:

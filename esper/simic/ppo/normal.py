@@ -54,6 +54,10 @@ class ReturnScale:
         count, squares = ranks.all_reduce(sums, SUM, what="scale of returns").tolist()
         self._count, self._squares = self._count + count, self._squares + squares
 
+    def restart(self) -> None:
+        """Every environment begins a new episode."""
+        self._running = torch.zeros_like(self._running)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums, and the running returns of this rank's environments."""
         return {"count": self._count, "squares": self._squares, "running": self._running.clone()}

@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     MINIBATCHES = 3
     EVALUATION = 4
     EVALUATION_ACTIONS = 5
+    IMITATION = 6
 
 
 def make_seed(seed: int, purpose: Purpose, *numbers: int) -> int:

@@ -97,8 +97,7 @@ class Training:
             should_stop: asked after every update; one rank that says so stops all.
             after_update: gets what each update did.
         """
-        if not self._begun:
-            self._begin()
+        self.begin()
         stop = self._any_stops(should_stop())
         while self.done < self.plan.updates and not stop:
             update = self._advance()
@@ -107,6 +106,11 @@ class Training:
             if stop or self.done == self.plan.updates or self.done % self.plan.save_every == 0:
                 self.save()
         return self.done >= self.plan.updates
+
+    def begin(self) -> None:
+        """Begins an episode in every environment, unless they have begun or been resumed."""
+        if not self._begun:
+            self._begin()
 
     def _begin(self) -> None:
         self.collector.start([make_seed(self.plan.seed, Purpose.ENVIRONMENT, n, self.done) for n in self.numbers])

@@ -10,7 +10,7 @@ speed      SET_ALPHA_TARGET, PRUNE: ticks of the ramp; a PRUNE of 0 is at once
 curve      of a ramp that takes time
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,41 @@ def read_options(plain: Mapping[str, Any], where: str) -> Options:
         return from_plain(Options, dict(plain), "options")
     except ValueError as error:
         raise ConfigError(f"{where}: {error}; run the policy with the code that it was trained by") from None
+
+
+def to_choice(observation: Observation, command: Command, options: Options = OPTIONS) -> dict[str, int]:
+    """Returns the choice that comes closest to a command: `to_commands` the other way round.
+
+    Ticks and targets become the nearest option, the shorter or lower of two. What it has no option for is left out, so
+    the choice may be illegal where the command is not; ask the masks.
+
+    Args:
+        observation: the one that the command was given on.
+        command: of a rule, of one of the observation's slots.
+        options: what the heads choose from.
+    """
+    view = observation.slot(command.slot)
+    choice = dict.fromkeys(HEADS, 0) | {"op": options.ops.index(command.op)}
+    if command.op is Op.WAIT:
+        return choice
+    choice["slot"] = observation.slots.index(view)
+    if command.op is Op.GERMINATE:
+        choice["blueprint"] = [info.name for info in view.catalogue].index(str(command.blueprint))
+        choice["tempo"] = _nearest(options.tempos, command.ticks)
+    if command.op in WITH_OPERATOR:
+        if command.operator in options.operators:
+            choice["operator"] = options.operators.index(command.operator)
+        choice["target"] = _nearest(options.targets, command.target)
+    if command.op in WITH_SPEED:
+        choice["speed"] = _nearest(options.speeds, command.ticks)
+    takes_time = options.tempos[choice["tempo"]] if command.op is Op.GERMINATE else options.speeds[choice["speed"]]
+    if command.op in (Op.GERMINATE, *WITH_SPEED) and takes_time and command.curve in options.curves:
+        choice["curve"] = options.curves.index(command.curve)
+    return choice
+
+
+def _nearest(options: Sequence[float], wanted: float) -> int:
+    return min(range(len(options)), key=lambda place: (abs(options[place] - wanted), options[place]))
 
 
 def to_commands(

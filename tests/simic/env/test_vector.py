@@ -307,6 +307,38 @@ def test_twins_are_trained_once_and_kept_on_disk(tmp_path: Path) -> None:
         Twins(refuse, folder=tmp_path, key="a").prepare([(DIGITS, 0), (DIGITS, 1)])
 
 
+def test_tasks_that_differ_in_their_budget_alone_share_a_twin() -> None:
+    made: list[int] = []
+
+    def make(size: int) -> PlainTrials:
+        made.append(size)
+        return plain_trials(size, MAKER)
+
+    short = replace(DIGITS, name="short", steps=30)
+    twins = Twins(make, tasks=(short, DIGITS))
+    curve = twins.curve(short, 0)
+    assert twins.curve(DIGITS, 0) is curve
+    assert made == [1]
+    assert curve == Twins(make).curve(DIGITS, 0)
+    host = plain_trials(1, MAKER)
+    report = host.begin(0, short, 0)
+    while report.ending is Ending.RUNNING:
+        assert curve(report.flops) == report.validation_loss.value
+        (report,) = host.advance([[]])
+
+
+def test_rewards_in_units_of_noise_are_one_factor_of_those_in_nats() -> None:
+    assert Curve((1, 2, 3, 4), (9.0, 1.0, 1.0, 1.0)).noise == 0.02
+    totals = []
+    for config in (RewardConfig(), RewardConfig(in_noise=True)):
+        env = environment(1, (DIGITS,), config=config)
+        paid = [after[1][0] for _, after in walk(env, 5, 6)]
+        totals.append(np.array(paid))
+    unit = env.twins.curve(DIGITS, env.reset(seed=5)[1]["seed"][0]).noise
+    assert np.abs(totals[0]).sum() > 0
+    assert totals[0] == pytest.approx(totals[1] * unit)
+
+
 def test_a_curve_is_interpolated_in_flops() -> None:
     curve = Curve((10, 20, 40), (3.0, 2.0, 1.0))
     assert [curve(flops) for flops in (0, 10, 15, 20, 30, 40, 99)] == [3.0, 3.0, 2.5, 2.0, 1.5, 1.0, 1.0]
