@@ -12,6 +12,7 @@ from esper.leyline.errors import ConfigError
 from esper.nissa.config import TelemetryConfig
 from esper.run.learning.config import LearnConfig, PolicyRunConfig, build_policy_config
 from esper.run.learning.kinds import ENVIRONMENTS, FlatAgentConfig, GrowthAgentConfig, ProbeConfig
+from esper.run.learning.warm import WarmStartConfig
 from esper.run.learning.work import build_agent, keep_policy
 from esper.run.trials.environment import GrowthEnvConfig
 from esper.simic.ppo.config import PPOConfig
@@ -28,6 +29,7 @@ def config_of(env: Any, agent: Any) -> PolicyRunConfig:
         env=env,
         agent=agent,
         learn=LearnConfig(updates=1, envs=2),
+        warm=WarmStartConfig(),
         ppo=PPOConfig(ticks=4, minibatches=1, epochs=1),
         world=WorldConfig(nproc_per_node=1),
         telemetry=TelemetryConfig(),

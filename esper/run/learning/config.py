@@ -11,6 +11,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.nissa.config import TelemetryConfig
 from esper.run.learning.kinds import AGENTS, ENVIRONMENTS
+from esper.run.learning.warm import WarmStartConfig
 from esper.simic.ppo.config import PPOConfig
 from esper.tolaria.ranks.config import WorldConfig
 
@@ -65,6 +66,9 @@ class PolicyRunConfig:
     learn: LearnConfig
     """For how long."""
 
+    warm: WarmStartConfig
+    """What it begins with."""
+
     ppo: PPOConfig
     """How."""
 
@@ -78,6 +82,7 @@ class PolicyRunConfig:
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
     "learn": LearnConfig,
+    "warm": WarmStartConfig,
     "ppo": PPOConfig,
     "world": WorldConfig,
     "telemetry": TelemetryConfig,
@@ -87,7 +92,7 @@ SECTIONS: dict[str, type] = {
 def own_classes() -> list[type]:
     """The config classes that no other kind of run has."""
     environments, agents = ([kind.config for kind in kinds.values()] for kinds in (ENVIRONMENTS, AGENTS))
-    return [*environments, *agents, LearnConfig, PPOConfig]
+    return [*environments, *agents, LearnConfig, WarmStartConfig, PPOConfig]
 
 
 def build_policy_config(plain: Any) -> PolicyRunConfig:

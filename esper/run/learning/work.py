@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
 from esper.config.strict import as_plain
@@ -21,6 +22,7 @@ from esper.run.attempt import Attempt
 from esper.run.directory import write_done, write_result
 from esper.run.learning.config import PolicyRunConfig
 from esper.run.learning.kinds import AGENTS, ENVIRONMENTS
+from esper.run.learning.warm import warm_up
 from esper.run.stopping import StopHandlers
 from esper.simic.ppo.evaluate import play
 from esper.simic.ppo.measures import Update
@@ -84,6 +86,8 @@ def learn(config: PolicyRunConfig, plain: dict[str, Any], run_dir: Path, world: 
         newest = world.hear_rank_0(_newest(folder), what="choice of checkpoint")
         if newest:
             training.resume(folder / newest)
+        elif config.warm.ticks:
+            _warm_up(config, training, env, world)
         StopHandlers(partial(asked.append, True), config.world.grace_s).install()
         tell = partial(_tell, config.learn.updates, training) if world.rank == 0 else (lambda update: None)
         finished = training.run(should_stop=lambda: bool(asked), after_update=tell)
@@ -98,6 +102,18 @@ def learn(config: PolicyRunConfig, plain: dict[str, Any], run_dir: Path, world: 
         world.meet("the end")
     finally:
         sink.close()
+
+
+def _warm_up(config: PolicyRunConfig, training: Training, env: VectorEnv, world: World) -> None:
+    """Clones the teacher, and keeps what came of it as the checkpoint of update 0."""
+    found = warm_up(training, config.warm, env, seed=config.seed, device=world.device)
+    if world.rank == 0:
+        first, last = found[0], found[-1]
+        losses = f"cross-entropy {first['loss/policy']:.3f} -> {last['loss/policy']:.3f} nats a decision"
+        values = f"value loss {first['loss/value']:.3f} -> {last['loss/value']:.3f}"
+        print(f"esper: cloned the teacher in {len(found)} passes: {losses}, {values}", flush=True)
+    training.begin()
+    training.save()
 
 
 def keep_policy(config: PolicyRunConfig, agent: Agent, run_dir: Path, updates: int) -> None:
@@ -115,6 +131,7 @@ def keep_policy(config: PolicyRunConfig, agent: Agent, run_dir: Path, updates: i
         "env": {name: value for name, value in as_plain(config.env).items() if name != "twins"},
         "agent": as_plain(config.agent),
         "learn": as_plain(config.learn),
+        "warm": as_plain(config.warm),
         "ppo": as_plain(config.ppo),
     }
     save_policy(run_dir / "policy.pt", agent, made)
