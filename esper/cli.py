@@ -27,6 +27,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -61,14 +62,31 @@ def _share(text: str) -> tuple[int, int]:
     return int(first) - 1, int(of)
 
 
+def _compare_over_tasks(given: argparse.Namespace, path: Path, plain: dict[str, Any], out: Path) -> int:
+    """Runs ``esper compare`` of growth policies; returns exit code 0."""
+    from esper.compare.growth import read_growth_compare
+    from esper.compare.over_tasks import run_over_tasks
+    from esper.compare.regret import markdown
+
+    def say(text: str) -> None:
+        print(f"esper: {text}", file=sys.stderr if given.markdown else sys.stdout, flush=True)
+
+    config = read_growth_compare(path, plain)
+    print(markdown(config, run_over_tasks(config, out, report_only=given.report, say=say)))
+    return 0
+
+
 def _compare(given: argparse.Namespace) -> int:
     """Runs ``esper compare``; returns exit code 0, or 70 if a run failed."""
-    from esper.compare.arms import load_compare
+    from esper.compare.arms import load_compare, read_compare
     from esper.compare.report import run_compare
     from esper.karn.page import write_page
     from esper.karn.table import comparison_table, markdown
 
     out = (given.out or Path("compare") / Path(given.name).stem).absolute()
+    path, plain = read_compare(given.name, given.settings)
+    if "tasks" in plain:
+        return _compare_over_tasks(given, path, plain, out)
     config = load_compare(given.name, given.settings)
     index, shares = given.share
     config.seeds = config.seeds[index::shares]

@@ -121,15 +121,15 @@ class CompareConfig:
         return done
 
 
-def load_compare(name: str, overrides: list[str]) -> CompareConfig:
-    """Reads conf/compare/NAME.yaml.
+def read_compare(name: str, overrides: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Reads conf/compare/NAME.yaml as plain data; returns its path, too.
 
     Args:
         name: name of a shipped comparison, or the path of a file that ends in .yaml.
         overrides: ``key=value`` for its settings, for example ``seeds=[1,2]``.
 
     Raises:
-        ConfigError: there is no such comparison, or it has problems; the text lists all of them.
+        ConfigError: there is no such comparison, or it is no YAML.
     """
     folder = conf_folder() / "compare"
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
@@ -141,7 +141,18 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
         plain = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    assert isinstance(plain, dict)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    return path, {str(key): value for key, value in plain.items()}
+
+
+def load_compare(name: str, overrides: list[str]) -> CompareConfig:
+    """Reads conf/compare/NAME.yaml; arguments as in `read_compare`.
+
+    Raises:
+        ConfigError: there is no such comparison, or it has problems; the text lists all of them.
+    """
+    path, plain = read_compare(name, overrides)
     arms = plain.get("arms") or {}
     if not isinstance(arms, dict):
         raise ConfigError(f"{path}: compare.arms = {arms!r}: must be a mapping of names to arms")

@@ -14,15 +14,19 @@ from esper.compare.arms import (
     derive,
     flops_per_sample,
     load_compare,
+    read_compare,
     read_result,
     steps_for,
 )
+from esper.compare.growth import build_arm, read_growth_compare
 from esper.karn.rows import Metric
 from esper.launcher.compose import conf_folder
 from esper.leyline.errors import ConfigError, RunDirError
+from esper.simic.env.tasks import find_task
 from esper.tolaria.data import BatchPlan
 
 SHIPPED = sorted(path.stem for path in (conf_folder() / "compare").glob("*.yaml"))
+OVER_TASKS = [name for name in SHIPPED if "tasks" in read_compare(name, [])[1]]
 
 
 def result(folder: Path, flops: int, topology: dict[str, str], operator: str = "ADD") -> Path:
@@ -38,7 +42,16 @@ def data() -> DataCache:
     return DataCache()
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", OVER_TASKS)
+def test_a_shipped_comparison_over_tasks_is_read(name):
+    config = read_growth_compare(*read_compare(name, []))
+    for arm in config.arms.values():
+        if arm.controller is None or arm.controller["kind"] != "policy":
+            for task in config.tasks:
+                assert build_arm(arm, find_task(task))[1]
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in OVER_TASKS])
 def test_every_arm_of_a_shipped_comparison_composes(name, data, tmp_path):
     compare = load_compare(name, [])
     run = result(tmp_path / "run", 10**10, {})

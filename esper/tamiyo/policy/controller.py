@@ -72,6 +72,20 @@ class PolicyState:
     memory: Memory
 
 
+def find_policy(config: PolicyConfig) -> tuple[Path, str]:
+    """The file of the policy that settings name, and what errors call it.
+
+    Raises:
+        ConfigError: they name none.
+    """
+    if config.checkpoint is None:
+        raise ConfigError(
+            "controller.checkpoint = null: controller=policy needs a trained policy; set "
+            "controller.checkpoint=FILE, see docs/policy.md"
+        )
+    return Path(config.checkpoint).expanduser(), f"controller.checkpoint = {config.checkpoint!r}"
+
+
 def _draws(seed: int, tick: int) -> torch.Generator:
     word = hashlib.blake2b(f"policy/{seed}/{tick}".encode(), digest_size=8).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(word, "big") >> 1)
@@ -84,13 +98,7 @@ class PolicyController:
     name = "policy"
 
     def __init__(self, config: PolicyConfig, *, slots: tuple[str, ...], seed: int) -> None:
-        if config.checkpoint is None:
-            raise ConfigError(
-                "controller.checkpoint = null: controller=policy needs a trained policy; set "
-                "controller.checkpoint=FILE, see docs/policy.md"
-            )
-        where = f"controller.checkpoint = {config.checkpoint!r}"
-        self._agent, _, digest = load_policy(Path(config.checkpoint).expanduser(), where)
+        self._agent, _, digest = load_policy(*find_policy(config))
         self._slots, self._seed, self._sampled = slots, seed, config.mode is Mode.SAMPLED
         self._state = PolicyState(weights=digest, core=(0.0,) * (2 * self._agent.hidden), memory=Memory())
 
