@@ -25,7 +25,6 @@ from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command, wait
 from esper.leyline.errors import one_line
 from esper.leyline.evidence import ABSENT
-from esper.leyline.observation import Observation
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.size import BirthCheck, MeasuresBirth
@@ -231,7 +230,7 @@ class Cycle:
         """
         self.marks.mark("decide")
         state = turn.state
-        commands, word = self._decide(controller, state, observation_of(state, self.terms), turn.word)
+        commands, word = self._decide(controller, state, turn.word)
         began = time.perf_counter()
         digests = self.lockstep.digests_of(state, self.grown, parameters=turn.full)
         digest_ms = 1e3 * (time.perf_counter() - began)
@@ -267,13 +266,14 @@ class Cycle:
         return state, wrap_ms
 
     def _decide(
-        self, controller: Controller | None, state: RunState, observation: Observation, word: RankWord
+        self, controller: Controller | None, state: RunState, word: RankWord
     ) -> tuple[dict[str, Command] | None, RankWord]:
         """On rank 0, one command per slot, with proposal ids. If the controller fails, this rank's word says so."""
         if controller is None:
             return None, word
         try:
             if word.failure is Failure.NONE:
+                observation = observation_of(state, self.terms)
                 return propose(controller, observation, state.proposals, self.terms.names), word
         except Exception as error:
             traceback.print_exc()

@@ -27,7 +27,7 @@ from esper.accord.evidence.lasting import NAMES as CONTINUED
 from esper.accord.evidence.lasting import SPENT
 from esper.accord.evidence.sums import NAMES as PROBE
 from esper.leyline.alpha import Curve, Operator
-from esper.leyline.commands import Command
+from esper.leyline.commands import Command, wait
 from esper.leyline.evidence import WORTH_PAIRS
 from esper.leyline.stages import Op
 
@@ -136,6 +136,7 @@ class ObserveLayout:
             self.additive += [f"{slot}.worth_{name}" for slot in slots for name in SLOT_WORTH]
         self.replicated = [*GLOBAL_REPLICATED, *(f"{slot}.{name}" for slot in slots for name in SLOT_REPLICATED)]
         self.names = [*self.additive, *self.replicated]
+        self._place = {name: index for index, name in enumerate(self.names)}
 
     def encode(self, values: Mapping[str, float], rank: int) -> Tensor:
         """The vector that this rank sends. Names it did not measure are 0; non-finite terms are counted here.
@@ -143,18 +144,22 @@ class ObserveLayout:
         Raises:
             KeyError: an unknown name.
         """
-        unknown = set(values) - set(self.names)
+        unknown = values.keys() - self._place.keys()
         if unknown:
             raise KeyError(f"not in the observe layout: {', '.join(sorted(unknown))}")
-        row = [float(values.get(name, 0.0)) for name in self.names]
-        if rank != 0:
-            row[len(self.additive) :] = [0.0] * len(self.replicated)
-        broken = [name for name, value in zip(self.names, row) if not math.isfinite(value)]
-        row = [value if math.isfinite(value) else 0.0 for value in row]
+        row, broken = [0.0] * len(self.names), []
+        own = len(self.names) if rank == 0 else len(self.additive)
+        for name, value in values.items():
+            place = self._place[name]
+            if place < own:
+                row[place] = float(value)
+                if not math.isfinite(row[place]):
+                    row[place] = 0.0
+                    broken.append(name)
         for name in broken:
             for counter in ("nonfinite_terms", f"{name.split('_')[0]}_nonfinite"):
-                if counter in self.names:
-                    row[self.names.index(counter)] += 1
+                if counter in self._place:
+                    row[self._place[counter]] += 1
         return torch.tensor(row, dtype=torch.float64)
 
     def decode(self, vector: Tensor) -> dict[str, float]:
@@ -206,6 +211,9 @@ def decode_command(words: Sequence[int], slot: str, names: Sequence[str]) -> Com
     )
 
 
+_WAITING = encode_command(wait(""), ())
+
+
 @dataclass(frozen=True, slots=True)
 class Agreed:
     """The reduced commit vector, the same on every rank.
@@ -233,6 +241,7 @@ class CommitLayout:
 
     def __init__(self, slots: Sequence[str], digests: Sequence[str], names: Sequence[str], world_size: int) -> None:
         self.slots, self.digests, self.names, self.world_size = list(slots), list(digests), list(names), world_size
+        self._waits = {slot: wait(slot) for slot in self.slots}
         self.length = len(self.slots) * (WORDS + 1) + 2 * len(self.digests) + world_size
 
     def encode(
@@ -254,13 +263,16 @@ class CommitLayout:
         """
         row: list[int] = []
         for slot in self.slots:
-            row += [NOTHING] * WORDS if commands is None else encode_command(commands[slot], self.names)
+            command = None if commands is None else commands[slot]
+            if command is None:
+                row += [NOTHING] * WORDS
+            else:  # most slots wait
+                row += _WAITING if command is self._waits[slot] else encode_command(command, self.names)
         for name in self.digests:
             digest = digests[name]
             row += [NOTHING, NOTHING] if digest is None else [digest, -digest]
-        for slot in self.slots:
-            veto = vetoes.get(slot, Veto.NONE)
-            row.append(0 if veto is Veto.NONE else int(veto) << 32 | rank)
+        given = {slot: int(veto) << 32 | rank for slot, veto in vetoes.items() if veto is not Veto.NONE}
+        row += [given.get(slot, 0) for slot in self.slots]
         row += [word.encode() if other == rank else 0 for other in range(self.world_size)]
         return torch.tensor(row, dtype=torch.int64)
 
@@ -282,5 +294,6 @@ class CommitLayout:
         commands = {}
         if set(differing) <= MAY_DIFFER:
             for index, slot in enumerate(self.slots):
-                commands[slot] = decode_command(row[index * WORDS : (index + 1) * WORDS], slot, self.names)
+                words = row[index * WORDS : (index + 1) * WORDS]
+                commands[slot] = self._waits[slot] if words == _WAITING else decode_command(words, slot, self.names)
         return Agreed(commands, tuple(differing), vetoes, ranks)
