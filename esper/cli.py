@@ -11,6 +11,8 @@ esper compare NAME                      arms x seeds of conf/compare/NAME.yaml b
 esper runs [ROOT]                       every run below a folder: state, step, loss, slots, cost, last word
 esper query "select ..." [--root ROOT]  SQL over all of their events
 esper report RUN [RUN ...] [--out FILE] one page to look at or to send: RUN/report.html
+esper ctl RUN COMMAND ...             an order to a run in training: germinate, prune, pause, stop (esper ctl --help)
+esper watch RUN [RUN ...]               runs, live or finished, in this terminal (extra watch)
 esper why RUN [SLOT|TICK|--end]         why a seed was born, kept or pruned; why the run ended, and what to do
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
@@ -35,7 +37,7 @@ from esper import doctor
 from esper.karn.commands import LOOKING, add_commands
 from esper.kasmina.blueprints.table import blueprint_table
 from esper.launcher import compose as launcher
-from esper.launcher import policy
+from esper.launcher import ctl, policy
 from esper.launcher.resume import resume
 from esper.launcher.slurm import requeue
 from esper.launcher.start import LaunchResult, results_of_errors, show_result
@@ -112,6 +114,15 @@ def _compare(given: argparse.Namespace) -> int:
     return EsperError.exit_code if report.failures else 0
 
 
+def _give_order(arguments: Sequence[str]) -> int:
+    """Runs ``esper ctl``; returns its exit code."""
+    failed: list[LaunchResult] = []
+    with results_of_errors(failed):
+        return ctl.main(arguments)
+    show_result(failed[0])
+    return failed[0].code
+
+
 @safe_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
@@ -123,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return policy.main(arguments[1:])
     if arguments[:1] == ["doctor"]:
         return doctor.main(arguments[1:])
+    if arguments[:1] == ["ctl"]:
+        return _give_order(arguments[1:])
     parser = argparse.ArgumentParser(
         "esper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -150,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain.add_argument("--ema", action="store_true", help="the average of the weights (trainer.ema), not the weights")
     plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
     plain.add_argument("--trust", action="store_true", help=trust)
+    commands.add_parser("ctl", help="give an order to a run in training (esper ctl --help)")
     commands.add_parser("policy", help="train, resume and evaluate a policy (esper policy --help)")
     commands.add_parser("doctor", help="check whether a run will work here (esper doctor --help)")
     queue = commands.add_parser("requeue", help="put the Slurm job around this back into the queue", allow_abbrev=False)

@@ -114,9 +114,9 @@ def after_blame(state: BreakerState, tick: int, config: GovernorConfig, why: str
     return replace(_turn(state, BreakerPhase.COOLING, why), trips=trips, until_tick=until)
 
 
-def after_order(state: BreakerState, phase: BreakerPhase, tick: int, config: GovernorConfig, why: str) -> BreakerState:
+def after_order(state: BreakerState, phase: BreakerPhase, tick: int, cool_ticks: int, why: str) -> BreakerState:
     """Returns the record after a person's order, committed at ``tick``; ALLOWED also resets the trips."""
     after = _turn(state, phase, why, manual=True)
     if phase is BreakerPhase.ALLOWED:
         return replace(after, trips=0)
-    return replace(after, until_tick=tick + config.cool_ticks) if phase is BreakerPhase.COOLING else after
+    return replace(after, until_tick=tick + cool_ticks) if phase is BreakerPhase.COOLING else after

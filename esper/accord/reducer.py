@@ -5,7 +5,8 @@ The order within a tick, the same everywhere:
     1. staged births   registered, kept waiting, or discarded, by the vetoes of this commit
     2. quarantine      slots whose gradient was not finite; the newest blending seed if the host's steps keep failing;
                        seeds that run by a fallback are frozen, and pruned if it lasts
-    3. commands        row-major; each is judged (legality, then its gate) before any part of it takes effect; before
+    3. orders          the order to the whole run, if this commit carries one
+       commands        row-major; each is judged (legality, then its gate) before any part of it takes effect; before
                        them, fossils that the network is better without are told
     4. auto-advance    slots without a command whose gate ahead passes, if gates.auto_advance lists that gate
     5. mechanics       ends of prune ramps, cool-down
@@ -25,10 +26,12 @@ from esper.accord.evidence.levels import level_of_birth
 from esper.accord.facts import GATE_AHEAD, conditions_of, facts_of, next_continuation, next_look, verdict_ahead
 from esper.accord.gates import judge_gate
 from esper.accord.lifecycle import SlotState
+from esper.accord.orders.obeying import obey
 from esper.accord.state import RunState, Terms
 from esper.leyline.commands import Command
 from esper.leyline.events import BirthVetoed, CommandJudged, CommandRefused
 from esper.leyline.legality import find_refusal
+from esper.leyline.orders.verbs import NO_ORDER, RunOrder
 from esper.leyline.stages import Gate, Incubation, Mechanical, Op, Stage
 
 
@@ -103,11 +106,10 @@ class _Reduction(Changes):
     def freeze_degraded(self) -> None:
         """Stops the ramps of seeds that run by a fallback, except of those that are on their way out."""
         for slot in self.state.slots:
-            if not slot.stage.is_live or slot.slot in self.moved:
+            if slot.slot in self.moved or not slot.stage.is_live:
                 continue
             if slot.degraded_tick is None:
-                if slot.frozen_step is not None:
-                    self.put(slot.thaw(self.state.step))
+                self.put(slot.thaw(self.state.step))
             elif self.state.tick - slot.degraded_tick >= self.terms.gates.degraded_ticks:
                 self.move(slot, Mechanical.DEGRADED, Stage.PRUNED)
             elif not slot.ending:
@@ -120,6 +122,7 @@ class _Reduction(Changes):
             return
         slot = self.state.slot(command.slot)
         reason = "the slot changed in this tick" if slot.slot in self.moved else None
+        reason = reason or self.state.steering.why_not(command.op)
         reason = reason or find_refusal(self, conditions_of(self.state, slot, self.terms), command)
         gate = {Op.GERMINATE: Gate.G0, Op.FOSSILIZE: Gate.G5}.get(command.op)
         if command.op is Op.ADVANCE or (command.op is Op.PRUNE and slot.stage is Stage.FOSSILIZED):
@@ -200,10 +203,10 @@ class _Reduction(Changes):
 
     def auto_advance(self) -> None:
         for slot in self.state.slots:
-            if not slot.stage.has_seed:
-                continue
             gate = GATE_AHEAD.get(slot.stage)
             if slot.slot in self.moved or gate is None or gate.name not in self.terms.gates.auto_advance:
+                continue
+            if self.state.steering.paused:
                 continue
             command = Command(slot=slot.slot, op=Op.ADVANCE, reason=f"{gate.name} advances by itself")
             verdict = verdict_ahead(self.state, slot, self.terms)
@@ -216,7 +219,7 @@ class _Reduction(Changes):
         rest = {Stage.PRUNED: 1, Stage.EMBARGOED: self.terms.slots_config.embargo_ticks, Stage.RESETTING: 1}
         onward = {Stage.PRUNED: Stage.EMBARGOED, Stage.EMBARGOED: Stage.RESETTING, Stage.RESETTING: Stage.EMPTY}
         for slot in self.state.slots:
-            if slot.stage is Stage.EMPTY or slot.slot in self.moved:
+            if slot.slot in self.moved:
                 continue
             if slot.ending and slot.ramp_done(self.state.step):
                 self.move(slot, Mechanical.RAMP_END, Stage.PRUNED)
@@ -226,9 +229,9 @@ class _Reduction(Changes):
                 slot = self.move(slot, Mechanical.COOLDOWN, onward[slot.stage])
 
     def request_looks(self) -> None:
+        if self.state.steering.paused:
+            return
         for slot in self.state.slots:
-            if not slot.stage.has_seed:
-                continue
             looking = next_look(self.state, slot, self.terms)
             if looking is not None:
                 self.put(looking)
@@ -253,6 +256,7 @@ def reduce_tick(
     terms: Terms,
     *,
     stage_ticks: int,
+    order: RunOrder = NO_ORDER,
 ) -> Outcome:
     """Applies one commit.
 
@@ -262,6 +266,7 @@ def reduce_tick(
         vetoes: (code, rank) for each vetoed slot.
         terms: terms of the run.
         stage_ticks: ticks for which a staged seed may stay not ready.
+        order: order to the whole run.
 
     Returns:
         New state, effects in canonical order, events.
@@ -271,9 +276,9 @@ def reduce_tick(
     reduction.quarantine()
     reduction.freeze_degraded()
     reduction.report_fossils()
+    obey(reduction, order)
     for slot in state.slots:
-        if commands[slot.slot].op is not Op.WAIT:
-            reduction.judge_command(commands[slot.slot])
+        reduction.judge_command(commands[slot.slot])
     reduction.auto_advance()
     reduction.run_mechanics()
     reduction.request_looks()

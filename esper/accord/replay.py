@@ -17,6 +17,7 @@ from esper.accord.effects import Outcome
 from esper.accord.governor.config import GovernorConfig
 from esper.accord.health import Skip
 from esper.accord.lifecycle import SlotState
+from esper.accord.orders.steering import after_rollback
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.stages import Mechanical, Stage
@@ -96,6 +97,13 @@ def replay(present: RunState, target: RunState, terms: Terms, config: GovernorCo
         replace(
             target,
             governor=governor,
+            steering=after_rollback(
+                present.steering,
+                target.steering,
+                tuple(entry.slot for entry in blamed),
+                target.tick + 1,
+                present.tick,
+            ),
             continuing=None,  # begun anew where it is still due
             samples=present.samples,
             flops=present.flops,

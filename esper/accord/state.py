@@ -9,6 +9,7 @@ from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.evidence.plan import ProbePlan
 from esper.accord.health import RunHealth
 from esper.accord.lifecycle import SlotState
+from esper.accord.orders.steering import Steering
 from esper.leyline.alpha import Curve, Operator, Ramp
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import ABSENT, NO_HEALTH, GradientHealth, Reading
@@ -68,6 +69,7 @@ class RunState:
         samples: training samples seen.
         flops: training FLOPs spent; None if no account is kept.
         governor: agreed record of the run's health; it keeps its first value in a run without a governor.
+        steering: what people's orders to the whole run have come to.
     """
 
     tick: int = 0
@@ -91,6 +93,7 @@ class RunState:
     samples: int = 0
     flops: int | None = None
     governor: RunHealth = field(default_factory=RunHealth)
+    steering: Steering = field(default_factory=Steering)
 
     def slot(self, slot: str) -> SlotState:
         """Returns the record of one slot.
@@ -113,11 +116,7 @@ class RunState:
 
     def with_slots(self, changed: dict[str, SlotState]) -> "RunState":
         """Returns the state with some slots replaced."""
-        slots = list(self.slots)
-        for index, entry in enumerate(slots):
-            if entry.slot in changed:
-                slots[index] = changed[entry.slot]
-        return replace(self, slots=tuple(slots))
+        return replace(self, slots=tuple(changed.get(entry.slot, entry) for entry in self.slots))
 
 
 def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState, ...]:
@@ -220,8 +219,10 @@ class Terms:
     def fossils(self, state: RunState) -> int:
         """Returns the number of fossils that came of births in this run."""
         planted = self.slots_config.planted or {}
-        fossils = [entry for entry in state.slots if entry.stage is Stage.FOSSILIZED]
-        return sum([entry.slot not in planted or entry.generation > 1 for entry in fossils])
+        return sum(
+            entry.stage is Stage.FOSSILIZED and (entry.slot not in planted or entry.generation > 1)
+            for entry in state.slots
+        )
 
     def spent_by(self, entry: SlotState) -> Spent:
         """Returns how much one slot uses of the budgets; a staged seed counts like a living one."""
@@ -232,11 +233,6 @@ class Terms:
         info = self.info(entry.slot, name)
         return Spent(live, info.parameters, info.flops)
 
-    def spent(self, state: RunState) -> Spent:
-        """Returns how much all slots use of the budgets."""
-        taken = [e for e in state.slots if e.staged is not None or e.stage is not Stage.EMPTY]
-        return sum([self.spent_by(entry) for entry in taken], Spent(0, 0, 0))
-
     def budgets(self, state: RunState, spent: Spent | None = None) -> Budgets:
         """Returns what may still be spent.
 
@@ -246,7 +242,7 @@ class Terms:
         """
         config = self.slots_config
         if spent is None:
-            spent = self.spent(state)
+            spent = sum((self.spent_by(entry) for entry in state.slots), Spent(0, 0, 0))
 
         def left(limit: int | None, spent: int) -> int | None:
             return None if limit is None else max(0, limit - spent)

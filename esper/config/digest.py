@@ -9,6 +9,7 @@ from esper.leyline.plain import digest62
 OPERATIONAL = (
     "run",
     "telemetry",
+    "orders",
     "control.timeout_s",
     "control.slow_timeout_s",
     "control.startup_timeout_s",

@@ -31,6 +31,7 @@ from esper.tamiyo.registry import controller_config_class, controller_kinds
 from esper.tolaria.checkpoint.config import CheckpointConfig
 from esper.tolaria.data import DATASETS, data_config_class
 from esper.tolaria.growth.config import OptimConfig
+from esper.tolaria.orders.config import OrdersConfig
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import DistillConfig
@@ -118,6 +119,9 @@ class EsperConfig:
     world: WorldConfig
     """Processes and devices."""
 
+    orders: OrdersConfig
+    """Which orders of people the run takes."""
+
     telemetry: TelemetryConfig
     """What is told, and where."""
 
@@ -138,6 +142,7 @@ FIXED_SECTIONS: dict[str, type] = {
     "governor": GovernorConfig,
     "distill": DistillConfig,
     "world": WorldConfig,
+    "orders": OrdersConfig,
     "telemetry": TelemetryConfig,
 }
 KINDS: dict[str, tuple[Callable[[str], type], Callable[[], list[str]]]] = {

@@ -7,7 +7,6 @@ of it, even after a crash.
 
 import contextlib
 import errno
-import hashlib
 import importlib.resources
 import json
 import os
@@ -59,37 +58,6 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-class Hashed:
-    """Hashes what goes into a file on its way, so that it need not be read again.
-
-    Fields:
-        bytes: written so far.
-    """
-
-    def __init__(self) -> None:
-        self.bytes, self._hash = 0, hashlib.sha256()
-
-    def onto(self, file: BinaryIO) -> "Hashed":
-        """Writes into this file from now on."""
-        self._file = file
-        return self
-
-    def write(self, data: Any) -> int:
-        """Writes bytes."""
-        self._hash.update(data)
-        self.bytes += memoryview(data).nbytes
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        """Flushes the file."""
-        self._file.flush()
-
-    @property
-    def sha256(self) -> str:
-        """Of what was written."""
-        return self._hash.hexdigest()
-
-
 def write_synced(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *, mode: int = 0o666) -> None:
     """Writes a file in place and waits until its content is on the disk; for files in a folder that is renamed later.
 
@@ -128,6 +96,28 @@ def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *,
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def append_synced(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Appends to a file, which is made if it is not there, and waits until all of it is on the disk.
+
+    Raises:
+        OSError: the disk refuses; the file is as long as before, where it can still be cut.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
+    try:
+        end, rest = os.fstat(handle).st_size, memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, end)
+            raise
+    finally:
+        os.close(handle)
+    if end == 0:
+        sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -180,6 +170,11 @@ class RunDir:
     def order(self) -> Path:
         """A person's latest order to the breaker of growth; the next resume obeys it."""
         return self.path / "breaker.json"
+
+    @property
+    def orders(self) -> Path:
+        """The folder of people's orders; see `esper.leyline.orders.folder`."""
+        return self.path / "orders"
 
     @property
     def attempt(self) -> Path:

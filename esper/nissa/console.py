@@ -35,6 +35,8 @@ from esper.leyline.events import (
     Fault,
     FossilHurts,
     LossShifted,
+    OrdersRefused,
+    OrderTaken,
     Panic,
     PolicyAlarm,
     RolledBack,
@@ -138,6 +140,14 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         left = f", {event.ticks_left} ticks" if event.ticks_left else ""
         by = " by hand" if event.manual else ""
         return f"{at}  breaker of growth {event.source.name} -> {event.target.name}{by}{left}: {event.reason}", "yellow"
+    if isinstance(event, OrderTaken):
+        became = "applied" if event.applied else "refused"
+        again = ", again" if event.again else ""
+        text = f"{at}  order {event.number} of {event.sender}: {event.words}: {became}{again}: {event.reason}"
+        return text, "cyan" if event.applied else "yellow"
+    if isinstance(event, OrdersRefused):
+        text = f"{at}  {event.count} orders {event.refusal}, {event.total} in all; the latest: {event.words}"
+        return text, "bold red"
     if isinstance(event, CheckpointSaved):
         return f"{at}  checkpoint {event.path}", "dim"
     if isinstance(event, RunStarted):

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from esper.leyline.events import Event, Fault
 from esper.leyline.protocols import EventSink
+from esper.nissa.config import Level
+from esper.nissa.jsonl import JsonlSink
 from esper.nissa.lane import say
 
 
@@ -26,6 +28,12 @@ class MultiSink:
         with self._lock:
             self._axes = (event.step, event.tick, event.epoch)
             self._each(lambda sink: sink.emit(event))
+
+    def set_level(self, level: Level) -> None:
+        """Sets which ordinary events the files of this run take from now on."""
+        for sink in self._sinks:
+            if isinstance(sink, JsonlSink):
+                sink.level = level
 
     def flush(self) -> None:
         """Flushes every sink."""

@@ -40,6 +40,7 @@ from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.terms import build_terms, host_info, set_channels
 from esper.tolaria.lockstep.buffers import check_patterns
 from esper.tolaria.lockstep.collectives import Lockstep
+from esper.tolaria.lockstep.desk import NO_DESK, Desk
 from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.lockstep.tick import Marks
 from esper.tolaria.ranks.world import World
@@ -221,6 +222,7 @@ def assemble(
     run_id: str,
     teacher: Teacher | None = None,
     observers: Sequence[Observer] = (),
+    desk: Desk = NO_DESK,
     terms: Terms | None = None,
 ) -> Engine:
     """Builds the parts of a run and joins them to an engine.
@@ -236,6 +238,7 @@ def assemble(
         run_id: the run's id.
         teacher: the teacher of a distillation; None if there is none.
         observers: watch each tick beside the run's own; see `esper.tolaria.lockstep.observers`.
+        desk: on rank 0, hands in people's orders.
         terms: what `make_terms` returned for the same settings before, since counting costs takes a while.
     """
     grown = build_grown(config, bundle, world.device)
@@ -266,18 +269,17 @@ def assemble(
         distillation = Distillation(config.distill, teacher, grown, example, context)
     seed_rank(config.seed, world.rank)
     average, attribute = config.trainer.average_buffers, config.control.attribute_every > 0
+    registered = registry.registry_digest()
+    lockstep = Lockstep(world, list(grown.slots), terms.names, registered, average=average, attribute=attribute)
+    settings, who = changeable_settings(as_plain(config)), None if teacher is None else teacher.identity
+    identity = Identity(config_digest=digest, settings=settings, run_id=run_id, teacher=who)
     return Engine(
         EngineSettings(
             seed=config.seed,
             trainer=config.trainer,
             control=config.control,
             checkpoint=config.checkpoint,
-            identity=Identity(
-                config_digest=digest,
-                settings=changeable_settings(as_plain(config)),
-                run_id=run_id,
-                teacher=None if teacher is None else teacher.identity,
-            ),
+            identity=identity,
         ),
         world=world,
         heartbeat=heartbeat,
@@ -289,11 +291,10 @@ def assemble(
         sink=sink,
         saver=Saver(store, world),
         terms=terms,
-        lockstep=Lockstep(
-            world, list(grown.slots), terms.names, registry.registry_digest(), average=average, attribute=attribute
-        ),
+        lockstep=lockstep,
         fresh=lambda: build_grown(config, bundle, world.device),
         distillation=distillation,
         governor=build_governor(config, bundle, terms, world, store),
         observers=observers,
+        desk=desk,
     )

@@ -23,6 +23,7 @@ from esper.leyline.events import Event, Fault, RunEnded
 from esper.leyline.files import RunDir, write_json
 from esper.leyline.plain import to_plain
 from esper.leyline.protocols import EventSink, NullSink
+from esper.nissa.config import Level
 from esper.nissa.console import ConsoleSink
 from esper.nissa.envelope import Envelope
 from esper.nissa.fanout import MultiSink
@@ -40,6 +41,9 @@ from esper.run.teacher import build_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
 from esper.tolaria.growth.staging import describe_seeds
+from esper.tolaria.lockstep.desk import NO_DESK
+from esper.tolaria.orders.desk import OrderDesk
+from esper.tolaria.orders.opening import open_desk
 from esper.tolaria.ranks.handshake import code_digest, newest_valid_everywhere, shake_hands
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.watchdog import Watchdog
@@ -63,6 +67,25 @@ def build_sink(config: EsperConfig, plain: Mapping[str, Any], run_dir: Path, att
         telemetry.wandb, run_dir=run_dir, run_id=attempt.run_id, group=group, config_dict=plain, on_fault=every.emit
     )
     return MultiSink([*sinks, wandb])
+
+
+def build_desk(config: EsperConfig, run_dir: Path, attempt: Attempt, sink: EventSink) -> OrderDesk | None:
+    """Opens rank 0's desk for people's orders; None if the run takes none."""
+
+    def set_level(level: str) -> None:
+        if isinstance(sink, MultiSink):
+            sink.set_level(Level(level) if level else config.telemetry.level)
+
+    return open_desk(
+        run_dir,
+        config.orders,
+        run_id=attempt.run_id,
+        attempt=attempt.number,
+        lease=attempt.check,
+        sink=sink,
+        set_level=set_level,
+        cool_ticks=config.governor.cool_ticks if config.governor.enabled else None,
+    )
 
 
 class _FaultsOnly(NullSink):
@@ -156,7 +179,9 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     sink = build_sink(config, plain, run_dir, attempt, world.rank)
     watchdog: Watchdog | None = None
     engine: Engine | None = None
+    desk: OrderDesk | None = None
     try:
+        desk = build_desk(config, run_dir, attempt, sink) if world.rank == 0 else None
         teacher = build_teacher(config, bundle, world.device)
         engine = assemble(
             config,
@@ -168,6 +193,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             digest=lasting_digest(plain),
             run_id=attempt.run_id,
             teacher=teacher,
+            desk=desk or NO_DESK,
         )
         world.meet("start-up")
         order = read_order(run_dir)
@@ -208,6 +234,8 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     finally:
         if engine is not None:
             engine.growth.close()
+        if desk is not None:
+            desk.close()
         if watchdog is not None:
             watchdog.close()
         if engine is not None:

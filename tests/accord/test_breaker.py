@@ -71,11 +71,11 @@ def test_each_further_panic_cools_twice_as_long_until_it_stays_open() -> None:
 @pytest.mark.parametrize("phase", list(BreakerPhase))
 def test_an_order_turns_it_from_anywhere_and_says_that_it_was_one(phase: BreakerPhase) -> None:
     open_ = BreakerState(phase=BreakerPhase.OPEN, trips=3, turns=5)
-    state = after_order(open_, phase, 7, CONFIG, "I know better")
+    state = after_order(open_, phase, 7, CONFIG.cool_ticks, "I know better")
     assert (state.phase, state.manual, state.why, state.turns) == (phase, True, "I know better", 6)
     assert state.trips == (0 if phase is BreakerPhase.ALLOWED else 3)
     assert state.view(7).ticks_left == (4 if phase is BreakerPhase.COOLING else 0)
-    assert not after_blame(after_order(state, BreakerPhase.ALLOWED, 8, CONFIG, ""), 9, CONFIG, "").manual
+    assert not after_blame(after_order(state, BreakerPhase.ALLOWED, 8, CONFIG.cool_ticks, ""), 9, CONFIG, "").manual
 
 
 @given(st.lists(st.sampled_from(["panic", "sick", "well", "birth", "gone", "blends"]), max_size=80))

@@ -50,6 +50,7 @@ def test_it_ends_well_and_leaves_a_whole_run_directory(grown: Finished) -> None:
         "events.jsonl",
         "heartbeat",
         "lock",
+        "orders",
         "result.json",
         "saved.json",
         "STATUS.json",

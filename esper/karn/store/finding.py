@@ -13,7 +13,7 @@ from esper.leyline.errors import RunDirError
 from esper.leyline.files import RunDir
 
 # Folders of a run in which no other run lies.
-_OWN = ("checkpoints", "heartbeat", "library", "wandb")
+_OWN = ("checkpoints", "heartbeat", "library", "orders", "wandb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

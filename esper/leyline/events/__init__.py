@@ -19,6 +19,7 @@ from esper.leyline.events.growth import (
     StageChanged,
 )
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicySymptom, PolicyUpdated
+from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
     CheckpointSaved,
@@ -50,6 +51,8 @@ __all__ = [
     "GateJudged",
     "LibraryUsed",
     "LossShifted",
+    "OrderTaken",
+    "OrdersRefused",
     "Panic",
     "PolicyAlarm",
     "PolicySaved",

@@ -14,6 +14,7 @@ from esper.leyline.events.growth import (
     StageChanged,
 )
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicyUpdated
+from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
     CheckpointSaved,
@@ -56,6 +57,8 @@ EVENTS: dict[str, type[Event]] = {
         LossShifted,
         RolledBack,
         BreakerChanged,
+        OrderTaken,
+        OrdersRefused,
         PolicyUpdated,
         PolicyAlarm,
         PolicySaved,

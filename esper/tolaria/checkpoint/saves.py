@@ -52,11 +52,11 @@ class Saves(Observer):
         self._due = self._last = False
 
     def before_commit(self, turn: Turn) -> None:
-        """Decides whether a save follows this tick: by count, at the end, or because a stop was requested."""
-        stop, ended = turn.sums["stop"] > 0, turn.state.step >= self._total
+        """Decides whether a save follows this tick: by count, at the end, or because a stop or a save was requested."""
+        stop, ended = turn.stop, turn.state.step >= self._total
         self._due = ended or (self._every > 0 and turn.state.tick % self._every == 0)
         self._last = stop or ended
-        turn.save = self._due or stop
+        turn.save = self._due or stop or turn.save_ordered
         if turn.save:  # the previous save must be done; every rank waits for its own share
             self.saver.wait()
             turn.full = True
@@ -87,8 +87,8 @@ class Saves(Observer):
 
         Args:
             state: at the end of the tick.
-            scored: whether validation may choose it for the test. A save that only a stop requested has no score, so
-                that a stopped run chooses among the same checkpoints as one that was not stopped.
+            scored: whether validation may choose it for the test. A save that only a stop or an order requested has no
+                score, so that such a run chooses among the same checkpoints as one that nobody asked.
         """
         value, fresh = self.objective(state), state.validation_loss.tick == state.tick
         score = None

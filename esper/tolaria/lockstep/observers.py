@@ -50,6 +50,16 @@ class Turn:
     """Clock (`time.perf_counter`) at its beginning."""
 
     @property
+    def stop(self) -> bool:
+        """Whether the run ends after this tick because it was asked to, by a signal or by an order."""
+        return self.sums["stop"] > 0 or self.before.steering.stop_tick == self.before.tick + 1
+
+    @property
+    def save_ordered(self) -> bool:
+        """Whether an order asks for a save after this tick."""
+        return self.before.steering.save_tick == self.before.tick + 1
+
+    @property
     def agreed(self) -> Decision:
         """The decision; only from ``after_commit`` on."""
         assert self.decision is not None

@@ -6,9 +6,10 @@ tick, so that every rank raises the same text. Whether a command is legal is jud
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 from esper.leyline.alpha import Curve, Operator
@@ -21,18 +22,25 @@ from esper.leyline.stages import Op
 ENUMS: dict[str, type[IntEnum]] = {"op": Op, "operator": Operator, "curve": Curve}
 NUMBERS = ("steepness", "target")
 MOST_TICKS = 2**31 - 1
+NONE: Mapping[str, Command] = MappingProxyType({})
 
 
 def propose(
-    controller: Controller, observation: Observation, proposals: int, names: Sequence[str]
+    controller: Controller | None,
+    observation: Observation,
+    proposals: int,
+    names: Sequence[str],
+    *,
+    first: Mapping[str, Command] = NONE,
 ) -> dict[str, Command]:
     """Asks the controller and numbers its commands; slots that it leaves out wait.
 
     Args:
-        controller: of this run.
+        controller: of this run; None is not asked, since growth is paused.
         observation: the agreed observation.
         proposals: proposal ids given so far.
         names: the agreed catalogue of blueprints.
+        first: people's orders by slot, which come before the controller's own command for that slot.
 
     Raises:
         ConfigError: the controller named an unknown slot, one slot twice, an unknown blueprint, or gave a field a value
@@ -40,7 +48,9 @@ def propose(
     """
     commands = {view.slot: wait(view.slot) for view in observation.slots}
     asked: set[str] = set()
-    answer: Any = controller.decide(observation)
+    answer: Any = () if controller is None else controller.decide(observation)
+    if controller is None:
+        return _put_first(first, commands, proposals)
     if not isinstance(answer, Iterable):
         raise ConfigError(f"controller {controller.name}: decide returned {answer!r}, expected a list of Commands")
     for command in answer:
@@ -55,6 +65,16 @@ def propose(
             commands[command.slot] = replace(check_command(command), proposal=proposals + len(asked))
         except ValueError as error:
             raise ConfigError(f"controller {controller.name}: {command.slot}.{error}") from None
+    return _put_first(first, commands, proposals + len(asked))
+
+
+def _put_first(first: Mapping[str, Command], commands: dict[str, Command], proposals: int) -> dict[str, Command]:
+    """The commands with people's orders in the places of the controller's own, numbered after them."""
+    for count, (slot, order) in enumerate(first.items(), 1):
+        own, reason = commands[slot], order.reason
+        if own.op is not Op.WAIT:
+            reason = f"{reason}; it came before the controller's {own.op.name}"
+        commands[slot] = replace(order, proposal=proposals + count, reason=reason)
     return commands
 
 

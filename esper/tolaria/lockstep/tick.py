@@ -19,18 +19,21 @@ from typing import Protocol
 
 from esper.accord.absorb import absorb
 from esper.accord.observation import observation_of
+from esper.accord.orders.steering import after_order
 from esper.accord.reducer import reduce_tick
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command, wait
 from esper.leyline.errors import one_line
 from esper.leyline.evidence import ABSENT
+from esper.leyline.orders.verbs import NO_ORDER, RunOrder
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.size import BirthCheck, MeasuresBirth
 from esper.tolaria.lockstep.buffers import average_running_statistics
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.decision import Decision
+from esper.tolaria.lockstep.desk import NO_DESK, Desk
 from esper.tolaria.lockstep.narrate import Narrator
 from esper.tolaria.lockstep.observers import Observer, Observers, Turn
 from esper.tolaria.lockstep.propose import propose
@@ -88,6 +91,7 @@ class Cycle:
         window: this rank's counts between two ticks.
         evaluator: measures the loss around a birth; None where there is none.
         observers: called around a tick, in order.
+        desk: on rank 0, hands in people's orders.
     """
 
     def __init__(
@@ -104,7 +108,9 @@ class Cycle:
         window: Window,
         evaluator: MeasuresBirth | None = None,
         observers: Iterable[Observer] = (),
+        desk: Desk = NO_DESK,
     ) -> None:
+        self.desk = desk
         self.world, self.marks, self.grown, self.growth = world, marks, grown, growth
         self.terms, self.control, self.lockstep, self.narrator = terms, control, lockstep, narrator
         self.window, self.evaluator, self.observers = window, evaluator, Observers(observers)
@@ -185,6 +191,7 @@ class Cycle:
         self.observers.call("after_commit", turn)
         if turn.instead is None:
             turn.state, turn.wrap_ms = self._follow(turn)
+        self.desk.tell(turn.state, turn.agreed.outcome if turn.instead is None else None)
         steps_ms, tick_ms = 1e3 * (turn.began - self._clock), 1e3 * (time.perf_counter() - turn.began)
         self.narrator.report_tick(
             turn.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=turn.decision.digest_ms
@@ -230,7 +237,7 @@ class Cycle:
         """
         self.marks.mark("decide")
         state = turn.state
-        commands, word = self._decide(controller, state, turn.word)
+        commands, order, word = self._decide(controller, state, turn.word)
         began = time.perf_counter()
         digests = self.lockstep.digests_of(state, self.grown, parameters=turn.full)
         digest_ms = 1e3 * (time.perf_counter() - began)
@@ -239,10 +246,11 @@ class Cycle:
         self._waited_ms += self.growth.settle(check)
         digests |= self.lockstep.newborn_digests(self.growth.newborns)
         self.marks.mark("commit")
-        agreed = self.lockstep.commit(state, commands, digests, self.growth.vetoes, word, self._failure_text)
+        agreed = self.lockstep.commit(state, commands, digests, self.growth.vetoes, word, self._failure_text, order)
         self.narrator.report_local_buffers(state, self.lockstep.news)
         self.marks.mark("apply")
-        outcome = reduce_tick(state, agreed.commands, agreed.vetoes, self.terms, stage_ticks=self.control.stage_ticks)
+        ticks = self.control.stage_ticks
+        outcome = reduce_tick(state, agreed.commands, agreed.vetoes, self.terms, stage_ticks=ticks, order=agreed.order)
         return Decision(agreed, outcome, commands, digest_ms)
 
     def _follow(self, turn: Turn) -> tuple[RunState, float | None]:
@@ -267,16 +275,20 @@ class Cycle:
 
     def _decide(
         self, controller: Controller | None, state: RunState, word: RankWord
-    ) -> tuple[dict[str, Command] | None, RankWord]:
-        """On rank 0, one command per slot, with proposal ids. If the controller fails, this rank's word says so."""
+    ) -> tuple[dict[str, Command] | None, RunOrder, RankWord]:
+        """On rank 0, one command per slot, with proposal ids, and the order to the whole run. If the controller fails,
+        this rank's word says so."""
         if controller is None:
-            return None, word
+            return None, NO_ORDER, word
         try:
             if word.failure is Failure.NONE:
                 observation = observation_of(state, self.terms)
-                return propose(controller, observation, state.proposals, self.terms.names), word
+                taken = self.desk.take(state, self.terms, stage_ticks=self.control.stage_ticks)
+                asked = None if after_order(state.steering, taken.order, state.tick).paused else controller
+                first = taken.commands
+                return propose(asked, observation, state.proposals, self.terms.names, first=first), taken.order, word
         except Exception as error:
             traceback.print_exc()
             self._failure_text = one_line(error)
             word = replace(word, failure=Failure.DECIDE)
-        return {entry.slot: wait(entry.slot) for entry in state.slots}, word
+        return {entry.slot: wait(entry.slot) for entry in state.slots}, NO_ORDER, word

@@ -32,6 +32,7 @@ from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.guard import Judgement
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.collectives import Lockstep
+from esper.tolaria.lockstep.desk import NO_DESK, Desk
 from esper.tolaria.lockstep.measure import measure
 from esper.tolaria.lockstep.narrate import Narrator, breaker_events
 from esper.tolaria.lockstep.observers import Observer, Turn
@@ -89,6 +90,7 @@ class Engine:
         distillation: Distillation | None,
         governor: Governor | None,
         observers: Sequence[Observer] = (),
+        desk: Desk = NO_DESK,
     ) -> None:
         self.settings, self.world, self.heartbeat = settings, world, heartbeat
         self.grown, self.owner, self.growth, self.bundle = grown, owner, growth, bundle
@@ -126,6 +128,7 @@ class Engine:
             window=self.window,
             evaluator=self.evaluator,
             observers=build_observers(self, self.saves, governor, observers),
+            desk=desk,
         )
         self._lr = 0.0
 
@@ -152,6 +155,7 @@ class Engine:
         self.growth.follow(self.state, force=True)
         if self.average is not None:
             self.average.follow()
+        self.cycle.desk.begin(self.state)
         self.narrator.report_start(self.state, self.terms, resume_step)
         self.narrator.report_changes(self.state, changes)
         self.narrator.emit(find_extension(self.state, changes, self.settings.trainer, self.owner.config, self.plan))
@@ -246,7 +250,7 @@ class Engine:
         self.state = turn.state
         if self.state.judged_row >= self.settings.trainer.max_consecutive:
             raise DivergedError(explain_skips(self.state, turn.agreed.agreed))
-        if turn.sums["stop"] > 0 and self.step < self.terms.total_steps:
+        if turn.stop and self.step < self.terms.total_steps:
             self.saves.finish(self.state)
             raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
 

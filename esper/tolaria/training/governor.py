@@ -81,7 +81,7 @@ class Governor:
         if breaker.obeyed == order.id:
             return state
         if begun:
-            breaker = after_order(breaker, order.phase, state.tick, self.config, order.why)
+            breaker = after_order(breaker, order.phase, state.tick, self.config.cool_ticks, order.why)
         return replace(state, governor=replace(state.governor, breaker=replace(breaker, obeyed=order.id)))
 
     def judge(self, state: RunState, sums: Mapping[str, float], since: int) -> RunState:

@@ -250,7 +250,7 @@ def test_layouts_follow_from_slots_digests_and_world_size_only():
         len(row(layout, 0, asked=loud)),
         len(row(layout, 2, vetoes={"r0c0": Veto.NOT_READY})),
     }
-    assert lengths == {layout.length} == {3 * 8 + 2 * 2 + 3 + 3}
+    assert lengths == {layout.length} == {3 * 8 + 2 * 2 + 3 + 3 + 4}
     assert layout.length == CommitLayout(SLOTS, DIGESTS, (), 3).length
     assert ObserveLayout(SLOTS).names == ObserveLayout(list(SLOTS)).names
     per_slot = len(ObserveLayout(SLOTS).names) - len(ObserveLayout(SLOTS[:2]).names)

@@ -1,0 +1,1 @@
+"""The agreed part of people's orders."""
