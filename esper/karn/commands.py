@@ -26,6 +26,8 @@ from esper.karn.store.query import Answer, Bounds, run_query
 from esper.karn.why.endings import explain_end
 from esper.karn.why.sentence import name_events
 from esper.karn.why.ticks import explain, explain_growth
+from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.files import RunDir
 
 WIDE = 200  # columns where the output is no terminal
 
@@ -60,6 +62,9 @@ def add_commands(parsers: Any) -> None:
     report = parsers.add_parser("report", help="a page on one run or several (docs/report.md)", allow_abbrev=False)
     report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, finished or not")
     report.add_argument("--out", metavar="FILE", type=Path, help="the page; RUN/report.html of the first")
+
+    watch = parsers.add_parser("watch", help="runs, live or finished, in this terminal", allow_abbrev=False)
+    watch.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories")
 
 
 def _note(lines: Any) -> None:
@@ -141,9 +146,24 @@ def show_report(given: argparse.Namespace) -> int:
     return 0
 
 
+def show_watch(given: argparse.Namespace) -> int:
+    """``esper watch``."""
+    try:
+        from esper.karn.watch.app import WatchApp
+    except ModuleNotFoundError:
+        raise ConfigError("esper watch needs textual; install it: pip install 'esper[watch]'") from None
+    for run in given.runs:
+        if not RunDir(run).config.is_file():
+            raise RunDirError(f"{run}: no {RunDir(run).config.name} in it, so it is no run; name a run directory")
+    app = WatchApp(given.runs)
+    app.run()
+    return app.return_code or 0
+
+
 LOOKING: dict[str, Callable[[argparse.Namespace], int]] = {
     "runs": show_runs,
     "query": show_query,
     "why": show_why,
     "report": show_report,
+    "watch": show_watch,
 }

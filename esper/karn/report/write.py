@@ -26,7 +26,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     matplotlib()
     if len({path.resolve() for path in runs}) < len(runs):
         raise ConfigError("report: the same run is named twice; name each once")
-    names = _names(runs)
+    names = name_runs(runs)
     reports = [gather(path, name) for path, name in zip(runs, names)]
     target = out or runs[0] / "report.html"
     try:
@@ -37,7 +37,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     return target
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def name_runs(runs: Sequence[Path]) -> list[str]:
     """What the page calls each run: its path without what all of them have in front."""
     whole = [path.resolve() for path in runs]
     if len(whole) == 1:

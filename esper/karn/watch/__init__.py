@@ -1,0 +1,1 @@
+"""`esper watch`: a run, live or finished, in a terminal."""
