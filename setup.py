@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["esper", "esper.*"]), "esper.conf"],
     package_dir={"esper.conf": "conf"},
-    package_data={"esper.conf": ["*.yaml", "*/*.yaml"]},
+    package_data={"esper.conf": ["*.yaml", "*/*.yaml"], "esper.tamiyo.policy": ["shipped.pt"]},
 )

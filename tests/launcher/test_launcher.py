@@ -54,7 +54,6 @@ BAD_INPUT = [
     ),
     (["slots.ids=[early]"], 78, "slots.ids = ['early']: slot 'early': not a slot id; this host has r0c0, r0c1, r1c0"),
     (["trainer.batch=1"], 78, "trainer.batch = 1: fewer samples than the 2 ranks that share them"),
-    (["controller=policy"], 78, "controller.checkpoint = null: controller=policy needs a trained policy; set "),
     (["controller=policy", "controller.checkpoint=gone.pt"], 78, "controller.checkpoint = 'gone.pt': no such file; "),
     (["data=cifar10", "data.root=nowhere"], 74, "nowhere (from data.root) is not a folder"),
     (["data=cifar10"], 74, "data.root is null and ESPER_DATA is not set"),

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from esper.leyline.commands import Command
-from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.observation import Observation
 from esper.leyline.plain import from_plain, to_plain
@@ -45,7 +44,7 @@ class PolicyConfig:
     """Registered name of this kind: ``policy``."""
 
     checkpoint: str | None = None
-    """File of a trained policy; it holds no code."""
+    """File of a trained policy; it holds no code. null: the one that comes with this package."""
 
     mode: Mode = Mode.GREEDY
     """``greedy``: the likeliest option of each head; ``sampled``: drawn, as while it was trained, from the run's
@@ -72,17 +71,14 @@ class PolicyState:
     memory: Memory
 
 
-def find_policy(config: PolicyConfig) -> tuple[Path, str]:
-    """The file of the policy that settings name, and what errors call it.
+SHIPPED = Path(__file__).parent / "shipped.pt"
+"""The policy that comes with this package; RESULTS.md says how it was made, and how good it is."""
 
-    Raises:
-        ConfigError: they name none.
-    """
+
+def find_policy(config: PolicyConfig) -> tuple[Path, str]:
+    """The file of the policy that settings name, and what errors call it."""
     if config.checkpoint is None:
-        raise ConfigError(
-            "controller.checkpoint = null: controller=policy needs a trained policy; set "
-            "controller.checkpoint=FILE, see docs/policy.md"
-        )
+        return SHIPPED, "controller.checkpoint = null (the policy of this package)"
     return Path(config.checkpoint).expanduser(), f"controller.checkpoint = {config.checkpoint!r}"
 
 

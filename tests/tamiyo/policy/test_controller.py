@@ -14,7 +14,7 @@ from esper.leyline.protocols import Controller
 from esper.leyline.stages import Op
 from esper.tamiyo import build_controller
 from esper.tamiyo.policy.checkpoint import load_policy, save_policy
-from esper.tamiyo.policy.controller import Mode, PolicyConfig, PolicyController
+from esper.tamiyo.policy.controller import SHIPPED, Mode, PolicyConfig, PolicyController
 from esper.tamiyo.policy.features import LAYOUT
 from tests.support.any_observations import any_observation
 from tests.support.observations import World
@@ -102,9 +102,20 @@ def test_no_random_stream_moves(file: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def refused(file: Path | None) -> str:
+def test_the_policy_of_this_package_decides_for_any_number_of_slots() -> None:
+    _, made, _ = load_policy(SHIPPED)
+    assert {"command", "seeds", "code", "env", "ppo", "warm"} <= set(made)
+    assert SHIPPED.stat().st_size < 2**20
+    for slots in (3, 5):
+        seen = any_observation(random.Random(1), slots)
+        names = tuple(view.slot for view in seen.slots)
+        controller = build_controller(PolicyConfig(), slots=names, seed=0)
+        assert all(why_refused(seen, command) is None for command in controller.decide(seen))
+
+
+def refused(file: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        build_controller(PolicyConfig(checkpoint=None if file is None else str(file)), slots=THREE, seed=0)
+        build_controller(PolicyConfig(checkpoint=str(file)), slots=THREE, seed=0)
     (line,) = caught.value.problems
     assert line.startswith("controller.checkpoint = ")
     assert "\n" not in line
@@ -112,7 +123,6 @@ def refused(file: Path | None) -> str:
 
 
 def test_a_bad_checkpoint_is_one_line_at_the_start(file: Path, tmp_path: Path) -> None:
-    assert "set controller.checkpoint=FILE" in refused(None)
     assert "no such file" in refused(tmp_path / "gone.pt")
     assert "cannot be read (Is a directory)" in refused(tmp_path)
     whole = file.read_bytes()
