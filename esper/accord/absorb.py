@@ -59,8 +59,6 @@ def _absorb_slot(state: SlotState, sums: Mapping[str, float], tick: int, terms: 
     def get(name: str) -> float:
         return sums[f"{state.slot}.{name}"]
 
-    if not state.stage.has_seed:
-        return state
     degraded = int(get("degraded"))
     norm = _mean(get("norm"), get("norm_steps"), tick)
     gated = int(get("gate_count")) if get("gate_nonfinite") == 0 else 0
@@ -119,7 +117,7 @@ def _worth_of(sums: Mapping[str, float], name: str, tick: int, terms: Terms) -> 
 
 def _absorb_worth(state: SlotState, sums: Mapping[str, float], tick: int, terms: Terms, *, drawn: bool) -> SlotState:
     """The slot with what its seed is worth, if that was measured; errors cover drawn orders, if there were any."""
-    if not state.stage.is_blended or not sums.get("worth_count"):
+    if not state.stage.is_blended:
         return state
     solo, without, shapley = (
         _worth_of(sums, f"{state.slot}.worth_{name}", tick, terms) for name in ("solo", "without", "shapley")
@@ -209,14 +207,16 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         if sums["validation_nonfinite"] > 0:
             validation_loss = validation_accuracy = ABSENT
     row, longest = int(sums["skipped_in_row"]), int(sums["longest_row"])
-    slots = [_absorb_slot(entry, sums, tick, terms) for entry in state.slots]
-    drawn = sum(entry.stage.is_blended for entry in state.slots) > EXACT_SEEDS
+    slots = [_absorb_slot(entry, sums, tick, terms) if entry.stage.has_seed else entry for entry in state.slots]
+    drawn = sum([entry.stage.is_blended for entry in state.slots]) > EXACT_SEEDS
+    if sums.get("worth_count"):
+        slots = [_absorb_worth(entry, sums, tick, terms, drawn=drawn) for entry in slots]
     after = replace(
         state,
         tick=tick,
         step=step,
         epoch=epoch,
-        slots=tuple(_absorb_worth(entry, sums, tick, terms, drawn=drawn) for entry in slots),
+        slots=tuple(slots),
         train_loss=_train_loss(sums, tick),
         train_accuracy=_mean(sums["train_correct"], count, tick),
         validation_loss=validation_loss,

@@ -139,7 +139,8 @@ def birth_flops(slots: tuple[SlotState, ...], costs: Costs, samples: int, tick: 
         samples: samples of one look, over all ranks.
         tick: the latest tick.
     """
-    born = [s for s in slots if any(x.tick == tick and x.target is Stage.GERMINATED for x in s.history)]
+    known = [s for s in slots if s.history]
+    born = [s for s in known if any(x.tick == tick and x.target is Stage.GERMINATED for x in s.history)]
     base = costs.host.forward + sum(costs.seed(slot).forward for slot in slots if slot.stage.is_blended)
     return samples * sum(2 * base + costs.seed(slot).forward for slot in born if slot.stage.has_seed)
 
@@ -167,6 +168,6 @@ def moved_lately(slots: tuple[SlotState, ...], tick: int, step: int, tick_steps:
     for slot in slots:
         if slot.stage.is_blended and slot.ramp is not None and _joined(slot, step) != _joined(slot, step - LAG_STEPS):
             return True
-        if any(line.tick > since and line.target is Stage.PRUNED and line.source.is_blended for line in slot.history):
+        if [x for x in slot.history if x.tick > since and x.target is Stage.PRUNED and x.source.is_blended]:
             return True
     return False

@@ -44,7 +44,7 @@ class Changes:
     def budgets(self) -> Budgets:
         """What may still be spent after the changes so far."""
         if self._spent is None:
-            self._spent = sum((self.terms.spent_by(entry) for entry in self.state.slots), Spent(0, 0, 0))
+            self._spent = self.terms.spent(self.state)
         return self.terms.budgets(self.state, self._spent)
 
     @property

@@ -2,14 +2,52 @@
 `esper.leyline.protocols.Trials`). Pure functions, the same on all ranks."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 from esper.accord.facts import conditions_of, harm_of, help_of, max_looks, running_of, verdict_ahead
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Verdict
-from esper.leyline.evidence import ABSENT, Reading, measured
+from esper.leyline.alpha import AlphaMode
+from esper.leyline.evidence import ABSENT, NO_HEALTH, NO_WORTH, Reading, measured
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.protocols import Ending, Report
+from esper.leyline.stages import Stage
+
+_EMPTY: dict[str, Any] = {
+    "stage": Stage.EMPTY,
+    "staged": False,
+    "blueprint": None,
+    "operator": None,
+    "curve": None,
+    "alpha": 0.0,
+    "alpha_target": 0.0,
+    "alpha_velocity": 0.0,
+    "ramp_progress": 0.0,
+    "alpha_mode": AlphaMode.HOLD,
+    "ending": False,
+    "parameters": 0,
+    "contribution": ABSENT,
+    "contribution_alpha": 0.0,
+    "worth": NO_WORTH,
+    "running": ABSENT,
+    "helps": None,
+    "hurts": None,
+    "level": None,
+    "looks": 0,
+    "max_looks": 0,
+    "lasting": ABSENT,
+    "continuations": 0,
+    "gate_mean": ABSENT,
+    "gate_std": ABSENT,
+    "effective_alpha": ABSENT,
+    "gradient_norm": ABSENT,
+    "gradient_ratio": ABSENT,
+    "health": NO_HEALTH,
+    "nonfinite_steps": 0,
+    "degraded": 0,
+    "verdict": None,
+}
 
 
 def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
@@ -28,7 +66,28 @@ def effective_alpha(state: RunState, slot: SlotState) -> Reading:
     return replace(mean, value=alpha * mean.value, se=None if mean.se is None else alpha * mean.se)
 
 
-def _observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservation:
+def observe_empty(state: RunState, slot: SlotState, terms: Terms) -> SlotObservation:
+    """What `observe_slot` says of an empty slot, without weighing evidence that it does not have: most are empty."""
+    row, col = terms.places[slot.slot]
+    barred = state.governor.barred
+    return SlotObservation(
+        **_EMPTY,
+        slot=slot.slot,
+        row=row,
+        col=col,
+        dwell=state.tick - slot.since_tick,
+        min_dwell=terms.gates.min_dwell,
+        generation=slot.generation,
+        operators=terms.operators[slot.slot],
+        channel=terms.channels.get(slot.slot),
+        max_continuations=terms.gates.continuations,
+        embargo_left=max(0, barred[slot.slot] - state.tick) if slot.slot in barred else 0,
+        catalogue=terms.catalogue[slot.slot],
+    )
+
+
+def observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservation:
+    """What a controller sees of one slot."""
     step, fresh = state.step, terms.gates.fresh_ticks
     conditions = conditions_of(state, slot, terms)
     ramp = slot.ramp if slot.stage.is_blended else None
@@ -92,7 +151,12 @@ def observation_of(state: RunState, terms: Terms) -> Observation:
         skipped_steps=state.skipped,
         budgets=terms.budgets(state),
         breaker=state.governor.breaker.view(state.tick),
-        slots=tuple(_observe_slot(state, slot, terms) for slot in state.slots),
+        slots=tuple(
+            [
+                observe_slot(state, slot, terms) if slot.taken else observe_empty(state, slot, terms)
+                for slot in state.slots
+            ]
+        ),
     )
 
 

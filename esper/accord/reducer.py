@@ -106,10 +106,11 @@ class _Reduction(Changes):
     def freeze_degraded(self) -> None:
         """Stops the ramps of seeds that run by a fallback, except of those that are on their way out."""
         for slot in self.state.slots:
-            if slot.slot in self.moved or not slot.stage.is_live:
+            if not slot.stage.is_live or slot.slot in self.moved:
                 continue
             if slot.degraded_tick is None:
-                self.put(slot.thaw(self.state.step))
+                if slot.frozen_step is not None:
+                    self.put(slot.thaw(self.state.step))
             elif self.state.tick - slot.degraded_tick >= self.terms.gates.degraded_ticks:
                 self.move(slot, Mechanical.DEGRADED, Stage.PRUNED)
             elif not slot.ending:
@@ -203,6 +204,8 @@ class _Reduction(Changes):
 
     def auto_advance(self) -> None:
         for slot in self.state.slots:
+            if not slot.stage.has_seed:
+                continue
             gate = GATE_AHEAD.get(slot.stage)
             if slot.slot in self.moved or gate is None or gate.name not in self.terms.gates.auto_advance:
                 continue
@@ -219,7 +222,7 @@ class _Reduction(Changes):
         rest = {Stage.PRUNED: 1, Stage.EMBARGOED: self.terms.slots_config.embargo_ticks, Stage.RESETTING: 1}
         onward = {Stage.PRUNED: Stage.EMBARGOED, Stage.EMBARGOED: Stage.RESETTING, Stage.RESETTING: Stage.EMPTY}
         for slot in self.state.slots:
-            if slot.slot in self.moved:
+            if slot.stage is Stage.EMPTY or slot.slot in self.moved:
                 continue
             if slot.ending and slot.ramp_done(self.state.step):
                 self.move(slot, Mechanical.RAMP_END, Stage.PRUNED)
@@ -232,6 +235,8 @@ class _Reduction(Changes):
         if self.state.steering.paused:
             return
         for slot in self.state.slots:
+            if not slot.stage.has_seed:
+                continue
             looking = next_look(self.state, slot, self.terms)
             if looking is not None:
                 self.put(looking)
@@ -278,7 +283,8 @@ def reduce_tick(
     reduction.report_fossils()
     obey(reduction, order)
     for slot in state.slots:
-        reduction.judge_command(commands[slot.slot])
+        if commands[slot.slot].op is not Op.WAIT:
+            reduction.judge_command(commands[slot.slot])
     reduction.auto_advance()
     reduction.run_mechanics()
     reduction.request_looks()

@@ -116,7 +116,11 @@ class RunState:
 
     def with_slots(self, changed: dict[str, SlotState]) -> "RunState":
         """Returns the state with some slots replaced."""
-        return replace(self, slots=tuple(changed.get(entry.slot, entry) for entry in self.slots))
+        slots = list(self.slots)
+        for index, entry in enumerate(slots):
+            if entry.slot in changed:
+                slots[index] = changed[entry.slot]
+        return replace(self, slots=tuple(slots))
 
 
 def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState, ...]:
@@ -219,10 +223,8 @@ class Terms:
     def fossils(self, state: RunState) -> int:
         """Returns the number of fossils that came of births in this run."""
         planted = self.slots_config.planted or {}
-        return sum(
-            entry.stage is Stage.FOSSILIZED and (entry.slot not in planted or entry.generation > 1)
-            for entry in state.slots
-        )
+        fossils = [entry for entry in state.slots if entry.stage is Stage.FOSSILIZED]
+        return sum([entry.slot not in planted or entry.generation > 1 for entry in fossils])
 
     def spent_by(self, entry: SlotState) -> Spent:
         """Returns how much one slot uses of the budgets; a staged seed counts like a living one."""
@@ -233,6 +235,11 @@ class Terms:
         info = self.info(entry.slot, name)
         return Spent(live, info.parameters, info.flops)
 
+    def spent(self, state: RunState) -> Spent:
+        """Returns how much all slots use of the budgets."""
+        taken = [e for e in state.slots if e.staged is not None or e.stage is not Stage.EMPTY]
+        return sum([self.spent_by(entry) for entry in taken], Spent(0, 0, 0))
+
     def budgets(self, state: RunState, spent: Spent | None = None) -> Budgets:
         """Returns what may still be spent.
 
@@ -242,7 +249,7 @@ class Terms:
         """
         config = self.slots_config
         if spent is None:
-            spent = sum((self.spent_by(entry) for entry in state.slots), Spent(0, 0, 0))
+            spent = self.spent(state)
 
         def left(limit: int | None, spent: int) -> int | None:
             return None if limit is None else max(0, limit - spent)

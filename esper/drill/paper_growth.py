@@ -9,6 +9,7 @@ from esper.accord.effects import Prepare
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
 from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.parameters import ParameterChecker
 from esper.tolaria.growth.planting import seat
 from esper.tolaria.ranks.world import World
 
@@ -36,7 +37,7 @@ class PaperGrowth(Growth):
         owner: Any = _NoOwner()
         self.grown, self.owner, self.world, self.terms = grown, owner, world, terms
         self.library = self.compiler = None
-        self.compiled = False
+        self.compiled, self.parameters = False, ParameterChecker(grown, owner)
         self._regions, self.waiting, self.staged, self.vetoes, self.failures = {}, {}, {}, {}, {}
         self.newborns = {}
 

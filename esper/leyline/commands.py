@@ -1,5 +1,6 @@
 """Commands: what controllers request, at most one per slot and tick."""
 
+import functools
 from dataclasses import dataclass
 
 from esper.leyline.alpha import Curve, Operator
@@ -45,6 +46,7 @@ class Command:
     """Id that ties proposal, verdict, mutation and outcome together; given by the engine on rank 0."""
 
 
+@functools.cache
 def wait(slot: str) -> Command:
     """Returns the command that changes nothing."""
     return Command(slot=slot, op=Op.WAIT)

@@ -7,6 +7,7 @@ of it, even after a crash.
 
 import contextlib
 import errno
+import hashlib
 import importlib.resources
 import json
 import os
@@ -56,6 +57,37 @@ def sync(path: Path) -> None:
         _pass_over(f"{path}: folders cannot be synced there ({error.strerror}); a loss of power may undo the last save")
     finally:
         os.close(handle)
+
+
+class Hashed:
+    """Hashes what goes into a file on its way, so that it need not be read again.
+
+    Fields:
+        bytes: written so far.
+    """
+
+    def __init__(self) -> None:
+        self.bytes, self._hash = 0, hashlib.sha256()
+
+    def onto(self, file: BinaryIO) -> "Hashed":
+        """Writes into this file from now on."""
+        self._file = file
+        return self
+
+    def write(self, data: Any) -> int:
+        """Writes bytes."""
+        self._hash.update(data)
+        self.bytes += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Flushes the file."""
+        self._file.flush()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written."""
+        return self._hash.hexdigest()
 
 
 def write_synced(path: Path, content: bytes | str | Callable[[BinaryIO], Any], *, mode: int = 0o666) -> None:

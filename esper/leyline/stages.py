@@ -12,7 +12,7 @@ takes the prune back.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 
 from esper.leyline.errors import GateError, IllegalTransition
@@ -84,30 +84,17 @@ class Stage(StrEnum):
     EMBARGOED = "EMBARGOED"
     RESETTING = "RESETTING"
 
-    @property
-    def has_seed(self) -> bool:
-        """True if a seed module is registered in the slot."""
-        return _TRAITS[self].has_seed
-
-    @property
-    def is_live(self) -> bool:
-        """True if the seed is neither fossilised nor gone; it counts against the budget of live seeds."""
-        return _TRAITS[self].is_live
-
-    @property
-    def is_incubating(self) -> bool:
-        """True while the slot has a seed but the host computes as if it were empty."""
-        return _TRAITS[self].is_incubating
-
-    @property
-    def is_blended(self) -> bool:
-        """True if the seed's delta takes part in the host's forward pass, scaled by alpha."""
-        return _TRAITS[self].is_blended
-
-    @property
-    def is_cooling(self) -> bool:
-        """True if the slot is on its way back to empty."""
-        return _TRAITS[self].is_cooling
+    # Plain attributes, set below: a tick asks thousands of times.
+    has_seed: bool
+    """True if a seed module is registered in the slot."""
+    is_live: bool
+    """True if the seed is neither fossilised nor gone; it counts against the budget of live seeds."""
+    is_incubating: bool
+    """True while the slot has a seed but the host computes as if it were empty."""
+    is_blended: bool
+    """True if the seed's delta takes part in the host's forward pass, scaled by alpha."""
+    is_cooling: bool
+    """True if the slot is on its way back to empty."""
 
     @property
     def code(self) -> int:
@@ -195,6 +182,9 @@ def find_edge(source: Stage, cause: Op | Mechanical, target: Stage) -> Edge:
 
 if set(_TRAITS) != set(Stage):
     raise AssertionError(f"stages without a row of traits: {set(Stage) - set(_TRAITS)}")
+for _stage, _traits in _TRAITS.items():
+    for _field in fields(_Traits):
+        setattr(_stage, _field.name, getattr(_traits, _field.name))
 if {e.source for e in EDGES if e.target is not e.source} != set(Stage):
     raise AssertionError("every stage needs an edge that leaves it")
 if {edge.cause for edge in EDGES} != {*Op, *Mechanical} - {Op.WAIT}:

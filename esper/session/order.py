@@ -189,8 +189,8 @@ class CallOrder:
                 f"requires_grad of {_some(changed)} was changed since the last tick, and this step does not follow; "
                 "change it between two steps and call session.discard() then, on every rank"
             )
-        idle, learning = self._adopted.without_gradient(), self._count_learning()
-        if learning and len(idle) == learning:
+        idle = self._adopted.without_gradient()
+        if idle and len(idle) == self._count_learning():
             raise LoopError(f"session.step(): the host has no gradient; call loss.backward() first, {INSTEAD}")
         if idle and self._world.size > 1 and not find_unused:  # then DDP did not reduce all gradients
             raise ConfigError(
@@ -200,7 +200,7 @@ class CallOrder:
 
     def _count_learning(self) -> int:
         """Parameters of the host that need a gradient."""
-        return sum(parameter.requires_grad for _, parameter in self._grown.owner_parameters()[HOST])
+        return sum([parameter.requires_grad for _, parameter in self._grown.owner_map()[HOST]])
 
 
 def _some(names: list[str]) -> str:

@@ -29,14 +29,21 @@ from esper.tolaria.ranks.handshake import shake_hands
 from esper.tolaria.ranks.world import World
 
 
-def collect(loop: Loop) -> dict[str, Any]:
+def collect(loop: Loop, *, keep: bool = True) -> dict[str, Any]:
     """Collects the whole state, tensors copied to the CPU. Every rank calls it and wraps its model anew.
+
+    Args:
+        loop: of the session.
+        keep: whether this rank needs the state; without it nothing is copied, and what is returned is empty.
 
     Raises:
         LockstepError: the ranks no longer hold the same network.
         CheckpointError: scheduler, optimizer or controller hold something that cannot be saved.
+        LoopError: it was called within `accumulate`, or an interruption has torn the network.
     """
     parts, grown = loop.parts, loop.grown
+    loop.come_between_steps("a save")
+    loop.world.allow_slow(True)
     loop.state = parts.evaluator.continue_anew(loop.state)
     lockstep = parts.cycle.lockstep
     average_running_statistics(grown.model, loop.world, lockstep.average)
@@ -50,22 +57,29 @@ def collect(loop: Loop) -> dict[str, Any]:
     loop.follow(force=True)  # as a restored session does, so that both sum gradients in the same order
     payload: dict[str, Any] = {}
     with on_every_rank(loop.world, "save"):  # only rank 0 has a controller, whose state may be no plain data
-        payload = {
-            "format": FORMAT,
-            "kind": KIND,
-            "settings": to_plain(parts.config),
-            "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
-            "run_state": to_plain(loop.state),
-            "step": loop.steps,
-            "epoch": loop.epochs,
-            "model": tree_map_only(
-                Tensor, lambda t: t.to("cpu", copy=True), to_saveable(grown.model.state_dict(), "model")
-            ),
-            "ema": collect_average(loop),
-            **collect_user_parts(loop.adopted, parts.controller, parts.controller_plain),
-            "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
-        }
-        payload["optimizer"]["state"] = to_saveable(loop.owner.state_by_name(), "optimizer")
+        payload = _collect_common(loop, ranks) if keep else {}
+    return payload
+
+
+def _collect_common(loop: Loop, ranks: list[bytes]) -> dict[str, Any]:
+    """The payload of `collect`; ``ranks``: what each rank has of its own, as saved bytes."""
+    parts, grown = loop.parts, loop.grown
+    payload: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": KIND,
+        "settings": to_plain(parts.config),
+        "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
+        "run_state": to_plain(loop.state),
+        "step": loop.steps,
+        "epoch": loop.epochs,
+        "model": tree_map_only(
+            Tensor, lambda t: t.to("cpu", copy=True), to_saveable(grown.model.state_dict(), "model")
+        ),
+        "ema": collect_average(loop),
+        **collect_user_parts(loop.adopted, parts.controller, parts.controller_plain),
+        "ranks": [torch.load(io.BytesIO(raw), weights_only=True) for raw in ranks],
+    }
+    payload["optimizer"]["state"] = to_saveable(loop.owner.state_by_name(), "optimizer")
     return payload
 
 

@@ -325,8 +325,6 @@ class Session:
             LoopError: it was called within `accumulate`, or an interruption has torn the network.
             LockstepError: the ranks no longer hold the same network.
         """
-        self._loop.come_between_steps("a save")
-        self.world.allow_slow(True)
         return collect(self._loop)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -348,7 +346,7 @@ class Session:
         Raises:
             CheckpointError: the file could not be written; on every rank alike. An earlier file is unchanged.
         """
-        payload, error = self.state_dict(), ""
+        payload, error = collect(self._loop, keep=self.world.rank == 0), ""
         if self.world.rank == 0:
             try:
                 write_session_file(Path(path), payload)

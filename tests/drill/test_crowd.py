@@ -24,7 +24,6 @@ def told_by(kind: FaultKind, ranks: int, rank: int, told: CrowdResult) -> str:
         f"ranks parted before tick {TICKS}, step {step}: ",
         f"tick {TICKS}, step {step}: rank {rank} failed in ",
     )
-    records = "; ".join(f"slot r{row}c0 record differs on rank {rank}" for row in range(SLOTS))
     seen = f"rank {rank} was last seen in "
     return {
         FaultKind.LOST_BEFORE_OBSERVE: f"lost contact in observe: {seen}rewrap at step {step - 10}, tick {TICKS - 1}",
@@ -34,7 +33,7 @@ def told_by(kind: FaultKind, ranks: int, rank: int, told: CrowdResult) -> str:
         FaultKind.DECIDE: f"{alone}DECIDE: RuntimeError: out of ideas",
         FaultKind.STAGE: f"{parted}state differs on rank {rank}; slot r0c0 record differs on rank {rank}",
         FaultKind.TICK: f"{parted}tick differs on rank {rank}; state differs on rank {rank}",
-        FaultKind.STEP: f"{parted}step differs on rank {rank}; state differs on rank {rank}; {records}",
+        FaultKind.STEP: f"{parted}step differs on rank {rank}; state differs on rank {rank}",
         FaultKind.ALPHA: f"{parted}slot r0c0 alpha differs on rank {rank}",
         FaultKind.WEIGHT: f"{parted}slot ",
         FaultKind.HOST: f"ranks parted before tick {TICKS + 1}, step {step + 10}: parameters differs on rank {rank}",

@@ -43,6 +43,8 @@ class Beat:
         find_unused: the reduction of gradients copes with parameters that a forward does not use.
         graded: the root forward under way began with gradients enabled.
         recalled: circumstances of the forward whose backward is under way, or of the latest one.
+        changes: how often a seed or a gate has come or gone, so that whoever keeps names of parameters knows when they
+            are out of date.
     """
 
     inside: bool = False
@@ -54,6 +56,7 @@ class Beat:
     find_unused: bool = False
     graded: bool = False
     recalled: Circumstances | None = None
+    changes: int = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Beat":
         """A copy, which is noted: what is copied with it does not grow with the model."""

@@ -17,6 +17,7 @@ from esper.kasmina.streams import cuda_devices, read_streams, set_streams, undis
 from esper.leyline.slots import sort_slots
 
 HOST = "host"
+Owners = dict[str, list[tuple[str, nn.Parameter]]]
 
 
 class Slots(nn.ModuleDict):
@@ -46,6 +47,7 @@ class Grown:
         beats = {id(holder.beat): holder.beat for holder in self.slots.values() if holder.beat is not None}
         assert len(beats) == 1, "the slots of one model share one beat"
         (self.beat,) = beats.values()
+        self._owners: tuple[int, Owners] | None = None
 
     @contextlib.contextmanager
     def override(self, alphas: Mapping[str, float | Tensor]) -> Iterator[None]:
@@ -94,15 +96,28 @@ class Grown:
         finally:
             self.beat.weights = before
 
-    def owner_parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    def owner_parameters(self) -> Owners:
         """Named parameters by owner: ``host`` first, then slots with a seed, row-major. Tied tensors appear once."""
-        owners: dict[str, list[tuple[str, nn.Parameter]]] = {HOST: []}
+        owners: Owners = {HOST: []}
         owners |= {slot: [] for slot, holder in self.slots.items() if holder.seed is not None}
-        prefixes = {f"{CONTAINER}.{slot}.": slot for slot in self.slots}
+        prefix = f"{CONTAINER}."
         for name, parameter in self.model.named_parameters():
-            owner = next((slot for prefix, slot in prefixes.items() if name.startswith(prefix)), HOST)
-            owners[owner].append((name, parameter))
+            own = name.startswith(prefix) and name.split(".", 2)[1] in owners
+            owners[name.split(".", 2)[1] if own else HOST].append((name, parameter))
         return owners
+
+    def owner_map(self) -> Owners:
+        """`owner_parameters`, kept from call to call until a seed or a gate comes or goes; not to be changed.
+
+        A host whose own parameters are exchanged in between goes unseen here, and is named at the next wrap.
+        """
+        if self._owners is None or self._owners[0] != self.beat.changes:
+            self._owners = self.beat.changes, self.owner_parameters()
+        return self._owners[1]
+
+    def drop_owner_map(self) -> None:
+        """Lets go of the parameters in `owner_map`, before a seed is uprooted."""
+        self._owners = None
 
     def seed_parameters(self, slot: str) -> int:
         """Counts the parameters of the seed in ``slot``, trainable or not; 0 without a seed."""

@@ -41,6 +41,15 @@ class Joint(nn.Module):
     degraded: str | None
     _override: float | Rows | None
 
+    def set_gate(self, gate: nn.Module | None) -> None:
+        """Registers the gate of GATE, or takes it away."""
+        self.gate = gate
+        self._note_change()
+
+    def _note_change(self) -> None:
+        if self.beat is not None:
+            self.beat.changes += 1
+
     def _join_by_tensor(self, host: Tensor, x: Tensor, alpha: Tensor, *, straight: bool = False) -> Tensor:
         """Calls `join`, compiled if there is a region for it, with the confidence that it needs; tallies the gate."""
         confidence = self._confidence(host)

@@ -177,14 +177,14 @@ class SeedSlot(Joint):
             region.owner = self
         self._dtypes.clear()
         self.set_alpha(0.0)
+        self._note_change()
 
     def uproot(self) -> None:
         """Removes the seed and everything that belongs to it."""
-        self.seed = self.gate = self.region = None
-        self.phase = Phase.OFF
-        self.operator, self.fades_from, self.tally = Operator.ADD, None, Tally()
-        self.degraded = self.told = None
+        self.seed = self.gate = self.region = self.degraded = self.told = None
+        self.phase, self.operator, self.fades_from, self.tally = Phase.OFF, Operator.ADD, None, Tally()
         self.set_alpha(0.0)
+        self._note_change()
 
     @property
     def asks_logits(self) -> bool:

@@ -7,10 +7,10 @@
     step-00000150.a2.tmp/     being written by attempt 2; never read
 
 A save takes two phases. First every rank writes and fsyncs its file into the temporary folder. Once all have said that
-they did, rank 0 hashes the files, writes the manifest, fsyncs and renames. Only complete folders ever have a
-checkpoint's name, and a checkpoint that is removed loses its name first. So a process killed at any moment leaves the
-other checkpoints as they were, and anything wrong in a folder of that name is damage, to be reported. Files load with
-plain ``torch.load`` (``weights_only=True``).
+they did, rank 0 hashes the files (its own were hashed while they were written), writes the manifest, fsyncs and
+renames. Only complete folders ever have a checkpoint's name, and a checkpoint that is removed loses its name first. So
+a process killed at any moment leaves the other checkpoints as they were, and anything wrong in a folder of that name is
+damage, to be reported. Files load with plain ``torch.load`` (``weights_only=True``).
 
 RUN/saved.json, beside the folder, says that there has been a checkpoint. A run that has one, but no checkpoint any
 more (the folder is empty, or was lost), is not begun anew without a word.
@@ -25,12 +25,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from esper.leyline.errors import CheckpointError
-from esper.leyline.files import RunDir, sync, write_json, write_synced
+from esper.leyline.files import Hashed, RunDir, sync, write_json, write_synced
 from esper.leyline.plain import from_plain, to_plain
 
 FORMAT = 12
@@ -87,6 +87,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, *, attempt: int, keep: int, lease: Callable[[], None] = lambda: None) -> None:
         self.folder, self.attempt, self.keep, self.lease = folder, attempt, keep, lease
+        self._written: dict[tuple[int, str], FileEntry] = {}  # by this process, of saves that are not committed
 
     @classmethod
     def of_run(cls, run: Path) -> "CheckpointStore":
@@ -152,7 +153,9 @@ class CheckpointStore:
         """
         folder = self._temporary(step)
         folder.mkdir(parents=True, exist_ok=True)
-        write_synced(folder / name, lambda file: torch.save(payload, file))
+        written = Hashed()
+        write_synced(folder / name, lambda file: torch.save(payload, cast(BinaryIO, written.onto(file))))
+        self._written[step, name] = FileEntry(bytes=written.bytes, sha256=written.sha256)
 
     def commit(self, step: int, *, tick: int, world_size: int, score: float | None) -> int:
         """Turns a complete save into a checkpoint (rank 0), and removes older ones beyond ``keep``; returns its bytes.
@@ -169,7 +172,10 @@ class CheckpointStore:
             path = folder / name
             if not path.exists():
                 raise CheckpointError(f"save of step {step}: {path} is not there; is RUN on a shared file system?")
-            files[name] = FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+            size, entry = path.stat().st_size, self._written.pop((step, name), None)
+            if entry is not None and entry.bytes != size:
+                raise CheckpointError(f"save of step {step}: {path} has {size} bytes, {entry.bytes} were written")
+            files[name] = entry or FileEntry(bytes=size, sha256=_sha256(path))
         manifest = Manifest(format=FORMAT, step=step, tick=tick, world_size=world_size, score=score, files=files)
         write_synced(folder / "manifest.json", json.dumps(to_plain(manifest), indent=1))
         sync(folder)
@@ -195,6 +201,7 @@ class CheckpointStore:
 
     def abandon(self, step: int) -> None:
         """Removes a save that some rank could not finish."""
+        self._written = {key: entry for key, entry in self._written.items() if key[0] != step}
         shutil.rmtree(self._temporary(step), ignore_errors=True)
 
     def _remove(self, step: int) -> None:

@@ -160,7 +160,8 @@ def standard_library(root: Path, max_bytes: int) -> tuple[list[bytes], list[dict
         if left == 0:
             break
         try:
-            data = path.read_bytes()[:left]
+            with path.open("rb") as file:
+                data = file.read(left)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); repair this Python's standard library"
@@ -203,7 +204,8 @@ def load_text(config: TextConfig) -> Bundle:
         texts[name], left = [], config.max_bytes
         for path in paths:
             try:
-                text = path.read_bytes()[:left]
+                with path.open("rb") as file:
+                    text = file.read(left)
             except OSError as error:
                 raise DataError(
                     f"{path}: cannot be read ({error.strerror}); expected {layout}; chmod +r {path}"

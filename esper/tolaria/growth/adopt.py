@@ -140,7 +140,7 @@ class AdoptedOptimizer:
 
     def without_gradient(self) -> list[str]:
         """Names of the host's parameters that learn and that no backward has reached."""
-        return [name for name, p in self.grown.owner_parameters()[HOST] if p.requires_grad and p.grad is None]
+        return [name for name, p in self.grown.owner_map()[HOST] if p.requires_grad and p.grad is None]
 
     @contextlib.contextmanager
     def host_only(self) -> Iterator[None]:

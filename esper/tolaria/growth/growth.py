@@ -107,6 +107,7 @@ class Growth:
             elif isinstance(effect, Uproot):
                 self.owner.release(effect.slot)
                 self.grown.slots[effect.slot].uproot()
+                self.parameters.forget_learning()
                 self._wrapped = None  # the wrapper also lists frozen parameters; only a new one lets go of the seed
 
     def clear(self) -> None:
@@ -138,7 +139,7 @@ class Growth:
                 assert entry.blueprint is not None
                 self.plant(entry.slot, self.build(entry.slot, entry.blueprint, entry.generation))
                 if entry.wants_gate(state.step):
-                    self.grown.slots[entry.slot].gate = self._gate(entry)
+                    self.grown.slots[entry.slot].set_gate(self._gate(entry))
                     self.owner.register(entry.slot)
 
     def build(self, slot: str, blueprint: str, generation: int) -> nn.Module:
@@ -239,7 +240,7 @@ class Growth:
 
     def set_alphas(self, state: RunState, step: int) -> None:
         """Writes every slot's agreed alpha for optimizer step ``step``."""
-        for entry in state.slots:
+        for entry in [entry for entry in state.slots if entry.stage.has_seed]:
             holder = self.grown.slots[entry.slot]
             alpha, fade = entry.alpha(step), entry.fade(step)
             if (alpha, fade) != (holder.level, holder.fade_level):
@@ -254,11 +255,11 @@ class Growth:
     def seat(self, state: RunState) -> None:
         """Sets phases, operators, gates, alphas and what learns as the state says."""
         config = self.terms.slots_config
-        for entry in state.slots:
+        for entry in planting.find_taken(self.grown, state):
             holder = self.grown.slots[entry.slot]
             planting.seat(holder, entry, state.step, config.incubation)
             if entry.wants_gate(state.step) != (holder.gate is not None):
-                holder.gate = self._gate(entry) if holder.gate is None else None
+                holder.set_gate(self._gate(entry) if holder.gate is None else None)
                 self.owner.register(entry.slot)
             if entry.stage.has_seed:
                 learning = learns(entry.stage, ending=entry.ending, train_fossils=config.train_fossils)
@@ -283,15 +284,16 @@ class Growth:
             return None
         self.parameters.check()
         began = time.perf_counter()
-        # The old reducer must be gone before a new one hooks the same parameters.
-        self.call = self.grown.model
+        self.call = self.grown.model  # the old reducer must be gone before a new one hooks the same parameters
         self.call = wrap(self.grown.model, self.world)
         self._wrapped = wanted
+        self.parameters.note_learning()
         return 1e3 * (time.perf_counter() - began)
 
     def changed_by_hand(self) -> list[str]:
         """Names of parameters whose ``requires_grad`` is no longer as it was when the model was wrapped."""
-        return sorted(set(self.owner.gradient_set()) ^ set(self._wrapped or ()))
+        changed = self._wrapped is None or self.parameters.has_changed()
+        return sorted(set(self.owner.gradient_set()) ^ set(self._wrapped or ())) if changed else []
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Within the block gradients accumulate on this rank only."""

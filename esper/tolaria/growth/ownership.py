@@ -15,6 +15,7 @@ without a wait for the device (see `esper.tolaria.growth.guard`); others wait on
 left out of a forward: a seed takes no step where its site ran on no rank.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,8 @@ class ParameterOwner:
             vanishing_rms=config.vanishing_rms, exploding_rms=config.exploding_rms, every=config.health_every
         )
         self._may_skip = frozenset(slot for slot, site in grown.sites.items() if site.may_skip)
-        self.late = adopted is None and not self._may_skip and self._fused(config)
+        on_gpu = any(p.device.type == "cuda" for _, p in grown.owner_parameters()[HOST])
+        self.late = adopted is None and not self._may_skip and (on_gpu if config.fused is None else config.fused)
         self._policy: GroupPolicy = Scheduled(config, total_steps) if adopted is None else adopted[1]
         self.optimizer = self._build() if adopted is None else adopted[0]
         self._groups[HOST] = list(self.optimizer.param_groups)
@@ -70,11 +72,6 @@ class ParameterOwner:
         if config.kind is OptimizerKind.SGD:
             return torch.optim.SGD(host, lr=config.lr, momentum=config.momentum, fused=fused)
         return torch.optim.AdamW(host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
-
-    def _fused(self, config: OptimConfig) -> bool:
-        if config.fused is not None:
-            return config.fused
-        return any(p.device.type == "cuda" for _, p in self.grown.owner_parameters()[HOST])
 
     @property
     def host_groups(self) -> list[Group]:
@@ -93,7 +90,7 @@ class ParameterOwner:
 
         Groups whose parameters have left the slot (a gate's) are dropped with their moments. All others stay.
         """
-        named = self.grown.owner_parameters()[slot]
+        named = self.grown.owner_map()[slot]
         present, kept = {id(p) for _, p in named}, []
         for group in self._groups.get(slot, []):
             if all(id(p) in present for p in group["params"]):
@@ -116,29 +113,34 @@ class ParameterOwner:
         for group in self._groups.pop(slot, []):
             self._forget(group)
         self._in_order()
+        self.grown.drop_owner_map()
 
     def _in_order(self) -> None:
         order = [HOST, *(slot for slot in self.grown.slots if slot in self._groups)]
         self.optimizer.param_groups = [group for owner in order for group in self._groups[owner]]
 
-    def owns_slot(self, slot: str) -> bool:
-        """Whether every parameter of the slot's seed stands in exactly one group, which is the slot's."""
-        grouped = [id(p) for group in self._groups.get(slot, []) for p in group["params"]]
-        everyone = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
-        wanted = [id(p) for _, p in self.grown.owner_parameters().get(slot, [])]
-        return sorted(grouped) == sorted(wanted) and all(everyone.count(key) == 1 for key in wanted)
+    def owned_slots(self) -> set[str]:
+        """The slots of which every parameter of the seed stands in exactly one group, which is the slot's."""
+        counts, owned = Counter([id(p) for g in self.optimizer.param_groups for p in g["params"]]), set()
+        for slot, holder in [(slot, holder) for slot, holder in self.grown.slots.items() if holder.seed is not None]:
+            wanted = sorted([id(p) for p in holder.parameters()])
+            grouped = sorted([id(p) for group in self._groups.get(slot, []) for p in group["params"]])
+            if wanted == grouped and not [key for key in wanted if counts[key] != 1]:
+                owned.add(slot)
+        return owned
 
     def set_learning(self, slot: str, learning: bool) -> None:
         """Freezes or unfreezes a seed; a frozen one has no gradient and no update."""
-        for _, parameter in self.grown.owner_parameters().get(slot, []):
-            parameter.requires_grad_(learning)
+        for _, parameter in self.grown.owner_map().get(slot, []):
+            if parameter.requires_grad != learning:
+                parameter.requires_grad_(learning)
             if not learning:
                 parameter.grad = None
 
     def gradient_set(self) -> tuple[str, ...]:
         """Names of the parameters that get a gradient in every step, in canonical order."""
-        owners = self.grown.owner_parameters().values()
-        return tuple(name for named in owners for name, parameter in named if parameter.requires_grad)
+        owners = self.grown.owner_map().values()
+        return tuple([name for named in owners for name, parameter in named if parameter.requires_grad])
 
     # stepping -----------------------------------------------------------------------------------------------------
 

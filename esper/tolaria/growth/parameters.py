@@ -56,12 +56,28 @@ class ParameterChecker:
         self._frozen: dict[str, str] = {}
         self._teacher: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
         self._guard: Any = None
+        self._learning: list[nn.Parameter] = []
+        self._still: list[nn.Parameter] = []
 
     def follow(self, state: RunState, *, train_fossils: bool) -> None:
         """Reads the reasons off the agreed state; called at every tick, after seeds and gates have come and gone."""
         self._frozen = {
             entry.slot: why_frozen(entry, train_fossils=train_fossils) for entry in state.slots if entry.stage.has_seed
         }
+
+    def note_learning(self) -> None:
+        """Remembers which parameters require a gradient now, as the model is wrapped."""
+        everyone = [parameter for named in self.grown.owner_map().values() for _, parameter in named]
+        self._learning = [parameter for parameter in everyone if parameter.requires_grad]
+        self._still = [parameter for parameter in everyone if not parameter.requires_grad]
+
+    def forget_learning(self) -> None:
+        """Lets go of those parameters, some of which are no longer the model's."""
+        self._learning, self._still = [], []
+
+    def has_changed(self) -> bool:
+        """Whether one of them no longer does, or another does; asked in every step, so no name is looked up."""
+        return bool([p for p in self._learning if not p.requires_grad] or [p for p in self._still if p.requires_grad])
 
     def explain_refusal(self, owner: str, parameter: nn.Parameter) -> str:
         """Why a parameter of the host or of a slot may not be trained now; empty if it may."""

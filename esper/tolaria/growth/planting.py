@@ -14,7 +14,7 @@ from esper.accord.state import RunState
 from esper.kasmina.axes.site import Site
 from esper.kasmina.births.build import birth_key, build_gate, build_seed, gate_key
 from esper.kasmina.slots.grown import Grown
-from esper.kasmina.slots.phases import phase_of
+from esper.kasmina.slots.phases import Phase, phase_of
 from esper.kasmina.slots.slot import SeedSlot
 from esper.leyline.errors import CheckpointError
 from esper.leyline.stages import Incubation
@@ -50,6 +50,12 @@ def gate_for(site: Site, entry: SlotState, *, run_seed: int, dtype: torch.dtype,
     assert entry.ramp is not None
     key = gate_key(run_seed, entry.slot, entry.generation, entry.ramp.first_step)
     return build_gate(dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
+
+
+def find_taken(grown: Grown, state: RunState) -> list[SlotState]:
+    """The records of slots that hold a seed, or are not yet as an empty slot is."""
+    taken = {slot for slot, holder in grown.slots.items() if holder.phase is not Phase.OFF or holder.seed is not None}
+    return [entry for entry in state.slots if entry.stage.has_seed or entry.slot in taken]
 
 
 def seat(holder: SeedSlot, entry: SlotState, step: int, incubation: Incubation) -> None:
@@ -107,7 +113,7 @@ def rebuild_network(
                 )
             )
             if entry.wants_gate(state.step):
-                holder.gate = gate_for(site, entry, run_seed=run_seed, dtype=dtype, device=device)
+                holder.set_gate(gate_for(site, entry, run_seed=run_seed, dtype=dtype, device=device))
     load_weights(grown, weights, where)
     for entry in state.slots:
         seat(grown.slots[entry.slot], entry, state.step, incubation)

@@ -73,8 +73,8 @@ def average_running_statistics(model: nn.Module, world: World, patterns: Sequenc
         world: the ranks.
         patterns: names of further buffers, with * and ?.
     """
-    buffers = running_statistics(model, patterns)
-    if world.size == 1 or not buffers:
+    buffers = [] if world.size == 1 else running_statistics(model, patterns)
+    if not buffers:
         return
     flat = torch.cat([buffer.detach().reshape(-1).double() for buffer in buffers])
     world.all_reduce(flat, dist.ReduceOp.SUM, what="average of running statistics", on="data")

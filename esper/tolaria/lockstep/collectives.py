@@ -9,14 +9,17 @@ all-reduces.
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from esper.accord.effects import Veto
+from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.phases import Phase
 from esper.leyline.commands import Command
 from esper.leyline.errors import LockstepError
 from esper.leyline.orders.verbs import NO_ORDER, RunOrder
@@ -99,6 +102,7 @@ class Lockstep:
         self.observe_layout = ObserveLayout(slots, worth=attribute)
         self.commit_layout = CommitLayout(slots, self.digests, names, world.size)
         self._observed = 0
+        self._records: dict[str, tuple[SlotState, Phase, int]] = {}
         self._grown: Grown | None = None
         self.average = tuple(average)
         self.local: list[str] = []
@@ -134,27 +138,38 @@ class Lockstep:
         """
         self._grown = grown
         equal, own = self.split_tensors(grown) if parameters else ({}, {})
+        records = [self._digest_record(entry, grown.slots[entry.slot].phase) for entry in state.slots]
         digests: dict[str, int | None] = {
             "tick": state.tick,
             "step": state.step,
             "registry": self.registry,
-            "state": digest62(state),
+            "state": digest62([replace(state, slots=()), records]),
             "observation": self._observed,
             "parameters": digest_tensors(equal.items()),
             "buffers": digest_tensors(own.items()),
         }
-        for entry in state.slots:
+        for entry, record in zip(state.slots, records, strict=True):
+            digests[f"slot {entry.slot} record"], digests[f"slot {entry.slot} newborn"] = record, None
             holder = grown.slots[entry.slot]
             seed = holder.seed
+            at_rest = holder.phase is Phase.OFF and holder.level == float(holder.alpha) == 0.0
+            if seed is None and at_rest:  # it computes nothing
+                digests[f"slot {entry.slot} alpha"] = digests[f"slot {entry.slot} weights"] = 0
+                continue
             alpha = struct.unpack("<i", struct.pack("<f", float(holder.alpha)))[0] & 0xFFFFFFFF
             ramp = [struct.unpack("<q", struct.pack("<d", x))[0] for x in (holder.level, holder.fade_level)]
             joined = [int(holder.operator), holder.fades_from]
-            digests[f"slot {entry.slot} record"] = digest62([entry, state.step, holder.phase.value])
             digests[f"slot {entry.slot} alpha"] = digest62([alpha, ramp, joined])
             live = seed is not None and (entry.stage.is_live or parameters)
             digests[f"slot {entry.slot} weights"] = digest_tensors(holder.state_dict().items()) if live else 0
-            digests[f"slot {entry.slot} newborn"] = None
         return digests
+
+    def _digest_record(self, entry: SlotState, phase: Phase) -> int:
+        """Digest of a slot's record; computed anew only when the record or the phase is another object than before."""
+        known = self._records.get(entry.slot)
+        if known is None or known[0] is not entry or known[1] is not phase:
+            known = self._records[entry.slot] = entry, phase, digest62([entry, phase.value])
+        return known[2]
 
     def newborn_digests(self, newborns: Mapping[str, int | None]) -> dict[str, int | None]:
         """Digests by name of what staged seeds compute, as `Growth` has them by slot."""

@@ -89,7 +89,7 @@ def measure(
         Entries of the observe vector by name, and how many of this rank's samples had a non-finite loss.
     """
     gates = terms.gates
-    values, nonfinite = window.values([entry.slot for entry in state.slots])
+    values, nonfinite = window.values([entry.slot for entry in state.slots if entry.stage.has_seed])
     for whose, health in owner.health.take().items():
         prefix = "host_" if whose == HOST else f"{whose}."
         values |= {f"{prefix}{name}": float(value) for name, value in asdict(health).items()}
@@ -97,12 +97,13 @@ def measure(
         moved = moved_lately(state.slots, state.tick, step, terms.tick_steps)
         sums = evaluator.validation_sums(gates.statistics_samples if moved else 0)
         values |= {f"validation_{name}": value for name, value in sums.items()}
+    owned = owner.owned_slots()
     for entry in state.slots:
         holder = evaluator.grown.slots[entry.slot]
         if holder.seed is not None:
             finite = all(bool(torch.isfinite(parameter).all()) for parameter in holder.parameters())
             values[f"{entry.slot}.finite"] = float(finite)
-            values[f"{entry.slot}.owned"] = float(owner.owns_slot(entry.slot))
+            values[f"{entry.slot}.owned"] = float(entry.slot in owned)
             values[f"{entry.slot}.degraded"] = float(evaluator.grown.slots[entry.slot].degraded is not None)
             count, total, squares = holder.tally.take()
             values[f"{entry.slot}.gate_count"] = count

@@ -7,7 +7,6 @@ from typing import Any
 from esper.accord.breaker import BreakerState
 from esper.accord.facts import harm_of, help_of, running_of
 from esper.accord.lifecycle import SlotState
-from esper.accord.observation import effective_alpha, gradient_ratio
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Symptom, Verdict
 from esper.kasmina.births import Library
@@ -27,16 +26,16 @@ from esper.leyline.events import (
     SeedContinued,
     SettingsChanged,
     SlotDegraded,
-    SlotLine,
     StageChanged,
     StepSkipped,
     TickDone,
     WorthMeasured,
 )
-from esper.leyline.evidence import ABSENT, NO_WORTH
+from esper.leyline.evidence import ABSENT
 from esper.leyline.protocols import EventSink
 from esper.leyline.stages import Mechanical, Stage
 from esper.tolaria.growth.continuation import describe_copies
+from esper.tolaria.lockstep.lines import line_of
 from esper.tolaria.lockstep.wire import Agreed
 
 
@@ -86,6 +85,7 @@ class Narrator:
     def __init__(self, sink: EventSink, grown: Grown) -> None:
         self.sink, self.grown = sink, grown
         self._degraded: dict[str, SlotDegraded] = {}  # reported, and still going on
+        self._counted = (-1, 0)  # changes of the model, and its parameters then
 
     def emit(self, event: Event | None) -> None:
         """Emits an event, if there is one."""
@@ -98,7 +98,10 @@ class Narrator:
             self.sink.emit(event)
 
     def _parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.grown.model.parameters())
+        if self._counted[0] != self.grown.beat.changes:
+            count = sum(parameter.numel() for parameter in self.grown.model.parameters())
+            self._counted = self.grown.beat.changes, count
+        return self._counted[1]
 
     def report_start(self, state: RunState, terms: Terms, resumed_from: int | None) -> None:
         """Reports that the group began or resumed the run."""
@@ -126,6 +129,8 @@ class Narrator:
     ) -> None:
         """Reports paired evidence, degraded seeds, dropped gradients and skipped steps."""
         for old, new in zip(before.slots, state.slots, strict=True):
+            if new.stage is Stage.EMPTY and new.slot not in self._degraded:
+                continue
             if old.request is not None:
                 weighed = harm_of(new, terms) if new.stage is Stage.FOSSILIZED else help_of(new, terms)
                 self.emit(
@@ -158,8 +163,10 @@ class Narrator:
 
     def report_worth(self, before: RunState, state: RunState, sums: Mapping[str, float]) -> None:
         """Reports what each blended seed is worth, if that was measured; absent where a loss was not finite."""
+        if not sums.get("worth_count"):
+            return
         for old, new in zip(before.slots, state.slots, strict=True):
-            if sums.get("worth_count") and old.stage.is_blended:
+            if old.stage.is_blended:
                 name, all_seeds = str(new.blueprint), state.together
                 self.emit(
                     WorthMeasured(**axes_of(state), slot=new.slot, blueprint=name, worth=new.worth, together=all_seeds)
@@ -261,23 +268,7 @@ class Narrator:
 
     def report_tick(self, state: RunState, *, lr: float, steps_ms: float, tick_ms: float, digest_ms: float) -> None:
         """Reports the agreed numbers of the tick."""
-        lines = tuple(
-            SlotLine(
-                slot=entry.slot,
-                stage=entry.stage,
-                alpha=entry.alpha(state.step),
-                blueprint=entry.blueprint,
-                effective_alpha=effective_alpha(state, entry),
-                gate_mean=entry.gate_mean,
-                gate_std=entry.gate_std,
-                contribution=entry.contribution,
-                gradient_norm=entry.gradient_norm,
-                gradient_ratio=gradient_ratio(state, entry),
-                health=entry.health,
-                worth=entry.worth if entry.worth.shapley.tick == state.tick else NO_WORTH,
-            )
-            for entry in state.slots
-        )
+        lines = [line_of(state, entry) for entry in state.slots]
         self.emit(
             TickDone(
                 **axes_of(state),
@@ -288,9 +279,9 @@ class Narrator:
                 lr=lr,
                 host_gradient_norm=state.host_norm,
                 host_health=state.host_health,
-                slots=lines,
+                slots=tuple(lines),
                 parameters=self._parameters(),
-                live_seeds=sum(entry.stage.is_live for entry in state.slots),
+                live_seeds=sum([entry.stage.is_live for entry in state.slots]),
                 flops=state.flops,
                 steps_ms=steps_ms,
                 tick_ms=tick_ms,

@@ -15,7 +15,6 @@ target and steepness as float64 bits. At 1,024 ranks and 12 slots: 3.3 KB observ
 """
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -27,15 +26,13 @@ from esper.accord.effects import Veto
 from esper.accord.evidence.lasting import NAMES as CONTINUED
 from esper.accord.evidence.lasting import SPENT
 from esper.accord.evidence.sums import NAMES as PROBE
-from esper.leyline.alpha import Curve, Operator
-from esper.leyline.commands import Command
+from esper.leyline.commands import Command, wait
 from esper.leyline.evidence import WORTH_PAIRS
 from esper.leyline.orders.verbs import NO_ORDER, RunOrder, RunVerb
-from esper.leyline.stages import Op
+from esper.tolaria.lockstep.words import WAITING, WORDS, decode_command, encode_command
 
 NOTHING = -(2**63)
 MAY_DIFFER = frozenset({"buffers"})  # digests whose difference is told and ends nothing
-WORDS = 8
 ORDER_WORDS = 4
 
 GLOBAL_ADDITIVE = (
@@ -139,6 +136,7 @@ class ObserveLayout:
             self.additive += [f"{slot}.worth_{name}" for slot in slots for name in SLOT_WORTH]
         self.replicated = [*GLOBAL_REPLICATED, *(f"{slot}.{name}" for slot in slots for name in SLOT_REPLICATED)]
         self.names = [*self.additive, *self.replicated]
+        self._place = {name: index for index, name in enumerate(self.names)}
 
     def encode(self, values: Mapping[str, float], rank: int) -> Tensor:
         """The vector that this rank sends. Names it did not measure are 0; non-finite terms are counted here.
@@ -146,67 +144,27 @@ class ObserveLayout:
         Raises:
             KeyError: an unknown name.
         """
-        unknown = set(values) - set(self.names)
+        unknown = values.keys() - self._place.keys()
         if unknown:
             raise KeyError(f"not in the observe layout: {', '.join(sorted(unknown))}")
-        row = [float(values.get(name, 0.0)) for name in self.names]
-        if rank != 0:
-            row[len(self.additive) :] = [0.0] * len(self.replicated)
-        broken = [name for name, value in zip(self.names, row) if not math.isfinite(value)]
-        row = [value if math.isfinite(value) else 0.0 for value in row]
+        row, broken = [0.0] * len(self.names), []
+        own = len(self.names) if rank == 0 else len(self.additive)
+        for name, value in values.items():
+            place = self._place[name]
+            if place < own:
+                row[place] = float(value)
+                if not math.isfinite(row[place]):
+                    row[place] = 0.0
+                    broken.append(name)
         for name in broken:
             for counter in ("nonfinite_terms", f"{name.split('_')[0]}_nonfinite"):
-                if counter in self.names:
-                    row[self.names.index(counter)] += 1
+                if counter in self._place:
+                    row[self._place[counter]] += 1
         return torch.tensor(row, dtype=torch.float64)
 
     def decode(self, vector: Tensor) -> dict[str, float]:
         """The agreed sums by name."""
         return dict(zip(self.names, vector.tolist(), strict=True))
-
-
-def _float_bits(value: float) -> int:
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
-
-
-def _bits_float(bits: int) -> float:
-    return float(struct.unpack("<d", struct.pack("<q", bits))[0])
-
-
-def encode_command(command: Command, names: Sequence[str]) -> list[int]:
-    """Eight int64 words.
-
-    Args:
-        command: a command whose blueprint, if any, is one of ``names``.
-        names: the agreed catalogue; what travels is the position in it.
-    """
-    index = -1 if command.blueprint is None else list(names).index(command.blueprint)
-    return [
-        command.proposal,
-        int(command.op),
-        index,
-        int(command.operator),
-        int(command.curve),
-        command.ticks,
-        _float_bits(command.target),
-        _float_bits(command.steepness),
-    ]
-
-
-def decode_command(words: Sequence[int], slot: str, names: Sequence[str]) -> Command:
-    """Inverse of `encode_command`; the reason stays behind on rank 0."""
-    proposal, op, index, operator, curve, ticks, target, steepness = words
-    return Command(
-        slot=slot,
-        op=Op(op),
-        blueprint=None if index < 0 else names[index],
-        operator=Operator(operator),
-        curve=Curve(curve),
-        ticks=ticks,
-        target=_bits_float(target),
-        steepness=_bits_float(steepness),
-        proposal=proposal,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +196,7 @@ class CommitLayout:
 
     def __init__(self, slots: Sequence[str], digests: Sequence[str], names: Sequence[str], world_size: int) -> None:
         self.slots, self.digests, self.names, self.world_size = list(slots), list(digests), list(names), world_size
+        self._waits = {slot: wait(slot) for slot in self.slots}
         self.length = len(self.slots) * (WORDS + 1) + 2 * len(self.digests) + world_size + ORDER_WORDS
 
     def encode(
@@ -261,13 +220,16 @@ class CommitLayout:
         """
         row: list[int] = []
         for slot in self.slots:
-            row += [NOTHING] * WORDS if commands is None else encode_command(commands[slot], self.names)
+            command = None if commands is None else commands[slot]
+            if command is None:
+                row += [NOTHING] * WORDS
+            else:  # most slots wait
+                row += WAITING if command is self._waits[slot] else encode_command(command, self.names)
         for name in self.digests:
             digest = digests[name]
             row += [NOTHING, NOTHING] if digest is None else [digest, -digest]
-        for slot in self.slots:
-            veto = vetoes.get(slot, Veto.NONE)
-            row.append(0 if veto is Veto.NONE else int(veto) << 32 | rank)
+        given = {slot: int(veto) << 32 | rank for slot, veto in vetoes.items() if veto is not Veto.NONE}
+        row += [given.get(slot, 0) for slot in self.slots]
         row += [word.encode() if other == rank else 0 for other in range(self.world_size)]
         own = [int(order.verb), order.value, order.span, order.number]
         row += [NOTHING] * ORDER_WORDS if commands is None else own
@@ -291,7 +253,8 @@ class CommitLayout:
         commands, order = {}, NO_ORDER
         if set(differing) <= MAY_DIFFER:
             for index, slot in enumerate(self.slots):
-                commands[slot] = decode_command(row[index * WORDS : (index + 1) * WORDS], slot, self.names)
+                words = row[index * WORDS : (index + 1) * WORDS]
+                commands[slot] = self._waits[slot] if words == WAITING else decode_command(words, slot, self.names)
             verb, value, span, number = row[-ORDER_WORDS:]
             order = RunOrder(verb=RunVerb(verb), value=value, span=span, number=number)
         return Agreed(commands, tuple(differing), vetoes, ranks, order)

@@ -13,12 +13,13 @@ import torch
 import xxhash
 from torch import Tensor
 
+PIECE = 2**26  # bytes of a tensor that are mixed at a time on an accelerator; a multiple of 8
 _MASK = (1 << 62) - 1
 _ODD = -7046029254386353131  # 64-bit fraction of the golden ratio
 
 
-def _words(tensor: Tensor) -> Tensor:
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+def _words(raw: Tensor) -> Tensor:
+    """Bytes as int64 words, the last one filled with zeros."""
     pad = -raw.numel() % 8
     if pad:
         raw = torch.cat([raw, raw.new_zeros(pad)])
@@ -26,14 +27,21 @@ def _words(tensor: Tensor) -> Tensor:
 
 
 def weighted_sum(tensor: Tensor) -> Tensor:
-    """0-D int64: sum of the tensor's mixed 8-byte words times odd position weights, wrapping. Stays on the device."""
-    words = _words(tensor)
-    for _ in range(2):  # high bits reach the low ones; each step is one to one, so every bit still counts
-        words = words * _ODD
-        words ^= (words >> 32) & 0xFFFFFFFF
-    # (2i + 1) times an odd constant: odd, hence invertible, distinct for each i.
-    weights = (2 * torch.arange(words.numel(), device=words.device, dtype=torch.int64) + 1) * _ODD
-    return (words * weights).sum()
+    """0-D int64: sum of the tensor's mixed 8-byte words times odd position weights, wrapping. Stays on the device.
+
+    It goes piece by piece, so that it takes a few pieces of memory beside the tensor, and not three times the tensor.
+    """
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    total = torch.zeros((), dtype=torch.int64, device=raw.device)
+    for first in range(0, raw.numel(), PIECE):
+        words = _words(raw[first : first + PIECE])
+        for _ in range(2):  # high bits reach the low ones; each step is one to one, so every bit still counts
+            words = words * _ODD
+            words ^= (words >> 32) & 0xFFFFFFFF
+        # (2i + 1) times an odd constant: odd, hence invertible, distinct for each i.
+        place = torch.arange(first // 8, first // 8 + words.numel(), device=words.device, dtype=torch.int64)
+        total += (words * (2 * place + 1).mul_(_ODD)).sum()
+    return total
 
 
 def _tensor_bytes(tensor: Tensor) -> memoryview:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from esper.leyline.errors import CheckpointError
+from esper.tolaria.checkpoint import store as module
 from esper.tolaria.checkpoint.store import FORMAT, CheckpointStore, rank_file
 
 RANKS = 2
@@ -63,6 +64,26 @@ def test_a_save_with_a_rank_missing_is_not_committed(tmp_path: Path) -> None:
     assert store.steps() == [10]
     store.abandon(20)
     assert names(store) == ["step-00000010"]
+
+
+def test_what_this_process_wrote_is_hashed_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit reads only what other processes wrote; what the disk cut off is found all the same."""
+    read: list[str] = []
+    real = module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: read.append(path.name) or real(path))
+    store, other = store_in(tmp_path), store_in(tmp_path)
+    store.write(10, "state.pt", {"weights": torch.arange(500.0)})
+    store.write(10, rank_file(0), {"rank": 0})
+    other.write(10, rank_file(1), {"rank": 1})
+    store.commit(10, tick=1, world_size=RANKS, score=None)
+    assert read == [rank_file(1)]
+    store.verify(10)
+    write(store, 20)
+    with (store.folder / "step-00000020.a1.tmp" / "state.pt").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(CheckpointError, match=r"state\.pt has 100 bytes, \d+ were written"):
+        store.commit(20, tick=2, world_size=RANKS, score=None)
+    assert store.steps() == [10]
 
 
 def test_the_newest_are_kept_and_the_best(tmp_path: Path) -> None:

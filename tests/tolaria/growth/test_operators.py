@@ -129,7 +129,7 @@ def test_a_gate_is_owned_learned_and_reduced_while_it_lives_and_then_gone(engine
         f"esper_slots.{SLOT}.gate.{part}" for part in ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
     }
     assert names <= set(owner.gradient_set())
-    assert owner.owns_slot(SLOT)
+    assert SLOT in owner.owned_slots()
     assert [group["owner"] for group in owner.optimizer.param_groups[seeds_only:]] == [SLOT] * 2
     assert holder.gate is not None
     born = {name: value.detach().clone() for name, value in holder.gate.named_parameters()}

@@ -12,7 +12,7 @@ from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
 from esper.leyline.stages import Op
 from esper.tolaria.lockstep.propose import propose
-from esper.tolaria.lockstep.wire import decode_command, encode_command
+from esper.tolaria.lockstep.words import decode_command, encode_command
 
 RIGHT = Command(slot="r0c0", op=Op.GERMINATE, blueprint="mlp", ticks=2)
 SLOTS: Any = SimpleNamespace(slots=[SimpleNamespace(slot="r0c0"), SimpleNamespace(slot="r0c1")])

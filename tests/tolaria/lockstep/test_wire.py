@@ -16,15 +16,13 @@ from esper.tolaria.growth.health import OwnerHealth
 from esper.tolaria.lockstep.collectives import RUN_DIGESTS, SLOT_DIGESTS
 from esper.tolaria.lockstep.wire import (
     NOTHING,
-    WORDS,
     CommitLayout,
     Failure,
     ObserveLayout,
     RankWord,
     SaveWord,
-    decode_command,
-    encode_command,
 )
+from esper.tolaria.lockstep.words import WORDS, decode_command, encode_command
 
 SLOTS = ("r0c0", "r0c1", "r2c0")
 NAMES = ("conv_light", "lora", "noop")

@@ -6,7 +6,9 @@ import pytest
 import torch
 import xxhash
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from esper.tolaria.ranks import digest
 from esper.tolaria.ranks.digest import digest_tensors, weighted_sum
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
@@ -162,3 +164,28 @@ def test_the_weighted_sum_of_a_device_is_that_of_the_cpu():
     tensor = torch.randn(1001, generator=generator(6))
     assert weighted_sum(tensor.cuda()).item() == weighted_sum(tensor).item()
     assert one(tensor.cuda()) != one(tensor.cuda() + 1)
+
+
+class Sizes(TorchDispatchMode):
+    """Bytes of the largest tensor that an operator makes, in memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        before = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in before:
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("size", [8 * 16 - 1, 8 * 16, 8 * 16 + 1, 1000])
+def test_the_weighted_sum_goes_by_pieces_and_comes_to_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator(5))
+    whole = weighted_sum(tensor)
+    monkeypatch.setattr(digest, "PIECE", 128)
+    with Sizes() as sizes:
+        assert weighted_sum(tensor) == whole
+    assert sizes.largest <= 128
