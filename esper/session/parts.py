@@ -92,7 +92,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         kind = Device.GPU if first.device.type == "cuda" else Device.CPU
         world = World(WorldConfig(device=kind, find_unused=config.find_unused), config.control, within=first.device)
         marks = world.heartbeat = LastWord(world.store, world.rank, world.size)
-        marks.begin_beats(config.control.timeout_s, lambda: world.waiting, world.cut)
+        marks.begin_beats(config.control.timeout_s, lambda: world.busy, world.cut)
         try:
             check_patterns(grown.model, config.average_buffers, "average_buffers")
             terms = make_session_terms(config, grown, plan, world.size)

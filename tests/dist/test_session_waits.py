@@ -15,7 +15,7 @@ import torch.distributed as dist
 from esper.leyline.errors import EsperError, LockstepError
 from tests.support.dist import Died, run_distributed
 from tests.support.patience import load
-from tests.support.sessions import make, replica, train
+from tests.support.sessions import batch, host, make, replica, shard, train
 
 PLACES = ["forward", "backward", "save", "alone"]
 
@@ -107,6 +107,47 @@ def test_a_rank_that_is_stopped_ends_the_run_by_name(place: str, tmp_path: Path)
     assert isinstance(died, Died)
     assert "rank 1 has not beaten for" in text, text
     assert "(stopped, or cut off), last seen in " in text
+    assert limits < 2.5
+
+
+def stopped_beside_a_gpu(rank: int, limit_s: float) -> tuple[str, float]:
+    """Rank 1 is stopped in backward; rank 0 then waits for its device in the user's own code, in no call of ours."""
+    session = make(
+        host(dtype=torch.float32).cuda(),
+        probe=[(x.float().cuda(), y.cuda()) for x, y in (batch(-1 - index) for index in range(8))],
+        control={"timeout_s": limit_s, "slow_timeout_s": 600.0},
+        actions=(),
+    )
+
+    def on_device(number: int) -> Any:
+        x, y = shard(batch(number), rank, 2)
+        return x.float().cuda(), y.cuda()
+
+    def step(number: int) -> None:
+        loss = session.loss(on_device(number))
+        loss.backward()
+        loss.item()
+        session.model[7].weight.grad.sum().item()  # waits for the reduction
+        session.step()
+
+    step(0)
+    if rank == 1:
+        session.model[7].weight.register_hook(lambda grad: os.kill(os.getpid(), signal.SIGSTOP))
+    began = time.monotonic()
+    try:
+        for number in range(1, 4):
+            step(number)
+    except LockstepError as error:
+        return str(error), (time.monotonic() - began) / limit_s
+    return "went on", 0.0
+
+
+@pytest.mark.gpu
+def test_a_rank_that_is_stopped_ends_a_wait_for_the_device_by_name() -> None:
+    """What two GPUs have to show: the thread of the beats wakes a main thread in a device sync, which names rank 1."""
+    (text, limits), died = run_distributed(stopped_beside_a_gpu, 2, 4.0, may_die=(1,), device="gpu")
+    assert isinstance(died, Died)
+    assert "rank 1 has not beaten for" in text, text
     assert limits < 2.5
 
 

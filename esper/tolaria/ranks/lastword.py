@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from esper.leyline.errors import LockstepError
 from esper.tolaria.ranks.beats import Beats, Place
 from esper.tolaria.ranks.heartbeat import LOST, PATIENCE_S
 
@@ -67,6 +68,15 @@ class LastWord:
             place=lambda: Place(self.step, self.phase, waiting()),
             on_lost=end,
         )
+
+    def check_lost(self, what: str) -> None:
+        """Raises LockstepError once a rank is gone: what a device makes of a group that was cut is rubbish.
+
+        Args:
+            what: the collective that would come next.
+        """
+        if self.lost:
+            raise LockstepError(f"{LOST} in {what}: {self.explain()}")
 
     def mark(self, phase: str, error: str = "") -> None:
         """Notes that this rank enters ``phase``; an error is written at once."""

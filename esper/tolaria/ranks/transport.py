@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from collections.abc import Sequence
 
 import torch.distributed as dist
 
@@ -35,3 +36,20 @@ def is_transport(error: BaseException) -> bool:
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
         return True
     return isinstance(error, RuntimeError) and _TRANSPORT.match(str(error).strip()) is not None
+
+
+def describe_absent(store: dist.Store | None, arrivals: Sequence[str]) -> str:
+    """Names the ranks that have not come to the rendezvous, before there are heartbeats.
+
+    Args:
+        store: of the rendezvous; None if it could not be reached.
+        arrivals: the key that each rank sets when it arrives.
+    """
+    if store is None:
+        return "the rendezvous store cannot be reached; is the first host up, and its port open?"
+    try:
+        missing = [rank for rank, key in enumerate(arrivals) if not store.check([key])]
+    except (RuntimeError, dist.DistError):
+        return "the rendezvous store does not answer"
+    parts = [f"rank {rank} never arrived" for rank in missing]
+    return "; ".join(parts) or "every rank has arrived: the network between them may be cut"

@@ -4,6 +4,9 @@ Work on a GPU is queued. So the CPU does not wait in a collective, where a timeo
 result is first read; and NCCL's own watchdog ends the process without a message. So a thread watches this rank's own
 heartbeat. If the rank stays longer than the groups' limit in a phase that waits for peers, the thread reads from the
 others' marks who is missing, and hands that text on. On CPUs gloo raises by itself and no watchdog is needed.
+
+In a user's own loop being late is no fault, so the beats keep watch there (see `beats`): while `World.busy` names a
+collective that the device has not passed, a rank whose beat stands still ends the wait.
 """
 
 import threading

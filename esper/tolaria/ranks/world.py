@@ -23,8 +23,9 @@ from esper.leyline.errors import ConfigError, LockstepError
 from esper.tolaria.ranks.config import ControlConfig, Device, WorldConfig
 from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
 from esper.tolaria.ranks.lastword import LastWord
+from esper.tolaria.ranks.queued import Queued
 from esper.tolaria.ranks.sockets import Connections, connections, cut
-from esper.tolaria.ranks.transport import check_interfaces, is_transport
+from esper.tolaria.ranks.transport import check_interfaces, describe_absent, is_transport
 
 # Limit of a collective in a user's own loop: there a rank may rightly be late, and `Beats` finds one that is gone.
 USERS_LIMIT = dist.distributed_c10d.default_pg_timeout
@@ -70,7 +71,7 @@ class World:
         self.size = 1 if alone else int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.heartbeat: Heartbeat | LastWord | None = None
-        self.find_unused = config.find_unused
+        self.find_unused, self._queued = config.find_unused, Queued()
         if self.size > 1:
             check_interfaces()
         self.device = self._device(config) if within is None else within
@@ -94,13 +95,13 @@ class World:
         with self.collective("start-up"):
             if not self._made_default:
                 self._store = dist.distributed_c10d._get_default_store()
-                self._store.set(self._arrival_key(self.rank), "")
+                self._store.set(self._arrivals()[self.rank], "")
                 self._make_groups(gpu)
                 return
             store, _, _ = next(dist.rendezvous("env://", timeout=startup))
             # gloo would read the addresses of an earlier world of these processes, whose store may still be there
             self._store = dist.PrefixStore(f"esper/world/{self._number}", store)
-            self._store.set(self._arrival_key(self.rank), "")
+            self._store.set(self._arrivals()[self.rank], "")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
                 store=self._store,
@@ -111,8 +112,8 @@ class World:
             )
             self._make_groups(gpu)
 
-    def _arrival_key(self, rank: int) -> str:
-        return f"esper/arrived/{self._number}/{rank}"
+    def _arrivals(self) -> list[str]:
+        return [f"esper/arrived/{self._number}/{rank}" for rank in range(self.size)]
 
     def _make_groups(self, gpu: bool) -> None:
         """Makes the groups under the limit of start-up, then gives them the usual one."""
@@ -167,28 +168,27 @@ class World:
     @contextlib.contextmanager
     def collective(self, what: str) -> Iterator[None]:
         """Turns a transport failure inside the block into a `LockstepError` that names who is missing."""
+        if isinstance(self.heartbeat, LastWord):
+            self.heartbeat.check_lost(what)
         before, self.waiting = self.waiting, what
         try:
             yield
+            if self.device.type == "cuda" and self.size > 1:
+                self._queued.note(what)
         except (RuntimeError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) as error:
             if self.size == 1 or isinstance(error, torch.OutOfMemoryError) or not is_transport(error):
                 raise
-            text = self.heartbeat.explain() if self.heartbeat is not None else self._describe_absent()
+            marks, arrivals = self.heartbeat, self._arrivals()
+            text = describe_absent(self._store, arrivals) if marks is None else marks.explain()
             first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             raise LockstepError(f"{LOST} in {what}: {text} ({first})") from error
         finally:
             self.waiting = before
 
-    def _describe_absent(self) -> str:
-        """Names the ranks that have not come to the rendezvous, before there are heartbeats."""
-        if self._store is None:
-            return "the rendezvous store cannot be reached; is the first host up, and its port open?"
-        try:
-            missing = [rank for rank in range(self.size) if not self._store.check([self._arrival_key(rank)])]
-        except (RuntimeError, dist.DistError):
-            return "the rendezvous store does not answer"
-        parts = [f"rank {rank} never arrived" for rank in missing]
-        return "; ".join(parts) or "every rank has arrived: the network between them may be cut"
+    @property
+    def busy(self) -> str:
+        """The collective that this rank is in, or that its device has not passed; "" if there is none."""
+        return self.waiting or self._queued.name()
 
     def all_reduce(self, vector: Tensor, op: Any, *, what: str, on: str = "control") -> Tensor:
         """Reduces ``vector`` in place and returns it.

@@ -1,0 +1,38 @@
+"""Where a device is in its queue.
+
+Work on a GPU is queued: the CPU is out of a collective at once, and waits for a peer that is gone wherever it reads a
+result next, in the user's own code too. So an event is queued behind each collective; while the device has not reached
+it, this rank is still in that collective.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Queued:
+    """The latest collective in a device's queue.
+
+    Args:
+        make: makes an event, with ``record`` and ``query``.
+    """
+
+    def __init__(self, make: Callable[[], Any] = torch.cuda.Event) -> None:
+        self._make = make
+        self._latest: tuple[str, Any] | None = None
+
+    def note(self, what: str) -> None:
+        """Queues an event behind the collective called ``what``."""
+        event = self._make()
+        event.record()
+        self._latest = what, event
+
+    def name(self) -> str:
+        """The collective that the device has not passed; "" if there is none. May be called from another thread."""
+        latest = self._latest
+        with contextlib.suppress(RuntimeError):  # the device has failed: then the main thread has an error, too
+            if latest is not None and not latest[1].query():
+                return latest[0]
+        return ""
