@@ -26,10 +26,18 @@ from esper.tolaria.data.hashing import hashed_order
 from esper.tolaria.data.parts import Bundle, BytePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root, register
 from esper.tolaria.data.task import Task
-from esper.tolaria.data.windows import TextCluster, cut_documents, cut_windows, find_documents, why_no_pattern
+from esper.tolaria.data.windows import (
+    TextCluster,
+    cut_documents,
+    cut_windows,
+    find_documents,
+    map_text,
+    why_no_pattern,
+)
 
 STRETCH = 32  # neighbouring windows that are dealt together
 VOCABULARY = 256
+LARGE = 2**24  # bytes of a file from which on it is mapped into memory rather than read
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,7 +85,8 @@ class TextConfig(DataConfig):
 
     root: str | None = None
     """Folder with train.txt and test.txt, or with folders train and test of .txt files; null: wikitext2 below the
-    folder that ESPER_DATA names.
+    folder that ESPER_DATA names. A single file of 16 MiB or more is mapped into memory that ranks share, unless its
+    documents are clusters: it must stay as it is during the run.
     """
 
     block: int = 64
@@ -118,6 +127,8 @@ class TextConfig(DataConfig):
 def deal(config: DataConfig, windows: Tensor, held: dict[str, int], what: str) -> dict[str, Tensor]:
     """Deals windows to the ``held`` parts, and the rest to "train": those of "probe" singly, the others in stretches.
 
+    Returns the rows of each part, int64.
+
     Args:
         config: names the seed of the split.
         windows: the corpus in its order, [N, ...].
@@ -141,7 +152,7 @@ def deal(config: DataConfig, windows: Tensor, held: dict[str, int], what: str) -
     free[probe] = False
     sizes = {**{name: size for name, size in held.items() if name != "probe"}, "train": rest}
     rows = dict(zip(sizes, places[free[places]].split([*sizes.values()]), strict=True))
-    return {name: windows[index] for name, index in (rows | {"probe": probe}).items()}
+    return rows | {"probe": probe}
 
 
 def standard_library(root: Path, max_bytes: int) -> tuple[list[bytes], list[dict[str, Any]]]:
@@ -195,6 +206,7 @@ def load_text(config: TextConfig) -> Bundle:
     fix = "mkdir -p FOLDER && cp TRAINING_TEXT FOLDER/train.txt && cp TEST_TEXT FOLDER/test.txt"
     root = data_root(config, config.root, "wikitext2", layout, fix)
     texts: dict[str, list[bytes]] = {}
+    mapped: dict[str, Tensor] = {}
     files: list[dict[str, Any]] = []
     for name in ("train", "test"):
         folder = root / name
@@ -202,20 +214,27 @@ def load_text(config: TextConfig) -> Bundle:
         if not paths:
             raise DataError(f"{folder}: no .txt file in it; expected {layout} in {root}")
         texts[name], left = [], config.max_bytes
+        whole = len(paths) == 1 and (name == "test" or config.cluster is TextCluster.WINDOW)
         for path in paths:
             try:
-                with path.open("rb") as file:
-                    text = file.read(left)
+                if whole and path.stat().st_size >= LARGE:
+                    mapped[name] = map_text(path, left)
+                    text = b""
+                else:
+                    with path.open("rb") as file:
+                        text = file.read(left)
             except OSError as error:
                 raise DataError(
                     f"{path}: cannot be read ({error.strerror}); expected {layout}; chmod +r {path}"
                 ) from error
             left = None if left is None else left - len(text)
             texts[name].append(text)
-            digest = xxhash.xxh3_64(text).hexdigest()
-            files.append({"path": path.relative_to(root).as_posix(), "bytes": len(text), "xxh3_64": digest})
+            content: Any = mapped[name].numpy().data if name in mapped else text
+            digest = xxhash.xxh3_64(content).hexdigest()
+            files.append({"path": path.relative_to(root).as_posix(), "bytes": len(content), "xxh3_64": digest})
     source = root / "train" if len(texts["train"]) > 1 else root / "train.txt"
-    test, length = cut_windows(b"".join(texts["test"]), config.block), sum(map(len, texts["test"]))
+    corpora = {name: mapped[name] if name in mapped else b"".join(texts[name]) for name in texts}
+    test, length = cut_windows(corpora["test"], config.block), len(corpora["test"])
     if len(test) < 2:
         raise DataError(
             f"{root / 'test.txt'}: {length} bytes give {len(test)} samples of data.block + 1 = "
@@ -232,39 +251,47 @@ def load_text(config: TextConfig) -> Bundle:
                 f"{source}: data.cluster=document, but it is a single document; set data.document_start to what "
                 "matches where one begins, or give a folder train with a file for each"
             )
-    dealt = _deal(config, b"".join(texts["train"]), documents, held, str(source))
+    dealt = _deal(config, corpora["train"], documents, held, str(source))
     return _bundle(config, dealt, {"files": files}, test=test)
 
 
 @dataclass(frozen=True, slots=True)
 class _Dealt:
-    """Windows of each part, and the document of each where documents are clusters."""
+    """Windows, those of each part by number, and the document of each where documents are clusters."""
 
-    windows: dict[str, Tensor]
+    windows: Tensor
+    rows: dict[str, Tensor]
     documents: dict[str, Tensor] | None = None
 
 
 def _deal(
-    config: PySourceConfig | TextConfig, corpus: bytes, documents: list[bytes] | None, held: dict[str, int], what: str
+    config: PySourceConfig | TextConfig,
+    corpus: bytes | Tensor,
+    documents: list[bytes] | None,
+    held: dict[str, int],
+    what: str,
 ) -> _Dealt:
     if documents is None:
-        return _Dealt(deal(config, cut_windows(corpus, config.block), held, what))
+        windows = cut_windows(corpus, config.block)
+        return _Dealt(windows, deal(config, windows, held, what))
     windows, numbers = cut_documents(documents, config.block)
     rows = deal_whole(numbers, held, config.split_seed, f"data={config.kind}: {what}")
-    return _Dealt({n: windows[row] for n, row in rows.items()}, {n: numbers[row] for n, row in rows.items()})
+    return _Dealt(windows, rows, {name: numbers[row] for name, row in rows.items()})
 
 
 def _bundle(
     config: PySourceConfig | TextConfig, dealt: _Dealt, record: dict[str, Any], *, test: Tensor | None = None
 ) -> Bundle:
-    windows = dealt.windows if test is None else {**dealt.windows, "test": test}
+    parts = {name: BytePart(dealt.windows, rows) for name, rows in dealt.rows.items()}
+    if test is not None:
+        parts["test"] = BytePart(test)
     labels = dealt.documents or {}
     return make_bundle(
         name=config.kind,
         task=Task.LANGUAGE,
         input_shape=(config.block,),
         classes=VOCABULARY,
-        parts={name: BytePart(part) for name, part in windows.items()},
+        parts=parts,
         record=record,
         probe_clusters=labels.get("probe"),
         train_clusters=labels.get("train"),

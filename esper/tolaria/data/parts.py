@@ -9,7 +9,7 @@ Everything lives in memory as bytes and is turned into float32 images or int64 t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from esper.tolaria.data.augment import Augment, crop_flip
 from esper.tolaria.data.clusters import Clusters
 from esper.tolaria.data.task import Task
 
+PIECE = 2**16  # windows of text that are digested at a time
 PART_NAMES = ("train", "validation", "probe", "test")
 
 
@@ -44,7 +45,12 @@ class Part(ABC):
 
     @abstractmethod
     def content(self) -> tuple[Tensor, ...]:
-        """The tensors that hold every sample, for the digest."""
+        """The tensors that hold every sample."""
+
+    def pieces(self) -> Iterator[tuple[str, Iterator[Tensor]]]:
+        """The same for the digest: what each tensor is, and its values in order, a piece at a time."""
+        for tensor in self.content():
+            yield f"{tensor.dtype} {list(tensor.shape)}", iter((tensor,))
 
 
 class ImagePart(Part):
@@ -79,32 +85,39 @@ class BytePart(Part):
     """Text as windows of bytes: x is a window without its last byte, y the same without its first.
 
     Args:
-        windows: uint8 [N, T + 1].
+        windows: uint8 [M, T + 1], which other parts may share.
+        rows: those of this part, int64 [N]; None: all of them.
     """
 
-    def __init__(self, windows: Tensor) -> None:
-        self._windows = windows
+    def __init__(self, windows: Tensor, rows: Tensor | None = None) -> None:
+        self._windows, self._rows = windows, torch.arange(len(windows)) if rows is None else rows
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._rows)
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Part.fetch`; x and y are int64 [N, T]."""
-        tokens = self._windows[indices].to(torch.int64)
+        tokens = self._windows[self._rows[indices]].to(torch.int64)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def content(self) -> tuple[Tensor, ...]:
-        """The windows."""
-        return (self._windows,)
+        """The windows, copied."""
+        return (self._windows[self._rows],)
+
+    def pieces(self) -> Iterator[tuple[str, Iterator[Tensor]]]:
+        """See `Part.pieces`; without a copy of all windows."""
+        shape = [len(self._rows), *self._windows.shape[1:]]
+        yield f"{self._windows.dtype} {shape}", (self._windows[rows] for rows in self._rows.split(PIECE))
 
 
 def digest_parts(parts: Mapping[str, Part]) -> int:
     """62-bit digest over names, shapes and bytes of all parts, in the order of `PART_NAMES`."""
     hasher = xxhash.xxh3_64()
     for name in PART_NAMES:
-        for tensor in parts[name].content():
-            hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-            hasher.update(tensor.contiguous().numpy().data)
+        for what, pieces in parts[name].pieces():
+            hasher.update(f"{name} {what};".encode())
+            for piece in pieces:
+                hasher.update(piece.contiguous().numpy().data)
     return hasher.intdigest() >> 2
 
 

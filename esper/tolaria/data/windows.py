@@ -1,9 +1,11 @@
 """Windows of bytes, cut from a corpus or from each of its documents."""
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,10 +28,30 @@ def why_no_pattern(pattern: str | None) -> str:
     return "it matches empty text" if empty else ""
 
 
-def cut_windows(corpus: bytes, block: int) -> Tensor:
-    """Cuts a corpus into windows, uint8 [N, block + 1]; the rest at the end that fills no window is left out."""
+def cut_windows(corpus: bytes | Tensor, block: int) -> Tensor:
+    """Cuts a corpus into windows, uint8 [N, block + 1]; the rest at the end that fills no window is left out.
+
+    Windows of a tensor of bytes are a view of it.
+    """
     count = len(corpus) // (block + 1)
+    if isinstance(corpus, Tensor):
+        return corpus[: count * (block + 1)].view(count, block + 1)
     return torch.from_numpy(np.frombuffer(corpus, np.uint8, count * (block + 1)).copy()).view(count, block + 1)
+
+
+def map_text(path: Path, most: int | None) -> Tensor:
+    """The first bytes of a file as uint8 [N], in memory that all processes of a machine share.
+
+    The kernel reads what is used, when it is used, and may let go of it again. The file must stay as it is: a process
+    that reads beyond the end of one that was cut dies.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+    size = size if most is None else min(size, most)
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
 
 
 def cut_documents(documents: Sequence[bytes], block: int) -> tuple[Tensor, Tensor]:

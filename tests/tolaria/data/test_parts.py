@@ -20,10 +20,12 @@ from esper.tolaria.data import (
     DigitsConfig,
     PySourceConfig,
     TextConfig,
+    corpus,
     data_config_class,
     load_data,
     register,
 )
+from esper.tolaria.data import parts as data_parts
 from esper.tolaria.data.corpus import STRETCH, deal, standard_library
 from esper.tolaria.data.parts import PART_NAMES, BytePart, digest_parts
 from esper.tolaria.data.task import Task
@@ -177,7 +179,7 @@ def test_the_mean_over_a_dealt_probe_is_as_uncertain_as_its_windows_say(correlat
         shared = np.repeat(rng.standard_normal(800), STRETCH)
         d = correlation**0.5 * shared + (1.0 - correlation) ** 0.5 * rng.standard_normal(len(shared))
         windows = torch.from_numpy(d - d.mean()).view(-1, 1)
-        probe = deal(config, windows, {"validation": 512, "probe": 1024}, "a test")["probe"].flatten()
+        probe = windows[deal(config, windows, {"validation": 512, "probe": 1024}, "a test")["probe"]].flatten()
         scores.append(float(probe.mean() / (probe.std() / len(probe) ** 0.5)))
     assert 0.8 < np.std(scores) < 1.25, "t has SD 1; 3.5 where neighbours are dealt together"
 
@@ -186,6 +188,25 @@ def test_text_reads_no_more_than_max_bytes(tmp_path):
     root = write_texts(tmp_path, b"ab" * 5000, b"cd" * 5000)
     bundle = load_data(TextConfig(root=root, block=9, max_bytes=1000, validation=10, probe=10))
     assert bundle.record["sizes"] == {"train": 80, "validation": 10, "probe": 10, "test": 100}
+
+
+@pytest.mark.parametrize("max_bytes", [None, 1003])
+def test_text_that_is_mapped_is_text_that_is_read(tmp_path, monkeypatch, max_bytes):
+    text = torch.randint(0, 256, (5003,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    root = write_texts(tmp_path, text.numpy().tobytes(), b"lazy dog" * 20)
+    config = TextConfig(root=root, block=9, max_bytes=max_bytes, validation=10, probe=10)
+    read = load_data(config)
+    mapped = []
+    real = corpus.map_text
+    monkeypatch.setattr(corpus, "LARGE", 161)  # train.txt alone
+    monkeypatch.setattr(corpus, "map_text", lambda path, most: mapped.append(path.name) or real(path, most))
+    monkeypatch.setattr(data_parts, "PIECE", 7)
+    found = load_data(config)
+    assert mapped == ["train.txt"]
+    assert (found.digest, found.record) == (read.digest, read.record)
+    every = torch.arange(len(read.train)).flip(0)
+    for x, y in zip(found.train.fetch(every), read.train.fetch(every), strict=True):
+        assert torch.equal(x, y)
 
 
 def test_the_digest_follows_every_byte_and_its_place():
