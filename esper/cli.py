@@ -14,6 +14,9 @@ esper report RUN [RUN ...] [--out FILE] one page to look at or to send: RUN/repo
 esper ctl RUN COMMAND ...             an order to a run in training: germinate, prune, pause, stop (esper ctl --help)
 esper watch RUN [RUN ...]               runs, live or finished, in this terminal (extra watch)
 esper why RUN [SLOT|TICK|--end]         why a seed was born, kept or pruned; why the run ended, and what to do
+esper init FOLDER --task segmentation   a small package (model, data, task, settings, test) that trains at once
+esper eval RUN [--part test] [--data data.root=FOLDER]    the task's metrics on any part or on other data
+esper predict RUN --input FILE --output FILE             what the network says of new inputs
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
 esper policy train|resume|evaluate       train a controller (esper policy --help)
@@ -45,6 +48,7 @@ from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import EsperError, Preempted
 from esper.nissa.screen import safe_streams
 from esper.run.export import export_run
+from esper.run.using.commands import USING, add_using
 
 WIDE = 200  # columns; a table takes what its content needs, and a narrower console would cut off numbers
 
@@ -183,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     compare.add_argument("--no-page", action="store_true", help="no HTML page, so no matplotlib")
     add_commands(commands)
+    add_using(commands)
     given, rest = parser.parse_known_args(arguments)
     if given.command == "compare" and not any(word.startswith("-") for word in rest):
         given.settings += rest  # argparse takes such a list in one place only; people also write it after options
@@ -201,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             requeued, line = requeue(given.run.absolute())
             print(f"esper: {line}", flush=True)
             return 0 if requeued else Preempted.exit_code
+        if given.command in USING:
+            return USING[given.command](given)
         if given.command in LOOKING:
             return LOOKING[given.command](given)
         if given.command == "compare":

@@ -42,6 +42,14 @@ class Continuing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricReading:
+    """One metric of the run's task, by its name with that of the part, as validation_f1."""
+
+    name: str
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """The agreed record of a run between two ticks.
 
@@ -58,6 +66,7 @@ class RunState:
         train_accuracy: mean training accuracy over the same steps.
         validation_loss: loss of the latest validation.
         validation_accuracy: accuracy of the latest validation.
+        metrics: the task's further metrics, of training since the latest tick and of the latest validation.
         together: loss that all blended seeds save on held-out samples, against none, at the latest attribution.
         host_norm: mean L2 norm of the host's reduced gradient.
         host_health: health of the host's gradient.
@@ -84,6 +93,7 @@ class RunState:
     train_accuracy: Reading = ABSENT
     validation_loss: Reading = ABSENT
     validation_accuracy: Reading = ABSENT
+    metrics: tuple[MetricReading, ...] = ()
     together: Reading = ABSENT
     host_norm: Reading = ABSENT
     host_health: GradientHealth = NO_HEALTH
@@ -94,6 +104,11 @@ class RunState:
     flops: int | None = None
     governor: RunHealth = field(default_factory=RunHealth)
     steering: Steering = field(default_factory=Steering)
+
+    def metric(self, name: str) -> Reading:
+        """Returns a reading by the name that an objective has, as validation_loss or validation_f1."""
+        own = {"validation_loss": self.validation_loss, "validation_accuracy": self.validation_accuracy}
+        return (own | {entry.name: entry.reading for entry in self.metrics}).get(name, ABSENT)
 
     def slot(self, slot: str) -> SlotState:
         """Returns the record of one slot.

@@ -14,6 +14,7 @@ import torch
 
 from esper.accord.config import SlotsConfig
 from esper.accord.evidence.plan import check_plan, plan_probe
+from esper.config.samples import sample_of
 from esper.config.strict import override_text
 from esper.kasmina import blueprints
 from esper.kasmina.hosts import HOSTS, CustomHostConfig, InjectionPoint, build_host
@@ -24,26 +25,10 @@ from esper.leyline.imports import import_object
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 from esper.tamiyo.registry import build_controller
-from esper.tolaria.data import Cifar10Config, DigitsConfig, ImagesConfig, PySourceConfig, RecallConfig, TextConfig
+from esper.tolaria.data import CustomDataConfig
+from esper.tolaria.data.own.table import Target
+from esper.tolaria.tasks import OfDataConfig
 from esper.tolaria.training.distill import DistillConfig
-
-_ANY_SIDE = 1 << 14  # stands for the side of images whose size only the files know
-
-
-def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
-    """Shape of one sample, without the batch axis, and number of classes; None if only the files know."""
-    match data:
-        case PySourceConfig() | TextConfig():
-            return (data.block,), 256
-        case RecallConfig():
-            return (data.length,), data.vocabulary
-        case DigitsConfig():
-            return (1, 8, 8), 10
-        case Cifar10Config():
-            return (data.channels, 32, 32), data.classes
-        case ImagesConfig():
-            return (data.channels, _ANY_SIDE, _ANY_SIDE), data.classes
-    return None
 
 
 def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:
@@ -108,16 +93,17 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
     return []
 
 
-def custom_host_can_be_imported(host: Any) -> list[str]:
-    """The function of a custom host can be imported here, and so probably on every rank. It is not called here: what
-    it builds, and where, is its own business until a run starts."""
-    if not isinstance(host, CustomHostConfig):
-        return []
-    try:
-        import_object(host.path, "host.path")
-    except ConfigError as error:
-        return list(error.problems)
-    return []
+def own_code_can_be_imported(**sections: Any) -> list[str]:
+    """What a custom host, data or task names can be imported here, and so probably on every rank. It is not called
+    here: what it builds, and where, is its own business until a run starts."""
+    lines: list[str] = []
+    for section, config in sections.items():
+        if config.kind == "custom":
+            try:
+                import_object(config.path, f"{section}.path")
+            except ConfigError as error:
+                lines += error.problems
+    return lines
 
 
 def teacher_can_be_found(distill: DistillConfig) -> list[str]:
@@ -206,10 +192,18 @@ def controller_can_be_built(host: Any, data: Any, slots: SlotsConfig, controller
     return []
 
 
+def task_is_known(data: Any, task: Any) -> list[str]:
+    """Data that may serve any task need one that is named."""
+    any_task = isinstance(data, CustomDataConfig) or getattr(data, "target_kind", Target.CLASS) is not Target.CLASS
+    if isinstance(task, OfDataConfig) and any_task:
+        return [f"task.kind = 'data': data={data.kind} may serve any task; name one, for example task=classification"]
+    return []
+
+
 def probe_is_large_enough(gates: Any, slots: SlotsConfig, data: Any) -> list[str]:
     """A probe on which no seed could ever pass G5 is refused, as far as its size alone says so."""
     size = getattr(data, "probe", None)
-    if size is None:
+    if size is None or isinstance(data, CustomDataConfig):  # a function of the user's own says how large it is
         return []
     try:
         plan = plan_probe(size, size, per_look=gates.probe_samples, reserve=gates.reserve)
@@ -266,7 +260,10 @@ Rule = Callable[..., list[str]]
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("trainer", "world"), ranks_share_a_batch),
     (("host", "data"), host_takes_data),
-    (("host",), custom_host_can_be_imported),
+    (("host",), own_code_can_be_imported),
+    (("data",), own_code_can_be_imported),
+    (("task",), own_code_can_be_imported),
+    (("data", "task"), task_is_known),
     (("distill",), teacher_can_be_found),
     (("host", "data", "slots"), slots_are_of_host),
     (("host", "data", "slots"), channels_are_of_slots),

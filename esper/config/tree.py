@@ -1,8 +1,8 @@
 """Every setting of a run in one tree, checked as a whole before any process starts.
 
 Each section is a dataclass beside its owner; this file only composes them, and `esper.config.rules` checks that they do
-not contradict each other. `host`, `data` and `controller` are chosen by their ``kind``. The launcher writes plain data
-as RUN/config.yaml; every worker reads them back, and all agree on `config_digest`.
+not contradict each other. `host`, `data`, `task` and `controller` are chosen by their ``kind``. The launcher writes
+plain data as RUN/config.yaml; every worker reads them back, and all agree on `config_digest`.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,7 @@ from esper.tolaria.data import DATASETS, data_config_class
 from esper.tolaria.growth.config import OptimConfig
 from esper.tolaria.orders.config import OrdersConfig
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.tasks import TASKS, task_config_class
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import DistillConfig
 
@@ -85,6 +86,9 @@ class EsperConfig:
 
     data: Any
     """What it learns from."""
+
+    task: Any
+    """What it learns: loss, metrics, objective."""
 
     controller: Any
     """Who decides what grows, and when."""
@@ -148,6 +152,7 @@ FIXED_SECTIONS: dict[str, type] = {
 KINDS: dict[str, tuple[Callable[[str], type], Callable[[], list[str]]]] = {
     "host": (host_config_class, lambda: sorted(HOSTS)),
     "data": (data_config_class, lambda: sorted(DATASETS)),
+    "task": (task_config_class, lambda: sorted(TASKS)),
     "controller": (controller_config_class, lambda: sorted(controller_kinds())),
 }
 

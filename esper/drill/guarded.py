@@ -27,11 +27,11 @@ from esper.drill.crowd import Crowd, EventList, Setting
 from esper.drill.replica import Replica, build_chain
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.events import Event
+from esper.leyline.events.task import OF_SESSION
 from esper.leyline.plain import digest62
 from esper.leyline.protocols import Controller, EventSink, NullSink
 from esper.tamiyo.random import RandomConfig, RandomController
 from esper.tolaria.checkpoint import snapshot
-from esper.tolaria.checkpoint.config import Objective
 from esper.tolaria.checkpoint.ring import Ring
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.saves import Saves
@@ -171,7 +171,7 @@ class Guarded(Replica):
             self.heartbeat,
             self.sink,
             self.control,
-            Objective.VALIDATION_LOSS,
+            OF_SESSION,
             every_ticks=self.setup.every,
             total_steps=self.terms.total_steps,
             collect=self.collect,

@@ -6,6 +6,7 @@ stages                    the stage of each slot over ticks, for the first seed 
 """
 
 import html
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,19 @@ def loss_plot(runs: Runs) -> Any:
 
 
 def size_plot(runs: Runs) -> Any:
-    """Test accuracy against parameters, one point per run."""
+    """Test accuracy, or loss where there is none, against parameters; one point per run."""
+    graded = not any(math.isnan(run.test_accuracy) for by_seed in runs.values() for run in by_seed.values())
     figure = new_figure(height=3.0)
     axes = figure.subplots()
     for arm, by_seed in runs.items():
         axes.scatter(
             [run.parameters for run in by_seed.values()],
-            [100 * run.test_accuracy for run in by_seed.values()],
+            [100 * run.test_accuracy if graded else run.test_loss for run in by_seed.values()],
             s=22,
             alpha=0.75,
             label=arm,
         )
-    axes.set(xscale="log", xlabel="parameters at the end", ylabel="test accuracy (%)")
+    axes.set(xscale="log", xlabel="parameters at the end", ylabel="test accuracy (%)" if graded else "test loss")
     legend_above(figure)
     return figure
 
@@ -126,7 +128,7 @@ def write_page(comparison: Comparison, runs: Runs, path: Path, *, command: str, 
     present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
     figures = [
         ("Loss against compute", "Median over seeds; shaded between the quartiles.", loss_plot(present)),
-        ("Size and accuracy", "One point per run; the checkpoint that validation chose.", size_plot(present)),
+        ("Size and score", "One point per run; the checkpoint that validation chose.", size_plot(present)),
         ("Stages", "The first seed of each arm that grew.", stage_plot(present)),
     ]
     drawn = "".join(

@@ -65,7 +65,7 @@ class RunRecord:
         ticks: ticks in all.
         parameters: at the end.
         final_loss: validation loss at the end, nats per sample.
-        final_accuracy: validation accuracy at the end, a share.
+        final_accuracy: validation accuracy at the end, a share; NaN where the task knows no right or wrong.
         test_loss: of the checkpoint that validation chose, measured once.
         test_accuracy: of the same checkpoint.
         stages: stage changes, in order.
@@ -142,6 +142,12 @@ def _number(plain: Any, name: str) -> float:
     return value
 
 
+def _accuracy(result: Any, where: Path, name: str) -> float:
+    """A reading of an accuracy; NaN where the run's task knows no right or wrong."""
+    graded = result.get("task", {}).get("graded", True)
+    return _reading(result, where, name) if graded else math.nan
+
+
 def _reading(result: Any, where: Path, name: str) -> float:
     value = _field(_field(result, name, dict), "value", int, float, str, type(None))
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -162,7 +168,7 @@ def _point(record: Record) -> Point | None:
         flops=flops,
         parameters=_field(payload, "parameters", int),
         loss=_number(loss, "value"),
-        accuracy=_number(accuracy, "value"),
+        accuracy=math.nan if _field(accuracy, "value", int, float, type(None)) is None else _number(accuracy, "value"),
     )
 
 
@@ -234,9 +240,9 @@ def read_run(folder: Path) -> RunRecord:
             ticks=_field(result, "tick", int),
             parameters=_field(result, "parameters", int),
             final_loss=_reading(result, path, "validation_loss"),
-            final_accuracy=_reading(result, path, "validation_accuracy"),
+            final_accuracy=_accuracy(result, path, "validation_accuracy"),
             test_loss=_reading(result, path, "test_loss"),
-            test_accuracy=_reading(result, path, "test_accuracy"),
+            test_accuracy=_accuracy(result, path, "test_accuracy"),
             stages=stages,
             wall_s=max(times) - min(times),
         )

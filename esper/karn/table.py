@@ -61,7 +61,7 @@ def format_ratio(row: Row) -> str:
     return f"{share} ({row.reached}/{row.asked})"
 
 
-def _score_columns(metric: Metric) -> list[Column]:
+def _score_columns(metric: Metric, graded: bool = True) -> list[Column]:
     accuracy: list[Column] = [
         ("validation:\nfinal %", lambda row: format_number(row.final_accuracy, 2, 100)),
         ("validation:\nbest %", lambda row: format_number(row.best_accuracy, 2, 100)),
@@ -78,7 +78,7 @@ def _score_columns(metric: Metric) -> list[Column]:
             lambda row: format_number(row.against.get(other), metric.places, metric.scale, sign="+"),
         )
 
-    shown = [*accuracy, *test] if metric is Metric.ACCURACY else test[::-1]
+    shown = [*accuracy, *test] if metric is Metric.ACCURACY else test[::-1] if graded else test[1:]
     return [("seeds", lambda row: str(len(row.seeds))), *shown, *map(minus, BASELINES)]
 
 
@@ -112,7 +112,7 @@ def table_parts(comparison: Comparison) -> list[TablePart]:
     tables = (
         (
             f"Validation and test; differences in {unit}, paired by seed, positive is better",
-            _score_columns(comparison.metric),
+            _score_columns(comparison.metric, not any(math.isnan(row.test_accuracy.value) for row in comparison.rows)),
         ),
         (
             "Validation loss in nats per sample, and cost; means, but a median for FLOPs to final's loss",

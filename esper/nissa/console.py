@@ -31,6 +31,7 @@ from esper.leyline.events import (
     BreakerChanged,
     CheckpointSaved,
     CommandRefused,
+    EarlyStopped,
     Event,
     Fault,
     FossilHurts,
@@ -39,6 +40,7 @@ from esper.leyline.events import (
     OrderTaken,
     Panic,
     PolicyAlarm,
+    RateCut,
     RolledBack,
     RunEnded,
     RunExtended,
@@ -49,6 +51,7 @@ from esper.leyline.events import (
     StepSkipped,
     TickDone,
 )
+from esper.leyline.events.task import OF_SESSION, TaskInfo
 from esper.leyline.evidence import Reading
 from esper.leyline.stages import Stage
 from esper.nissa.config import ConsoleMode
@@ -66,6 +69,8 @@ _STYLES = {
     Stage.RESETTING: "dim red",
 }
 
+MOST_METRICS = 3  # of a task, in a line
+
 
 def _slot(line: SlotLine) -> Text:
     parts: list[str | tuple[str, str]] = [f"{line.slot} ", (line.stage.name, _STYLES[line.stage])]
@@ -80,11 +85,17 @@ def _number(reading: Reading, form: str) -> str:
     return "-" if reading.value is None else format(reading.value, form)
 
 
-def _scores(event: TickDone) -> str:
-    return (
-        f"loss {_number(event.train_loss, '.3f')}  acc {_number(event.train_accuracy, '.1%')}  "
-        f"val {_number(event.validation_loss, '.3f')} {_number(event.validation_accuracy, '.1%')}"
-    )
+def _scores(event: TickDone, task: TaskInfo) -> str:
+    """Loss, accuracy where there is one, and the task's own metrics of validation."""
+    train, validation = _number(event.train_loss, ".3f"), _number(event.validation_loss, ".3f")
+    if task.graded:
+        train += f"  acc {_number(event.train_accuracy, '.1%')}"
+        validation += f" {_number(event.validation_accuracy, '.1%')}"
+    for metric in task.metrics[:MOST_METRICS]:
+        reading = event.metrics.get(f"validation_{metric.name}")
+        if reading is not None and reading.value is not None:
+            validation += f" {metric.name} {metric.show(reading.value)}"
+    return f"loss {train}  val {validation}"
 
 
 def _rollback(event: RolledBack) -> str:
@@ -124,6 +135,10 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         return f"{at}  shift: {event.words}", "yellow"
     if isinstance(event, SettingsChanged):
         return f"{at}  setting changed: {event.key} = {event.after}, it was {event.before}", "yellow"
+    if isinstance(event, EarlyStopped):
+        return f"{at}  {event.metric} has not improved for {event.ticks} ticks: the end", "yellow"
+    if isinstance(event, RateCut):
+        return f"{at}  {event.metric} does not improve: learning rate {event.lr:.3g} from here on", "yellow"
     if isinstance(event, RunExtended):
         text = f"{at}  the run is {event.after:,} steps long, it was {event.before:,}"
         if event.lr_after != event.lr_before:
@@ -187,7 +202,7 @@ class ConsoleSink:
         self._mode, self._every_s = mode, every_s
         self._shown_at = -float("inf")
         self._held: TickDone | None = None  # the newest tick not shown yet
-        self._total = 0
+        self._total, self._learns = 0, OF_SESSION
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._task = TaskID(0)
@@ -226,7 +241,7 @@ class ConsoleSink:
         if self._mode is ConsoleMode.OFF:
             return
         if isinstance(event, RunStarted):
-            self._total = event.total_steps
+            self._total, self._learns = event.total_steps, event.task
         if isinstance(event, TickDone):
             if self._mode is ConsoleMode.BAR:
                 self._bar_tick(event)
@@ -256,7 +271,8 @@ class ConsoleSink:
         self._shown_at = time.monotonic()
         slots = "  ".join(_slot(line).plain for line in event.slots)
         place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
-        self._line(f"step {place}  tick {event.tick}  {_scores(event)}  lr {event.lr:.2g}  {slots}".rstrip(), "")
+        scores = _scores(event, self._learns)
+        self._line(f"step {place}  tick {event.tick}  {scores}  lr {event.lr:.2g}  {slots}".rstrip(), "")
 
     def _start(self, step: int) -> None:
         self._stop()
@@ -267,7 +283,7 @@ class ConsoleSink:
     def _bar_tick(self, event: TickDone) -> None:
         if self._live is None:
             self._start(event.step)
-        self._progress.update(self._task, completed=event.step, scores=_scores(event))
+        self._progress.update(self._task, completed=event.step, scores=_scores(event, self._learns))
         slots = Text("   ").join(_slot(line) for line in event.slots)
         if self._live is not None:
             self._live.update(Group(self._progress, slots))

@@ -5,7 +5,7 @@ another process can show it.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from esper.leyline.events.task import OF_SESSION, TaskInfo
 from esper.leyline.evidence import ABSENT, Reading, Status
 from esper.leyline.plain import from_plain
 from esper.leyline.stages import Stage
@@ -26,14 +27,16 @@ class Score:
     Fields:
         step: optimizer steps done.
         parameters: parameters of the whole network.
-        loss: validation loss, nats per sample.
+        loss: validation loss, in the task's unit per sample.
         accuracy: share of correct validation predictions.
+        metrics: the task's further metrics of validation, by name.
     """
 
     step: int
     parameters: int
     loss: Reading
     accuracy: Reading
+    metrics: dict[str, Reading] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,7 @@ class RunSummary:
         library: totals of the seed library; None without one, or if telemetry.level keeps no record of it.
         run_dir: folder of the run, as the user named it.
         next_commands: commands to type next.
+        task: names, units and directions of what was learned.
     """
 
     status: str
@@ -131,6 +135,7 @@ class RunSummary:
     library: LibraryTotals | None
     run_dir: str
     next_commands: tuple[NextCommand, ...]
+    task: TaskInfo = OF_SESSION
 
 
 def _percent(reading: Reading) -> str:
@@ -166,13 +171,22 @@ def _scores(summary: RunSummary) -> Table:
     table.add_column("")
     for title in (f"before growth, step {before.step:,}", f"at the end, step {after.step:,}", "change"):
         table.add_column(title, justify="right")
-    accuracy = _change(before.accuracy, after.accuracy, 100.0, 1, " points", up_is_good=True)
-    loss = _change(before.loss, after.loss, 1.0, 3, " nats", up_is_good=False)
-    table.add_row("validation accuracy", _percent(before.accuracy), _percent(after.accuracy), accuracy)
+    task = summary.task
+    if task.graded:
+        accuracy = _change(before.accuracy, after.accuracy, 100.0, 1, " points", up_is_good=True)
+        table.add_row("validation accuracy", _percent(before.accuracy), _percent(after.accuracy), accuracy)
+    for metric in task.metrics:
+        one, two = (score.metrics.get(metric.name, ABSENT) for score in (before, after))
+        share = metric.unit == "share"
+        unit, scale, places = (" points", 100.0, 1) if share else (f" {metric.unit}".rstrip(), 1.0, 4)
+        change = _change(one, two, scale, places, unit, up_is_good=metric.higher)
+        cells = ("absent" if each.value is None else metric.show(each.value) for each in (one, two))
+        table.add_row(f"validation {metric.name}", *cells, change)
+    loss = _change(before.loss, after.loss, 1.0, 3, f" {task.unit}".rstrip(), up_is_good=False)
     table.add_row("validation loss", _nats(before.loss), _nats(after.loss), loss)
     added = after.parameters - before.parameters
-    share = f" ({added / before.parameters:+.1%})" if before.parameters else ""
-    table.add_row("parameters", f"{before.parameters:,}", f"{after.parameters:,}", f"{added:+,}{share}")
+    rate = f" ({added / before.parameters:+.1%})" if before.parameters else ""
+    table.add_row("parameters", f"{before.parameters:,}", f"{after.parameters:,}", f"{added:+,}{rate}")
     return table
 
 

@@ -8,8 +8,9 @@ lower than the last, and every resume has such rows. The axes ``train/step`` and
 Values logged at a tick:
 
     train/step, tick, epoch            axes: optimizer steps, control ticks, passes over the training part
-    train/loss, train/accuracy         mean since the last tick (nats per sample; share)
-    validation/loss, validation/accuracy
+    train/loss, train/accuracy         mean since the last tick (the task's unit, per sample; share)
+    validation/loss, validation/accuracy                  accuracy where the task knows right and wrong
+    train/<metric>, validation/<metric>                   the task's own
     lr, host_gradient_norm, parameters, live_seeds, training_flops
     host_gradient_vanishing, _exploding, _nans, _infs     shares of the host's parameters; tensors of its gradient
     time/steps_ms, time/tick_ms, time/digest_ms
@@ -76,6 +77,9 @@ def tick_row(event: TickDone) -> dict[str, float]:
     add("train/accuracy", event.train_accuracy)
     add("validation/loss", event.validation_loss)
     add("validation/accuracy", event.validation_accuracy)
+    for name, reading in event.metrics.items():
+        if reading.tick == event.tick:
+            add(name.replace("_", "/", 1), reading)
     add("all_seeds", event.together, with_se=True)
     add("host_gradient_norm", event.host_gradient_norm)
 

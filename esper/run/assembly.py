@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from esper.accord.account import Costs
 from esper.accord.state import Terms
-from esper.accord.verdict import chance_level
 from esper.config.digest import changeable_settings
 from esper.config.strict import as_plain
 from esper.config.tree import EsperConfig
@@ -19,22 +19,22 @@ from esper.kasmina.blueprints import registry
 from esper.kasmina.compiler import Compiler
 from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
-from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import arguments
 from esper.kasmina.slots.unfit import check_learning
-from esper.kasmina.streams import seed_rank, seed_streams, undisturbed
+from esper.kasmina.streams import seed_rank, seed_streams
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 from esper.leyline.protocols import EventSink
 from esper.leyline.slots import parse_slot
 from esper.run.batch_statistics import check_batches
+from esper.run.fitting.parts import check_blueprints, check_output, check_owners
 from esper.tamiyo import build_controller
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.snapshot import Identity
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import eval_shards
-from esper.tolaria.data.task import Task
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.terms import build_terms, host_info, set_channels
@@ -44,12 +44,15 @@ from esper.tolaria.lockstep.desk import NO_DESK, Desk
 from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.lockstep.tick import Marks
 from esper.tolaria.ranks.world import World
+from esper.tolaria.tasks import Task as SomeTask
+from esper.tolaria.tasks import bind
+from esper.tolaria.tasks.bind import task_of
 from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
-from esper.tolaria.training.evaluate import autocast, check_attribution, dtype_of
+from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.governor import Governor
 from esper.tolaria.training.length import plan_batches
-from esper.tolaria.training.looks import look_sizes, plan_of
+from esper.tolaria.training.looks import check_attribution, look_sizes, plan_of
 
 
 def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
@@ -58,6 +61,7 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
         raise ConfigError(
             f"trainer.channels_last = true: is for images (C, H, W), the data has {bundle.input_shape}; set it to false"
         )
+    bundle = bind(bundle, config.task)
     seed_streams(config.seed)
     host = build_host(config.host, bundle.input_shape, bundle.classes)
     host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
@@ -69,10 +73,12 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     layout = {slot: points[slot].known_layout for slot in chosen if points[slot].known_layout is not None}
     may_skip = [slot for slot in chosen if points[slot].may_skip]
     grown = attach(host, {slot: points[slot].module for slot in chosen}, example, layout=layout, may_skip=may_skip)
-    _check_output(grown, bundle, example, config)
+    check_output(grown, bundle, example, config)
+    check_owners(config, grown)
     set_channels(grown, config.slots)
     check_learning(grown.model)
-    idle = [] if config.world.find_unused else grown.parameters_without_gradient(example)
+    args, kwargs = arguments(example)
+    idle = [] if config.world.find_unused else grown.parameters_without_gradient(*args, **kwargs)
     if idle:
         names = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
         raise ConfigError(
@@ -82,40 +88,7 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     return grown
 
 
-def _check_output(grown: Grown, bundle: Bundle, example: torch.Tensor, config: EsperConfig) -> None:
-    """Checks that the host returns a logit for each class of the data (or more, as with a padded vocabulary).
-
-    Raises:
-        ConfigError: it returns something else; the text has both shapes.
-    """
-    with undisturbed(example), evaluating(grown.model), autocast(config.trainer.precision, example.device):
-        output = grown.model(example.clone())
-    axes = list(example.shape[:1] if bundle.task is Task.CLASSIFICATION else example.shape[:2])
-    shape = list(output.shape) if isinstance(output, torch.Tensor) else None
-    if shape is None or shape[:-1] != axes or shape[-1] < bundle.classes:
-        got = type(output).__name__ if shape is None else shape
-        raise ConfigError(
-            f"host.kind = {config.host.kind!r}: for inputs {list(example.shape)} it returns {got}, expected logits "
-            f"{[*axes, bundle.classes]}, one for each class of data.kind = {config.data.kind!r}; correct the host"
-        )
-
-
-def _check_blueprints(config: EsperConfig, terms: Terms) -> None:
-    """Checks that each blueprint that the controller prefers fits some slot.
-
-    Raises:
-        ConfigError: some do not; the text names them and lists the blueprints that fit.
-    """
-    known = {info.name for catalogue in terms.catalogue.values() for info in catalogue}
-    unfit = [name for name in getattr(config.controller, "blueprints", None) or () if name not in known]
-    if unfit:
-        raise ConfigError(
-            f"controller.blueprints: {', '.join(unfit)} fits no slot of this host; it takes "
-            f"{', '.join(sorted(known))}; set controller.blueprints to some of these, or to [] for any"
-        )
-
-
-def build_costs(grown: Grown, example: torch.Tensor, statistics: int = 0) -> Costs:
+def build_costs(grown: Grown, example: Any, statistics: int = 0) -> Costs:
     """Counts the FLOPs and parameters of the host and of every seed, per sample.
 
     Args:
@@ -163,6 +136,7 @@ def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: Wor
 
 def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
     """Makes the terms of the run: everything that decisions depend on and that does not change."""
+    bundle = bind(bundle, config.task)
     per_epoch = plan_batches(config.trainer, bundle, config.seed).steps_per_epoch
     check_attribution(config.control, config.gates, len(bundle.validation))
     if world_size > config.trainer.batch:
@@ -179,7 +153,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         config.gates,
         probe=plan_of(config.gates, config.slots.incubation, bundle, plan_batches(config.trainer, bundle, config.seed)),
         host=host_info(grown, costs),
-        class_logits=bundle.task is Task.CLASSIFICATION,
+        class_logits=task_of(bundle).class_logits,
         total_steps=config.trainer.total_steps(per_epoch),
         tick_steps=config.control.every or min(per_epoch, config.control.max_steps),
         max_skips=config.trainer.max_skips,
@@ -196,9 +170,11 @@ def build_library(config: LibraryConfig, run_dir: Path) -> Library | None:
 
 
 def chance_of(bundle: Bundle) -> float:
-    """The chance level of a data set, in nats, from the targets of up to 4,096 training samples."""
-    size = len(bundle.train)
-    return chance_level(bundle.train.fetch(torch.arange(0, size, -(-size // 4096)))[1].flatten().tolist())
+    """The loss of the best constant answer, from the targets of up to 4,096 training samples; 0: not known."""
+    size, task = len(bundle.train), task_of(bundle)
+    if type(task).chance is SomeTask.chance:
+        return 0.0
+    return task.chance([bundle.train.fetch(torch.arange(0, size, -(-size // 4096)))[1]])
 
 
 def build_governor(
@@ -241,11 +217,12 @@ def assemble(
         desk: on rank 0, hands in people's orders.
         terms: what `make_terms` returned for the same settings before, since counting costs takes a while.
     """
+    bundle = bind(bundle, config.task)
     grown = build_grown(config, bundle, world.device)
     check_patterns(grown.model, config.trainer.average_buffers, "trainer.average_buffers")
     terms = terms or make_terms(config, grown, bundle, world.size)
     check_batches(config, grown, bundle, world.size)
-    _check_blueprints(config, terms)
+    check_blueprints(config, terms)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
     compiler = build_compiler(config, grown, bundle, world) if config.trainer.compile else None
     growth = Growth(
@@ -270,7 +247,8 @@ def assemble(
     seed_rank(config.seed, world.rank)
     average, attribute = config.trainer.average_buffers, config.control.attribute_every > 0
     registered = registry.registry_digest()
-    lockstep = Lockstep(world, list(grown.slots), terms.names, registered, average=average, attribute=attribute)
+    how: dict[str, Any] = {"average": average, "attribute": attribute, "columns": task_of(bundle).columns}
+    lockstep = Lockstep(world, list(grown.slots), terms.names, registered, **how)
     settings, who = changeable_settings(as_plain(config)), None if teacher is None else teacher.identity
     identity = Identity(config_digest=digest, settings=settings, run_id=run_id, teacher=who)
     return Engine(

@@ -7,13 +7,16 @@ before the first step. `trainer.drop_last` leaves that batch out.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map_only
 
 from esper.config.tree import EsperConfig
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
 from esper.tolaria.data.parts import Bundle
@@ -40,13 +43,14 @@ def _fits(config: TrainerConfig, size: int, batch: int, ranks: int, least: int) 
     return all(smallest_piece(samples, ranks, config.accumulate) >= least for samples in batches)
 
 
-def _trains_on_one(config: EsperConfig, grown: Grown, example: Tensor) -> bool:
+def _trains_on_one(config: EsperConfig, grown: Grown, example: Any) -> bool:
     """Whether the host, in train(), takes a batch of one sample; leaves it as it was."""
-    with undisturbed(example), untouched(grown.model), torch.no_grad():
+    args, kwargs = arguments(tree_map_only(Tensor, lambda leaf: leaf[:1].clone(), example))
+    with undisturbed(grown.model), untouched(grown.model), torch.no_grad():
         grown.model.train()
         try:
-            with autocast(config.trainer.precision, example.device):
-                grown.model(example[:1].clone())
+            with autocast(config.trainer.precision, next(grown.model.parameters()).device):
+                grown.model(*args, **kwargs)
         except ValueError:  # torch: "Expected more than 1 value per channel when training"
             return False
     return True

@@ -1,12 +1,13 @@
 """The closing summary of a run, read back from its own event file, so that the table shows what was recorded."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from esper.accord.state import RunState
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.events import LibraryUsed
+from esper.leyline.events.task import OF_SESSION, TaskInfo
 from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.files import RunDir
 from esper.leyline.plain import from_plain
@@ -22,7 +23,13 @@ def _score(record: dict[str, Any]) -> Score:
         parameters=payload["parameters"],
         loss=from_plain(Reading, payload["validation_loss"]),
         accuracy=from_plain(Reading, payload["validation_accuracy"]),
+        metrics=_of_validation({name: from_plain(Reading, one) for name, one in payload["metrics"].items()}),
     )
+
+
+def _of_validation(readings: dict[str, Reading]) -> dict[str, Reading]:
+    prefix = "validation_"
+    return {name.removeprefix(prefix): one for name, one in readings.items() if name.startswith(prefix)}
 
 
 def _library(payloads: list[dict[str, Any]]) -> LibraryTotals | None:
@@ -33,7 +40,14 @@ def _library(payloads: list[dict[str, Any]]) -> LibraryTotals | None:
 
 
 def summarise(
-    run_dir: Path, state: RunState, grown: Grown, *, status: str, world_size: int, wall_s: float
+    run_dir: Path,
+    state: RunState,
+    grown: Grown,
+    *,
+    status: str,
+    world_size: int,
+    wall_s: float,
+    task: TaskInfo = OF_SESSION,
 ) -> RunSummary:
     """Summarises a finished run.
 
@@ -44,12 +58,17 @@ def summarise(
         status: as in STATUS.json.
         world_size: number of ranks.
         wall_s: seconds of this attempt.
+        task: what was learned.
     """
     path = RunDir(run_dir).events
     records = keep_latest(read_events(path)) if path.exists() else []
     parameters = sum(p.numel() for p in grown.model.parameters())
     after = Score(
-        step=state.step, parameters=parameters, loss=state.validation_loss, accuracy=state.validation_accuracy
+        step=state.step,
+        parameters=parameters,
+        loss=state.validation_loss,
+        accuracy=state.validation_accuracy,
+        metrics=_of_validation({entry.name: entry.reading for entry in state.metrics}),
     )
     stages = [record for record in records if record["kind"] == "stage"]
     blended = [record["step"] for record in stages if record["payload"]["target"] == Stage.BLENDING.name]
@@ -60,7 +79,7 @@ def summarise(
     before = Score(step=0, parameters=host, loss=ABSENT, accuracy=ABSENT)
     if earlier:
         score = _score(earlier[-1])
-        before = Score(step=score.step, parameters=host, loss=score.loss, accuracy=score.accuracy)
+        before = replace(score, parameters=host)
     reasons = {
         record["payload"]["command"]["proposal"]: record["payload"]["reason"]
         for record in records
@@ -93,6 +112,7 @@ def summarise(
     )  # none if wandb is online or disabled
     return RunSummary(
         status=status,
+        task=task,
         ticks=state.tick,
         world_size=world_size,
         wall_s=wall_s,

@@ -7,7 +7,9 @@ import torch
 
 from esper.accord.breaker import BreakerOrder
 from esper.config.tree import EsperConfig, load_config
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.blueprints import registry
+from esper.kasmina.slots.sites import arguments
 from esper.leyline.files import RunDir
 from esper.leyline.imports import import_object
 from esper.run.attempt import Attempt
@@ -25,7 +27,8 @@ def import_named(config: EsperConfig) -> list[str]:
 
     Every rank does so before anything that only one of them does, so that all have imported the same modules.
     """
-    paths = {key: getattr(getattr(config, key), "path", None) for key in ("host", "controller", "distill")}
+    sections = ("host", "data", "task", "controller", "distill")
+    paths = {key: getattr(getattr(config, key), "path", None) for key in sections}
     if config.distill.run is not None:
         teacher, _ = load_config(RunDir(Path(config.distill.run).expanduser()).config)
         paths["host of distill.run"] = getattr(teacher.host, "path", None)
@@ -60,9 +63,12 @@ def handshake_fields(
     """
     device, precision = engine.world.device, config.trainer.precision
     x = engine.evaluator.to_device(*bundle.train.fetch(torch.arange(2)))[0]
+    args, kwargs = arguments(x)
     context = partial(autocast, precision, device)
     model = engine.grown.model
-    computations = {"the model": Computation(model, lambda: model(x.clone()), context=context)}
+    computations = {
+        "the model": Computation(model, lambda: model(*copy_inputs(args), **copy_inputs(kwargs)), context=context)
+    }
     if teacher is not None:
         call = teacher.call
         computations["the teacher"] = Computation(

@@ -48,6 +48,7 @@ from esper.tolaria.ranks.handshake import code_digest, newest_valid_everywhere, 
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.watchdog import Watchdog
 from esper.tolaria.ranks.world import World
+from esper.tolaria.tasks import bind
 from esper.tolaria.training.engine import Engine
 from esper.tolaria.training.result import RunResult
 
@@ -174,7 +175,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         store.clean()
     registry.load_plugins()
     modules = import_named(config)
-    bundle = load_data(config.data)
+    bundle = bind(load_data(config.data), config.task)
     digest = config_digest(plain)
     sink = build_sink(config, plain, run_dir, attempt, world.rank)
     watchdog: Watchdog | None = None
@@ -233,6 +234,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         raise
     finally:
         if engine is not None:
+            engine.feed.close()
             engine.growth.close()
         if desk is not None:
             desk.close()
@@ -274,7 +276,15 @@ def _close_run(
     axes = {"step": engine.step, "tick": engine.state.tick, "epoch": engine.state.epoch}
     sink.flush()
     try:
-        summary = summarise(run_dir, engine.state, engine.grown, status="done", world_size=world.size, wall_s=wall_s)
+        summary = summarise(
+            run_dir,
+            engine.state,
+            engine.grown,
+            status="done",
+            world_size=world.size,
+            wall_s=wall_s,
+            task=engine.narrator.task,
+        )
     except Exception as error:  # most likely the event file that it reads is damaged
         what = f"no closing table: {one_line(error)}; the run itself is done"
         sink.emit(Fault(**axes, what=what, where=RunDir(run_dir).events.name))

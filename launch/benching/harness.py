@@ -148,7 +148,7 @@ def plain_loop(engine: Engine, network: nn.Module) -> Callable[[int], None]:
     model = nn.parallel.DistributedDataParallel(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     parameters = list(network.parameters())
-    world, task, bundle = engine.world, engine.bundle.task, engine.bundle
+    world, task, bundle = engine.world, engine.task, engine.bundle
 
     def step(index: int) -> None:
         indices = engine.plan.indices(index)

@@ -36,7 +36,8 @@ def join(folder: Path, controller: NoneConfig | HeuristicConfig, **options: obje
 
 def test_a_host_gives_a_logit_for_each_class_or_more(tmp_path: Path) -> None:
     join(tmp_path / "padded", NoneConfig(), outputs=16)
-    for options, got in (({"outputs": 7}, r"\[2, 7\]"), ({"outputs": 10, "wrapped": True}, "tuple")):
+    join(tmp_path / "wrapped", NoneConfig(), outputs=10, wrapped=True)  # the first tensor of a tuple counts
+    for options, got in (({"outputs": 7}, r"\[2, 7\]"), ({"outputs": 7, "wrapped": True}, r"\[2, 7\]")):
         with pytest.raises(ConfigError, match=rf"it returns {got}, expected logits \[2, 10\], one for each class"):
             join(tmp_path / str(options), NoneConfig(), **options)
 

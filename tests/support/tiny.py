@@ -29,6 +29,7 @@ from esper.tolaria.data import DigitsConfig, PySourceConfig, load_data
 from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
+from esper.tolaria.tasks import OfDataConfig
 from esper.tolaria.training.engine import Engine
 
 E = TypeVar("E", bound=Event)
@@ -65,7 +66,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def tiny_plain(task: str = "cnn", **settings: Any) -> dict[str, Any]:
+def tiny_plain(task: str = "cnn", /, **settings: Any) -> dict[str, Any]:
     """Plain data of a small config.
 
     Args:
@@ -75,7 +76,15 @@ def tiny_plain(task: str = "cnn", **settings: Any) -> dict[str, Any]:
     host, data = TASKS[task]
     sections = {name: cls() for name, cls in FIXED_SECTIONS.items() if cls is not RunConfig}
     plain: dict[str, Any] = as_plain(
-        {"seed": 1, "run": RunConfig(dir="unused"), "host": host, "data": data, "controller": NoneConfig(), **sections}
+        {
+            "seed": 1,
+            "run": RunConfig(dir="unused"),
+            "host": host,
+            "data": data,
+            "task": OfDataConfig(),
+            "controller": NoneConfig(),
+            **sections,
+        }
     )
     wanted = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
     wanted.setdefault("control.slow_timeout_s", wanted["control.timeout_s"])  # nothing here is rightly slow
@@ -90,7 +99,7 @@ def tiny_plain(task: str = "cnn", **settings: Any) -> dict[str, Any]:
     return plain
 
 
-def tiny_config(task: str = "cnn", **settings: Any) -> EsperConfig:
+def tiny_config(task: str = "cnn", /, **settings: Any) -> EsperConfig:
     """A small config, checked like any other; see `tiny_plain`."""
     return build_config(tiny_plain(task, **settings))
 

@@ -22,6 +22,7 @@ from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.hosts.resume import Resumable, State
 from esper.kasmina.slots.confidence import confident
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import arguments
 from esper.kasmina.streams import Streams, cuda_devices, read_streams, set_streams, undisturbed
 from esper.leyline.errors import ConfigError
 
@@ -34,7 +35,7 @@ def values_of(
     plan: Plan,
     how: How,
     host: Resumable | None,
-    args: tuple[Any, ...],
+    inputs: Any,
     target: Any,
     per: PerSample,
     statistics: Mapping[int, Statistics],
@@ -46,14 +47,14 @@ def values_of(
         plan: the coalitions.
         how: the kind of forwards that `attribute` chose.
         host: the host if it can resume, else None.
-        args: inputs of one batch.
+        inputs: of one batch, as for `arguments`.
         target: target of that batch.
         per: see `PerSample`.
         statistics: running statistics of each coalition; empty if the model has none.
     """
     if how is How.STACKED:
-        return _run_stacked(grown, plan, host, args, target, per)
-    return _run_separately(grown, plan, host, args, target, per, statistics)
+        return _run_stacked(grown, plan, host, inputs, target, per)
+    return _run_separately(grown, plan, host, inputs, target, per, statistics)
 
 
 def _value(loss: Tensor, correct: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def _run_separately(
     grown: Grown,
     plan: Plan,
     host: Resumable | None,
-    args: tuple[Any, ...],
+    inputs: Any,
     target: Any,
     per: PerSample,
     statistics: Mapping[int, Statistics],
@@ -79,6 +80,7 @@ def _run_separately(
     Coalitions that share a part agree on all slots before its end, and so on the statistics of the layers in it.
     """
     devices = cuda_devices(grown.model)
+    args, _ = arguments(inputs)
     states: list[tuple[State, Streams]] = []
     values: dict[int, Tensor] = {}
     with undisturbed(grown.model):
@@ -95,9 +97,9 @@ def _run_separately(
                 elif host is not None and part.until is not None:
                     result = host.forward_to(args[0], part.until)
                 else:
-                    copies = copy_inputs(args)
-                    with confident(grown, *copies):
-                        result = grown.model(*copies)
+                    own_args, kwargs = arguments(copy_inputs(inputs))
+                    with confident(grown, *own_args, **kwargs):
+                        result = grown.model(*own_args, **kwargs)
             if part.until is not None:
                 states.append((result, read_streams(devices)))
             else:
@@ -115,12 +117,11 @@ def _repeat(leaf: Tensor, samples: int, times: int) -> Tensor:
     return leaf.repeat(times, *[1] * (leaf.ndim - 1))
 
 
-def _run_stacked(
-    grown: Grown, plan: Plan, host: Resumable | None, args: tuple[Any, ...], target: Any, per: PerSample
-) -> Tensor:
+def _run_stacked(grown: Grown, plan: Plan, host: Resumable | None, inputs: Any, target: Any, per: PerSample) -> Tensor:
     """Returns [M, 2, B] from one forward of M * B samples, from the plan's first slot on if the host can resume."""
     times = len(plan.coalitions)
-    samples = len(next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)))
+    args, kwargs = arguments(inputs)
+    samples = len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)))
 
     def repeat(tree: Any) -> Any:
         return tree_map_only(Tensor, lambda leaf: _repeat(leaf, samples, times), tree)
@@ -129,7 +130,7 @@ def _run_stacked(
     alphas = {slot: (masks >> i & 1) * torch.tensor(level) for i, (slot, level) in enumerate(plan.levels)}
     with undisturbed(grown.model), grown.override(alphas):
         if host is None:
-            result = grown.model(*repeat(args))
+            result = grown.model(*repeat(args), **repeat(kwargs))
         else:
             first = next(slot for slot in host.slot_order() if slot in alphas)
             state: State = repeat(host.forward_to(args[0], first))

@@ -32,6 +32,7 @@ from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import arguments
 from esper.kasmina.slots.slot import Phase
 from esper.leyline.errors import ConfigError
 from esper.leyline.evidence import Reading, estimate_mean, measured
@@ -126,10 +127,6 @@ def _asks_logits(grown: Grown, plan: Plan, slot: str) -> bool:
         return grown.slots[slot].asks_logits
 
 
-def _arguments(inputs: Any) -> tuple[Any, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
 def _statistics_of(
     grown: Grown, plan: Plan, batches: Iterable[tuple[Any, Any]] | None
 ) -> tuple[dict[int, Statistics], int]:
@@ -138,17 +135,16 @@ def _statistics_of(
         return {}, 0
     samples = 0
 
-    def read() -> Iterator[tuple[Any, ...]]:
+    def read() -> Iterator[Any]:
         nonlocal samples
         for inputs, _ in batches:
-            args = _arguments(inputs)
-            samples += len(next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)))
-            yield args
+            samples += len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)))
+            yield inputs
 
-    def forward(args: tuple[Any, ...]) -> None:
-        copies = copy_inputs(args)
-        with confident(grown, *copies):
-            grown.model(*copies)
+    def forward(inputs: Any) -> None:
+        args, kwargs = arguments(copy_inputs(inputs))
+        with confident(grown, *args, **kwargs):
+            grown.model(*args, **kwargs)
 
     arms = [plan.alphas(coalition) for coalition in plan.coalitions]
     taken = take_statistics(grown, arms, read(), forward)
@@ -172,7 +168,8 @@ def attribute(
     Args:
         grown: model with seeds in the plan's slots.
         plan: see `make_plan`; the same on all ranks.
-        batches: this rank's share: pairs of inputs (a tensor, or a tuple of arguments) and target, on the device.
+        batches: this rank's share: pairs of inputs (a tensor, a tuple of arguments or a dict of keywords) and
+            target, on the device.
         per_sample: (model output, target) -> loss [B] in nats, correct [B].
         how: the kind of forwards; SHARED and FULL give the same bits, STACKED agrees to rounding. A host that cannot
             resume has no prefix to share, and if class logits are asked for (CONFIDENCE) every forward is full.
@@ -201,8 +198,7 @@ def attribute(
     total = torch.zeros(len(plan.quantities), 4, dtype=torch.float64)
     with evaluating(grown.model):
         for inputs, target in batches:
-            args = _arguments(inputs)
-            d = differences(plan, values_of(grown, plan, how, host, args, target, per_sample, taken))
+            d = differences(plan, values_of(grown, plan, how, host, inputs, target, per_sample, taken))
             if each is not None:
                 each(d)
             total = total.to(d.device) + torch.stack([d.sum(2), (d * d).sum(2)], 2).flatten(1)

@@ -122,8 +122,8 @@ def build_host(config: Any, input_shape: tuple[int, ...], classes: int) -> nn.Mo
     entry = _kind(config.kind)
     if not isinstance(config, entry.config):
         raise ConfigError(f"host: kind {config.kind!r} takes {entry.config.__name__}, got {type(config).__name__}")
-    if classes < 2:
-        raise ConfigError(f"host: {classes} classes, needs at least 2")
+    if classes < 1:
+        raise ConfigError(f"host: {classes} classes, needs at least 1")
     network = entry.build(config, input_shape=tuple(input_shape), classes=classes)
     points: tuple[InjectionPoint, ...] = network.injection_points()  # type: ignore[operator]
     sort_slots(point.slot for point in points)

@@ -23,7 +23,9 @@ from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
     CheckpointSaved,
+    EarlyStopped,
     Fault,
+    RateCut,
     Rewrapped,
     RunEnded,
     RunExtended,
@@ -45,6 +47,7 @@ __all__ = [
     "CommandJudged",
     "CommandRefused",
     "ContributionMeasured",
+    "EarlyStopped",
     "Event",
     "Fault",
     "FossilHurts",
@@ -59,6 +62,7 @@ __all__ = [
     "PolicySymptom",
     "PolicyUpdated",
     "RampCommitted",
+    "RateCut",
     "Rewrapped",
     "RolledBack",
     "RunEnded",

@@ -1,9 +1,10 @@
 """Events of an ordinary run: its start and end, ticks, commands, gates, stages, births, checkpoints, faults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from esper.leyline.events.base import Event
+from esper.leyline.events.task import OF_SESSION, TaskInfo
 from esper.leyline.evidence import ABSENT, NO_WORTH, GradientHealth, Reading, SeedWorth
 from esper.leyline.stages import Stage
 
@@ -35,6 +36,9 @@ class RunStarted(Event):
 
     copies: str
     """Copies of the network that continuations hold at most, in words; empty: none (``gates.baseline``)."""
+
+    task: TaskInfo = OF_SESSION
+    """What is learned: name, unit of the loss, objective, metrics and their directions; what counts as evidence."""
 
     uncounted: tuple[str, ...] = ()
     """Operators of host and blueprints that the FLOP account has no formula for; they count for nothing in it."""
@@ -76,6 +80,33 @@ class RunExtended(Event):
 
     lr_after: float
     """The one that it has. If it differs, this is not the run that was so long from the beginning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStopped(Event):
+    """The run ends before its last step: a metric has not improved for as long as it may (``trainer.patience``)."""
+
+    kind: ClassVar[str] = "early_stop"
+    metric: str
+    """The metric that is watched, as validation_loss."""
+
+    best: float | None
+    """Its best value."""
+
+    ticks: int
+    """Measured ticks without an improvement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateCut(Event):
+    """The learning rate was cut, since a metric has not improved (``optim.schedule=plateau``)."""
+
+    kind: ClassVar[str] = "rate_cut"
+    metric: str
+    """The metric that is watched, as validation_loss."""
+
+    lr: float
+    """The host's learning rate from here on, after warm-up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,16 +170,20 @@ class TickDone(Event):
     kind: ClassVar[str] = "tick"
     level: ClassVar[str] = "full"
     train_loss: Reading
-    """Mean training loss since the last tick, in nats."""
+    """Mean training loss since the last tick, in the task's unit."""
 
     train_accuracy: Reading
-    """Share of training samples since the last tick that were classified correctly, 0 to 1."""
+    """Share of the answers on training samples since the last tick that were right, 0 to 1; absent where the task knows
+    no right or wrong.
+    """
 
     validation_loss: Reading
-    """Loss on the validation part, in nats."""
+    """Loss on the validation part, in the task's unit."""
 
     validation_accuracy: Reading
-    """Share of the validation part that was classified correctly, 0 to 1."""
+    """Share of the answers on the validation part that were right, 0 to 1; absent where the task knows no right or
+    wrong.
+    """
 
     lr: float
     """Learning rate of the host at the latest optimizer step."""
@@ -179,6 +214,9 @@ class TickDone(Event):
 
     digest_ms: float
     """Milliseconds of it that the digests took."""
+
+    metrics: dict[str, Reading] = field(default_factory=dict)
+    """The task's further metrics by name, as train_f1 and validation_f1."""
 
     together: Reading = ABSENT
     """Loss that all blended seeds save on the validation part, in nats, where it was measured at this tick."""

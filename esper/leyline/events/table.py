@@ -18,7 +18,9 @@ from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
 from esper.leyline.events.run import (
     CheckpointSaved,
+    EarlyStopped,
     Fault,
+    RateCut,
     Rewrapped,
     RunEnded,
     RunExtended,
@@ -35,6 +37,8 @@ EVENTS: dict[str, type[Event]] = {
         RunStarted,
         SettingsChanged,
         RunExtended,
+        EarlyStopped,
+        RateCut,
         RunEnded,
         TickDone,
         CommandJudged,

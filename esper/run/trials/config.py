@@ -13,6 +13,7 @@ from esper.kasmina.hosts import CNNConfig, GPTConfig
 from esper.simic.env.tasks import Family, GrowthTask
 from esper.tamiyo.none import NoneConfig
 from esper.tolaria.data import DigitsConfig, PySourceConfig, RecallConfig
+from esper.tolaria.tasks import OfDataConfig
 
 BLOCK = 16  # bytes that a host sees
 VALIDATION, PROBE, TEST = 192, 384, 256  # samples
@@ -85,6 +86,7 @@ def trial_config(task: GrowthTask, seed: int, settings: Mapping[str, Any] | None
             "run": RunConfig(dir="unused", name=task.name),
             "host": host_of(task),
             "data": data_of(task),
+            "task": OfDataConfig(),
             "controller": NoneConfig(),
             **sections,
         }

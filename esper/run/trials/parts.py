@@ -20,6 +20,7 @@ from esper.kasmina.streams import undisturbed
 from esper.run.assembly import build_grown, chance_of, make_terms
 from esper.run.trials.config import trial_config
 from esper.tolaria.data import BatchPlan, Bundle, load_data
+from esper.tolaria.tasks import bind
 from esper.tolaria.training.length import plan_batches
 
 
@@ -111,7 +112,7 @@ class TrialMaker:
     def _make(self, config: EsperConfig) -> TaskParts:
         data = repr(config.data)
         if data not in self._data:
-            self._data[data] = load_data(config.data)
+            self._data[data] = bind(load_data(config.data), config.task)
         bundle = self._data[data]
         with undisturbed(self.device):
             grown = build_grown(config, bundle, self.device)

@@ -33,7 +33,7 @@ from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import draw
 from esper.tolaria.data.task import Task
 from esper.tolaria.growth import planting
-from esper.tolaria.growth.config import OptimizerKind
+from esper.tolaria.growth.config import OptimizerKind, Schedule
 from esper.tolaria.growth.policy import lr_shape
 from esper.tolaria.growth.size import judge_birth, set_size
 from esper.tolaria.growth.staging import check_forward, check_weights, veto_of
@@ -176,6 +176,11 @@ def _check(config: EsperConfig, bundle: Bundle) -> None:
         "trainer.accumulate": trainer.accumulate > 1,
         "trainer.compile": trainer.compile,
         "trainer.channels_last": trainer.channels_last,
+        "trainer.patience": trainer.patience is not None,
+        "trainer.limit": trainer.limit is not None,
+        "task.kind": config.task.kind != "data",
+        "optim.schedule": optim.schedule is Schedule.PLATEAU,
+        "optim.clip_norms": bool(optim.clip_norms),
         "trainer.ema": trainer.ema is not None,
         "optim.fused": bool(optim.fused),
         "slots.incubation": config.slots.incubation is Incubation.STE,

@@ -1,16 +1,8 @@
 """Settings of checkpoints."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from esper.leyline.fields import Checks
-
-
-class Objective(StrEnum):
-    """What a run returns to a sweep, and what chooses the best checkpoint."""
-
-    VALIDATION_LOSS = "validation_loss"
-    VALIDATION_ACCURACY = "validation_accuracy"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from esper.accord.state import RunState
 from esper.accord.verdict import Verdict
+from esper.leyline.events.task import TaskInfo
 from esper.leyline.protocols import EventSink
-from esper.tolaria.checkpoint.config import Objective
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.lockstep.narrate import Narrator, axes_of
 from esper.tolaria.lockstep.observers import Observer, Turn
@@ -25,7 +25,7 @@ class Saves(Observer):
         heartbeat: marks where this rank is.
         sink: flushed before a save is committed.
         control: time limits.
-        objective: scores a save.
+        task: its objective scores a save.
         every_ticks: ticks between saves; 0 saves at the end alone.
         total_steps: optimizer steps of the run.
         collect: returns everything of the run in a state.
@@ -40,20 +40,20 @@ class Saves(Observer):
         heartbeat: Marks,
         sink: EventSink,
         control: ControlConfig,
-        objective: Objective,
+        task: TaskInfo,
         *,
         every_ticks: int,
         total_steps: int,
         collect: Callable[[RunState], tuple[dict[str, Any], dict[str, Any]]],
     ) -> None:
         self.saver, self.narrator, self.heartbeat, self.sink = saver, narrator, heartbeat, sink
-        self._by, self._patience = objective, control.startup_timeout_s / 2
+        self._task, self._patience = task, control.startup_timeout_s / 2
         self._every, self._total, self._collect = every_ticks, total_steps, collect
         self._due = self._last = False
 
     def before_commit(self, turn: Turn) -> None:
         """Decides whether a save follows this tick: by count, at the end, or because a stop or a save was requested."""
-        stop, ended = turn.stop, turn.state.step >= self._total
+        stop, ended = turn.stop, turn.ends or turn.state.step >= self._total
         self._due = ended or (self._every > 0 and turn.state.tick % self._every == 0)
         self._last = stop or ended
         turn.save = self._due or stop or turn.save_ordered
@@ -79,8 +79,7 @@ class Saves(Observer):
 
     def objective(self, state: RunState) -> float | None:
         """The validation metric that a sweep optimises."""
-        accuracy = self._by is Objective.VALIDATION_ACCURACY
-        return (state.validation_accuracy if accuracy else state.validation_loss).value
+        return state.metric(self._task.objective).value
 
     def begin(self, state: RunState, *, scored: bool) -> None:
         """Begins a save of the state at the end of a tick; a later commit settles it.
@@ -93,7 +92,7 @@ class Saves(Observer):
         value, fresh = self.objective(state), state.validation_loss.tick == state.tick
         score = None
         if scored and value is not None and fresh:
-            score = value if self._by is Objective.VALIDATION_ACCURACY else -value
+            score = value if self._task.higher else -value
         common, own = self._collect(state)
         self.saver.begin(state.step, state.tick, score, common if self.saver.world.rank == 0 else None, own)
 

@@ -4,6 +4,9 @@ from esper.tolaria.data.augment import Augment
 from esper.tolaria.data.corpus import PySourceConfig, TextConfig
 from esper.tolaria.data.digits import DigitsConfig
 from esper.tolaria.data.images import Cifar10Config, ImagesConfig
+from esper.tolaria.data.own.custom import CustomDataConfig, Data
+from esper.tolaria.data.own.table import TableConfig
+from esper.tolaria.data.own.tokens import TokensConfig
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.recall import RecallConfig
 from esper.tolaria.data.registry import DATASETS, DataConfig, data_config_class, load_data, register
@@ -15,13 +18,17 @@ __all__ = [
     "BatchPlan",
     "Bundle",
     "Cifar10Config",
+    "CustomDataConfig",
+    "Data",
     "DataConfig",
     "DigitsConfig",
     "ImagesConfig",
     "Part",
     "PySourceConfig",
     "RecallConfig",
+    "TableConfig",
     "TextConfig",
+    "TokensConfig",
     "data_config_class",
     "draw",
     "eval_shards",

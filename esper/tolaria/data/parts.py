@@ -9,17 +9,19 @@ Everything lives in memory as bytes and is turned into float32 images or int64 t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from esper.leyline.errors import DataError
 from esper.tolaria.data.augment import Augment, crop_flip
 from esper.tolaria.data.clusters import Clusters
+from esper.tolaria.data.own.ahead import Ahead, Request
 from esper.tolaria.data.task import Task
 
 PIECE = 2**16  # windows of text that are digested at a time
@@ -33,15 +35,38 @@ class Part(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor) -> tuple[Any, Any]:
         """Samples by index, never augmented.
 
         Args:
             indices: int64 [N], on the CPU.
 
         Returns:
-            x and y on the CPU: float32 [N, C, H, W] and int64 [N], or int64 [N, T] and int64 [N, T].
+            x and y on the CPU: float32 [N, C, H, W] and int64 [N], or int64 [N, T] and int64 [N, T]; of a user's own
+            data a tensor, a tuple or a dict of inputs, and any target.
         """
+
+    def fetch_train(self, indices: Tensor, *, seed: int, epoch: int) -> tuple[Any, Any]:
+        """Samples to learn from; a pure function of its arguments.
+
+        Args:
+            indices: int64 [N], on the CPU.
+            seed: the run's seed; seed, epoch and index decide what is drawn for a sample.
+            epoch: pass over the data.
+        """
+        return self.fetch(indices)
+
+    def read_ahead(self, seed: int, workers: int) -> Ahead | None:
+        """Begins to fetch training samples in workers, where the part can; see `Ahead`."""
+        return None
+
+    def requests(self, indices: Tensor, epoch: int) -> Iterator[Request]:
+        """What `fetch_train` will fetch of the data set for these samples, in order."""
+        yield from ()
+
+    def split_by(self, split: Callable[[Any], tuple[Any, Any]], why_wrong: Callable[[Any], str]) -> "Part":
+        """The same part for a task that says what of a batch is input and what target, and why a target is none."""
+        return self
 
     @abstractmethod
     def content(self) -> tuple[Tensor, ...]:
@@ -127,7 +152,7 @@ class Bundle:
 
     Fields:
         name: the registered kind.
-        task: kind of sample, and its loss.
+        task: what it is made for; None where only a run's config says so.
         input_shape: shape of one x, without the batch axis.
         classes: number of classes, or of bytes in the vocabulary.
         train: the training part.
@@ -141,10 +166,12 @@ class Bundle:
         record: plain data for the run's record: sizes, digest, files with their hash, normalisation.
         augment: what `train_batch` does to images.
         crop_pad: pixels by which a crop shifts at most.
+        workers: processes of each rank that read training samples ahead.
+        learns: the run's task (`esper.tolaria.tasks.Task`), once `esper.tolaria.tasks.bind` has joined them; else None.
     """
 
     name: str
-    task: Task
+    task: Task | None
     input_shape: tuple[int, ...]
     classes: int
     train: Part
@@ -158,18 +185,20 @@ class Bundle:
     record: dict[str, Any]
     augment: Augment
     crop_pad: int
+    learns: Any = None
+    workers: int = 0
 
-    def example(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """x of two training samples, with which a host is traced and measured.
+    def example(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+        """x of two training samples, with which a host is traced and measured; see `Part.fetch`.
 
         Args:
             device: its device; None for the CPU.
             dtype: its number format if it is floating-point; None for that of the data.
         """
         x = self.train.fetch(torch.arange(2))[0]
-        return x.to(device, dtype if x.is_floating_point() else None)
+        return tree_map_only(Tensor, lambda leaf: leaf.to(device, dtype if leaf.is_floating_point() else None), x)
 
-    def train_batch(self, indices: Tensor, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def train_batch(self, indices: Tensor, *, seed: int, epoch: int) -> tuple[Any, Any]:
         """Training samples, augmented if the config says so; a pure function of its arguments.
 
         Args:
@@ -177,7 +206,7 @@ class Bundle:
             seed: the run's seed; seed, epoch and index decide the augmentation.
             epoch: pass over the data.
         """
-        x, y = self.train.fetch(indices)
+        x, y = self.train.fetch_train(indices, seed=seed, epoch=epoch)
         if self.augment is Augment.CROP_FLIP:
             x = crop_flip(x, indices, seed=seed, epoch=epoch, pad=self.crop_pad)
         return x, y
@@ -186,7 +215,7 @@ class Bundle:
 def make_bundle(
     *,
     name: str,
-    task: Task,
+    task: Task | None,
     input_shape: tuple[int, ...],
     classes: int,
     parts: Mapping[str, Part],
@@ -196,12 +225,15 @@ def make_bundle(
     probe_clusters: Tensor | None = None,
     train_clusters: Tensor | None = None,
     refills: bool = True,
+    digest: int | None = None,
+    workers: int = 0,
 ) -> Bundle:
     """Digests the parts and completes the record; see `Bundle` for the arguments.
 
     ``probe_clusters`` and ``train_clusters`` label the cluster of each sample of these parts, int64 [N]; None: each is
     its own. No cluster may have samples in two parts (see `esper.tolaria.data.clusters.deal_whole`). ``refills=False``
-    where training samples are drawn or labelled in another way than those of the probe.
+    where training samples are drawn or labelled in another way than those of the probe. ``digest`` for parts whose
+    content is not at hand.
 
     Raises:
         DataError: a part has fewer than two samples, labels are too few or too many, or a cluster is in both parts.
@@ -209,7 +241,7 @@ def make_bundle(
     sizes = {part: len(parts[part]) for part in PART_NAMES}
     if min(sizes.values()) < 2:
         raise DataError(f"data={name}: every part needs at least 2 samples, got {sizes}; change the sizes in data.*")
-    digest = digest_parts(parts)
+    digest = digest_parts(parts) if digest is None else digest
     for part, labels in (("probe", probe_clusters), ("train", train_clusters)):
         if labels is not None and labels.shape != (sizes[part],):
             shape = list(labels.shape)
@@ -235,4 +267,5 @@ def make_bundle(
         record={"kind": name, "sizes": sizes, "probe_clusters": len(clusters), "digest": digest, **record},
         augment=augment,
         crop_pad=crop_pad,
+        workers=workers,
     )

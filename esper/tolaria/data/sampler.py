@@ -22,18 +22,20 @@ class BatchPlan:
         batch: samples of a global batch; the last batch of an epoch has the rest.
         seed: the run's; each epoch has a permutation keyed by (seed, epoch).
         drop_last: leaves a last batch of an epoch out that would be short; others are left out in each epoch.
+        group: samples that are dealt whole to one rank, neighbours in the epoch's order; `size` and `batch` are
+            multiples of it.
 
     Raises:
-        ValueError: size or batch below 1, or no whole batch where a short one is left out.
+        ValueError: size or batch below 1, or no whole batch where a short one is left out, or groups that are cut.
     """
 
-    def __init__(self, size: int, batch: int, seed: int, *, drop_last: bool = False) -> None:
-        if size < 1 or batch < 1 or (drop_last and batch > size):
+    def __init__(self, size: int, batch: int, seed: int, *, drop_last: bool = False, group: int = 1) -> None:
+        if size < 1 or batch < 1 or (drop_last and batch > size) or size % group or batch % group:
             raise ValueError(
                 f"a batch plan needs at least one sample and a batch of one, got size={size} batch={batch} "
-                f"drop_last={drop_last}"
+                f"drop_last={drop_last} group={group}"
             )
-        self.size, self.batch, self.seed, self.drop_last = size, batch, seed, drop_last
+        self.size, self.batch, self.seed, self.drop_last, self.group = size, batch, seed, drop_last, group
         self._order: tuple[int, Tensor] | None = None  # the latest epoch that was used, and its permutation
 
     @property
@@ -70,7 +72,12 @@ class BatchPlan:
     def pieces(self, step: int, rank: int, world: int, accumulate: int) -> list[tuple[Tensor, Tensor]]:
         """The pieces of one rank in a step: ``accumulate`` pairs of indices and weights (see `microbatches`)."""
         indices = self.indices(step)
-        return microbatches(shard(indices, rank, world), accumulate, spare=int(indices[0]))
+        if self.group == 1:
+            return microbatches(shard(indices, rank, world), accumulate, spare=int(indices[0]))
+        groups = torch.arange(len(indices) // self.group)
+        dealt = microbatches(shard(groups, rank, world), accumulate, spare=0)
+        rows = indices.view(-1, self.group)
+        return [(rows[some].flatten(), weights.repeat_interleave(self.group)) for some, weights in dealt]
 
 
 def bounds(size: int, index: int, count: int) -> tuple[int, int]:
@@ -111,12 +118,13 @@ def microbatches(shard: Tensor, accumulate: int, *, spare: int) -> list[tuple[Te
     return pieces
 
 
-def eval_shards(size: int, rank: int, world: int, batch: int) -> Iterator[Tensor]:
+def eval_shards(size: int, rank: int, world: int, batch: int, group: int = 1) -> Iterator[Tensor]:
     """A rank's batches of an evaluation, int64, at most ``batch`` each; over ranks every sample comes exactly once.
 
-    Ranks may get unequal numbers of batches, so no collective belongs inside the loop.
+    Ranks may get unequal numbers of batches, so no collective belongs inside the loop. No ``group`` of neighbours is
+    cut; ``size`` and ``batch`` are multiples of it.
     """
-    first, last = bounds(size, rank, world)
+    first, last = (group * end for end in bounds(size // group, rank, world))
     for start in range(first, last, batch):
         yield torch.arange(start, min(start + batch, last))
 
@@ -130,3 +138,11 @@ def draw(size: int, count: int, *key: int | str) -> Tensor:
     if not 0 <= count <= size:
         raise ValueError(f"cannot draw {count} different samples out of {size}")
     return seeded_order(size, *key)[:count]
+
+
+def draw_groups(size: int, count: int, group: int, *key: int | str) -> Tensor:
+    """As `draw`, of whole groups of neighbours: ``count`` samples at most, but one group at least."""
+    if group == 1:
+        return draw(size, min(count, size), *key)
+    chosen = draw(size // group, max(1, min(count, size) // group), *key)
+    return (chosen[:, None] * group + torch.arange(group)).flatten()

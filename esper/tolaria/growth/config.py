@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from esper.leyline.fields import Checks
+from esper.leyline.slots import sort_slots
 
 
 class OptimizerKind(StrEnum):
@@ -19,6 +20,7 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
     COSINE = "cosine"
     LINEAR = "linear"
+    PLATEAU = "plateau"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,7 +54,15 @@ class OptimConfig:
     """
 
     schedule: Schedule = Schedule.COSINE
-    """Shape of the learning rate after warm-up: ``constant``, ``cosine`` or ``linear``."""
+    """Shape of the learning rate after warm-up: ``constant``, ``cosine``, ``linear``, or ``plateau``: cut where
+    trainer.watch does not improve.
+    """
+
+    plateau_factor: float = 0.1
+    """Factor of a cut; plateau only."""
+
+    plateau_patience: int = 10
+    """Measured ticks without an improvement that are let pass before a cut; plateau only."""
 
     warmup_steps: int = 0
     """Optimizer steps of the host's linear warm-up; 0: none."""
@@ -62,6 +72,9 @@ class OptimConfig:
 
     clip_norm: float | None = 1.0
     """L2 norm to which each owner's gradient (host, each slot) is clipped by itself; null: no clipping."""
+
+    clip_norms: dict[str, float] | None = None
+    """Norms of some owners that differ from ``clip_norm``, by name: {host: 0.5, r0c0: 2.0}; null: none does."""
 
     seed_lr_scale: float = 2.0
     """Learning rate of seeds as a multiple of the host's at the same step."""
@@ -83,7 +96,12 @@ class OptimConfig:
     health_every: int = 10
     """Optimizer steps between two samples of gradient health; the first step after a tick is always sampled."""
 
+    def norm_of(self, owner: str) -> float | None:
+        """L2 norm to which an owner's gradient is clipped; None: it is not."""
+        return (self.clip_norms or {}).get(owner, self.clip_norm)
+
     def __post_init__(self) -> None:
+        sort_slots(owner for owner in self.clip_norms or () if owner != "host")
         with Checks(self) as check:
             check("lr", self.lr > 0, "must be > 0")
             for name in ("weight_decay", "seed_weight_decay"):
@@ -95,6 +113,10 @@ class OptimConfig:
                 check(name, getattr(self, name) >= 0, "optimizer steps, must be >= 0")
             check("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "must be in [0, 1]")
             check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "must be > 0, or null for no clipping")
+            own = self.clip_norms or {}
+            check("clip_norms", all(norm > 0 for norm in own.values()), "must be > 0 each, or null")
+            check("plateau_factor", 0 < self.plateau_factor < 1, "must be > 0 and < 1")
+            check("plateau_patience", self.plateau_patience >= 0, "ticks, must be >= 0")
             check("seed_lr_scale", self.seed_lr_scale > 0, "must be > 0")
             check("vanishing_rms", self.vanishing_rms >= 0, "must be >= 0")
             check("exploding_rms", self.exploding_rms > self.vanishing_rms, "must be > optim.vanishing_rms")

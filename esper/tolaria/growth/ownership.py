@@ -62,13 +62,13 @@ class ParameterOwner:
         self._may_skip = frozenset(slot for slot, site in grown.sites.items() if site.may_skip)
         on_gpu = any(p.device.type == "cuda" for _, p in grown.owner_parameters()[HOST])
         self.late = adopted is None and not self._may_skip and (on_gpu if config.fused is None else config.fused)
-        self._policy: GroupPolicy = Scheduled(config, total_steps) if adopted is None else adopted[1]
+        self.policy: GroupPolicy = Scheduled(config, total_steps) if adopted is None else adopted[1]
         self.optimizer = self._build() if adopted is None else adopted[0]
         self._groups[HOST] = list(self.optimizer.param_groups)
 
     def _build(self) -> torch.optim.Optimizer:
         config, named = self.config, self.grown.owner_parameters()[HOST]
-        host, fused = self._policy.groups_for(HOST, named), self.late or None
+        host, fused = self.policy.groups_for(HOST, named), self.late or None
         if config.kind is OptimizerKind.SGD:
             return torch.optim.SGD(host, lr=config.lr, momentum=config.momentum, fused=fused)
         return torch.optim.AdamW(host, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
@@ -99,7 +99,7 @@ class ParameterOwner:
                 self._forget(group)
         old = {id(p) for group in kept for p in group["params"]}
         before = len(self.optimizer.param_groups)
-        for group in self._policy.groups_for(slot, [(name, p) for name, p in named if id(p) not in old]):
+        for group in self.policy.groups_for(slot, [(name, p) for name, p in named if id(p) not in old]):
             self.optimizer.add_param_group(group)
         self._groups[slot] = [*kept, *self.optimizer.param_groups[before:]]
         self._in_order()
@@ -151,11 +151,11 @@ class ParameterOwner:
             step: index of the step to come.
             learn_steps: per slot, the first step in which its seed learns; None while it does not.
         """
-        host = self._policy.host_lr(step, self._groups[HOST])
+        host = self.policy.host_lr(step, self._groups[HOST])
         for owner, groups in self._groups.items():
             if owner == HOST:
                 continue
-            self._policy.follow_host(groups)
+            self.policy.follow_host(groups)
             since = 0 if learn_steps.get(owner) is None else step - int(learn_steps[owner] or 0)
             warm = min(1.0, (since + 1) / self.config.seed_warmup_steps) if self.config.seed_warmup_steps else 1.0
             for group in groups:
@@ -234,10 +234,10 @@ class ParameterOwner:
         )
 
     def _clip(self, totals: Mapping[str, Tensor]) -> None:
-        if self.config.clip_norm is not None:
-            for owner, total in totals.items():
+        for owner, total in totals.items():
+            if (norm := self.config.norm_of(owner)) is not None:
                 own = [p for group in self._groups[owner] for p in group["params"] if p.grad is not None]
-                torch.nn.utils.clip_grads_with_norm_(own, self.config.clip_norm, total)
+                torch.nn.utils.clip_grads_with_norm_(own, norm, total)
 
     def _before_first_momentum(self, owner: str) -> None:
         """Sets SGD's momentum to zeros before its first step: if a fused first step is left out, torch would leave that
@@ -280,7 +280,7 @@ class ParameterOwner:
             raise CheckpointError(f"optimizer state: missing {missing or 'none'}, unknown {unknown or 'none'}")
         for name, entries in state.items():
             for key, value in entries.items():
-                if isinstance(value, Tensor) and not self._policy.state_fits(value, named[name]):
+                if isinstance(value, Tensor) and not self.policy.state_fits(value, named[name]):
                     shapes = f"{tuple(value.shape)} for a parameter {tuple(named[name].shape)}"
                     raise CheckpointError(f"optimizer state {key} of {name}: {shapes}")
         self.optimizer.state.clear()

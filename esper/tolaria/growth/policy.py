@@ -24,7 +24,7 @@ def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
     """Multiple of the peak learning rate at an optimizer step, in [0, 1]."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    if config.schedule is Schedule.CONSTANT:
+    if config.schedule in (Schedule.CONSTANT, Schedule.PLATEAU):
         return 1.0
     u = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
     down = 0.5 * (1.0 + math.cos(math.pi * u)) if config.schedule is Schedule.COSINE else 1.0 - u
@@ -53,10 +53,13 @@ class Scheduled:
     Args:
         config: settings of the optimizer.
         total_steps: of the run, for the schedule.
+
+    Fields:
+        scale: factor of the schedule.
     """
 
     def __init__(self, config: OptimConfig, total_steps: int) -> None:
-        self.config, self.total_steps = config, total_steps
+        self.config, self.total_steps, self.scale = config, total_steps, 1.0
 
     def groups_for(self, owner: str, named: Named) -> list[Group]:
         """Matrices with weight decay, vectors without."""
@@ -68,7 +71,7 @@ class Scheduled:
 
     def host_lr(self, step: int, host: Iterable[Group]) -> float:
         """``lr * shape(step)``, in every group of the host."""
-        lr = self.config.lr * lr_shape(self.config, step, self.total_steps)
+        lr = self.config.lr * lr_shape(self.config, step, self.total_steps) * self.scale
         for group in host:
             group["lr"] = lr
         return lr

@@ -95,11 +95,12 @@ class Lockstep:
         *,
         average: Sequence[str] = (),
         attribute: bool = False,
+        columns: Sequence[str] = (),
     ) -> None:
         self.world, self.registry = world, registry
         self.slots = list(slots)
         self.digests = [*RUN_DIGESTS, *(f"slot {slot} {field}" for slot in slots for field in SLOT_DIGESTS)]
-        self.observe_layout = ObserveLayout(slots, worth=attribute)
+        self.observe_layout = ObserveLayout(slots, worth=attribute, columns=columns)
         self.commit_layout = CommitLayout(slots, self.digests, names, world.size)
         self._observed = 0
         self._records: dict[str, tuple[SlotState, Phase, int]] = {}

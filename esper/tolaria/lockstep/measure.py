@@ -1,6 +1,6 @@
 """The measurements of one rank for a tick: its entries of the observe vector."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -44,21 +44,25 @@ class Measures(Protocol):
         copies if there is none."""
 
 
-def sample_sums(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Sums over samples of a loss and of a correctness, and of their squares.
+def sample_sums(batches: Iterable[tuple[Tensor, ...]], columns: Sequence[str] = ()) -> dict[str, float]:
+    """Sums over samples of a loss and of a correctness, and of their squares, and of a task's further numbers.
 
     Args:
-        batches: loss and correctness of each sample of a batch, float64 [B] each, on any device.
+        batches: loss and correctness of each sample of a batch, float64 [B] each, on any device; with ``columns`` also
+            float64 [B, C].
+        columns: names of the task's further sums.
 
     Returns:
-        loss, loss_sq, correct, correct_sq, count.
+        loss, loss_sq, correct, correct_sq, sum_<column> of each column, count.
     """
-    total, count = torch.zeros(4, dtype=torch.float64), 0
-    for loss, correct in batches:
-        sums = [loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()]
-        total = total.to(loss.device) + torch.stack(sums)
+    total, count = torch.zeros(4 + len(columns), dtype=torch.float64), 0
+    for loss, correct, *rows in batches:
+        sums = torch.stack([loss.sum(), (loss * loss).sum(), correct.sum(), (correct * correct).sum()])
+        if columns:
+            sums = torch.cat([sums, rows[0].sum(0)])
+        total = total.to(loss.device) + sums
         count += len(loss)
-    names = ("loss", "loss_sq", "correct", "correct_sq")
+    names = ("loss", "loss_sq", "correct", "correct_sq", *(f"sum_{name}" for name in columns))
     return {**dict(zip(names, total.tolist(), strict=True)), "count": float(count)}
 
 

@@ -31,6 +31,7 @@ from esper.leyline.events import (
     TickDone,
     WorthMeasured,
 )
+from esper.leyline.events.task import OF_SESSION, TaskInfo
 from esper.leyline.evidence import ABSENT
 from esper.leyline.protocols import EventSink
 from esper.leyline.stages import Mechanical, Stage
@@ -75,15 +76,10 @@ def breaker_events(old: BreakerState, after: RunState) -> list[Event]:
 
 
 class Narrator:
-    """Emits the events of a run.
+    """Emits the events of a run to a sink; counts the model's parameters, and says what the task is."""
 
-    Args:
-        sink: takes the events.
-        grown: the model, for parameter counts.
-    """
-
-    def __init__(self, sink: EventSink, grown: Grown) -> None:
-        self.sink, self.grown = sink, grown
+    def __init__(self, sink: EventSink, grown: Grown, task: TaskInfo = OF_SESSION) -> None:
+        self.sink, self.grown, self.task = sink, grown, task
         self._degraded: dict[str, SlotDegraded] = {}  # reported, and still going on
         self._counted = (-1, 0)  # changes of the model, and its parameters then
 
@@ -116,6 +112,7 @@ class Narrator:
                 uncounted=terms.costs.uncounted if terms.costs is not None else (),
                 probe=str(terms.probe) if terms.probe.shares else "none",
                 copies=describe_copies(self.grown, terms.gates),
+                task=self.task,
             )
         )
 
@@ -276,6 +273,7 @@ class Narrator:
                 train_accuracy=state.train_accuracy,
                 validation_loss=state.validation_loss,
                 validation_accuracy=state.validation_accuracy,
+                metrics={entry.name: entry.reading for entry in state.metrics},
                 lr=lr,
                 host_gradient_norm=state.host_norm,
                 host_health=state.host_health,

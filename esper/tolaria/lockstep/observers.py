@@ -36,6 +36,8 @@ class Turn:
     """The reduced observe vector by name."""
     word: RankWord
     """This rank's word in the commit."""
+    ends: bool = False
+    """The run ends with this tick, before its last step; set in ``before_commit`` on every rank."""
     full: bool = False
     """Digest all parameters and buffers, not only live seeds; the same on every rank."""
     save: bool = False
@@ -71,6 +73,8 @@ class Observer:
 
     name = ""
     """Its name in the handshake, in checkpoints and in errors; unique in a run."""
+    stopped = False
+    """Whether it ends the run before its last step, from agreed data alone."""
     governs = False
     """Whether it may change the agreed state in ``after_observe``; it must use agreed data alone."""
 
@@ -120,6 +124,11 @@ class Observers:
     def names(self) -> tuple[str, ...]:
         """Their names, in order."""
         return tuple(member.name for member in self.members)
+
+    @property
+    def ended(self) -> bool:
+        """Whether one of them ends the run."""
+        return any(member.stopped for member in self.members)
 
     def after_step(self, report: StepReport | Judgement) -> None:
         """One optimizer step is done on this rank; nothing that decides may come of it, and no collective."""

@@ -5,7 +5,7 @@ has been added, or by the tick.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from esper.kasmina.slots.grown import HOST
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.growth.guard import Judgement, StepReport
 
-NOT_SAVED = {"_device", "_late", "_seen"}
+NOT_SAVED = {"_device", "_late", "_seen", "_columns"}
 
 
 class Window:
@@ -23,10 +23,15 @@ class Window:
 
     Training loss and correctness are this rank's own (additive); gradient norms come from reduced gradients and are
     equal on all ranks (replicated).
+
+    Args:
+        device: where sums are kept.
+        skipped_in_row: steps skipped in a row so far.
+        columns: names of the task's further sums.
     """
 
-    def __init__(self, device: torch.device, skipped_in_row: int = 0) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, skipped_in_row: int = 0, columns: Sequence[str] = ()) -> None:
+        self._device, self._columns = device, tuple(columns)
         self._late: deque[tuple[Judgement, int]] = deque()
         self.skipped_in_row = skipped_in_row
         self.reset()
@@ -40,8 +45,8 @@ class Window:
         if skipped_in_row is not None:
             self.skipped_in_row = skipped_in_row
         self._late.clear()
-        # loss, its square, correct, count, non-finite
-        self._sums = torch.zeros(5, dtype=torch.float64, device=self._device)
+        # loss, its square, correct, count, non-finite, those of the task
+        self._sums = torch.zeros(5 + len(self._columns), dtype=torch.float64, device=self._device)
         self._norms: dict[str, float] = defaultdict(float)
         self._steps: dict[str, int] = defaultdict(int)
         self._broken: dict[str, int] = defaultdict(int)
@@ -60,14 +65,15 @@ class Window:
         """This rank's own sums, on the device; `add_samples` never changes them in place."""
         return self._sums
 
-    def add_samples(self, loss: Tensor, correct: Tensor, weights: Tensor) -> None:
-        """Adds the samples of one forward, [M] each; non-finite losses are counted, not summed."""
+    def add_samples(self, loss: Tensor, correct: Tensor, weights: Tensor, rows: Tensor | None = None) -> None:
+        """Adds the samples of one forward, [M] each, and the task's further sums [M, C]; non-finite losses are counted,
+        not summed."""
         with torch.no_grad():
             loss, correct = loss.detach().double(), correct.detach().double()
             finite = torch.isfinite(loss)
             weighted = weights.double() * finite
             loss = torch.where(finite, loss, 0.0)
-            self._sums = self._sums + torch.stack(
+            sums = torch.stack(
                 [
                     (loss * weighted).sum(),
                     (loss * loss * weighted).sum(),
@@ -76,6 +82,10 @@ class Window:
                     (weights.double() * ~finite).sum(),
                 ]
             )
+            if rows is not None:
+                kept = torch.where(finite[:, None], rows.to(sums), 0.0)
+                sums = torch.cat([sums, (kept * weighted[:, None]).sum(0)])
+            self._sums = self._sums + sums
 
     def add_step(self, report: StepReport | Judgement, step: int) -> None:
         """Adds the report of optimizer step ``step``."""
@@ -114,7 +124,7 @@ class Window:
     def values(self, slots: list[str]) -> tuple[dict[str, float], int]:
         """Entries of the observe vector, and how many of this rank's samples had a non-finite loss."""
         self.settle()
-        loss, squares, correct, count, nonfinite = self._sums.tolist()
+        loss, squares, correct, count, nonfinite, *further = self._sums.tolist()
         entries = {
             "train_loss": loss,
             "train_loss_sq": squares,
@@ -126,6 +136,7 @@ class Window:
             "skipped": self.skipped,
             "skipped_in_row": self.skipped_in_row,
             "longest_row": self.longest_row,
+            **{f"train_sum_{name}": value for name, value in zip(self._columns, further, strict=True)},
         }
         for slot in slots:
             entries[f"{slot}.norm"] = self._norms[slot]

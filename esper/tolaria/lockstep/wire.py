@@ -127,13 +127,15 @@ class ObserveLayout:
     Args:
         slots: slot ids, row-major.
         worth: whether the vector has places for attributions.
+        columns: names of the task's further sums, of which there are those of training and of validation.
     """
 
-    def __init__(self, slots: Sequence[str], *, worth: bool = False) -> None:
+    def __init__(self, slots: Sequence[str], *, worth: bool = False, columns: Sequence[str] = ()) -> None:
         self.additive = [*GLOBAL_ADDITIVE, *(f"{slot}.{name}" for slot in slots for name in SLOT_ADDITIVE)]
         if worth:
             self.additive += [f"worth_{name}" for name in WORTH]
             self.additive += [f"{slot}.worth_{name}" for slot in slots for name in SLOT_WORTH]
+        self.additive += [f"{part}_sum_{name}" for part in ("train", "validation") for name in columns]
         self.replicated = [*GLOBAL_REPLICATED, *(f"{slot}.{name}" for slot in slots for name in SLOT_REPLICATED)]
         self.names = [*self.additive, *self.replicated]
         self._place = {name: index for index, name in enumerate(self.names)}

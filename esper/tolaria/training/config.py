@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esper.leyline.fields import Checks
-from esper.tolaria.checkpoint.config import Objective
 
 
 class Precision(StrEnum):
@@ -48,9 +47,25 @@ class TrainerConfig:
     max_skips: int = 5
     """Skipped optimizer steps in a row after which a tick comes at once and the newest blending seed is pruned."""
 
-    objective: Objective = Objective.VALIDATION_ACCURACY
-    """What the run returns to a sweep and what chooses the best checkpoint: ``validation_loss`` or
-    ``validation_accuracy``.
+    objective: str | None = None
+    """What the run returns to a sweep and what chooses the best checkpoint: ``validation_loss``,
+    ``validation_accuracy``, or ``validation_`` and the name of a metric of the task; null: the task's own, which is the
+    accuracy of classification and language.
+    """
+
+    watch: str | None = None
+    """Metric by which ``patience`` and ``optim.schedule=plateau`` go, as validation_loss; null: ``objective``."""
+
+    patience: int | None = None
+    """Ticks that measured ``watch`` without an improvement after which the run ends; null: it goes on to its last step.
+    """
+
+    min_improvement: float = 0.0
+    """Improvement of ``watch`` that counts, in its own unit."""
+
+    limit: int | None = None
+    """A quick try: at most so many optimizer steps, and so many batches of ``eval_batch`` samples of each part that is
+    measured whole, the test read included; null: everything.
     """
 
     average_buffers: list[str] = field(default_factory=list)
@@ -86,10 +101,16 @@ class TrainerConfig:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""
-        return self.steps or self.epochs * steps_per_epoch
+        steps = self.steps or self.epochs * steps_per_epoch
+        return steps if self.limit is None else min(steps, self.limit)
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
+            named = self.objective is None or self.objective.startswith("validation_")
+            check("objective", named, "must be validation_loss or validation_<metric>, or null for the task's own")
+            check("patience", self.patience is None or self.patience >= 1, "ticks, must be >= 1, or null")
+            check("min_improvement", self.min_improvement >= 0, "must be >= 0")
+            check("limit", self.limit is None or self.limit >= 1, "must be >= 1, or null for everything")
             check("compile_backend", self.compile_backend != "", "must name a backend of torch.compile")
             check("steps", self.steps is None or self.steps >= 1, "must be >= 1, or null for trainer.epochs")
             for name in ("epochs", "batch", "eval_batch", "accumulate", "max_consecutive", "max_skips"):

@@ -172,9 +172,9 @@ class Distillation:
         ConfigError: logits or features do not fit, a pair names an unknown slot or module, or logits are not finite.
     """
 
-    def __init__(
-        self, config: DistillConfig, teacher: Teacher, grown: Grown, example: Tensor, autocast: Autocast
-    ) -> None:
+    def __init__(self, config: DistillConfig, teacher: Teacher, grown: Grown, example: Any, autocast: Autocast) -> None:
+        if not isinstance(example, Tensor):
+            raise ConfigError(f"distill: the host takes {type(example).__name__} of inputs, a teacher takes one tensor")
         self.config, self.teacher, self._autocast = config, teacher, autocast
         self._open = False
         self._logits: Tensor | None = None

@@ -43,12 +43,14 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator
+from esper.tolaria.training.feed import Feed
 from esper.tolaria.training.going_back import go_back, resume
 from esper.tolaria.training.governor import Governor, Recovery, explain_skips
 from esper.tolaria.training.length import find_extension, plan_batches
 from esper.tolaria.training.losses import StepLoss
 from esper.tolaria.training.observing import build_average, build_observers
-from esper.tolaria.training.result import RunResult, build_result, choose_best, read_test, rebuild_checkpoint
+from esper.tolaria.training.patience import watch_run
+from esper.tolaria.training.result import RunResult, build_result, choose_best, read_part, rebuild_checkpoint
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,18 +102,20 @@ class Engine:
         self.plan = plan_batches(settings.trainer, bundle, settings.seed)
         self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, self.plan, seed=settings.seed)
         self.average = build_average(settings.trainer, self.evaluator)
-        self.narrator = Narrator(sink, grown)
+        self.task = self.evaluator.task
+        self.narrator = Narrator(sink, grown, self.task.info(settings.trainer.objective))
         self.state = RunState(slots=terms.first_slots())
         self.step, self.stop_asked = 0, False
-        self.window = Window(world.device)
-        self.losses = StepLoss(grown, growth, self.window, self.evaluator, bundle.task, distillation)
+        self.window = Window(world.device, columns=self.task.columns)
+        self.losses = StepLoss(grown, growth, self.window, self.evaluator, self.task, distillation)
+        self.feed = Feed(self.plan, world, settings.trainer.accumulate, terms.total_steps, bundle, self.cursor)
         self.saves = Saves(
             saver,
             self.narrator,
             heartbeat,
             sink,
             settings.control,
-            settings.trainer.objective,
+            self.narrator.task,
             every_ticks=settings.checkpoint.every_ticks,
             total_steps=terms.total_steps,
             collect=self.collect_saved,
@@ -127,7 +131,7 @@ class Engine:
             narrator=self.narrator,
             window=self.window,
             evaluator=self.evaluator,
-            observers=build_observers(self, self.saves, governor, observers),
+            observers=build_observers(self, self.saves, governor, [*watch_run(self), *observers]),
             desk=desk,
         )
         self._lr = 0.0
@@ -175,7 +179,7 @@ class Engine:
             DivergedError: too many steps in a row were skipped, or too many replays ended in a panic again.
             LockstepError: ranks parted, or one is lost.
         """
-        while self.step < self.terms.total_steps:
+        while self.step < self.terms.total_steps and not self.cycle.observers.ended:
             self.train_step()
             if self.tick_due():
                 self.tick()
@@ -183,23 +187,19 @@ class Engine:
 
     def train_step(self) -> None:
         """One optimizer step on this rank's shard of the global batch."""
-        step, trainer = self.step, self.settings.trainer
-        self.heartbeat.step = step
+        step = self.heartbeat.step = self.step
         self.losses.release_teacher(step)
         self.growth.set_alphas(self.state, step)
         self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
-        at = self.state.governor.cursor(step)
-        epoch, _ = self.plan.locate(at)
+        epoch, _ = self.plan.locate(at := self.cursor(step))
         # Each rank's loss is its sum * world / global count, so DDP's mean over ranks is exactly the global mean,
         # whatever the sizes of the shards.
         scale = self.world.size / len(self.plan.indices(at))
-        pieces = self.plan.pieces(at, self.world.rank, self.world.size, trainer.accumulate)
+        pieces = self.feed.pieces(step)
         for index, (indices, weights) in enumerate(pieces):
-            last = index == len(pieces) - 1
-            with contextlib.nullcontext() if last else self.growth.no_sync():
+            with self.growth.no_sync() if index < len(pieces) - 1 else contextlib.nullcontext():
                 self.heartbeat.mark("forward")
-                x, y = self.bundle.train_batch(indices, seed=self.settings.seed, epoch=epoch)
-                x, y = self.evaluator.to_device(x, y)
+                x, y = self.evaluator.to_device(*self.feed.batch(indices, epoch))
                 with self.world.collective("forward"):
                     loss = self._loss(x, y, self.world.put(weights), scale)
                 self.heartbeat.mark("backward")
@@ -215,7 +215,11 @@ class Engine:
         self.world.allow_slow(False)
         self.step += 1
 
-    def _loss(self, x: Tensor, y: Tensor, weights: Tensor, scale: float) -> Tensor:
+    def cursor(self, step: int) -> int:
+        """Where the batch of an optimizer step stands in the plan."""
+        return self.state.governor.cursor(step)
+
+    def _loss(self, x: Any, y: Any, weights: Tensor, scale: float) -> Tensor:
         """The loss of one forward; see `StepLoss`."""
         return self.losses(x, y, weights, scale, shadowed=self.growth.shadowed_slots(self.state))
 
@@ -224,8 +228,7 @@ class Engine:
         control, consecutive = self.settings.control, self.settings.trainer.max_consecutive
         if tick_due(self.state, self.step, self.window.row, control, self.terms, max_consecutive=consecutive):
             return True
-        cursor = self.state.governor.cursor
-        return control.every == 0 and self.plan.epoch_ends(cursor(self.step - 1), cursor(self.step))
+        return control.every == 0 and self.plan.epoch_ends(self.cursor(self.step - 1), self.cursor(self.step))
 
     def tick(self) -> None:
         """Takes one control tick: two collectives, then the same changes on every rank.
@@ -241,8 +244,8 @@ class Engine:
         """The first half of a tick: measures and agrees; the run's state and model are as before. See `tick`."""
         with self.world.collective("step"):  # still in that phase: this waits for a rank that is stuck in its step
             self.window.settle()
-        epoch = self.plan.locate(self.state.governor.cursor(self.step - 1))[0] + 1
-        return self.cycle.open_tick(self.state, self._measure, step=self.step, epoch=epoch)
+        epoch = self.plan.locate(self.cursor(self.step - 1))[0] + 1
+        return self.cycle.open_tick(self.state, self._measure, step=self.step, epoch=epoch, graded=self.task.graded)
 
     def close_tick(self, turn: Turn) -> None:
         """The second half: the controller decides, and the run follows. See `tick`."""
@@ -284,6 +287,7 @@ class Engine:
 
     def finish(self) -> RunResult:
         """Settles the last save, and reads the test part once, with the checkpoint that validation chose."""
+        self.feed.close()
         self.saves.finish(self.state)
         self.heartbeat.mark("test")
         store = self.saver.store
@@ -291,6 +295,6 @@ class Engine:
         ema = self.settings.trainer.ema_validate
         grown = self.grown if best is None else rebuild_checkpoint(store, best, self.fresh, self.growth, averaged=ema)
         with self.evaluator.validating():  # for the live model, which is tested where validation chose no checkpoint
-            loss, accuracy = read_test(self.evaluator.of_network(grown), self.world, self.state.tick)
+            test = read_part(self.evaluator.of_network(grown), self.bundle.test, self.world, self.state.tick)
         objective = self.saves.objective(self.state)
-        return build_result(self.state, self.grown, objective=objective, best=best, loss=loss, accuracy=accuracy)
+        return build_result(self.state, self.grown, self.narrator.task, objective=objective, best=best, test=test)

@@ -7,9 +7,11 @@ there, so a mean and its standard error do not depend on how samples were sharde
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from esper.accord.config import GateConfig
 from esper.accord.evidence.plan import plan_probe
@@ -19,19 +21,21 @@ from esper.kasmina.attribution.coalitions import Plan
 from esper.kasmina.attribution.probe import paired_sums
 from esper.kasmina.attribution.statistics import take_statistics
 from esper.kasmina.attribution.worth import Sums, attribute
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
-from esper.leyline.errors import ConfigError
+from esper.kasmina.slots.sites import arguments
 from esper.leyline.plain import digest62
+from esper.tolaria.data.batches import finite_samples, keep_samples
 from esper.tolaria.data.clusters import draw_share
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.refills import Refills
-from esper.tolaria.data.sampler import BatchPlan, bounds, draw, eval_shards
+from esper.tolaria.data.sampler import BatchPlan, bounds, draw, draw_groups, eval_shards
 from esper.tolaria.growth.continuation import Base, Copies, Lessons
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.measure import sample_sums
-from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
+from esper.tolaria.tasks.bind import task_of
 from esper.tolaria.training.config import Precision, TrainerConfig
 from esper.tolaria.training.looks import refills_of
 
@@ -46,20 +50,6 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
     if precision is Precision.BF16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def check_attribution(control: ControlConfig, gates: GateConfig, validation: int) -> None:
-    """Checks that attributions, if there are any, have samples enough for an error.
-
-    Raises:
-        ConfigError: the validation part, of so many samples, is too small.
-    """
-    held_out, least = min(gates.probe_samples, validation), gates.min_samples
-    if control.attribute_every and held_out < least:
-        raise ConfigError(
-            f"control.attribute_every = {control.attribute_every}: the {held_out} validation samples of a measurement "
-            f"are fewer than gates.min_samples = {least}; set data.validation={least} or higher"
-        )
 
 
 class Evaluator:
@@ -77,6 +67,7 @@ class Evaluator:
 
     Fields:
         copies: of the network, in which a seed is continued.
+        most: samples of a part that are measured at most; None: all.
         validating: makes the context within which validation computes, such as an average of the weights.
     """
 
@@ -93,9 +84,12 @@ class Evaluator:
         plan: BatchPlan | None = None,
     ) -> None:
         self.grown, self.bundle, self.world, self.plan = grown, bundle, world, plan
+        self.task = task_of(bundle)
         self._refills: Refills | None = None
-        self.precision, self.batch, self.seed = precision, batch, seed
+        self.precision, self.seed = precision, seed
+        self.batch = max(batch // self.task.group, 1) * self.task.group  # no group is cut
         self.copies = Copies()
+        self.most: int | None = None
         self.validating: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self.format = torch.channels_last if channels_last else torch.preserve_format
 
@@ -104,7 +98,7 @@ class Evaluator:
         cls, trainer: TrainerConfig, grown: Grown, bundle: Bundle, world: World, plan: BatchPlan, *, seed: int
     ) -> "Evaluator":
         """The evaluator of a run, with the trainer's precision and batch size."""
-        return cls(
+        made = cls(
             grown,
             bundle,
             world,
@@ -114,6 +108,8 @@ class Evaluator:
             channels_last=trainer.channels_last,
             plan=plan,
         )
+        made.most = None if trainer.limit is None else trainer.limit * made.batch
+        return made
 
     def of_network(self, grown: Grown) -> "Evaluator":
         """The same evaluator for another network."""
@@ -121,13 +117,21 @@ class Evaluator:
         other.grown = grown
         return other
 
-    def to_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets on the device, floating-point inputs in the run's number format."""
-        if x.is_floating_point():
-            return self.world.put(x, dtype_of(self.precision), self.format), self.world.put(y)
-        return self.world.put(x), self.world.put(y)
+    def to_device(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Inputs and targets on the device, floating-point ones in the run's number format."""
+        dtype = dtype_of(self.precision)
 
-    def statistics_batches(self, samples: int, *key: int | str) -> Iterator[tuple[Tensor, Tensor]]:
+        def put(leaf: Tensor) -> Tensor:
+            if not leaf.is_floating_point():
+                return self.world.put(leaf)
+            return self.world.put(leaf, dtype, self.format if leaf.ndim == 4 else torch.preserve_format)
+
+        def put_target(leaf: Tensor) -> Tensor:
+            return self.world.put(leaf, dtype if leaf.is_floating_point() else None)
+
+        return tree_map_only(Tensor, put, x), tree_map_only(Tensor, put_target, y)
+
+    def statistics_batches(self, samples: int, *key: int | str) -> Iterator[tuple[Any, Any]]:
         """Batches of training data from which running statistics are taken anew, the same on every rank.
 
         Args:
@@ -138,32 +142,47 @@ class Evaluator:
         chosen = draw(len(part), min(samples, len(part)), "statistics", self.seed, *key)
         for indices in chosen.tensor_split(-(-len(chosen) // self.batch)):  # about equal: each counts the same
             x, y = self.bundle.train_batch(indices, seed=self.seed, epoch=0)
-            finite = torch.isfinite(x).flatten(1).all(1)
+            finite = finite_samples(x, len(indices))
             if finite.sum() > 1:  # a broken sample must not speak for its batch
-                yield self.to_device(x[finite], y[finite])
+                yield self.to_device(*keep_samples((x, y), finite))
 
-    def _train_forward(self, batch: tuple[Tensor, Tensor]) -> None:
-        x, _ = batch
-        with confident(self.grown, x):
-            self.grown.model(x)
+    def _train_forward(self, batch: tuple[Any, Any]) -> None:
+        args, kwargs = arguments(batch[0])
+        with confident(self.grown, *args, **kwargs):
+            self.grown.model(*args, **kwargs)
 
-    def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and correctness, float64 [N]."""
-        loss, correct = self._judge(self.grown, part.fetch(indices))
-        return loss.double(), correct.double()
+    def _losses(self, part: Part, indices: Tensor) -> tuple[Tensor, ...]:
+        """Per-sample loss and correctness, float64 [N], and the task's further numbers, if any, [N, C]."""
+        x, y = self.to_device(*part.fetch(indices))
+        scores = self.task.scored(self._forward(self.grown, x), y)
+        correct = torch.zeros_like(scores.loss) if scores.correct is None else scores.correct
+        rows = self.task.rows(scores)
+        own = () if rows is None else (rows.double(),)
+        return (scores.loss.double(), correct.double(), *own)
 
-    def _judge(self, grown: Grown, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and correctness by a network, [N]; with a gradient where the caller wants one."""
+    def _forward(self, grown: Grown, x: Any) -> Any:
+        args, kwargs = arguments(x)
+        with autocast(self.precision, self.world.device), confident(grown, *args, **kwargs):
+            return grown.model(*args, **kwargs)
+
+    def _judge(self, grown: Grown, batch: tuple[Any, Any], *, learning: bool = False) -> Tensor:
+        """Per-sample loss by a network, [N], with a gradient where the caller wants one.
+
+        Args:
+            grown: the network.
+            batch: inputs and targets.
+            learning: the loss that is trained, where it differs from the one that is judged.
+        """
         x, y = self.to_device(*batch)
-        with autocast(self.precision, self.world.device), confident(grown, x):
-            output = grown.model(x)
-        return self.bundle.task.per_sample(output, y)
+        output = self._forward(grown, x)
+        return self.task.learned(output, y) if learning else self.task.scored(output, y).loss
 
     def part_sums(self, part: Part) -> dict[str, float]:
-        """`sample_sums` of this rank's share of ``part``."""
-        shards = eval_shards(len(part), self.world.rank, self.world.size, self.batch)
+        """`sample_sums` of this rank's share of ``part``, with the task's further sums."""
+        size = len(part) if self.most is None else min(len(part), self.most)
+        shards = eval_shards(size, self.world.rank, self.world.size, self.batch, self.task.group)
         with evaluating(self.grown.model):
-            return sample_sums(self._losses(part, indices) for indices in shards)
+            return sample_sums((self._losses(part, indices) for indices in shards), self.task.columns)
 
     def validation_sums(self, statistics: int = 0) -> dict[str, float]:
         """`part_sums` of the validation part.
@@ -182,10 +201,11 @@ class Evaluator:
     def birth_sums(self, slot: str, generation: int, gates: GateConfig) -> tuple[dict[str, float], ...]:
         """`sample_sums` at alpha 0 and at alpha 1 of probe samples that (run seed, slot, generation) name."""
         part, sums = self.bundle.probe, []
-        chosen = draw(len(part), min(gates.probe_samples, len(part)), "birth", self.seed, slot, generation)
+        count, group = min(gates.probe_samples, len(part)), self.task.group
+        chosen = draw_groups(len(part), count, group, "birth", self.seed, slot, generation)
         for alpha in (0.0, 1.0):
             with evaluating(self.grown.model), self.grown.override({slot: alpha}):
-                sums.append(sample_sums(self._losses(part, indices) for indices in chosen.split(self.batch)))
+                sums.append(sample_sums(self._losses(part, indices)[:2] for indices in chosen.split(self.batch)))
         return tuple(sums)
 
     def probe_sums(self, slot: str, request: ProbeRequest, gates: GateConfig) -> dict[str, float]:
@@ -211,7 +231,7 @@ class Evaluator:
                 slot,
                 request.alpha,
                 batches,
-                self.bundle.task.per_sample,
+                self.task.per_sample,
                 self.statistics_batches(gates.statistics_samples, slot, request.draw, request.look),
                 clusters=places,
             )
@@ -234,13 +254,14 @@ class Evaluator:
     def worth_sums(self, plan: Plan, gates: GateConfig, tick: int) -> Sums:
         """What the plan's seeds are worth, on this rank's share of validation samples that the tick names."""
         part = self.bundle.validation
-        chosen = draw(len(part), min(gates.probe_samples, len(part)), "worth", self.seed, tick)
-        first, last = bounds(len(chosen), self.world.rank, self.world.size)
+        group = self.task.group
+        chosen = draw_groups(len(part), min(gates.probe_samples, len(part)), group, "worth", self.seed, tick)
+        first, last = (group * end for end in bounds(len(chosen) // group, self.world.rank, self.world.size))
         shares = [indices for indices in chosen[first:last].split(self.batch) if len(indices)]
         batches = (self.to_device(*part.fetch(indices)) for indices in shares)
         statistics = self.statistics_batches(gates.statistics_samples, "worth", tick)
         with autocast(self.precision, self.world.device):
-            return attribute(self.grown, plan, batches, self.bundle.task.per_sample, statistics=statistics)
+            return attribute(self.grown, plan, batches, self.task.per_sample, statistics=statistics)
 
     def continued_sums(self, state: RunState, owner: ParameterOwner, gates: GateConfig, step: int) -> dict[str, float]:
         """A piece of evidence on whether the help of a seed lasts, on this rank's clusters of the whole probe.
@@ -258,20 +279,21 @@ class Evaluator:
         key = ("continued", self.seed, asked.slot, asked.tick)
         chosen, places = known.members(draw_share(len(known), 1, 1, self.world.rank, self.world.size, *key))
 
-        def batch(further: int) -> tuple[Tensor, Tensor]:
+        def batch(further: int) -> tuple[Any, Any]:
             at = base.record.governor.cursor(base.step + further)
             epoch, _ = plan.locate(at)
-            return self.bundle.train_batch(plan.indices(at)[: gates.continue_batch], seed=self.seed, epoch=epoch)
+            most = max(gates.continue_batch // self.task.group, 1) * self.task.group
+            return self.bundle.train_batch(plan.indices(at)[:most], seed=self.seed, epoch=epoch)
 
         def judge(grown: Grown) -> Tensor:
             with evaluating(grown.model):
                 shares = [indices for indices in chosen.split(self.batch) if len(indices)]
-                losses = [self._judge(grown, part.fetch(indices))[0].double().cpu() for indices in shares]
+                losses = [self._judge(grown, part.fetch(indices)).double().cpu() for indices in shares]
             return torch.cat([torch.zeros(0, dtype=torch.float64), *losses])
 
         return Lessons(
             batch=batch,
-            learn=lambda grown, batch: self._judge(grown, (batch[0].clone(), batch[1]))[0],
+            learn=lambda grown, batch: self._judge(grown, (copy_inputs(batch[0]), batch[1]), learning=True),
             judge=judge,
             clusters=places,
             seed=digest62(list(key)),

@@ -12,6 +12,7 @@ from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.growth.config import OptimConfig
 from esper.tolaria.growth.policy import lr_shape
 from esper.tolaria.lockstep.narrate import axes_of
+from esper.tolaria.tasks.bind import task_of
 from esper.tolaria.training.config import TrainerConfig
 
 
@@ -19,15 +20,20 @@ def plan_batches(config: TrainerConfig, bundle: Bundle, seed: int) -> BatchPlan:
     """The global batches of a run.
 
     Raises:
-        ConfigError: `trainer.drop_last` would leave everything out.
+        ConfigError: `trainer.drop_last` would leave everything out, or a batch would cut a group of the task.
     """
-    size = len(bundle.train)
+    size, group = len(bundle.train), task_of(bundle).group
+    if config.batch % group:
+        near = max(config.batch // group, 1) * group
+        raise ConfigError(
+            f"trainer.batch = {config.batch}: the task deals groups of {group} samples whole; set trainer.batch={near}"
+        )
     if config.drop_last and config.batch > size:
         raise ConfigError(
             f"trainer.batch = {config.batch}: trainer.drop_last leaves out each batch, since there are {size} training "
             f"samples; set trainer.batch={size} or lower, or trainer.drop_last=false"
         )
-    return BatchPlan(size, config.batch, seed, drop_last=config.drop_last)
+    return BatchPlan(size, config.batch, seed, drop_last=config.drop_last, group=group)
 
 
 def find_extension(

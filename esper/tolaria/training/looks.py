@@ -1,13 +1,15 @@
-"""The looks that the probe part of a run's data affords."""
+"""The looks that the probe part of a run's data affords, and whether attributions have samples enough."""
 
 from dataclasses import replace
 
 from esper.accord.config import GateConfig
 from esper.accord.evidence.plan import ProbePlan, check_plan, plan_probe
+from esper.leyline.errors import ConfigError
 from esper.leyline.stages import Incubation
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.refills import Refills
 from esper.tolaria.data.sampler import BatchPlan, bounds
+from esper.tolaria.ranks.config import ControlConfig
 from esper.tolaria.ranks.world import World
 
 
@@ -39,3 +41,17 @@ def look_sizes(plan: ProbePlan, world: World) -> set[int]:
         mine, beyond = bounds(plan.per_look, world.rank, world.size)
         sizes.add(beyond - mine)
     return sizes - {0}
+
+
+def check_attribution(control: ControlConfig, gates: GateConfig, validation: int) -> None:
+    """Checks that attributions, if there are any, have samples enough for an error.
+
+    Raises:
+        ConfigError: the validation part, of so many samples, is too small.
+    """
+    held_out, least = min(gates.probe_samples, validation), gates.min_samples
+    if control.attribute_every and held_out < least:
+        raise ConfigError(
+            f"control.attribute_every = {control.attribute_every}: the {held_out} validation samples of a measurement "
+            f"are fewer than gates.min_samples = {least}; set data.validation={least} or higher"
+        )

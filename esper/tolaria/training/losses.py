@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.confidence import class_logits
 from esper.kasmina.slots.grown import Grown
-from esper.tolaria.data.task import Task
+from esper.kasmina.slots.sites import arguments
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.lockstep.window import Window
+from esper.tolaria.tasks.task import Task
 from esper.tolaria.training.distill import Distillation
 from esper.tolaria.training.evaluate import Evaluator, autocast
 from esper.tolaria.training.incubation import Call, with_shadows
@@ -55,7 +58,7 @@ class StepLoss:
         self.distillation = None
         self.growth.parameters.release_teacher()
 
-    def __call__(self, x: Tensor, y: Tensor, weights: Tensor, scale: float, *, shadowed: Sequence[str]) -> Tensor:
+    def __call__(self, x: Any, y: Any, weights: Tensor, scale: float, *, shadowed: Sequence[str]) -> Tensor:
         """Host loss plus one shadow loss per slot of ``shadowed``, each with the teacher's term; 0-D.
 
         Args:
@@ -73,20 +76,24 @@ class StepLoss:
 
         def host() -> Tensor:
             with self.grown.tallied(weights):
-                output = self._forward(self.growth.call, x.clone() if shadowed else x)  # it may write into its input
-            loss, correct = self.task.per_sample(output, y)
-            self.window.add_samples(loss, correct, weights)
-            return share(loss, output)
+                # it may write into its input
+                output = self._forward(self.growth.call, copy_inputs(x) if shadowed else x)
+            scores = task.scored(output, y)
+            correct = torch.zeros_like(scores.loss) if scores.correct is None else scores.correct
+            self.window.add_samples(scores.loss, correct, weights, task.rows(scores))
+            return share(task.learned(output, y) if task.learns_otherwise else scores.loss, output)
 
         def shadow(call: Call) -> Tensor:
             output = self._forward(call, x)
-            return share(self.task.per_sample(output, y)[0], output)
+            return share(task.learned(output, y), output)
 
+        task = self.task
         logits = self._forward(partial(class_logits, self.grown), x)
         lesson = contextlib.nullcontext() if self.distillation is None else self.distillation.lesson(x)
         with lesson as term, self.grown.logits(logits):
             return with_shadows(host, shadow, self.grown, list(shadowed), self.evaluator.world.device)
 
-    def _forward(self, call: Call, x: Tensor) -> Any:
+    def _forward(self, call: Call, x: Any) -> Any:
+        args, kwargs = arguments(x)
         with autocast(self.evaluator.precision, self.evaluator.world.device):
-            return call(x)
+            return call(*args, **kwargs)

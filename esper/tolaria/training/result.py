@@ -11,9 +11,11 @@ from esper.accord.state import RunState
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import CheckpointError
-from esper.leyline.evidence import Reading, estimate_mean
+from esper.leyline.events.task import TaskInfo
+from esper.leyline.evidence import ABSENT, Reading, estimate_mean
 from esper.tolaria.checkpoint.snapshot import read_common
 from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.data.parts import Part
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.planting import rebuild_network as rebuild_record
 from esper.tolaria.lockstep.ema import write_averages
@@ -28,11 +30,14 @@ class RunResult:
     Fields:
         step: optimizer step at which it ended.
         tick: control tick at which it ended.
-        validation_loss: at the end, nats per sample.
-        validation_accuracy: at the end, share of correct answers.
+        validation_loss: at the end, in the unit of the task's loss.
+        validation_accuracy: at the end, share of correct answers; absent where there is no right or wrong.
         best_step: checkpoint that validation chose; None if none was scored.
         test_loss: of that checkpoint, read once.
         test_accuracy: of that checkpoint, read once.
+        task: names, units and directions.
+        validation_metrics: the task's further metrics at the end.
+        test_metrics: those of the best checkpoint.
         objective: the validation metric that a sweep optimises, at the end.
         samples: training samples seen.
         flops: training FLOPs spent (`esper.accord.account`).
@@ -47,6 +52,9 @@ class RunResult:
     best_step: int | None
     test_loss: Reading
     test_accuracy: Reading
+    task: TaskInfo
+    validation_metrics: dict[str, float]
+    test_metrics: dict[str, float]
     objective: float | None
     samples: int
     flops: int | None
@@ -68,18 +76,27 @@ def topology_of(state: RunState) -> dict[str, dict[str, Any]]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class PartScores:
+    """What a network is worth on a part: loss, accuracy (absent where there is none), the task's metrics."""
+
+    loss: Reading
+    accuracy: Reading
+    metrics: dict[str, float]
+
+
 def build_result(
-    state: RunState, grown: Grown, *, objective: float | None, best: int | None, loss: Reading, accuracy: Reading
+    state: RunState, grown: Grown, task: TaskInfo, *, objective: float | None, best: int | None, test: PartScores
 ) -> RunResult:
     """The result of a run that ended in ``state``.
 
     Args:
         state: the agreed record at the end.
         grown: the network at the end.
+        task: names, units and directions.
         objective: the validation metric that a sweep optimises.
         best: step of the checkpoint that validation chose.
-        loss: its test loss.
-        accuracy: its test accuracy.
+        test: its scores on the test part.
     """
     return RunResult(
         step=state.step,
@@ -87,8 +104,11 @@ def build_result(
         validation_loss=state.validation_loss,
         validation_accuracy=state.validation_accuracy,
         best_step=best,
-        test_loss=loss,
-        test_accuracy=accuracy,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        task=task,
+        validation_metrics=_of_validation(state),
+        test_metrics=test.metrics,
         objective=objective,
         samples=state.samples,
         flops=state.flops,
@@ -150,13 +170,25 @@ def choose_best(store: CheckpointStore, world: World, report: Callable[[str, str
     return None if int(chosen) < 0 else int(chosen)
 
 
-def read_test(evaluator: Evaluator, world: World, tick: int) -> tuple[Reading, Reading]:
-    """Loss and accuracy on the whole test part, every sample counted once."""
-    sums = evaluator.part_sums(evaluator.bundle.test)
-    vector = torch.tensor(list(sums.values()), dtype=torch.float64)
+def _of_validation(state: RunState) -> dict[str, float]:
+    """The task's further metrics of the latest validation."""
+    prefix = "validation_"
+    return {
+        entry.name.removeprefix(prefix): entry.reading.value
+        for entry in state.metrics
+        if entry.name.startswith(prefix) and entry.reading.value is not None
+    }
+
+
+def read_part(evaluator: Evaluator, part: Part, world: World, tick: int) -> PartScores:
+    """Loss, accuracy and metrics on a whole part, every sample counted once."""
+    task, own = evaluator.task, evaluator.part_sums(part)
+    vector = torch.tensor(list(own.values()), dtype=torch.float64)
     world.all_reduce(vector, dist.ReduceOp.SUM, what="test", on="default")
-    loss, loss_sq, correct, correct_sq, count = vector.tolist()
-    return (
-        estimate_mean(int(count), loss, loss_sq, tick=tick, min_samples=2),
-        estimate_mean(int(count), correct, correct_sq, tick=tick, min_samples=2),
+    sums = dict(zip(own, vector.tolist(), strict=True))
+    loss, accuracy = (
+        estimate_mean(int(sums["count"]), sums[name], sums[f"{name}_sq"], tick=tick, min_samples=2)
+        for name in ("loss", "correct")
     )
+    metrics = task.values({name.removeprefix("sum_"): value for name, value in sums.items()}) if task.metrics else {}
+    return PartScores(loss, accuracy if task.graded else ABSENT, metrics)

@@ -1,0 +1,1 @@
+"""Whether the parts of a run fit each other."""

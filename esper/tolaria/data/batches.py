@@ -1,0 +1,59 @@
+"""Batches: which part is the model's input, which the target, and which samples of it are sound."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from esper.leyline.errors import ConfigError
+
+TARGETS = ("labels", "label", "target", "targets", "y")
+
+
+def split_batch(batch: Any, who: str) -> tuple[Any, Any]:
+    """The model's inputs and the target of a batch: (x, y), (x1, x2, ..., y), or a mapping with ``labels``.
+
+    Inputs that are a tensor are the model's one argument, a tuple its arguments, a dict its keywords.
+
+    Args:
+        batch: what a collate function returned.
+        who: asks for it, for an error.
+
+    Raises:
+        ConfigError: the batch is none of these.
+    """
+    if isinstance(batch, Mapping):
+        target = next((name for name in TARGETS if name in batch), None)
+        if target is None:
+            raise ConfigError(
+                f"{who}: the batch has {', '.join(map(str, batch))}, and no target under one of {', '.join(TARGETS)}; "
+                "name it so, or override Task.split"
+            )
+        return {name: value for name, value in batch.items() if name != target}, batch[target]
+    if isinstance(batch, tuple | list) and len(batch) >= 2:
+        *inputs, last = batch
+        return inputs[0] if len(inputs) == 1 else tuple(inputs), last
+    raise ConfigError(
+        f"{who}: a batch is {type(batch).__name__}, expected (inputs, target) or a mapping with a target under labels; "
+        "correct the collate function, or override Task.split"
+    )
+
+
+def finite_samples(x: Any, samples: int) -> Tensor:
+    """Which samples of some inputs are finite, bool [samples]; tensors without a row for each do not speak."""
+    finite = torch.ones(samples, dtype=torch.bool)
+    for leaf in tree_leaves(x):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape[:1] == (samples,):
+            finite &= torch.isfinite(leaf).reshape(samples, -1).all(1)
+    return finite
+
+
+def keep_samples(batch: Any, kept: Tensor) -> Any:
+    """Some samples of a batch; tensors without a row for each sample stay."""
+
+    def keep(leaf: Tensor) -> Tensor:
+        return leaf[kept] if leaf.shape[:1] == kept.shape else leaf
+
+    return tree_map_only(Tensor, keep, batch)

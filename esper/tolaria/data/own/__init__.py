@@ -1,0 +1,1 @@
+"""Data of the user's own: data sets, tables, files of tokens, and reading ahead."""

@@ -1,0 +1,277 @@
+"""Tables: CSV or Parquet, a row a sample; numbers are standardised, texts become one-hot columns.
+
+Mean, deviation and the texts that a column may hold are those of the training part alone. A text that the training part
+does not have is all zeros. A number that is missing (an empty cell, null) is the training part's mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from esper.leyline.errors import ConfigError, DataError, one_line
+from esper.leyline.fields import Checks
+from esper.tolaria.data.clusters import deal_whole, number_labels
+from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
+from esper.tolaria.data.registry import DataConfig, register, split_order
+from esper.tolaria.data.task import Task
+
+MOST_TEXTS = 256  # of one column
+
+
+class Target(StrEnum):
+    """CLASS: one of some texts or whole numbers. NUMBER: one or several numbers. LABELS: columns of 0 and 1."""
+
+    CLASS = "class"
+    NUMBER = "number"
+    LABELS = "labels"
+
+
+@dataclass(kw_only=True, slots=True)
+class TableConfig(DataConfig):
+    """A table in CSV (with a header) or Parquet: a row a sample."""
+
+    kind: str = "table"
+    """Registered name of this kind: ``table``."""
+
+    path: str
+    """The file of all samples, or of those for training and evidence if ``test_path`` names another."""
+
+    test_path: str | None = None
+    """File of the test part; null: it is dealt from ``path``."""
+
+    target: list[str]
+    """Columns of the target."""
+
+    target_kind: Target = Target.NUMBER
+    """What the target is: ``number`` (regression), ``class`` (one column) or ``labels`` (columns of 0 and 1)."""
+
+    columns: list[str] | None = None
+    """Columns of the input; null: all others."""
+
+    texts: list[str] = field(default_factory=list)
+    """Columns that hold texts although they look like numbers, such as a code."""
+
+    cluster_column: str | None = None
+    """Column that names what a row belongs to, such as its patient; dealt whole. null: each row is its own."""
+
+    validation: int = 512
+    """Rows in the validation part."""
+
+    probe: int = 1024
+    """Rows in the probe part, from which evidence is drawn."""
+
+    test: int = 1024
+    """Rows in the test part, without ``test_path``."""
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            self.check_split(check)
+            check("test", self.test >= 2, "rows, must be >= 2")
+            for name in ("path", "test_path", "cluster_column"):
+                check(name, getattr(self, name) != "", "must name one")
+            check("target", bool(self.target), "name one column or more")
+            one = self.target_kind is not Target.CLASS or len(self.target) == 1
+            check("target", one, "of target_kind=class: name one column")
+            both = sorted(set(self.target) & set(self.columns or ()))
+            check("columns", not both, f"{', '.join(both)} is the target")
+
+
+class TablePart(Part):
+    """Rows of a table.
+
+    Args:
+        x: float64 [N, F].
+        y: int64 [N], or float64 [N] or [N, D].
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._x, self._y = x, y
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Part.fetch`."""
+        return self._x[indices], self._y[indices]
+
+    def content(self) -> tuple[Tensor, ...]:
+        """Inputs and targets."""
+        return self._x, self._y
+
+
+Columns = dict[str, np.ndarray]
+
+
+def read_table(path: Path) -> Columns:
+    """Columns of a file by name: float64 with NaN for what is missing, or texts.
+
+    Raises:
+        DataError: it cannot be read, or has no rows.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.csv as csv
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ConfigError(f"data=table: needs pyarrow ({error}); pip install 'esper[images]'") from error
+    try:
+        table = csv.read_csv(path) if path.suffix.lower() in (".csv", ".txt") else parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: not readable as a table ({one_line(error)}); expected CSV with a header, or Parquet"
+        ) from None
+    if not table.num_rows:
+        raise DataError(f"{path}: no rows; bring some")
+    found: Columns = {}
+    for name in table.column_names:
+        column = table.column(name)
+        kind = column.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            found[name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        else:
+            found[name] = np.array(["" if one is None else str(one) for one in column.to_pylist()], dtype=object)
+    return found
+
+
+def _column(table: Columns, name: str, path: Path, key: str) -> np.ndarray:
+    if name not in table:
+        raise DataError(f"{path}: no column {name!r}, it has {', '.join(table)}; set {key} to those that are there")
+    return table[name]
+
+
+def _as_text(column: np.ndarray) -> list[str]:
+    if column.dtype == object:
+        return [str(one) for one in column]
+    return [f"{one:g}" for one in column]
+
+
+def _numbers(column: np.ndarray, name: str, path: Path) -> np.ndarray:
+    if column.dtype == object or not np.isfinite(column).all():
+        bad = [i for i, one in enumerate(column) if not isinstance(one, float) or not np.isfinite(one)][:1]
+        raise DataError(f"{path}: row {bad[0]} of the target {name!r} is {column[bad[0]]!r}, expected a number")
+    return column
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """Turns columns into inputs, by what the training part holds."""
+
+    numbers: dict[str, tuple[float, float]]
+    texts: dict[str, list[str]]
+    order: tuple[str, ...]
+
+    def __call__(self, table: Columns) -> Tensor:
+        parts = []
+        for name in self.order:
+            if name in self.numbers:
+                mean, deviation = self.numbers[name]
+                column = (np.nan_to_num(table[name], nan=mean) - mean) / deviation
+                parts.append(column[:, None])
+            else:
+                said = np.array(_as_text(table[name]))
+                parts.append((said[:, None] == np.array(self.texts[name])[None]).astype(np.float64))
+        return torch.from_numpy(np.concatenate(parts, axis=1))
+
+
+def _learn(table: Columns, names: Sequence[str], texts: Sequence[str], path: Path) -> _Encoder:
+    numbers, known = {}, {}
+    for name in names:
+        column = table[name]
+        if column.dtype == object or name in texts:
+            known[name] = sorted(set(_as_text(column)))
+            if len(known[name]) > MOST_TEXTS:
+                raise DataError(
+                    f"{path}: column {name!r} holds {len(known[name])} different texts, at most {MOST_TEXTS}; leave it "
+                    "out by data.columns"
+                )
+            continue
+        present = column[np.isfinite(column)]
+        deviation = float(present.std()) if len(present) else 0.0
+        numbers[name] = (float(present.mean()) if len(present) else 0.0, deviation or 1.0)
+    return _Encoder(numbers, known, tuple(names))
+
+
+def _target(config: TableConfig, tables: dict[str, Columns], paths: dict[str, Path]) -> tuple[dict[str, Tensor], int]:
+    """Targets of each file, and how many classes, labels or numbers there are."""
+    found: dict[str, Tensor] = {}
+    if config.target_kind is Target.CLASS:
+        texts = {which: _as_text(table[config.target[0]]) for which, table in tables.items()}
+        every = sorted(set(texts["train"]), key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0, one))
+        place = {text: k for k, text in enumerate(every)}
+        for which, said in texts.items():
+            strange = next((row for row, one in enumerate(said) if one not in place), None)
+            if strange is not None:
+                raise DataError(
+                    f"{paths[which]}: row {strange} of the target {config.target[0]!r} is {said[strange]!r}, a class "
+                    f"that {paths['train']} does not have; it has {', '.join(every[:12])}"
+                )
+            found[which] = torch.tensor([place[one] for one in said])
+        return found, len(every)
+    for which, table in tables.items():
+        columns = [_numbers(table[name], name, paths[which]) for name in config.target]
+        rows = torch.from_numpy(np.stack(columns, axis=1))
+        if config.target_kind is Target.LABELS:
+            wrong = ((rows != 0) & (rows != 1)).any(1).nonzero().flatten()
+            if len(wrong):
+                raise DataError(f"{paths[which]}: row {int(wrong[0])}: labels are 0 or 1; correct data.target")
+        found[which] = rows[:, 0] if rows.shape[1] == 1 and config.target_kind is Target.NUMBER else rows
+    return found, len(config.target)
+
+
+@register(TableConfig)
+def load_table(config: TableConfig) -> Bundle:
+    """Reads the table; x is float64 [N, F], standardised by the training part.
+
+    Raises:
+        DataError: a file cannot be read, or lacks a column; a target is none.
+    """
+    paths = {"train": Path(config.path).expanduser()}
+    if config.test_path is not None:
+        paths["test"] = Path(config.test_path).expanduser()
+    tables = {which: read_table(path) for which, path in paths.items()}
+    left_out = {*config.target, config.cluster_column}
+    names = config.columns or [name for name in tables["train"] if name not in left_out]
+    for which, table in tables.items():
+        for key, wanted in (("data.target", config.target), ("data.columns", names), ("data.texts", config.texts)):
+            for name in wanted:
+                _column(table, name, paths[which], key)
+    targets, classes = _target(config, tables, paths)
+    table, size, what = tables["train"], len(targets["train"]), f"data=table: {paths['train']}"
+    held = {"validation": config.validation, "probe": config.probe}
+    if config.test_path is None:
+        held["test"] = config.test
+    labels = None
+    if config.cluster_column is not None:
+        labels = number_labels(_as_text(_column(table, config.cluster_column, paths["train"], "data.cluster_column")))
+        rows = deal_whole(labels, held, config.split_seed, what)
+    else:
+        order = split_order(config, size, sum(held.values()), what)
+        rest = size - sum(held.values())
+        rows = dict(zip((*held, "train"), order.split([*held.values(), rest]), strict=True))
+    own = {name: column[rows["train"].numpy()] for name, column in table.items()}
+    encode = _learn(own, names, config.texts, paths["train"])
+    x = encode(table)
+    parts = {name: TablePart(x[places], targets["train"][places]) for name, places in rows.items()}
+    if config.test_path is not None:
+        parts["test"] = TablePart(encode(tables["test"]), targets["test"])
+    files: list[dict[str, Any]] = [
+        {"path": path.name, "bytes": path.stat().st_size, "xxh3_64": xxhash.xxh3_64(path.read_bytes()).hexdigest()}
+        for path in paths.values()
+    ]
+    return make_bundle(
+        name=config.kind,
+        task=Task.CLASSIFICATION if config.target_kind is Target.CLASS else None,
+        input_shape=(x.shape[1],),
+        classes=classes,
+        parts={name: parts[name] for name in PART_NAMES},
+        record={"files": files, "columns": list(names), "numbers": encode.numbers, "texts": encode.texts},
+        probe_clusters=None if labels is None else labels[rows["probe"]],
+        train_clusters=None if labels is None else labels[rows["train"]],
+    )

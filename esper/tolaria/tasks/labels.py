@@ -1,0 +1,198 @@
+"""Classification of samples, and of the next token at every place: what the built-in data sets are made for.
+
+Shapes: B samples, K classes, T tokens, V tokens of a vocabulary.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.accord.verdict import chance_level
+from esper.leyline.errors import ConfigError
+from esper.leyline.fields import Checks
+from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.data.task import Task as Labels
+from esper.tolaria.tasks.counts import class_counts, count_names, macro_f1
+from esper.tolaria.tasks.mixing import MixedPart
+from esper.tolaria.tasks.registry import register
+from esper.tolaria.tasks.task import Scores, Task, read_logits, targets_in
+
+
+class LabelTask(Task):
+    """Classification of samples or of each token, as data sets are made for it.
+
+    Args:
+        kind: what the logits are.
+        smoothing: label smoothing in training, 0 to 1.
+        weights: factor of each class's loss, [K]; None: 1.
+        f1: classes of which F1 is counted; 0: none.
+        mix: how training samples are mixed, as for `MixedPart`; None: not at all.
+    """
+
+    objective, graded = "accuracy", True
+
+    def __init__(
+        self,
+        kind: Labels,
+        *,
+        smoothing: float = 0.0,
+        weights: Tensor | None = None,
+        f1: int = 0,
+        mix: dict[str, float] | None = None,
+    ) -> None:
+        self.kind, self.name, self.class_logits = kind, kind.value, kind is Labels.CLASSIFICATION
+        self.smoothing, self.weights, self.classes, self.mix = smoothing, weights, f1, mix or {}
+        self.columns = [name for of in ("tp", "fp", "fn") for name in count_names(of, f1)]
+        self.metrics = [macro_f1(f1)] if f1 else []
+        if weights is not None:
+            self.unit = "weighted nats"
+
+    def prepare(self, part: Part) -> Part:
+        """The part with samples mixed in training, if the settings say so."""
+        return MixedPart(part, **self.mix) if any(self.mix.values()) else part
+
+    @property
+    def learns_otherwise(self) -> bool:
+        """Whether labels are smoothed."""
+        return self.smoothing > 0
+
+    def score(self, output: Any, target: Any) -> Scores:
+        """Cross-entropy in nats, and what is right."""
+        logits = read_logits(output, self.name)
+        loss, correct = self.kind.per_sample(logits, target)
+        if self.weights is not None:
+            loss = loss * self.weights.to(loss)[target]
+        if not self.classes:
+            return Scores(loss, correct)
+        said = logits.argmax(-1)[:, None]
+        counts = class_counts(said, target[:, None], torch.ones_like(said, dtype=torch.bool), self.classes)
+        return Scores(loss, correct, counts)
+
+    def learn(self, output: Any, target: Any) -> Tensor:
+        """The same against labels of which a share is spread over all classes."""
+        logits = read_logits(output, self.name)
+        scores = self.score(output, target)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        uniform = -torch.log_softmax(wide, -1).mean(-1)
+        if self.weights is not None:
+            uniform = uniform * self.weights.to(uniform)[target]
+        uniform = uniform if uniform.ndim == 1 else uniform.mean(1)
+        return (1 - self.smoothing) * scores.loss + self.smoothing * uniform
+
+    def answers(self, output: Any) -> dict[str, Tensor]:
+        """The likeliest class, and its probability."""
+        best = torch.softmax(read_logits(output, self.name).double(), -1).max(-1)
+        return {"class": best.indices, "probability": best.values}
+
+    def chance(self, targets: Iterable[Any]) -> float:
+        """Entropy of the targets' frequencies."""
+        return chance_level(label for tensor in targets_in(targets) for label in tensor.flatten().tolist())
+
+
+@dataclass(kw_only=True, slots=True)
+class OfDataConfig:
+    """The task that the data set is made for: classification of images, language modelling of text."""
+
+    kind: str = "data"
+    """Registered name of this kind: ``data``."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassificationConfig:
+    """One class of each sample: logits [B, K], target [B]; loss in nats, accuracy."""
+
+    kind: str = "classification"
+    """Registered name of this kind: ``classification``."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes in training, 0 to 1; reports and gates use the labels."""
+
+    class_weights: list[float] | None = None
+    """Factor of each class's loss, normalised to a mean of 1 over the training part; null: all the same. It counts in
+    validation and in evidence as well.
+    """
+
+    balanced: bool = False
+    """Class weights that are inverse to the classes' frequencies in the training part."""
+
+    mixup: float = 0.0
+    """a of the Beta distribution by which training samples are mixed with a partner; 0: they are not."""
+
+    cutmix: float = 0.0
+    """The same for boxes that are pasted into training images."""
+
+    f1: bool = False
+    """Also counts the macro F1."""
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+            for name in ("mixup", "cutmix"):
+                check(name, getattr(self, name) >= 0, "must be >= 0")
+            weights = self.class_weights
+            check("class_weights", weights is None or all(w >= 0 for w in weights), "must be >= 0 each")
+            check("class_weights", weights is None or not self.balanced, "either these or task.balanced")
+
+
+@dataclass(kw_only=True, slots=True)
+class LanguageConfig:
+    """The next token at every place: logits [B, T, V], target [B, T]; loss in nats per token, accuracy."""
+
+    kind: str = "language"
+    """Registered name of this kind: ``language``."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+
+
+@register(OfDataConfig)
+def build_of_data(config: OfDataConfig, bundle: Bundle) -> Task:
+    """The task that the data set is made for."""
+    if bundle.task is None:
+        raise ConfigError(f"task.kind = 'data': data={bundle.name} may serve any task; name one, as task=regression")
+    return LabelTask(bundle.task)
+
+
+def _labels(bundle: Bundle, kind: str) -> Tensor:
+    """Targets of the training part, int64 [N]."""
+    found = [bundle.train.fetch(rows)[1] for rows in torch.arange(len(bundle.train)).split(1024)]
+    if not all(isinstance(one, Tensor) and one.ndim == 1 and not one.is_floating_point() for one in found):
+        raise ConfigError(f"task.kind = {kind!r}: class weights need one whole number as the target of each sample")
+    return torch.cat(found)
+
+
+@register(ClassificationConfig)
+def build_classification(config: ClassificationConfig, bundle: Bundle) -> Task:
+    """Classification; class weights are normalised by the training part."""
+    weights = None
+    if config.balanced or config.class_weights is not None:
+        counts = torch.bincount(_labels(bundle, config.kind), minlength=bundle.classes).double()
+        if config.class_weights is not None and len(config.class_weights) != len(counts):
+            raise ConfigError(
+                f"task.class_weights: {len(config.class_weights)} for {len(counts)} classes; give one for each"
+            )
+        raw = counts.clamp(min=1).reciprocal() if config.balanced else torch.tensor(config.class_weights).double()
+        mean = float((raw * counts).sum() / counts.sum())
+        if mean <= 0:
+            raise ConfigError("task.class_weights: no training sample has a weight above 0; raise some")
+        weights = raw / mean
+    return LabelTask(
+        Labels.CLASSIFICATION,
+        smoothing=config.label_smoothing,
+        weights=weights,
+        f1=bundle.classes if config.f1 else 0,
+        mix={"mixup": config.mixup, "cutmix": config.cutmix},
+    )
+
+
+@register(LanguageConfig)
+def build_language(config: LanguageConfig, bundle: Bundle) -> Task:
+    """Language modelling."""
+    return LabelTask(Labels.LANGUAGE, smoothing=config.label_smoothing)

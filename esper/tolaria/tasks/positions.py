@@ -1,0 +1,136 @@
+"""Classes of positions, some of which are ignored: of pixels, and of places in a sequence.
+
+An image or a sequence is one sample: its loss is the mean over its own positions that count, and its share of correct
+answers likewise. Metrics over positions (token accuracy, IoU) add positions up over all samples first.
+
+Shapes: B samples, K classes, P = H x W pixels or T tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.leyline.events.task import MetricInfo
+from esper.leyline.fields import Checks
+from esper.tolaria.data.parts import Bundle
+from esper.tolaria.tasks.counts import class_counts, count_names, entropy_of, mean_iou
+from esper.tolaria.tasks.registry import register
+from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits, share_of
+
+
+class PositionTask(Task):
+    """Classes of positions, some of which are ignored: segmentation, masked language, sequence to sequence.
+
+    Args:
+        name: of the task.
+        ignore: target that is ignored.
+        classes: classes of which IoU is counted; 0: none.
+        pixels: logits are [B, K, H, W] and not [B, T, K].
+        smoothing: label smoothing in training.
+    """
+
+    graded = True
+
+    def __init__(self, name: str, ignore: int, *, classes: int = 0, pixels: bool = False, smoothing: float = 0) -> None:
+        self.name, self.ignore, self.classes, self.pixels, self.smoothing = name, ignore, classes, pixels, smoothing
+        kinds = [name for of in ("tp", "fp", "fn") for name in count_names(of, classes)]
+        self.columns = ["hits", "positions", *kinds]
+        where = "pixel" if pixels else "token"
+        accuracy = Metric(MetricInfo(name=f"{where}_accuracy", unit="share"), share_of("hits", "positions"))
+        self.metrics = [accuracy, *([mean_iou(classes)] if classes else [])]
+        self.objective = "mean_iou" if classes else "loss"
+
+    def _read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [B, P, K] in at least float32, targets [B, P], and where they count [B, P]."""
+        logits = read_logits(output, self.name)
+        channels = 1 if self.pixels else -1
+        expected = "logits [B, K, H, W] and target [B, H, W]" if self.pixels else "logits [B, T, V] and target [B, T]"
+        if logits.ndim != (4 if self.pixels else 3) or logits.movedim(channels, -1).shape[:-1] != target.shape:
+            raise ValueError(f"got logits {list(logits.shape)} and target {list(target.shape)}, expected {expected}")
+        logits = logits.movedim(channels, -1).flatten(1, -2)
+        logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        flat = target.flatten(1)
+        return logp, flat, flat != self.ignore
+
+    @property
+    def learns_otherwise(self) -> bool:
+        """Whether labels are smoothed."""
+        return self.smoothing > 0
+
+    def score(self, output: Any, target: Any) -> Scores:
+        """Cross-entropy in nats, the mean over a sample's positions that count; 0 where none does."""
+        logp, flat, valid = self._read(output, target)
+        number = valid.sum(1)
+        own = -logp.gather(-1, flat.clamp(min=0).where(valid, 0)[..., None])[..., 0]
+        loss = own.where(valid, 0.0).sum(1) / number.clamp(min=1)
+        said = logp.argmax(-1)
+        hits = ((said == flat) & valid).sum(1)
+        sums = {"hits": hits.double(), "positions": number.double()}
+        sums |= class_counts(said, flat, valid, self.classes)
+        return Scores(loss, hits.to(loss.dtype) / number.clamp(min=1), sums)
+
+    def learn(self, output: Any, target: Any) -> Tensor:
+        """The same against labels of which a share is spread over all classes."""
+        logp, _, valid = self._read(output, target)
+        uniform = -(logp.mean(-1).where(valid, 0.0)).sum(1) / valid.sum(1).clamp(min=1)
+        return (1 - self.smoothing) * self.score(output, target).loss + self.smoothing * uniform
+
+    def answers(self, output: Any) -> dict[str, Tensor]:
+        """The likeliest class of each position."""
+        return {"class": read_logits(output, self.name).argmax(1 if self.pixels else -1)}
+
+    def chance(self, targets: Iterable[Any]) -> float:
+        """Entropy of the frequencies of classes."""
+        return entropy_of(targets, self.ignore)
+
+
+@dataclass(kw_only=True, slots=True)
+class SegmentationConfig:
+    """A class of each pixel: logits [B, K, H, W], target [B, H, W]; loss in nats per pixel, mean IoU."""
+
+    kind: str = "segmentation"
+    """Registered name of this kind: ``segmentation``."""
+
+    ignore_index: int = 255
+    """Target of pixels that do not count."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes in training, 0 to 1; reports and gates use the labels."""
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class SequenceConfig:
+    """From sequence to sequence: logits [B, T, V], labels [B, T] with -100 where nothing is asked; nats per token."""
+
+    kind: str = "seq2seq"
+    """Registered name of this kind: ``seq2seq``."""
+
+    ignore_index: int = -100
+    """Label of places that do not count."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+
+
+@register(SegmentationConfig)
+def build_segmentation(config: SegmentationConfig, bundle: Bundle) -> Task:
+    """A class of each pixel."""
+    more: dict[str, Any] = {"classes": bundle.classes, "pixels": True, "smoothing": config.label_smoothing}
+    return PositionTask(config.kind, config.ignore_index, **more)
+
+
+@register(SequenceConfig)
+def build_sequence(config: SequenceConfig, bundle: Bundle) -> Task:
+    """Labels of a sequence."""
+    return PositionTask(config.kind, config.ignore_index, smoothing=config.label_smoothing)

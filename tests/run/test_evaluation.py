@@ -1,0 +1,65 @@
+"""What a finished run's network is worth, and what it says, is what the run itself measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from esper.config.strict import as_plain
+from esper.config.tree import write_config
+from esper.leyline.errors import ConfigError, DataError
+from esper.run.using.evaluation import evaluate_run, predict_run
+from tests.support.tiny import make_engine
+from tests.support.toy_tasks import HOT, toy_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("run")
+    config = toy_config("classification", trainer__steps=48, control__every=6)
+    write_config(folder / "config.yaml", as_plain(config))
+    engine = make_engine(config, folder)
+    engine.begin(None)
+    return folder, engine, engine.run()
+
+
+def test_evaluation_is_what_the_run_read_once(run: Any) -> None:
+    folder, _, result = run
+    found = evaluate_run(folder)
+    assert found.step == result.best_step
+    assert found.loss.value == pytest.approx(result.test_loss.value, abs=1e-12)
+    assert found.metrics == pytest.approx(result.test_metrics, abs=1e-12)
+    plain = json.loads(found.text())
+    assert plain["task"]["name"] == "classification"
+    assert plain["metrics"]["f1_macro"] == pytest.approx(result.test_metrics["f1_macro"])
+    last = evaluate_run(folder, at=48, part="validation")
+    assert last.loss.value == pytest.approx(result.validation_loss.value, abs=1e-12)
+    other = evaluate_run(folder, settings=["data.split_seed=3"])
+    assert other.samples == found.samples
+    with pytest.raises(ConfigError, match=r"--data lr=1: write data\.<setting>=<value>"):
+        evaluate_run(folder, settings=["lr=1"])
+    with pytest.raises(ConfigError, match="--part dev: no such part"):
+        evaluate_run(folder, part="dev")
+
+
+def test_predictions_are_the_networks(run: Any, tmp_path: Path) -> None:
+    folder, _, _ = run
+    np.save(tmp_path / "x.npy", HOT.numpy())
+    said = predict_run(folder, tmp_path / "x.npy", tmp_path / "y.npz")
+    assert said.startswith("esper: 44 answers [class,probability]")
+    found = np.load(tmp_path / "y.npz")
+    modes = [
+        torch.bincount(torch.tensor([(s + k) % 3 for k, n in enumerate((7, 3, 1)) for _ in range(n)])).argmax()
+        for s in range(4)
+    ]
+    assert found["class"].reshape(4, 11)[:, 0].tolist() == [int(m) for m in modes]
+    predict_run(folder, tmp_path / "x.npy", tmp_path / "y.csv")
+    assert (tmp_path / "y.csv").read_text().startswith("class,probability\n")
+    with pytest.raises(ConfigError, match="it is there already"):
+        predict_run(folder, tmp_path / "x.npy", tmp_path / "y.csv")
+    np.save(tmp_path / "wide.npy", np.zeros((3, 9)))
+    with pytest.raises(DataError, match=r"inputs are \[3, 9\], the host takes \['N', 4\]"):
+        predict_run(folder, tmp_path / "wide.npy", tmp_path / "z.csv")
