@@ -71,6 +71,8 @@ def test_everything_comes_back_in_order(tmp_path):
                 "rollback",
                 "policy_alarm",
                 "breaker",
+                "order",
+                "orders_refused",
             ],
         ),
     ],

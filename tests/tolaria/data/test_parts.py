@@ -268,12 +268,21 @@ def test_a_folder_in_place_of_a_file_is_an_error(tmp_path):
     assert "no such file" in refusal(TextConfig(root=root, block=9, validation=2, probe=2))
 
 
+# What has no default, since only the user knows it.
+NEEDED = {
+    "custom": {"path": "lab.data:build"},
+    "table": {"path": "t.csv", "target": ["y"]},
+    "tokens": {"vocabulary": 4},
+}
+
+
 def test_kinds_and_their_configs_agree():
     assert {"digits", "pysource", "text", "cifar10", "images"} <= set(DATASETS)
     for kind in DATASETS:
-        config = data_config_class(kind)()
+        needed = NEEDED.get(kind, {})
+        config = data_config_class(kind)(**needed)
         assert config.kind == kind
-        read_back = OmegaConf.to_object(OmegaConf.structured(data_config_class(kind)))
+        read_back = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data_config_class(kind)), needed))
         assert dataclasses.asdict(read_back) == dataclasses.asdict(config)
 
 
@@ -285,7 +294,9 @@ def test_overrides_reach_the_config_class():
 
 
 def test_unknown_and_doubled_names_are_errors():
-    with pytest.raises(ConfigError, match=r"'mnist'.*cifar10, digits, images, pysource, recall, text"):
+    with pytest.raises(
+        ConfigError, match=r"'mnist'.*cifar10, custom, digits, images, pysource, recall, table, text, tokens"
+    ):
         data_config_class("mnist")
     with pytest.raises(ConfigError, match="needs DigitsConfig, got TextConfig"):
         load_data(TextConfig(kind="digits"))
