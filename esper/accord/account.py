@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from esper.accord.config import SlotsConfig
 from esper.accord.lifecycle import SlotState, learns
 from esper.leyline.costs import HostCost, SeedCost
+from esper.leyline.legality import COPY
 from esper.leyline.stages import Incubation, Stage
 
 LAG_STEPS = 50  # of torch's momentum of 0.1: 0.9 to the 50th is half a percent
@@ -142,7 +143,8 @@ def birth_flops(slots: tuple[SlotState, ...], costs: Costs, samples: int, tick: 
     known = [s for s in slots if s.history]
     born = [s for s in known if any(x.tick == tick and x.target is Stage.GERMINATED for x in s.history)]
     base = costs.host.forward + sum(costs.seed(slot).forward for slot in slots if slot.stage.is_blended)
-    return samples * sum(2 * base + costs.seed(slot).forward for slot in born if slot.stage.has_seed)
+    looked = [slot for slot in born if slot.stage.has_seed and slot.blueprint != COPY]  # whose size is its host's
+    return samples * sum(2 * base + costs.seed(slot).forward for slot in looked)
 
 
 def validation_flops(slots: tuple[SlotState, ...], costs: Costs) -> int:

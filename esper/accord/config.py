@@ -1,10 +1,12 @@
 """Settings of the growing model: slots, incubation, budgets, gates. The governor's: `esper.accord.governor.config`."""
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esper.leyline.channels import channels_path, parse_channels
 from esper.leyline.fields import Checks
+from esper.leyline.legality import COPY
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 
@@ -21,6 +23,21 @@ class EvidencePolicy(StrEnum):
 
     ENFORCE = "enforce"
     OBSERVE = "observe"
+
+
+def _compiles(expression: str) -> bool:
+    try:
+        re.compile(expression)
+    except re.error:
+        return False
+    return True
+
+
+class CopyInit(StrEnum):
+    """IDENTITY: the last projections of a copied block begin at zero. COPY: all weights are the host's."""
+
+    IDENTITY = "identity"
+    COPY = "copy"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,6 +84,24 @@ class SlotsConfig:
     null: none.
     """
 
+    blocks: list[str] = field(default_factory=list)
+    """Whole blocks on offer beside the parts that every slot offers: ``block`` (attention and MLP, or a residual pair
+    of convolutions) and ``copy`` (a copy of the host's own block at the site; docs/blocks.md); empty: none.
+    """
+
+    block_scale: float = 0.1
+    """Size of a ``block`` at its birth: its layer scale as a share of the features at its site, 0 to 1."""
+
+    copy_init: CopyInit = CopyInit.IDENTITY
+    """Weights of a ``copy``: ``identity`` is the host's with the last projections at zero, so that it computes the
+    identity at its birth; ``copy`` is the host's as they are.
+    """
+
+    copy_zero: list[str] = field(default_factory=list)
+    """Regular expressions for whole names of modules, as the copied block has them, that are zero under
+    ``copy_init=identity``, for example [attn.c_proj]; empty: the known ones of GPT-2, Llama, ViT and ResNet.
+    """
+
     def __post_init__(self) -> None:
         sort_slots(self.ids)
         sort_slots(self.channels or ())
@@ -79,6 +114,14 @@ class SlotsConfig:
             for name in ("max_germinations", "max_parameters", "max_flops"):
                 value = getattr(self, name)
                 check(name, value is None or value >= 0, "must be >= 0, or null for no limit")
+            known = sorted(set(self.blocks) - {"block", COPY})
+            check("blocks", not known and len(set(self.blocks)) == len(self.blocks), "block, copy, both or none")
+            check("block_scale", 0 < self.block_scale <= 1, "must be above 0, to 1")
+            for name in self.copy_zero:
+                check("copy_zero", _compiles(name), f"{name!r} is no regular expression")
+            for slot, name in (self.planted or {}).items():
+                planted = f"{slot}: a copy is of a host that has trained; give the host one more block"
+                check("planted", name != COPY, planted)
             check("history", 1 <= self.history <= 10_000, "must be 1 to 10000")
 
 

@@ -136,6 +136,7 @@ class Conditions:
     staged: bool
     dwell: int
     min_dwell: int
+    blueprint: str | None
     operator: Operator | None
     operators: tuple[Operator, ...]
     alpha: float
@@ -167,6 +168,7 @@ def conditions_of(state: RunState, slot: SlotState, terms: Terms) -> Conditions:
         staged=slot.staged is not None,
         dwell=state.tick - slot.since_tick,
         min_dwell=terms.gates.min_dwell,
+        blueprint=slot.blueprint,
         operator=slot.operators(step)[0] if ramp is not None else slot.operator,
         operators=terms.operators[slot.slot],
         alpha=slot.alpha(step),

@@ -99,7 +99,6 @@ def observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservat
         row=row,
         col=col,
         generation=slot.generation,
-        blueprint=slot.blueprint,
         channel=terms.channels.get(slot.slot),
         curve=slot.curve,
         alpha_velocity=conditions.alpha - slot.alpha(max(0, step - terms.tick_steps)) if ramp is not None else 0.0,

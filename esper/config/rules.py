@@ -22,6 +22,7 @@ from esper.leyline.channels import channels_path
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 from esper.leyline.imports import import_object
+from esper.leyline.legality import COPY
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 from esper.tamiyo.registry import build_controller
@@ -168,14 +169,18 @@ def blueprints_exist(host: Any, data: Any, slots: SlotsConfig, controller: Any) 
     for index, entry in enumerate(getattr(controller, "actions", ())):
         if isinstance(entry, dict) and isinstance(entry.get("blueprint"), str):
             named.append((f"controller.actions[{index}].blueprint", entry["blueprint"]))
-    known = sorted(
-        {name for kind in topologies for name in (blueprints.names(kind) if kind else blueprints.all_names())}
-    )
-    return [
+    every = {name for kind in topologies for name in (blueprints.names(kind) if kind else blueprints.all_names())}
+    known = sorted((every - {"block"}) | (set(slots.blocks) & (every | {COPY})))
+    missing = [
+        f"{path} = {name!r}: whole blocks are offered where they are asked for; set slots.blocks=[{name}]"
+        for path, name in named
+        if name in ("block", COPY) and name not in slots.blocks
+    ]
+    return missing + [
         f"{path} = {name!r}: no blueprint for the slots in use; registered for them are {', '.join(known)}; "
         f"for example {path}={override_text([known[0]] if path.endswith('blueprints') else known[0])}"
         for path, name in named
-        if known and name not in known
+        if known and name not in known and (name in slots.blocks or name not in ("block", COPY))
     ]
 
 

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from esper.kasmina.axes.block import Call
 from esper.kasmina.axes.feature import copy_inputs, put, take, tensors_in
 from esper.kasmina.axes.site import Site
+from esper.kasmina.births.own import Fit, copy_block
 from esper.kasmina.blueprints import registry
 from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.lending import call_with, hush
@@ -82,6 +84,32 @@ def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ..
             backwards.append(backward)
     full, weights_alone, passing = backwards
     return SeedCost(forward, full, weights_alone, passing, tuple(sorted(count.uncounted)))
+
+
+def copy_cost(grown: Grown, slot: str, fit: Fit) -> SeedCost:
+    """Counts the cost of a copy of the block at a site, on the example that the site was heard on.
+
+    Args:
+        grown: the model.
+        slot: of the site.
+        fit: from `esper.kasmina.births.own.find_fits`.
+    """
+    count, site = _Counter(), grown.sites[slot]
+    seed = copy_block(grown, slot).eval()
+    weights, h = list(seed.parameters()), site.turned(fit.feature).detach()
+    backwards = []
+    with torch.enable_grad(), undisturbed(h):
+        for needs_input, needs_weights in ((True, True), (False, True), (True, False)):
+            for parameter in weights:
+                parameter.requires_grad_(needs_weights and parameter.is_floating_point())
+            x, call = h.clone().requires_grad_(needs_input), Call(*copy_inputs(tuple(fit.call)))
+            forward, out = count(lambda x=x, call=call: seed(x, call))  # type: ignore[misc]
+            wanted = [*([x] if needs_input else []), *(p for p in weights if p.requires_grad)]
+            work = lambda o=out, w=wanted: torch.autograd.grad(o.float().sum(), w, allow_unused=True)  # noqa: E731
+            backwards.append(count(work)[0] if out.requires_grad else 0)
+    batch = fit.feature.shape[site.layout.index("B")]
+    full, weights_alone, passing = (flops // batch for flops in backwards)
+    return SeedCost(forward // batch, full, weights_alone, passing, tuple(sorted(count.uncounted)))
 
 
 def _output_sum(output: Any) -> Tensor:

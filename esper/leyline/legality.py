@@ -13,6 +13,8 @@ from esper.leyline.commands import Command
 from esper.leyline.observation import BlueprintInfo, Budgets, Observation
 from esper.leyline.stages import Op, Stage, edges_from
 
+COPY = "copy"  # the blueprint that is no network of its own: a copy of the host's block at the site
+
 
 class RunConditions(Protocol):
     """The conditions of a run that legality depends on."""
@@ -37,6 +39,8 @@ class SlotConditions(Protocol):
     def dwell(self) -> int: ...  # noqa: D102
     @property
     def min_dwell(self) -> int: ...  # noqa: D102
+    @property
+    def blueprint(self) -> str | None: ...  # noqa: D102
     @property
     def operator(self) -> Operator | None: ...  # noqa: D102
     @property
@@ -145,6 +149,11 @@ def find_refusal(run: RunConditions, view: SlotConditions, command: Command) -> 
     if command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET) and command.operator not in view.operators:
         usable = ", ".join(operator.name for operator in view.operators)
         return f"operator {command.operator.name} needs {command.operator.needs}; this slot may use {usable}"
+    if COPY in (command.blueprint, view.blueprint) and command.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET):
+        if command.operator is not Operator.ADD:
+            return f"a {COPY} is joined by ADD alone, which at full alpha returns the block itself"
+        if command.op is Op.GERMINATE and command.ticks == 0:
+            return f"a {COPY} enters by a ramp of at least 1 tick"
     switched = command.op is Op.SET_ALPHA_TARGET and view.alpha > 0 and view.operator not in (None, command.operator)
     if switched and command.ticks == 0:
         return f"a switch of the operator at alpha {view.alpha:g} would jump: it needs a ramp of at least 1 tick"

@@ -7,17 +7,14 @@ from typing import Any
 
 import torch
 
-from esper.accord.account import Costs
 from esper.accord.state import Terms
 from esper.config.digest import changeable_settings
 from esper.config.strict import as_plain
 from esper.config.tree import EsperConfig
 from esper.kasmina.attach import attach
-from esper.kasmina.attribution.statistics import tracking
 from esper.kasmina.births import Library, LibraryConfig
 from esper.kasmina.blueprints import registry
 from esper.kasmina.compiler import Compiler
-from esper.kasmina.flops import host_cost, seed_cost
 from esper.kasmina.hosts import build_host
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import arguments
@@ -28,6 +25,7 @@ from esper.leyline.files import RunDir
 from esper.leyline.protocols import EventSink
 from esper.leyline.slots import parse_slot
 from esper.run.batch_statistics import check_batches
+from esper.run.costs import build_costs
 from esper.run.fitting.parts import check_blueprints, check_output, check_owners
 from esper.tamiyo import build_controller
 from esper.tolaria.checkpoint.saver import Saver
@@ -37,7 +35,7 @@ from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import eval_shards
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
-from esper.tolaria.growth.terms import build_terms, host_info, set_channels
+from esper.tolaria.growth.terms import build_terms, find_copies, host_info, set_channels
 from esper.tolaria.lockstep.buffers import check_patterns
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.desk import NO_DESK, Desk
@@ -88,24 +86,6 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     return grown
 
 
-def build_costs(grown: Grown, example: Any, statistics: int = 0) -> Costs:
-    """Counts the FLOPs and parameters of the host and of every seed, per sample.
-
-    Args:
-        grown: the host, its slots empty.
-        example: inputs of a few samples.
-        statistics: samples from which all ranks together take running statistics, if the host has any.
-    """
-    seeds = {
-        slot: {
-            info.name: seed_cost(site.topology, info.name, site.dim, site.shape)
-            for info in registry.catalogue(site.topology, site.dim, site.positions)
-        }
-        for slot, site in grown.sites.items()
-    }
-    return Costs(host=host_cost(grown, example), seeds=seeds, statistics=statistics if tracking(grown.model) else 0)
-
-
 def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[int], set[int]]:
     """Batch sizes of this rank's forward passes, in training and in evaluation, with the short last batches."""
     plan = plan_batches(config.trainer, bundle, config.seed)
@@ -146,7 +126,9 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         )
     weight = next(grown.model.parameters())
     statistics = world_size * min(config.gates.statistics_samples, len(bundle.train))
-    costs = build_costs(grown, bundle.example(weight.device, weight.dtype), statistics)
+    example = bundle.example(weight.device, weight.dtype)
+    copies = find_copies(grown, config.slots, example)
+    costs = build_costs(grown, example, statistics, copies.costs)
     return build_terms(
         grown.sites,
         config.slots,
@@ -159,6 +141,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         max_skips=config.trainer.max_skips,
         world_size=world_size,
         costs=costs,
+        copies=copies.infos,
     )
 
 

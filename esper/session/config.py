@@ -23,7 +23,7 @@ from esper.session.file import as_number
 from esper.tamiyo import build_controller
 from esper.tamiyo.registry import controller_config_class
 from esper.tolaria.growth.config import OptimConfig
-from esper.tolaria.growth.terms import build_terms, host_info, set_channels
+from esper.tolaria.growth.terms import build_terms, find_copies, host_info, set_channels
 from esper.tolaria.ranks.config import ControlConfig
 
 T = TypeVar("T")
@@ -177,6 +177,7 @@ def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, wo
         max_skips=config.max_skips,
         world_size=world_size,
         costs=None,
+        copies=find_copies(grown, config.slots, grown.example).infos,
     )
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from esper.leyline.alpha import AlphaMode
+from esper.leyline.alpha import AlphaMode, Operator
 from esper.leyline.commands import Command, wait
 from esper.leyline.legality import legal_ops, spent_budget, why_illegal, why_refused
 from esper.leyline.observation import BlueprintInfo, Budgets
@@ -161,3 +161,15 @@ def test_waiting_is_legal_everywhere():
 def test_a_slot_that_is_not_there_is_a_key_error():
     with pytest.raises(KeyError, match="r9c9"):
         why_refused(observe(slot_view()), wait("r9c9"))
+
+
+def test_a_copy_is_joined_by_add_alone_and_enters_by_a_ramp():
+    offered = (BlueprintInfo(name="copy", parameters=5, flops=5, reach=None),)
+    empty = slot_view(catalogue=offered)
+    asked = {"slot": empty.slot, "op": Op.GERMINATE, "blueprint": "copy"}
+    assert why_refused(observe(empty), Command(**asked, ticks=1)) is None
+    assert "a ramp of at least 1 tick" in why_refused(observe(empty), Command(**asked, ticks=0))
+    assert "by ADD alone" in why_refused(observe(empty), Command(**asked, ticks=1, operator=Operator.MULTIPLY))
+    living = slot_view(stage=Stage.HOLDING, blueprint="copy", operator=Operator.ADD, catalogue=offered, **AT_REST)
+    switch = Command(slot=living.slot, op=Op.SET_ALPHA_TARGET, target=0.5, ticks=2, operator=Operator.GATE)
+    assert "by ADD alone" in why_refused(observe(living), switch)

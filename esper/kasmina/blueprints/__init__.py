@@ -1,7 +1,7 @@
 """Blueprints, the networks that a seed may be: the registry, and the built-in ones, which register on import."""
 
 from esper.kasmina.axes.positions import Mixing, Positions
-from esper.kasmina.blueprints import feature_map, sequence, signal, vector  # noqa: F401, importing them registers
+from esper.kasmina.blueprints import feature_map, sequence, signal, vector, whole  # noqa: F401, they register
 from esper.kasmina.blueprints.registry import (
     Blueprint,
     all_names,

@@ -59,6 +59,7 @@ class Blueprint:
         normalises: formula for the number of values that its norm takes together: of two it leaves the order alone, of
             one nothing, so a slot with fewer than three is not served. None: as ``min_dim`` says.
         backend: chooses the implementation for a device and dtype, None where there is only one.
+        on_request: whether it is offered only where a run asks for it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Blueprint:
     reach: Reach | None
     normalises: Callable[[int, int], int] | None = None
     backend: Chooser | None = None
+    on_request: bool = False
 
     def _error(self, dim: int, why: object) -> ValueError:
         return ValueError(f"blueprint {self.name} ({self.topology.value}) cannot serve dim = {dim}: {why}")

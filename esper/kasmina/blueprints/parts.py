@@ -31,16 +31,17 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE_INIT))
         self.trailing = topology.ndim - topology.channel_axis - 1
 
-    def set_size(self, size: float, features: float) -> None:
+    def set_size(self, size: float, features: float, share: float = LAYER_SCALE_INIT) -> None:
         """Sets gamma at birth.
 
         Args:
             size: root mean square of what the delta is measured by: of the features where it is added to them, 1 where
                 it multiplies them.
             features: root mean square of the features.
+            share: of ``size`` that gamma begins with.
         """
         with torch.no_grad():
-            self.gamma.fill_(LAYER_SCALE_INIT * (size / features if self.follows else size))
+            self.gamma.fill_(share * (size / features if self.follows else size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the same shape and memory format as ``x``."""

@@ -31,6 +31,7 @@ from torch import nn
 from esper.kasmina.blueprints.entry import Blueprint, Chooser, read_arguments
 from esper.kasmina.blueprints.mixing import check_mixing, mixes, reach_of
 from esper.leyline.errors import ConfigError
+from esper.leyline.legality import COPY
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.plain import digest62
 from esper.leyline.topology import Reach, Topology
@@ -56,6 +57,7 @@ def blueprint(
     arguments: Mapping[str, Any] | None = None,
     normalises: Callable[[int, int], int] | None = None,
     backend: Chooser | None = None,
+    on_request: bool = False,
 ) -> Callable[[Module], Module]:
     """Class decorator that registers a blueprint; see the module's docstring for the checklist.
 
@@ -72,6 +74,7 @@ def blueprint(
         normalises: ``f(dim, positions)``, values that its norm takes together; below three, a slot is not served.
         backend: for a class with several implementations: names the one for a (device, dtype); the class takes it as
             keyword argument ``backend: str``. A fallback is chosen here, at build, never while a seed runs.
+        on_request: whether a run offers it only where it asks (``slots.blocks``), as it does for whole blocks.
 
     Raises:
         ConfigError: a bad or taken name, a class without a forward of its own, an argument without type or default, or
@@ -82,6 +85,8 @@ def blueprint(
         where = f"blueprint {name!r} ({topology.value})"
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{where}: a name is lower-case letters, digits and underscores, at most 32")
+        if name == COPY:
+            raise ConfigError(f"{where}: this name is for copies of the host's own blocks")
         if (topology, name) in _REGISTRY:
             raise ConfigError(f"{where}: this name is taken; taken are {', '.join(names(topology))}")
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)) or issubclass(factory, nn.Sequential):
@@ -100,6 +105,7 @@ def blueprint(
             reach=reach_of(where, factory, topology, reach),
             normalises=normalises,
             backend=backend,
+            on_request=on_request,
         )
         check_formulas([entry])
         check_mixing(entry)
@@ -133,7 +139,11 @@ def info(topology: Topology, name: str, dim: int, positions: int) -> BlueprintIn
 
 
 def catalogue(
-    topology: Topology, dim: int, positions: int, names: Iterable[str] | None = None
+    topology: Topology,
+    dim: int,
+    positions: int,
+    names: Iterable[str] | None = None,
+    asked: Iterable[str] = (),
 ) -> tuple[BlueprintInfo, ...]:
     """Returns what each blueprint that fits a slot would add, sorted by name.
 
@@ -142,6 +152,7 @@ def catalogue(
         dim: channels of the slot's features.
         positions: H*W, T or 1.
         names: only these, each of which must fit. Without it, every registered blueprint that can serve ``dim``.
+        asked: of those that are offered on request alone, the ones to offer.
 
     Raises:
         ConfigError: an unknown name among ``names``.
@@ -149,7 +160,8 @@ def catalogue(
     """
     if names is not None:
         return tuple(info(topology, name, dim, positions) for name in sorted(set(names)))
-    sizes = (entry.info_or_none(dim, positions) for entry in _entries() if entry.topology is topology)
+    wanted, asked = (entry for entry in _entries() if entry.topology is topology), set(asked)
+    sizes = (e.info_or_none(dim, positions) for e in wanted if not e.on_request or e.name in asked)
     return tuple(size for size in sizes if size is not None)
 
 

@@ -61,7 +61,11 @@ def strip_slots(model: nn.Module) -> None:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if _is_from_esper(hook)]:
                 del hooks[key]
-                for known in (module._forward_hooks_always_called, module._forward_pre_hooks_with_kwargs):
+                for known in (
+                    module._forward_hooks_always_called,
+                    module._forward_hooks_with_kwargs,
+                    module._forward_pre_hooks_with_kwargs,
+                ):
                     known.pop(key, None)
         if _is_from_esper(vars(module).get("injection_points")):  # set by `esper.kasmina.hosts.custom`
             del module.injection_points

@@ -48,7 +48,7 @@ def join_slots(host: nn.Module, module: str, feature: Tensor) -> Tensor:
         for holder in host.get_submodule(CONTAINER).children():
             assert isinstance(holder, SeedSlot)
             if holder.site is not None and holder.site.module == module:
-                after = holder.hook(host.get_submodule(module), (), feature)
+                after = holder.hook(host.get_submodule(module), (feature,), {}, feature)
                 feature = feature if after is None else after
     return feature
 

@@ -29,6 +29,10 @@ g_eff follows alpha itself and not the progress of a ramp: alpha is continuous o
 A ramp that switches the operator is a cross-fade of increments, h + (1 - w) * old + w * new with w from 0 to 1: the
 output does not jump, and at a = 0, where both are 0, there is nothing to fade.
 
+A seed that is a whole block of the host (`esper.kasmina.axes.block`) is joined by h + a (block(h) - h) alone. At a = 1
+that is block(h) itself, by selection in forward and backward, so that the network then is the deeper one; the direct
+path to the host has the factor 1 - a, and beside it the skip that the block has.
+
 `esper.kasmina.export.join` writes the same formulas in calls that torch.fx can record, with alpha as a constant.
 """
 
@@ -199,6 +203,26 @@ def blend(
     return host + (1.0 - fade) * old + fade * new
 
 
+def replace(host: Tensor, block: Tensor, alpha: Tensor, *, full: bool) -> Tensor:
+    """Returns h + a (block(h) - h) for a > 0, and block(h) itself at exactly 1; changes neither tensor.
+
+    Args:
+        host: features h [any shape].
+        block: block(h), same shape.
+        alpha: a, 0-D float32.
+        full: whether a is exactly 1.
+    """
+    block = block.to(host.dtype)
+    return block if full else host + _apply_coefficient(alpha, block - host)
+
+
+def replace_by_tensor(host: Tensor, block: Tensor, alpha: Tensor) -> Tensor:
+    """`replace`, with "a is 1" read off the tensor: 0-D, or [B, 1, ...] with one alpha per sample."""
+    full, block = alpha == 1, block.to(host.dtype)
+    inner, other = door(host, full), door(block, full)
+    return select(full, block, inner + _apply_coefficient(alpha, other - inner))
+
+
 def door(t: Tensor, closed: Tensor) -> Tensor:
     """Returns ``t``, bit for bit. An open door passes the gradient; a closed one makes it -0.0, even where it is NaN.
 
@@ -213,7 +237,7 @@ def select(closed: Tensor, host: Tensor, blended: Tensor) -> Tensor:
     """Returns ``host`` if closed, else ``blended``, bit for bit; the other one gets the gradient -0.0.
 
     Args:
-        closed: 0-D bool.
+        closed: 0-D bool, or one per sample.
         host: features.
         blended: features of the same shape.
     """

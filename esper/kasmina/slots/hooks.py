@@ -110,7 +110,7 @@ class _Watched:
 
     def register(self) -> None:
         """Registers the hooks, that on the feature at its old place."""
-        self.handles = [self.module.register_forward_hook(self.holder.hook)]
+        self.handles = [self.module.register_forward_hook(self.holder.hook, with_kwargs=True)]
         for key in self.behind:
             if key in self.module._forward_hooks:
                 self.module._forward_hooks.move_to_end(key)  # type: ignore[attr-defined]  # an OrderedDict

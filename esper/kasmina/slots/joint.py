@@ -9,11 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.axes.block import Call, OwnBlock
 from esper.kasmina.axes.positions import CAUSAL, FREE, Mixing, Positions
 from esper.kasmina.axes.site import Site
 from esper.kasmina.precision import as_wide
 from esper.kasmina.slots.beat import Beat, Circumstances
-from esper.kasmina.slots.blend import INCREMENTS, Strength, blend, door, effective, select, straight_through
+from esper.kasmina.slots.blend import (
+    INCREMENTS,
+    Strength,
+    blend,
+    door,
+    effective,
+    replace,
+    replace_by_tensor,
+    select,
+    straight_through,
+)
 from esper.kasmina.slots.gating import Tally, margin
 from esper.kasmina.slots.regions import Region
 from esper.kasmina.slots.rows import Rows
@@ -28,6 +39,7 @@ class Joint(nn.Module):
     slot: str
     site: Site | None
     told: Told | None
+    called: Call | None
     seed: nn.Module | None
     gate: nn.Module | None
     beat: Beat | None
@@ -54,6 +66,9 @@ class Joint(nn.Module):
         """Calls `join`, compiled if there is a region for it, with the confidence that it needs; tallies the gate."""
         confidence = self._confidence(host)
         region = self.region if self.degraded is None and self.told is None else None  # compiled without a mask
+        if isinstance(self.seed, OwnBlock) and self.called is not None:
+            further = self.called.has_further(self.seed.site.turned_back(host))
+            region = None if further else region  # compiled for a call with the feature alone
         if region is None:
             joined, gate = self.join(host, x, alpha, confidence, straight)
         else:
@@ -91,6 +106,10 @@ class Joint(nn.Module):
         gate = self._gate(seen)
         strength = Strength(alpha, gate, confidence, self.channels)
         delta = self._delta(seen, host)
+        if isinstance(self.seed, OwnBlock):
+            if straight:
+                return straight_through(host, alpha * (delta.to(host.dtype) - inner)), gate
+            return select(closed, host, replace_by_tensor(inner, delta, alpha)), gate
         if straight:
             return straight_through(host, INCREMENTS[self.operator](inner, delta.to(host.dtype), strength)), gate
         blended = blend(inner, delta, strength, self.operator, self.fades_from, self.fade)
@@ -114,12 +133,22 @@ class Joint(nn.Module):
         rows.check(host, self.slot)
         if not len(rows.chosen):
             return host
+        if isinstance(self.seed, OwnBlock):  # its further arguments are of the whole batch
+            alphas = rows.alphas.to(host.device).view(-1, *[1] * (host.ndim - 1))
+            return select(alphas == 0, host, replace_by_tensor(host, self._delta(x, host), alphas))
         at = rows.chosen.to(host.device)
         host_rows, x_rows = host[at], x[at]
         strength = self._strength(host_rows, x_rows, rows.strength(host), rows)
         delta = self._delta(x_rows, host_rows, rows)
         joined = blend(host_rows, delta, strength, self.operator, self.fades_from, self.fade)
         return host.index_copy(0, at, joined)
+
+    def _blend(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
+        """The slot's output at an alpha above 0, in eager code, where it is also known as a number."""
+        if isinstance(self.seed, OwnBlock):
+            return replace(host, self._delta(x, host), alpha, full=level == 1.0)
+        strength = self._strength(host, x, alpha)
+        return blend(host, self._delta(x, host), strength, self.operator, self.fades_from, self.fade)
 
     def _strength(self, host: Tensor, x: Tensor, alpha: Tensor, rows: Rows | None = None) -> Strength:
         """Returns the factors that the operators in use need; tallies g_eff in a training forward that is tallied."""
@@ -190,7 +219,24 @@ class Joint(nn.Module):
     def _delta(self, x: Tensor, host: Tensor, rows: Rows | None = None) -> Tensor:
         assert self.seed is not None
         wide = as_wide(x, self.seed)
-        delta = self.seed(wide, self._positions(x, rows)) if isinstance(self.seed, Mixing) else self.seed(wide)
+        if isinstance(self.seed, OwnBlock):
+            self._number_layers(x, self.called)
+            delta = self.seed(wide, self.called)
+        else:
+            delta = self.seed(wide, self._positions(x, rows)) if isinstance(self.seed, Mixing) else self.seed(wide)
         if delta.shape != host.shape:
             raise ValueError(f"seed in {self.slot} returned {tuple(delta.shape)} for features {tuple(host.shape)}")
         return delta
+
+    def _number_layers(self, x: Tensor, call: Call | None) -> None:
+        """Gives a block's attention a layer of its own in the host's cache, behind the host's own layers."""
+        cache = None if call is None or torch.compiler.is_compiling() else call.cache
+        if cache is None or self.site is None or not self.site.topology.has_length:
+            return
+        assert self.seed is not None
+        memory = HostMemory(cache, self.slot, 0 if self.beat is None else self.beat.host_layers)
+        memory.check(x.shape[self.site.topology.value.index("T")])
+        index = memory.open_layer()
+        for module in self.seed.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = index  # type: ignore[assignment]

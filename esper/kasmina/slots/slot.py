@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.axes.block import Call, OwnBlock
 from esper.kasmina.axes.feature import put, take
 from esper.kasmina.axes.site import Site
 from esper.kasmina.precision import keeping_wide
 from esper.kasmina.slots.beat import Beat
-from esper.kasmina.slots.blend import HostOnly, blend
+from esper.kasmina.slots.blend import HostOnly
 from esper.kasmina.slots.gating import Heard, Tally
 from esper.kasmina.slots.joint import Joint
 from esper.kasmina.slots.phases import Phase
@@ -28,7 +29,7 @@ from esper.leyline.errors import ConfigError
 
 
 class SeedSlot(Joint):
-    """Holds at most one seed and joins its delta to the host's features by the agreed alpha.
+    """Holds at most one seed and joins it to the host's features by the agreed alpha.
 
     Alpha, the fade and a CHANNEL's vector are float32 buffers: never persistent, never cast by ``.to(dtype)``. The slot
     stores no device; ``.to()``, ``.double()`` and ``deepcopy`` work mid-life. An empty slot has no state-dict key.
@@ -50,13 +51,10 @@ class SeedSlot(Joint):
         hidden: whether the site ran without gradients in a forward that has them, as in a segment of the reentrant form
             of activation checkpointing; None before such a forward.
         told: masks and cache of the call under way, for a seed that mixes positions; None where there are none.
+        called: arguments of the site's module in the call under way, for a seed that is a whole block.
         degraded: why the seed runs by a fallback that was taken at run time (a compile that failed), None while it runs
             as it was built. The code that takes the fallback sets it; the next tick reads it.
     """
-
-    alpha: Tensor
-    fade: Tensor
-    channels: Tensor | None
 
     def __init__(self, slot: str, site: Site | None = None, beat: Beat | None = None) -> None:
         super().__init__()
@@ -70,6 +68,7 @@ class SeedSlot(Joint):
         self.region: Region | None = None
         self.degraded: str | None = None
         self.told: Told | None = None
+        self.called: Call | None = None
         self.register_buffer("alpha", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("fade", torch.ones((), dtype=torch.float32), persistent=False)
         self.register_buffer("channels", None, persistent=False)
@@ -143,19 +142,15 @@ class SeedSlot(Joint):
         elif value is not None and not isinstance(value, Rows):
             value = check_alpha(value, f"alpha override of {self.slot}")
         self._override = value
-        if self.beat is None:
-            return
-        if value is None:
+        if value is None and self.beat is not None:
             self.beat.overrides.pop(self.slot, None)
-        else:
+        elif value is not None and self.beat is not None:
             self.beat.overrides[self.slot] = value
 
     @property
     def idle(self) -> bool:
         """Whether the feature would pass through unchanged, without a gradient for the seed."""
-        if self.seed is None:
-            return True
-        if self._override is None and self.phase is Phase.OFF:
+        if self.seed is None or (self._override is None and self.phase is Phase.OFF):
             return True
         if torch.is_grad_enabled():
             return False
@@ -181,7 +176,7 @@ class SeedSlot(Joint):
 
     def uproot(self) -> None:
         """Removes the seed and everything that belongs to it."""
-        self.seed = self.gate = self.region = self.degraded = self.told = None
+        self.seed = self.gate = self.region = self.degraded = self.told = self.called = None
         self.phase, self.operator, self.fades_from, self.tally = Phase.OFF, Operator.ADD, None, Tally()
         self.set_alpha(0.0)
         self._note_change()
@@ -218,7 +213,7 @@ class SeedSlot(Joint):
         return self._join_by_level(host, x, self._level, self.alpha)
 
     def _join_by_level(self, host: Tensor, x: Tensor, level: float, alpha: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # a compiler guards every Python number that is read
+        if torch.compiler.is_compiling():  # it guards every Python number that is read
             return self._join_by_tensor(host, x, alpha)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if level == 0.0 and not learning:
@@ -226,15 +221,14 @@ class SeedSlot(Joint):
         if self.region is not None and self.degraded is None:
             return self._join_by_tensor(host, x, alpha)
         if level != 0.0:
-            strength = self._strength(host, x, alpha)
-            return blend(host, self._delta(x, host), strength, self.operator, self.fades_from, self.fade)
+            return self._blend(host, x, level, alpha)
         # Parameters that learn stay in the gradient reduction at alpha 0: every rank must use them in every step.
         with undisturbed(x):  # what alpha 0 adds must not draw: a checkpointed segment may run first without it
             strength = self._strength(host, x.detach(), alpha)
             others = [self._delta(x.detach(), host), *([] if strength.gate is None else [strength.gate])]
         return HostOnly.apply(host, *others)
 
-    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the site; a bound method, so that a deep copy of the model binds the copied slot.
 
         Raises:
@@ -243,6 +237,8 @@ class SeedSlot(Joint):
         self.heard.hear(output, self.site, self.beat)
         if self.seed is None:
             return None
+        if isinstance(self.seed, OwnBlock):
+            self.called = Call(args, kwargs)
         if torch.compiler.is_compiling():
             return self._join_output(output)
         assert self.beat is not None
@@ -264,6 +260,7 @@ class SeedSlot(Joint):
         if x is not feature and self.region is not None:  # as compiled: strides of a rehearsal
             x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
         joined = self(x, x)
+        self.called = None
         if self.told is not None and self.told.cache is not None:
             self.told = dataclasses.replace(self.told, cache=None)  # masks stay, for a forward that is run again
         return None if joined is x else put(output, self.site.place, self.site.turned_back(joined))

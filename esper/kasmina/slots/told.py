@@ -159,9 +159,13 @@ class HostMemory:
 
     def extend(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Appends keys and values of this call; returns all."""
+        k, v = self.cache.layers[self.open_layer()].update(k_BHTD, v_BHTD)
+        return k, v
+
+    def open_layer(self) -> int:
+        """Index of the seed's layer, which is added to the cache if it is not there yet."""
         layers = vars(self.cache).setdefault(LAYERS, {})
         if self.slot not in layers:
             layers[self.slot] = len(self.cache.layers)
             self.cache.layers.append(self._kind())  # type: ignore[misc]
-        k, v = self.cache.layers[layers[self.slot]].update(k_BHTD, v_BHTD)
-        return k, v
+        return int(layers[self.slot])

@@ -63,7 +63,7 @@ class RunBirths:
         """Builds a seed and runs it once; a veto where it fails."""
         site = self.grown.sites[slot]
         try:
-            seed = planting.build(site, slot, blueprint, generation, **self._options)
+            seed = planting.build(self.grown, slot, blueprint, generation, **self._options)
             check_weights(seed, site, blueprint)
             check_forward(seed, site, blueprint, dtype=self.dtype, device=torch.device("cpu"))
         except Exception as error:

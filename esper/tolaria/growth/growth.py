@@ -28,6 +28,7 @@ from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.copies import grows_by_itself
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Region
+from esper.leyline.legality import COPY
 from esper.leyline.stages import Incubation, Stage
 from esper.tolaria.growth import planting
 from esper.tolaria.growth.ownership import ParameterOwner
@@ -98,6 +99,7 @@ class Growth:
             if isinstance(effect, Prepare):
                 self._prepare(effect)
             elif isinstance(effect, Register):
+                planting.take_weights(self.staged[effect.slot], self.grown, effect.slot, self.terms.slots_config)
                 self.plant(effect.slot, self.staged.pop(effect.slot))
                 self.grown.slots[effect.slot].heard.listen(False)
                 self.vetoes.pop(effect.slot, None)
@@ -144,7 +146,7 @@ class Growth:
 
     def build(self, slot: str, blueprint: str, generation: int) -> nn.Module:
         """Builds the seed that every rank builds alike; see `planting.build`."""
-        return planting.build(self.grown.sites[slot], slot, blueprint, generation, **self._build_options)
+        return planting.build(self.grown, slot, blueprint, generation, **self._build_options)
 
     def _gate(self, entry: SlotState) -> nn.Module:
         return planting.gate_for(self.grown.sites[entry.slot], entry, **self._build_options)
@@ -170,7 +172,7 @@ class Growth:
                 self._regions[slot] = self.compiler.stage(slot, seed, effect.command.operator)
 
         try:
-            if self.library is None:
+            if self.library is None or blueprint == COPY:  # a copy is a function of the host, not of a key
                 seed = self.build(slot, blueprint, effect.generation)
                 weights(seed)
                 forward(seed)

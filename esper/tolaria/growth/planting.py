@@ -9,19 +9,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from esper.accord.config import CopyInit, SlotsConfig
 from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState
+from esper.kasmina.axes.block import OwnBlock
 from esper.kasmina.axes.site import Site
 from esper.kasmina.births.build import birth_key, build_gate, build_seed, gate_key
+from esper.kasmina.births.own import copy_block, set_weights
+from esper.kasmina.births.projections import last_projections
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.phases import Phase, phase_of
 from esper.kasmina.slots.slot import SeedSlot
 from esper.leyline.errors import CheckpointError
+from esper.leyline.legality import COPY
 from esper.leyline.stages import Incubation
 
 
 def build(
-    site: Site,
+    grown: Grown,
     slot: str,
     blueprint: str,
     generation: int,
@@ -32,8 +37,10 @@ def build(
 ) -> nn.Module:
     """Builds the seed that every rank builds alike: its weights are a function of (run seed, slot, generation).
 
+    A copy of the host's block has the host's weights of this moment; it takes others when it enters, or from a file.
+
     Args:
-        site: of the slot.
+        grown: the model.
         slot: slot id.
         blueprint: registered name.
         generation: births in that slot up to this one.
@@ -41,8 +48,19 @@ def build(
         dtype: number format of the seed.
         device: device of the seed.
     """
-    key = birth_key(run_seed, slot, generation)
+    if blueprint == COPY:
+        return copy_block(grown, slot)
+    key, site = birth_key(run_seed, slot, generation), grown.sites[slot]
     return build_seed(blueprint, dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
+
+
+def take_weights(seed: nn.Module, grown: Grown, slot: str, slots: SlotsConfig) -> None:
+    """Gives a copy that enters the host's present weights, as ``slots.copy_init`` says; any other seed has its own."""
+    if not isinstance(seed, OwnBlock):
+        return
+    source = grown.model.get_submodule(grown.sites[slot].module)
+    zeroed = last_projections(source, slots.copy_zero) if slots.copy_init is CopyInit.IDENTITY else ()
+    set_weights(seed, source, zeroed)
 
 
 def gate_for(site: Site, entry: SlotState, *, run_seed: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -109,7 +127,7 @@ def rebuild_network(
             holder, site = grown.slots[entry.slot], grown.sites[entry.slot]
             holder.plant(
                 build(
-                    site, entry.slot, entry.blueprint, entry.generation, run_seed=run_seed, dtype=dtype, device=device
+                    grown, entry.slot, entry.blueprint, entry.generation, run_seed=run_seed, dtype=dtype, device=device
                 )
             )
             if entry.wants_gate(state.step):

@@ -22,7 +22,8 @@ from torch import nn
 from esper.accord.config import GateConfig
 from esper.accord.effects import Veto
 from esper.accord.state import RunState, Terms
-from esper.kasmina.blueprints.parts import LayerScale
+from esper.kasmina.axes.block import OwnBlock
+from esper.kasmina.blueprints.parts import LAYER_SCALE_INIT, LayerScale
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.alpha import Operator
 from esper.tolaria.growth.staging import NotFinite, Unfit
@@ -56,18 +57,19 @@ class MovesLoss(Unfit):
     veto = Veto.MOVES_LOSS
 
 
-def set_size(seed: nn.Module, operator: Operator, features: float) -> None:
+def set_size(seed: nn.Module, operator: Operator, features: float, share: float = LAYER_SCALE_INIT) -> None:
     """Sets the layer scales of a seed at birth.
 
     Args:
         seed: not planted yet.
         operator: by which it will be joined.
         features: RMS of the features at its site.
+        share: of that, which the scales begin with.
     """
     features = max(features, LEAST)
     for module in seed.modules():
         if isinstance(module, LayerScale):
-            module.set_size(1.0 if operator is Operator.MULTIPLY else features, features)
+            module.set_size(1.0 if operator is Operator.MULTIPLY else features, features, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +98,14 @@ class BirthCheck:
         """
         entry = self.state.slot(slot)
         assert entry.staged is not None
+        if isinstance(seed, OwnBlock):
+            return  # its size is that of its host's block, and its weights are not those that it enters with
         count, total = self.sums[f"{slot}.feature_count"], self.sums[f"{slot}.feature_sq"]
         if count == 0:
             raise Unheard(UNHEARD)
         operator = entry.staged.operator or Operator.ADD
-        set_size(seed, operator, math.sqrt(total / count))
+        share = self.terms.slots_config.block_scale if entry.staged.blueprint == "block" else LAYER_SCALE_INIT
+        set_size(seed, operator, math.sqrt(total / count), share)
         if self.evaluator is None:
             return
         holder = self.grown.slots[slot]

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from esper.accord.effects import Veto
 from esper.accord.state import RunState
+from esper.kasmina.axes.block import OwnBlock
 from esper.kasmina.axes.site import Site
 from esper.kasmina.births import DamagedEntry, MissingEntry
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import EsperError
+from esper.leyline.legality import COPY
 from esper.tolaria.ranks.computed import SEED, Computation, describe_computed, digest_twice
 from esper.tolaria.ranks.world import World
 
@@ -39,16 +41,21 @@ def check_weights(seed: nn.Module, site: Site, blueprint: str) -> None:
     Raises:
         Unfit: says what is wrong.
     """
-    count = sum(parameter.numel() for parameter in seed.parameters())
-    wanted = registry.info(site.topology, blueprint, site.dim, site.positions).parameters
-    if count != wanted:
-        raise Unfit(f"{blueprint} has {count} parameters, its formula says {wanted}")
+    if not isinstance(seed, OwnBlock):
+        _check_count(seed, site, blueprint)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in seed.parameters()):
         raise NotFinite(f"{blueprint} is not finite at birth")
 
 
+def _check_count(seed: nn.Module, site: Site, blueprint: str) -> None:
+    count = sum(parameter.numel() for parameter in seed.parameters())
+    wanted = registry.info(site.topology, blueprint, site.dim, site.positions).parameters
+    if count != wanted:
+        raise Unfit(f"{blueprint} has {count} parameters, its formula says {wanted}")
+
+
 def check_forward(seed: nn.Module, site: Site, blueprint: str, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Runs one forward of one sample of ones, in train mode.
+    """Runs one forward of one sample of ones, in train mode; of a copy of the host's block the host has run it.
 
     Only the training thread may call it, because it saves and restores the random states.
 
@@ -62,6 +69,8 @@ def check_forward(seed: nn.Module, site: Site, blueprint: str, *, dtype: torch.d
     Raises:
         Unfit: says what is wrong; whatever the forward raises is passed on.
     """
+    if isinstance(seed, OwnBlock):
+        return
     with torch.no_grad(), undisturbed(device):
         x = torch.ones(1, *site.shape, dtype=dtype, device=device)
         delta = seed(x)
@@ -87,7 +96,7 @@ def computation_of(seed: nn.Module, site: Site, *, dtype: torch.dtype, device: t
 
 def digest_newborn(world: World, slot: str, seed: nn.Module, site: Site, dtype: torch.dtype) -> int | None:
     """Digests what a seed computes, for the commit that settles its birth; None if ranks cannot compare it."""
-    if world.size == 1:
+    if world.size == 1 or isinstance(seed, OwnBlock):  # of a copy the weights are compared, at its first tick
         return None
     digest = digest_twice(computation_of(seed, site, dtype=dtype, device=world.device))
     if digest is None and world.rank == 0:
@@ -116,7 +125,8 @@ def describe_seeds(
         return {}
     computations = {}
     for entry in state.slots:
-        if entry.stage.has_seed and entry.blueprint is not None:
+        if entry.stage.has_seed and entry.blueprint not in (None, COPY):  # a copy has come from the host's weights
+            assert entry.blueprint is not None
             seed = build(entry.slot, entry.blueprint, entry.generation)
             site = grown.sites[entry.slot]
             computations[f"the seed in {entry.slot}"] = computation_of(seed, site, dtype=dtype, device=world.device)

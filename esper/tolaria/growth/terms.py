@@ -1,18 +1,25 @@
 """Builds the terms of a run, which never change and by which the reducer judges; for trainer, session and drill."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from esper.accord.account import Costs
-from esper.accord.config import GateConfig, SlotsConfig
+from esper.accord.config import CopyInit, GateConfig, SlotsConfig
 from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import Terms
 from esper.kasmina.axes.site import Site
+from esper.kasmina.births.own import describe_reasons, find_fits
 from esper.kasmina.blueprints import registry
+from esper.kasmina.flops import copy_cost
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.alpha import Operator
 from esper.leyline.channels import channels_path, parse_channels, summarize_channels, usable_operators
-from esper.leyline.observation import HostInfo
+from esper.leyline.costs import SeedCost
+from esper.leyline.errors import ConfigError
+from esper.leyline.legality import COPY
+from esper.leyline.observation import BlueprintInfo, HostInfo
 from esper.leyline.slots import parse_slot
 
 
@@ -45,11 +52,58 @@ def set_channels(grown: Grown, slots: SlotsConfig) -> None:
         grown.slots[slot].set_channels(values)
 
 
+def _sorted_infos(infos: tuple[BlueprintInfo, ...], own: BlueprintInfo | None) -> tuple[BlueprintInfo, ...]:
+    return tuple(sorted([*infos, *([] if own is None else [own])], key=lambda info: info.name))
+
+
 def host_info(grown: Grown, costs: Costs | None) -> HostInfo:
     """Size of the bare host in a model, whatever has grown in it."""
     named = grown.model.named_parameters()
     parameters = sum(parameter.numel() for name, parameter in named if not name.startswith(f"{CONTAINER}."))
     return HostInfo(parameters=parameters, flops=None if costs is None else costs.host.forward)
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Copies of the host's own blocks on offer, by slot.
+
+    Fields:
+        infos: entry of the catalogue.
+        costs: FLOPs per sample.
+        reasons: why a slot without an entry has none.
+    """
+
+    infos: Mapping[str, BlueprintInfo] = field(default_factory=dict)
+    costs: Mapping[str, SeedCost] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_copies(grown: Grown, slots: SlotsConfig, example: Any) -> Copies:
+    """Copies of blocks that the slots can have, if the settings ask for them.
+
+    Args:
+        grown: the model.
+        slots: its section of the settings.
+        example: one batch of the model's inputs.
+
+    Raises:
+        ConfigError: they ask for copies, and no slot can have one; the text says of each why.
+    """
+    if COPY not in slots.blocks:
+        return Copies()
+    identity = slots.copy_init is CopyInit.IDENTITY
+    fits, reasons = find_fits(grown, example, identity=identity, patterns=slots.copy_zero)
+    if not fits:
+        raise ConfigError(
+            f"slots.blocks = {slots.blocks!r}: no slot of this host can have a copy of its block; "
+            f"{describe_reasons(reasons)}"
+        )
+    costs = {slot: copy_cost(grown, slot, fit) for slot, fit in fits.items()}
+    infos = {
+        slot: BlueprintInfo(name=COPY, parameters=fit.parameters, flops=costs[slot].forward, reach=None)
+        for slot, fit in fits.items()
+    }
+    return Copies(infos, costs, reasons)
 
 
 def build_terms(
@@ -67,6 +121,7 @@ def build_terms(
     costs: Costs | None,
     names: tuple[str, ...] | None = None,
     operators: tuple[Operator, ...] | None = None,
+    copies: Mapping[str, BlueprintInfo] | None = None,
 ) -> Terms:
     """The terms of a run on a model with these sites.
 
@@ -84,9 +139,12 @@ def build_terms(
         costs: FLOPs per sample; None if none are counted.
         names: blueprints on offer; None for all that are registered.
         operators: operators on offer in every slot; None for all that a slot can use.
+        copies: of `find_copies`.
     """
+    asked, copies = {*slots.blocks, *(slots.planted or {}).values()}, copies or {}
     catalogue = {
-        slot: registry.catalogue(site.topology, site.dim, site.positions, names) for slot, site in sites.items()
+        slot: _sorted_infos(registry.catalogue(site.topology, site.dim, site.positions, names, asked), copies.get(slot))
+        for slot, site in sites.items()
     }
     offered = {info.name for infos in catalogue.values() for info in infos}
     usable = {
@@ -98,7 +156,7 @@ def build_terms(
         probe=probe,
         host=host,
         catalogue=catalogue,
-        names=registry.all_names() if names is None else tuple(sorted(offered)),
+        names=tuple(sorted({*registry.all_names(), *([COPY] if copies else [])} if names is None else offered)),
         operators=usable,
         channels={slot: summarize_channels(values) for slot, values in parsed_channels(slots).items()},
         places=places_of(sites),

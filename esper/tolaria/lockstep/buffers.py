@@ -19,11 +19,11 @@ from esper.tolaria.ranks.world import World
 
 
 def _float_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The host's float buffers by name, in canonical order."""
+    """Float buffers of the host and of copies of its blocks, by name, in canonical order."""
     return {
         name: buffer
         for name, buffer in model.named_buffers()
-        if buffer.is_floating_point() and not name.startswith(f"{CONTAINER}.")
+        if buffer.is_floating_point() and (not name.startswith(f"{CONTAINER}.") or ".seed." in name)
     }
 
 

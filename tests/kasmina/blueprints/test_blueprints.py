@@ -47,12 +47,23 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_catalogue_is_what_the_design_names() -> None:
-    maps = ("attention", "bottleneck", "conv_heavy", "conv_light", "conv_small", "depthwise", "noop", "norm")
+    maps = ("attention", "block", "bottleneck", "conv_heavy", "conv_light", "conv_small", "depthwise", "noop", "norm")
     assert blueprints.names(MAP) == maps
-    sequences = ("attention", "flex_attention", "lora", "lora_large", "mlp", "mlp_small", "noop", "norm")
+    sequences = ("attention", "block", "flex_attention", "lora", "lora_large", "mlp", "mlp_small", "noop", "norm")
     assert blueprints.names(SEQ) == sequences
-    assert blueprints.names(SIG) == tuple(name for name in maps if name != "attention")
+    assert blueprints.names(SIG) == tuple(name for name in maps if name not in ("attention", "block"))
     assert blueprints.names(VEC) == ("lora", "mlp", "noop", "norm")
+
+
+@pytest.mark.parametrize("topology", [SEQ, MAP])
+def test_a_whole_block_is_offered_where_it_is_asked_for(topology: Topology) -> None:
+    usual = {info.name for info in blueprints.catalogue(topology, 16, 16)}
+    asked = {info.name for info in blueprints.catalogue(topology, 16, 16, asked=["block", "copy"])}
+    assert asked - usual == {"block"}
+    with pytest.raises(ConfigError, match="this name is for copies of the host's own blocks"):
+        blueprints.blueprint("copy", topology=topology, parameters=lambda dim: 0, flops=lambda dim, positions: 0)(
+            type("Mine", (nn.Module,), {"forward": lambda self, x: x})
+        )
 
 
 @every
