@@ -121,6 +121,14 @@ def teacher_can_be_found(distill: DistillConfig) -> list[str]:
     return []
 
 
+def origin_is_a_run(trainer: Any) -> list[str]:
+    """The run to go on from is a run directory."""
+    run = trainer.resume_from
+    if run is not None and not RunDir(Path(run).expanduser()).config.is_file():
+        return [f"trainer.resume_from = {run!r}: no config.yaml in it, so it is no run; name a run directory"]
+    return []
+
+
 def distilled_features_are_of_slots(host: Any, data: Any, slots: SlotsConfig, distill: DistillConfig) -> list[str]:
     """Features that are drawn towards the teacher's belong to slots in use."""
     known = [slot for slot in host_slots(host, data) if not slots.ids or slot in slots.ids]
@@ -270,6 +278,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("task",), own_code_can_be_imported),
     (("data", "task"), task_is_known),
     (("distill",), teacher_can_be_found),
+    (("trainer",), origin_is_a_run),
     (("host", "data", "slots"), slots_are_of_host),
     (("host", "data", "slots"), channels_are_of_slots),
     (("host", "data", "slots", "distill"), distilled_features_are_of_slots),

@@ -199,6 +199,11 @@ class RunDir:
         return self.path / "data.json"
 
     @property
+    def origin(self) -> Path:
+        """What a run that goes on from another one began with, and what that had cost."""
+        return self.path / "origin.json"
+
+    @property
     def order(self) -> Path:
         """A person's latest order to the breaker of growth; the next resume obeys it."""
         return self.path / "breaker.json"

@@ -38,7 +38,9 @@ def describe_extension(
     status, _ = read_status(files.path)
     if status is not None and status["status"] == "done":
         text += f"; its result is kept as {files.earlier_result(status['step']).name}"
-    if config.optim.schedule is not Schedule.CONSTANT:
+    if config.optim.schedule is Schedule.WSD:
+        text += "; optim.schedule = wsd: the rate is at its peak until the longer run's decay begins"
+    elif config.optim.schedule is not Schedule.CONSTANT:
         text += (
             f"; optim.schedule = {config.optim.schedule} is a function of the length: from here on the learning rate "
             "is that of the longer run, higher than it was, and the steps so far were taken under the shorter one"

@@ -36,6 +36,7 @@ from esper.run.closing import summarise
 from esper.run.directory import check_same_data, read_order, write_done, write_result
 from esper.run.ending import ending_of, is_witness, status_of
 from esper.run.fields import handshake_fields, import_named
+from esper.run.origin import find_origin, read_sunk, write_origin
 from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
@@ -216,7 +217,15 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         chosen = choose_checkpoint(store, world, sink)
         if chosen is None and attempt.number > 1 and world.rank == 0:
             print(f"esper: attempt {attempt.number} begins at step 0: no earlier one has saved", flush=True)
-        engine.begin(chosen, order)
+        origin = None
+        if chosen is None:
+            own = None if engine.controller is None else engine.controller.state_dict()
+            origin = find_origin(config, world, own)
+            shake_hands(world, {"goes on from": "nothing" if origin is None else str(origin.record)})
+            if origin is not None and world.rank == 0:
+                write_origin(run_dir, origin)
+        engine.begin(chosen, order, None if origin is None else origin.generation)
+        del origin
         growth = engine.growth
         shake_hands(world, describe_seeds(world, engine.grown, engine.state, growth.build, growth.dtype))
         world.meet("load")
@@ -225,7 +234,8 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         result = engine.run()
         if world.rank == 0:
             attempt.check()
-            write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code_digest()})
+            sunk = read_sunk(run_dir, result.flops)
+            write_result(run_dir, {**to_plain(result), **sunk, "data": bundle.record, "code": code_digest()})
             write_done(run_dir, step=result.step, objective=result.objective)
             _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result

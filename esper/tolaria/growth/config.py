@@ -21,6 +21,7 @@ class Schedule(StrEnum):
     COSINE = "cosine"
     LINEAR = "linear"
     PLATEAU = "plateau"
+    WSD = "wsd"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,8 +55,8 @@ class OptimConfig:
     """
 
     schedule: Schedule = Schedule.COSINE
-    """Shape of the learning rate after warm-up: ``constant``, ``cosine``, ``linear``, or ``plateau``: cut where
-    trainer.watch does not improve.
+    """Shape of the learning rate after warm-up: ``constant``, ``cosine``, ``linear``, ``wsd``: at its peak, then linearly
+    down over the last ``decay_share`` of the run, or ``plateau``: cut where trainer.watch does not improve.
     """
 
     plateau_factor: float = 0.1
@@ -64,11 +65,14 @@ class OptimConfig:
     plateau_patience: int = 10
     """Measured ticks without an improvement that are let pass before a cut; plateau only."""
 
+    decay_share: float = 0.2
+    """Share of the run's steps, 0 to 1, over which ``wsd`` decays."""
+
     warmup_steps: int = 0
     """Optimizer steps of the host's linear warm-up; 0: none."""
 
     final_lr_fraction: float = 0.1
-    """Share of the peak learning rate at the last step, 0 to 1; cosine and linear only."""
+    """Share of the peak learning rate at the last step, 0 to 1; cosine, linear and wsd."""
 
     clip_norm: float | None = 1.0
     """L2 norm to which each owner's gradient (host, each slot) is clipped by itself; null: no clipping."""
@@ -111,6 +115,7 @@ class OptimConfig:
             check("eps", self.eps > 0, "must be > 0")
             for name in ("warmup_steps", "seed_warmup_steps"):
                 check(name, getattr(self, name) >= 0, "optimizer steps, must be >= 0")
+            check("decay_share", 0 <= self.decay_share <= 1, "must be in [0, 1]")
             check("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "must be in [0, 1]")
             check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "must be > 0, or null for no clipping")
             own = self.clip_norms or {}

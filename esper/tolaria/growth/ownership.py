@@ -7,7 +7,7 @@ trained that may not be is checked in `esper.tolaria.growth.parameters`.
 
 The learning rate is a pure function of the optimizer step, so it survives growth and resume:
 
-    host   lr * shape(step),   shape = linear warm-up, then constant, cosine or linear down to final_lr_fraction
+    host   lr * shape(step),   shape = linear warm-up, then constant, wsd, cosine or linear down to final_lr_fraction
     seed   host * seed_lr_scale * min(1, (step - learn_step + 1) / seed_warmup_steps)
 
 Gradients are judged and clipped per owner, so a slot cannot touch the host's update. A fused optimizer does this

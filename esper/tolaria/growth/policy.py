@@ -26,9 +26,22 @@ def lr_shape(config: OptimConfig, step: int, total_steps: int) -> float:
         return (step + 1) / config.warmup_steps
     if config.schedule in (Schedule.CONSTANT, Schedule.PLATEAU):
         return 1.0
+    if config.schedule is Schedule.WSD:
+        begins = stable_until(config, total_steps) or 0
+        down = 1.0 if step < begins else max(0.0, 1.0 - (step - begins) / max(1, total_steps - begins))
+        return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * down
     u = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
     down = 0.5 * (1.0 + math.cos(math.pi * u)) if config.schedule is Schedule.COSINE else 1.0 - u
     return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * down
+
+
+def stable_until(config: OptimConfig, total_steps: int) -> int | None:
+    """The step at which the rate begins to go down, a run's end if it never does; None if it does from the start."""
+    if config.schedule is Schedule.CONSTANT:
+        return total_steps
+    if config.schedule is Schedule.WSD:
+        return max(config.warmup_steps, total_steps - math.ceil(config.decay_share * total_steps))
+    return None
 
 
 class GroupPolicy(Protocol):

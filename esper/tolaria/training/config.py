@@ -99,6 +99,15 @@ class TrainerConfig:
     controller and the choice of the best checkpoint see it, too.
     """
 
+    resume_from: str | None = None
+    """RUN of another run that this one goes on from: weights, growth, moments and account are those of its checkpoint,
+    settings and length are this run's own. The checkpoint must lie where the learning rate was stable; what it has
+    cost is recorded as sunk (RUN/origin.json). null: from nothing.
+    """
+
+    resume_step: int | None = None
+    """Step of the checkpoint of ``resume_from``; null: the newest that lies in the stable part."""
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""
         steps = self.steps or self.epochs * steps_per_epoch
@@ -117,5 +126,6 @@ class TrainerConfig:
                 check(name, getattr(self, name) >= 1, "must be >= 1")
             check("ema", self.ema is None or 0.0 < self.ema < 1.0, "must be > 0 and < 1, or null for no average")
             check("ema_validate", not self.ema_validate or self.ema is not None, "needs trainer.ema, such as 0.999")
+            check("resume_step", self.resume_step is None or self.resume_from is not None, "needs trainer.resume_from")
             check("accumulate", self.accumulate <= self.batch, "must not exceed trainer.batch")
             check("max_skips", self.max_skips <= self.max_consecutive, "must not exceed trainer.max_consecutive")
