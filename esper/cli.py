@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain.add_argument("--to", metavar="FOLDER", type=Path, help="a new folder; RUN/export-STEP")
     plain.add_argument("--partial", action="store_true", help="also seeds with an alpha between 0 and 1, as they are")
     plain.add_argument("--ema", action="store_true", help="the average of the weights (trainer.ema), not the weights")
+    plain.add_argument("--native", action="store_true", help="the host's own class with more blocks")
     plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
     plain.add_argument("--trust", action="store_true", help=trust)
     commands.add_parser("ctl", help="give an order to a run in training (esper ctl --help)")
@@ -214,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _compare(given)
         if given.command == "export":
             to = given.to and given.to.absolute()
-            how = {"fold": not given.no_fold, "partial": given.partial, "averaged": given.ema, "trusted": given.trust}
+            how = {"fold": not given.no_fold, "partial": given.partial, "averaged": given.ema}
+            how |= {"trusted": given.trust, "as_native": given.native}
             print(export_run(given.run.absolute(), given.at, to, **how))
             return 0
         breaker = given.breaker and BreakerPhase(given.breaker)

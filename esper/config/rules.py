@@ -87,7 +87,7 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
         _points(host, data)
     except ConfigError as error:
         # A custom host cannot be proposed: only the user knows its path.
-        builtin = {kind: entry.config() for kind, entry in sorted(HOSTS.items()) if kind != "custom"}
+        builtin = {kind: entry.config() for kind, entry in sorted(HOSTS.items()) if kind not in ("custom", "hf")}
         fitting = [kind for kind, config in builtin.items() if host_slots(config, data)]
         fix = f"set host={fitting[0]}, or choose other data" if fitting else "choose other data"
         return [f"{line}; {fix}" for line in error.problems]

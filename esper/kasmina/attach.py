@@ -18,6 +18,7 @@ from torch import nn
 
 from esper.kasmina.axes.site import Site
 from esper.kasmina.export.exporter import export
+from esper.kasmina.export.native import native as make_native
 from esper.kasmina.slots.grown import Grown, Slots
 from esper.kasmina.slots.hooks import RootHooks
 from esper.kasmina.slots.sites import CONTAINER, find_sites, is_compiled
@@ -40,7 +41,9 @@ class Attached(Grown):
         (console or Console()).print(table)
         return table
 
-    def export(self, example: Any = None, *, fold: bool = True, partial: bool = False) -> nn.Module:
+    def export(
+        self, example: Any = None, *, fold: bool = True, partial: bool = False, native: bool = False
+    ) -> nn.Module:
         """Returns a plain module that computes what this model computes now, without a class of esper.
 
         See `esper.kasmina.export`.
@@ -50,7 +53,11 @@ class Attached(Grown):
             fold: make linear seeds and scales part of the weights beside them; with False the result is equal bit for
                 bit.
             partial: also export seeds with an alpha between 0 and 1, as they are now.
+            native: return the host's own class with more blocks, where all that grew is copies of its blocks; see
+                `esper.kasmina.export.native`.
         """
+        if native:
+            return make_native(self, example).module
         return export(self, example, fold=fold, partial=partial).module
 
 

@@ -15,7 +15,7 @@ from esper.kasmina.attach import attach
 from esper.kasmina.births import Library, LibraryConfig
 from esper.kasmina.blueprints import registry
 from esper.kasmina.compiler import Compiler
-from esper.kasmina.hosts import build_host
+from esper.kasmina.hosts import StartConfig, build_host, freeze
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import arguments
 from esper.kasmina.slots.unfit import check_learning
@@ -63,6 +63,8 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     seed_streams(config.seed)
     host = build_host(config.host, bundle.input_shape, bundle.classes)
     host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
+    if isinstance(config.host, StartConfig):
+        freeze(host, config.host.freeze)
     points = {point.slot: point for point in host.injection_points()}  # type: ignore[operator]
     chosen = config.slots.ids or list(points)
     for slot in chosen:

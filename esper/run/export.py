@@ -11,6 +11,7 @@ from pathlib import Path
 from esper.config.tree import load_config
 from esper.kasmina.blueprints import registry
 from esper.kasmina.export.exporter import export
+from esper.kasmina.export.native import native, save_native
 from esper.kasmina.export.record import Way
 from esper.kasmina.export.writing import save_exported
 from esper.leyline.errors import CheckpointError
@@ -55,6 +56,7 @@ def export_run(
     partial: bool,
     averaged: bool = False,
     trusted: bool = False,
+    as_native: bool = False,
 ) -> str:
     """Writes the network of a run as a plain model; returns lines that describe it.
 
@@ -65,6 +67,7 @@ def export_run(
         fold: whether to fold seeds into weights, see `esper.kasmina.export.exporter.export`.
         partial: whether to export seeds with an alpha between 0 and 1, see there.
         averaged: whether to export the average of the weights, see `esper.tolaria.lockstep.ema`.
+        as_native: whether to write the host's own class with more blocks, see `esper.kasmina.export.native`.
         trusted: whether the run may name code even if its config.yaml is not the caller's own.
 
     Raises:
@@ -77,7 +80,6 @@ def export_run(
     store = CheckpointStore.of_run(run)
     step = choose_step(store, at)
     grown, state, run_id = rebuild_run(config, load_data(config.data), store, step, averaged=averaged)
-    exported = export(grown, fold=fold, partial=partial)
     seeds = {
         entry.slot: {"blueprint": entry.blueprint, "stage": entry.stage.name, "generation": entry.generation}
         for entry in state.slots
@@ -88,6 +90,14 @@ def export_run(
     if averaged:
         place, what = place.with_name(f"{place.name}-ema"), f"the average of the weights at {what}"
         about["ema"] = config.trainer.ema
+    if as_native:
+        place = place.with_name(f"{place.name}-native")
+        made = native(grown)
+        folder = save_native(made, to or place, about)
+        lines = [f"esper: {what} as a native model in {folder}"]
+        lines += [f"  {slot}  copy  {made.blocks}.{index}" for slot, index in made.places.items()]
+        return "\n".join(lines)
+    exported = export(grown, fold=fold, partial=partial)
     folder = save_exported(exported, to or place, about)
     lines = [f"esper: {what} as a plain model in {folder}"]
     for slot in exported.slots:

@@ -109,14 +109,14 @@ def find_origin(config: EsperConfig, world: World, controller: dict[str, Any] | 
     return Origin(generation, record)
 
 
-def write_origin(run_dir: Path, origin: Origin) -> None:
-    """Writes RUN/origin.json.
+def write_origin(run_dir: Path, record: dict[str, Any]) -> None:
+    """Writes RUN/origin.json: what the run began with, another run's checkpoint or weights from elsewhere.
 
     Raises:
         RunDirError: it cannot be written.
     """
     try:
-        write_json(RunDir(run_dir).origin, origin.record)
+        write_json(RunDir(run_dir).origin, record)
     except OSError as error:
         raise RunDirError(f"{RunDir(run_dir).origin}: cannot be written ({error.strerror}); see to the disk") from error
 
@@ -136,8 +136,10 @@ def read_sunk(run_dir: Path, flops: int | None) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(path.read_text())
-        sunk = record["flops"]
+        sunk = record["flops"] if "run" in record else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); restore it from a copy") from None
+    if "run" not in record:
+        return {"origin": record}
     marginal = None if flops is None or sunk is None else flops - sunk
     return {"origin": record, "sunk_flops": sunk, "marginal_flops": marginal}

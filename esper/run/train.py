@@ -39,6 +39,7 @@ from esper.run.fields import handshake_fields, import_named
 from esper.run.origin import find_origin, read_sunk, write_origin
 from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
+from esper.run.weights import load_weights_from
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
 from esper.tolaria.growth.staging import describe_seeds
@@ -220,10 +221,11 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         origin = None
         if chosen is None:
             own = None if engine.controller is None else engine.controller.state_dict()
-            origin = find_origin(config, world, own)
-            shake_hands(world, {"goes on from": "nothing" if origin is None else str(origin.record)})
-            if origin is not None and world.rank == 0:
-                write_origin(run_dir, origin)
+            origin, given = find_origin(config, world, own), load_weights_from(config, engine.grown.model)
+            begins = given if origin is None else origin.record
+            shake_hands(world, {"begins with": "random weights" if begins is None else str(begins)})
+            if begins is not None and world.rank == 0:
+                write_origin(run_dir, begins)
         engine.begin(chosen, order, None if origin is None else origin.generation)
         del origin
         growth = engine.growth

@@ -16,14 +16,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from esper.kasmina.axes.block import Call, OwnBlock
 from esper.kasmina.axes.feature import take
 from esper.kasmina.export.copying import copy_model, strip_slots
 from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, target_of
-from esper.kasmina.export.join import JOINS, ONLY_FULL, Factor, add, compute_delta, current_alphas, join_graph, refuse
+from esper.kasmina.export.join import (
+    JOINS,
+    ONLY_FULL,
+    Factor,
+    add,
+    compute_delta,
+    current_alphas,
+    join_graph,
+    move_to,
+    refuse,
+)
 from esper.kasmina.export.listening import Listeners, Listening
 from esper.kasmina.export.record import Exported, ExportedSlot, Way
 from esper.kasmina.export.same import Inputs, check_same, inputs_for, run_plain, same_bits
-from esper.kasmina.export.tracing import as_graph, is_torch, package_of, use_twins
+from esper.kasmina.export.tracing import as_graph, esper_modules, is_below, is_torch, package_of, use_twins
 from esper.kasmina.precision import as_wide
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
@@ -50,20 +61,6 @@ def _hold(module: nn.Module, joins: Mapping[str, nn.Module]) -> str:
     return name
 
 
-def _esper_modules(model: nn.Module) -> list[str]:
-    """Returns the names of modules of esper's classes that lie in no other such module."""
-    names: list[str] = []
-    for name, module in model.named_modules():
-        if package_of(module) == "esper" and not any(_is_below(name, other) for other in names):
-            names.append(name)
-    return names
-
-
-def _is_below(name: str, other: str) -> bool:
-    """Whether the module of this name lies strictly below the other."""
-    return name != other and (not other or name.startswith(f"{other}."))
-
-
 def _holder(model: nn.Module, slot: str) -> SeedSlot:
     holder = model.get_submodule(f"{CONTAINER}.{slot}")
     assert isinstance(holder, SeedSlot)
@@ -82,10 +79,11 @@ class _Exporter:
                 holder.operator, holder.gate = Operator.ADD, None  # at full alpha they equal ADD, bit for bit
         self.inexact = False
         self.outputs: dict[str, Any] = {}  # by slot, in the order of execution
+        self.calls: dict[str, Call] = {}
         self.inputs: dict[str, Inputs] = {"": self.example}
         self.joins: dict[str, nn.Module] = {}
         self.ways: dict[str, tuple[Way, str | None]] = {}
-        self.listeners = Listeners(self.model, self.sites, [n for n in _esper_modules(self.model) if n != CONTAINER])
+        self.listeners = Listeners(self.model, self.sites, [n for n in esper_modules(self.model) if n != CONTAINER])
 
     def observe(self) -> Any:
         """Runs the grown model on the example; notes what sites return and what inputs modules of esper get."""
@@ -93,11 +91,12 @@ class _Exporter:
         for slot, level in self.levels.items():
             if level > 0.0:
                 site = self.model.get_submodule(self.sites[slot].module)
-                handles.append(site.register_forward_hook(lambda _m, _a, out, slot=slot: self._note_output(slot, out)))
+                note_output = lambda _m, args, kwargs, out, slot=slot: self._note_output(slot, args, kwargs, out)  # noqa: E731
+                handles.append(site.register_forward_hook(note_output, with_kwargs=True))
                 handles += self.listeners.watch(slot, _holder(self.model, slot).seed)
-        for name in _esper_modules(self.model):
+        for name in esper_modules(self.model):
             part = self.model.get_submodule(name)
-            if name and not _is_below(name, CONTAINER) and name != CONTAINER:
+            if name and not is_below(name, CONTAINER) and name != CONTAINER:
                 note = lambda _m, args, kwargs, name=name: self._note_inputs(name, args, kwargs)  # noqa: E731
                 handles.append(part.register_forward_pre_hook(note, with_kwargs=True))
         # If all features need a gradient, esper's GroupNorm and torch's compute the same way (see blueprints.parts).
@@ -113,8 +112,8 @@ class _Exporter:
             for handle in handles:
                 handle.remove()
 
-    def _note_output(self, slot: str, output: Any) -> None:
-        self.outputs[slot] = output
+    def _note_output(self, slot: str, args: Any, kwargs: Any, output: Any) -> None:
+        self.outputs[slot], self.calls[slot] = output, Call(args, kwargs)
 
     def _note_inputs(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.inputs.setdefault(name, tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
@@ -130,10 +129,13 @@ class _Exporter:
             site = self.sites[slot]
             feature = as_wide(site.turned(take(output, site.place).detach()), seeds[slot])
             listening = self.listeners.bind(slot, seeds[slot])
-            seed = self._as_torch(slot, seeds[slot], feature, listening)
+            own = isinstance(seeds[slot], OwnBlock)
+            whole = self._block_of(slot, seeds[slot]) if own else seeds[slot]
+            seed = self._as_torch(slot, whole, feature, listening)
             formula, factor_of = JOINS[holders[slot].operator]
+            formula = move_to if own else formula
             factor = factor_of(torch.tensor(self.levels[slot], device=holders[slot].alpha.device), holders[slot])
-            if self.fold:
+            if self.fold and not own:
                 if is_zero(seed):
                     self.inexact = True
                     continue
@@ -143,6 +145,15 @@ class _Exporter:
                     self.inexact = True
                     factor = 1.0 if formula is add else factor
             self.joins[slot] = join_graph(seed, formula, factor, output=output, site=site, listening=listening)
+
+    def _block_of(self, slot: str, seed: OwnBlock) -> nn.Module:
+        """The block of a copy that takes the feature alone."""
+        if self.calls[slot].has_further(self.outputs[slot]) if self.sites[slot].place is None else True:
+            raise ConfigError(
+                f"the copy in slot {slot} is called with more than the feature, or returns more, so that it cannot be "
+                "a graph; where it is a block of a list, export --native makes it one more"
+            )
+        return seed.block
 
     def _fold(self, slot: str, seed: nn.Module, factor: Factor) -> bool:
         """Folds the seed into the Linear that makes the feature; returns whether that was possible."""
@@ -155,7 +166,7 @@ class _Exporter:
         if target is None or linear is None:
             return False
         between = [self.sites[other].module for other in self.joins]
-        if any(name == target or (_is_below(target, name) and _is_below(name, site.module)) for name in between):
+        if any(name == target or (is_below(target, name) and is_below(name, site.module)) for name in between):
             return False  # another seed is joined to the layer's output first
         layer: Any = self.model.get_submodule(target)
         if not fold_into(layer, factor, *linear):
@@ -181,11 +192,11 @@ class _Exporter:
 
     def assemble(self) -> None:
         """Puts the seeds' graphs in their places, and replaces modules of esper by graphs."""
-        roots = _esper_modules(self.model)
+        roots = esper_modules(self.model)
         waiting = dict(self.joins)
         for root in roots:
             part = self.model.get_submodule(root)
-            inside = {slot: join for slot, join in waiting.items() if _is_below(self.sites[slot].module, root)}
+            inside = {slot: join for slot, join in waiting.items() if is_below(self.sites[slot].module, root)}
             if inside:
                 self._record(_hold(part, inside), root, inside)
             joins = {self.model.get_submodule(self.sites[slot].module): waiting.pop(slot) for slot in inside}
@@ -223,7 +234,7 @@ class _Exporter:
         keys: dict[str, str | None] = {}
         for key in before:
             moved = key
-            if _is_below(key, CONTAINER):
+            if is_below(key, CONTAINER):
                 slot, _, rest = key.removeprefix(f"{CONTAINER}.").partition(".")
                 moved = f"{self.ways[slot][1]}.{rest}" if self.ways[slot][0] is Way.MODULE else ""
             keys[key] = moved if moved in after else None

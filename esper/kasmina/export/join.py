@@ -56,6 +56,12 @@ def add(host: Any, delta: Any, factor: Any) -> Any:
     return host + _apply_factor(delta.to(host.dtype), factor)
 
 
+def move_to(host: Any, block: Any, factor: Any) -> Any:
+    """Computes h + factor (block - h), and the block itself where the factor is 1."""
+    block = block.to(host.dtype)
+    return block if factor == 1.0 else host + _apply_factor(block - host, factor)
+
+
 def modulate(host: Any, delta: Any, factor: Any) -> Any:
     """Computes h + h factor tanh delta."""
     return host + host * _apply_factor(torch.tanh(delta.to(host.dtype)), factor)

@@ -160,3 +160,17 @@ def as_graph(
         owner, _, last = name.rpartition(".")
         traced.get_submodule(owner)._non_persistent_buffers_set.add(last)
     return traced
+
+
+def esper_modules(model: nn.Module) -> list[str]:
+    """Returns the names of modules of esper's classes that lie in no other such module."""
+    names: list[str] = []
+    for name, module in model.named_modules():
+        if package_of(module) == "esper" and not any(is_below(name, other) for other in names):
+            names.append(name)
+    return names
+
+
+def is_below(name: str, other: str) -> bool:
+    """Whether the module of this name lies strictly below the other."""
+    return name != other and (not other or name.startswith(f"{other}."))

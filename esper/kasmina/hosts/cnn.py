@@ -13,13 +13,14 @@ from torch.nn.functional import relu
 from esper.kasmina.blueprints.parts import GroupNorm
 from esper.kasmina.hosts.registry import InjectionPoint, host
 from esper.kasmina.hosts.resume import Chain
+from esper.kasmina.hosts.start import StartConfig
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.topology import Topology
 
 
 @dataclass(kw_only=True, slots=True)
-class CNNConfig:
+class CNNConfig(StartConfig):
     """Shape of the convolutional host."""
 
     kind: str = "cnn"
@@ -32,6 +33,7 @@ class CNNConfig:
     """Groups of every GroupNorm; divides every width."""
 
     def __post_init__(self) -> None:
+        StartConfig.__post_init__(self)
         with Checks(self) as check:
             check("kind", self.kind == "cnn", "this config is of kind 'cnn'")
             check("widths", bool(self.widths) and all(width >= 1 for width in self.widths), "one or more, each >= 1")

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.hosts.start import StartConfig
 from esper.kasmina.slots.sites import list_some
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
@@ -26,7 +27,7 @@ from esper.leyline.topology import topology_of
 
 
 @dataclass(kw_only=True, slots=True)
-class CustomHostConfig:
+class CustomHostConfig(StartConfig):
     """Where the function is, its keyword arguments, and where slots go."""
 
     kind: str = "custom"
@@ -53,6 +54,7 @@ class CustomHostConfig:
     """
 
     def __post_init__(self) -> None:
+        StartConfig.__post_init__(self)
         sort_slots(self.sites)
         for slot, layout in (self.layout or {}).items():
             topology_of(layout, f"layout.{slot}")

@@ -16,6 +16,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
 from esper.kasmina.hosts.resume import State, join_slots, order_indices
+from esper.kasmina.hosts.start import StartConfig
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.slots import parse_slot
@@ -28,7 +29,7 @@ SITE_ORDER = ("attention", "mlp", "block")
 
 
 @dataclass(kw_only=True, slots=True)
-class GPTConfig:
+class GPTConfig(StartConfig):
     """Shape of the GPT host."""
 
     kind: str = "gpt"
@@ -53,6 +54,7 @@ class GPTConfig:
     """Where each block has a slot: ``block`` (c0), ``attention`` (c1), ``mlp`` (c2); see `GPT`."""
 
     def __post_init__(self) -> None:
+        StartConfig.__post_init__(self)
         with Checks(self) as check:
             check("kind", self.kind == "gpt", "this config is of kind 'gpt'")
             for name in ("layers", "dim", "block"):

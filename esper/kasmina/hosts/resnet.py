@@ -17,6 +17,7 @@ from torch.nn.functional import pad, relu
 
 from esper.kasmina.hosts.registry import InjectionPoint, host
 from esper.kasmina.hosts.resume import Chain
+from esper.kasmina.hosts.start import StartConfig
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.topology import Topology
@@ -27,7 +28,7 @@ SMALLEST = 5  # pixels a side; 2x2 remain in the last stage, so that BatchNorm c
 
 
 @dataclass(kw_only=True, slots=True)
-class ResNet20Config:
+class ResNet20Config(StartConfig):
     """Shape of the residual host."""
 
     kind: str = "resnet20"
@@ -39,6 +40,7 @@ class ResNet20Config:
     """
 
     def __post_init__(self) -> None:
+        StartConfig.__post_init__(self)
         with Checks(self) as check:
             check("kind", self.kind == "resnet20", "this config is of kind 'resnet20'")
             check("width", self.width >= 1, "must be >= 1")
