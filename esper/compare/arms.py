@@ -35,7 +35,7 @@ from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.fields import Checks
 from esper.leyline.files import RunDir
 from esper.run.assembly import build_grown
-from esper.run.costs import build_costs
+from esper.run.start.costs import build_costs
 from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data
 from esper.tolaria.training.length import plan_batches
 

@@ -25,8 +25,8 @@ from esper.leyline.files import RunDir
 from esper.leyline.protocols import EventSink
 from esper.leyline.slots import parse_slot
 from esper.run.batch_statistics import check_batches
-from esper.run.costs import build_costs
 from esper.run.fitting.parts import check_blueprints, check_output, check_owners
+from esper.run.start.costs import build_costs
 from esper.tamiyo import build_controller
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.snapshot import Identity

@@ -22,6 +22,7 @@ from esper.leyline.plain import from_plain, to_plain
 from esper.run.environment import describe_environment
 from esper.run.extension import reopen
 from esper.run.lock import take_lock
+from esper.run.start.origin import read_sunk
 
 
 def find_run(folder: Path) -> RunDir:
@@ -94,6 +95,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     Raises:
         RunDirError: it cannot be written.
     """
+    result = {**result, **read_sunk(folder, result.get("flops"))}
     _write_or_raise(RunDir(folder).result, result, "all is trained and saved: see to the disk, then resume")
 
 

@@ -36,10 +36,9 @@ from esper.run.closing import summarise
 from esper.run.directory import check_same_data, read_order, write_done, write_result
 from esper.run.ending import ending_of, is_witness, status_of
 from esper.run.fields import handshake_fields, import_named
-from esper.run.origin import find_origin, read_sunk, write_origin
+from esper.run.start.begin import begin_elsewhere
 from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
-from esper.run.weights import load_weights_from
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
 from esper.tolaria.growth.staging import describe_seeds
@@ -205,10 +204,9 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             print(f"esper: around each tick, in this order: {', '.join(engine.cycle.observers.names)}", flush=True)
         del teacher  # so that only the engine holds it, and can free it
         shake_hands(world, fields)
-        trained = bool(store.signs())
         if world.rank == 0:
             attempt.check()
-        check_same_data(run_dir, bundle.record, trained=trained, write=world.rank == 0)
+        check_same_data(run_dir, bundle.record, trained=bool(store.signs()), write=world.rank == 0)
         if world.size > 1 and world.device.type == "cuda":
             watchdog = Watchdog(
                 heartbeat, lambda: world.limit_s, lambda text: _end_stuck_rank(text, attempt, heartbeat)
@@ -218,16 +216,8 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         chosen = choose_checkpoint(store, world, sink)
         if chosen is None and attempt.number > 1 and world.rank == 0:
             print(f"esper: attempt {attempt.number} begins at step 0: no earlier one has saved", flush=True)
-        origin = None
-        if chosen is None:
-            own = None if engine.controller is None else engine.controller.state_dict()
-            origin, given = find_origin(config, world, own), load_weights_from(config, engine.grown.model)
-            begins = given if origin is None else origin.record
-            shake_hands(world, {"begins with": "random weights" if begins is None else str(begins)})
-            if begins is not None and world.rank == 0:
-                write_origin(run_dir, begins)
-        engine.begin(chosen, order, None if origin is None else origin.generation)
-        del origin
+        begin_elsewhere(config, engine, run_dir, chosen)
+        engine.begin(chosen, order)
         growth = engine.growth
         shake_hands(world, describe_seeds(world, engine.grown, engine.state, growth.build, growth.dtype))
         world.meet("load")
@@ -236,8 +226,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         result = engine.run()
         if world.rank == 0:
             attempt.check()
-            sunk = read_sunk(run_dir, result.flops)
-            write_result(run_dir, {**to_plain(result), **sunk, "data": bundle.record, "code": code_digest()})
+            write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code_digest()})
             write_done(run_dir, step=result.step, objective=result.objective)
             _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result

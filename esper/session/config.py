@@ -165,6 +165,8 @@ def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, wo
             f"slots.ids = {config.slots.ids}: a session has the slots of its attach ({have}); leave it out"
         )
     set_channels(grown, config.slots)
+    if grown.copies is None:  # a restored session has no example, and knows them from its file
+        grown.copies = find_copies(grown, config.slots, grown.example).infos
     return build_terms(
         grown.sites,
         config.slots,
@@ -177,7 +179,7 @@ def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, wo
         max_skips=config.max_skips,
         world_size=world_size,
         costs=None,
-        copies=find_copies(grown, config.slots, grown.example).infos,
+        copies=grown.copies,
     )
 
 

@@ -27,7 +27,7 @@ from esper.leyline.imports import why_foreign
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 
-FORMAT = 15
+FORMAT = 16
 KIND = "esper session"
 KEYS = {
     "format",
@@ -35,6 +35,7 @@ KEYS = {
     "settings",
     "controller",
     "topology",
+    "copies",
     "run_state",
     "step",
     "epoch",

@@ -16,6 +16,7 @@ from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.streams import rng_state, seed_rank, set_rng_state
 from esper.leyline.errors import CheckpointError, one_line
+from esper.leyline.observation import BlueprintInfo
 from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.slots import sort_slots
 from esper.session.average import average_words, check_average, collect_average, load_average
@@ -69,6 +70,7 @@ def _collect_common(loop: Loop, ranks: list[bytes]) -> dict[str, Any]:
         "kind": KIND,
         "settings": to_plain(parts.config),
         "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
+        "copies": {slot: to_plain(info) for slot, info in (grown.copies or {}).items()},
         "run_state": to_plain(loop.state),
         "step": loop.steps,
         "epoch": loop.epochs,
@@ -243,6 +245,7 @@ def rebuild_host(payload: Mapping[str, Any], host: nn.Module, where: str) -> Gro
     except ValueError as error:
         raise CheckpointError(f"{where}: topology: {error}") from error
     grown = attach_described(host, sites)
+    grown.copies = {slot: from_plain(BlueprintInfo, info, f"copies.{slot}") for slot, info in payload["copies"].items()}
     host_weights = {name: t for name, t in payload["model"].items() if not name.startswith(f"{CONTAINER}.")}
     load_weights(grown, host_weights, where)
     return grown

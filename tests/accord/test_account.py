@@ -11,7 +11,7 @@ from esper.accord.account import moved_lately, probe_flops, step_flops, validati
 from esper.kasmina.flops import host_cost
 from esper.kasmina.hosts import ResNet20Config
 from esper.leyline.events import TickDone
-from esper.run.assembly import build_costs
+from esper.run.start.costs import build_costs
 from tests.support.tiny import act, events, make_engine, schedule, tiny_config
 
 LIFE = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from esper.leyline.errors import ConfigError
-from esper.run.origin import find_origin
+from esper.run.start.origin import find_origin
 from esper.tolaria.growth.config import OptimConfig, Schedule
 from esper.tolaria.growth.policy import lr_shape, stable_until
 from tests.support.killed_runs import Kill, final, live, prepare_run

@@ -11,7 +11,7 @@ from torch import nn
 from esper.kasmina.hosts import CNNConfig, GPTConfig, HFConfig, ResNet20Config, build_host, freeze
 from esper.leyline.errors import ConfigError
 from esper.run.assembly import build_grown
-from esper.run.weights import load_weights_from
+from esper.run.start.weights import load_weights_from
 from esper.tolaria.data import load_data
 from tests.support.bitwise import bits
 from tests.support.tiny import make_engine, tiny_config
@@ -58,12 +58,16 @@ def test_a_run_is_loaded_at_the_chosen_or_the_named_step(tmp_path: Path) -> None
         engine.train_step()
         if engine.tick_due():
             engine.tick()
+        if engine.step == 4:
+            state = {name: tensor.clone() for name, tensor in engine.grown.model.state_dict().items()}
     engine.saver.close()
     engine.world.close()
-    model, record = load(run, weights_step=8)
-    assert all(bits(tensor, engine.grown.model.state_dict()[name]) for name, tensor in model.state_dict().items())
+    model, record = load(run, weights_step=4)
+    assert all(bits(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert record is not None
-    assert record["weights"].endswith("step 8")
+    assert record["weights"].endswith("step 4")
+    with pytest.raises(ConfigError, match=r"no checkpoint of host\.weights_step = 5; there are 4"):
+        load(run, weights_step=5)
 
 
 def test_what_does_not_fit_says_what(tmp_path: Path) -> None:

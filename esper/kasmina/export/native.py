@@ -40,7 +40,7 @@ class Native:
 
     Fields:
         module: the model, in eval().
-        blocks: name of the list of blocks.
+        blocks: name of the list of blocks; empty where nothing has grown.
         places: by slot, the index of its copy in the longer list.
     """
 
@@ -69,8 +69,6 @@ def _find_copies(grown: Grown) -> dict[str, tuple[str, int]]:
         if not last.isdigit() or not isinstance(grown.model.get_submodule(list_name), LISTS):
             raise ConfigError(f"{what}: its site {grown.sites[slot].module!r} is no entry of a list of modules")
         copies[slot] = list_name, int(last)
-    if not copies:
-        raise ConfigError("export --native: no copy of a block is at full alpha; export it without native")
     lists = sorted({name for name, _ in copies.values()})
     if len(lists) > 1:
         raise ConfigError(f"export --native: the copies stand in several lists of blocks ({', '.join(lists)})")
@@ -92,13 +90,23 @@ def native(grown: Grown, example: Any = None) -> Native:
     if example is None:
         raise ConfigError("export needs an example of the model's input: grown.export(example, native=True)")
     copies = _find_copies(grown)
-    (name,) = {list_name for list_name, _ in copies.values()}
+    name = next((list_name for list_name, _ in copies.values()), "")
     inputs = inputs_for(grown.model, example)
     model = copy_model(grown.model)
     with torch.no_grad():
         before = run_plain(model, inputs)
     seeds = {slot: model.get_submodule(f"{CONTAINER}.{slot}.seed.block") for slot in copies}
     strip_slots(model)
+    places = _lengthen(model, name, copies, seeds) if copies else {}
+    with torch.no_grad():
+        check_same(before, run_plain(model.eval(), inputs), exact=True)
+    return Native(model, name, places)
+
+
+def _lengthen(
+    model: nn.Module, name: str, copies: Mapping[str, tuple[str, int]], seeds: Mapping[str, nn.Module]
+) -> dict[str, int]:
+    """Puts the copies into the list of blocks, in place; returns by slot the index of each."""
     blocks, places = model.get_submodule(name), {}
     old = list(blocks.children())
     longer: list[nn.Module] = []
@@ -112,9 +120,7 @@ def native(grown: Grown, example: Any = None) -> Native:
     blocks._modules.update({str(index): block for index, block in enumerate(longer)})
     for module in model.modules():
         _lengthen_config(getattr(module, "config", None), name, [at for _, at in copies.values()], len(old))
-    with torch.no_grad():
-        check_same(before, run_plain(model.eval(), inputs), exact=True)
-    return Native(model, name, places)
+    return places
 
 
 def _renumber(old: list[nn.Module], longer: list[nn.Module]) -> None:

@@ -92,7 +92,8 @@ def read_hf_config(config: HFConfig, *, tokens: bool, classes: int) -> Any:
     except Exception as error:  # the library raises of many kinds
         advice = "name a folder with config.json, a model type such as gpt2, or set host.hub=true for a name on the hub"
         raise ConfigError(f"{where}: {' '.join(str(error).split())[:200]}; {advice}") from None
-    unknown = sorted(name for name in config.options or {} if not hasattr(own, name))
+    plain = type(own)()  # the library takes any name for a setting
+    unknown = sorted(name for name in config.options or {} if not hasattr(plain, name))
     if unknown:
         raise ConfigError(f"host.options: {', '.join(unknown)} is no setting of {type(own).__name__}")
     return own

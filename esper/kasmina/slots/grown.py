@@ -14,6 +14,7 @@ from esper.kasmina.slots.shadow import come_out, freeze
 from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
 from esper.kasmina.streams import cuda_devices, read_streams, set_streams, undisturbed
+from esper.leyline.observation import BlueprintInfo
 from esper.leyline.slots import sort_slots
 
 HOST = "host"
@@ -37,10 +38,12 @@ class Grown:
         slots: `SeedSlot` per slot id, row-major.
         beat: the state that the slots share.
         example: the batch of inputs given to `attach`; None for a handle made without one.
+        copies: by slot, what a copy of the block there would add; None until somebody has looked.
     """
 
     def __init__(self, model: nn.Module, sites: Mapping[str, Site], example: Any = None) -> None:
         self.model, self.example = model, example
+        self.copies: Mapping[str, BlueprintInfo] | None = None
         self.sites = {slot: sites[slot] for slot in sort_slots(sites)}
         container = model.get_submodule(CONTAINER)
         self.slots: dict[str, SeedSlot] = {slot: container.get_submodule(slot) for slot in self.sites}  # type: ignore[misc]

@@ -55,8 +55,8 @@ class OptimConfig:
     """
 
     schedule: Schedule = Schedule.COSINE
-    """Shape of the learning rate after warm-up: ``constant``, ``cosine``, ``linear``, ``wsd``: at its peak, then linearly
-    down over the last ``decay_share`` of the run, or ``plateau``: cut where trainer.watch does not improve.
+    """Shape of the learning rate after warm-up: ``constant``, ``cosine``, ``linear``, ``wsd``: at its peak, then
+    linearly down over the last ``decay_share`` of the run, or ``plateau``: cut where trainer.watch does not improve.
     """
 
     plateau_factor: float = 0.1

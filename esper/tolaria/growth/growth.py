@@ -115,8 +115,7 @@ class Growth:
     def clear(self) -> None:
         """Uproots every seed and discards every birth under way.
 
-        The model is then as before its first birth, except for the host's own weights and moments. `follow` wraps it
-        again.
+        The model is as before its first birth, except for the host's weights and moments; `follow` wraps it again.
         """
         self.call, self._wrapped = self.grown.model, None  # the reducer holds the seeds' parameters, too
         self.perform([Uproot(slot) for slot, holder in self.grown.slots.items() if holder.seed is not None])
@@ -157,8 +156,7 @@ class Growth:
 
     def _prepare(self, effect: Prepare) -> None:
         """Builds and checks a seed, or orders it from the library; a failure becomes this rank's veto, no exception."""
-        slot, blueprint = effect.slot, effect.command.blueprint
-        assert blueprint is not None
+        slot, blueprint = effect.slot, str(effect.command.blueprint)
         self.grown.slots[slot].heard.listen(True)
         site, key = self.grown.sites[slot], birth_key(self.run_seed, slot, effect.generation)
         weights = partial(check_weights, site=site, blueprint=blueprint)

@@ -136,15 +136,12 @@ class Engine:
         )
         self._lr = 0.0
 
-    def begin(
-        self, resume_step: int | None, order: BreakerOrder | None = None, origin: snapshot.Generation | None = None
-    ) -> None:
+    def begin(self, resume_step: int | None, order: BreakerOrder | None = None) -> None:
         """Starts from nothing, or from a checkpoint.
 
         Args:
             resume_step: step of a checkpoint that every rank has verified; None starts from nothing.
             order: order to the breaker that every rank has read, or None.
-            origin: another run's, to go on from instead of nothing; None for none.
 
         Raises:
             CheckpointError: the checkpoint does not fit this run.
@@ -157,9 +154,7 @@ class Engine:
             resume(self, self.evaluator.copies, generation)
             health = take_up(self.state.governor, set(changes), judged=self.governor is not None)
             self.state = replace(self.state, governor=health)
-        elif origin is not None:
-            resume(self, self.evaluator.copies, origin)
-        else:
+        elif self.step == 0:  # else it goes on from another run, which put it there
             self.growth.plant_record(self.state)
         self.growth.follow(self.state, force=True)
         if self.average is not None:

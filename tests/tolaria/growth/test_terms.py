@@ -6,7 +6,7 @@ from torch import nn
 import esper
 from esper.kasmina.births.build import birth_key, build_seed
 from esper.kasmina.flops import host_cost
-from esper.run.assembly import build_costs
+from esper.run.start.costs import build_costs
 from esper.tolaria.growth.terms import host_info
 
 

@@ -48,6 +48,9 @@ def load_weights_from(config: EsperConfig, host: nn.Module) -> dict[str, Any] | 
 def _read(path: Path, where: str, step: int | None) -> tuple[dict[str, Tensor], str]:
     if path.is_dir() and RunDir(path).config.is_file():
         store = CheckpointStore.of_run(path)
+        if step is not None and step not in store.steps():
+            have = ", ".join(map(str, sorted(store.steps()))) or "none"
+            raise ConfigError(f"{where}: no checkpoint of host.weights_step = {step}; there are {have}")
         chosen = choose_step(store, step)
         payload, state = read_common(store, chosen)
         grown = [entry.slot for entry in state.slots if entry.stage.has_seed]

@@ -12,9 +12,7 @@ from esper.leyline.costs import SeedCost
 from esper.leyline.legality import COPY
 
 
-def build_costs(
-    grown: Grown, example: Any, statistics: int = 0, copies: Mapping[str, SeedCost] | None = None
-) -> Costs:
+def build_costs(grown: Grown, example: Any, statistics: int = 0, copies: Mapping[str, SeedCost] | None = None) -> Costs:
     """Counts the FLOPs and parameters of the host and of every seed, per sample.
 
     Args:

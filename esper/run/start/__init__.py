@@ -1,0 +1,1 @@
+"""What a run starts with: another run or weights from elsewhere, and what its parts cost."""
