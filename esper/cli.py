@@ -17,6 +17,7 @@ esper why RUN [SLOT|TICK|--end]         why a seed was born, kept or pruned; why
 esper init FOLDER --task segmentation   a small package (model, data, task, settings, test) that trains at once
 esper eval RUN [--part test] [--data data.root=FOLDER]    the task's metrics on any part or on other data
 esper predict RUN --input FILE --output FILE             what the network says of new inputs
+esper wandb-workspace --entity NAME     a page of panels in wandb for growth, evidence, health, cost, sweeps
 esper export RUN --to FOLDER            the network of a run as a plain model, for use without esper
 esper doctor [--run-dir RUN]            will a run work here? exit code 1 with a failure, else 0
 esper policy train|resume|evaluate       train a controller (esper policy --help)
@@ -167,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain.add_argument("--ema", action="store_true", help="the average of the weights (trainer.ema), not the weights")
     plain.add_argument("--native", action="store_true", help="the host's own class with more blocks")
     plain.add_argument("--no-fold", action="store_true", help="fold nothing into weights: equal bit for bit")
+    plain.add_argument("--wandb", action="store_true", help="wandb gets it too, as an artifact")
     plain.add_argument("--trust", action="store_true", help=trust)
     commands.add_parser("ctl", help="give an order to a run in training (esper ctl --help)")
     commands.add_parser("policy", help="train, resume and evaluate a policy (esper policy --help)")
@@ -216,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.command == "export":
             to = given.to and given.to.absolute()
             how = {"fold": not given.no_fold, "partial": given.partial, "averaged": given.ema}
-            how |= {"trusted": given.trust, "as_native": given.native}
+            how |= {"trusted": given.trust, "as_native": given.native, "to_wandb": given.wandb}
             print(export_run(given.run.absolute(), given.at, to, **how))
             return 0
         breaker = given.breaker and BreakerPhase(given.breaker)

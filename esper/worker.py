@@ -62,7 +62,7 @@ def run(config_path: Path) -> int:
         train(config, plain, run_dir, world, attempt)
     except Exception as error:
         step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
-        failure, status = error, {**status_of(error), "step": step}
+        failure, status = error, {**status_of(error, None if attempt is None else attempt.number), "step": step}
     ending = ending_of(failure)
     beat = world.heartbeat if world is not None and isinstance(world.heartbeat, Heartbeat) else None
     if beat is not None and ending.marked:

@@ -55,8 +55,8 @@ RUNS = {
 }
 LIFE = ("tick", "command", "refusal", "gate", "stage", "ramp", "contribution", "veto", "skipped")
 # Keys that differ between any two runs: times, durations, ids, the digest of the sources.
-MILLISECONDS = ("steps_ms", "tick_ms", "digest_ms", "wrap_ms", "copy_ms", "save_ms", "stall_ms", "wall_s")
-VOLATILE = {"time", "run_id", "code", *MILLISECONDS}
+MILLISECONDS = ("steps_ms", "data_ms", "own_ms", "tick_ms", "digest_ms", "wrap_ms", "copy_ms", "save_ms", "stall_ms")
+VOLATILE = {"time", "run_id", "code", "wall_s", *MILLISECONDS}
 
 
 def make(code: Path, out: Path) -> None:

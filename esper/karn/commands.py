@@ -7,6 +7,7 @@ LOOKING[name](given)      runs one; returns its exit code
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from esper.karn.store.facts import read_digest
 from esper.karn.store.finding import FoundRun
 from esper.karn.store.listing import list_runs, runs_table, visible
 from esper.karn.store.query import Answer, Bounds, run_query
+from esper.karn.wandb_workspace import make_workspace, save_workspace, specification
 from esper.karn.why.endings import explain_end
 from esper.karn.why.sentence import name_events
 from esper.karn.why.ticks import explain, explain_growth
@@ -62,6 +64,11 @@ def add_commands(parsers: Any) -> None:
     report = parsers.add_parser("report", help="a page on one run or several (docs/report.md)", allow_abbrev=False)
     report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, finished or not")
     report.add_argument("--out", metavar="FILE", type=Path, help="the page; RUN/report.html of the first")
+    space = parsers.add_parser("wandb-workspace", help="a page of panels in wandb (docs/wandb.md)", allow_abbrev=False)
+    space.add_argument("--project", metavar="NAME", default=os.environ.get("WANDB_PROJECT") or "esper", help="esper")
+    space.add_argument("--entity", metavar="NAME", default=os.environ.get("WANDB_ENTITY"), help="user or team in wandb")
+    space.add_argument("--name", metavar="NAME", default="esper", help="of the view; esper")
+    space.add_argument("--spec", action="store_true", help="print what would be sent, and send nothing")
 
     watch = parsers.add_parser("watch", help="runs, live or finished, in this terminal", allow_abbrev=False)
     watch.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories")
@@ -160,10 +167,23 @@ def show_watch(given: argparse.Namespace) -> int:
     return app.return_code or 0
 
 
+def make_wandb_page(given: argparse.Namespace) -> int:
+    """``esper wandb-workspace``."""
+    if given.entity is None:
+        raise ConfigError("--entity: name the user or team in wandb that has the project (or set WANDB_ENTITY)")
+    workspace = make_workspace(given.entity, given.project, given.name)
+    if given.spec:
+        print(json.dumps(specification(workspace), indent=1))
+    else:
+        print(f"esper: workspace: {save_workspace(workspace)}", flush=True)
+    return 0
+
+
 LOOKING: dict[str, Callable[[argparse.Namespace], int]] = {
     "runs": show_runs,
     "query": show_query,
     "why": show_why,
     "report": show_report,
     "watch": show_watch,
+    "wandb-workspace": make_wandb_page,
 }

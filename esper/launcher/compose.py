@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -110,7 +111,22 @@ def _job(composed: DictConfig, begin: Begin) -> LaunchResult:
         if any(override.lstrip("+").startswith("run.dir=") for override in context.overrides.task):
             raise ConfigError("run.dir: in a multirun each job has a folder of its own; set hydra.sweep.dir instead")
         plain["run"]["dir"] = context.runtime.output_dir
+    name_in_words(plain["run"], context)
     return begin(plain, launch)
+
+
+def name_in_words(run: dict[str, Any], context: HydraConf) -> None:
+    """Names a run after its experiment, and its group after the sweep, where the settings do not.
+
+    Args:
+        run: the section ``run``; changed in place.
+        context: of the Hydra job.
+    """
+    experiment = context.runtime.choices.get("experiment")
+    if run["name"] is None and experiment not in (None, "null"):
+        run["name"] = str(experiment)
+    if run["group"] is None and context.mode is RunMode.MULTIRUN:
+        run["group"] = " ".join(Path(str(context.sweep.dir)).parts[-2:])
 
 
 def _gravity(code: int) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.leyline.errors import ConfigError, EsperError
+from esper.leyline.errors import ASKED_IN_WANDB, ConfigError, EsperError
 from esper.leyline.files import write_json
 from esper.run.directory import read_status
 from esper.tolaria.ranks.config import WorldConfig
@@ -215,6 +215,8 @@ def requeue(run_dir: Path, environ: Mapping[str, str] = os.environ) -> tuple[boo
     status, _ = read_status(run_dir)
     if status is None or status["status"] != "preempted":
         return False, f"not requeued: {run_dir} is {'no run' if status is None else status['status']}"
+    if str(status.get("message", "")).endswith(ASKED_IN_WANDB):
+        return False, f"not requeued: somebody stopped it in wandb's page; to go on: esper resume {run_dir}"
     fields = show_job(number)
     if fields.get("JobState") != "RUNNING":  # CANCELLED, TIMEOUT; or PREEMPTED, which Slurm requeues itself
         return False, f"not requeued: job {number} {_state_in_words(fields)}"

@@ -144,7 +144,7 @@ def start(
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark or status["status"] not in ("done", "preempted", "failed", "diverged"):
             status = status_of_silent(ended, saved=bool(CheckpointStore.of_run(folder).signs()))
-            write_status(folder, status)
+            write_status(folder, {**status, "attempt": latest_attempt(folder)[0]})
         elif status["status"] == "preempted" and ended.stopped is not None:
             status |= {"reason": explain_stop(ended.stopped) if in_slurm else ended.stopped}
             write_status(folder, status)

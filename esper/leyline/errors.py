@@ -71,6 +71,9 @@ class DivergedError(EsperError):
     exit_code = 79
 
 
+ASKED_IN_WANDB = ", as was asked for in wandb"  # how a stop's message ends then; a person meant it to stop for good
+
+
 class Preempted(EsperError):
     """The ranks agreed to stop and wrote a checkpoint; the same command continues the run."""
 

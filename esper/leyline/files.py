@@ -224,6 +224,11 @@ class RunDir:
         return self.path / "saved.json"
 
     @property
+    def health(self) -> Path:
+        """What each rank measured of itself in the last interval: times and memory, a small file each."""
+        return self.path / "health"
+
+    @property
     def events(self) -> Path:
         """Rank 0's events, one JSON object per line."""
         return self.path / "events.jsonl"

@@ -35,6 +35,8 @@ from esper.leyline.events import (
     Event,
     Fault,
     FossilHurts,
+    HealthAlert,
+    LossSettled,
     LossShifted,
     OrdersRefused,
     OrderTaken,
@@ -131,6 +133,8 @@ def describe_event(event: Event) -> tuple[str, str] | None:
         return f"{at}  panic, {event.symptom}: {event.words}", "bold red"
     if isinstance(event, FossilHurts):
         return f"{at}  {event.slot} {event.blueprint}: better without this fossil: {event.running}", "yellow"
+    if isinstance(event, HealthAlert | LossSettled):
+        return f"{at}  {event.line}", "yellow" if isinstance(event, HealthAlert) else "dim"
     if isinstance(event, LossShifted):
         return f"{at}  shift: {event.words}", "yellow"
     if isinstance(event, SettingsChanged):
@@ -199,13 +203,12 @@ class ConsoleSink:
         self._console = console or Console(file=safe(stream or sys.stdout), highlight=False)
         if mode is ConsoleMode.AUTO:
             mode = ConsoleMode.BAR if self._console.is_terminal else ConsoleMode.PLAIN
-        self._mode, self._every_s = mode, every_s
-        self._shown_at = -float("inf")
+        self._mode, self._every_s, self._shown_at = mode, every_s, -float("inf")
         self._held: TickDone | None = None  # the newest tick not shown yet
-        self._total, self._learns = 0, OF_SESSION
+        self._total, self._learns, self._task = 0, OF_SESSION, TaskID(0)
+        self._slots: dict[str, SlotLine] = {}  # a tick has those alone that have changed
         self._lock = threading.Lock()
         self._live: Live | None = None
-        self._task = TaskID(0)
         self._progress = Progress(
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -243,6 +246,7 @@ class ConsoleSink:
         if isinstance(event, RunStarted):
             self._total, self._learns = event.total_steps, event.task
         if isinstance(event, TickDone):
+            self._slots |= {line.slot: line for line in event.slots}
             if self._mode is ConsoleMode.BAR:
                 self._bar_tick(event)
                 return
@@ -269,7 +273,7 @@ class ConsoleSink:
         if event is None:
             return
         self._shown_at = time.monotonic()
-        slots = "  ".join(_slot(line).plain for line in event.slots)
+        slots = "  ".join(_slot(line).plain for line in self._slots.values())
         place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
         scores = _scores(event, self._learns)
         self._line(f"step {place}  tick {event.tick}  {scores}  lr {event.lr:.2g}  {slots}".rstrip(), "")
@@ -284,7 +288,7 @@ class ConsoleSink:
         if self._live is None:
             self._start(event.step)
         self._progress.update(self._task, completed=event.step, scores=_scores(event, self._learns))
-        slots = Text("   ").join(_slot(line) for line in event.slots)
+        slots = Text("   ").join(_slot(line) for line in self._slots.values())
         if self._live is not None:
             self._live.update(Group(self._progress, slots))
 

@@ -11,7 +11,7 @@ import itertools
 import time
 from typing import Any
 
-from esper.leyline.events import EVENTS, SCHEMA_VERSION, Event
+from esper.leyline.events import EVENTS, READABLE, SCHEMA_VERSION, Event
 from esper.leyline.plain import from_plain, to_plain
 
 AXES = ("step", "tick", "epoch")
@@ -59,8 +59,9 @@ def from_record(record: dict[str, Any]) -> Event:
     missing, unknown = set(FIELDS) - set(record), set(record) - set(FIELDS)
     if missing or unknown:
         raise ValueError(f"event record: missing {sorted(missing)}, unknown {sorted(unknown)}")
-    if record["schema"] != SCHEMA_VERSION:
-        raise ValueError(f"event record of schema {record['schema']!r}; this version reads {SCHEMA_VERSION}")
+    if record["schema"] not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise ValueError(f"event record of schema {record['schema']!r}; this version reads {known}")
     cls = EVENTS.get(record["kind"])
     if cls is None:
         raise ValueError(f"event record of kind {record['kind']!r}; kinds are {', '.join(sorted(EVENTS))}")

@@ -2,8 +2,9 @@
 
     emit -> put --[ queue ]--> thread -> write(batch, urgent)
 
-Ordinary items wait up to ``linger_s`` and are written in batches; if the queue is full they are refused, and the owner
-counts them. Priority items wake the thread at once, and even a full queue takes them. Order is kept across both kinds.
+Ordinary items wait up to ``linger_s`` and are written in batches. Priority items wake the thread at once, and have
+`RESERVE` places more. If there is no place an item is refused, and the owner counts it; so the queue is bounded,
+whatever hangs. Only items that must be kept (there are few) find a place in any case. Order is kept across all kinds.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+RESERVE = 8192  # places in a queue that only priority items may take
 
 
 def say(text: str) -> None:
@@ -43,10 +45,17 @@ class Lane(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, item: T, *, priority: bool = False) -> bool:
-        """Queues an item; returns False if the queue is full or closed and refuses it."""
+    def put(self, item: T, *, priority: bool = False, keep: bool = False) -> bool:
+        """Queues an item; returns False if the queue is full or closed and refuses it.
+
+        Args:
+            item: the item.
+            priority: wakes the thread, and may take the reserve.
+            keep: even a full queue takes it.
+        """
         with self._changed:
-            if self._closing or (not priority and len(self._queue) >= self._capacity):
+            places = self._capacity + (RESERVE if priority else 0)
+            if self._closing or (not keep and len(self._queue) >= places):
                 return False
             self._queue.append(item)
             self._taken += 1

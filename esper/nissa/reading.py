@@ -86,8 +86,11 @@ def _key(record: Record) -> tuple[Any, ...]:
     return record["rank"], record["step"], record["tick"], record["kind"], slot
 
 
-def keep_latest(records: list[Record]) -> list[Record]:
-    """Returns the records of the run without those that were replaced: of repeated steps only the last pass is kept.
+Part = tuple[int, int]  # an attempt, and the number of rollbacks in it so far
+
+
+class Replays:
+    """Which records of a run were replaced: of repeated steps only the last pass counts.
 
     A part of the run begins with an attempt, at the step of its ``run_started`` (without one, at its first record), or
     with a ``rollback``, at the step that the run went back to. It replaces all older records of later steps. An older
@@ -95,38 +98,85 @@ def keep_latest(records: list[Record]) -> list[Record]:
     the tick of the checkpoint is not trained again. An attempt that did not resume from a checkpoint replaces
     everything before it; one that ended before it began (a refused start) replaces nothing. Faults, panics, rollbacks
     and turns of the breaker always stay.
-    """
-    parts: list[tuple[int, int]] = []  # for each record: its attempt, and the number of rollbacks in it so far
-    rollbacks: dict[int, int] = {}
-    begins: dict[tuple[int, int], int] = {}
-    fresh: set[tuple[int, int]] = set()
-    keys: dict[tuple[int, int], set[tuple[Any, ...]]] = {}
-    for record in records:
-        attempt = record["attempt"]
-        part = (attempt, rollbacks.get(attempt, 0))
-        parts.append(part)
-        keys.setdefault(part, set()).add(_key(record))
-        if record["kind"] == "run_started":
-            begins[part] = record["step"]
-            if record["payload"]["resumed_from"] is None:
-                fresh.add(part)
-        elif record["kind"] == "rollback":
-            rollbacks[attempt] = part[1] + 1
-            begins[attempt, part[1] + 1] = record["payload"]["to_step"]
-    for record, part in zip(records, parts, strict=True):
-        if record["kind"] not in (*ALWAYS, "run_ended"):  # a start that was refused has repeated nothing
-            begins.setdefault(part, record["step"])
 
-    def is_current(record: Record, record_part: tuple[int, int]) -> bool:
+    Call `note` for each record in order, then `finds_current` for each record in the same order. What is held in memory
+    grows with attempts and rollbacks, not with records.
+    """
+
+    def __init__(self) -> None:
+        self._begins: dict[Part, int] = {}
+        self._first: dict[Part, int] = {}  # step of the first record, for a part without a start
+        self._fresh: set[Part] = set()
+        self._keys: dict[Part, set[tuple[Any, ...]]] = {}  # of records at the step where their part begins
+        self._noted, self._asked = _Parts(), _Parts()
+
+    def note(self, record: Record) -> None:
+        """Takes a record of the first pass."""
+        part = self._noted.of(record)
+        if record["kind"] == "run_started":
+            self._begin(part, record["step"])
+            if record["payload"]["resumed_from"] is None:
+                self._fresh.add(part)
+        if record["kind"] not in (*ALWAYS, "run_ended"):  # a start that was refused has repeated nothing
+            self._first.setdefault(part, record["step"])
+        if part not in self._begins or self._begins[part] == record["step"]:
+            self._keys.setdefault(part, set()).add(_key(record))
+        if record["kind"] == "rollback":
+            self._begin(self._noted.newest, record["payload"]["to_step"])
+
+    def _begin(self, part: Part, step: int) -> None:
+        self._begins[part] = step
+        self._keys[part] = {key for key in self._keys.get(part, ()) if key[1] == step}
+
+    def finds_current(self, record: Record) -> bool:
+        """Whether a record of the second pass still counts."""
+        its_part = self._asked.of(record)
         if record["kind"] in ALWAYS:
             return True
-        for part, begin in begins.items():
-            if part <= record_part or record["step"] < begin:
+        for part, begin in {**self._first, **self._begins}.items():
+            if part <= its_part or record["step"] < begin:
                 continue
-            if record["step"] > begin or part in fresh:
+            if record["step"] > begin or part in self._fresh:
                 return False
-            if part[0] > record_part[0] and _key(record) in keys.get(part, ()):
+            if part[0] > its_part[0] and _key(record) in self._keys.get(part, ()):
                 return False
         return True
 
-    return [record for record, part in zip(records, parts, strict=True) if is_current(record, part)]
+
+class _Parts:
+    """Tells the part that each record of a file is in, in order."""
+
+    def __init__(self) -> None:
+        self._rollbacks: dict[int, int] = {}
+        self.newest: Part = (0, 0)
+
+    def of(self, record: Record) -> Part:
+        """The part of the next record; a rollback is the last one of its part."""
+        attempt = record["attempt"]
+        number = self._rollbacks.get(attempt, 0)
+        if record["kind"] == "rollback":
+            self._rollbacks[attempt] = number + 1
+        self.newest = attempt, self._rollbacks.get(attempt, 0)
+        return attempt, number
+
+
+def keep_latest(records: list[Record]) -> list[Record]:
+    """Returns the records of the run without those that were replaced; see `Replays`."""
+    replays = Replays()
+    for record in records:
+        replays.note(record)
+    return [record for record in records if replays.finds_current(record)]
+
+
+def read_latest(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Yields the records of an event file without those that were replaced, one by one; reads the file twice.
+
+    Raises:
+        RunDirError: see `EventFile`.
+    """
+    replays = Replays()
+    for record, _ in EventFile(path):
+        replays.note(record)
+    for record, _ in EventFile(path):
+        if replays.finds_current(record):
+            yield record

@@ -48,7 +48,14 @@ class WandbChoice:
 
 
 def choose_wandb(
-    config: WandbConfig, *, run_dir: str, run_id: str, group: str | None, environ: Mapping[str, str] = os.environ
+    config: WandbConfig,
+    *,
+    run_dir: str,
+    run_id: str,
+    name: str,
+    group: str | None,
+    job_type: str = "train",
+    environ: Mapping[str, str] = os.environ,
 ) -> WandbChoice:
     """Joins the settings with wandb's variables.
 
@@ -56,7 +63,9 @@ def choose_wandb(
         config: the settings; they come first.
         run_dir: RUN.
         run_id: the run's id.
+        name: display name, where ``config.name`` is null.
         group: group of a sweep, where ``config.group`` is null.
+        job_type: kind of run, where ``config.job_type`` is null.
         environ: the variables.
     """
     notes: list[str] = []
@@ -88,9 +97,9 @@ def choose_wandb(
     return WandbChoice(
         mode=mode,
         project=choose("project", config.project, "WANDB_PROJECT") or "esper",
-        name=choose("name", config.name, "WANDB_NAME") or run_id,
+        name=choose("name", config.name, "WANDB_NAME") or name,
         group=choose("group", config.group or group, "WANDB_RUN_GROUP"),
-        job_type=choose("job_type", config.job_type, "WANDB_JOB_TYPE") or "train",
+        job_type=choose("job_type", config.job_type, "WANDB_JOB_TYPE") or job_type,
         tags=tuple(tag for tag in (tags or "").split(",") if tag),
         dir=given("WANDB_DIR") or run_dir,
         notes=tuple(notes),

@@ -5,115 +5,44 @@ hangs blocks its caller for ever. After its first failure the sink writes one li
 nothing any more. Values are reduced before they come here. ``step=`` is never passed: wandb drops a row whose step is
 lower than the last, and every resume has such rows. The axes ``train/step`` and ``tick`` are logged as values instead.
 
-Values logged at a tick:
-
-    train/step, tick, epoch            axes: optimizer steps, control ticks, passes over the training part
-    train/loss, train/accuracy         mean since the last tick (the task's unit, per sample; share)
-    validation/loss, validation/accuracy                  accuracy where the task knows right and wrong
-    train/<metric>, validation/<metric>                   the task's own
-    lr, host_gradient_norm, parameters, live_seeds, training_flops
-    host_gradient_vanishing, _exploding, _nans, _infs     shares of the host's parameters; tensors of its gradient
-    time/steps_ms, time/tick_ms, time/digest_ms
-    slots/<slot>/stage                 `Stage.code`: 0 EMPTY, 1 GERMINATED, 2 TRAINING, 3 BLENDING, 4 HOLDING, ...
-    slots/<slot>/alpha
-    slots/<slot>/effective_alpha       alpha times gate_mean, where the operator is gated
-    slots/<slot>/gate_mean, gate_std   openness of the gate, over the training samples since the last tick
-    slots/<slot>/contribution          paired loss without minus with the seed (nats; positive helps), with _se
-    slots/<slot>/solo, leave_one_out, shapley             what the seed is worth (nats), with _se; with
-                                       control.attribute_every alone
-    all_seeds                          the same of all blended seeds together, with _se
-    slots/<slot>/gradient_norm, gradient_ratio            the ratio is to the host's norm
-    slots/<slot>/gradient_vanishing, _exploding, _nans, _infs
-
-Values logged at an update of a policy: the axes (optimizer steps of the policy, steps of each environment, updates),
-the numbers that docs/policy.md explains, time/collect_ms and time/update_ms.
-
-A reading that is absent or stale is left out of the row, since it is neither zero nor of this tick. At the end the
-table ``growth`` (the stage changes of this attempt) and the run's summary are logged.
+    rows        a tick, or an update of a policy                        `esper.nissa.wandb_rows`
+    tables      growth, decisions, births, incidents; and the summary   `esper.nissa.wandb_tables`
+    alerts      what somebody should know now                           `esper.nissa.wandb_alerts`
+    artifacts   checkpoints                                             `esper.nissa.wandb_artifacts`
+    stop        asked for in wandb's page: the run's own agreed stop
 """
 
-import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from esper.leyline.events import Event, Fault, PolicyUpdated, RunEnded, StageChanged, TickDone
-from esper.leyline.evidence import GradientHealth, Reading
-from esper.leyline.plain import to_plain
-from esper.nissa.config import WandbConfig, WandbMode
+from esper.leyline.errors import one_line
+from esper.leyline.events import CheckpointSaved, Event, Fault, PolicyUpdated, RunEnded, RunStarted, TickDone
+from esper.nissa.config import ArtifactMode, WandbConfig, WandbMode
+from esper.nissa.console import describe_event
 from esper.nissa.lane import Lane, say
-from esper.nissa.wandb_env import WandbChoice, choose_wandb
+from esper.nissa.wandb_alerts import AlertLimit, title_of
+from esper.nissa.wandb_artifacts import log_checkpoint
+from esper.nissa.wandb_env import choose_wandb
+from esper.nissa.wandb_rows import tick_row, update_row
+from esper.nissa.wandb_start import abandon_wandb, start_wandb
+from esper.nissa.wandb_tables import COLUMNS, INCIDENTS, LIFE, Story
 
-GROWTH_COLUMNS = ("step", "tick", "slot", "from", "to", "cause", "blueprint")
 _CLOSE = object()
-
-
-def tick_row(event: TickDone) -> dict[str, float]:
-    """Returns the values of one tick under their wandb names, as listed in the module."""
-    row: dict[str, float] = {
-        "train/step": event.step,
-        "tick": event.tick,
-        "epoch": event.epoch,
-        "lr": event.lr,
-        "parameters": event.parameters,
-        "live_seeds": event.live_seeds,
-        "time/steps_ms": event.steps_ms,
-        "time/tick_ms": event.tick_ms,
-        "time/digest_ms": event.digest_ms,
-    }
-
-    if event.flops is not None:
-        row["training_flops"] = event.flops
-
-    def add(name: str, reading: Reading, *, with_se: bool = False) -> None:
-        if reading.is_measured and reading.value is not None:
-            row[name] = reading.value
-            if with_se and reading.se is not None:
-                row[f"{name}_se"] = reading.se
-
-    add("train/loss", event.train_loss)
-    add("train/accuracy", event.train_accuracy)
-    add("validation/loss", event.validation_loss)
-    add("validation/accuracy", event.validation_accuracy)
-    for name, reading in event.metrics.items():
-        if reading.tick == event.tick:
-            add(name.replace("_", "/", 1), reading)
-    add("all_seeds", event.together, with_se=True)
-    add("host_gradient_norm", event.host_gradient_norm)
-
-    def add_health(name: str, health: GradientHealth) -> None:
-        add(f"{name}_vanishing", health.vanishing)
-        add(f"{name}_exploding", health.exploding)
-        row[f"{name}_nans"], row[f"{name}_infs"] = health.nans, health.infs
-
-    add_health("host_gradient", event.host_health)
-    for line in event.slots:
-        name = f"slots/{line.slot}"
-        row[f"{name}/stage"] = line.stage.code
-        row[f"{name}/alpha"] = line.alpha
-        add(f"{name}/effective_alpha", line.effective_alpha)
-        add(f"{name}/gate_mean", line.gate_mean)
-        add(f"{name}/gate_std", line.gate_std)
-        add(f"{name}/contribution", line.contribution, with_se=True)
-        for kind in ("solo", "leave_one_out", "shapley"):
-            add(f"{name}/{kind}", getattr(line.worth, kind), with_se=True)
-        add(f"{name}/gradient_norm", line.gradient_norm)
-        add(f"{name}/gradient_ratio", line.gradient_ratio)
-        if line.stage.has_seed:
-            add_health(f"{name}/gradient", line.health)
-            add(f"{name}/moved", line.health.moved)
-    return row
-
-
-def update_row(event: PolicyUpdated) -> dict[str, float]:
-    """Returns the values of one update of a policy under their wandb names: those of docs/policy.md, axes and times."""
-    axes = {"train/step": event.step, "tick": event.tick, "epoch": event.epoch}
-    return {**axes, **event.numbers, "time/collect_ms": event.collect_ms, "time/update_ms": event.update_ms}
-
-
 _FLUSH_S = 5.0
+_SUMMARY_S = 30.0  # between two summaries of a run that goes on
+_NOTED = (*INCIDENTS, *LIFE, RunStarted, RunEnded, CheckpointSaved)
+_ROWS = (TickDone, PolicyUpdated)
+
+Past = Callable[[RunStarted], Iterable[Event]]
+
+
+def _no_past(start: RunStarted) -> Iterable[Event]:
+    return ()
 
 
 class WandbSink:
@@ -124,14 +53,20 @@ class WandbSink:
         run_dir: run directory; wandb's own files go to ``run_dir/wandb``, or below WANDB_DIR.
         run_id: wandb's id, the same in every attempt, so that a second attempt continues the run (offline it creates a
             second folder, which ``wandb sync`` merges).
+        name: display name, where the settings have none.
         group: group of a sweep; ``config.group`` takes precedence.
+        job_type: kind of run, where the settings have none.
         config_dict: the resolved configuration as plain data.
         on_fault: takes the one `Fault`, on the sink's thread, if wandb fails.
+        on_stop: called, on another thread, when somebody stops the run in wandb's page.
+        peak_flops: floating-point operations a second of all ranks' devices at their best; None: not known.
+        past: the events of earlier attempts that a start goes on from, so that tables and counts are the whole run's.
         init_timeout_s: seconds after which the sink gives up on wandb at the start.
         finish_timeout_s: seconds after which the sink gives up on wandb at the end.
 
     Attributes:
-        dropped: ticks refused by a full queue.
+        dropped: events refused by a full queue.
+        sent: rows handed to wandb.
     """
 
     def __init__(
@@ -140,28 +75,44 @@ class WandbSink:
         *,
         run_dir: str | os.PathLike[str],
         run_id: str,
+        name: str,
         group: str | None,
         config_dict: Mapping[str, Any],
         on_fault: Callable[[Fault], None],
+        on_stop: Callable[[], None] | None = None,
+        past: Past = _no_past,
+        job_type: str = "train",
+        peak_flops: float | None = None,
         init_timeout_s: float = 60.0,
         finish_timeout_s: float = 60.0,
     ) -> None:
-        self.dropped = 0
-        self._on_fault, self._finish_timeout_s = on_fault, finish_timeout_s
+        self.dropped = self.sent = 0
+        self._run_dir, self._run_id, self._artifacts = Path(run_dir), run_id, config.artifacts
+        self._on_fault, self._finish_timeout_s, self._past = on_fault, finish_timeout_s, past
         self._axes = (0, 0, 0)  # step, tick, epoch of the newest event
-        self._growth: list[list[Any]] = []
+        self._story, self._limit = Story(describe_event), AlertLimit(config.alert_every_s)
+        self._summed_at, self._peak_flops = -_SUMMARY_S, peak_flops
         self._exit_code = 1  # until a RunEnded says otherwise
         self._lane: Lane[Any] | None = None
         self._run: Any = None
-        self._once, self._failed = threading.Lock(), False
-        choice = choose_wandb(config, run_dir=os.fspath(run_dir), run_id=run_id, group=group)
+        self._once, self._failed, self._missed = threading.Lock(), False, False
+        choice = choose_wandb(
+            config, run_dir=os.fspath(run_dir), run_id=run_id, name=name, group=group, job_type=job_type
+        )
         for note in choice.notes:
             say(f"telemetry: {note}")
         if choice.mode is WandbMode.DISABLED:
             return
         hooks = sys.exit, sys.excepthook  # wandb replaces both to learn the exit code, which we pass to it
         try:
-            self._run = _start(choice, run_id, config_dict, init_timeout_s, finish_timeout_s)
+            self._run = start_wandb(
+                choice,
+                run_id,
+                config_dict,
+                init_timeout_s=init_timeout_s,
+                finish_timeout_s=finish_timeout_s,
+                on_stop=on_stop,
+            )
             self._lane = Lane("esper-wandb", self._write, capacity=4096)
         except Exception as error:  # network, key, disk, or an import that fails: a view must not stop a run
             self._fail(error)
@@ -171,9 +122,11 @@ class WandbSink:
     def emit(self, event: Event) -> None:
         """Takes one event; returns at once."""
         self._axes = (event.step, event.tick, event.epoch)
-        if self._lane is None or not isinstance(event, TickDone | PolicyUpdated | StageChanged | RunEnded):
+        row = isinstance(event, _ROWS)
+        if self._lane is None or not (row or isinstance(event, _NOTED)):
             return
-        if not self._lane.put(event, priority=not isinstance(event, TickDone | PolicyUpdated)):
+        keep = event.critical or isinstance(event, RunStarted | RunEnded)
+        if not self._lane.put(event, priority=not row, keep=keep):
             self.dropped += 1
 
     def flush(self) -> None:
@@ -186,11 +139,11 @@ class WandbSink:
             self._fail(TimeoutError(f"wandb took nothing for {_FLUSH_S:g} s; try `wandb sync` later"))
 
     def close(self) -> None:
-        """Logs growth and summary and finishes the wandb run; safe to call twice."""
+        """Sends tables and summary and finishes the wandb run; safe to call twice."""
         lane, self._lane = self._lane, None
         if lane is None:
             return
-        lane.put(_CLOSE, priority=True)
+        lane.put(_CLOSE, priority=True, keep=True)
         if not lane.close(self._finish_timeout_s + 2.0):
             self._fail(TimeoutError(f"wandb did not finish in {self._finish_timeout_s:g} s; try `wandb sync` later"))
 
@@ -207,25 +160,70 @@ class WandbSink:
                 self._fail(error)
 
     def _log(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            for earlier in self._past(event):
+                self._story.take(earlier)
+        self._story.take(event)
         if isinstance(event, TickDone):
-            self._run.log(tick_row(event))
+            row = tick_row(event) | {f"counts/{name}": n for name, n in self._story.counts.items()}
+            if self._peak_flops is not None and "throughput/flops_per_s" in row:
+                row["throughput/mfu"] = row["throughput/flops_per_s"] / self._peak_flops
+            self._send(row)
         elif isinstance(event, PolicyUpdated):
-            self._run.log(update_row(event))
-        elif isinstance(event, StageChanged):
-            names = event.source.name, event.target.name
-            self._growth.append([event.step, event.tick, event.slot, *names, event.cause, event.blueprint])
+            self._send(update_row(event))
+        elif isinstance(event, CheckpointSaved):
+            self._log_checkpoint(event)
         elif isinstance(event, RunEnded):
             self._exit_code = 0 if event.status in ("done", "preempted") else 1
-            self._run.summary.update({"status": event.status, **to_plain(event.summary)})
             if event.status == "preempted":
                 self._run.mark_preempting()
+        titled = title_of(event)
+        if titled is not None:
+            self._alert(*titled, (describe_event(event) or ("", ""))[0])
+        if time.monotonic() - self._summed_at >= _SUMMARY_S or isinstance(event, RunEnded):
+            self._summed_at = time.monotonic()
+            self._run.summary.update(self._story.summary())
 
-    def _finish(self) -> None:
+    def _send(self, row: dict[str, Any]) -> None:
+        self._run.log(row)
+        self.sent += 1
+
+    def _alert(self, title: str, level: str, text: str) -> None:
+        admitted = self._limit.admit(title, text)
+        if admitted is not None:
+            self._run.alert(title=title, text=admitted, level=level)
+
+    def _log_checkpoint(self, event: CheckpointSaved) -> None:
+        if self._artifacts is not ArtifactMode.NONE:
+            try:
+                log_checkpoint(self._run, self._run_id, self._run_dir, event, self._artifacts)
+            except Exception as error:  # its files are gone already, or the server refuses it; rows go on
+                self._miss(f"checkpoint {event.saved_step}", error)
+        self._send_tables(whole=False)
+
+    def _miss(self, what: str, error: Exception) -> None:
+        """Says once that something beside the rows did not get there."""
+        if not self._missed:
+            say(f"telemetry: wandb did not take {what}: {one_line(error)}; its rows go on")
+        self._missed = True
+
+    def _send_tables(self, *, whole: bool) -> None:
         import wandb  # already loaded
 
-        if self._growth:
-            table = wandb.Table(columns=list(GROWTH_COLUMNS), data=self._growth)
-            self._run.log({"growth": table, "train/step": self._axes[0], "tick": self._axes[1]})
+        for name, table in self._story.tables.items():
+            if table.taken > table.sent if whole else table.doubled:
+                rows = [list(row) for row in table.rows]
+                found = wandb.Table(columns=list(COLUMNS[name]), data=rows)
+                table.sent = table.taken
+                try:
+                    self._run.log({f"tables/{name}": found, "train/step": self._axes[0], "tick": self._axes[1]})
+                except Exception as error:  # wandb keeps tables as artifacts
+                    self._miss(f"the table {name}", error)
+
+    def _finish(self) -> None:
+        self._send_tables(whole=True)
+        held_back = {"alerts_held_back": self._limit.held_back} if self._limit.held_back else {}
+        self._run.summary.update({**self._story.summary(), **held_back})
         self._run.finish(exit_code=self._exit_code)
         self._run = None
 
@@ -236,60 +234,8 @@ class WandbSink:
             self._failed = True
         if self._run is not None:
             self._run = None
-            _abandon()
+            abandon_wandb()
         text = " ".join(str(error).split()) or type(error).__name__
         say(f"telemetry: wandb is off for the rest of this run: {text}; training goes on, our event files are complete")
         step, tick, epoch = self._axes
         self._on_fault(Fault(step=step, tick=tick, epoch=epoch, what=f"wandb: {text}", where="wandb"))
-
-
-def _abandon() -> None:
-    """Ends a service that died or hangs; otherwise wandb waits for it, or complains, when the interpreter exits."""
-    with contextlib.suppress(Exception):  # wandb has no public way to end a hung service, and its internals change
-        from wandb.sdk import wandb_setup
-
-        setup: Any = wandb_setup.singleton()
-        setup._connection._proc._process.kill()
-    with contextlib.suppress(Exception, SystemExit):  # teardown leaves the process with the service's exit code
-        import wandb
-
-        wandb.teardown()
-
-
-def _start(
-    choice: WandbChoice,
-    run_id: str,
-    config_dict: Mapping[str, Any],
-    init_timeout_s: float,
-    finish_timeout_s: float,
-) -> Any:
-    import wandb  # here, since it takes half a second, and if it is broken the run goes on without it
-
-    values: dict[str, Any] = {
-        "init_timeout": init_timeout_s,
-        "finish_timeout": finish_timeout_s,  # otherwise `finish` waits for a dead network for ever
-        "console": "off",
-        "silent": True,
-        "x_transaction_log_flush_interval": 2.0,  # instead of 15 s: a SIGKILL loses what is not flushed
-    }
-    known = wandb.Settings.model_fields  # releases differ, and an unknown setting is an error
-    settings = wandb.Settings(**{name: value for name, value in values.items() if name in known})
-    quiet = wandb.Settings(silent=True, login_timeout=1)  # on a terminal without a key: fail instead of asking
-    wandb.setup(quiet)
-    run = wandb.init(
-        id=run_id,
-        resume="allow",
-        project=choice.project,
-        group=choice.group,
-        job_type=choice.job_type,
-        name=choice.name,
-        tags=list(choice.tags),
-        config=dict(config_dict),
-        dir=choice.dir,
-        mode=choice.mode.value,
-        settings=settings,
-    )
-    run.define_metric("train/step")
-    run.define_metric("tick")
-    run.define_metric("*", step_metric="train/step")
-    return run

@@ -12,7 +12,7 @@ from esper.leyline.evidence import ABSENT, Reading
 from esper.leyline.files import RunDir
 from esper.leyline.plain import from_plain
 from esper.leyline.stages import Stage
-from esper.nissa.reading import keep_latest, read_events
+from esper.nissa.reading import Record, read_latest
 from esper.nissa.summary import GrownSeed, LibraryTotals, NextCommand, PrunedSeeds, RunSummary, Score
 
 
@@ -32,11 +32,39 @@ def _of_validation(readings: dict[str, Reading]) -> dict[str, Reading]:
     return {name.removeprefix(prefix): one for name, one in readings.items() if name.startswith(prefix)}
 
 
-def _library(payloads: list[dict[str, Any]]) -> LibraryTotals | None:
-    """Sums up the library's events, one per interval; None without any."""
-    if not payloads:
-        return None
-    return LibraryTotals(**{field.name: sum(p[field.name] for p in payloads) for field in fields(LibraryTotals)})
+class _Told:
+    """What the closing table takes from a run's records, one by one, so that a long run need not fit into memory.
+
+    Attributes:
+        before: the last tick that was not after the first blending, or None.
+        reasons: by id of an applied command.
+        pruned: the payload of each prune.
+        library: figures of the seed library, summed; None without any.
+    """
+
+    def __init__(self) -> None:
+        self.before: Record | None = None
+        self.reasons: dict[int, str] = {}
+        self.pruned: list[dict[str, Any]] = []
+        self.library: LibraryTotals | None = None
+        self._blended: int | None = None
+
+    def take(self, record: Record) -> None:
+        """Takes the next record."""
+        kind, payload = record["kind"], record["payload"]
+        if kind == "tick" and (self._blended is None or record["step"] <= self._blended):
+            self.before = record
+        elif kind == "command" and payload["applied"] and payload["command"]["proposal"]:
+            self.reasons[payload["command"]["proposal"]] = payload["reason"]
+        elif kind == "stage":
+            if payload["target"] == Stage.BLENDING.name:
+                self._blended = min(record["step"], record["step"] if self._blended is None else self._blended)
+            if payload["target"] == Stage.PRUNED.name:
+                self.pruned.append(payload)
+        elif kind == LibraryUsed.kind:
+            names = [field.name for field in fields(LibraryTotals)]
+            had = {name: 0 if self.library is None else getattr(self.library, name) for name in names}
+            self.library = LibraryTotals(**{name: had[name] + payload[name] for name in names})
 
 
 def summarise(
@@ -61,7 +89,9 @@ def summarise(
         task: what was learned.
     """
     path = RunDir(run_dir).events
-    records = keep_latest(read_events(path)) if path.exists() else []
+    told = _Told()
+    for record in read_latest(path) if path.exists() else ():
+        told.take(record)
     parameters = sum(p.numel() for p in grown.model.parameters())
     after = Score(
         step=state.step,
@@ -70,21 +100,12 @@ def summarise(
         accuracy=state.validation_accuracy,
         metrics=_of_validation({entry.name: entry.reading for entry in state.metrics}),
     )
-    stages = [record for record in records if record["kind"] == "stage"]
-    blended = [record["step"] for record in stages if record["payload"]["target"] == Stage.BLENDING.name]
-    ticks = [record for record in records if record["kind"] == "tick"]
-    first = min(blended, default=state.step)
-    earlier = [record for record in ticks if record["step"] <= first]
     host = parameters - sum(grown.seed_parameters(slot) for slot in grown.slots)
     before = Score(step=0, parameters=host, loss=ABSENT, accuracy=ABSENT)
-    if earlier:
-        score = _score(earlier[-1])
+    if told.before is not None:
+        score = _score(told.before)
         before = replace(score, parameters=host)
-    reasons = {
-        record["payload"]["command"]["proposal"]: record["payload"]["reason"]
-        for record in records
-        if record["kind"] == "command" and record["payload"]["applied"] and record["payload"]["command"]["proposal"]
-    }
+    reasons = told.reasons
     living = tuple(
         GrownSeed(
             slot=entry.slot,
@@ -100,12 +121,10 @@ def summarise(
         if entry.stage.has_seed
     )
     pruned: dict[tuple[str, str, str], int] = {}  # by slot, blueprint and reason
-    for record in stages:
-        payload = record["payload"]
-        if payload["target"] == Stage.PRUNED.name:
-            reason = reasons.get(payload["proposal"], "") or payload["cause"].lower().replace("_", " ")
-            key = (payload["slot"], str(payload["blueprint"]), reason.split(":")[0])
-            pruned[key] = pruned.get(key, 0) + 1
+    for payload in told.pruned:
+        reason = reasons.get(payload["proposal"], "") or payload["cause"].lower().replace("_", " ")
+        key = (payload["slot"], str(payload["blueprint"]), reason.split(":")[0])
+        pruned[key] = pruned.get(key, 0) + 1
     name = str(run_dir)
     offline = (
         ["wandb/offline-run-*"] if any(run_dir.glob("wandb/offline-run-*")) else []
@@ -120,7 +139,7 @@ def summarise(
         after=after,
         grown=living,
         pruned=tuple(PrunedSeeds(slot=s, blueprint=b, reason=r, count=n) for (s, b, r), n in sorted(pruned.items())),
-        library=_library([record["payload"] for record in records if record["kind"] == LibraryUsed.kind]),
+        library=told.library,
         run_dir=name,
         next_commands=(
             NextCommand(command=f"less {name}/events.jsonl", what="every decision, gate and measurement"),

@@ -99,13 +99,14 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     _write_or_raise(RunDir(folder).result, result, "all is trained and saved: see to the disk, then resume")
 
 
-def write_done(folder: Path, *, step: int, objective: float | None) -> None:
+def write_done(folder: Path, attempt: int, *, step: int, objective: float | None) -> None:
     """Writes the RUN/STATUS.json of a finished run.
 
     Raises:
         RunDirError: it cannot be written.
     """
-    status = {"status": "done", "message": "", "exit_code": 0, "step": step, "objective": objective}
+    end = {"status": "done", "message": "", "exit_code": 0}
+    status = {**end, "attempt": attempt, "step": step, "objective": objective}
     _write_or_raise(RunDir(folder).status, status, "all is trained and saved: see to the disk, then resume")
 
 

@@ -80,11 +80,17 @@ def ending_of(failure: Exception | None) -> Ending:
     return next(row for kind, row in TABLE if isinstance(failure, kind))
 
 
-def status_of(error: Exception) -> dict[str, Any]:
-    """The content of STATUS.json for a run that ended by ``error``, without the step."""
+def status_of(error: Exception, attempt: int | None) -> dict[str, Any]:
+    """The content of STATUS.json for a run that ended by ``error``, without the step.
+
+    Args:
+        error: what ended it.
+        attempt: number of the attempt that it ended; None if it had none yet.
+    """
     code = error.exit_code if isinstance(error, EsperError) else EsperError.exit_code
     message = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
-    return {"status": ending_of(error).status, "objective": None, "message": message, "exit_code": code}
+    status = {"status": ending_of(error).status, "objective": None, "message": message, "exit_code": code}
+    return {**status, "attempt": attempt}
 
 
 def needs_traceback(error: Exception) -> bool:

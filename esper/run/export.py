@@ -14,7 +14,8 @@ from esper.kasmina.export.exporter import export
 from esper.kasmina.export.native import native, save_native
 from esper.kasmina.export.record import Way
 from esper.kasmina.export.writing import save_exported
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, EsperError, one_line
+from esper.nissa.wandb_artifacts import log_model
 from esper.run.directory import find_run
 from esper.run.rebuild import rebuild_run
 from esper.tolaria.checkpoint.store import CheckpointStore
@@ -57,6 +58,7 @@ def export_run(
     averaged: bool = False,
     trusted: bool = False,
     as_native: bool = False,
+    to_wandb: bool = False,
 ) -> str:
     """Writes the network of a run as a plain model; returns lines that describe it.
 
@@ -69,6 +71,7 @@ def export_run(
         averaged: whether to export the average of the weights, see `esper.tolaria.lockstep.ema`.
         as_native: whether to write the host's own class with more blocks, see `esper.kasmina.export.native`.
         trusted: whether the run may name code even if its config.yaml is not the caller's own.
+        to_wandb: whether wandb gets the model too, as an artifact that says which checkpoint it was made from.
 
     Raises:
         EsperError: the run cannot be exported.
@@ -96,11 +99,16 @@ def export_run(
         folder = save_native(made, to or place, about)
         lines = [f"esper: {what} as a native model in {folder}"]
         lines += [f"  {slot}  copy  {made.blocks}.{index}" for slot, index in made.places.items()]
-        return "\n".join(lines)
-    exported = export(grown, fold=fold, partial=partial)
-    folder = save_exported(exported, to or place, about)
-    lines = [f"esper: {what} as a plain model in {folder}"]
-    for slot in exported.slots:
-        where = f" {'into' if slot.way is Way.FOLDED else 'in'} {slot.where}" if slot.where else ""
-        lines.append(f"  {slot.slot}  {seeds[slot.slot]['blueprint']}  {slot.way.value}{where}")
+    else:
+        exported = export(grown, fold=fold, partial=partial)
+        folder = save_exported(exported, to or place, about)
+        lines = [f"esper: {what} as a plain model in {folder}"]
+        for slot in exported.slots:
+            where = f" {'into' if slot.way is Way.FOLDED else 'in'} {slot.where}" if slot.where else ""
+            lines.append(f"  {slot.slot}  {seeds[slot.slot]['blueprint']}  {slot.way.value}{where}")
+    if to_wandb:
+        try:
+            lines.append(f"esper: {log_model(config.telemetry.wandb, run, run_id, step, folder)}")
+        except Exception as error:  # wandb has errors of its own, and the model is written
+            raise EsperError(f"{folder} is written, but wandb did not take it: {one_line(error)}") from None
     return "\n".join(lines)

@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,14 @@ from esper.config.digest import config_digest, lasting_digest
 from esper.config.tree import EsperConfig
 from esper.karn.store.compact import compact_if_worth
 from esper.kasmina.blueprints import registry
-from esper.leyline.errors import CheckpointError, LockstepError, one_line
-from esper.leyline.events import Event, Fault, RunEnded
+from esper.leyline.errors import ASKED_IN_WANDB, CheckpointError, LockstepError, one_line
+from esper.leyline.events import Fault, RunEnded
 from esper.leyline.files import RunDir, write_json
 from esper.leyline.plain import to_plain
-from esper.leyline.protocols import EventSink, NullSink
+from esper.leyline.protocols import EventSink
 from esper.nissa.config import Level
-from esper.nissa.console import ConsoleSink
-from esper.nissa.envelope import Envelope
 from esper.nissa.fanout import MultiSink
-from esper.nissa.jsonl import JsonlSink
 from esper.nissa.summary import print_summary
-from esper.nissa.wandb_sink import WandbSink
 from esper.run.assembly import assemble
 from esper.run.attempt import Attempt
 from esper.run.closing import summarise
@@ -39,6 +34,8 @@ from esper.run.fields import handshake_fields, import_named
 from esper.run.start.begin import begin_elsewhere
 from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
+from esper.run.telling.profiler import build_profiler
+from esper.run.telling.sinks import build_sink
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.data import load_data
 from esper.tolaria.growth.staging import describe_seeds
@@ -52,23 +49,6 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.tasks import bind
 from esper.tolaria.training.engine import Engine
 from esper.tolaria.training.result import RunResult
-
-
-def build_sink(config: EsperConfig, plain: Mapping[str, Any], run_dir: Path, attempt: Attempt, rank: int) -> EventSink:
-    """Builds a rank's sink: file, screen and wandb on rank 0, a file for its own faults on any other rank."""
-    envelope = Envelope(attempt.run_id, attempt.number, rank)
-    telemetry = config.telemetry
-    if rank != 0:
-        return _FaultsOnly(JsonlSink(RunDir(run_dir).rank_events(rank), envelope, telemetry.level))
-    jsonl = JsonlSink(RunDir(run_dir).events, envelope, telemetry.level)
-    screen = ConsoleSink(telemetry.console)
-    sinks: list[EventSink] = [jsonl, screen]
-    every = MultiSink(sinks)
-    group = telemetry.wandb.group or config.run.group
-    wandb = WandbSink(
-        telemetry.wandb, run_dir=run_dir, run_id=attempt.run_id, group=group, config_dict=plain, on_fault=every.emit
-    )
-    return MultiSink([*sinks, wandb])
 
 
 def build_desk(config: EsperConfig, run_dir: Path, attempt: Attempt, sink: EventSink) -> OrderDesk | None:
@@ -88,23 +68,6 @@ def build_desk(config: EsperConfig, run_dir: Path, attempt: Attempt, sink: Event
         set_level=set_level,
         cool_ticks=config.governor.cool_ticks if config.governor.enabled else None,
     )
-
-
-class _FaultsOnly(NullSink):
-    """Passes on faults only: on another rank than 0 every other event would repeat rank 0's."""
-
-    def __init__(self, sink: EventSink) -> None:
-        self._sink = sink
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, Fault):
-            self._sink.emit(event)
-
-    def flush(self) -> None:
-        self._sink.flush()
-
-    def close(self) -> None:
-        self._sink.close()
 
 
 def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> int | None:
@@ -162,6 +125,13 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         attempt: this start's number, and its right to write.
     """
     early: list[int] = []  # stop signals during start-up; SIGHUP still ends the process there
+    engine: Engine | None = None
+
+    def ask_stop() -> None:  # from wandb's page
+        early.append(0)
+        if engine is not None:
+            engine.stop_asked, engine.stop_reason = True, ASKED_IN_WANDB
+
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
     began = time.perf_counter()
@@ -178,9 +148,8 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     modules = import_named(config)
     bundle = bind(load_data(config.data), config.task)
     digest = config_digest(plain)
-    sink = build_sink(config, plain, run_dir, attempt, world.rank)
+    sink = build_sink(config, plain, run_dir, attempt, world, ask_stop)
     watchdog: Watchdog | None = None
-    engine: Engine | None = None
     desk: OrderDesk | None = None
     try:
         desk = build_desk(config, run_dir, attempt, sink) if world.rank == 0 else None
@@ -196,6 +165,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             run_id=attempt.run_id,
             teacher=teacher,
             desk=desk or NO_DESK,
+            observers=build_profiler(config.telemetry, heartbeat, run_dir),
         )
         world.meet("start-up")
         order = read_order(run_dir)
@@ -223,11 +193,12 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         world.meet("load")
         StopHandlers(partial(setattr, engine, "stop_asked", True), config.world.grace_s).install()
         engine.stop_asked = engine.stop_asked or bool(early)
+        engine.stop_reason = ASKED_IN_WANDB if 0 in early else ""
         result = engine.run()
         if world.rank == 0:
             attempt.check()
             write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code_digest()})
-            write_done(run_dir, step=result.step, objective=result.objective)
+            write_done(run_dir, attempt.number, step=result.step, objective=result.objective)
             _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config)
         return result
     except Exception as error:
@@ -252,7 +223,7 @@ def _end_stuck_rank(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
     heartbeat.mark("failed", str(error))
     if attempt.holds() and is_witness(heartbeat.rank, heartbeat, ending_of(error)):
         with contextlib.suppress(OSError):
-            write_json(RunDir(attempt.run_dir).status, {**status_of(error), "step": heartbeat.step})
+            write_json(RunDir(attempt.run_dir).status, {**status_of(error, attempt.number), "step": heartbeat.step})
     print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
 
@@ -260,7 +231,7 @@ def _end_stuck_rank(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
 def _emit_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int) -> None:
     """Emits the last events of a run that did not finish. A requested stop is not a fault."""
     axes = {"step": heartbeat.step, "tick": heartbeat.tick, "epoch": 0}
-    status = status_of(error)
+    status = status_of(error, None)
     if status["status"] != "preempted":
         sink.emit(Fault(**axes, what=status["message"], where=heartbeat.phase))
     if rank == 0:

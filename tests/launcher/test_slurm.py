@@ -10,7 +10,7 @@ import pytest
 from esper.launcher import compose as launcher
 from esper.launcher.slurm import SlurmJob, find_job, read_requeues, requeue
 from esper.launcher.supervise import torchrun_arguments
-from esper.leyline.errors import ConfigError
+from esper.leyline.errors import ASKED_IN_WANDB, ConfigError
 from esper.leyline.files import write_json
 from esper.tolaria.ranks.config import WorldConfig
 from tests.support.dist import ROOT
@@ -48,6 +48,13 @@ def test_outside_of_a_job_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 def test_only_a_stopped_run_is_requeued(tmp_path: Path, kind: str) -> None:
     write_json(tmp_path / "STATUS.json", {"status": kind, "step": 3})
     assert requeue(tmp_path, {"SLURM_JOB_ID": "5"}) == (False, f"not requeued: {tmp_path} is {kind}")
+
+
+def test_a_run_that_was_stopped_in_wandb_is_not_requeued(tmp_path: Path) -> None:
+    write_json(tmp_path / "STATUS.json", {"status": "preempted", "step": 3, "message": f"stopped{ASKED_IN_WANDB}"})
+    requeued, line = requeue(tmp_path, {"SLURM_JOB_ID": "5"})
+    assert not requeued
+    assert line.startswith("not requeued: somebody stopped it in wandb's page; to go on: esper resume")
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])

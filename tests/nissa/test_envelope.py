@@ -26,7 +26,7 @@ def test_the_envelope_numbers_and_names():
     envelope = Envelope("run-1", 3, 1)
     first, second = envelope.to_record(fault(1)), envelope.to_record(tick_done(2))
     assert (first["seq"], second["seq"]) == (0, 1)
-    assert (first["run_id"], first["attempt"], first["rank"], first["schema"]) == ("run-1", 3, 1, 2)
+    assert (first["run_id"], first["attempt"], first["rank"], first["schema"]) == ("run-1", 3, 1, 3)
     assert (second["kind"], second["step"], second["tick"]) == ("tick", 20, 2)
     assert "step" not in second["payload"]
     assert second["time"] >= first["time"] > 1.6e9
@@ -38,7 +38,7 @@ def test_the_envelope_numbers_and_names():
         (lambda r: r.pop("seq"), r"missing \['seq'\]"),
         (lambda r: r.update(extra=1), r"unknown \['extra'\]"),
         (lambda r: r.update(schema=1), "schema 1"),
-        (lambda r: r.update(kind="party"), "kind 'party'; kinds are breaker, checkpoint,"),
+        (lambda r: r.update(kind="party"), "kind 'party'; kinds are born, breaker, checkpoint,"),
         (lambda r: r.update(payload=[]), "payload must be a mapping, got list"),
         (lambda r: r["payload"].pop("what"), "Fault: missing what"),
         (lambda r: r["payload"].update(step=4), "Fault: unknown step"),

@@ -48,7 +48,7 @@ def test_everything_comes_back_in_order(tmp_path):
     records = read_events(path)
     assert [from_record(record) for record in records] == list(SAMPLES)
     assert [record["seq"] for record in records] == list(range(len(SAMPLES)))
-    assert (sink.dropped, sink.lost, sink.error) == (0, 0, None)
+    assert (sink.dropped.total(), sink.lost, sink.error) == (0, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def test_everything_comes_back_in_order(tmp_path):
                 "panic",
                 "rollback",
                 "policy_alarm",
+                "health",
                 "breaker",
                 "order",
                 "orders_refused",
@@ -115,10 +116,10 @@ def test_a_full_queue_drops_ordinary_events_and_says_how_many(tmp_path):
         sink.emit(tick_done(tick))
     sink.emit(refused(5))
     sink.close()
-    assert sink.dropped == 5
+    assert sink.dropped == {"tick": 5}
     records = read_events(tmp_path / "e.jsonl")
     assert [(record["kind"], record["seq"]) for record in records] == [("refusal", 5), ("fault", 6)]
-    assert records[-1]["payload"]["what"].startswith("5 events dropped by a full queue, 0 lost")
+    assert records[-1]["payload"]["what"].startswith("5 events dropped by a full queue (tick 5), 0 lost")
     assert records[-1]["step"] == 50
 
 
@@ -130,7 +131,7 @@ def test_close_twice_and_emit_after_close(tmp_path):
     sink.emit(tick_done(2))
     sink.flush()
     assert kinds(tmp_path / "e.jsonl") == ["tick"]
-    assert sink.dropped == 1
+    assert sink.dropped == {"tick": 1}
 
 
 def test_a_priority_record_survives_a_kill(tmp_path):
@@ -185,7 +186,7 @@ def test_a_folder_that_cannot_be_made_does_not_stop_training(tmp_path, capsys):
     sink = sink_at(blocker / "e.jsonl")
     sink.emit(tick_done(1))
     sink.flush()
-    sink.emit(refused(1))
+    sink.emit(fault(1))
     sink.flush()
     assert sink.lost == 1
     assert isinstance(sink.error, OSError)
@@ -193,7 +194,7 @@ def test_a_folder_that_cannot_be_made_does_not_stop_training(tmp_path, capsys):
     sink.emit(tick_done(2))
     sink.close()
     records = read_events(blocker / "e.jsonl")
-    assert [record["kind"] for record in records] == ["refusal", "tick", "fault"]
+    assert [record["kind"] for record in records] == ["fault", "tick", "fault"]
     assert "0 events dropped by a full queue, 1 lost" in records[-1]["payload"]["what"]
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -211,7 +212,7 @@ def test_a_full_device_is_said_once(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "No space left on device" in lines[0]
-    assert "2 faults, vetoes or refusals could not be written" in lines[1]
+    assert "2 critical events could not be written" in lines[1]
 
 
 def test_a_half_written_batch_is_cut_off_again(tmp_path):
@@ -224,7 +225,7 @@ def test_a_half_written_batch_is_cut_off_again(tmp_path):
     try:
         for tick in range(2, 400):
             sink.emit(tick_done(tick))
-        sink.emit(refused(400))
+        sink.emit(fault(400))
         sink.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -232,7 +233,7 @@ def test_a_half_written_batch_is_cut_off_again(tmp_path):
     assert kinds(path) == ["tick"]
     sink.emit(tick_done(401))
     sink.close()
-    assert kinds(path) == ["tick", "refusal", "tick", "fault"]
+    assert kinds(path) == ["tick", "fault", "tick", "fault"]
 
 
 def test_a_summary_that_is_no_plain_data_is_counted(tmp_path, capsys):

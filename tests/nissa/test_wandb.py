@@ -8,11 +8,14 @@ import pytest
 
 from esper.leyline.stages import Stage
 from esper.nissa.config import WandbConfig, WandbMode
-from esper.nissa.wandb_sink import GROWTH_COLUMNS, WandbSink, tick_row
-from tests.nissa.samples import tick_done
+from esper.nissa.wandb_rows import tick_row
+from esper.nissa.wandb_sink import WandbSink
+from esper.nissa.wandb_tables import COLUMNS, ROWS, Story
+from tests.nissa.samples import refused, tick_done
 from tests.support.dist import ROOT
 from tests.support.patience import load, run_patiently
 from tests.support.wandb_file import offline_files, read_wandb_file
+from tests.support.wandb_server import wandb_server
 
 
 def child(run_dir, scene="plain", first=1, last=30, **more):
@@ -41,7 +44,7 @@ def expected(tick):
 
 
 def own(row):
-    return {name: value for name, value in row.items() if not name.startswith("_")}
+    return {name: value for name, value in row.items() if not name.startswith(("_", "counts/"))}
 
 
 def test_every_metric_at_its_step_and_none_dropped(two_attempts):
@@ -77,20 +80,119 @@ def test_axes_config_names_and_end(two_attempts):
         "project": "growth",
         "group": "sweep-7",
         "job_type": "train",
-        "name": "run-1",
+        "name": "demo, heuristic, seed 3",
         "tags": ["test"],
     }
     assert (file.ended, file.exit_code) == (True, 0)
-    assert (file.summary["status"], file.summary["accuracy"]) == ("preempted", 0.9)
+    own_keys = {name for name in file.summary if not name.startswith("_")} - {f"tables/{name}" for name in COLUMNS}
+    assert own_keys == {
+        *("status", "step", "tick", "wall_s", "train_loss", "validation_loss", "validation_accuracy", "parameters"),
+        *("parameters_added", "training_flops", "fossils", "live_seeds", "seeds_born", "refusals", "vetoes"),
+        *("rollbacks", "faults"),
+    }, "a short summary"
+    assert (file.summary["status"], file.summary["wall_s"], file.summary["step"]) == ("preempted", 1.5, 300)
 
 
 def test_growth_is_a_table(two_attempts):
     path = offline_files(two_attempts[0])[0]
-    (row,) = [row for row in read_wandb_file(path).history if "growth/path" in row]
-    table = json.loads((path.parent / "files" / row["growth/path"]).read_text())
-    assert table["columns"] == list(GROWTH_COLUMNS)
+    (row,) = [row for row in read_wandb_file(path).history if "tables/growth/path" in row]
+    table = json.loads((path.parent / "files" / row["tables/growth/path"]).read_text())
+    assert table["columns"] == list(COLUMNS["growth"])
     assert table["data"] == [[200, 20, "r0c0", "TRAINING", "BLENDING", "ADVANCE", "conv_light"]]
     assert (row["train/step"], row["tick"]) == (300, 30)
+
+
+def tables_of(path):
+    """The last state of each table of an offline file, as rows of name to value."""
+    found = {}
+    for row in read_wandb_file(path).history:
+        for name in COLUMNS:
+            if f"tables/{name}/path" in row:
+                table = json.loads((path.parent / "files" / row[f"tables/{name}/path"]).read_text())
+                found[name] = [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+    return found
+
+
+@pytest.fixture(scope="module", params=["decisions", "resumed"])
+def decided(request, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("decided")
+    done = child(run_dir, request.param, 1, 20)
+    assert done.returncode == 0, done.stderr
+    (path,) = offline_files(run_dir)
+    return path, json.loads(done.stdout)
+
+
+def test_a_decision_is_one_row_with_verdict_reason_and_outcome(decided):
+    """Also where its command was given by the attempt before."""
+    tables = tables_of(decided[0])
+    by_id = {row["proposal"]: row for row in tables["decisions"] if row["verdict"] == "applied"}
+    born, vetoed = by_id[7], by_id[9]
+    assert [born[name] for name in ("slot", "op", "blueprint")] == ["r0c0", "GERMINATE", "conv_light"]
+    assert born["reason"] == "plateau"
+    assert (born["step"], born["outcome"], born["outcome_step"]) == (210, "GERMINATED", 220)
+    assert (vetoed["outcome"], vetoed["outcome_step"]) == ("vetoed: OUT_OF_MEMORY", 250)
+    refusals = [row for row in tables["decisions"] if row["verdict"] == "refused"]
+    assert len(refusals) == 41
+    assert refusals[0]["gate"] == "G2: contribution: 0.001 ± 0.004"
+    (birth,) = tables["births"]
+    assert (birth["slot"], birth["parameters"], birth["forward_flops"], birth["proposal"]) == ("r0c0", 160, 20_480, 7)
+
+
+def test_a_checkpoint_is_an_artifact_that_says_where_it_is(decided):
+    (artifact,) = [found for found in read_wandb_file(decided[0]).artifacts if found["type"] == "checkpoint"]
+    folder = decided[0].parents[2] / "checkpoints" / "step-250"
+    assert (artifact["name"], sorted(artifact["aliases"])) == ("checkpoint-run-1", ["latest", "step-250"])
+    about = {name: artifact["metadata"][name] for name in ("run_id", "step", "bytes", "folder")}
+    assert about == {"run_id": "run-1", "step": 250, "bytes": 7, "folder": str(folder)}
+    assert artifact["entries"] == [("step-250/state.pt", (folder / "state.pt").as_uri())], "by reference, not copied"
+
+
+def test_an_exported_model_is_an_artifact_made_from_its_checkpoint(tmp_path):
+    folder = tmp_path / "export-00000250"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(b"plain weights")
+    done = child(tmp_path, "export")
+    assert done.returncode == 0, done.stderr
+    file = read_wandb_file(offline_files(tmp_path)[0])
+    (artifact,) = file.artifacts
+    assert (artifact["name"], artifact["type"]) == ("model-run-1", "model")
+    assert artifact["metadata"]["made_from"] == file.config["made_from"] == "checkpoint-run-1:step-250"
+    assert [name for name, _ in artifact["entries"]] == ["model.pt"]
+    assert (file.run["id"], file.run["job_type"], file.run["group"]) == ("run-1-export-250", "export", "run-1")
+
+
+def test_a_stop_asked_in_wandbs_page_is_heard_without_a_signal(tmp_path):
+    with wandb_server() as server:
+        server.stop.set()
+        done = child(tmp_path, "stopped", last=3, **server.variables)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["stopped"], report["hooks_kept"], report["faults"]) == (True, True, [])
+
+
+def test_incidents_counts_and_alerts(decided):
+    path, report = decided
+    file, incidents = read_wandb_file(path), tables_of(path)["incidents"]
+    assert [row["kind"] for row in incidents] == ["veto", *["fault"] * 41]
+    assert [alert["title"] for alert in file.alerts] == ["birth vetoed", "fault"], "one of a kind in five minutes"
+    assert file.summary["alerts_held_back"] == 40
+    names = ("refusals", "vetoes", "faults", "seeds_born", "rollbacks")
+    assert [file.summary[name] for name in names] == [41, 1, 41, 1, 0]
+    assert report["sent"] == len(rows_of(file)) == 20, "rows sent are rows kept"
+
+
+def test_a_table_keeps_its_newest_rows_and_is_sent_when_it_doubled():
+    story = Story(lambda event: None)
+    sent = 0
+    for tick in range(1, ROWS + 500):
+        story.take(refused(tick))
+        if story.tables["decisions"].doubled:
+            sent += 1
+            story.tables["decisions"].sent = story.tables["decisions"].taken
+    table = story.tables["decisions"]
+    assert (len(table.rows), table.taken) == (ROWS, ROWS + 499)
+    assert table.rows[-1][2] == ROWS + 499
+    assert sent <= 15
 
 
 def test_a_second_attempt_continues_the_run(two_attempts):
@@ -165,6 +267,7 @@ def test_disabled_does_nothing(tmp_path):
         WandbConfig(mode=WandbMode.DISABLED),
         run_dir=tmp_path,
         run_id="run-1",
+        name="run-1",
         group=None,
         config_dict={},
         on_fault=faults.append,

@@ -22,14 +22,15 @@ ALL = {
 
 
 def choose(variables: dict[str, str], group: str | None = None, **settings: Any) -> WandbChoice:
-    return choose_wandb(WandbConfig(**settings), run_dir="/RUN", run_id="r1", group=group, environ=variables)
+    names = {"run_id": "r1", "name": "demo, seed 1", "group": group}
+    return choose_wandb(WandbConfig(**settings), run_dir="/RUN", environ=variables, **names)
 
 
 def test_a_silent_config_obeys_every_variable() -> None:
     assert choose(ALL) == WandbChoice(
         WandbMode.ONLINE, "theirs", "my-run", "lab", "eval", ("a", "b"), "/scratch", notes=()
     )
-    assert choose({}) == WandbChoice(WandbMode.OFFLINE, "esper", "r1", None, "train", (), "/RUN", notes=())
+    assert choose({}) == WandbChoice(WandbMode.OFFLINE, "esper", "demo, seed 1", None, "train", (), "/RUN", notes=())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,8 @@ def test_the_sink_writes_nothing_where_the_variable_says_so(
     faults: list[Any] = []
     for mode in (None, WandbMode.DISABLED):
         config = WandbConfig(mode=mode)
-        WandbSink(config, run_dir=tmp_path, run_id="r", group=None, config_dict={}, on_fault=faults.append).close()
+        names = {"run_id": "r", "name": "r", "group": None}
+        WandbSink(config, run_dir=tmp_path, config_dict={}, on_fault=faults.append, **names).close()
     assert (faults, list(tmp_path.iterdir()), capsys.readouterr().err) == ([], [], "")
 
 

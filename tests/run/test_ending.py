@@ -23,7 +23,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("failure", "status", "everybody", "written", "alone", "supervised"), ROWS)
 def test_each_failure_has_its_row(failure, status, everybody, written, alone, supervised, monkeypatch):
-    row, told = ending_of(failure), status_of(failure)
+    row, told = ending_of(failure), status_of(failure, 3)
     assert (row.status, not row.shared, row.writes, told["status"]) == (status, everybody, written, status)
     monkeypatch.delenv(SUPERVISED, raising=False)
     assert code_for_torchrun(row, told["exit_code"]) == alone
@@ -32,7 +32,7 @@ def test_each_failure_has_its_row(failure, status, everybody, written, alone, su
 
 
 def test_a_bug_is_told_with_its_type():
-    assert status_of(ValueError("no such axis"))["message"] == "ValueError: no such axis"
+    assert status_of(ValueError("no such axis"), None)["message"] == "ValueError: no such axis"
 
 
 def test_an_error_of_the_users_and_a_collective_in_the_users_code_keep_their_traceback():

@@ -91,7 +91,7 @@ def live(
     return None
 
 
-MEASURED = ("steps_ms", "tick_ms", "digest_ms", "wrap_ms", "save_ms", "stall_ms")
+MEASURED = ("steps_ms", "data_ms", "own_ms", "tick_ms", "digest_ms", "wrap_ms", "save_ms", "stall_ms")
 TOLD = ("tick", "stage", "command", "refusal", "gate", "ramp", "contribution", "rewrap", "veto", "skipped")
 
 
@@ -124,6 +124,11 @@ def final(run_dir: Path) -> dict[str, Any]:
     del plain["state.pt/run_id"]
     plain["result"] = json.loads((run_dir / "result.json").read_text())
     events = [event for event in keep_latest(read_events(run_dir / "events.jsonl")) if event["kind"] in TOLD]
+    slots: dict[str, Any] = {}  # a tick has those alone that changed, the first of an attempt all of them
+    for event in events:
+        if event["kind"] == "tick":
+            slots |= {line["slot"]: line for line in event["payload"]["slots"]}
+            event["payload"]["slots"] = list(slots.values())
     plain["events"] = [
         [
             event["kind"],

@@ -7,7 +7,7 @@ replica(engine)                             # every bit that must be equal on al
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from esper.config.tree import FIXED_SECTIONS, EsperConfig, RunConfig, build_conf
 from esper.kasmina.hosts import CNNConfig, GPTConfig
 from esper.leyline.events import Event
 from esper.leyline.plain import to_plain
-from esper.leyline.protocols import Controller
+from esper.leyline.protocols import Controller, EventSink
 from esper.run.assembly import assemble
 from esper.run.teacher import build_teacher
 from esper.tamiyo.none import NoneConfig
@@ -141,13 +141,14 @@ def make_engine(
     controller: Controller | None = None,
     attempt: int = 1,
     observers: Sequence[Observer] = (),
+    sink_of: Callable[[World], EventSink] = lambda world: ListSink(),
 ) -> Engine:
     """An engine that has not begun, its parts made and joined by the worker's own `assemble`; its sink is a `ListSink`.
 
     Args:
         config: of the run. run_dir: shared by all ranks.
         controller: takes the place of the config's on rank 0. attempt: number of this process group.
-        observers: beside the run's own.
+        observers: beside the run's own. sink_of: makes another sink.
     """
     torch.set_num_threads(config.world.threads)
     world = World(config.world, config.control)
@@ -160,7 +161,7 @@ def make_engine(
         heartbeat=heartbeat,
         bundle=bundle,
         store=store,
-        sink=ListSink(),
+        sink=sink_of(world),
         digest=lasting_digest(as_plain(config)),
         run_id="tiny",
         teacher=build_teacher(config, bundle, world.device),

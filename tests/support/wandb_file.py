@@ -28,6 +28,7 @@ class WandbFile:
         history: one dict per logged row, in order.
         metrics: explicitly defined ones, name or glob -> step metric ('' for none).
         config, summary: as last written. run: id, project, group, job type, name, tags.
+        alerts, artifacts: in order, with the entries of each artifact as (name, reference).
         ended: the file holds wandb's exit record. exit_code: in it.
     """
 
@@ -36,6 +37,8 @@ class WandbFile:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    alerts: list[dict[str, str]] = field(default_factory=list)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
     exit_code: int | None = None
 
@@ -100,6 +103,14 @@ def read_wandb_file(path: Path) -> WandbFile:
                 "name": run.display_name,
                 "tags": list(run.tags),
             }
+        elif kind == "alert":
+            out.alerts.append({"title": record.alert.title, "text": record.alert.text, "level": record.alert.level})
+        elif kind == "artifact":
+            artifact = record.artifact
+            entries = [(entry.path, entry.ref) for entry in artifact.manifest.contents]
+            about = json.loads(artifact.metadata or "{}")
+            named = {"name": artifact.name, "type": artifact.type, "aliases": list(artifact.aliases)}
+            out.artifacts.append({**named, "metadata": about, "entries": entries})
         elif kind == "exit":
             out.ended, out.exit_code = True, record.exit.exit_code
     return out

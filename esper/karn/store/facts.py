@@ -175,10 +175,19 @@ def read_settings(directory: RunDir) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def is_stale(directory: RunDir, status: dict[str, Any]) -> bool:
-    """Whether STATUS.json is of an earlier attempt than the newest, which has ended without a word or is going on."""
-    if not status or not directory.attempt.is_file():
+def is_stale(directory: RunDir, status: dict[str, Any], attempt: dict[str, Any]) -> bool:
+    """Whether STATUS.json is of an earlier attempt than the newest, which has ended without a word or is going on.
+
+    Args:
+        directory: RUN.
+        status: what STATUS.json holds; empty without one.
+        attempt: what attempt.json holds; empty without one.
+    """
+    if not status or not attempt:
         return False
+    if "attempt" in status:
+        return status["attempt"] is not None and status["attempt"] < attempt["number"]
+    # Of a version that did not write it: by the times of the files.
     return directory.attempt.stat().st_mtime > directory.status.stat().st_mtime
 
 
@@ -228,7 +237,7 @@ def collect_facts(run: FoundRun, digest: Digest) -> RunFacts:
     directory = run.directory
     status, result, attempt = (read_json(path) for path in (directory.status, directory.result, directory.attempt))
     settings = read_settings(directory)
-    if is_stale(directory, status):
+    if is_stale(directory, status, attempt):
         status = {}
     written = directory.status.stat().st_mtime if status else None
     state = str(status.get("status", "lost" if attempt else "prepared"))

@@ -38,6 +38,10 @@ VIEWS: dict[str, View] = {
             "steps_ms": ("DOUBLE", "milliseconds of training since the last tick"),
             "tick_ms": ("DOUBLE", "milliseconds that the tick took"),
             "digest_ms": ("DOUBLE", "milliseconds of it for digests"),
+            "samples": ("BIGINT", "training samples since the last tick, of all ranks"),
+            "samples_per_s": ("DOUBLE", "the same a second, ticks included"),
+            "data_ms": ("DOUBLE", "milliseconds of `steps_ms` that rank 0 waited for data"),
+            "own_ms": ("DOUBLE", "milliseconds of it for data and forward"),
         },
         sql=select(
             "tick",
@@ -54,10 +58,15 @@ VIEWS: dict[str, View] = {
             f"{number_of('live_seeds', 'INTEGER')} as live_seeds",
             f"{number_of('flops', 'BIGINT')} as flops",
             *(f"{number_of(name)} as {name}" for name in ("steps_ms", "tick_ms", "digest_ms")),
+            f"{number_of('samples', 'BIGINT')} as samples",
+            f"1000 * {number_of('samples')} / nullif({number_of('steps_ms')} + {number_of('tick_ms')}, 0) "
+            "as samples_per_s",
+            f"{number_of('data_ms')} as data_ms",
+            f"{number_of('own_ms')} as own_ms",
         ),
     ),
     "slots": View(
-        about="One slot at one tick (`telemetry.level=full`).",
+        about="One slot at one tick at which it changed (`telemetry.level=full`).",
         columns={
             **WHERE,
             "slot": ("VARCHAR", "slot id"),

@@ -79,7 +79,7 @@ def read_evidence(path: Path) -> Evidence:
         raise RunDirError(f"{path}: no run directory (there is no config.yaml); `esper runs` lists those that are")
     attempt, status = read_json(directory.attempt), read_json(directory.status)
     written = directory.status.stat().st_mtime if status else None
-    if is_stale(directory, status):
+    if is_stale(directory, status, attempt):
         status = {}
     marks = {}
     for mark in sorted(directory.heartbeat.glob("rank-*")):

@@ -162,6 +162,16 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         cause="diverged",
+        pattern=r"optimizer steps in a row had a non-finite host gradient",
+        codes=(79,),
+        says="training left the finite numbers for good",
+        action=Action.CHANGE,
+        do="Every step would be the same again. Type its own command line anew (environment.json has it), with a lower "
+        "optim.lr, or other data, and run.dir=NEW.",
+        command="esper report RUN",
+    ),
+    Rule(
+        cause="diverged",
         pattern=r"",
         codes=(79,),
         says="training left the finite numbers for good, or the governor's replays were used up",

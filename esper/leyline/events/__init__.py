@@ -1,11 +1,11 @@
 """Typed, frozen events: each records one thing that happened in a run, on the axes step, tick and epoch.
 
 The emitter adds the envelope (run id, attempt, sequence number, rank, schema version, wall-clock time). Events whose
-class sets ``priority`` (refusals, vetoes, faults) are written at every telemetry level, flushed at once and never
-dropped.
+class sets ``priority`` (refusals, vetoes, faults) are written at every telemetry level and flushed at once. The
+``critical`` ones among them (fault, panic, rollback, fallback of a seed) are never dropped.
 """
 
-from esper.leyline.events.base import SCHEMA_VERSION, Event
+from esper.leyline.events.base import READABLE, SCHEMA_VERSION, Event
 from esper.leyline.events.growth import (
     BirthVetoed,
     CommandJudged,
@@ -14,10 +14,12 @@ from esper.leyline.events.growth import (
     GateJudged,
     LibraryUsed,
     RampCommitted,
+    SeedBorn,
     SeedContinued,
     SlotDegraded,
     StageChanged,
 )
+from esper.leyline.events.health import Ailment, HealthAlert, LossSettled
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicySymptom, PolicyUpdated
 from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -40,7 +42,9 @@ from esper.leyline.events.worth import FossilHurts, WorthMeasured
 
 __all__ = [
     "EVENTS",
+    "READABLE",
     "SCHEMA_VERSION",
+    "Ailment",
     "BirthVetoed",
     "BreakerChanged",
     "CheckpointSaved",
@@ -52,7 +56,9 @@ __all__ = [
     "Fault",
     "FossilHurts",
     "GateJudged",
+    "HealthAlert",
     "LibraryUsed",
+    "LossSettled",
     "LossShifted",
     "OrderTaken",
     "OrdersRefused",
@@ -68,6 +74,7 @@ __all__ = [
     "RunEnded",
     "RunExtended",
     "RunStarted",
+    "SeedBorn",
     "SeedContinued",
     "SettingsChanged",
     "SlotDegraded",

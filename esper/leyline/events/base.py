@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, 3)  # older ones of which some kinds are as they were; a kind that is not says which field it lacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,8 @@ class Event:
 
     kind: ClassVar[str] = ""
     level: ClassVar[str] = "lifecycle"  # "lifecycle" or "full"
-    priority: ClassVar[bool] = False
+    priority: ClassVar[bool] = False  # written at every level, and flushed at once
+    critical: ClassVar[bool] = False  # besides never dropped
 
     step: int
     """Optimizer steps done."""

@@ -177,6 +177,30 @@ class SeedContinued(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeedBorn(Event):
+    """A seed entered a slot on all ranks: its size, and what it costs."""
+
+    kind: ClassVar[str] = "born"
+    slot: str
+    """Slot id, as r0c0."""
+
+    blueprint: str
+    """Blueprint of the seed."""
+
+    generation: int
+    """Births in this slot so far."""
+
+    proposal: int
+    """Id of the command that asked for it."""
+
+    parameters: int
+    """Parameters that it adds."""
+
+    flops: int
+    """FLOPs of one forward over one sample that it adds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BirthVetoed(Event):
     """A staged seed was discarded on every rank because one of them could not hold it."""
 
@@ -206,6 +230,7 @@ class SlotDegraded(Event):
 
     kind: ClassVar[str] = "degraded"
     priority: ClassVar[bool] = True
+    critical: ClassVar[bool] = True
     slot: str
     """Slot id, as r0c0."""
 

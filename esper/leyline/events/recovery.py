@@ -26,6 +26,7 @@ class Panic(Event):
 
     kind: ClassVar[str] = "panic"
     priority: ClassVar[bool] = True
+    critical: ClassVar[bool] = True
     symptom: str
     """NONFINITE, DIVERGENCE or COLLAPSE."""
 
@@ -56,6 +57,7 @@ class RolledBack(Event):
 
     kind: ClassVar[str] = "rollback"
     priority: ClassVar[bool] = True
+    critical: ClassVar[bool] = True
     to_step: int
     """Optimizer step of the generation that all ranks went back to."""
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from esper.leyline.events.base import SCHEMA_VERSION, Event
 from esper.leyline.events.table import EVENTS
+from esper.leyline.events.words import UNITS, WHEN
+from esper.leyline.evidence import Reading
 from esper.leyline.fields import as_markdown, class_doc, field_docs
 
 _HEAD = f"""# Events
@@ -21,7 +23,10 @@ that leaves a gap where a line was dropped; `time`, seconds since 1970; `kind`),
 fields under `payload`. Enums are written by the names of their members.
 
 Each event has a level: `telemetry.level=lifecycle` writes those of level *lifecycle*, `full` writes all. Events with
-*priority* (refusals, vetoes, faults) are written at every level, flushed at once and never dropped.
+*priority* (refusals, vetoes, faults) are written at every level and flushed at once. *Critical* ones (fault, panic,
+rollback, fallback of a seed) are besides never dropped: while RUN takes nothing they are in a file below
+`telemetry.spill`, which the next attempt brings home. Of all others a full queue drops some, counts them by kind, and
+says so in a last `fault`.
 """
 
 
@@ -58,9 +63,16 @@ def _table(cls: type, leave_out: frozenset[str]) -> list[str]:
     if not names:
         return []
     rows = [
-        f"| `{name}` | {_type(hints[name])} | {as_markdown(docs[name]).replace('None', 'null')} |" for name in names
+        f"| `{name}` | {_type(hints[name])} | {UNITS[name] if has_unit(hints[name]) else ''} "
+        f"| {as_markdown(docs[name]).replace('None', 'null')} |"
+        for name in names
     ]
-    return ["| field | type | meaning |", "|---|---|---|", *rows, ""]
+    return ["| field | type | unit | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def has_unit(hint: Any) -> bool:
+    """Whether a field holds numbers."""
+    return any(part in (int, float, Reading) for part in _parts(hint))
 
 
 def nested_types() -> tuple[list[type], list[type[enum.Enum]]]:
@@ -86,7 +98,8 @@ def page() -> str:
     lines = [_HEAD, "## Axes of every event", "", *_table(Event, frozenset())]
     for kind, cls in EVENTS.items():
         lines += [f"## {kind}", "", as_markdown(class_doc(cls)), ""]
-        lines += [f"`{cls.__name__}`; level {cls.level}{'; priority' if cls.priority else ''}.", ""]
+        urgency = "; critical" if cls.critical else "; priority" if cls.priority else ""
+        lines += [f"`{cls.__name__}`; level {cls.level}{urgency}; said {WHEN[kind]}.", ""]
         lines += _table(cls, axes)
     classes, enums = nested_types()
     for nested in classes:

@@ -195,7 +195,7 @@ class TickDone(Event):
     """Health of the host's gradient."""
 
     slots: tuple[SlotLine, ...]
-    """One line per slot in use, row-major."""
+    """Slots that changed since the last tick, row-major; all in the first, every 100th and after a rollback."""
 
     parameters: int
     """Parameters of the whole network, host and seeds."""
@@ -205,6 +205,18 @@ class TickDone(Event):
 
     flops: int | None
     """FLOPs that training has cost so far; None: nobody keeps an account."""
+
+    interval_flops: int | None
+    """The same since the last tick."""
+
+    samples: int
+    """Training samples seen since the last tick, on all ranks."""
+
+    data_ms: float
+    """Milliseconds of ``steps_ms`` that rank 0 waited for data."""
+
+    own_ms: float
+    """Milliseconds of ``steps_ms`` that rank 0 worked by itself, whatever others did: data and forward."""
 
     steps_ms: float
     """Milliseconds of training since the last tick."""
@@ -280,6 +292,7 @@ class Fault(Event):
 
     kind: ClassVar[str] = "fault"
     priority: ClassVar[bool] = True
+    critical: ClassVar[bool] = True
     what: str
     """What broke, in words."""
 

@@ -9,10 +9,12 @@ from esper.leyline.events.growth import (
     GateJudged,
     LibraryUsed,
     RampCommitted,
+    SeedBorn,
     SeedContinued,
     SlotDegraded,
     StageChanged,
 )
+from esper.leyline.events.health import HealthAlert, LossSettled
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicyUpdated
 from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -52,6 +54,7 @@ EVENTS: dict[str, type[Event]] = {
         SeedContinued,
         Rewrapped,
         CheckpointSaved,
+        SeedBorn,
         BirthVetoed,
         LibraryUsed,
         SlotDegraded,
@@ -63,6 +66,8 @@ EVENTS: dict[str, type[Event]] = {
         BreakerChanged,
         OrderTaken,
         OrdersRefused,
+        HealthAlert,
+        LossSettled,
         PolicyUpdated,
         PolicyAlarm,
         PolicySaved,

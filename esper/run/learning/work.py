@@ -47,7 +47,9 @@ def build_sink(config: PolicyRunConfig, plain: dict[str, Any], run_dir: Path, at
         config.telemetry.wandb,
         run_dir=run_dir,
         run_id=attempt.run_id,
-        group=config.telemetry.wandb.group or config.run.group,
+        name=f"{config.env.kind}, {config.agent.kind}, seed {config.seed}",
+        group=config.run.group,
+        job_type="policy",
         config_dict=plain,
         on_fault=every.emit,
     )
@@ -98,7 +100,7 @@ def learn(config: PolicyRunConfig, plain: dict[str, Any], run_dir: Path, world: 
             attempt.check()
             keep_policy(config, agent, run_dir, training.done)
             write_result(run_dir, {**result, "updates": training.done, "steps": training.ppo.steps})
-            write_done(run_dir, step=training.ppo.steps, objective=result["greedy"]["mean"])
+            write_done(run_dir, attempt.number, step=training.ppo.steps, objective=result["greedy"]["mean"])
         world.meet("the end")
     finally:
         sink.close()

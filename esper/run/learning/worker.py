@@ -47,7 +47,7 @@ def run(config_path: Path) -> int:
     beat = world.heartbeat if world is not None and isinstance(world.heartbeat, Heartbeat) else None
     witness, code = is_witness(rank, beat, ending), 0
     if failure is not None:
-        status = {**status_of(failure), "step": None}
+        status = {**status_of(failure, None if attempt is None else attempt.number), "step": None}
         code = int(status["exit_code"])
         if beat is not None and ending.marked:
             beat.mark("failed", status["message"])

@@ -22,22 +22,24 @@ from esper.leyline.events import (
     LossShifted,
     Panic,
     Rewrapped,
+    RolledBack,
     RunStarted,
+    SeedBorn,
     SeedContinued,
     SettingsChanged,
     SlotDegraded,
     StageChanged,
     StepSkipped,
-    TickDone,
     WorthMeasured,
 )
 from esper.leyline.events.task import OF_SESSION, TaskInfo
-from esper.leyline.evidence import ABSENT
 from esper.leyline.protocols import EventSink
 from esper.leyline.stages import Mechanical, Stage
 from esper.tolaria.growth.continuation import describe_copies
-from esper.tolaria.lockstep.lines import line_of
+from esper.tolaria.lockstep.ticks import TickTeller
 from esper.tolaria.lockstep.wire import Agreed
+
+ELSEWHERE = "a fallback on another rank, whose own event file says why"
 
 
 def axes_of(state: RunState) -> dict[str, int]:
@@ -82,6 +84,7 @@ class Narrator:
         self.sink, self.grown, self.task = sink, grown, task
         self._degraded: dict[str, SlotDegraded] = {}  # reported, and still going on
         self._counted = (-1, 0)  # changes of the model, and its parameters then
+        self._ticks = TickTeller()
 
     def emit(self, event: Event | None) -> None:
         """Emits an event, if there is one."""
@@ -91,6 +94,8 @@ class Narrator:
     def emit_all(self, events: Iterable[Event]) -> None:
         """Emits events in their order."""
         for event in events:
+            if isinstance(event, RolledBack):
+                self._ticks.forget()
             self.sink.emit(event)
 
     def _parameters(self) -> int:
@@ -199,7 +204,7 @@ class Narrator:
         """Reports a panic or a shift, and a breaker that changed."""
         self.emit_all(trouble_events(before, after))
 
-    def report_decisions(self, events: list[Event], commands: Mapping[str, Command] | None) -> None:
+    def report_decisions(self, events: list[Event], commands: Mapping[str, Command] | None, terms: Terms) -> None:
         """Reports the reducer's events; on rank 0 with the controller's reasons, which do not travel."""
         reasons = {command.proposal: command.reason for command in (commands or {}).values() if command.proposal}
         for event in events:
@@ -208,21 +213,38 @@ class Narrator:
                 event = replace(event, command=replace(event.command, reason=why))
                 event = replace(event, reason=why) if event.applied else event
             self.emit(event)
+            if isinstance(event, StageChanged) and event.target is Stage.GERMINATED:
+                self._report_birth(event, terms)
             if isinstance(event, StageChanged) and event.cause == Mechanical.DEGRADED.name:
                 degraded = self._degraded.pop(event.slot)
                 self.emit(replace(degraded, step=event.step, tick=event.tick, epoch=event.epoch, pruned=True))
+
+    def _report_birth(self, change: StageChanged, terms: Terms) -> None:
+        info = terms.info(change.slot, str(change.blueprint))
+        self.emit(
+            SeedBorn(
+                step=change.step,
+                tick=change.tick,
+                epoch=change.epoch,
+                slot=change.slot,
+                blueprint=info.name,
+                generation=change.generation,
+                proposal=change.proposal,
+                parameters=info.parameters,
+                flops=info.flops,
+            )
+        )
 
     def _report_degraded(self, state: RunState, slot: SlotState) -> None:
         if slot.degraded_tick is None:
             self._degraded.pop(slot.slot, None)
         elif slot.slot not in self._degraded:
-            elsewhere = "a fallback on another rank, whose own event file says why"
             event = SlotDegraded(
                 **axes_of(state),
                 slot=slot.slot,
                 blueprint=str(slot.blueprint),
                 ranks=slot.degraded,
-                reason=self.grown.slots[slot.slot].degraded or elsewhere,
+                reason=self.grown.slots[slot.slot].degraded or ELSEWHERE,
                 pruned=False,
             )
             self._degraded[slot.slot] = event
@@ -263,27 +285,6 @@ class Narrator:
             cause = "save" if saved else "gradient set changed"
             self.emit(Rewrapped(**axes_of(state), cause=cause, parameters=parameters, wrap_ms=wrap_ms))
 
-    def report_tick(self, state: RunState, *, lr: float, steps_ms: float, tick_ms: float, digest_ms: float) -> None:
-        """Reports the agreed numbers of the tick."""
-        lines = [line_of(state, entry) for entry in state.slots]
-        self.emit(
-            TickDone(
-                **axes_of(state),
-                train_loss=state.train_loss,
-                train_accuracy=state.train_accuracy,
-                validation_loss=state.validation_loss,
-                validation_accuracy=state.validation_accuracy,
-                metrics={entry.name: entry.reading for entry in state.metrics},
-                lr=lr,
-                host_gradient_norm=state.host_norm,
-                host_health=state.host_health,
-                slots=tuple(lines),
-                parameters=self._parameters(),
-                live_seeds=sum([entry.stage.is_live for entry in state.slots]),
-                flops=state.flops,
-                steps_ms=steps_ms,
-                tick_ms=tick_ms,
-                digest_ms=digest_ms,
-                together=state.together if state.together.tick == state.tick else ABSENT,
-            )
-        )
+    def report_tick(self, before: RunState, state: RunState, **figures: float) -> None:
+        """Reports a tick; see `TickTeller.event_of`."""
+        self.emit(self._ticks.event_of(before, state, parameters=self._parameters(), **figures))

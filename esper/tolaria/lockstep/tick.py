@@ -193,9 +193,9 @@ class Cycle:
             turn.state, turn.wrap_ms = self._follow(turn)
         self.desk.tell(turn.state, turn.agreed.outcome if turn.instead is None else None)
         steps_ms, tick_ms = 1e3 * (turn.began - self._clock), 1e3 * (time.perf_counter() - turn.began)
-        self.narrator.report_tick(
-            turn.state, lr=lr, steps_ms=steps_ms, tick_ms=tick_ms, digest_ms=turn.decision.digest_ms
-        )
+        own = {"data_ms": self.window.data_ms, "own_ms": self.window.own_ms}
+        times = {"steps_ms": steps_ms, "tick_ms": tick_ms, **own}
+        self.narrator.report_tick(before, turn.state, lr=lr, digest_ms=turn.decision.digest_ms, **times)
         if turn.instead is not None:
             turn.state, turn.wrap_ms = turn.instead()
         self.window.reset()
@@ -261,7 +261,7 @@ class Cycle:
         self.growth.perform(decision.outcome.effects)
         self.marks.mark("rewrap")
         wrap_ms = self.growth.follow(state, force=turn.save)
-        self.narrator.report_decisions(decision.outcome.events, decision.commands)
+        self.narrator.report_decisions(decision.outcome.events, decision.commands, self.terms)
         self.narrator.report_failures(state, self.growth.failures)
         if self.growth.library is not None:
             self.narrator.report_library(state, self.growth.library, waited_ms=self._waited_ms)

@@ -28,6 +28,10 @@ class Window:
         device: where sums are kept.
         skipped_in_row: steps skipped in a row so far.
         columns: names of the task's further sums.
+
+    Attributes:
+        data_ms: milliseconds that this rank waited for data; wall clock, so it decides nothing.
+        own_ms: the same for data and forward together, in which it waits for no other rank.
     """
 
     def __init__(self, device: torch.device, skipped_in_row: int = 0, columns: Sequence[str] = ()) -> None:
@@ -53,6 +57,7 @@ class Window:
         self.skipped = 0
         self.first_skipped = -1
         self.longest_row = 0
+        self.data_ms = self.own_ms = 0.0
         self._seen = 0
 
     @property

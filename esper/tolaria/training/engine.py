@@ -10,6 +10,7 @@ rank takes the same branches. One process runs the same code without collectives
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,7 +71,7 @@ class Engine:
     Fields:
         state: the agreed record.
         step: optimizer steps done.
-        stop_asked: set by a signal handler; agreed at the next tick.
+        stop_asked: by a signal or in wandb, agreed at the next tick; ``stop_reason`` ends the sentence that says so.
     """
 
     def __init__(
@@ -105,26 +106,22 @@ class Engine:
         self.task = self.evaluator.task
         self.narrator = Narrator(sink, grown, self.task.info(settings.trainer.objective))
         self.state = RunState(slots=terms.first_slots())
-        self.step, self.stop_asked = 0, False
+        self.step, self.stop_asked, self.stop_reason = 0, False, ""
         self.window = Window(world.device, columns=self.task.columns)
         self.losses = StepLoss(grown, growth, self.window, self.evaluator, self.task, distillation)
         self.feed = Feed(self.plan, world, settings.trainer.accumulate, terms.total_steps, bundle, self.cursor)
+        writers = saver, self.narrator, heartbeat, sink
         self.saves = Saves(
-            saver,
-            self.narrator,
-            heartbeat,
-            sink,
+            *writers,
             settings.control,
             self.narrator.task,
             every_ticks=settings.checkpoint.every_ticks,
             total_steps=terms.total_steps,
             collect=self.collect_saved,
         )
+        parts = world, heartbeat, grown, growth
         self.cycle = Cycle(
-            world,
-            heartbeat,
-            grown,
-            growth,
+            *parts,
             terms=terms,
             control=settings.control,
             lockstep=lockstep,
@@ -192,16 +189,18 @@ class Engine:
         self.growth.set_alphas(self.state, step)
         self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
         epoch, _ = self.plan.locate(at := self.cursor(step))
-        # Each rank's loss is its sum * world / global count, so DDP's mean over ranks is exactly the global mean,
-        # whatever the sizes of the shards.
+        # a rank's sum * world / global count: DDP's mean over ranks is the global mean, whatever the shards' sizes
         scale = self.world.size / len(self.plan.indices(at))
         pieces = self.feed.pieces(step)
         for index, (indices, weights) in enumerate(pieces):
             with self.growth.no_sync() if index < len(pieces) - 1 else contextlib.nullcontext():
                 self.heartbeat.mark("forward")
+                began = time.perf_counter()
                 x, y = self.evaluator.to_device(*self.feed.batch(indices, epoch))
+                self.window.data_ms += 1e3 * (time.perf_counter() - began)
                 with self.world.collective("forward"):
                     loss = self._loss(x, y, self.world.put(weights), scale)
+                self.window.own_ms += 1e3 * (time.perf_counter() - began)
                 self.heartbeat.mark("backward")
                 with self.world.collective("backward"):
                     loss.backward()
@@ -255,7 +254,8 @@ class Engine:
             raise DivergedError(explain_skips(self.state, turn.agreed.agreed))
         if turn.stop and self.step < self.terms.total_steps:
             self.saves.finish(self.state)
-            raise Preempted(f"stopped at step {self.step} of {self.terms.total_steps}; a checkpoint is written")
+            place = f"step {self.step} of {self.terms.total_steps}"
+            raise Preempted(f"stopped at {place}; a checkpoint is written{self.stop_reason}")
 
     def go_back(self, present: RunState, recovery: Recovery, began: float) -> tuple[RunState, float | None]:
         """Takes all ranks back to one generation; see `esper.tolaria.training.going_back`."""

@@ -13,7 +13,7 @@ from esper.kasmina.attribution import blended
 from esper.kasmina.hosts import GPTConfig, ResNet20Config
 from esper.leyline.errors import ConfigError
 from esper.leyline.events import TickDone, WorthMeasured
-from esper.nissa.wandb_sink import tick_row
+from esper.nissa.wandb_rows import tick_row
 from esper.run.closing import summarise
 from esper.tolaria.data import DigitsConfig
 from esper.tolaria.data.sampler import draw
