@@ -14,22 +14,18 @@ from esper.run.parent import PARENT, die_with_parent  # before what takes second
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
-from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from esper.config.tree import load_config
 from esper.leyline.errors import ConfigError
-from esper.leyline.files import RunDir, write_json
 from esper.nissa.lane import say
 from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
-from esper.run.ending import code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
+from esper.run.ending import end_rank
 from esper.run.train import train
 from esper.tolaria.ranks.config import WorldConfig
-from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 
 
@@ -52,7 +48,6 @@ def run(config_path: Path) -> int:
     attempt: Attempt | None = None
     rank = int(os.environ.get("RANK", "0"))
     failure: Exception | None = None
-    status: dict[str, Any] = {"message": "", "exit_code": 0}
     try:
         config, plain = load_config(config_path)
         world = World(config.world, config.control)
@@ -61,30 +56,9 @@ def run(config_path: Path) -> int:
             say(odd)
         train(config, plain, run_dir, world, attempt)
     except Exception as error:
-        step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
-        failure, status = error, {**status_of(error, None if attempt is None else attempt.number), "step": step}
-    ending = ending_of(failure)
-    beat = world.heartbeat if world is not None and isinstance(world.heartbeat, Heartbeat) else None
-    if beat is not None and ending.marked:
-        beat.mark("failed", status["message"])
-    witness = is_witness(rank, beat, ending)
-    unwritten = ""
-    if failure is not None and witness and ending.writes and (attempt is None or attempt.holds()):
-        try:
-            write_json(RunDir(run_dir).status, status)
-        except OSError as error:
-            unwritten = f"esper: {RunDir(run_dir).status}: cannot be written ({error.strerror})"
-    if failure is not None and needs_traceback(failure):
-        traceback.print_exception(failure)
-    if status["message"] and (witness or not ending.shared):
-        print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
-    if unwritten:
-        print(unwritten, file=sys.stderr, flush=True)
-    if world is not None:
-        world.close()
-    if attempt is not None:
-        attempt.release()
-    return code_for_torchrun(ending, int(status["exit_code"]))
+        failure = error
+    step = world.heartbeat.step if world is not None and world.heartbeat is not None else None
+    return end_rank(failure, run_dir=run_dir, rank=rank, world=world, attempt=attempt, step=step)
 
 
 @record

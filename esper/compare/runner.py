@@ -22,6 +22,7 @@ from esper.compare.arms import CompareConfig, DataCache, derive, read_result
 from esper.compare.devices import Devices, on_gpu, visible_gpus
 from esper.config.digest import config_digest
 from esper.config.tree import EsperConfig, build_config
+from esper.launcher.ahead.forks import LOADED, ForkedRank, RankServer, launch_server
 from esper.launcher.supervise import torchrun_environment
 from esper.leyline.errors import EsperError, RunDirError, one_line
 from esper.leyline.files import RunDir
@@ -71,7 +72,8 @@ class Comparer:
         self.folders: dict[tuple[str, int], Path] = {}
         self.failures: dict[tuple[str, int], str] = {}
         self.stopping = threading.Event()
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._children: set[subprocess.Popen[bytes] | ForkedRank] = set()
+        self._servers: dict[tuple[str | None, ...], RankServer] = {}  # by what libraries read while they are loaded
         self._lock, self._deriving = threading.Lock(), threading.Lock()
 
     def done(self, folder: Path, config: EsperConfig) -> bool:
@@ -130,13 +132,14 @@ class Comparer:
             if self.done(folder, config):  # another command on the same folder was faster
                 return
             gpus = held.enter_context(self._gpus.take(config.world.nproc_per_node if on_gpu(config) else 0))
+            variables = {**os.environ, **torchrun_environment(config.world, config.trainer), **gpus}
             if alone:  # one rank needs no torchrun: its worker runs under our lock
-                command = [sys.executable, "-m", "esper.worker", str(RunDir(folder).config)]
+                arguments, variables[LOCKED] = [str(RunDir(folder).config)], str(folder)
+                code = self._wait(lambda: self._server(variables).start("esper.worker", arguments, variables, log))
             else:
                 lock.close()  # the launcher of the run takes the lock itself
                 command = [sys.executable, "-m", "esper.cli", "resume", str(folder)]
-            variables = {**torchrun_environment(config.world, config.trainer), **gpus}
-            code = self._run_process(command, log, variables | ({LOCKED: str(folder)} if alone else {}))
+                code = self._wait(lambda: _start(command, log, variables))
         done, stopped = self.done(folder, config), self.stopping.is_set()
         if stopped and not done:
             raise Stopped
@@ -144,16 +147,24 @@ class Comparer:
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise EsperError(f"{last[0]} (its output: {log})")
 
-    def _run_process(self, command: list[str], log: Path, environment: dict[str, str]) -> int:
-        """Starts a command, waits for its end, and returns its exit code."""
-        with log.open("ab") as stream:
-            child = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, **environment},
-            )
+    def _server(self, variables: dict[str, str]) -> RankServer:
+        """The process that forks the ranks of runs with such variables; it imports what they need, once for all."""
+        key = tuple(variables.get(name) for name in LOADED)
+        with self._lock:
+            if key not in self._servers:
+                self._servers[key] = launch_server("esper.worker", variables)
+            return self._servers[key]
+
+    def _wait(self, start: "Callable[[], subprocess.Popen[bytes] | ForkedRank]") -> int:
+        """Starts a process, waits for its end, and returns its exit code.
+
+        Raises:
+            EsperError: it cannot be started.
+        """
+        try:
+            child = start()
+        except OSError as error:
+            raise EsperError(f"a run cannot be started: {error}") from None
         with self._lock:
             self._children.add(child)
         try:
@@ -196,11 +207,21 @@ class Comparer:
                 finished += 1
                 self.say(f"[{finished}/{total}, {time.monotonic() - began:.0f} s] {text}")
 
-        with ThreadPoolExecutor(parallel) as pool:
-            for job in jobs:
-                futures[job] = pool.submit(work, job)
-            for future in futures.values():
-                future.result()
+        try:
+            with ThreadPoolExecutor(parallel) as pool:
+                for job in jobs:
+                    futures[job] = pool.submit(work, job)
+                for future in futures.values():
+                    future.result()
+        finally:
+            while self._servers:
+                self._servers.popitem()[1].close()
+
+
+def _start(command: list[str], log: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Starts a command in a session of its own; what it says is added to a file."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env=variables)
 
 
 @contextlib.contextmanager

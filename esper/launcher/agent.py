@@ -10,8 +10,15 @@ A stopped worker (SIGSTOP) reacts to no signal but SIGKILL. It gets that at once
 would wait for it for half a minute. torchrun reports failed workers by a page around a traceback of its own; here that
 becomes one line for each worker, and so does the traceback with which it answers a signal.
 
+Ranks are forked by a process that has imported torch and esper once (`esper.launcher.ahead.forks`), those that torchrun
+starts again, too. A torchrun that is typed by hand goes without all this.
+
 Linux only, like the launcher.
 """
+
+import esper.run.leaving  # noqa: F401 - first, as it says, since ranks are forked off this process
+
+# isort: split
 
 import os
 import runpy
@@ -21,8 +28,9 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from esper.launcher.ahead.forks import RankServer, fork_ranks, open_files, start_server
 from esper.nissa.lane import say
-from esper.nissa.screen import safe_streams
+from esper.nissa.screen import open_closed_streams, safe_streams
 from esper.run.parent import die_with_parent
 
 
@@ -59,14 +67,27 @@ def drop_settings_of_torchrun(environ: MutableMapping[str, str]) -> None:
         del environ[name]
 
 
+def module_of(arguments: list[str]) -> str:
+    """The module that torchrun's arguments name."""
+    return arguments[arguments.index("-m") + 1]
+
+
 @safe_streams()
-def main() -> int:
-    """Runs torchrun with this process's arguments; returns its exit code."""
+def main(server: RankServer | None = None) -> int:
+    """Runs torchrun with this process's arguments; returns its exit code.
+
+    Args:
+        server: forks the ranks; without one Python starts them.
+    """
     # Imported here, not above: they take seconds, and the signals must be set before.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    drop_settings_of_torchrun(os.environ)
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's --signals-to-handle
     kill_stopped_workers_at_once()
+    if server is not None:
+        fork_ranks(server)
     sys.argv[0] = "torchrun"
     try:
         runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
@@ -81,11 +102,15 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def tie_to_launcher() -> None:
+    """Sets this process's signals: what must stand before torch is imported."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a launcher under nohup ignores it
     die_with_parent(int(os.environ.pop("ESPER_LAUNCHER_PID")), signal.SIGHUP)
     for ignored in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    drop_settings_of_torchrun(os.environ)
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's --signals-to-handle
-    sys.exit(main())
+
+
+if __name__ == "__main__":
+    tie_to_launcher()
+    open_closed_streams()
+    sys.exit(main(start_server(module_of(sys.argv), open_files())))

@@ -42,6 +42,14 @@ def catches(pid: int, signum: int, mask: str = "SigCgt:") -> bool:
     return bool(bits >> (signum - 1) & 1)
 
 
+def leads_session(pid: int) -> bool:
+    """Whether a process leads a session of its own, as torchrun's workers do; the process that forks them does not."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
 def describe_state(pid: int) -> str:
     """The state of a process, and where it waits in the kernel: ``state D in nfs_wait``."""
     try:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from esper.launcher.processes import catches, children_of, descendants_of, describe_state
+from esper.launcher.processes import catches, children_of, descendants_of, describe_state, leads_session
 from esper.run.parent import adopt_orphans
 from esper.tolaria.ranks.config import Device, WorldConfig
 from esper.tolaria.training.config import TrainerConfig
@@ -226,7 +226,7 @@ def _watch(
                 flush=True,
             )
         if idle_s is not None:
-            idle_at = float("inf") if children_of(child.pid) else min(idle_at, now + idle_s)
+            idle_at = float("inf") if any(map(leads_session, children_of(child.pid))) else min(idle_at, now + idle_s)
         if signals.names and kill_at == float("inf"):
             _ask_to_stop(child, asked, remote)
         if signals.names and now < deadline and kill_at == float("inf") and nothing_unsaved():

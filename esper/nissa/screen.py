@@ -92,11 +92,8 @@ def safe(stream: TextIO | None) -> TextIO:
     return cast(TextIO, SafeStream(open(os.devnull, "w") if stream is None else stream))
 
 
-@contextlib.contextmanager
-def safe_streams() -> Iterator[None]:
-    """Within the block ``sys.stdout`` and ``sys.stderr`` never raise.
-
-    A standard descriptor that is closed is opened to /dev/null: otherwise the next file that this process opens would
+def open_closed_streams() -> None:
+    """Opens a standard descriptor that is closed to /dev/null: otherwise the next file that this process opens would
     take its number, and the processes below would print into that file.
     """
     for number in (0, 1, 2):
@@ -105,6 +102,12 @@ def safe_streams() -> Iterator[None]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             os.set_inheritable(number, True)
+
+
+@contextlib.contextmanager
+def safe_streams() -> Iterator[None]:
+    """Within the block ``sys.stdout`` and ``sys.stderr`` never raise; see `open_closed_streams`, too."""
+    open_closed_streams()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = safe(sys.stdout), safe(sys.stderr)
     try:

@@ -22,6 +22,7 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from esper.leyline.errors import (
@@ -34,7 +35,10 @@ from esper.leyline.errors import (
     LockstepError,
     Preempted,
 )
+from esper.leyline.files import RunDir, write_json
+from esper.run.attempt import Attempt
 from esper.tolaria.ranks.heartbeat import Heartbeat
+from esper.tolaria.ranks.world import World
 
 SUPERVISED = "ESPER_SUPERVISED"  # a variable that our launcher sets; it reads STATUS.json instead of exit codes
 
@@ -134,3 +138,49 @@ def code_for_torchrun(ending: Ending, error_code: int) -> int:
     if ending.code is not None:
         return ending.code
     return 0 if ending.repeats and SUPERVISED in os.environ else error_code
+
+
+def end_rank(
+    failure: Exception | None,
+    *,
+    run_dir: Path,
+    rank: int,
+    world: World | None,
+    attempt: Attempt | None,
+    step: int | None,
+) -> int:
+    """Tells how a rank ended, as the table says, and leaves its groups; returns the process's exit code.
+
+    Args:
+        failure: what ended it; None if its work is done.
+        run_dir: RUN.
+        rank: this rank.
+        world: the ranks; None if they have not met.
+        attempt: this start's right to write; None before it has one.
+        step: the last optimizer step that began; None if it is not known.
+    """
+    ending = ending_of(failure)
+    status: dict[str, Any] = {"message": "", "exit_code": 0}
+    if failure is not None:
+        status = {**status_of(failure, None if attempt is None else attempt.number), "step": step}
+    beat = world.heartbeat if world is not None and isinstance(world.heartbeat, Heartbeat) else None
+    if beat is not None and ending.marked:
+        beat.mark("failed", status["message"])
+    witness = is_witness(rank, beat, ending)
+    unwritten = ""
+    if failure is not None and witness and ending.writes and (attempt is None or attempt.holds()):
+        try:
+            write_json(RunDir(run_dir).status, status)
+        except OSError as error:
+            unwritten = f"esper: {RunDir(run_dir).status}: cannot be written ({error.strerror})"
+    if failure is not None and needs_traceback(failure):
+        traceback.print_exception(failure)
+    if status["message"] and (witness or not ending.shared):
+        print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
+    if unwritten:
+        print(unwritten, file=sys.stderr, flush=True)
+    if world is not None:
+        world.close()
+    if attempt is not None:
+        attempt.release()
+    return code_for_torchrun(ending, int(status["exit_code"]))

@@ -107,9 +107,9 @@ class Run:
             except OSError:  # it ended meanwhile
                 continue
             if b"esper.launcher.agent" in words:
-                pids_of["agent"] = [pid]
+                pids_of["agent" if os.getsid(pid) == pid else "rank server"] = [pid]
             elif b"esper.worker" in words:
-                rank = next((v[5:].decode() for v in variables if v.startswith(b"RANK=")), "")
+                rank = next((v[5:].decode() for v in [*words, *variables] if v.startswith(b"RANK=")), "")
                 pids_of[f"rank {rank}"] = [pid]
         ranks = [pid for name, pids in pids_of.items() if name.startswith("rank") for pid in pids]
         if ranks:

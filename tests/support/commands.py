@@ -111,7 +111,8 @@ class Command:
                 variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             except OSError:  # it ended meanwhile
                 continue
-            if str(run / "config.yaml").encode() in words and f"RANK={rank}".encode() in variables:
+            # a rank that was forked says so among its words, one that Python started among its variables
+            if str(run / "config.yaml").encode() in words and f"RANK={rank}".encode() in [*words, *variables]:
                 return pid
         raise AssertionError(f"no rank {rank} of {run}\n{self.told()}")
 

@@ -11,16 +11,15 @@ from esper.run.parent import PARENT, die_with_parent  # before what takes second
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from esper.leyline.errors import ConfigError
-from esper.leyline.files import RunDir, write_json
+from esper.leyline.files import RunDir
 from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
-from esper.run.ending import code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
+from esper.run.ending import end_rank
 from esper.run.learning.config import load_policy_config
 from esper.run.learning.work import learn
 from esper.tolaria.ranks.config import ControlConfig
@@ -43,28 +42,7 @@ def run(config_path: Path) -> int:
         learn(config, plain, run_dir, world, attempt)
     except Exception as error:
         failure = error
-    ending = ending_of(failure)
-    beat = world.heartbeat if world is not None and isinstance(world.heartbeat, Heartbeat) else None
-    witness, code = is_witness(rank, beat, ending), 0
-    if failure is not None:
-        status = {**status_of(failure, None if attempt is None else attempt.number), "step": None}
-        code = int(status["exit_code"])
-        if beat is not None and ending.marked:
-            beat.mark("failed", status["message"])
-        if witness and ending.writes and (attempt is None or attempt.holds()):
-            try:
-                write_json(RunDir(run_dir).status, status)
-            except OSError as error:
-                print(f"esper: {RunDir(run_dir).status}: cannot be written ({error.strerror})", file=sys.stderr)
-        if needs_traceback(failure):
-            traceback.print_exception(failure)
-        if status["message"] and (witness or not ending.shared):
-            print(f"esper: rank {rank}: {status['message']}", file=sys.stderr, flush=True)
-    if world is not None:
-        world.close()
-    if attempt is not None:
-        attempt.release()
-    return code_for_torchrun(ending, code)
+    return end_rank(failure, run_dir=run_dir, rank=rank, world=world, attempt=attempt, step=None)
 
 
 @record
