@@ -34,6 +34,7 @@ from esper.leyline.errors import (
     LeaseError,
     LockstepError,
     Preempted,
+    RunDirError,
 )
 from esper.leyline.files import RunDir, write_json
 from esper.run.attempt import Attempt
@@ -103,11 +104,31 @@ def needs_traceback(error: Exception) -> bool:
     """
     if not isinstance(error, EsperError):
         return True
-    frames = traceback.walk_tb(
-        error.__cause__.__traceback__ if isinstance(error, LockstepError) and error.__cause__ else None
-    )
+    return isinstance(error, LockstepError) and not _is_ours(error.__cause__)
+
+
+def name_file(error: Exception, run_dir: Path) -> Exception:
+    """An error of the operating system at a file of RUN as one line of ours; any other error, or one that came up
+    through code that is not ours, as it is.
+
+    Args:
+        error: what ended the rank.
+        run_dir: RUN.
+    """
+    if not isinstance(error, OSError) or not isinstance(error.filename, str) or not error.strerror:
+        return error
+    if not Path(error.filename).is_relative_to(run_dir) or not _is_ours(error):
+        return error
+    named = RunDirError(f"{error.filename}: {error.strerror}; see to the disk, then: esper resume {run_dir}")
+    named.__cause__ = error
+    return named
+
+
+def _is_ours(error: BaseException | None) -> bool:
+    """Whether an error came up through our code, torch and the standard library alone."""
+    frames = traceback.walk_tb(error.__traceback__ if error else None)
     names = {frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames}
-    return not names <= {"esper", "torch", "__main__", *sys.stdlib_module_names}
+    return names <= {"esper", "torch", "__main__", *sys.stdlib_module_names}
 
 
 def is_witness(rank: int, beat: Heartbeat | None, ending: Ending) -> bool:
@@ -159,6 +180,8 @@ def end_rank(
         attempt: this start's right to write; None before it has one.
         step: the last optimizer step that began; None if it is not known.
     """
+    if failure is not None:
+        failure = name_file(failure, run_dir)
     ending = ending_of(failure)
     status: dict[str, Any] = {"message": "", "exit_code": 0}
     if failure is not None:

@@ -1,9 +1,20 @@
 """Who tells how a run ended: each row of the table against what it means for a rank."""
 
+from typing import Any
+
 import pytest
 
 from esper.leyline import errors
-from esper.run.ending import DONE, SUPERVISED, code_for_torchrun, ending_of, is_witness, needs_traceback, status_of
+from esper.run.ending import (
+    DONE,
+    SUPERVISED,
+    code_for_torchrun,
+    ending_of,
+    is_witness,
+    name_file,
+    needs_traceback,
+    status_of,
+)
 from esper.tolaria.ranks.heartbeat import Heartbeat
 
 # failure, status, printed by every rank, written, torchrun's code alone, torchrun's code under our launcher
@@ -51,6 +62,30 @@ def test_an_error_of_the_users_and_a_collective_in_the_users_code_keep_their_tra
     assert not needs_traceback(errors.LockstepError("parted"))
     assert not needs_traceback(errors.ConfigError("optim.lr"))
     assert needs_traceback(lose({"__name__": "their_lab.hosts"}))
+
+
+def test_a_file_of_run_that_cannot_be_used_is_named_without_a_traceback(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "lab"
+    met = []
+    for folder in (run, elsewhere):
+        folder.mkdir()
+        (folder / "heartbeat").write_text("a file where a folder should be")
+        with pytest.raises(OSError) as told:
+            Heartbeat(folder / "heartbeat", 0, 1)
+        assert told.value.__traceback__ is not None
+        met.append(told.value.with_traceback(told.value.__traceback__.tb_next))  # without this test's own frame
+    ours = name_file(met[0], run)
+    assert isinstance(ours, errors.RunDirError)
+    assert ours.exit_code == 74
+    assert not needs_traceback(ours)
+    assert str(ours) == f"{run}/heartbeat: File exists; see to the disk, then: esper resume {run}"
+    assert name_file(met[1], run) is met[1]  # not in RUN
+    place: dict[str, Any] = {"__name__": "their_lab.hosts"}
+    exec("def write(error): raise error", place)
+    with pytest.raises(OSError) as theirs:
+        place["write"](OSError(30, "Read-only file system", str(run / "theirs")))
+    assert name_file(theirs.value, run) is theirs.value
+    assert needs_traceback(theirs.value)
 
 
 def test_the_witness_is_rank_0_or_the_first_that_failed(tmp_path):
