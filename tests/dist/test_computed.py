@@ -23,7 +23,7 @@ from esper.tolaria.ranks.handshake import shake_hands
 from esper.tolaria.ranks.world import World
 from tests.support.dist import run_distributed
 from tests.support.sessions import EVERY, GATES, A, batch, loss, make, probe, train
-from tests.support.tiny import act, schedule, tiny_plain
+from tests.support.tiny import act, custom_host, schedule, tiny_plain
 
 NET = """from torch import nn
 import stale_layers
@@ -52,7 +52,7 @@ def start(folder: Path, stale: dict[str, str], monkeypatch: pytest.MonkeyPatch, 
         (folder / "old" / name).write_text(text)
     (folder / "RUN").mkdir()
     monkeypatch.syspath_prepend(str(folder / "new"))
-    host = {"kind": "custom", "path": "stale_net:build", "options": None, "sites": {"r0c0": "1"}, "layout": None}
+    host = custom_host("stale_net:build", {"r0c0": "1"})
     plain = tiny_plain("cnn", run__dir=str(folder / "RUN"), trainer__steps=4, host=host, **settings)
     write_config(folder / "RUN" / "config.yaml", plain)
     (code, status), (other, _) = run_distributed(work, 2, folder)

@@ -20,10 +20,10 @@ from esper.leyline.files import RunDir
 from tests.support.commands import environment
 from tests.support.dist import ROOT
 from tests.support.foreign import STRANGER, Trap, give_away, lay_trap, needs_root
-from tests.support.tiny import make_engine, tiny_plain
+from tests.support.tiny import custom_host, make_engine, tiny_plain
 
 SETTINGS = {
-    "host": {"kind": "custom", "path": "trap_code:build", "options": None, "sites": {"r0c0": "0"}, "layout": None},
+    "host": custom_host("trap_code:build", {"r0c0": "0"}),
     "world__nproc_per_node": 1,
     "trainer__steps": 8,
     "control__every": 2,

@@ -9,7 +9,7 @@ from esper.config.tree import write_config
 from esper.leyline.files import RunDir
 from tests.support.commands import environment
 from tests.support.dist import ROOT
-from tests.support.tiny import tiny_plain
+from tests.support.tiny import custom_host, tiny_plain
 
 BOMB = """
 import atexit, os, threading
@@ -35,7 +35,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_run_that_is_done_ends_so_though_the_teardown_aborts(tmp_path: Path) -> None:
     (tmp_path / "bomb.py").write_text(BOMB)
-    host = {"kind": "custom", "path": "bomb:build", "options": None, "sites": {"r0c0": "0"}, "layout": None}
+    host = custom_host("bomb:build", {"r0c0": "0"})
     plain = tiny_plain("cnn", host=host, world__nproc_per_node=1, trainer__steps=4, control__every=2)
     write_config(tmp_path / "config.yaml", plain)
     done = run(tmp_path, "-m", "esper.worker", str(tmp_path / "config.yaml"))

@@ -4,16 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from esper.tolaria.checkpoint.store import CheckpointStore
-from tests.support.tiny import act, make_engine, replica, schedule, tiny_config
+from tests.support.tiny import act, custom_host, make_engine, replica, schedule, tiny_config
 
 SETTINGS: dict[str, Any] = {
-    "host": {
-        "kind": "custom",
-        "path": "tests.support.odd_hosts:counting",
-        "options": None,
-        "sites": {"r0c0": "2"},
-        "layout": None,
-    },
+    "host": custom_host("tests.support.odd_hosts:counting", {"r0c0": "2"}),
     "trainer__steps": 24,
     "trainer__batch": 64,
     "control__every": 2,

@@ -18,6 +18,7 @@ from esper.config.digest import lasting_digest
 from esper.config.strict import as_plain
 from esper.config.tree import FIXED_SECTIONS, EsperConfig, RunConfig, build_config
 from esper.kasmina.hosts import CNNConfig, GPTConfig
+from esper.kasmina.hosts.custom import CustomHostConfig
 from esper.leyline.events import Event
 from esper.leyline.plain import to_plain
 from esper.leyline.protocols import Controller, EventSink
@@ -107,6 +108,12 @@ def tiny_config(task: str = "cnn", /, **settings: Any) -> EsperConfig:
 def act(tick: int, slot: str, op: str, **more: Any) -> dict[str, Any]:
     """One action of a schedule (``tick`` is that of the observation: 1 at the first tick)."""
     return {"tick": tick, "slot": slot, "op": op, **more}
+
+
+def custom_host(path: str, sites: dict[str, str], **settings: Any) -> dict[str, Any]:
+    """The plain config of a host of one's own: the function that builds it, and slot -> dotted name of the site."""
+    plain: dict[str, Any] = to_plain(CustomHostConfig(path=path, sites=sites, **settings))
+    return plain
 
 
 def schedule(*actions: dict[str, Any]) -> dict[str, Any]:

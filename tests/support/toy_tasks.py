@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import esper
-from tests.support.tiny import act, schedule, tiny_config
+from tests.support.tiny import act, custom_host, schedule, tiny_config
 
 SYMBOLS, COPIES = 4, 11
 GROUP = 4
@@ -210,14 +210,12 @@ def toy_config(name: str, **settings: Any) -> Any:
     """The config of a toy: a birth in the middle, full batches, float64."""
     toy = TOYS[name]
     common: dict[str, Any] = {
-        "host": {
-            "kind": "custom",
-            "path": "tests.support.toy_tasks:build",
-            "options": {"task": toy.kind},
-            "sites": {"r0c0": "hidden"},
-            "may_skip": None,
-            "layout": {"r0c0": "BTC"} if toy.kind in ("masked_language", "seq2seq") else None,
-        },
+        "host": custom_host(
+            "tests.support.toy_tasks:build",
+            {"r0c0": "hidden"},
+            options={"task": toy.kind},
+            layout={"r0c0": "BTC"} if toy.kind in ("masked_language", "seq2seq") else None,
+        ),
         "data": {
             "kind": "custom",
             "split_seed": 0,
