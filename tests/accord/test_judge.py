@@ -344,7 +344,9 @@ def test_what_was_spent_stays_spent_and_the_rest_is_the_generations() -> None:
     assert (after.samples, after.flops, after.proposals, after.births) == (10**6, 10**9, 77, 9)
     kept = replace(after, samples=target.samples, flops=target.flops, proposals=target.proposals, births=target.births)
     differing = {name for name in RunState.__dataclass_fields__ if getattr(kept, name) != getattr(target, name)}
-    assert differing == {"governor", "slots", "germinations"}
+    assert differing == {"governor", "slots", "germinations", "steering"}
+    assert replace(after.steering, rollbacks=0, barred=()) == target.steering, "of orders, only what is not taken again"
+    assert after.steering.rollbacks == target.steering.rollbacks + 1
     assert after.slot("r0c1") == target.slot("r0c1")
 
 

@@ -64,8 +64,8 @@ def deaf_budget(patch: pytest.MonkeyPatch) -> None:
 def patient_births(patch: pytest.MonkeyPatch) -> None:
     own = tick.reduce_tick
 
-    def patient(*args: Any, stage_ticks: int) -> Outcome:
-        return own(*args, stage_ticks=stage_ticks + 1)
+    def patient(*args: Any, stage_ticks: int, order: Any) -> Outcome:
+        return own(*args, stage_ticks=stage_ticks + 1, order=order)
 
     patch.setattr(tick, "reduce_tick", patient)
 
@@ -74,10 +74,10 @@ def hasty_failure(patch: pytest.MonkeyPatch) -> None:
     """A rank that failed raises before the diagnosis that the others enter."""
     own = lockstep.Lockstep.commit
 
-    def commit(self: Any, state: Any, commands: Any, digests: Any, vetoes: Any, word: Any, text: str = "") -> Any:
+    def commit(self: Any, state: Any, commands: Any, digests: Any, vetoes: Any, word: Any, text: str, order: Any) -> Any:
         if word.failure is not Failure.NONE:
             raise rooms.LockstepError(text)
-        return own(self, state, commands, digests, vetoes, word, text)
+        return own(self, state, commands, digests, vetoes, word, text, order)
 
     patch.setattr(lockstep.Lockstep, "commit", commit)
 

@@ -46,7 +46,7 @@ BAD_INPUT = [
     (["distill=default"], 78, "distill.run = ???: missing; set distill.run=<value>"),
     (["trainer={epochs:4,batches:2}"], 78, "config: trainer: cannot take this value; see --cfg job"),
     (["trainer.epoch=4"], 78, "config: trainer.epoch: no such setting; did you mean trainer.epochs"),
-    (["host=resnet"], 78, "config: host=resnet: no such option; there are cnn, custom, gpt, resnet20"),
+    (["host=resnet"], 78, "config: host=resnet: no such option; there are cnn, custom, gpt, hf, resnet20"),
     (
         ["controller.blueprints=[conv_huge]"],
         78,

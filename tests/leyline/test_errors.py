@@ -73,7 +73,7 @@ def test_an_error_inside_the_checks_is_not_hidden_by_them():
 
 def test_refusals_vetoes_fallbacks_skips_panics_and_faults_are_priority_events():
     urgent = {"refusal", "veto", "degraded", "skipped", "fault", "panic", "shift", "rollback", "breaker"}
-    urgent |= {"settings_changed", "extended", "policy_alarm", "order", "orders_refused"}
+    urgent |= {"settings_changed", "extended", "policy_alarm", "order", "orders_refused", "health"}
     assert {kind for kind, cls in EVENTS.items() if cls.priority} == urgent
     assert all(cls.kind == kind and cls.level in ("lifecycle", "full") for kind, cls in EVENTS.items())
 

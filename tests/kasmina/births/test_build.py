@@ -137,7 +137,7 @@ def test_a_seed_is_built_in_float32_on_cpu_whatever_the_callers_defaults() -> No
 
 
 def test_a_blueprint_that_cannot_serve_the_slot_is_an_error_that_says_so() -> None:
-    with pytest.raises(ConfigError, match="registered are attention, bottleneck, conv_heavy"):
+    with pytest.raises(ConfigError, match="registered are attention, block, bottleneck, conv_heavy"):
         build_seed("mlp", dim=8, topology=Topology.FEATURE_MAP, key=0, dtype=torch.float32, device="cpu")
     with pytest.raises(ValueError, match=r"blueprint norm \(BTC\) cannot serve dim = 1"):
         build_seed("norm", dim=1, topology=Topology.SEQUENCE, key=0, dtype=torch.float32, device="cpu")

@@ -408,7 +408,10 @@ def test_dims_that_formula_and_constructor_refuse_alike_are_left_out_of_the_cata
 
 def test_catalogue_is_sorted_and_takes_a_choice_of_names() -> None:
     whole = blueprints.catalogue(SEQ, 16, 10)
-    assert tuple(info.name for info in whole) == blueprints.names(SEQ)
+    offered = [name for name in blueprints.names(SEQ) if not blueprints.get(SEQ, name).on_request]
+    assert [info.name for info in whole] == offered
+    asked = blueprints.catalogue(SEQ, 16, 10, asked=["block"])
+    assert [info.name for info in asked] == sorted([*offered, "block"])
     assert [info.name for info in blueprints.catalogue(SEQ, 16, 10, names=["norm", "lora"])] == ["lora", "norm"]
     assert [info.name for info in blueprints.catalogue(SEQ, 1, 10)] == ["lora", "lora_large", "noop"]
     with pytest.raises(ConfigError, match="'conv_heavy': not registered for BTC features; registered are attention"):

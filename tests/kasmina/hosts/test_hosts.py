@@ -236,7 +236,7 @@ def test_gpt_head_is_tied_by_config_and_counted_once(tied: bool) -> None:
 def test_unknown_kind_and_foreign_config_are_errors_that_say_what_there_is() -> None:
     assert host_config_class("cnn") is CNNConfig
     assert host_config_class("gpt") is GPTConfig
-    with pytest.raises(ConfigError, match=r"'resnt'.*there are cnn, custom, gpt, resnet20"):
+    with pytest.raises(ConfigError, match=r"'resnt'.*there are cnn, custom, gpt, hf, resnet20"):
         host_config_class("resnt")
 
     @dataclass
@@ -248,7 +248,7 @@ def test_unknown_kind_and_foreign_config_are_errors_that_say_what_there_is() -> 
 
 
 def test_registration_refuses_a_taken_kind_and_a_config_of_another_kind() -> None:
-    with pytest.raises(ConfigError, match="taken are cnn, custom, gpt, resnet20"):
+    with pytest.raises(ConfigError, match="taken are cnn, custom, gpt, hf, resnet20"):
         host("cnn", config=CNNConfig)(HOSTS["cnn"].build)
     with pytest.raises(ConfigError, match=r"CNNConfig\.kind has the default 'cnn'"):
         host("mine", config=CNNConfig)(HOSTS["cnn"].build)
