@@ -41,7 +41,7 @@ def test_the_catalogue_shows_every_blueprint_with_its_size_at_the_asked_slot(
         topology = Topology(place)
         entry = blueprints.get(topology, name)
         size = entry.info(32, 1 if topology is Topology.VECTOR else 100)
-        arguments = [f"{key}={value}" for key, value in entry.arguments.items()]
+        arguments = [" ".join(f"{key}={value}" for key, value in entry.arguments.items())] if entry.arguments else []
         chosen = [attention_backend(DEVICE, torch.float32).name] if name == "flex_attention" else []
         assert cells == [*arguments, *chosen, "1", f"{size.parameters:,}", f"{size.flops:,}"]
     assert found["BTC", "lora_large"] == ["rank=32", "1", "2,080", "409,600"], "4 x 100 x 32 x 32"

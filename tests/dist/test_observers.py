@@ -2,12 +2,14 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import esper.run.train
 from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.training.engine import Engine
 from tests.support.averaging_observer import Averaging
 from tests.support.killed_runs import live, prepare_run
@@ -18,9 +20,9 @@ def observe_on(observed: tuple[int, ...], rank: int) -> None:
     """The worker of these ranks gets an observer more."""
     own = esper.run.train.assemble
 
-    def assemble(*args: object, **parts: object) -> Engine:
+    def assemble(*args: object, observers: Sequence[Observer] = (), **parts: object) -> Engine:
         averaging = Averaging()
-        engine = own(*args, **parts, observers=[averaging])  # type: ignore[arg-type]
+        engine = own(*args, **parts, observers=[*observers, averaging])  # type: ignore[arg-type]
         averaging.watch(engine.grown.model)
         return engine
 

@@ -28,8 +28,8 @@ def growth(task: str) -> dict[str, Any]:
     )
 
 
-def live(rank: int, plain_of: dict[str, Any], run_dir: Path) -> dict[str, Any]:
-    config = tiny_config(**plain_of)
+def live(rank: int, task: str, plain_of: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    config = tiny_config(task, **plain_of)
     engine = make_engine(config, run_dir)
     engine.begin(None)
     with autocast(config.trainer.precision, engine.world.device), torch.no_grad():
@@ -58,7 +58,6 @@ def test_bf16_stays_in_lockstep_and_learns(task: str, device: str, tmp_path: Pat
     arms = {}
     for precision in ("bf16", "fp32"):
         settings = {
-            "task": task,
             "trainer__precision": precision,
             "trainer__steps": 96,
             "control__every": 8,
@@ -67,7 +66,7 @@ def test_bf16_stays_in_lockstep_and_learns(task: str, device: str, tmp_path: Pat
             "optim__lr": 0.03,
             "world__device": device,
         }
-        ranks = run_distributed(live, 2, settings, tmp_path / precision, device=device)
+        ranks = run_distributed(live, 2, task, settings, tmp_path / precision, device=device)
         for one, other in zip(ranks[0]["replicas"], ranks[1]["replicas"], strict=True):
             assert one == other
         arms[precision] = ranks[0]

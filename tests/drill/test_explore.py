@@ -74,7 +74,8 @@ def hasty_failure(patch: pytest.MonkeyPatch) -> None:
     """A rank that failed raises before the diagnosis that the others enter."""
     own = lockstep.Lockstep.commit
 
-    def commit(self: Any, state: Any, commands: Any, digests: Any, vetoes: Any, word: Any, text: str, order: Any) -> Any:
+    def commit(self: Any, state: Any, commands: Any, digests: Any, vetoes: Any, word: Any, *rest: Any) -> Any:
+        text, order = rest
         if word.failure is not Failure.NONE:
             raise rooms.LockstepError(text)
         return own(self, state, commands, digests, vetoes, word, text, order)

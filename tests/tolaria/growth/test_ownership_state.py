@@ -1,6 +1,7 @@
 """Learning rates against torch's own schedulers; optimizer state by name, over growth and over a file."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,14 @@ from tests.support.parameter_owners import (
 def scheduler_says(schedule: Schedule, steps: int, final: float) -> list[float]:
     """Multiples of the peak by torch's own schedulers."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    decay = math.ceil(ADAMW.decay_share * STEPS)
+    schedulers = torch.optim.lr_scheduler
     make = {
+        Schedule.WSD: lambda: schedulers.SequentialLR(
+            optimizer,
+            [schedulers.ConstantLR(optimizer, factor=1.0), schedulers.LinearLR(optimizer, 1.0, final, decay)],
+            milestones=[steps - decay],
+        ),
         Schedule.CONSTANT: lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         Schedule.COSINE: lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=final),
         Schedule.LINEAR: lambda: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, final, steps),
@@ -45,7 +53,8 @@ def scheduler_says(schedule: Schedule, steps: int, final: float) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("schedule", list(Schedule))
+# Plateau's rate follows what is measured: tests/tolaria/training/test_patience.py.
+@pytest.mark.parametrize("schedule", [schedule for schedule in Schedule if schedule is not Schedule.PLATEAU])
 @pytest.mark.parametrize("warmup", [0, 7])
 @pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
 def test_the_hosts_learning_rate_is_a_linear_warm_up_and_then_torchs_schedule(schedule, warmup, final):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import esper
 from esper.kasmina.births.build import birth_key, build_seed
@@ -91,7 +91,11 @@ def test_a_seed_that_moves_the_loss_is_refused_by_name_and_nothing_has_changed(m
     alone = make(host(), actions=())
     train(alone, range(12))
     quiet = size.set_size
-    monkeypatch.setattr(size, "set_size", lambda seed, operator, features: quiet(seed, operator, 3000 * features))
+
+    def loud(seed: nn.Module, operator: Operator, features: float, share: float) -> None:
+        quiet(seed, operator, 3000 * features, share)
+
+    monkeypatch.setattr(size, "set_size", loud)
     session = make(host(), actions=[act(2, A, "GERMINATE", blueprint="norm")])
     train(session, range(12))
     (refused,) = [event for event in session.events if isinstance(event, BirthVetoed)]
