@@ -21,7 +21,8 @@ TOGETHER = (  # variables of one meeting of ranks
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"),
 )
 WITHOUT_SERVER = "import sys; from esper.launcher import agent; agent.tie_to_launcher(); sys.exit(agent.main(None))"
-LOCKED = 'exec 9<"$0"; exec "$@"'  # an open file that the agent inherits, as it does RUN's lock
+# An open file that the agent inherits, as it does RUN's lock, and signals that a shell's background job ignores.
+LOCKED = 'exec 9<"$0"; trap "" INT QUIT; exec "$@"'
 
 
 def begin(words: list[str], folder: Path, reports: str, ranks: int) -> Command:

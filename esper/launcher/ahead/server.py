@@ -116,6 +116,10 @@ def _become_rank(
     while os.getppid() == between:
         time.sleep(0.0005)
     parent.PARENT = agent
+    # torchrun catches these two, and what is caught is the default again in a process that it starts; the server may
+    # ignore them, as what a shell runs in the background does.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
     shown = [sys.executable, "-m", module, *arguments]
