@@ -10,13 +10,18 @@ import pytest
 
 from esper.run.ending import SUPERVISED
 
+# A signal that comes between Python's last look and a read that blocks is handled only when that read returns, so the
+# child waits a moment at a time.
 SCRIPT = """
-import sys, time
+import select, sys
 from esper.run.stopping import StopHandlers
 StopHandlers(lambda: print("asked", flush=True), float(sys.argv[1])).install()
 print("ready", flush=True)
-while sys.stdin.readline():
-    print("alive", flush=True)
+while True:
+    if select.select([sys.stdin], [], [], 0.05)[0]:
+        if not sys.stdin.readline():
+            break
+        print("alive", flush=True)
 """
 INT, TERM, HUP, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 

@@ -59,7 +59,8 @@ def clerk_in(folder: Path, **settings: Any) -> Clerk:
 
 
 def post(clerk: Clerk, data: bytes, name: str | None = None) -> Path:
-    """Lays bytes into the inbox."""
+    """Lays bytes into the inbox, whole at once, as `esper ctl` does."""
     path = clerk.files.inbox / (name or secrets.token_hex(16))
-    path.write_bytes(data)
-    return path
+    temporary = clerk.files.path / f".{path.name}.tmp"
+    temporary.write_bytes(data)
+    return temporary.rename(path)
