@@ -5,6 +5,7 @@ spend the same FLOPs by the record's account. Hosts of one shape are stepped tog
 changes none of its numbers.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class Arm:
 
     Fields:
         controller: settings of a controller of a run, a trained policy, or a function that makes a controller of a
-            host's slots and a trial's seed; None never grows.
+            host's slots and a seed; None never grows.
         planted: seeds that are there from the first step, blueprint by slot.
         sampled: a policy's decisions are drawn; else each is the likeliest.
     """
@@ -49,6 +50,11 @@ class Cell:
     task: str
     seed: int
     arm: str
+
+
+def draws_seed(cell: Cell) -> int:
+    """Seed of what a cell's controller draws: by task as well, since one luck in all tasks would count as one draw."""
+    return int.from_bytes(hashlib.sha256(f"{cell.seed} {cell.task}".encode()).digest()[:6], "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +191,7 @@ def run_cells(
             jobs = [(p, Job(tasks[c.task], tuple(sorted(arms[c.arm].planted.items()))), c.seed) for p, c in begun]
             for (place, cell), report in zip(begun, trials.begin_many(jobs), strict=True):
                 running[place], reports[place], curves[place] = cell, report, [_point(report, None)]
-                deciders.begin(place, arms[cell.arm], report, cell.seed)
+                deciders.begin(place, arms[cell.arm], report, draws_seed(cell))
         said = deciders.decide({p: reports[p] for p in running if reports[p].ending is Ending.RUNNING})
         advanced = trials.advance([said.get(place, []) for place in range(places)])
         for place, cell in list(running.items()):
