@@ -14,6 +14,7 @@ import torch
 
 from esper.accord.config import SlotsConfig
 from esper.accord.evidence.plan import check_plan, plan_probe
+from esper.config.fitting import host_fits_task, task_fits_data
 from esper.config.samples import sample_of
 from esper.config.strict import override_text
 from esper.kasmina import blueprints
@@ -277,6 +278,8 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data",), own_code_can_be_imported),
     (("task",), own_code_can_be_imported),
     (("data", "task"), task_is_known),
+    (("data", "task"), task_fits_data),
+    (("host", "data", "task"), host_fits_task),
     (("distill",), teacher_can_be_found),
     (("trainer",), origin_is_a_run),
     (("host", "data", "slots"), slots_are_of_host),

@@ -29,6 +29,7 @@ from esper.leyline.files import RunDir, package_folder, write_json
 from esper.run.attempt import BEFORE, find_takeover, latest_attempt
 from esper.run.directory import check_run, hold_run, read_status, write_order
 from esper.run.extension import describe_extension
+from esper.run.fitting.asking import ask_whether_parts_fit
 from esper.run.lock import LOCKED, name_launch
 from esper.run.teacher import check_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore
@@ -97,6 +98,8 @@ def start(
     )
     check_data(config.data)
     check_teacher(config)
+    if launch != "plan":
+        ask_whether_parts_fit(plain, environment, folder)
     if launch == "plan":
         known = check_run(config.run, plain)
         print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{command_line}")

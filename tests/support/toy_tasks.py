@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import esper
-from tests.support.tiny import act, custom_host, schedule, tiny_config
+from esper.config.tree import build_config
+from tests.support.tiny import act, custom_host, schedule, tiny_plain
 
 SYMBOLS, COPIES = 4, 11
 GROUP = 4
@@ -207,7 +208,12 @@ TOYS = {
 
 
 def toy_config(name: str, **settings: Any) -> Any:
-    """The config of a toy: a birth in the middle, full batches, float64."""
+    """The config of a toy."""
+    return build_config(toy_plain(name, **settings))
+
+
+def toy_plain(name: str, **settings: Any) -> dict[str, Any]:
+    """The plain config of a toy: a birth in the middle, full batches, float64."""
     toy = TOYS[name]
     common: dict[str, Any] = {
         "host": custom_host(
@@ -243,4 +249,4 @@ def toy_config(name: str, **settings: Any) -> Any:
             act(5, "r0c0", "ADVANCE"),
         ),
     }
-    return tiny_config("cnn", **{**common, **toy.settings, **settings})
+    return tiny_plain("cnn", **{**common, **toy.settings, **settings})
