@@ -10,7 +10,39 @@ import contextlib
 import os
 import socket
 
+from esper.leyline.errors import ConfigError
+
+with contextlib.suppress(ImportError):  # not on Windows
+    import resource
+
+OWN_FILES = 256  # of a process beside its connections: data, caches, logs, pipes, the libraries of a GPU
 Connections = frozenset[tuple[int, str]]  # descriptor, and the name of what it stood for
+
+
+def allow_connections(ranks: int, meshes: int) -> None:
+    """Raises this process's limit of open files to what its groups need: gloo connects each rank to every other one.
+
+    Args:
+        ranks: number of ranks.
+        meshes: groups over gloo that exist at one time.
+
+    Raises:
+        ConfigError: the machine does not allow so many.
+    """
+    needed = meshes * (ranks - 1) + OWN_FILES
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except NameError:
+        return
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"{ranks} ranks need {needed:,} open files in each process ({meshes} meshes of connections and {OWN_FILES} "
+            f"of its own), and this machine allows {hard:,}: raise its hard limit (ulimit -Hn; under Slurm LimitNOFILE "
+            "of slurmd)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def connections() -> Connections:

@@ -24,7 +24,7 @@ from esper.tolaria.ranks.config import ControlConfig, Device, WorldConfig
 from esper.tolaria.ranks.heartbeat import LOST, Heartbeat
 from esper.tolaria.ranks.lastword import LastWord
 from esper.tolaria.ranks.queued import Queued
-from esper.tolaria.ranks.sockets import Connections, connections, cut
+from esper.tolaria.ranks.sockets import Connections, allow_connections, connections, cut
 from esper.tolaria.ranks.transport import check_interfaces, describe_absent, is_transport
 
 # Limit of a collective in a user's own loop: there a rank may rightly be late, and `Beats` finds one that is gone.
@@ -64,7 +64,8 @@ class World:
             alone: rank 0 of 1 whatever the environment says: each rank has networks of its own.
 
         Raises:
-            ConfigError: a GPU world without enough CUDA devices, or GLOO_SOCKET_IFNAME names no network interface.
+            ConfigError: a GPU world without enough CUDA devices; GLOO_SOCKET_IFNAME names no network interface; the
+                machine allows too few open files for so many ranks.
             LockstepError: the ranks did not meet within control.startup_timeout_s.
         """
         self.rank = 0 if alone else int(os.environ.get("RANK", "0"))
@@ -92,6 +93,7 @@ class World:
             return
         startup = datetime.timedelta(seconds=control.startup_timeout_s)
         gpu = config.device is Device.GPU
+        allow_connections(self.size, 2 if gpu else 3)
         with self.collective("start-up"):
             if not self._made_default:
                 self._store = dist.distributed_c10d._get_default_store()
@@ -141,11 +143,12 @@ class World:
         if self.size == 1:
             return
         self.cut()
-        for group in (self.data, self.control):
-            self._retired.append(group)
+        self._retired += [self.data, self.control]
+        gpu = self.device.type == "cuda"
+        allow_connections(self.size, (1 if gpu else 2) * (1 + len(self._retired) // 2) + 1)  # those stay open, too
         with self.collective("renewal of the groups"):
             self._slow = False
-            self._make_groups(self.device.type == "cuda")
+            self._make_groups(gpu)
 
     @property
     def store(self) -> dist.Store | None:
