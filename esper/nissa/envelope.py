@@ -43,7 +43,7 @@ class Envelope:
             "attempt": self.attempt,
             "rank": self.rank,
             "seq": next(self._numbers),
-            "time": time.time(),
+            "time": round(time.time(), 3),
             "kind": event.kind,
             **axes,
             "payload": payload,

@@ -15,7 +15,7 @@ class CommandJudged(Event):
 
     kind: ClassVar[str] = "command"
     command: Command
-    """What was asked for."""
+    """What was asked for; its own ``reason`` is empty where it was applied, since the next field but one has it."""
 
     applied: bool
     """Whether it was done."""
@@ -44,7 +44,7 @@ class GateJudged(Event):
     """Whether checks of evidence bind (gates.evidence=enforce)."""
 
     result: GateResult
-    """The verdict, with every check."""
+    """The verdict, with every check of evidence; of those of integrity only the ones that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

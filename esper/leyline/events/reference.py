@@ -27,6 +27,10 @@ Each event has a level: `telemetry.level=lifecycle` writes those of level *lifec
 rollback, fallback of a seed) are besides never dropped: while RUN takes nothing they are in a file below
 `telemetry.spill`, which the next attempt brings home. Of all others a full queue drops some, counts them by kind, and
 says so in a last `fault`.
+
+At level *lifecycle* a million steps with 48 slots and a tick at every fiftieth come to 39 MB by default settings (two
+seeds live at a time, eight looks a life), and to 92 MB where each slot lives a whole life of five looks in every
+hundred ticks (`tests/nissa/test_sizes.py`). A look is some 590 bytes.
 """
 
 

@@ -18,6 +18,7 @@ from esper.leyline.events import (
     ContributionMeasured,
     Event,
     Fault,
+    GateJudged,
     LibraryUsed,
     LossShifted,
     Panic,
@@ -210,8 +211,11 @@ class Narrator:
         for event in events:
             if isinstance(event, CommandJudged) and event.command.proposal in reasons:
                 why = reasons[event.command.proposal]
-                event = replace(event, command=replace(event.command, reason=why))
-                event = replace(event, reason=why) if event.applied else event
+                told = {"reason": why} if event.applied else {"command": replace(event.command, reason=why)}
+                event = replace(event, **told)
+            if isinstance(event, GateJudged):
+                checks = tuple(c for c in event.result.checks if not (c.integrity and c.passed))
+                event = replace(event, result=replace(event.result, checks=checks))
             self.emit(event)
             if isinstance(event, StageChanged) and event.target is Stage.GERMINATED:
                 self._report_birth(event, terms)
