@@ -11,6 +11,7 @@ from esper.leyline.events import (
     Fault,
     FossilHurts,
     HealthAlert,
+    OrdersRefused,
     Panic,
     PolicyAlarm,
     RolledBack,
@@ -26,6 +27,7 @@ _WARNINGS: dict[type[Event], str] = {
     StepSkipped: "steps skipped",
     FossilHurts: "fossil hurts",
     PolicyAlarm: "policy alarm",
+    OrdersRefused: "orders refused",
 }
 
 

@@ -2,7 +2,7 @@
 
     decisions   one row per proposal: what was asked, the gate's verdict, the reason, and what came of it
     births      one row per seed: its size and what it costs
-    incidents   one row per refused birth, skipped step, fault, panic, rollback, turn of the breaker
+    incidents   one row per refused birth, skipped step, fault, panic, rollback, turn of the breaker, order
     growth      one row per change of a stage
 
 A proposal is known by its id, which its command, its stage changes and its veto carry. Tables are sent whole: at the
@@ -27,6 +27,8 @@ from esper.leyline.events import (
     HealthAlert,
     LossSettled,
     LossShifted,
+    OrdersRefused,
+    OrderTaken,
     Panic,
     PolicyAlarm,
     RolledBack,
@@ -72,6 +74,8 @@ INCIDENTS = (
     HealthAlert,
     LossSettled,
     PolicyAlarm,
+    OrderTaken,
+    OrdersRefused,
 )
 LIFE = (CommandJudged, GateJudged, StageChanged, SeedBorn)
 COUNTED: dict[str, type[Event]] = {

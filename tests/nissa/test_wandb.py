@@ -173,9 +173,11 @@ def test_a_stop_asked_in_wandbs_page_is_heard_without_a_signal(tmp_path):
 def test_incidents_counts_and_alerts(decided):
     path, report = decided
     file, incidents = read_wandb_file(path), tables_of(path)["incidents"]
-    assert [row["kind"] for row in incidents] == ["veto", *["fault"] * 41]
-    assert [alert["title"] for alert in file.alerts] == ["birth vetoed", "fault"], "one of a kind in five minutes"
-    assert file.summary["alerts_held_back"] == 40
+    assert [row["kind"] for row in incidents] == ["veto", *["fault", "orders_refused"] * 40, "fault"]
+    titles = [alert["title"] for alert in file.alerts]
+    assert titles == ["birth vetoed", "fault", "orders refused"], "one of a kind in five minutes"
+    assert "forged" in file.alerts[-1]["text"]
+    assert file.summary["alerts_held_back"] == 40 + 39
     names = ("refusals", "vetoes", "faults", "seeds_born", "rollbacks")
     assert [file.summary[name] for name in names] == [41, 1, 41, 1, 0]
     assert report["sent"] == len(rows_of(file)) == 20, "rows sent are rows kept"

@@ -19,6 +19,7 @@ from esper.leyline.events import (
     CommandJudged,
     Fault,
     GateJudged,
+    OrdersRefused,
     RunEnded,
     SeedBorn,
 )
@@ -102,6 +103,7 @@ def main(run_dir, scene, first, last):
         for tick in range(26, 66):  # more refusals and faults than anybody wants to be told of
             sink.emit(refused(tick))
             sink.emit(Fault(**axes(tick), what=f"fault {tick}", where="disk"))
+            sink.emit(OrdersRefused(**axes(tick), refusal="forged", count=1, total=tick - 25, words="no signature"))
     sink.emit(fault(last))
     emit_s = time.monotonic() - began
     if scene == "kill":  # as when a node dies: the service goes too
