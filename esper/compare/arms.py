@@ -28,7 +28,6 @@ from esper.accord.account import step_flops
 from esper.accord.state import planted_slots
 from esper.config.strict import Reader, defaults_of
 from esper.config.tree import EsperConfig, build_config
-from esper.karn.rows import Metric
 from esper.kasmina.streams import undisturbed
 from esper.launcher.compose import conf_folder, plain_of
 from esper.leyline.errors import ConfigError, RunDirError
@@ -37,6 +36,7 @@ from esper.leyline.files import RunDir
 from esper.run.assembly import build_grown
 from esper.run.start.costs import build_costs
 from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data
+from esper.tolaria.tasks import bind
 from esper.tolaria.training.length import plan_batches
 
 _COMPOSING = threading.Lock()  # Hydra has one state per process, and jobs are derived in threads
@@ -74,8 +74,9 @@ class CompareConfig:
     seeds: list[int]
     """Seeds of the runs, one or more, each once."""
 
-    metric: Metric
-    """What a score is: ``accuracy`` (of the test part) or ``loss`` (minus the test loss)."""
+    metric: str
+    """What a score is, on the test part: ``accuracy``, ``loss`` (minus it), or a metric of the task by its name
+    (minus it, where lower is better)."""
 
     subject: str
     """The arm that the claims are about."""
@@ -85,7 +86,8 @@ class CompareConfig:
 
     margin: float
     """How far behind a fixed schedule is too far, above 0, in units of the score: a share of 1 of test accuracy, or
-    nats of test loss. Choose it before the runs: the claim is that the subject is not behind by as much."""
+    the unit of the loss or the metric. Choose it before the runs: the claim is that the subject is not behind by so
+    much."""
 
     arms: dict[str, Arm]
     """What each arm has of its own, by name."""
@@ -263,7 +265,7 @@ def derive(
     config = build_config(plain)
     if arm.flops is not None:
         spent = read_result(runs[arm.flops])["flops"]
-        bundle = data(config.data)
+        bundle = bind(data(config.data), config.task)
         plan = plan_batches(config.trainer, bundle, seed)
         plain["trainer"]["steps"] = steps_for(spent / flops_per_sample(config, bundle), plan)
         config = build_config(plain)

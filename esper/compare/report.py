@@ -13,10 +13,12 @@ from esper.compare.arms import CompareConfig, derive, read_result
 from esper.compare.devices import default_parallel
 from esper.compare.runner import ArmJob, Comparer, jobs_of, run_folder, stopped_by_signals
 from esper.karn.comparison import Comparison, compare
+from esper.karn.rows import find_metric, metric_of_runs
 from esper.karn.runs import RunRecord, read_run
 from esper.leyline.errors import EsperError, Preempted, RunDirError, one_line
 from esper.leyline.files import write_json
 from esper.run.directory import read_status
+from esper.tolaria.tasks import bind
 
 SHOWN = 8  # of a list of missing runs
 
@@ -68,7 +70,8 @@ def run_compare(
     comparer = Comparer(config, out, say)
     jobs = jobs_of(config)
     first, _ = derive(config, config.in_order()[0], config.seeds[0], {}, comparer.data)
-    comparer.data(first.data)  # raises before any run is made
+    bundle = bind(comparer.data(first.data), first.task)  # raises before any run is made
+    find_metric(config.metric, bundle.learns.info())
     if report_only:
         collect_finished(comparer, jobs)
     else:
@@ -85,7 +88,7 @@ def run_compare(
     comparison = compare(
         name,
         runs,
-        config.metric,
+        metric_of_runs(config.metric, runs),
         sizes=sizes,
         subject=config.subject,
         flops_share=config.flops_share,

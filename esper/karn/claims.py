@@ -66,7 +66,7 @@ def _ask_difference(runs: Runs, metric: Metric, arm: str, other: str, claim: str
     seeds = f"{found.n} seeds"
     if found.se <= 1e-9 * abs(found.value):
         # With coarse scores on few seeds a spread of zero is chance; it says nothing about the error of the difference.
-        told = f"by the same, {_points(found.value, metric)} {metric.unit}" if found.value else "by nothing"
+        told = f"by the same, {metric.tell(found.value)}" if found.value else "by nothing"
         return _Question(claim=claim, figure=f"all {seeds} differ {told}: more seeds are needed", p=1.0, tested=False)
     return _Question(
         claim=claim,
@@ -85,7 +85,7 @@ def _interval(found: Estimate, metric: Metric) -> str:
     assert found.low is not None
     assert found.high is not None
     low, high = _points(found.low, metric), _points(found.high, metric)
-    return f"{_points(found.value, metric)} {metric.unit}, 95 % interval {low} to {high}"
+    return f"{metric.tell(found.value)}, 95 % interval {low} to {high}"
 
 
 def _ask_cost(runs: Runs, arm: str, flops_share: float) -> _Question:
@@ -148,14 +148,15 @@ def judge_claims(
         arm: the controller's arm.
         sizes: arms of fixed size that are smaller than `final`.
         flops_share: share of `final`'s FLOPs within which the arm should reach its loss.
-        margin: how much worse than a fixed schedule, in units of the score (a share of 1, or nats), is too much.
+        margin: how much worse than a fixed schedule, in units of the score (a share of 1, or the metric's unit), is too
+            much.
 
     Returns:
         The claims on headroom, `final` against `none` and each smaller size at equal FLOPs; those on the controller.
     """
     room = [_ask_difference(runs, metric, "final", other, f"final beats {other}") for other in ("none", *sizes)]
     controller = [_ask_difference(runs, metric, arm, other, f"{arm} beats {other}") for other in ("none", "random")]
-    bound = f"{margin * metric.scale:.{metric.places}f} {metric.unit}"
+    bound = metric.tell(margin, sign="")
     controller += [
         _ask_difference(runs, metric, arm, other, f"{arm} is not behind {other} by {bound}", margin=margin)
         for other in ("schedule", "immediate")

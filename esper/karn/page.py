@@ -1,12 +1,11 @@
 """A comparison as one self-contained HTML file: tables, verdicts, three plots. Needs matplotlib (extra ``report``).
 
 loss against FLOPs        median over seeds, the range between the quartiles shaded, log FLOPs
-parameters, accuracy      one point per run
+parameters, test metric    one point per run
 stages                    the stage of each slot over ticks, for the first seed of each arm that grows
 """
 
 import html
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ import numpy as np
 
 from esper.karn.comparison import Comparison
 from esper.karn.html import INK, STAGE_COLOURS, legend_above, matplotlib, new_figure, page, plot, table
-from esper.karn.rows import Runs
+from esper.karn.rows import Metric, Runs
 from esper.karn.runs import RunRecord
-from esper.karn.table import CLAIMS, TablePart, table_parts, verdict_lines
+from esper.karn.table import CLAIMS, TablePart, describe_loss, table_parts, verdict_lines
 from esper.leyline.errors import RunDirError
 from esper.leyline.files import write_whole
 
 
-def loss_plot(runs: Runs) -> Any:
+def loss_plot(runs: Runs, metric: Metric) -> Any:
     """Validation loss against training FLOPs per arm."""
     figure = new_figure(height=3.4)
     axes = figure.subplots()
@@ -37,25 +36,24 @@ def loss_plot(runs: Runs) -> Any:
         middle, bottom, top = (np.quantile(losses, q, axis=0) for q in (0.5, 0.25, 0.75))
         (line,) = axes.plot(grid, middle, label=arm, linewidth=1.6, linestyle=("-", "--", ":")[index // 10 % 3])
         axes.fill_between(grid, bottom, top, alpha=0.12, color=line.get_color())
-    axes.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats per sample)")
+    axes.set(xscale="log", xlabel="training FLOPs", ylabel=describe_loss(metric).lower())
     legend_above(figure)
     return figure
 
 
-def size_plot(runs: Runs) -> Any:
-    """Test accuracy, or loss where there is none, against parameters; one point per run."""
-    graded = not any(math.isnan(run.test_accuracy) for by_seed in runs.values() for run in by_seed.values())
+def size_plot(runs: Runs, metric: Metric) -> Any:
+    """The metric on the test part against parameters; one point per run."""
     figure = new_figure(height=3.0)
     axes = figure.subplots()
     for arm, by_seed in runs.items():
         axes.scatter(
             [run.parameters for run in by_seed.values()],
-            [100 * run.test_accuracy if graded else run.test_loss for run in by_seed.values()],
+            [metric.scale * metric.value(run) for run in by_seed.values()],
             s=22,
             alpha=0.75,
             label=arm,
         )
-    axes.set(xscale="log", xlabel="parameters at the end", ylabel="test accuracy (%)" if graded else "test loss")
+    axes.set(xscale="log", xlabel="parameters at the end", ylabel=f"test {metric.head}")
     legend_above(figure)
     return figure
 
@@ -125,10 +123,10 @@ def write_page(comparison: Comparison, runs: Runs, path: Path, *, command: str, 
         RunDirError: the file cannot be written.
     """
     matplotlib()
-    present = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
+    present, metric = {arm: by_seed for arm, by_seed in runs.items() if by_seed}, comparison.metric
     figures = [
-        ("Loss against compute", "Median over seeds; shaded between the quartiles.", loss_plot(present)),
-        ("Size and score", "One point per run; the checkpoint that validation chose.", size_plot(present)),
+        ("Loss against compute", "Median over seeds; shaded between the quartiles.", loss_plot(present, metric)),
+        ("Size and score", "One point per run; the checkpoint that validation chose.", size_plot(present, metric)),
         ("Stages", "The first seed of each arm that grew.", stage_plot(present)),
     ]
     drawn = "".join(

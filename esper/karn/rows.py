@@ -4,48 +4,124 @@
                  that all of them have
     to final     training FLOPs until validation loss first reached the best of `final`, divided by the FLOPs of `final`
 
-Score: test accuracy, or minus test loss (nats), of the checkpoint that validation chose; higher is better.
+Score: test accuracy, minus test loss, or a metric of the task's own (minus it, where lower is better), of the
+checkpoint that validation chose; higher is better.
 """
 
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 
 from esper.karn.runs import RunRecord
 from esper.karn.stats import Estimate, bootstrap, improvement, interquartile_mean, mean, paired_difference
+from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.events.task import MetricInfo, TaskInfo
 
 Runs = Mapping[str, Mapping[int, RunRecord]]  # arm -> seed -> run
 BASELINES = ("none", "random", "schedule")
 
 
-class Metric(StrEnum):
-    """The score of a run: test accuracy, or minus test loss."""
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a score is: a number about the test part, in its own unit and direction.
 
-    ACCURACY = "accuracy"
-    LOSS = "loss"
+    Fields:
+        info: its name (``accuracy``, ``loss``, or that of a metric of the task), unit and direction.
+        loss_unit: unit of the task's loss.
+        graded: whether there is an accuracy.
+    """
+
+    info: MetricInfo
+    loss_unit: str = "nats"
+    graded: bool = True
+    ACCURACY: ClassVar["Metric"]
+    LOSS: ClassVar["Metric"]
+
+    def value(self, run: RunRecord) -> float:
+        """The number of one run, of the checkpoint that validation chose.
+
+        Raises:
+            RunDirError: the run has none.
+        """
+        return self._of(run, run.test_accuracy, run.test_loss, run.test_metrics, "test")
+
+    def final(self, run: RunRecord) -> float:
+        """The same of the validation part, at the end."""
+        return self._of(run, run.final_accuracy, run.final_loss, run.final_metrics, "validation")
 
     def score(self, run: RunRecord) -> float:
         """The score of one run; higher is better."""
-        return run.test_accuracy if self is Metric.ACCURACY else -run.test_loss
+        return self.value(run) if self.info.higher else -self.value(run)
+
+    def _of(self, run: RunRecord, accuracy: float, loss: float, own: Mapping[str, float], part: str) -> float:
+        if self.info.name in ("accuracy", "loss"):
+            return accuracy if self.info.name == "accuracy" else loss
+        if self.info.name not in own:
+            raise RunDirError(f"{run.folder}: {part} {self.info.name} has no value there; this run cannot be compared")
+        return own[self.info.name]
 
     @property
     def unit(self) -> str:
-        """The unit of differences of scores."""
-        return "points" if self is Metric.ACCURACY else "nats"
+        """The unit of differences of scores; empty for a plain number."""
+        return "points" if self.info.unit == "share" else self.info.unit
 
     @property
     def scale(self) -> float:
         """The factor that turns a score into its unit."""
-        return 100.0 if self is Metric.ACCURACY else 1.0
+        return 100.0 if self.info.unit == "share" else 1.0
 
     @property
     def places(self) -> int:
         """Decimals of a number in this unit."""
-        return 2 if self is Metric.ACCURACY else 4
+        return 2 if self.info.unit == "share" else 4
+
+    @property
+    def head(self) -> str:
+        """Name and unit, as over a column: ``accuracy %``, ``loss``, ``mae kWh``."""
+        unit = "%" if self.info.unit == "share" else "" if self.info.name == "loss" else self.info.unit
+        return f"{self.info.name} {unit}".rstrip()
+
+    def tell(self, value: float, sign: str = "+") -> str:
+        """A difference of scores with its unit."""
+        return f"{value * self.scale:{sign}.{self.places}f} {self.unit}".rstrip()
+
+
+Metric.ACCURACY = Metric(MetricInfo(name="accuracy", unit="share"))
+Metric.LOSS = Metric(MetricInfo(name="loss", unit="nats", higher=False))
+
+
+def find_metric(name: str, task: TaskInfo) -> Metric:
+    """The metric of a task by its name.
+
+    Raises:
+        ConfigError: the task has none of this name.
+    """
+    known = {"loss": MetricInfo(name="loss", unit=task.unit, higher=False)}
+    if task.graded:
+        known["accuracy"] = Metric.ACCURACY.info
+    known |= {info.name: info for info in task.metrics}
+    if name not in known:
+        raise ConfigError(
+            f"compare.metric = {name!r}: the task {task.name} has no such metric; it has {', '.join(known)}"
+        )
+    return Metric(known[name], task.unit, task.graded)
+
+
+def metric_of_runs(name: str, runs: Runs) -> Metric:
+    """The same of runs, all of which must learn the same.
+
+    Raises:
+        ConfigError: their tasks differ, or have no such metric.
+    """
+    tasks = {(run.task.name, run.task.unit): run.task for by_seed in runs.values() for run in by_seed.values()}
+    if len(tasks) != 1:
+        kinds = ", ".join(f"{task} in {unit}" for task, unit in sorted(tasks))
+        raise ConfigError(f"compare: arms learn different tasks ({kinds}), so they have no score in common")
+    return find_metric(name, *tasks.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +132,15 @@ class Row:
         arm: its name.
         seeds: the seeds that it was run on.
         score: test score.
+        value: the metric on the test part, in its own direction.
+        final: the metric on the validation part at the end.
         iqm: interquartile mean of the test score, with a bootstrap interval.
-        final_loss: validation loss at the end, nats per sample.
-        best_loss: lowest validation loss, nats per sample.
-        final_accuracy: validation accuracy at the end, a share.
-        best_accuracy: highest validation accuracy, a share.
-        test_accuracy: of the checkpoint that validation chose, a share.
-        test_loss: of the same checkpoint, nats per sample.
+        final_loss: validation loss at the end, per sample, in the unit of the loss.
+        best_loss: lowest validation loss, likewise.
+        final_accuracy: validation accuracy at the end, a share; None where the task knows no right or wrong.
+        best_accuracy: highest validation accuracy, likewise.
+        test_accuracy: of the checkpoint that validation chose, likewise.
+        test_loss: of the same checkpoint, likewise.
         equal_loss: validation loss at equal FLOPs; None without common seeds, or if a run is missing or ended before.
         to_final: median over seeds of FLOPs to final's loss over final's FLOPs (inf if half or more never reached it);
             None without a `final` arm.
@@ -78,12 +156,14 @@ class Row:
     arm: str
     seeds: tuple[int, ...]
     score: Estimate
+    value: Estimate
+    final: Estimate
     iqm: Estimate
     final_loss: Estimate
     best_loss: Estimate
-    final_accuracy: Estimate
-    best_accuracy: Estimate
-    test_accuracy: Estimate
+    final_accuracy: Estimate | None
+    best_accuracy: Estimate | None
+    test_accuracy: Estimate | None
     test_loss: Estimate
     equal_loss: Estimate | None
     to_final: float | None
@@ -149,12 +229,14 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
         arm=arm,
         seeds=seeds,
         score=mean(list(scores)),
+        value=mean([metric.value(run) for run in records]),
+        final=mean([metric.final(run) for run in records]),
         iqm=bootstrap(interquartile_mean, scores),
         final_loss=mean([run.final_loss for run in records]),
         best_loss=mean([run.best_loss for run in records]),
-        final_accuracy=mean([run.final_accuracy for run in records]),
-        best_accuracy=mean([run.best_accuracy for run in records]),
-        test_accuracy=mean([run.test_accuracy for run in records]),
+        final_accuracy=mean([run.final_accuracy for run in records]) if metric.graded else None,
+        best_accuracy=mean([run.best_accuracy for run in records]) if metric.graded else None,
+        test_accuracy=mean([run.test_accuracy for run in records]) if metric.graded else None,
         test_loss=mean([run.test_loss for run in records]),
         equal_loss=mean(measured) if measured and len(measured) == len(equal) else None,
         to_final=statistics.median(ratios) if ratios else None,

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from esper.leyline.errors import RunDirError, one_line
+from esper.leyline.events.task import OF_SESSION, TaskInfo
 from esper.leyline.files import RunDir
+from esper.leyline.plain import from_plain
 from esper.nissa.reading import Record, keep_latest, read_events
 
 
@@ -24,8 +26,8 @@ class Point:
         step: optimizer steps done.
         flops: training FLOPs spent.
         parameters: of the network at that tick.
-        loss: validation loss, nats per sample.
-        accuracy: validation accuracy, share of correct predictions.
+        loss: validation loss per sample, in the unit of the task.
+        accuracy: validation accuracy, share of correct predictions; NaN where the task knows no right or wrong.
     """
 
     step: int
@@ -64,10 +66,13 @@ class RunRecord:
         steps: optimizer steps in all.
         ticks: ticks in all.
         parameters: at the end.
-        final_loss: validation loss at the end, nats per sample.
+        final_loss: validation loss at the end, per sample, in the unit of the task.
         final_accuracy: validation accuracy at the end, a share; NaN where the task knows no right or wrong.
         test_loss: of the checkpoint that validation chose, measured once.
         test_accuracy: of the same checkpoint.
+        task: names, units and directions of what it learned.
+        final_metrics: the task's own metrics of validation at the end.
+        test_metrics: those of the test part, of the same checkpoint as its loss.
         stages: stage changes, in order.
         wall_s: seconds from the first event to the last, over all attempts.
     """
@@ -83,6 +88,9 @@ class RunRecord:
     final_accuracy: float
     test_loss: float
     test_accuracy: float
+    task: TaskInfo
+    final_metrics: dict[str, float]
+    test_metrics: dict[str, float]
     stages: tuple[StageLine, ...]
     wall_s: float
 
@@ -243,6 +251,9 @@ def read_run(folder: Path) -> RunRecord:
             final_accuracy=_accuracy(result, path, "validation_accuracy"),
             test_loss=_reading(result, path, "test_loss"),
             test_accuracy=_accuracy(result, path, "test_accuracy"),
+            task=from_plain(TaskInfo, result["task"], "task") if "task" in result else OF_SESSION,
+            final_metrics=result.get("validation_metrics", {}),
+            test_metrics=result.get("test_metrics", {}),
             stages=stages,
             wall_s=max(times) - min(times),
         )

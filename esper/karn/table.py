@@ -61,16 +61,23 @@ def format_ratio(row: Row) -> str:
     return f"{share} ({row.reached}/{row.asked})"
 
 
-def _score_columns(metric: Metric, graded: bool = True) -> list[Column]:
-    accuracy: list[Column] = [
+def _score_columns(metric: Metric) -> list[Column]:
+    of_accuracy: list[Column] = [
         ("validation:\nfinal %", lambda row: format_number(row.final_accuracy, 2, 100)),
         ("validation:\nbest %", lambda row: format_number(row.best_accuracy, 2, 100)),
     ]
-    test: list[Column] = [
-        ("test\naccuracy %", lambda row: format_number(row.test_accuracy, 2, 100)),
-        ("test loss", lambda row: format_number(row.test_loss, 4)),
+    of_own: list[Column] = [
+        (f"validation:\nfinal {metric.head}", lambda row: format_number(row.final, metric.places, metric.scale)),
+        (f"test\n{metric.head}", lambda row: format_number(row.value, metric.places, metric.scale)),
     ]
-    unit = metric.unit if metric is Metric.ACCURACY else f"{metric.unit}, + better"
+    accuracy: Column = ("test\naccuracy %", lambda row: format_number(row.test_accuracy, 2, 100))
+    loss: Column = ("test loss", lambda row: format_number(row.test_loss, 4))
+    name = metric.info.name
+    if name == "accuracy":
+        shown, unit = [*of_accuracy, accuracy, loss], metric.unit
+    else:
+        shown = [loss, *([accuracy] if metric.graded else [])] if name == "loss" else [*of_own, loss]
+        unit = ", ".join(word for word in (metric.unit, "+ better") if word)
 
     def minus(other: str) -> Column:
         return (
@@ -78,7 +85,6 @@ def _score_columns(metric: Metric, graded: bool = True) -> list[Column]:
             lambda row: format_number(row.against.get(other), metric.places, metric.scale, sign="+"),
         )
 
-    shown = [*accuracy, *test] if metric is Metric.ACCURACY else test[::-1] if graded else test[1:]
     return [("seeds", lambda row: str(len(row.seeds))), *shown, *map(minus, BASELINES)]
 
 
@@ -97,31 +103,43 @@ def _loss_columns(comparison: Comparison) -> list[Column]:
 
 
 def _robust_columns(metric: Metric) -> list[Column]:
-    name, scale = ("test accuracy %", 100.0) if metric is Metric.ACCURACY else ("test loss", -1.0)
+    scale = metric.scale if metric.info.higher else -metric.scale
 
     def above(other: str) -> Column:
         return f"P(> {other})", lambda row: format_interval(row.beats.get(other), 2)
 
-    return [(f"IQM of\n{name}", lambda row: format_interval(row.iqm, metric.places, scale)), *map(above, BASELINES)]
+    head = f"IQM of\ntest {metric.head}"
+    return [(head, lambda row: format_interval(row.iqm, metric.places, scale)), *map(above, BASELINES)]
+
+
+def describe_differences(metric: Metric) -> str:
+    """The unit of differences of scores, in words."""
+    if metric.info.unit == "share":
+        return f"points (of 100) of test {metric.info.name}"
+    return f"{metric.unit} of test {metric.info.name}" if metric.unit else f"test {metric.info.name}"
+
+
+def describe_loss(metric: Metric) -> str:
+    """Validation loss with its unit, in words."""
+    return f"Validation loss in {metric.loss_unit} per sample" if metric.loss_unit else "Validation loss per sample"
 
 
 def table_parts(comparison: Comparison) -> list[TablePart]:
     """Builds the tables; the head of a column names its unit."""
-    accuracy = comparison.metric is Metric.ACCURACY
-    unit = "points (of 100) of test accuracy" if accuracy else "nats of test loss"
+    metric = comparison.metric
     tables = (
         (
-            f"Validation and test; differences in {unit}, paired by seed, positive is better",
-            _score_columns(comparison.metric, not any(math.isnan(row.test_accuracy.value) for row in comparison.rows)),
+            f"Validation and test; differences in {describe_differences(metric)}, paired by seed, positive is better",
+            _score_columns(metric),
         ),
         (
-            "Validation loss in nats per sample, and cost; means, but a median for FLOPs to final's loss",
+            f"{describe_loss(metric)}, and cost; means, but a median for FLOPs to final's loss",
             _loss_columns(comparison),
         ),
         (
             "Interquartile mean of the test score, and probability of a better one than the baseline's; "
             "[95 % interval] by bootstrap",
-            _robust_columns(comparison.metric),
+            _robust_columns(metric),
         ),
     )
     return [

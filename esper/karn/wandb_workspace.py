@@ -57,7 +57,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     ),
     "Health": (
         Panel("Loss", ("train/loss", "validation/loss")),
-        Panel("Accuracy", ("train/accuracy", "validation/accuracy")),
+        Panel("Metrics of validation", regex="validation/.*"),
         Panel("Gradient norm of the host", ("host_gradient_norm",)),
         Panel("Gradient norm of seeds over the host's", regex="slots/.*/gradient_ratio"),
         Panel("Faults, panics, rollbacks so far", ("counts/faults", "counts/panics", "counts/rollbacks")),
@@ -70,7 +70,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     ),
     "Sweep comparison": (
         Panel("Validation loss by controller", ("validation/loss",), by_controller=True),
-        Panel("Validation accuracy by controller", ("validation/accuracy",), by_controller=True),
+        Panel("Metrics of validation by controller", regex="validation/.*", by_controller=True),
         Panel("Validation loss against parameters", ("parameters", "validation_loss"), kind="scatter"),
         Panel("Validation loss against training FLOPs", ("training_flops", "validation_loss"), kind="scatter"),
         Panel("Fossils", ("fossils",), kind="bar", by_controller=True),

@@ -19,7 +19,6 @@ from esper.compare.arms import (
     steps_for,
 )
 from esper.compare.growth import build_arm, read_growth_compare
-from esper.karn.rows import Metric
 from esper.launcher.compose import conf_folder
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.simic.env.tasks import find_task
@@ -100,7 +99,7 @@ def test_an_arm_of_a_grown_topology_is_planted_with_it(data, tmp_path):
 
 
 def test_those_that_others_wait_for_come_first_and_a_circle_is_refused():
-    common = {"base": [], "seeds": [1], "metric": Metric.ACCURACY, "subject": "a", "flops_share": 1.0, "margin": 0.01}
+    common = {"base": [], "seeds": [1], "metric": "accuracy", "subject": "a", "flops_share": 1.0, "margin": 0.01}
     arms = {"a": Arm(flops="b"), "b": Arm(topology="c"), "c": Arm()}
     compare = CompareConfig(arms=arms, **common)
     assert compare.in_order() == ["c", "b", "a"]

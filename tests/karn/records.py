@@ -1,6 +1,7 @@
 """Run records with known curves."""
 
 from esper.karn.runs import Point, RunRecord, StageLine
+from esper.leyline.events.task import OF_SESSION, TaskInfo
 
 
 def curve(*points: tuple[int, float]) -> tuple[Point, ...]:
@@ -11,7 +12,16 @@ def curve(*points: tuple[int, float]) -> tuple[Point, ...]:
     )
 
 
-def record(points, *, accuracy: float = 0.5, test_loss: float = 1.0, parameters: int = 100, stages=()) -> RunRecord:
+def record(
+    points,
+    *,
+    accuracy: float = 0.5,
+    test_loss: float = 1.0,
+    parameters: int = 100,
+    stages=(),
+    task: TaskInfo = OF_SESSION,
+    metrics: dict[str, float] | None = None,
+) -> RunRecord:
     """A finished run that ended where its curve ends."""
     path = curve(*points)
     lines = tuple(StageLine(tick=t, slot=s, target=g, blueprint="norm") for t, s, g in stages)
@@ -27,6 +37,9 @@ def record(points, *, accuracy: float = 0.5, test_loss: float = 1.0, parameters:
         final_accuracy=path[-1].accuracy,
         test_loss=test_loss,
         test_accuracy=accuracy,
+        task=task,
+        final_metrics=metrics or {},
+        test_metrics=metrics or {},
         stages=lines,
         wall_s=1.0,
     )

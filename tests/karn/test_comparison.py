@@ -9,10 +9,11 @@ from rich.console import Console
 
 from esper.karn.comparison import compare
 from esper.karn.page import write_page
-from esper.karn.rows import Metric, equal_flops
+from esper.karn.rows import Metric, equal_flops, metric_of_runs
 from esper.karn.stats import Estimate
 from esper.karn.table import comparison_table, format_interval, format_number, markdown, table_parts, verdict_lines
-from esper.leyline.errors import RunDirError
+from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.events.task import MetricInfo, TaskInfo
 from tests.karn.records import record
 
 SEEDS = range(100, 110)
@@ -173,6 +174,35 @@ def test_differences_of_loss_are_nats_and_its_interquartile_mean_a_loss():
     assert not any("validation: " in head for part in table_parts(found) for head in part.heads)
 
 
+def test_a_metric_of_the_tasks_own_is_told_in_its_unit_and_direction():
+    mae = MetricInfo(name="mae", unit="kWh", higher=False)
+    task = TaskInfo(
+        name="regression", unit="kWh^2", objective="validation_loss", higher=False, graded=False, metrics=(mae,)
+    )
+
+    def runs_of(*values: float) -> dict:
+        told = {"task": task, "accuracy": math.nan}
+        return {s: record([(10, 2.0), (20, 1.0)], metrics={"mae": v}, **told) for s, v in enumerate(values)}
+
+    runs = {"none": runs_of(3.0, 3.1, 3.2), "heuristic": runs_of(2.0, 2.2, 2.1), "schedule": runs_of(2.0, 2.1, 2.1)}
+    metric = metric_of_runs("mae", runs)
+    found = asked(runs, sizes=[], metric=metric)
+    assert cell(found, "heuristic", "− none\n(kWh, + better)").startswith("+1.0000 ±")
+    assert cell(found, "heuristic", "test\nmae kWh").startswith("2.1000 ±")
+    assert cell(found, "heuristic", "IQM of\ntest mae kWh") == format_interval(found.row("heuristic").iqm, 4, -1.0)
+    assert verdicts(found)["heuristic beats none"] is True
+    assert verdicts(found)["heuristic is not behind schedule by 0.0100 kWh"] is None
+    text = markdown(found)
+    assert "differences in kWh of test mae" in text
+    assert "Validation loss in kWh^2 per sample" in text
+    assert not any(word in text for word in ("accuracy", "nats", "nan"))
+    with pytest.raises(ConfigError, match=r"compare\.metric = 'accuracy': the task regression has no such m"):
+        metric_of_runs("accuracy", runs)
+    other = {**runs, "final": {1: record([(10, 2.0)])}}
+    with pytest.raises(ConfigError, match="arms learn different tasks"):
+        metric_of_runs("loss", other)
+
+
 def test_each_table_fits_a_terminal():
     random = np.random.default_rng(0)
     names = ("none", "heuristic", "schedule", "immediate", "random", "final", "none_long", "mid_large")
@@ -188,7 +218,7 @@ def test_each_table_fits_a_terminal():
         }
         for arm in names
     }
-    for metric in Metric:
+    for metric in (Metric.ACCURACY, Metric.LOSS):
         lines = printed(asked(runs, sizes=["mid_large"], metric=metric), 300).splitlines()
         cut = next(i for i, line in enumerate(lines) if " beats " in line)
         assert max(len(line.rstrip()) for line in lines[:cut]) <= 130

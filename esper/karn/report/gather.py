@@ -10,7 +10,9 @@ from esper.karn.store.facts import Digest, RunFacts, collect_facts, read_digest,
 from esper.karn.store.finding import FoundRun
 from esper.karn.why.endings import Diagnosis, explain_end
 from esper.leyline.errors import RunDirError
+from esper.leyline.events.task import MetricInfo, TaskInfo
 from esper.leyline.files import RunDir
+from esper.leyline.plain import from_plain
 from esper.nissa.reading import EventFile, Record, keep_latest
 
 # Series of a tick: name -> (title of the line, path in its payload, path of its standard error).
@@ -62,6 +64,13 @@ class RunReport:
         """Its slots, in their order."""
         begun = self.of("run_started")
         return [str(slot) for slot in begun[-1]["payload"]["slots"]] if begun else []
+
+    @property
+    def metrics(self) -> tuple[MetricInfo, ...]:
+        """The metrics of its task's own."""
+        begun = self.of("run_started")
+        task = begun[-1]["payload"].get("task") if begun else None
+        return from_plain(TaskInfo, task, "task").metrics if task else ()
 
     @property
     def last_step(self) -> int:

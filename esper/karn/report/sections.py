@@ -47,6 +47,11 @@ def headline(reports: Sequence[RunReport]) -> str:
             told = f" ± {error.show(form, scale)}" if error.value is not None else ""
             cells.append(value.show(form, scale) + told + unit if value.value is not None else _last(report, path[0]))
         rows.append([name, *cells])
+    for metric in {metric.name: metric for r in reports for metric in r.metrics}.values():
+        for part in ("test", "validation"):
+            values = (r.from_result(f"{part}_metrics", metric.name).value for r in reports)
+            cells = ["–" if value is None else metric.show(value) for value in values]
+            rows.append([f"{part} {metric.name}", *cells])
     rows.append(["optimizer steps", *(_step(r).show(",.0f") for r in reports)])
     rows.append(["parameters", *(f"{_first(r).show(',.0f')} → {_parameters(r).show(',.0f')}" for r in reports)])
     rows.append(["training FLOPs", *(large(_flops(r), "FLOP") for r in reports)])

@@ -49,7 +49,7 @@ def overview(report: RunReport, width: int) -> Page:
         filled = round(min(1.0, done) * room)
         line += [" of ", Shown(total, ",.0f"), "  ", Word("█" * filled, "green"), Word("░" * (room - filled), "dim")]
     page.add(*line)
-    page.head("Loss and accuracy")
+    page.head("Learning")
     for key, name, form, scale in (
         ("train_loss", "training loss", ".4g", 1.0),
         ("validation_loss", "validation loss", ".4g", 1.0),
@@ -66,6 +66,12 @@ def overview(report: RunReport, width: int) -> Page:
         if figure.value is not None:
             percent = key == "test_accuracy"
             page.add(f"{name:<22}", Shown(figure, ".1f" if percent else ".4g", 100.0 if percent else 1.0))
+    for metric in report.metrics:
+        figure = report.from_result("test_metrics", metric.name)
+        if figure.value is not None:
+            share = metric.unit == "share"
+            unit = "%" if share else metric.unit
+            page.add(f"{f'test {metric.name} {unit}'.rstrip():<22}", Shown(figure, ".4g", 100.0 if share else 1.0))
     page.head("Growth")
     fates = [life.fate for life in report.lives]
     page.add(
@@ -150,7 +156,7 @@ def _life_line(report: RunReport, index: int, life: Life) -> list[Piece]:
 def evidence(report: RunReport, width: int) -> Page:
     """Every look of the living seeds, and what the gate ahead said last."""
     page = Page()
-    page.add(Word("worth: loss without minus with the seed, nats per sample; over all looks at this alpha", "dim"))
+    page.add(Word("worth: loss of a sample without minus with the seed; over all looks at this alpha", "dim"))
     living = [life for life in report.lives if life.fate == "alive"]
     for life in living or report.lives[-2:]:
         page.head(f"{life.slot} {life.blueprint}, {life.fate}, {life.stage.name}")
