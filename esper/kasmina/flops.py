@@ -4,7 +4,9 @@ Each cost is counted once; from then on costs are only added up by formula (see 
 
     host     one forward and one backward on a sample; and per slot, the backward of the activations alone from the
              output down to that slot: what a shadow forward pays to reach its seed
-    seed     from a build on the meta device: forward, and the backward with or without a gradient of input and weights
+    seed     from a build on the meta device: forward, and the backward with or without a gradient of input and weights.
+             Small ones of esper's own are built on the CPU, where torch runs no Python for each operator: every start
+             of a run counts dozens of them
 
 torch.utils.flop_counter does the counting, with the formulas of `esper.kasmina.products` where it has none or a wrong
 one. Attention runs on its plain matrix products meanwhile, since the counter may not know a fused kernel.
@@ -16,7 +18,8 @@ without frozen parts compare by what passes through them.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from esper.kasmina.axes.feature import copy_inputs, put, take, tensors_in
 from esper.kasmina.axes.site import Site
 from esper.kasmina.births.own import Fit, copy_block
 from esper.kasmina.blueprints import registry
+from esper.kasmina.blueprints.entry import Blueprint
 from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.lending import call_with, hush
 from esper.kasmina.products import FORMULAS, Uncounted
@@ -38,6 +42,9 @@ from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.costs import HostCost, SeedCost
 from esper.leyline.topology import Topology
+
+SMALL = 2**18
+"""Elements of weights and feature up to which a seed is counted on the CPU: a MiB in float32."""
 
 
 class _Counter:
@@ -57,7 +64,7 @@ class _Counter:
 
 @functools.cache
 def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ...]) -> SeedCost:
-    """Counts the cost of a blueprint at a site, from shapes alone: no memory is allocated.
+    """Counts the cost of a blueprint at a site, from shapes alone; but for small ones no memory is allocated.
 
     Args:
         topology: what the axes of the feature mean.
@@ -65,9 +72,17 @@ def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ..
         dim: channels C of the feature.
         shape: shape of one sample's feature, without the batch axis.
     """
+    entry = registry.get(topology, blueprint)
+    elements = entry.parameters(dim, **entry.arguments) + math.prod(shape)
+    if elements <= SMALL and entry.factory.__module__.startswith(f"{registry.__package__}."):
+        return _small_seed_cost(entry, dim, shape)
+    return _meta_seed_cost(entry, dim, shape)
+
+
+def _meta_seed_cost(entry: Blueprint, dim: int, shape: tuple[int, ...]) -> SeedCost:
     count = _Counter()
     with torch.device("meta"), torch.enable_grad():
-        seed = registry.get(topology, blueprint).build(dim)
+        seed = entry.build(dim)
         weights = list(seed.parameters())
         backwards = []
         for needs_input, needs_weights in ((True, True), (False, True), (True, False)):
@@ -76,14 +91,29 @@ def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ..
             x = torch.empty(1, *shape, requires_grad=needs_input)
             forward, delta = count(lambda x=x: seed(x))  # type: ignore[misc]
             wanted = [*([x] if needs_input else []), *(weights if needs_weights else [])]
-            backward = 0
-            if delta.requires_grad:
-                backward, _ = count(
-                    lambda d=delta, w=wanted: torch.autograd.grad(d.sum(), w, allow_unused=True)  # type: ignore[misc]
-                )
-            backwards.append(backward)
+            backwards.append(_backward(count, delta, wanted))
     full, weights_alone, passing = backwards
     return SeedCost(forward, full, weights_alone, passing, tuple(sorted(count.uncounted)))
+
+
+def _small_seed_cost(entry: Blueprint, dim: int, shape: tuple[int, ...]) -> SeedCost:
+    """One forward serves all three backwards: no function of esper's own computes more than it is asked for."""
+    count = _Counter()
+    with undisturbed(), torch.device("cpu"), torch.enable_grad():
+        seed = entry.build(dim)
+        weights = list(seed.parameters())
+        x = torch.zeros(1, *shape, requires_grad=True)
+        forward, delta = count(lambda: seed(x))
+        full = _backward(count, delta, [x, *weights])
+        weights_alone, passing = _backward(count, delta, weights), _backward(count, delta, [x])
+    return SeedCost(forward, full, weights_alone, passing, tuple(sorted(count.uncounted)))
+
+
+def _backward(count: _Counter, delta: Tensor, wanted: Sequence[Tensor]) -> int:
+    if not delta.requires_grad or not wanted:
+        return 0
+    flops, _ = count(lambda: torch.autograd.grad(delta.sum(), wanted, allow_unused=True, retain_graph=True))
+    return flops
 
 
 def copy_cost(grown: Grown, slot: str, fit: Fit) -> SeedCost:
