@@ -31,6 +31,8 @@ ONE_OUTPUT = ("cnn", "resnet20", "gpt")  # hosts that give logits of each sample
 
 def targets_of(data: Any) -> str | None:
     """What the targets of some data are; None if only the data know."""
+    if getattr(data, "text", None) is not None and not data.target:
+        return TOKENS
     kind = getattr(data, "target_kind", None)
     return GIVEN.get(data.kind) if kind is None else OF_TARGET_KIND[str(kind)]
 

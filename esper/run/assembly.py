@@ -49,7 +49,7 @@ from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
 from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.governor import Governor
-from esper.tolaria.training.length import plan_batches
+from esper.tolaria.training.length import forwards_of, plan_batches
 from esper.tolaria.training.looks import check_attribution, look_sizes, plan_of
 
 
@@ -92,7 +92,8 @@ def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[
     """Batch sizes of this rank's forward passes, in training and in evaluation, with the short last batches."""
     plan = plan_batches(config.trainer, bundle, config.seed)
     steps = (0, plan.steps_per_epoch - 1)
-    pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, config.trainer.accumulate)]
+    forwards = forwards_of(config.trainer, bundle, world.size)
+    pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, forwards)]
     most = config.trainer.eval_batch
     sizes = {len(shard) for shard in eval_shards(len(bundle.validation), world.rank, world.size, most)}
     for size in look_sizes(plan_of(config.gates, config.slots.incubation, bundle, plan), world):

@@ -24,6 +24,7 @@ from esper.tolaria.data.sampler import bounds
 from esper.tolaria.ranks.computed import untouched
 from esper.tolaria.training.config import TrainerConfig
 from esper.tolaria.training.evaluate import autocast, dtype_of
+from esper.tolaria.training.length import forwards_of
 
 
 def smallest_piece(samples: int, ranks: int, accumulate: int) -> int:
@@ -68,18 +69,19 @@ def check_batches(config: EsperConfig, grown: Grown, bundle: Bundle, ranks: int)
     Raises:
         ConfigError: some forward would have one sample too few, or none; the text names a batch that fits.
     """
-    size, batch, accumulate = len(bundle.train), config.trainer.batch, config.trainer.accumulate
+    trainer = replace(config.trainer, accumulate=forwards_of(config.trainer, bundle, ranks))
+    size, batch, accumulate = len(bundle.train), trainer.batch, trainer.accumulate
     layers = [module for module in grown.model.modules() if isinstance(module, _BatchNorm)]
-    if not layers or _fits(config.trainer, size, batch, ranks, 2):
+    if not layers or _fits(trainer, size, batch, ranks, 2):
         return
     weight = next(grown.model.parameters())
     example = bundle.example(weight.device, dtype_of(config.trainer.precision))
-    if _fits(config.trainer, size, batch, ranks, 1) and _trains_on_one(config, grown, example):
+    if _fits(trainer, size, batch, ranks, 1) and _trains_on_one(config, grown, example):
         return
     near = sorted(range(1, size + 1), key=lambda other: (abs(other - batch), -other))
-    fitting = next((other for other in near if _fits(config.trainer, size, other, ranks, 2)), None)
+    fitting = next((other for other in near if _fits(trainer, size, other, ranks, 2)), None)
     advice = "use another normalisation" if fitting is None else f"set trainer.batch={fitting}"
-    if _fits(replace(config.trainer, drop_last=True), size, batch, ranks, 2):
+    if _fits(replace(trainer, drop_last=True), size, batch, ranks, 2):
         advice += ", or trainer.drop_last=true, which leaves that batch out"
     rest = batch if config.trainer.drop_last else size % batch or min(batch, size)
     least = smallest_piece(rest, ranks, accumulate)

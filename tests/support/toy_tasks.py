@@ -78,6 +78,10 @@ def data(task: str) -> esper.Data:
         tokens, labels = FIRST.flatten(1), (FIRST + (SECOND == 0)).remainder(3).flatten(1)
         labels[:, 2] = -100
         rows, classes = Dicts(tokens, labels), 3
+    elif task == "ragged":  # as seq2seq, with another number of labels in each
+        labels = (FIRST + SECOND).remainder(3).flatten(1)
+        labels[torch.arange(9) > torch.arange(20)[:, None] % 9] = -100
+        rows, classes = Dicts(FIRST.flatten(1), labels), 3
     elif task == "contrastive":
         ids = F.one_hot(torch.arange(24), 24).double()
         rows, classes = Rows(ids, ids.roll(1, 1)), 1
@@ -172,6 +176,7 @@ _TOKEN = torch.ones(20, 9, dtype=torch.bool)
 _TOKEN[:, 2] = False
 UNMIXED = {"class_weights": None, "balanced": False, "mixup": 0.0, "cutmix": 0.0}
 PLAIN = {"label_smoothing": 0.0}
+PLACES = {**PLAIN, "normalise": "samples"}
 TOYS = {
     "classification": Toy(
         {"kind": "classification", **PLAIN, **UNMIXED, "f1": True},
@@ -191,10 +196,10 @@ TOYS = {
         {"kind": "multilabel", "label_weights": None},
         sum(entropy(SYMBOL, of=F.one_hot(CLASSES, 3)[:, k]) for k in range(3)) / 3,
     ),
-    "segmentation": Toy({"kind": "segmentation", "ignore_index": 255, **PLAIN}, 0.0, near=2e-2),
-    "masked_language": Toy({"kind": "masked_language", "share": 0.2, "mask_token": None, **PLAIN}, 0.0, near=0.25),
+    "segmentation": Toy({"kind": "segmentation", "ignore_index": 255, **PLACES}, 0.0, near=2e-2),
+    "masked_language": Toy({"kind": "masked_language", "share": 0.2, "mask_token": None, **PLACES}, 0.0, near=0.25),
     "seq2seq": Toy(
-        {"kind": "seq2seq", "ignore_index": -100, **PLAIN}, _flat(FIRST.flatten(1), SECOND.flatten(1), _TOKEN)
+        {"kind": "seq2seq", "ignore_index": -100, **PLACES}, _flat(FIRST.flatten(1), SECOND.flatten(1), _TOKEN)
     ),
     "contrastive": Toy(
         {"kind": "contrastive", "group": GROUP, "temperature": 0.2}, 0.0, near=0.1, settings={"trainer__batch": 24}

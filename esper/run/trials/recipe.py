@@ -174,6 +174,7 @@ def _check(config: EsperConfig, bundle: Bundle) -> None:
     in_the_way = {
         "trainer.precision": trainer.precision is Precision.BF16,
         "trainer.accumulate": trainer.accumulate > 1,
+        "trainer.max_tokens": trainer.max_tokens is not None,
         "trainer.compile": trainer.compile,
         "trainer.channels_last": trainer.channels_last,
         "trainer.patience": trainer.patience is not None,

@@ -5,6 +5,7 @@ from esper.tolaria.data.corpus import PySourceConfig, TextConfig
 from esper.tolaria.data.digits import DigitsConfig
 from esper.tolaria.data.images import Cifar10Config, ImagesConfig
 from esper.tolaria.data.own.custom import CustomDataConfig, Data
+from esper.tolaria.data.own.hf import HFDataConfig
 from esper.tolaria.data.own.table import TableConfig
 from esper.tolaria.data.own.tokens import TokensConfig
 from esper.tolaria.data.parts import Bundle, Part
@@ -22,6 +23,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "DigitsConfig",
+    "HFDataConfig",
     "ImagesConfig",
     "Part",
     "PySourceConfig",

@@ -19,6 +19,7 @@ from esper.leyline.fields import Checks
 from esper.tolaria.data.hashing import hash_positions
 from esper.tolaria.data.over import PartOver
 from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.tasks.config import Normalise
 from esper.tolaria.tasks.positions import PositionTask
 from esper.tolaria.tasks.registry import register
 from esper.tolaria.tasks.task import Task
@@ -38,6 +39,11 @@ class MaskedLanguageConfig:
 
     mask_token: int | None = None
     """Token that stands for a hidden one; null: the last of the vocabulary."""
+
+    normalise: Normalise = Normalise.SAMPLES
+    """Over what a step's loss is a mean: ``samples``, each the mean of its hidden tokens, or ``tokens``, all hidden
+    tokens of the step alike, which costs one scalar all-reduce a step. Reports and gates take samples.
+    """
 
     label_smoothing: float = 0.0
     """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
@@ -107,7 +113,7 @@ class MaskedTask(PositionTask):
     """Masked language modelling."""
 
     def __init__(self, config: MaskedLanguageConfig, vocabulary: int) -> None:
-        super().__init__(config.kind, IGNORED, smoothing=config.label_smoothing)
+        super().__init__(config.kind, IGNORED, smoothing=config.label_smoothing, normalise=config.normalise)
         self.share, self.vocabulary = config.share, vocabulary
         self.mask = vocabulary - 1 if config.mask_token is None else config.mask_token
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from esper.leyline.events.task import MetricInfo
 from esper.leyline.fields import Checks
 from esper.tolaria.data.parts import Bundle
+from esper.tolaria.tasks.config import Normalise
 from esper.tolaria.tasks.counts import class_counts, count_names, entropy_of, mean_iou
 from esper.tolaria.tasks.registry import register
 from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits, share_of
@@ -30,11 +31,22 @@ class PositionTask(Task):
         classes: classes of which IoU is counted; 0: none.
         pixels: logits are [B, K, H, W] and not [B, T, K].
         smoothing: label smoothing in training.
+        normalise: over what a step's loss is a mean.
     """
 
     graded = True
 
-    def __init__(self, name: str, ignore: int, *, classes: int = 0, pixels: bool = False, smoothing: float = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        ignore: int,
+        *,
+        classes: int = 0,
+        pixels: bool = False,
+        smoothing: float = 0,
+        normalise: Normalise = Normalise.SAMPLES,
+    ) -> None:
+        self.by_positions = normalise is Normalise.TOKENS
         self.name, self.ignore, self.classes, self.pixels, self.smoothing = name, ignore, classes, pixels, smoothing
         kinds = [name for of in ("tp", "fp", "fn") for name in count_names(of, classes)]
         self.columns = ["hits", "positions", *kinds]
@@ -78,6 +90,11 @@ class PositionTask(Task):
         uniform = -(logp.mean(-1).where(valid, 0.0)).sum(1) / valid.sum(1).clamp(min=1)
         return (1 - self.smoothing) * self.score(output, target).loss + self.smoothing * uniform
 
+    def positions(self, target: Any) -> Tensor:
+        """See `Task.positions`."""
+        counted: Tensor = target.flatten(1) != self.ignore
+        return counted.sum(1)
+
     def answers(self, output: Any) -> dict[str, Tensor]:
         """The likeliest class of each position."""
         return {"class": read_logits(output, self.name).argmax(1 if self.pixels else -1)}
@@ -97,6 +114,11 @@ class SegmentationConfig:
     ignore_index: int = 255
     """Target of pixels that do not count."""
 
+    normalise: Normalise = Normalise.SAMPLES
+    """Over what a step's loss is a mean: ``samples``, each the mean of its pixels, or ``tokens``, all pixels of a step
+    alike, which costs one scalar all-reduce a step. Reports and gates take samples.
+    """
+
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes in training, 0 to 1; reports and gates use the labels."""
 
@@ -115,6 +137,11 @@ class SequenceConfig:
     ignore_index: int = -100
     """Label of places that do not count."""
 
+    normalise: Normalise = Normalise.SAMPLES
+    """Over what a step's loss is a mean: ``samples``, each the mean of its places, or ``tokens``, all places of a step
+    alike, which costs one scalar all-reduce a step. Reports and gates take samples.
+    """
+
     label_smoothing: float = 0.0
     """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
 
@@ -127,10 +154,12 @@ class SequenceConfig:
 def build_segmentation(config: SegmentationConfig, bundle: Bundle) -> Task:
     """A class of each pixel."""
     more: dict[str, Any] = {"classes": bundle.classes, "pixels": True, "smoothing": config.label_smoothing}
+    more["normalise"] = config.normalise
     return PositionTask(config.kind, config.ignore_index, **more)
 
 
 @register(SequenceConfig)
 def build_sequence(config: SequenceConfig, bundle: Bundle) -> Task:
     """Labels of a sequence."""
-    return PositionTask(config.kind, config.ignore_index, smoothing=config.label_smoothing)
+    how: dict[str, Any] = {"smoothing": config.label_smoothing, "normalise": config.normalise}
+    return PositionTask(config.kind, config.ignore_index, **how)

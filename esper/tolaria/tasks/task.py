@@ -74,6 +74,7 @@ class Task:
         graded: whether `score` says what is correct.
         class_logits: whether the output is one row of class logits per sample, [B, K].
         group: samples whose losses depend on each other.
+        by_positions: a step's loss is the mean over all positions of its samples, by `positions`, and not over samples.
     """
 
     name: str = ""
@@ -84,6 +85,7 @@ class Task:
     graded: bool = False
     class_logits: bool = False
     group: int = 1
+    by_positions: bool = False
 
     def split(self, batch: Any) -> tuple[Any, Any]:
         """The model's inputs and the target of a batch: (x, y), (x1, x2, ..., y), or a mapping with ``labels``.
@@ -111,6 +113,10 @@ class Task:
     def learn(self, output: Any, target: Any) -> Tensor:
         """The loss per sample that is trained, [B], where it differs from the one that is reported and judged."""
         return self.score(output, target).loss
+
+    def positions(self, target: Any) -> Tensor:
+        """How many positions of each sample count, [B]; its loss is the mean over them. For ``by_positions``."""
+        raise NotImplementedError(f"task {self.name}: override Task.positions, or set by_positions = False")
 
     def chance(self, targets: Iterable[Any]) -> float:
         """The loss of the best constant answer, by targets of the training part; 0: not known, or of no use."""
@@ -153,6 +159,10 @@ class Task:
         one, two = self.learned(output, target.first), self.learned(output, target.second)
         share = target.share.to(one)
         return share * one + (1 - share) * two
+
+    def count(self, target: Any) -> Tensor:
+        """`positions` of any target."""
+        return self.count(target.target) if isinstance(target, Weighted) else self.positions(target)
 
     def per_sample(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
         """Loss and correctness of each sample, [B] each; correctness is 0 where there is none."""

@@ -38,6 +38,11 @@ class TrainerConfig:
     accumulate: int = 1
     """Forward and backward passes per optimizer step."""
 
+    max_tokens: int | None = None
+    """Tokens of a rank's forward pass at most: a step has as many passes as that takes, ``accumulate`` at least. For
+    data that are tokens; null: no bound.
+    """
+
     precision: Precision = Precision.FP32
     """Number format: ``fp32``, ``fp64``, or ``bf16``, which keeps float32 parameters under autocast."""
 
@@ -119,6 +124,7 @@ class TrainerConfig:
             check("objective", named, "must be validation_loss or validation_<metric>, or null for the task's own")
             check("patience", self.patience is None or self.patience >= 1, "ticks, must be >= 1, or null")
             check("min_improvement", self.min_improvement >= 0, "must be >= 0")
+            check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "must be >= 1, or null for no bound")
             check("limit", self.limit is None or self.limit >= 1, "must be >= 1, or null for everything")
             check("compile_backend", self.compile_backend != "", "must name a backend of torch.compile")
             check("steps", self.steps is None or self.steps >= 1, "must be >= 1, or null for trainer.epochs")

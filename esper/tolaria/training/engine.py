@@ -47,7 +47,7 @@ from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.feed import Feed
 from esper.tolaria.training.going_back import go_back, resume
 from esper.tolaria.training.governor import Governor, Recovery, explain_skips
-from esper.tolaria.training.length import find_extension, plan_batches
+from esper.tolaria.training.length import find_extension, forwards_of, plan_batches
 from esper.tolaria.training.losses import StepLoss
 from esper.tolaria.training.observing import build_average, build_observers
 from esper.tolaria.training.patience import watch_run
@@ -109,7 +109,8 @@ class Engine:
         self.step, self.stop_asked, self.stop_reason = 0, False, ""
         self.window = Window(world.device, columns=self.task.columns)
         self.losses = StepLoss(grown, growth, self.window, self.evaluator, self.task, distillation)
-        self.feed = Feed(self.plan, world, settings.trainer.accumulate, terms.total_steps, bundle, self.cursor)
+        forwards = forwards_of(settings.trainer, bundle, world.size)
+        self.feed = Feed(self.plan, world, forwards, terms.total_steps, bundle, self.cursor)
         writers = saver, self.narrator, heartbeat, sink
         self.saves = Saves(
             *writers,
@@ -188,16 +189,15 @@ class Engine:
         self.losses.release_teacher(step)
         self.growth.set_alphas(self.state, step)
         self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
-        epoch, _ = self.plan.locate(at := self.cursor(step))
-        # a rank's sum * world / global count: DDP's mean over ranks is the global mean, whatever the shards' sizes
-        scale = self.world.size / len(self.plan.indices(at))
+        epoch, _ = self.plan.locate(self.cursor(step))
         pieces = self.feed.pieces(step)
+        scale = self.feed.scale(step, pieces, epoch)
         for index, (indices, weights) in enumerate(pieces):
             with self.growth.no_sync() if index < len(pieces) - 1 else contextlib.nullcontext():
                 self.heartbeat.mark("forward")
                 began = time.perf_counter()
                 x, y = self.evaluator.to_device(*self.feed.batch(indices, epoch))
-                self.window.data_ms += 1e3 * (time.perf_counter() - began)
+                self.window.data_ms += self.feed.take_waited_ms()
                 with self.world.collective("forward"):
                     loss = self._loss(x, y, self.world.put(weights), scale)
                 self.window.own_ms += 1e3 * (time.perf_counter() - began)

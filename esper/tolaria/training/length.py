@@ -1,8 +1,12 @@
 """How long a run is: its batches, and what becomes of one that is longer than when its checkpoint was saved."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
 
 from esper.accord.state import RunState
 from esper.leyline.errors import ConfigError
@@ -34,6 +38,24 @@ def plan_batches(config: TrainerConfig, bundle: Bundle, seed: int) -> BatchPlan:
             f"samples; set trainer.batch={size} or lower, or trainer.drop_last=false"
         )
     return BatchPlan(size, config.batch, seed, drop_last=config.drop_last, group=group)
+
+
+def forwards_of(config: TrainerConfig, bundle: Bundle, ranks: int) -> int:
+    """Forward passes of an optimizer step on each rank, by `trainer.accumulate` and `trainer.max_tokens`.
+
+    Raises:
+        ConfigError: the data are no tokens, or one sample has more than `trainer.max_tokens`.
+    """
+    if config.max_tokens is None:
+        return config.accumulate
+    x = next(leaf for leaf in tree_leaves(bundle.train.fetch(torch.arange(1))[0]) if isinstance(leaf, torch.Tensor))
+    where = f"trainer.max_tokens = {config.max_tokens}"
+    if x.is_floating_point():
+        raise ConfigError(f"{where}: data={bundle.name} gives numbers and no tokens; set trainer.accumulate instead")
+    if x[0].numel() > config.max_tokens:
+        raise ConfigError(f"{where}: a sample has {x[0].numel()} tokens; set trainer.max_tokens={x[0].numel()} or more")
+    most = config.max_tokens // x[0].numel()
+    return max(config.accumulate, math.ceil(math.ceil(config.batch / ranks) / most))
 
 
 def find_extension(

@@ -65,14 +65,14 @@ class StepLoss:
             x: inputs, on the device.
             y: targets, on the device.
             weights: weight of each sample, [M].
-            scale: factor of the weighted sum.
+            scale: factor of the weighted sum; see `Feed.scale`.
             shadowed: slots whose seed learns in a shadow forward.
         """
 
         def share(loss: Tensor, output: Tensor) -> Tensor:
             if term is not None:
                 loss = loss + term(output)
-            return (loss * weights.to(loss.dtype)).sum() * scale
+            return (loss * share_of.to(loss.dtype)).sum() * scale
 
         def host() -> Tensor:
             with self.grown.tallied(weights):
@@ -88,6 +88,7 @@ class StepLoss:
             return share(task.learned(output, y), output)
 
         task = self.task
+        share_of = weights * task.count(y) if task.by_positions else weights
         logits = self._forward(partial(class_logits, self.grown), x)
         lesson = contextlib.nullcontext() if self.distillation is None else self.distillation.lesson(x)
         with lesson as term, self.grown.logits(logits):

@@ -271,6 +271,7 @@ def test_a_folder_in_place_of_a_file_is_an_error(tmp_path):
 # What has no default, since only the user knows it.
 NEEDED = {
     "custom": {"path": "lab.data:build"},
+    "hf": {"path": "t.csv", "target": ["y"]},
     "table": {"path": "t.csv", "target": ["y"]},
     "tokens": {"vocabulary": 4},
 }
@@ -295,7 +296,7 @@ def test_overrides_reach_the_config_class():
 
 def test_unknown_and_doubled_names_are_errors():
     with pytest.raises(
-        ConfigError, match=r"'mnist'.*cifar10, custom, digits, images, pysource, recall, table, text, tokens"
+        ConfigError, match=r"'mnist'.*cifar10, custom, digits, hf, images, pysource, recall, table, text, tokens"
     ):
         data_config_class("mnist")
     with pytest.raises(ConfigError, match="needs DigitsConfig, got TextConfig"):

@@ -6,7 +6,6 @@ does not have is all zeros. A number that is missing (an empty cell, null) is th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,12 @@ from torch import Tensor
 from esper.leyline.errors import ConfigError, DataError, one_line
 from esper.leyline.fields import Checks
 from esper.tolaria.data.clusters import deal_whole, number_labels
+from esper.tolaria.data.own.target import Target
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
 from esper.tolaria.data.registry import DataConfig, register, split_order
 from esper.tolaria.data.task import Task
 
 MOST_TEXTS = 256  # of one column
-
-
-class Target(StrEnum):
-    """CLASS: one of some texts or whole numbers. NUMBER: one or several numbers. LABELS: columns of 0 and 1."""
-
-    CLASS = "class"
-    NUMBER = "number"
-    LABELS = "labels"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,6 +121,13 @@ def read_table(path: Path) -> Columns:
         ) from None
     if not table.num_rows:
         raise DataError(f"{path}: no rows; bring some")
+    return columns_of(table)
+
+
+def columns_of(table: Any) -> Columns:
+    """Columns of an Arrow table by name: float64 with NaN for what is missing, or texts."""
+    import pyarrow as pa
+
     found: Columns = {}
     for name in table.column_names:
         column = table.column(name)
@@ -146,7 +145,8 @@ def _column(table: Columns, name: str, path: Path, key: str) -> np.ndarray:
     return table[name]
 
 
-def _as_text(column: np.ndarray) -> list[str]:
+def as_text(column: np.ndarray) -> list[str]:
+    """A column as texts; numbers as short as they are."""
     if column.dtype == object:
         return [str(one) for one in column]
     return [f"{one:g}" for one in column]
@@ -175,7 +175,7 @@ class _Encoder:
                 column = (np.nan_to_num(table[name], nan=mean) - mean) / deviation
                 parts.append(column[:, None])
             else:
-                said = np.array(_as_text(table[name]))
+                said = np.array(as_text(table[name]))
                 parts.append((said[:, None] == np.array(self.texts[name])[None]).astype(np.float64))
         return torch.from_numpy(np.concatenate(parts, axis=1))
 
@@ -185,7 +185,7 @@ def _learn(table: Columns, names: Sequence[str], texts: Sequence[str], path: Pat
     for name in names:
         column = table[name]
         if column.dtype == object or name in texts:
-            known[name] = sorted(set(_as_text(column)))
+            known[name] = sorted(set(as_text(column)))
             if len(known[name]) > MOST_TEXTS:
                 raise DataError(
                     f"{path}: column {name!r} holds {len(known[name])} different texts, at most {MOST_TEXTS}; leave it "
@@ -198,11 +198,11 @@ def _learn(table: Columns, names: Sequence[str], texts: Sequence[str], path: Pat
     return _Encoder(numbers, known, tuple(names))
 
 
-def _target(config: TableConfig, tables: dict[str, Columns], paths: dict[str, Path]) -> tuple[dict[str, Tensor], int]:
+def read_targets(config: Any, tables: dict[str, Columns], paths: dict[str, Path]) -> tuple[dict[str, Tensor], int]:
     """Targets of each file, and how many classes, labels or numbers there are."""
     found: dict[str, Tensor] = {}
     if config.target_kind is Target.CLASS:
-        texts = {which: _as_text(table[config.target[0]]) for which, table in tables.items()}
+        texts = {which: as_text(table[config.target[0]]) for which, table in tables.items()}
         every = sorted(set(texts["train"]), key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0, one))
         place = {text: k for k, text in enumerate(every)}
         for which, said in texts.items():
@@ -236,20 +236,41 @@ def load_table(config: TableConfig) -> Bundle:
     if config.test_path is not None:
         paths["test"] = Path(config.test_path).expanduser()
     tables = {which: read_table(path) for which, path in paths.items()}
+    files: list[dict[str, Any]] = [
+        {"path": path.name, "bytes": path.stat().st_size, "xxh3_64": xxhash.xxh3_64(path.read_bytes()).hexdigest()}
+        for path in paths.values()
+    ]
+    return bundle_of_tables(config, tables, paths, files)
+
+
+def bundle_of_tables(
+    config: Any, tables: dict[str, Columns], paths: dict[str, Path], files: list[dict[str, Any]]
+) -> Bundle:
+    """The parts of tables that are read.
+
+    Args:
+        config: has the fields of `TableConfig`, but for the paths.
+        tables: "train", and "test" if there is one.
+        paths: where each lies, for errors.
+        files: for the record.
+
+    Raises:
+        DataError: one lacks a column; a target is none.
+    """
     left_out = {*config.target, config.cluster_column}
     names = config.columns or [name for name in tables["train"] if name not in left_out]
     for which, table in tables.items():
         for key, wanted in (("data.target", config.target), ("data.columns", names), ("data.texts", config.texts)):
             for name in wanted:
                 _column(table, name, paths[which], key)
-    targets, classes = _target(config, tables, paths)
-    table, size, what = tables["train"], len(targets["train"]), f"data=table: {paths['train']}"
+    targets, classes = read_targets(config, tables, paths)
+    table, size, what = tables["train"], len(targets["train"]), f"data={config.kind}: {paths['train']}"
     held = {"validation": config.validation, "probe": config.probe}
-    if config.test_path is None:
+    if "test" not in tables:
         held["test"] = config.test
     labels = None
     if config.cluster_column is not None:
-        labels = number_labels(_as_text(_column(table, config.cluster_column, paths["train"], "data.cluster_column")))
+        labels = number_labels(as_text(_column(table, config.cluster_column, paths["train"], "data.cluster_column")))
         rows = deal_whole(labels, held, config.split_seed, what)
     else:
         order = split_order(config, size, sum(held.values()), what)
@@ -259,12 +280,8 @@ def load_table(config: TableConfig) -> Bundle:
     encode = _learn(own, names, config.texts, paths["train"])
     x = encode(table)
     parts = {name: TablePart(x[places], targets["train"][places]) for name, places in rows.items()}
-    if config.test_path is not None:
+    if "test" in tables:
         parts["test"] = TablePart(encode(tables["test"]), targets["test"])
-    files: list[dict[str, Any]] = [
-        {"path": path.name, "bytes": path.stat().st_size, "xxh3_64": xxhash.xxh3_64(path.read_bytes()).hexdigest()}
-        for path in paths.values()
-    ]
     return make_bundle(
         name=config.kind,
         task=Task.CLASSIFICATION if config.target_kind is Target.CLASS else None,
