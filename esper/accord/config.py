@@ -68,6 +68,16 @@ class SlotsConfig:
     max_flops: int | None = None
     """Forward FLOPs per sample that growth may add; null: no limit."""
 
+    max_memory_mib: int | None = None
+    """Mebibytes that growth may take on each rank, living seeds and fossils together, as forecast before a birth
+    (docs/health.md); null: no limit.
+    """
+
+    memory_batch: int | None = None
+    """Samples of one forward on a rank, by which memory is forecast; null: those of the trainer. A session knows none,
+    so that it needs this for ``max_memory_mib``.
+    """
+
     train_fossils: bool = True
     """Whether fossilised seeds keep learning."""
 
@@ -111,7 +121,7 @@ class SlotsConfig:
         with Checks(self) as check:
             check("embargo_ticks", self.embargo_ticks >= 0, "ticks, must be >= 0")
             check("max_live", self.max_live is None or self.max_live >= 1, "must be >= 1, or null for no limit")
-            for name in ("max_germinations", "max_parameters", "max_flops"):
+            for name in ("max_germinations", "max_parameters", "max_flops", "max_memory_mib"):
                 value = getattr(self, name)
                 check(name, value is None or value >= 0, "must be >= 0, or null for no limit")
             known = sorted(set(self.blocks) - {"block", COPY})
@@ -122,6 +132,7 @@ class SlotsConfig:
             for slot, name in (self.planted or {}).items():
                 planted = f"{slot}: a copy is of a host that has trained; give the host one more block"
                 check("planted", name != COPY, planted)
+            check("memory_batch", self.memory_batch is None or self.memory_batch >= 1, "samples, must be >= 1, or null")
             check("history", 1 <= self.history <= 10_000, "must be 1 to 10000")
 
 

@@ -163,17 +163,20 @@ def planted_slots(slots: Sequence[str], config: SlotsConfig) -> tuple[SlotState,
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Use of the budgets by slots: live seeds, parameters, forward FLOPs per sample."""
+    """Use of the budgets by slots: live seeds, parameters, forward FLOPs per sample, forecast bytes on a rank."""
 
     live: int
     parameters: int
     flops: int
+    memory: int
 
     def __add__(self, other: "Spent") -> "Spent":
-        return Spent(self.live + other.live, self.parameters + other.parameters, self.flops + other.flops)
+        live, parameters = self.live + other.live, self.parameters + other.parameters
+        return Spent(live, parameters, self.flops + other.flops, self.memory + other.memory)
 
     def __sub__(self, other: "Spent") -> "Spent":
-        return Spent(self.live - other.live, self.parameters - other.parameters, self.flops - other.flops)
+        live, parameters = self.live - other.live, self.parameters - other.parameters
+        return Spent(live, parameters, self.flops - other.flops, self.memory - other.memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,14 +249,14 @@ class Terms:
         live = int(entry.staged is not None or entry.stage.is_live)
         name = entry.staged.blueprint if entry.staged is not None else entry.blueprint
         if name is None or not (entry.staged is not None or entry.stage.has_seed):
-            return Spent(live, 0, 0)
+            return Spent(live, 0, 0, 0)
         info = self.info(entry.slot, name)
-        return Spent(live, info.parameters, info.flops)
+        return Spent(live, info.parameters, info.flops, info.memory or 0)
 
     def spent(self, state: RunState) -> Spent:
         """Returns how much all slots use of the budgets."""
         taken = [e for e in state.slots if e.staged is not None or e.stage is not Stage.EMPTY]
-        return sum([self.spent_by(entry) for entry in taken], Spent(0, 0, 0))
+        return sum([self.spent_by(entry) for entry in taken], Spent(0, 0, 0, 0))
 
     def budgets(self, state: RunState, spent: Spent | None = None) -> Budgets:
         """Returns what may still be spent.
@@ -274,4 +277,5 @@ class Terms:
             germinations=left(config.max_germinations, state.germinations),
             parameters=left(config.max_parameters, spent.parameters),
             flops=left(config.max_flops, spent.flops),
+            memory=left(None if config.max_memory_mib is None else config.max_memory_mib << 20, spent.memory),
         )

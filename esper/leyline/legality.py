@@ -73,6 +73,8 @@ def spent_budget(budgets: Budgets, info: BlueprintInfo | None = None) -> str | N
         return f"budget of parameters: {info.name} needs {info.parameters}, {budgets.parameters} left"
     if info is not None and budgets.flops is not None and info.flops > budgets.flops:
         return f"budget of FLOPs: {info.name} needs {info.flops}, {budgets.flops} left"
+    if info is not None and budgets.memory is not None and (info.memory or 0) > budgets.memory:
+        return f"budget of memory: {info.name} is forecast to need {info.memory} bytes, {budgets.memory} left"
     return None
 
 

@@ -23,12 +23,14 @@ class BlueprintInfo:
         parameters: exact count of added parameters.
         flops: FLOPs of one forward pass over one sample (a multiply-add counts as two).
         reach: which positions it mixes; None if the blueprint does not say.
+        memory: bytes that it is forecast to take on a rank while it learns; None where nobody forecast it.
     """
 
     name: str
     parameters: int
     flops: int
     reach: Reach | None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +70,14 @@ class Budgets:
         germinations: births left in this run.
         parameters: parameters that may still be added.
         flops: forward FLOPs per sample that may still be added.
+        memory: bytes on a rank, as forecast, that may still be added.
     """
 
     live: int | None
     germinations: int | None
     parameters: int | None
     flops: int | None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from esper.kasmina.births import Library, LibraryConfig
 from esper.kasmina.blueprints import registry
 from esper.kasmina.compiler import Compiler
 from esper.kasmina.hosts import StartConfig, build_host, freeze
+from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import arguments
 from esper.kasmina.slots.unfit import check_learning
@@ -33,6 +34,7 @@ from esper.tolaria.checkpoint.snapshot import Identity
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import eval_shards
+from esper.tolaria.growth.forecast import Forecast, moments_of
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.terms import build_terms, find_copies, host_info, set_channels
@@ -145,6 +147,13 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         world_size=world_size,
         costs=costs,
         copies=copies.infos,
+        forecast=Forecast(
+            batch=config.slots.memory_batch or -(-config.trainer.batch // (world_size * config.trainer.accumulate)),
+            moments=moments_of(config.optim),
+            ranks=world_size,
+            dtype=seed_dtype(weight.dtype),
+            copies=copies.memory,
+        ),
     )
 
 

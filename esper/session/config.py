@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
+
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import Terms
 from esper.config.strict import UNSET, Reader, as_plain, defaults_of
+from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.leyline.fields import Checks
@@ -23,7 +26,8 @@ from esper.session.file import as_number
 from esper.tamiyo import build_controller
 from esper.tamiyo.registry import controller_config_class
 from esper.tolaria.growth.config import OptimConfig
-from esper.tolaria.growth.terms import build_terms, find_copies, host_info, set_channels
+from esper.tolaria.growth.forecast import Forecast, moments_kept
+from esper.tolaria.growth.terms import Copies, build_terms, find_copies, host_info, set_channels
 from esper.tolaria.ranks.config import ControlConfig
 
 T = TypeVar("T")
@@ -153,7 +157,9 @@ def read_controller(given: Any, slots: tuple[str, ...], seed: int) -> tuple[Cont
     return build_controller(given, slots=slots, seed=seed), as_plain(given)
 
 
-def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, world_size: int) -> Terms:
+def make_session_terms(
+    config: SessionConfig, grown: Grown, probe: ProbePlan, world_size: int, optimizer: torch.optim.Optimizer
+) -> Terms:
     """Makes the terms of a session, and sets CHANNEL's vectors on the slots that have one.
 
     Raises:
@@ -165,8 +171,10 @@ def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, wo
             f"slots.ids = {config.slots.ids}: a session has the slots of its attach ({have}); leave it out"
         )
     set_channels(grown, config.slots)
+    found = Copies()
     if grown.copies is None:  # a restored session has no example, and knows them from its file
-        grown.copies = find_copies(grown, config.slots, grown.example).infos
+        found = find_copies(grown, config.slots, grown.example)
+        grown.copies = found.infos
     return build_terms(
         grown.sites,
         config.slots,
@@ -180,7 +188,30 @@ def make_session_terms(config: SessionConfig, grown: Grown, probe: ProbePlan, wo
         world_size=world_size,
         costs=None,
         copies=grown.copies,
+        forecast=_forecast(config, grown, found, world_size, optimizer),
     )
+
+
+def _forecast(
+    config: SessionConfig, grown: Grown, copies: Copies, world_size: int, optimizer: torch.optim.Optimizer
+) -> Forecast | None:
+    """The forecast of memory, where the session knows its batch."""
+    batch = config.slots.memory_batch
+    if batch is None and config.slots.max_memory_mib is not None:
+        raise ConfigError(
+            "slots.max_memory_mib: a session does not know its batch; give slots.memory_batch, the samples of one "
+            "forward on a rank"
+        )
+    if batch is None:
+        return None
+    if set(grown.copies or ()) != set(copies.memory):
+        raise ConfigError(
+            "slots.memory_batch: a restored session has no example, so copies of the host's blocks cannot be forecast; "
+            "leave memory_batch and max_memory_mib out, or copy out of slots.blocks"
+        )
+    dtype = seed_dtype(next(grown.model.parameters()).dtype)
+    moments = moments_kept(optimizer)
+    return Forecast(batch=batch, moments=moments, ranks=world_size, dtype=dtype, copies=copies.memory)
 
 
 def make_config(

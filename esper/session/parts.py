@@ -95,7 +95,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         marks.begin_beats(config.control.timeout_s, lambda: world.busy, world.cut)
         try:
             check_patterns(grown.model, config.average_buffers, "average_buffers")
-            terms = make_session_terms(config, grown, plan, world.size)
+            terms = make_session_terms(config, grown, plan, world.size, optimizer)
             world.allow_slow(True)  # ranks may come late to the first step, because they load data and compile
             _shake_hands(world, config, grown, adopted, controller_plain, held_out, given.loss)
             growth = Growth(grown, adopted.owner, world, terms, run_seed=config.seed, dtype=first.dtype)

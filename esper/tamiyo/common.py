@@ -38,6 +38,7 @@ def charge_budgets(observation: Observation, info: BlueprintInfo) -> Observation
         germinations=subtract(observation.budgets.germinations, 1),
         parameters=subtract(observation.budgets.parameters, info.parameters),
         flops=subtract(observation.budgets.flops, info.flops),
+        memory=subtract(observation.budgets.memory, info.memory or 0),
     )
     return dataclasses.replace(observation, budgets=budgets)
 

@@ -27,6 +27,7 @@ from esper.kasmina.blueprints.parts import LAYER_SCALE_INIT, LayerScale
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.alpha import Operator
 from esper.tolaria.growth.staging import NotFinite, Unfit
+from esper.tolaria.ranks.memory import free_bytes
 
 LEAST = 1e-3  # RMS of a feature that is about to die; a gamma near 0 would have no gradient behind it
 UNHEARD = "no training forward has passed its site since it was staged"
@@ -49,6 +50,12 @@ class Unheard(Unfit):
     """No feature has passed its site yet."""
 
     veto = Veto.NOT_READY
+
+
+class NoRoom(Unfit):
+    """This rank has less memory left than it is forecast to take."""
+
+    veto = Veto.OUT_OF_MEMORY
 
 
 class MovesLoss(Unfit):
@@ -98,6 +105,7 @@ class BirthCheck:
         """
         entry = self.state.slot(slot)
         assert entry.staged is not None
+        self._check_room(slot, str(entry.staged.blueprint))
         if isinstance(seed, OwnBlock):
             return  # its size is that of its host's block, and its weights are not those that it enters with
         count, total = self.sums[f"{slot}.feature_count"], self.sums[f"{slot}.feature_sq"]
@@ -116,6 +124,12 @@ class BirthCheck:
             holder.seed, holder.operator = None, Operator.ADD
         if sums:
             judge_birth(str(entry.staged.blueprint), self.terms.gates, *sums)
+
+    def _check_room(self, slot: str, blueprint: str) -> None:
+        need = self.terms.info(slot, blueprint).memory
+        free = free_bytes(next(self.grown.model.parameters()).device)
+        if need is not None and free is not None and need > free:
+            raise NoRoom(f"{blueprint} is forecast to take {need} bytes, {free} are free here")
 
 
 def judge_birth(blueprint: str, gates: GateConfig, without: Mapping[str, float], within: Mapping[str, float]) -> None:

@@ -1,7 +1,7 @@
 """Builds the terms of a run, which never change and by which the reducer judges; for trainer, session and drill."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from esper.accord.account import Costs
@@ -12,6 +12,7 @@ from esper.kasmina.axes.site import Site
 from esper.kasmina.births.own import describe_reasons, find_fits
 from esper.kasmina.blueprints import registry
 from esper.kasmina.flops import copy_cost
+from esper.kasmina.memory import SeedMemory, copy_memory
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.alpha import Operator
@@ -21,6 +22,7 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.legality import COPY
 from esper.leyline.observation import BlueprintInfo, HostInfo
 from esper.leyline.slots import parse_slot
+from esper.tolaria.growth.forecast import Forecast
 
 
 def places_of(slots: Iterable[str]) -> dict[str, tuple[float, float]]:
@@ -70,11 +72,13 @@ class Copies:
     Fields:
         infos: entry of the catalogue.
         costs: FLOPs per sample.
+        memory: what each needs of it.
         reasons: why a slot without an entry has none.
     """
 
     infos: Mapping[str, BlueprintInfo] = field(default_factory=dict)
     costs: Mapping[str, SeedCost] = field(default_factory=dict)
+    memory: Mapping[str, SeedMemory] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -103,7 +107,7 @@ def find_copies(grown: Grown, slots: SlotsConfig, example: Any) -> Copies:
         slot: BlueprintInfo(name=COPY, parameters=fit.parameters, flops=costs[slot].forward, reach=None)
         for slot, fit in fits.items()
     }
-    return Copies(infos, costs, reasons)
+    return Copies(infos, costs, {slot: copy_memory(grown, slot, fit) for slot, fit in fits.items()}, reasons)
 
 
 def build_terms(
@@ -122,6 +126,7 @@ def build_terms(
     names: tuple[str, ...] | None = None,
     operators: tuple[Operator, ...] | None = None,
     copies: Mapping[str, BlueprintInfo] | None = None,
+    forecast: Forecast | None = None,
 ) -> Terms:
     """The terms of a run on a model with these sites.
 
@@ -140,12 +145,18 @@ def build_terms(
         names: blueprints on offer; None for all that are registered.
         operators: operators on offer in every slot; None for all that a slot can use.
         copies: of `find_copies`.
+        forecast: of what seeds take of a rank's memory; None where nobody forecasts it.
     """
     asked, copies = {*slots.blocks, *(slots.planted or {}).values()}, copies or {}
     catalogue = {
         slot: _sorted_infos(registry.catalogue(site.topology, site.dim, site.positions, names, asked), copies.get(slot))
         for slot, site in sites.items()
     }
+    if forecast is not None:
+        catalogue = {
+            slot: tuple(replace(i, memory=forecast.bytes_of(slot, sites[slot], i.name)) for i in infos)
+            for slot, infos in catalogue.items()
+        }
     offered = {info.name for infos in catalogue.values() for info in infos}
     usable = {
         slot: operators or usable_operators(slot, slots.channels or {}, class_logits=class_logits) for slot in sites

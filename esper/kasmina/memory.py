@@ -1,0 +1,105 @@
+"""The memory that a seed takes on a rank while it learns, forecast from shapes alone: before anything is built.
+
+    weights and gradient    parameters x bytes of a number, each; once more with several ranks, whose reducer has a copy
+                            of the gradient; and as often as the optimizer keeps moments
+    activations             what the seed's backward keeps of a forward, counted on the meta device at one and at two
+                            samples, and taken to the samples of a batch; the feature that the join makes anew, and
+                            the gradient of the largest of all these, while the backward passes it
+
+All of that is equal on every rank, since it follows from settings and shapes. What a device has left is not, so it
+never enters a forecast. A shadow forward (``slots.incubation=shadow``) holds the host's activations a second time while
+a seed is in TRAINING, whatever the seed; they are the host's and are not counted here.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from esper.kasmina.axes.block import Call
+from esper.kasmina.axes.feature import copy_inputs
+from esper.kasmina.births.own import Fit, copy_block
+from esper.kasmina.blueprints import registry
+from esper.kasmina.slots.grown import Grown
+from esper.kasmina.streams import undisturbed
+from esper.leyline.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class SeedMemory:
+    """What one seed needs.
+
+    Fields:
+        parameters: number of its parameters.
+        fixed: bytes of activations that do not grow with the batch.
+        sample: bytes of activations for each sample.
+    """
+
+    parameters: int
+    fixed: int
+    sample: int
+
+    def forecast(self, batch: int, *, number: int, moments: int, ranks: int) -> int:
+        """Returns the bytes at the peak of a step.
+
+        Args:
+            batch: samples of one forward on a rank.
+            number: bytes of a parameter.
+            moments: numbers that the optimizer keeps for each parameter.
+            ranks: ranks of the run.
+        """
+        copies = 2 + moments + (ranks > 1)
+        return self.parameters * number * copies + self.fixed + batch * self.sample
+
+
+def _bytes_kept(seed: nn.Module, x: Tensor, *more: Any) -> int:
+    """Bytes that the backward of a forward keeps beside weights and input, and those of the join."""
+    kept: dict[int, Tensor] = {}
+    known = {tensor.untyped_storage()._cdata for tensor in (x, *seed.parameters(), *seed.buffers())}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage gets its address
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        seed(x, *more)
+    sizes = [tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known]
+    feature = x.untyped_storage().nbytes()
+    return sum(sizes) + feature + max([feature, *sizes])
+
+
+@functools.cache
+def seed_memory(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ...], dtype: torch.dtype) -> SeedMemory:
+    """Counts what a blueprint needs at a site; no memory is allocated.
+
+    Args:
+        topology: what the axes of the feature mean.
+        blueprint: registered name.
+        dim: channels C of the feature.
+        shape: shape of one sample's feature, without the batch axis.
+        dtype: number format of the seed.
+    """
+    with torch.device("meta"), torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
+        seed = registry.get(topology, blueprint).build(dim).to(dtype)
+        one, two = (_bytes_kept(seed, torch.empty(n, *shape, dtype=dtype, requires_grad=True)) for n in (1, 2))
+    parameters = sum(parameter.numel() for parameter in seed.parameters())
+    return SeedMemory(parameters, max(0, 2 * one - two), two - one)
+
+
+def copy_memory(grown: Grown, slot: str, fit: Fit) -> SeedMemory:
+    """Counts what a copy of the block at a site needs, on the example that the site was heard on.
+
+    Args:
+        grown: the model.
+        slot: of the site.
+        fit: from `esper.kasmina.births.own.find_fits`.
+    """
+    site, seed = grown.sites[slot], copy_block(grown, slot).eval()
+    h = site.turned(fit.feature).detach()
+    with torch.enable_grad(), undisturbed(h):
+        kept = _bytes_kept(seed, h.clone().requires_grad_(), Call(*copy_inputs(tuple(fit.call))))
+    return SeedMemory(fit.parameters, 0, -(-kept // fit.feature.shape[site.layout.index("B")]))
