@@ -46,12 +46,19 @@ def _health(sums: Mapping[str, float], prefix: str, before: GradientHealth, tick
     steps = sums[f"{prefix}health_steps"]
     vanishing, exploding = (_mean(sums[f"{prefix}{name}"], steps, tick) for name in ("vanishing", "exploding"))
     moved = _mean(sums[f"{prefix}moved"], sums[f"{prefix}moved_steps"], tick)
+    gradient = _mean(sums[f"{prefix}norm"], sums[f"{prefix}norm_steps"], tick)
+    numbers = sums[f"{prefix}numbers"] / steps if steps else 0.0
+    if gradient.value is not None:
+        gradient = replace(gradient, value=gradient.value / math.sqrt(numbers)) if numbers else ABSENT
+    update = _mean(sums[f"{prefix}update_rms"], sums[f"{prefix}update_steps"], tick)
     return GradientHealth(
         vanishing=vanishing if steps else before.vanishing,
         exploding=exploding if steps else before.exploding,
         nans=int(sums[f"{prefix}nans"]),
         infs=int(sums[f"{prefix}infs"]),
         moved=moved if moved.is_measured else before.moved,
+        gradient_rms=gradient if gradient.is_measured else before.gradient_rms,
+        update_rms=update if update.is_measured else before.update_rms,
     )
 
 

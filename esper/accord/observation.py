@@ -43,6 +43,8 @@ _EMPTY: dict[str, Any] = {
     "effective_alpha": ABSENT,
     "gradient_norm": ABSENT,
     "gradient_ratio": ABSENT,
+    "gradient_parity": ABSENT,
+    "update_parity": ABSENT,
     "health": NO_HEALTH,
     "nonfinite_steps": 0,
     "degraded": 0,
@@ -50,12 +52,16 @@ _EMPTY: dict[str, Any] = {
 }
 
 
+def parity(slot: Reading, host: Reading) -> Reading:
+    """Returns a newborn's RMS over the incumbent's; absent unless both were measured at the same tick."""
+    if slot.value is None or slot.tick is None or slot.tick != host.tick or not host.value:
+        return ABSENT
+    return measured(slot.value / host.value, tick=slot.tick, n=min(slot.n, host.n))
+
+
 def gradient_ratio(state: RunState, slot: SlotState) -> Reading:
     """Returns the seed's mean gradient norm over the host's; absent unless both were measured at the same tick."""
-    seed, host = slot.gradient_norm, state.host_norm
-    if seed.value is None or seed.tick is None or seed.tick != host.tick or not host.value:
-        return ABSENT
-    return measured(seed.value / host.value, tick=seed.tick, n=min(seed.n, host.n))
+    return parity(slot.gradient_norm, state.host_norm)
 
 
 def effective_alpha(state: RunState, slot: SlotState) -> Reading:
@@ -120,6 +126,8 @@ def observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservat
         effective_alpha=effective_alpha(state, slot),
         gradient_norm=slot.gradient_norm.as_of(state.tick, fresh),
         gradient_ratio=gradient_ratio(state, slot).as_of(state.tick, fresh),
+        gradient_parity=parity(slot.health.gradient_rms, state.host_health.gradient_rms).as_of(state.tick, fresh),
+        update_parity=parity(slot.health.update_rms, state.host_health.update_rms).as_of(state.tick, fresh),
         health=slot.health.as_of(state.tick, fresh),
         nonfinite_steps=slot.nonfinite_steps,
         verdict=verdict_ahead(state, slot, terms),

@@ -140,9 +140,17 @@ class GradientHealth:
     steps. Near 0 a half-precision seed stands still, however healthy its gradient. Absent for the host.
     """
 
+    gradient_rms: Reading = ABSENT
+    """The owner's mean gradient norm over the root of how many of its parameters have a gradient, before clipping."""
+
+    update_rms: Reading = ABSENT
+    """Root mean square of what an optimizer step changed, mean over the sampled steps; of the host, measured only while
+    a seed learns.
+    """
+
     def as_of(self, tick: int, fresh_ticks: int) -> "GradientHealth":
         """Returns the health as seen at ``tick``; see `Reading.as_of`."""
-        names = ("vanishing", "exploding", "moved")
+        names = ("vanishing", "exploding", "moved", "gradient_rms", "update_rms")
         return replace(self, **{name: getattr(self, name).as_of(tick, fresh_ticks) for name in names})
 
 

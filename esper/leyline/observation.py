@@ -126,6 +126,8 @@ class SlotObservation:
         effective_alpha: ``alpha`` times ``gate_mean``.
         gradient_norm: mean L2 norm of the seed's reduced gradient since the last tick.
         gradient_ratio: ``gradient_norm`` over the host's.
+        gradient_parity: root mean square of the seed's gradient over the host's; near 1 both learn at one pace.
+        update_parity: the same of what an optimizer step changed.
         health: health of the seed's gradient, see `GradientHealth`.
         nonfinite_steps: steps since the last tick whose gradient for this slot was not finite.
         degraded: number of ranks on which the seed runs by a fallback taken at run time.
@@ -178,6 +180,8 @@ class SlotObservation:
     embargo_left: int
     catalogue: tuple[BlueprintInfo, ...]
     worth: SeedWorth = NO_WORTH
+    gradient_parity: Reading = ABSENT
+    update_parity: Reading = ABSENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ Values logged at a tick:
                                        control.attribute_every alone
     all_seeds                          the same of all blended seeds together, with _se
     slots/<slot>/gradient_norm, gradient_ratio            the ratio is to the host's norm
+    slots/<slot>/gradient_parity, update_parity           RMS of gradient and of update, over the host's
     slots/<slot>/gradient_vanishing, _exploding, _nans, _infs
 
 Values logged at an update of a policy: the axes (optimizer steps of the policy, steps of each environment, updates),
@@ -90,6 +91,8 @@ def tick_row(event: TickDone) -> dict[str, float]:
             add(f"{name}/{kind}", getattr(line.worth, kind), with_se=True)
         add(f"{name}/gradient_norm", line.gradient_norm)
         add(f"{name}/gradient_ratio", line.gradient_ratio)
+        add(f"{name}/gradient_parity", line.gradient_parity)
+        add(f"{name}/update_parity", line.update_parity)
         if line.stage.has_seed:
             add_health(f"{name}/gradient", line.health)
             add(f"{name}/moved", line.health.moved)

@@ -141,7 +141,9 @@ def test_a_gradient_norm_is_a_mean_over_steps_and_an_old_one_ages():
 def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_are_of_all():
     terms = make_terms(gates={"fresh_ticks": 1})
     sums = {"vanishing": 1.5, "exploding": 0.25, "health_steps": 4.0, "nans": 7.0, "infs": 2.0}
+    sums |= {"numbers": 36.0, "update_rms": 1.0, "update_steps": 2.0}
     host = {"vanishing": 0.5, "exploding": 0.0, "health_steps": 5.0, "nans": 0.0, "infs": 1.0}
+    host |= {"numbers": 45.0, "update_rms": 0.5, "update_steps": 2.0}
     values = {f"r0c0__{name}": value for name, value in sums.items()}
     values |= {f"host_{name}": value for name, value in host.items()}
     values |= {"r0c0__norm": 3.0, "r0c0__norm_steps": 4.0, "host_norm": 12.0, "host_norm_steps": 8.0}
@@ -149,8 +151,14 @@ def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_ar
     seen = observation_of(state, terms)
     view = seen.slot("r0c0")
     assert view.health == GradientHealth(
-        vanishing=measured(0.375, tick=6, n=4), exploding=measured(0.0625, tick=6, n=4), nans=7, infs=2
+        vanishing=measured(0.375, tick=6, n=4),
+        exploding=measured(0.0625, tick=6, n=4),
+        nans=7,
+        infs=2,
+        gradient_rms=measured(0.25, tick=6, n=4),
+        update_rms=measured(0.5, tick=6, n=2),
     )
+    assert (view.gradient_parity, view.update_parity) == (measured(0.5, tick=6, n=4), measured(2.0, tick=6, n=2))
     assert view.gradient_ratio == measured(0.5, tick=6, n=4)
     assert (seen.host_gradient_norm, seen.host_health.vanishing) == (
         measured(1.5, tick=6, n=8),
@@ -161,6 +169,7 @@ def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_ar
     later = absorbed(absorbed(state, terms), terms)
     aged = observation_of(later, terms).slot("r0c0")
     assert (aged.health.vanishing.status, aged.health.nans) == (Status.STALE, 0)
+    assert (aged.gradient_parity.value, aged.gradient_parity.status) == (0.5, Status.STALE)
     assert aged.gradient_ratio is ABSENT, "the host's norm was not measured in that window"
     assert observation_of(seeded(Run(terms)), terms).slot("r0c0").health == NO_HEALTH
 

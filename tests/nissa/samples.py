@@ -84,6 +84,7 @@ def slot_line(slot, tick, stage=Stage.TRAINING):
         contribution=contribution if stage.has_seed else ABSENT,
         gradient_norm=measured(0.5 + tick, tick=tick, n=10) if stage.has_seed else ABSENT,
         gradient_ratio=measured(0.25, tick=tick, n=10) if stage.has_seed else ABSENT,
+        gradient_parity=measured(0.5, tick=tick, n=10) if stage.has_seed else ABSENT,
         health=health(tick, nans=3) if stage.has_seed else NO_HEALTH,
     )
 

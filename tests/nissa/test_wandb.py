@@ -67,6 +67,8 @@ def test_absent_and_stale_readings_are_left_out(two_attempts):
     assert (odd["slots/r0c0/gradient_nans"], odd["slots/r0c0/gradient_infs"]) == (3, 0)
     assert (odd["host_gradient_vanishing"], odd["host_gradient_infs"]) == (0.5 / 3, 2)
     assert odd["slots/r0c0/gradient_ratio"] == 0.25
+    assert odd["slots/r0c0/gradient_parity"] == 0.5
+    assert "slots/r0c0/update_parity" not in odd, "absent is not zero"
     assert [row["slots/r0c0/stage"] for row in rows] == [Stage.TRAINING.code] * 19 + [Stage.FOSSILIZED.code] * 11
 
 

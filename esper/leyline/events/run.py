@@ -162,6 +162,12 @@ class SlotLine:
     worth: SeedWorth = NO_WORTH
     """What the seed is worth, where it was measured at this tick."""
 
+    gradient_parity: Reading = ABSENT
+    """Root mean square of the seed's gradient over the host's."""
+
+    update_parity: Reading = ABSENT
+    """Root mean square of what an optimizer step changed in the seed, over the same of the host."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickDone(Event):

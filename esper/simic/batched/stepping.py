@@ -65,19 +65,33 @@ class Stepper:
         before = weights.flat.clone() if seeds.any() else None
         self._apply(grad, norms_R[weights.owners], applied, lr)
         if before is not None:
-            self._count_moved(before, learning, seeds)
+            beside = np.isin(weights.nets, weights.nets[seeds]) & hosts & present & ~skipped
+            self._count_moved(before, learning, seeds, beside)
         return skipping
 
-    def _count_moved(self, before: Tensor, learning: Bools, seeds: Bools) -> None:
-        """Counts the share of each sampled seed's numbers that the step changed."""
-        weights, rows = self.weights, len(learning)
+    def _count_moved(self, before: Tensor, learning: Bools, seeds: Bools, beside: Bools) -> None:
+        """Counts the share of each sampled seed's numbers that the step changed, and the size of the change.
+
+        Args:
+            before: all numbers before the step, [S].
+            learning: rows that have a gradient, [R].
+            seeds: rows of the sampled seeds, [R].
+            beside: rows of the hosts of nets with a sampled seed, whose change is counted too, [R].
+        """
+        weights, rows, both = self.weights, len(learning), seeds | beside
         number_rows = weights.number_rows.numpy(force=True)
+        change = (weights.flat - before).double().numpy(force=True)
         changed_R = np.bincount(number_rows[(weights.flat != before).numpy(force=True)], minlength=rows)
-        takes = learning & seeds[weights.owners]
-        changed = np.bincount(weights.owners[takes], changed_R[takes], rows)
-        sizes = np.bincount(weights.owners[takes], np.bincount(number_rows, minlength=rows)[takes], rows)
+        squares_R = np.bincount(number_rows, change**2, rows)
+        takes = learning & both[weights.owners]
+        changed, squares, sizes = (
+            np.bincount(weights.owners[takes], values[takes], rows)
+            for values in (changed_R, squares_R, np.bincount(number_rows, minlength=rows))
+        )
         weights.counts[seeds, _AT["moved"]] += changed[seeds] / np.maximum(sizes[seeds], 1)
         weights.counts[seeds, _AT["moved_steps"]] += 1
+        weights.counts[both, _AT["update_rms"]] += np.sqrt(squares[both] / np.maximum(sizes[both], 1))
+        weights.counts[both, _AT["update_steps"]] += 1
 
     def _count(
         self,
@@ -111,6 +125,8 @@ class Stepper:
         ):
             counts[:, _AT[name]] += np.bincount(owners_T[chosen & hit], sizes[chosen & hit], rows) / totals
         counts[present & sampled, _AT["health_steps"]] += 1
+        numbers = np.bincount(owners_T[chosen], sizes[chosen], rows)
+        counts[present & sampled, _AT["numbers"]] += numbers[present & sampled]
 
     def _apply(self, grad: Tensor, norms: Floats, applied: Bools, lr: Floats) -> None:
         """Updates the rows that are applied.

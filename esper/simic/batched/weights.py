@@ -24,7 +24,10 @@ Key = tuple[str, str]  # owner (host or slot id); blueprint, gate, or once more 
 HOST_KEY: Key = (HOST, HOST)
 Floats = npt.NDArray[np.float64]
 
-HEALTH_COUNTS = ("vanishing", "exploding", "health_steps", "nans", "infs", "moved", "moved_steps")
+HEALTH_COUNTS = (
+    *("vanishing", "exploding", "health_steps", "nans", "infs", "moved", "moved_steps"),
+    *("numbers", "update_rms", "update_steps"),
+)
 COUNTS = ("norm", "norm_steps", "nonfinite", *HEALTH_COUNTS)
 
 
@@ -39,7 +42,7 @@ class Block:
         first: first moments, or momentum, [n, P].
         second: second moments, [n, P].
         steps: updates of each row, [n].
-        counts: `COUNTS` of each row since its net's last tick, [n, 10].
+        counts: `COUNTS` of each row since its net's last tick, [n, 13].
         offset: row of the first one, among all rows.
     """
 

@@ -44,6 +44,8 @@ MODES = (AlphaMode.HOLD, AlphaMode.UP, AlphaMode.DOWN)
 LEFT_OUT = {
     "slot": "a name; `place` says where it is",
     "gradient_norm": "in the host's units it is `gradient_ratio`",
+    "gradient_parity": "`gradient_ratio` by another scale, which the shipped policy was not taught",
+    "update_parity": "for people; the shipped policy was not taught it",
 }
 
 

@@ -33,7 +33,7 @@ from esper.leyline.errors import CheckpointError
 from esper.leyline.files import Hashed, RunDir, sync, write_json, write_synced
 from esper.leyline.plain import from_plain, to_plain
 
-FORMAT = 13
+FORMAT = 14
 
 
 def rank_file(rank: int) -> str:

@@ -9,6 +9,10 @@ Reported, never a fault.
     moved                    share of a seed's numbers that an optimizer step changed as stored: a half-precision
                              weight stands still where its update is below half its last digit, however healthy the
                              gradient
+    update                   sqrt(mean (after - before)^2) over an owner's parameters that have a gradient. A newborn's
+                             over the host's (parity) says whether it learns at the host's pace; the same of gradients
+                             is made of their norms and of how many numbers have one. The host's update is measured
+                             only while a seed learns
 
 Nothing here waits for a device, except `take`. Every ``every``-th step since the last reading (always the first) adds
 its shares on the device; a step that may not be finite adds its counts; `take` reads all of it, once a tick.
@@ -28,7 +32,23 @@ from torch import Tensor
 from esper.kasmina.slots.grown import HOST
 
 MOST_SETS = 8  # sets of gradients whose constants are kept: sites that may be left out make several
+MOST_COPIED = 2**24  # numbers of the host that are copied for the size of its update: 64 MiB for one step a tick
 SMALL = 16_384  # elements; smaller tensors are copied into one, which costs less than a launch for each
+
+
+def copy_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors, without a gradient, by one operation over all of them."""
+    with torch.no_grad():
+        return list(torch._foreach_mul(list(tensors), 1.0))
+
+
+def sample_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, or where they hold more than `MOST_COPIED` numbers, an equal share of the first rows of each."""
+    size = sum(tensor.numel() for tensor in tensors)
+    if size <= MOST_COPIED:
+        return list(tensors)
+    share = MOST_COPIED / size
+    return [t.detach()[: max(1, int(share * len(t)))] if t.ndim else t.detach() for t in tensors]
 
 
 def norms_one_by_one(tensors: Sequence[Tensor]) -> Tensor:
@@ -79,6 +99,9 @@ class OwnerHealth:
         infs: the same of an Inf, where there is no NaN.
         moved: sum of the shares of its numbers that a step changed, over ``moved_steps`` sampled steps; seeds only.
         moved_steps: sampled steps that were taken.
+        numbers: sum over ``health_steps`` of how many of its parameters had a gradient.
+        update_rms: sum of the update's RMS over ``update_steps``.
+        update_steps: sampled steps that were taken, in which the update was measured.
     """
 
     vanishing: float = 0.0
@@ -88,6 +111,9 @@ class OwnerHealth:
     infs: int = 0
     moved: float = 0.0
     moved_steps: int = 0
+    numbers: int = 0
+    update_rms: float = 0.0
+    update_steps: int = 0
 
 
 class GradientMeter:
@@ -108,8 +134,10 @@ class GradientMeter:
         self._seen = 0
         self._shares: dict[tuple[str, ...], list[Tensor]] = {}  # per set of owners: one [O, 2] a sampled step
         self._broken: dict[tuple[tuple[str, int], ...], Tensor] = {}  # per owners and tensors: NaN, Inf, [2, T]
-        self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}  # seeds' parameters, and copies from before the step
+        self._before: dict[str, tuple[list[Tensor], list[Tensor]]] = {}  # parameters, and copies from before the step
         self._moved: dict[str, list[Tensor]] = {}  # per seed: a share, 0-D, a sampled step
+        self._updates: dict[str, list[Tensor]] = {}  # per owner: an RMS, 0-D, a sampled step
+        self._numbers: dict[str, int] = {}  # per owner: how many had a gradient, summed over sampled steps
 
     def step(
         self,
@@ -129,8 +157,15 @@ class GradientMeter:
             for owner, own in (groups or {}).items():
                 learning = [p for group in own for p in group["params"] if p.grad is not None]
                 if owner != HOST and learning:
-                    self._before[owner] = [(p, p.detach().clone()) for p in learning]
+                    self._before[owner] = learning, copy_all(learning)
+            if self._before:  # a newborn's update is read beside the incumbent's
+                host = [p for group in (groups or {}).get(HOST, ()) for p in group["params"] if p.grad is not None]
+                if host:
+                    sample = sample_rows(host)
+                    self._before[HOST] = sample, copy_all(sample)
             owners = tuple(gradients)
+            for owner, mine in gradients.items():
+                self._numbers[owner] = self._numbers.get(owner, 0) + sum([gradient.numel() for gradient in mine])
             self._shares.setdefault(owners, []).append(self._share(gradients))
         if norms:
             norms_T = torch.cat(list(norms.values()))
@@ -140,11 +175,15 @@ class GradientMeter:
         self._seen += 1
 
     def count_moved(self) -> None:
-        """Compares seeds with what they were before the step; called after it, if it was taken."""
-        for owner, pairs in self._before.items():
-            size = sum(parameter.numel() for parameter, _ in pairs)
-            changed = [(parameter.detach() != before).sum() for parameter, before in pairs]
-            self._moved.setdefault(owner, []).append(torch.stack(changed).sum().double() / max(1, size))
+        """Compares parameters with what they were before the step; called after it, if it was taken."""
+        for owner, (after, before) in self._before.items():
+            size = max(1, sum(parameter.numel() for parameter in after))
+            if owner != HOST:
+                changed = [(parameter.detach() != old).sum() for parameter, old in zip(after, before, strict=True)]
+                self._moved.setdefault(owner, []).append(torch.stack(changed).sum().double() / size)
+            with torch.no_grad():
+                norm = torch.nn.utils.get_total_norm(torch._foreach_sub(after, before)).double()
+            self._updates.setdefault(owner, []).append(norm / math.sqrt(size))
         self._before = {}
 
     def _share(self, gradients: Mapping[str, Sequence[Tensor]]) -> Tensor:
@@ -170,7 +209,7 @@ class GradientMeter:
 
     def take(self) -> dict[str, OwnerHealth]:
         """Returns the sums since the last call and begins anew; waits for the device once per set of owners."""
-        groups = [*self._shares, *(tuple(owner for owner, _ in key) for key in self._broken), tuple(self._moved)]
+        groups = [*self._shares, *(tuple(owner for owner, _ in key) for key in self._broken), tuple(self._updates)]
         health = {owner: OwnerHealth() for owners in groups for owner in owners}
         for owners, shares in self._shares.items():
             for owner, (vanishing, exploding) in zip(owners, torch.stack(shares).sum(0).tolist(), strict=True):
@@ -183,10 +222,15 @@ class GradientMeter:
                 for nan, inf in islice(columns, size):
                     health[owner].nans += nan
                     health[owner].infs += inf
-        if self._moved:
-            totals = torch.stack([torch.stack(moved).sum() for moved in self._moved.values()]).tolist()
-            for (owner, moved), total in zip(self._moved.items(), totals, strict=True):
-                health[owner].moved, health[owner].moved_steps = total, len(moved)
+        for owner, numbers in self._numbers.items():
+            health[owner].numbers = numbers
+        if self._updates:
+            series = [*self._moved.values(), *self._updates.values()]
+            totals = iter(torch.stack([torch.stack(one).sum() for one in series]).tolist())
+            for owner, moved in self._moved.items():
+                health[owner].moved, health[owner].moved_steps = next(totals), len(moved)
+            for owner, updates in self._updates.items():
+                health[owner].update_rms, health[owner].update_steps = next(totals), len(updates)
         self._reset()
         return health
 
@@ -197,6 +241,8 @@ class GradientMeter:
             "shares": [[list(owners), torch.stack(shares).cpu()] for owners, shares in self._shares.items()],
             "broken": [[[list(pair) for pair in key], counts.cpu()] for key, counts in self._broken.items()],
             "moved": [[owner, torch.stack(moved).cpu()] for owner, moved in self._moved.items()],
+            "numbers": dict(self._numbers),
+            "updates": [[owner, torch.stack(updates).cpu()] for owner, updates in self._updates.items()],
         }
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -212,3 +258,5 @@ class GradientMeter:
             tuple((owner, size) for owner, size in key): counts.to(device) for key, counts in state["broken"]
         }
         self._moved = {owner: list(moved.to(device).unbind()) for owner, moved in state["moved"]}
+        self._numbers = dict(state["numbers"])
+        self._updates = {owner: list(updates.to(device).unbind()) for owner, updates in state["updates"]}

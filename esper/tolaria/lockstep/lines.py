@@ -1,10 +1,10 @@
 """The line of a slot in the event of a tick. Most slots are empty, and for those nothing is worked out."""
 
 from esper.accord.lifecycle import SlotState
-from esper.accord.observation import effective_alpha, gradient_ratio
+from esper.accord.observation import effective_alpha, gradient_ratio, parity
 from esper.accord.state import RunState
 from esper.leyline.events import SlotLine
-from esper.leyline.evidence import ABSENT, NO_WORTH
+from esper.leyline.evidence import ABSENT, NO_HEALTH, NO_WORTH
 
 
 def line_of(state: RunState, entry: SlotState) -> SlotLine:
@@ -20,6 +20,12 @@ def line_of(state: RunState, entry: SlotState) -> SlotLine:
         contribution=entry.contribution,
         gradient_norm=entry.gradient_norm,
         gradient_ratio=ABSENT if entry.gradient_norm is ABSENT else gradient_ratio(state, entry),
+        gradient_parity=ABSENT
+        if entry.health is NO_HEALTH
+        else parity(entry.health.gradient_rms, state.host_health.gradient_rms),
+        update_parity=ABSENT
+        if entry.health is NO_HEALTH
+        else parity(entry.health.update_rms, state.host_health.update_rms),
         health=entry.health,
         worth=entry.worth if entry.worth.shapley.tick == state.tick else NO_WORTH,
     )

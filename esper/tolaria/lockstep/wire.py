@@ -54,7 +54,10 @@ GLOBAL_ADDITIVE = (
     "continued_nonfinite",
     "nonfinite_terms",
 )
-HEALTH = ("vanishing", "exploding", "health_steps", "nans", "infs", "moved", "moved_steps")  # as in `OwnerHealth`
+HEALTH = (  # as in `OwnerHealth`
+    *("vanishing", "exploding", "health_steps", "nans", "infs", "moved", "moved_steps"),
+    *("numbers", "update_rms", "update_steps"),
+)
 GLOBAL_REPLICATED = (
     "host_norm",
     "host_norm_steps",

@@ -1,13 +1,14 @@
 """Gradient health: shares weighted by parameters, counts of what is not a number, and a reading once a tick."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from esper.tolaria.growth import health
-from esper.tolaria.growth.health import GradientMeter, OwnerHealth, norms_batched, norms_one_by_one
+from esper.tolaria.growth.health import GradientMeter, OwnerHealth, norms_batched, norms_one_by_one, sample_rows
 from tests.support.tensor_reads import counted_reads
 
 
@@ -19,6 +20,11 @@ def full(rms: float, *shape: int) -> Tensor:
     """A tensor of that root mean square, with both signs."""
     signs = torch.tensor([1.0, -1.0]).repeat(math.prod(shape))[: math.prod(shape)]
     return (rms * signs).reshape(shape)
+
+
+def without_sizes(found: dict[str, OwnerHealth]) -> dict[str, OwnerHealth]:
+    """The sums without those of RMS."""
+    return {owner: replace(one, numbers=0) for owner, one in found.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -43,17 +49,17 @@ def test_batched_norms_take_matrices_views_and_scalars():
 def test_shares_count_parameters_and_not_tensors():
     own = meter()
     own.step({"host": [full(1.0, 60), full(1e-4, 30), full(1e4, 2, 5)], "r0c0": [full(1e-4, 8), full(1.0, 2, 4)]}, {})
-    assert own.take() == {
-        "host": OwnerHealth(pytest.approx(0.3), pytest.approx(0.1), 1, 0, 0),
-        "r0c0": OwnerHealth(0.5, 0.0, 1, 0, 0),
-    }
+    found = own.take()
+    assert (found["host"].vanishing, found["host"].exploding) == (pytest.approx(0.3), pytest.approx(0.1))
+    assert (found["r0c0"].vanishing, found["r0c0"].exploding) == (0.5, 0.0)
+    assert {(one.health_steps, one.nans, one.infs) for one in found.values()} == {(1, 0, 0)}
 
 
 @pytest.mark.parametrize("factor", [1, 10, 100])
 def test_a_larger_tensor_of_the_same_gradient_is_as_healthy(factor):
     own = meter()
     own.step({"r0c0": [full(0.5, 4 * factor), full(1e-5, factor)]}, {})
-    assert own.take()["r0c0"] == OwnerHealth(pytest.approx(0.2), 0.0, 1, 0, 0)
+    assert without_sizes(own.take())["r0c0"] == OwnerHealth(pytest.approx(0.2), 0.0, 1, 0, 0)
 
 
 def norms(**tensors: list[Tensor]) -> dict[str, Tensor]:
@@ -72,7 +78,7 @@ def test_what_is_not_finite_is_counted_by_tensor_and_kind_and_neither_vanishes_n
     assert (found["r0c0"].nans, found["r0c0"].infs) == (3, 1)
     assert (found["host"].nans, found["host"].infs) == (0, 3)
     own.step({"r0c0": [nan, full(1e4, 30)]}, norms(r0c0=[nan, full(1e4, 30)]))
-    assert own.take() == {"r0c0": OwnerHealth(0.0, pytest.approx(0.75), 1, 1, 0)}
+    assert without_sizes(own.take()) == {"r0c0": OwnerHealth(0.0, pytest.approx(0.75), 1, 1, 0)}
 
 
 def test_the_first_step_after_a_reading_is_sampled_and_then_every_nth():
@@ -80,7 +86,7 @@ def test_the_first_step_after_a_reading_is_sampled_and_then_every_nth():
     for steps, sampled in ((1, 1), (3, 1), (4, 2), (7, 3)):
         for step in range(steps):
             own.step({"host": [full(1e-4 if step % 3 == 0 else 1.0, 6)]}, {})
-        assert own.take() == {"host": OwnerHealth(float(sampled), 0.0, sampled, 0, 0)}
+        assert without_sizes(own.take()) == {"host": OwnerHealth(float(sampled), 0.0, sampled, 0, 0)}
     assert own.take() == {}
 
 
@@ -90,7 +96,7 @@ def test_owners_may_come_and_go_between_readings():
     own.step({"host": [full(1e-4, 6)], "r0c0": [full(1.0, 2)]}, {})
     own.step({}, {})
     own.step({"host": [full(1.0, 6)]}, {})
-    assert own.take() == {"host": OwnerHealth(2.0, 0.0, 3, 0, 0), "r0c0": OwnerHealth(0.0, 0.0, 1, 0, 0)}
+    assert without_sizes(own.take()) == {"host": OwnerHealth(2.0, 0.0, 3, 0, 0), "r0c0": OwnerHealth(0.0, 0.0, 1, 0, 0)}
 
 
 def test_both_paths_give_the_same_shares(monkeypatch):
@@ -170,3 +176,40 @@ def test_shares_that_moved_count_numbers_and_go_on_elsewhere():
     found = second.take()["r0c0"]
     assert (found.moved, found.moved_steps) == (2 * 7 / 8, 2)
     assert second.take() == {}
+
+
+def test_the_size_of_an_update_is_a_root_of_a_mean_square_over_an_owner():
+    """Of the host it is measured only beside a seed that learns."""
+    torch.manual_seed(0)
+    values = {"host": [torch.randn(4, 3), torch.randn(5)], "r0c0": [torch.randn(2, 2)]}
+    groups = {owner: [{"params": [torch.nn.Parameter(v) for v in own]}] for owner, own in values.items()}
+    parameters = {owner: own[0]["params"] for owner, own in groups.items()}
+    optimizer, own = torch.optim.AdamW([*groups["host"], *groups["r0c0"]], lr=0.1), meter()
+    wanted = dict.fromkeys(("host", "r0c0"), 0.0)
+    for _ in range(3):
+        before = {owner: torch.cat([p.detach().flatten() for p in mine]) for owner, mine in parameters.items()}
+        for p in (p for mine in parameters.values() for p in mine):
+            p.grad = torch.randn_like(p)
+        gradients = {owner: [p.grad for p in mine] for owner, mine in parameters.items()}
+        own.step(gradients, {}, groups)
+        optimizer.step()
+        own.count_moved()
+        for owner, mine in parameters.items():
+            change = torch.cat([p.detach().flatten() for p in mine]) - before[owner]
+            wanted[owner] += float(change.square().mean().sqrt())
+    found = own.take()
+    for owner, update in wanted.items():
+        assert found[owner].update_steps == 3
+        assert found[owner].update_rms == pytest.approx(update, rel=1e-5)
+    assert {owner: one.numbers for owner, one in found.items()} == {"host": 3 * 17, "r0c0": 3 * 4}
+    parameters["r0c0"][0].grad = None
+    own.step({"host": gradients["host"]}, {}, groups)
+    own.count_moved()
+    (host,) = own.take().values()
+    assert (host.numbers, host.update_steps) == (17, 0)
+
+
+def test_of_a_large_host_a_share_of_each_tensor_is_copied(monkeypatch):
+    monkeypatch.setattr("esper.tolaria.growth.health.MOST_COPIED", 30)
+    tensors = [torch.zeros(20, 2), torch.zeros(10), torch.zeros(10), torch.zeros(())]
+    assert [len(t) if t.ndim else 1 for t in sample_rows(tensors)] == [9, 4, 4, 1]
