@@ -5,10 +5,12 @@ from typing import Any
 from esper.tolaria.data import (
     Cifar10Config,
     DigitsConfig,
+    DigitsPhasesConfig,
     ImagesConfig,
     PySourceConfig,
     RecallConfig,
     TextConfig,
+    TextPhasesConfig,
     TokensConfig,
 )
 
@@ -24,7 +26,9 @@ def sample_of(data: Any) -> tuple[tuple[int, ...], int] | None:
             return (data.block,), data.vocabulary
         case RecallConfig():
             return (data.length,), data.vocabulary
-        case DigitsConfig():
+        case TextPhasesConfig():
+            return (data.block,), 256
+        case DigitsConfig() | DigitsPhasesConfig():
             return (1, 8, 8), 10
         case Cifar10Config():
             return (data.channels, 32, 32), data.classes

@@ -9,6 +9,8 @@ from esper.tolaria.data.own.hf import HFDataConfig
 from esper.tolaria.data.own.table import TableConfig
 from esper.tolaria.data.own.tokens import TokensConfig
 from esper.tolaria.data.parts import Bundle, Part
+from esper.tolaria.data.phases import loading  # noqa: F401, it registers
+from esper.tolaria.data.phases.config import DigitsPhasesConfig, TextPhasesConfig
 from esper.tolaria.data.recall import RecallConfig
 from esper.tolaria.data.registry import DATASETS, DataConfig, data_config_class, load_data, register
 from esper.tolaria.data.sampler import BatchPlan, draw, eval_shards, microbatches, shard
@@ -23,6 +25,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "DigitsConfig",
+    "DigitsPhasesConfig",
     "HFDataConfig",
     "ImagesConfig",
     "Part",
@@ -30,6 +33,7 @@ __all__ = [
     "RecallConfig",
     "TableConfig",
     "TextConfig",
+    "TextPhasesConfig",
     "TokensConfig",
     "data_config_class",
     "draw",

@@ -47,7 +47,7 @@ class DigitsConfig(DataConfig):
             check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
 
 
-def _read() -> tuple[Tensor, Tensor]:
+def read_digits() -> tuple[Tensor, Tensor]:
     """Images, uint8 [1797, 1, 8, 8], and labels, int64 [1797], from the file inside scikit-learn.
 
     scikit-learn itself is not imported: that takes each rank more than a second.
@@ -72,7 +72,7 @@ def _read() -> tuple[Tensor, Tensor]:
 @register(DigitsConfig)
 def load_digits(config: DigitsConfig) -> Bundle:
     """Reads the digits; x is float32 [N, 1, 8, 8] with the training part's mean 0 and deviation 1."""
-    images, labels = _read()
+    images, labels = read_digits()
     held = {"test": config.test, "validation": config.validation, "probe": config.probe}
     order = split_order(config, len(labels), sum(held.values()), "digits")
     places = dict(zip((*held, "train"), order.split([*held.values(), len(labels) - sum(held.values())])))

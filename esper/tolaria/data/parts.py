@@ -167,6 +167,7 @@ class Bundle:
         augment: what `train_batch` does to images.
         crop_pad: pixels by which a crop shifts at most.
         workers: processes of each rank that read training samples ahead.
+        phased: whether a target is a pair, of which the second says whether the sample is of the new phase.
         learns: the run's task (`esper.tolaria.tasks.Task`), once `esper.tolaria.tasks.bind` has joined them; else None.
     """
 
@@ -187,6 +188,7 @@ class Bundle:
     crop_pad: int
     learns: Any = None
     workers: int = 0
+    phased: bool = False
 
     def example(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
         """x of two training samples, with which a host is traced and measured; see `Part.fetch`.
@@ -227,6 +229,7 @@ def make_bundle(
     refills: bool = True,
     digest: int | None = None,
     workers: int = 0,
+    phased: bool = False,
 ) -> Bundle:
     """Digests the parts and completes the record; see `Bundle` for the arguments.
 
@@ -268,4 +271,5 @@ def make_bundle(
         augment=augment,
         crop_pad=crop_pad,
         workers=workers,
+        phased=phased,
     )

@@ -7,6 +7,7 @@ from esper.tolaria.tasks.masked import MaskedLanguageConfig
 from esper.tolaria.tasks.multilabel import MultiLabelConfig
 from esper.tolaria.tasks.numbers import RegressionConfig
 from esper.tolaria.tasks.pairs import ContrastiveConfig
+from esper.tolaria.tasks.phased import PhasedTask
 from esper.tolaria.tasks.positions import SegmentationConfig, SequenceConfig
 from esper.tolaria.tasks.registry import TASKS, build_task, register, task_config_class
 from esper.tolaria.tasks.task import Metric, Scores, Task
@@ -22,6 +23,7 @@ __all__ = [
     "Metric",
     "MultiLabelConfig",
     "OfDataConfig",
+    "PhasedTask",
     "RegressionConfig",
     "Scores",
     "SegmentationConfig",

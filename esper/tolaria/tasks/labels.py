@@ -152,14 +152,6 @@ class LanguageConfig:
             check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
 
 
-@register(OfDataConfig)
-def build_of_data(config: OfDataConfig, bundle: Bundle) -> Task:
-    """The task that the data set is made for."""
-    if bundle.task is None:
-        raise ConfigError(f"task.kind = 'data': data={bundle.name} may serve any task; name one, as task=regression")
-    return LabelTask(bundle.task)
-
-
 def _labels(bundle: Bundle, kind: str) -> Tensor:
     """Targets of the training part, int64 [N]."""
     found = [bundle.train.fetch(rows)[1] for rows in torch.arange(len(bundle.train)).split(1024)]
