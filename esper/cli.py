@@ -31,9 +31,9 @@ from esper.launcher.early import interrupt_on_stop  # its handler must stand bef
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -50,6 +50,9 @@ from esper.leyline.errors import EsperError, Preempted
 from esper.nissa.screen import safe_streams
 from esper.run.export import export_run
 from esper.run.using.commands import USING, add_using
+
+if TYPE_CHECKING:
+    from esper.compare.arms import CompareConfig
 
 WIDE = 200  # columns; a table takes what its content needs, and a narrower console would cut off numbers
 
@@ -83,6 +86,23 @@ def _compare_over_tasks(given: argparse.Namespace, path: Path, plain: dict[str, 
     return 0
 
 
+def _compare_at_marks(
+    given: argparse.Namespace, config: "CompareConfig", out: Path, share: str | None, say: Callable[[str], None]
+) -> int:
+    """Runs ``esper compare`` of arms that are read at FLOP marks; returns exit code 0, or 70 if a run failed."""
+    from esper.compare.marked import run_marked
+    from esper.compare.marked_table import marked_markdown, marked_table
+
+    report = run_marked(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)
+    if given.markdown:
+        print(marked_markdown(report))
+    else:
+        Console(file=sys.stdout, width=WIDE).print(marked_table(report))
+    for key, text in report.failures.items():
+        print(f"esper: {key} failed: {text}", file=sys.stderr, flush=True)
+    return EsperError.exit_code if report.failures else 0
+
+
 def _compare(given: argparse.Namespace) -> int:
     """Runs ``esper compare``; returns exit code 0, or 70 if a run failed."""
     from esper.compare.arms import load_compare, read_compare
@@ -105,6 +125,8 @@ def _compare(given: argparse.Namespace) -> int:
         print(f"esper: {text}", file=sys.stderr if given.markdown else sys.stdout, flush=True)
 
     share = f"{index + 1}/{shares}" if shares > 1 else None
+    if config.marks is not None:
+        return _compare_at_marks(given, config, out, share, say)
     report = run_compare(given.name, config, out, parallel=given.jobs, report_only=given.report, share=share, say=say)
     if given.markdown:
         print(markdown(report.comparison))

@@ -32,7 +32,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM
 
-prompt = torch.tensor([list(b"def forward(self, x):\n")])
+prompt = torch.tensor([list(b"    def get_")])
 for folder in sys.argv[1:]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -3,7 +3,8 @@
 conf/compare/NAME.yaml holds the Hydra overrides that all arms share, the seeds, and for each arm:
 
     overrides   Hydra overrides of this arm alone
-    flops       the name of an arm: train for as many FLOPs as that arm's run with the same seed
+    flops       the name of an arm: train for as many FLOPs as that arm's run with the same seed, times `share`
+    resume_from the name of an arm: begin with the network that its run with the same seed has come to
     topology    the name of an arm: plant the final network of its run with the same seed from the first step on
 
 So an arm may wait for another arm's runs; a circle is an error. Lengths for equal FLOPs come from the same cost table
@@ -18,24 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from esper.accord.account import step_flops
-from esper.accord.state import planted_slots
+from esper.compare.lengths import DataCache, flops_per_sample, steps_for
+from esper.compare.trained import MarksConfig, SearchConfig, fill_claims
 from esper.config.strict import Reader, defaults_of
 from esper.config.tree import EsperConfig, build_config
-from esper.kasmina.streams import undisturbed
 from esper.launcher.compose import conf_folder, plain_of
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.fields import Checks
 from esper.leyline.files import RunDir
-from esper.run.assembly import build_grown
-from esper.run.start.costs import build_costs
-from esper.tolaria.data import BatchPlan, Bundle, DataConfig, load_data
 from esper.tolaria.tasks import bind
 from esper.tolaria.training.length import plan_batches
 
@@ -52,6 +48,17 @@ class Arm:
     flops: str | None = None
     """The arm whose training FLOPs it spends, seed by seed; null: the shared number of steps."""
 
+    share: float = 1.0
+    """How much of them. An arm that grows spends more: its length is counted for its host alone."""
+
+    resume_from: str | None = None
+    """The arm whose trained host it begins with, seed by seed (``host.weights``): what validation chose of a run whose
+    network has not grown. Its own account begins at 0, so that what the host had cost is not in it.
+    """
+
+    search: bool = True
+    """Whether it searches its own rate, where the comparison has a ``search``."""
+
     topology: str | None = None
     """The arm whose final topology it has from the start, seed by seed; null: its own host, empty slots."""
 
@@ -61,7 +68,11 @@ class Arm:
     @property
     def waits_for(self) -> set[str]:
         """Arms whose run with the same seed must have ended first."""
-        return {arm for arm in (self.flops, self.topology) if arm is not None}
+        return {arm for arm in (self.flops, self.topology, self.resume_from) if arm is not None}
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check("share", 0 < self.share <= 100, "must be above 0, to 100")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,29 +92,50 @@ class CompareConfig:
     subject: str
     """The arm that the claims are about."""
 
-    flops_share: float
-    """Share of the FLOPs of `final`, above 0 to 10, within which the subject is to reach its loss."""
+    flops_share: float | None
+    """Share of the FLOPs of `final`, above 0 to 10, within which the subject is to reach its loss; null with ``marks``.
+    """
 
-    margin: float
+    margin: float | None
     """How far behind a fixed schedule is too far, above 0, in units of the score: a share of 1 of test accuracy, or
     the unit of the loss or the metric. Choose it before the runs: the claim is that the subject is not behind by so
-    much."""
+    much. null with ``marks``.
+    """
 
     arms: dict[str, Arm]
     """What each arm has of its own, by name."""
+
+    search: SearchConfig | None = None
+    """How each arm finds its own rate, on seeds of their own; null: rates are as they are written."""
+
+    marks: MarksConfig | None = None
+    """Arms are read at these shares of what one of them has cost, and not by the score of their last checkpoint."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check("seeds", bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "one or more, each once")
             check("subject", self.subject in self.arms, f"must be an arm: {', '.join(self.arms)}")
-            check("flops_share", 0 < self.flops_share <= 10, "must be above 0, to 10")
-            check("margin", 0 < self.margin < math.inf, "must be above 0")
+            if self.marks is None:
+                check("flops_share", 0 < (self.flops_share or 0) <= 10, "must be above 0, to 10")
+                check("margin", 0 < (self.margin or 0) < math.inf, "must be above 0")
+            else:
+                check("flops_share", self.flops_share is None, "null with marks")
+                check("margin", self.margin is None, "null with marks")
+                check("metric", self.metric == "loss", "loss with marks; marks.apart names what is shown beside it")
+                named = self.marks.arms()
+                check("marks", named <= set(self.arms), f"names {', '.join(sorted(named - set(self.arms)))}, no arm")
+            if self.search is not None:
+                check("search", self.marks is not None, "needs marks, at which rates are judged")
+                apart = not set(self.search.seeds) & set(self.seeds)
+                check("search", apart, "its seeds must be others than those of the comparison")
         problems = []
         for name, arm in self.arms.items():
             unknown = sorted(arm.waits_for - set(self.arms))
             problems += [f"arms.{name}: waits for {other}, which is no arm" for other in unknown]
             if self._in_circle(name):
-                problems.append(f"arms.{name}: waits for itself; name an arm in flops or topology that does not")
+                problems.append(
+                    f"arms.{name}: waits for itself; name an arm in flops, topology or resume_from that does not"
+                )
         if problems:
             raise ConfigError(problems)
 
@@ -157,6 +189,7 @@ def load_compare(name: str, overrides: list[str]) -> CompareConfig:
     """
     path, plain = read_compare(name, overrides)
     arms = plain.get("arms") or {}
+    fill_claims(plain)
     if not isinstance(arms, dict):
         raise ConfigError(f"{path}: compare.arms = {arms!r}: must be a mapping of names to arms")
     wrong = {name: arm for name, arm in arms.items() if not isinstance(arm, dict | None)}
@@ -189,42 +222,6 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
-class DataCache:
-    """Loads each data set once; arms and seeds share it."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, Bundle] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, config: DataConfig) -> Bundle:
-        """As `esper.tolaria.data.load_data`, with its errors."""
-        with self._lock:
-            key = repr(config)
-            if key not in self._loaded:
-                self._loaded[key] = load_data(config)
-            return self._loaded[key]
-
-
-def flops_per_sample(config: EsperConfig, bundle: Bundle) -> int:
-    """Training FLOPs per sample of a network that does not change: the host and its planted seeds."""
-    cpu = torch.device("cpu")
-    with undisturbed(cpu):
-        grown = build_grown(config, bundle, cpu)
-    costs = build_costs(grown, bundle.example())
-    return step_flops(planted_slots(list(grown.slots), config.slots), costs, config.slots)
-
-
-def steps_for(samples: float, plan: BatchPlan) -> int:
-    """The number of optimizer steps, at least 1, nearest to ``samples``; the last batch of an epoch may be short, or
-    left out.
-    """
-    epochs, left = divmod(samples, plan.samples_per_epoch)
-    below = int(left // plan.batch)
-    above = min((below + 1) * plan.batch, plan.samples_per_epoch)
-    nearer = above - left < left - below * plan.batch
-    return max(1, int(epochs) * plan.steps_per_epoch + below + nearer)
-
-
 def derive(
     compare: CompareConfig, arm_name: str, seed: int, runs: Mapping[str, Path], data: DataCache
 ) -> tuple[EsperConfig, dict[str, Any]]:
@@ -253,6 +250,8 @@ def derive(
         planted = {slot: entry["blueprint"] for slot, entry in grown.items()}
         text = ",".join(f"{slot}:{blueprint}" for slot, blueprint in planted.items())
         overrides.append(f"slots.planted={{{text}}}")
+    if arm.resume_from is not None:
+        overrides.append(f"host.weights={runs[arm.resume_from]}")
     where = f"compare: arm {arm_name}"
     try:
         with _COMPOSING, initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -267,6 +266,6 @@ def derive(
         spent = read_result(runs[arm.flops])["flops"]
         bundle = bind(data(config.data), config.task)
         plan = plan_batches(config.trainer, bundle, seed)
-        plain["trainer"]["steps"] = steps_for(spent / flops_per_sample(config, bundle), plan)
+        plain["trainer"]["steps"] = steps_for(arm.share * spent / flops_per_sample(config, bundle), plan)
         config = build_config(plain)
     return config, plain

@@ -91,8 +91,8 @@ def run_compare(
         metric_of_runs(config.metric, runs),
         sizes=sizes,
         subject=config.subject,
-        flops_share=config.flops_share,
-        margin=config.margin,
+        flops_share=config.flops_share or 0.0,
+        margin=config.margin or 0.0,
         notes=make_notes(comparer, runs),
     )
     where = {f"{arm}/{seed}": run.folder for arm, by_seed in sorted(runs.items()) for seed, run in by_seed.items()}

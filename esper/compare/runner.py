@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper.compare.arms import CompareConfig, DataCache, derive, read_result
+from esper.compare.arms import CompareConfig, derive, read_result
 from esper.compare.devices import Devices, on_gpu, visible_gpus
+from esper.compare.lengths import DataCache
 from esper.config.digest import config_digest
 from esper.config.tree import EsperConfig, build_config
 from esper.launcher.ahead.forks import LOADED, ForkedRank, RankServer, launch_server

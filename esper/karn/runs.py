@@ -7,7 +7,8 @@ damaged or has holes is refused: a missing tick may have been the best one.
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Point:
         parameters: of the network at that tick.
         loss: validation loss per sample, in the unit of the task.
         accuracy: validation accuracy, share of correct predictions; NaN where the task knows no right or wrong.
+        metrics: further validation metrics of the task by name, such as loss_old.
     """
 
     step: int
@@ -35,6 +37,7 @@ class Point:
     parameters: int
     loss: float
     accuracy: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +180,11 @@ def _point(record: Record) -> Point | None:
         parameters=_field(payload, "parameters", int),
         loss=_number(loss, "value"),
         accuracy=math.nan if _field(accuracy, "value", int, float, type(None)) is None else _number(accuracy, "value"),
+        metrics={
+            name.removeprefix("validation_"): _number(reading, "value")
+            for name, reading in payload.get("metrics", {}).items()
+            if name.startswith("validation_") and _field(reading, "tick", int, type(None)) == record["tick"]
+        },
     )
 
 

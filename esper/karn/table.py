@@ -166,7 +166,8 @@ def verdict_lines(comparison: Comparison) -> list[tuple[str, str, str]]:
     ]
 
 
-def _table(part: TablePart) -> Table:
+def terminal_table(part: TablePart) -> Table:
+    """A table for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(part.heads):
         table.add_column(Text(head), justify="left" if index == 0 else "right", vertical="bottom", no_wrap=True)
@@ -179,7 +180,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     """Tables, verdicts and notes for a terminal; ± is half of a 95 % interval over seeds."""
     shown: list[RenderableType] = [Text(f"{comparison.name}: ± half of a 95 % interval over seeds (Student's t)")]
     for part in table_parts(comparison):
-        shown += [Text(f"\n{part.title}"), _table(part)]
+        shown += [Text(f"\n{part.title}"), terminal_table(part)]
     shown.append(Text(f"\n{CLAIMS}"))
     verdicts = Table(box=None, show_header=False)
     for line in verdict_lines(comparison):
@@ -191,11 +192,16 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
+def markdown_table(part: TablePart) -> list[str]:
+    """The lines of a table in Markdown."""
+    return [_line(part.heads), "|---" * len(part.heads) + "|", *map(_line, part.rows)]
+
+
 def markdown(comparison: Comparison) -> str:
     """Tables, verdicts and notes as Markdown, for a results page or an issue."""
     text = []
     for part in table_parts(comparison):
-        text += [f"{part.title}:", "", _line(part.heads), "|---" * len(part.heads) + "|", *map(_line, part.rows), ""]
+        text += [f"{part.title}:", "", *markdown_table(part), ""]
     text += [" ".join(CLAIMS.split()) + ":", "", "| | claim | figure |", "|---|---|---|"]
     text += map(_line, verdict_lines(comparison))
     return "\n".join([*text, *(f"\nNote: {note}." for note in comparison.notes)])

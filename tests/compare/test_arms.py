@@ -10,15 +10,13 @@ import pytest
 from esper.compare.arms import (
     Arm,
     CompareConfig,
-    DataCache,
     derive,
-    flops_per_sample,
     load_compare,
     read_compare,
     read_result,
-    steps_for,
 )
 from esper.compare.growth import build_arm, read_growth_compare
+from esper.compare.lengths import DataCache, flops_per_sample, steps_for
 from esper.launcher.compose import conf_folder
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.simic.env.tasks import find_task

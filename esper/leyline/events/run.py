@@ -30,9 +30,8 @@ class RunStarted(Event):
     """Ids of the slots in use, row-major."""
 
     probe: str
-    """The looks that the probe affords, in words: its samples and clusters, looks of a life, looks in reserve; none:
-    there is no probe, so gates of evidence refuse everything.
-    """
+    """The looks that the probe affords, in words: samples, clusters, looks of a life, looks in reserve; none: there is
+    no probe, so gates of evidence refuse everything."""
 
     copies: str
     """Copies of the network that continuations hold at most, in words; empty: none (``gates.baseline``)."""
@@ -138,8 +137,7 @@ class SlotLine:
     """alpha times the mean of g_eff, where the operator is gated; else absent."""
 
     gate_mean: Reading
-    """Mean of g_eff, 0 to 1, over the training samples since the last tick, where the operator is gated; else absent.
-    """
+    """Mean of g_eff, 0 to 1, over the training samples since the last tick; absent where the operator is not gated."""
 
     gate_std: Reading
     """Standard deviation of g_eff over the same samples."""
@@ -179,17 +177,13 @@ class TickDone(Event):
     """Mean training loss since the last tick, in the task's unit."""
 
     train_accuracy: Reading
-    """Share of the answers on training samples since the last tick that were right, 0 to 1; absent where the task knows
-    no right or wrong.
-    """
+    """Share of right answers on training samples since the last tick, 0 to 1; absent where none is right or wrong."""
 
     validation_loss: Reading
     """Loss on the validation part, in the task's unit."""
 
     validation_accuracy: Reading
-    """Share of the answers on the validation part that were right, 0 to 1; absent where the task knows no right or
-    wrong.
-    """
+    """Share of right answers on the validation part, 0 to 1; absent where the task knows no right or wrong."""
 
     lr: float
     """Learning rate of the host at the latest optimizer step."""
