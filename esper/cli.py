@@ -35,21 +35,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from esper import doctor
-from esper.karn.commands import LOOKING, add_commands
-from esper.kasmina.blueprints.table import blueprint_table
-from esper.launcher import compose as launcher
-from esper.launcher import ctl, policy
-from esper.launcher.resume import resume
-from esper.launcher.slurm import requeue
-from esper.launcher.start import LaunchResult, results_of_errors, show_result
+from esper.launcher.ahead.process import Ahead, is_plain_run
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import EsperError, Preempted
 from esper.nissa.screen import safe_streams
-from esper.run.export import export_run
-from esper.run.using.commands import USING, add_using
 
 if TYPE_CHECKING:
     from esper.compare.arms import CompareConfig
@@ -90,6 +79,8 @@ def _compare_at_marks(
     given: argparse.Namespace, config: "CompareConfig", out: Path, share: str | None, say: Callable[[str], None]
 ) -> int:
     """Runs ``esper compare`` of arms that are read at FLOP marks; returns exit code 0, or 70 if a run failed."""
+    from rich.console import Console
+
     from esper.compare.marked import run_marked
     from esper.compare.marked_table import marked_markdown, marked_table
 
@@ -105,6 +96,8 @@ def _compare_at_marks(
 
 def _compare(given: argparse.Namespace) -> int:
     """Runs ``esper compare``; returns exit code 0, or 70 if a run failed."""
+    from rich.console import Console
+
     from esper.compare.arms import load_compare, read_compare
     from esper.compare.report import run_compare
     from esper.karn.page import write_page
@@ -143,6 +136,9 @@ def _compare(given: argparse.Namespace) -> int:
 
 def _give_order(arguments: Sequence[str]) -> int:
     """Runs ``esper ctl``; returns its exit code."""
+    from esper.launcher import ctl
+    from esper.launcher.start import LaunchResult, results_of_errors, show_result
+
     failed: list[LaunchResult] = []
     with results_of_errors(failed):
         return ctl.main(arguments)
@@ -153,16 +149,37 @@ def _give_order(arguments: Sequence[str]) -> int:
 @safe_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
-    launcher.make_cwd_importable()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    ahead = Ahead()
+    if arguments[:1] == ["resume"] or (arguments[:1] == ["train"] and is_plain_run(arguments)):
+        ahead.start()  # before what follows is imported, which takes its time, too
+    try:
+        return _run_command(arguments, ahead)
+    finally:
+        ahead.dismiss()
+
+
+def _run_command(arguments: list[str], ahead: Ahead) -> int:
+    """Runs a command line, and imports only what its command needs; returns its exit code."""
+    from esper.launcher import compose as launcher
+
+    launcher.make_cwd_importable()
     if arguments[:1] == ["train"]:  # Hydra reads the rest, its --help too
-        return launcher.main(arguments[1:])
+        return launcher.main(arguments[1:], ahead=ahead)
     if arguments[:1] == ["policy"]:
+        from esper.launcher import policy
+
         return policy.main(arguments[1:])
     if arguments[:1] == ["doctor"]:
+        from esper import doctor
+
         return doctor.main(arguments[1:])
     if arguments[:1] == ["ctl"]:
         return _give_order(arguments[1:])
+    from esper.karn.commands import LOOKING, add_commands
+    from esper.launcher.start import LaunchResult, results_of_errors, show_result
+    from esper.run.using.commands import USING, add_using
+
     parser = argparse.ArgumentParser(
         "esper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -225,9 +242,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: list[LaunchResult] = []
     with results_of_errors(results):
         if given.command == "blueprints":
+            from rich.console import Console
+
+            from esper.kasmina.blueprints.table import blueprint_table
+
             Console(file=sys.stdout, width=WIDE).print(blueprint_table(given.dim, given.positions))
             return 0
         if given.command == "requeue":
+            from esper.launcher.slurm import requeue
+
             requeued, line = requeue(given.run.absolute())
             print(f"esper: {line}", flush=True)
             return 0 if requeued else Preempted.exit_code
@@ -238,16 +261,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.command == "compare":
             return _compare(given)
         if given.command == "export":
+            from esper.run.export import export_run
+
             to = given.to and given.to.absolute()
             how = {"fold": not given.no_fold, "partial": given.partial, "averaged": given.ema}
             how |= {"trusted": given.trust, "as_native": given.native, "to_wandb": given.wandb}
             print(export_run(given.run.absolute(), given.at, to, **how))
             return 0
+        from esper.launcher.resume import resume
+
         breaker = given.breaker and BreakerPhase(given.breaker)
         interrupt_on_stop()
         try:
             new = given.new and given.new.absolute()
-            results.append(resume(given.run.absolute(), given.at, new, breaker, given.changes, trusted=given.trust))
+            run, trusted = given.run.absolute(), given.trust
+            results.append(resume(run, given.at, new, breaker, given.changes, trusted=trusted, ahead=ahead))
         except KeyboardInterrupt:
             results.append(LaunchResult(Preempted.exit_code, "interrupted before the run had started"))
     show_result(results[0])

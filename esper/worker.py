@@ -24,6 +24,7 @@ from esper.nissa.lane import say
 from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
 from esper.run.ending import end_rank
+from esper.run.environment import Phases, process_began
 from esper.run.train import train
 from esper.tolaria.ranks.config import WorldConfig
 from esper.tolaria.ranks.world import World
@@ -48,13 +49,18 @@ def run(config_path: Path) -> int:
     attempt: Attempt | None = None
     rank = int(os.environ.get("RANK", "0"))
     failure: Exception | None = None
+    phases = Phases.of_rank()
+    if not phases.has("agent"):
+        phases.end("agent", process_began)
+    phases.end("import")
     try:
         config, plain = load_config(config_path)
         world = World(config.world, config.control)
         attempt = begin_attempt(run_dir, world)
+        phases.end("meet")
         if rank == 0 and (odd := describe_ranks(config.world, world.size)):
             say(odd)
-        train(config, plain, run_dir, world, attempt)
+        train(config, plain, run_dir, world, attempt, phases)
     except Exception as error:
         failure = error
     step = world.heartbeat.step if world is not None and world.heartbeat is not None else None

@@ -4,7 +4,9 @@
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
     python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16] [--json FILE]
     python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]
+    python launch/bench.py service  [--rounds N] [--parts start restart] [--before FOLDER]
 
+`service` measures what a user waits for, in seconds; ``--before`` names a checkout of older code to measure beside.
 `gates` prints the tables of docs/gates.md, of 50 N lives a cell. Its part `corpora` first trains small nets on text.
 
 If the interval straddles the budget, or A/A's noise is wider than the margin to it, the verdict is "unresolved", not
@@ -15,7 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benching import gates, kasmina, library, lockstep, policy
+from benching import gates, kasmina, library, lockstep, policy, service
 from benching.harness import run
 
 BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS, "policy": policy.PARTS}
@@ -24,16 +26,21 @@ BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS,
 def main() -> None:
     """Prints the lines of each ratio; ``--json`` writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=[*BENCHES, "gates"])
+    parser.add_argument("what", choices=[*BENCHES, "gates", "service"])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--before", type=Path, help="service: a checkout of older code")
     args = parser.parse_args()
-    known = gates.PARTS if args.what == "gates" else BENCHES[args.what]
+    known = {"gates": gates.PARTS, "service": service.PARTS}.get(args.what) or BENCHES[args.what]
     unknown = [part for part in args.parts or [] if part not in known]
     if unknown:
         parser.error(f"{args.what} has no part {', '.join(unknown)}; it has {', '.join(known)}")
+    if args.what == "service":
+        for part in args.parts or known:
+            service.PARTS[part](args.rounds, args.before and args.before.absolute())
+        return
     if args.what == "gates":
         for part in args.parts or known:
             gates.PARTS[part](50 * args.rounds)

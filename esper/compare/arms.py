@@ -32,7 +32,7 @@ from esper.launcher.compose import conf_folder, plain_of
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.fields import Checks
 from esper.leyline.files import RunDir
-from esper.tolaria.tasks import bind
+from esper.tolaria.tasks.bind import bind
 from esper.tolaria.training.length import plan_batches
 
 _COMPOSING = threading.Lock()  # Hydra has one state per process, and jobs are derived in threads

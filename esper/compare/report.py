@@ -18,7 +18,7 @@ from esper.karn.runs import RunRecord, read_run
 from esper.leyline.errors import EsperError, Preempted, RunDirError, one_line
 from esper.leyline.files import write_json
 from esper.run.directory import read_status
-from esper.tolaria.tasks import bind
+from esper.tolaria.tasks.bind import bind
 
 SHOWN = 8  # of a list of missing runs
 

@@ -24,7 +24,7 @@ from esper.compare.lengths import DataCache
 from esper.config.digest import config_digest
 from esper.config.tree import EsperConfig, build_config
 from esper.launcher.ahead.forks import LOADED, ForkedRank, RankServer, launch_server
-from esper.launcher.supervise import torchrun_environment
+from esper.launcher.ahead.torchrun import torchrun_environment
 from esper.leyline.errors import EsperError, RunDirError, one_line
 from esper.leyline.files import RunDir
 from esper.run.directory import hold_run, read_status

@@ -28,9 +28,9 @@ from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 from esper.tamiyo.registry import build_controller
 from esper.tolaria.data import CustomDataConfig
-from esper.tolaria.data.own.target import Target
+from esper.tolaria.data.configs import Target
 from esper.tolaria.tasks import OfDataConfig
-from esper.tolaria.training.distill import DistillConfig
+from esper.tolaria.training.distill_config import DistillConfig
 
 
 def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:

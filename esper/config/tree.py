@@ -5,7 +5,7 @@ not contradict each other. `host`, `data`, `task` and `controller` are chosen by
 plain data as RUN/config.yaml; every worker reads them back, and all agree on `config_digest`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +17,9 @@ from yaml import YAMLError
 
 from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.governor.config import GovernorConfig
-from esper.config.rules import RULES, host_slots
 from esper.config.strict import Reader
 from esper.config.trust import check_trust
-from esper.kasmina.births import LibraryConfig
+from esper.kasmina.births.config import LibraryConfig
 from esper.kasmina.hosts import HOSTS, host_config_class
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
@@ -35,7 +34,10 @@ from esper.tolaria.orders.config import OrdersConfig
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.tasks import TASKS, task_config_class
 from esper.tolaria.training.config import TrainerConfig
-from esper.tolaria.training.distill import DistillConfig
+from esper.tolaria.training.distill_config import DistillConfig
+
+Rules = Sequence[tuple[tuple[str, ...], Callable[..., list[str]]]]  # sections -> problems between them
+HostSlots = Callable[[Any, Any], tuple[str, ...]]  # (host, data) -> the slots of the host on these data
 
 
 class Resume(StrEnum):
@@ -163,12 +165,27 @@ def config_classes() -> list[type]:
 
 
 def build_config(plain: Any) -> EsperConfig:
-    """Builds the config from plain data.
+    """Builds the config from plain data, and checks it whole. That needs torch, and imports code that it names.
 
     Raises:
         ConfigError: the settings are wrong; every problem of the whole tree has a line, ``section.key = value:
             problem; fix``.
     """
+    from esper.config.rules import RULES, host_slots  # here, since the launcher reads sections without torch
+
+    return _build(plain, RULES, host_slots)
+
+
+def read_config(plain: Any) -> EsperConfig:
+    """Builds the config from plain data that another process has checked with `build_config`; without torch.
+
+    Raises:
+        ConfigError: a section is wrong by itself.
+    """
+    return _build(plain, (), lambda host, data: ())
+
+
+def _build(plain: Any, rules: Rules, host_slots: HostSlots) -> EsperConfig:
     if not isinstance(plain, dict):
         raise ConfigError(f"config = {plain!r}: expected a mapping of sections")
     reader = Reader()
@@ -185,12 +202,12 @@ def build_config(plain: Any) -> EsperConfig:
             parts[name] = _section_by_kind(reader, name, plain[name])
     for name, cls in FIXED_SECTIONS.items():
         if name in plain:
-            section = _readable_slots(reader, parts, plain[name]) if name == "slots" else plain[name]
+            section = _readable_slots(reader, parts, plain[name], host_slots) if name == "slots" else plain[name]
             parts[name] = reader.section(cls, section, name)
     seed = plain.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         reader.problem("seed", seed, "expected a whole number, 0 to 2147483647", "for example seed=1")
-    for needed, rule in RULES:
+    for needed, rule in rules:
         if all(parts.get(name) is not None for name in needed):
             reader.problems += rule(**{name: parts[name] for name in needed})
     if reader.problems:
@@ -200,6 +217,8 @@ def build_config(plain: Any) -> EsperConfig:
 
 def cross_check(config: EsperConfig) -> list[str]:
     """Returns the problems between sections that are valid by themselves; empty if there are none."""
+    from esper.config.rules import RULES
+
     return [line for needed, rule in RULES for line in rule(**{name: getattr(config, name) for name in needed})]
 
 
@@ -216,7 +235,7 @@ def _section_by_kind(reader: Reader, name: str, plain: Any) -> Any:
     return reader.section(cls, plain, name)
 
 
-def _readable_slots(reader: Reader, parts: dict[str, Any], plain: Any) -> Any:
+def _readable_slots(reader: Reader, parts: dict[str, Any], plain: Any, host_slots: HostSlots) -> Any:
     """Returns the section ``slots``; reports invalid ids, lists the host's, and drops them."""
     ids = plain.get("ids") if isinstance(plain, dict) else None
     if not isinstance(ids, list):

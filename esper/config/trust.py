@@ -14,6 +14,7 @@ from esper.config.digest import config_digest
 from esper.leyline.imports import is_dotted, refuse_foreign_code, why_foreign
 
 TRUST = "ESPER_TRUST"  # variable: digest of the settings that may name code, whoever wrote the file
+TRUST_TEACHER = "set distill.trust=true"  # what to do about a foreign teacher's
 
 
 def named_code(plain: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,8 @@
 """torchrun that dies with its launcher and ignores stop signals: ``python -m esper.launcher.agent ARGUMENTS``.
 
+The launcher starts it before it knows the arguments (``python -m esper.launcher.agent ahead``), so that it imports
+torch meanwhile, see `esper.launcher.ahead.process`.
+
 torchrun's own agent behaves badly in three ways. On SIGUSR1 it ends and leaves its workers behind. On SIGTERM it ends
 workers that may just be saving (Slurm and systemd send it to every process of a job at once). And it outlives a
 launcher that was killed. So both signals are ignored here; workers inherit that until they install their handlers, so
@@ -25,10 +28,14 @@ import runpy
 import signal
 import sys
 from collections.abc import MutableMapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from esper.launcher.ahead.forks import RankServer, fork_ranks, open_files, start_server
+from esper.launcher.ahead.process import AHEAD, wait_for_word
+from esper.launcher.ahead.server import set_command_line
+from esper.launcher.ahead.torchrun import agent_command
 from esper.nissa.lane import say
 from esper.nissa.screen import open_closed_streams, safe_streams
 from esper.run.parent import die_with_parent
@@ -110,7 +117,23 @@ def tie_to_launcher() -> None:
         signal.signal(ignored, signal.SIG_IGN)
 
 
+def get_ready() -> RankServer | None:
+    """Starts what forks the ranks; a process that was started ahead then waits until it knows what it is to run."""
+    open_closed_streams()
+    inherited = open_files()
+    if sys.argv[1] != AHEAD:
+        return start_server(module_of(sys.argv), inherited)
+    try:
+        server = start_server("esper.worker", inherited)
+    except ModuleNotFoundError:  # the launcher will miss it, too, and say so
+        os._exit(1)
+    command, variables = wait_for_word(Connection(int(sys.argv[2])))
+    os.environ.update(variables)
+    sys.argv[1:] = command[len(agent_command([])) :]
+    set_command_line(command)
+    return server
+
+
 if __name__ == "__main__":
     tie_to_launcher()
-    open_closed_streams()
-    sys.exit(main(start_server(module_of(sys.argv), open_files())))
+    sys.exit(main(get_ready()))

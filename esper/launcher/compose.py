@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from esper.config.folder import conf_folder
-from esper.config.tree import build_config
+from esper.launcher.ahead.process import Ahead
 from esper.launcher.complaints import reword, words_in_order
 from esper.launcher.defaults import store_defaults
 from esper.launcher.early import interrupt_on_stop
@@ -34,7 +34,7 @@ from esper.leyline.errors import ConfigError, Preempted
 from esper.nissa.screen import safe_streams
 
 LAUNCHES = ("run", "prepare", "plan")
-Begin = Callable[[dict[str, Any], str], LaunchResult]
+Begin = Callable[[dict[str, Any], str, Ahead], LaunchResult]
 _BY_GRAVITY = (0, 75, 78, 74, 79, 76, 70)  # exit codes, the gravest last
 _HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
 
@@ -95,12 +95,14 @@ def make_cwd_importable() -> None:
         sys.path.append(os.getcwd())
 
 
-def begin_run(plain: dict[str, Any], launch: str) -> LaunchResult:
+def begin_run(plain: dict[str, Any], launch: str, ahead: Ahead) -> LaunchResult:
     """Runs one run; see `start`."""
-    return start(build_config(plain), plain, launch)
+    if launch == "run":
+        ahead.start()  # for a later job of a sweep; for others there is one
+    return start(ahead.check(plain), plain, launch, ahead=ahead)
 
 
-def _job(composed: DictConfig, begin: Begin) -> LaunchResult:
+def _job(composed: DictConfig, begin: Begin, ahead: Ahead) -> LaunchResult:
     """Starts the run of one Hydra job."""
     plain = plain_of(composed)
     launch = plain.pop("launch", None)
@@ -112,7 +114,7 @@ def _job(composed: DictConfig, begin: Begin) -> LaunchResult:
             raise ConfigError("run.dir: in a multirun each job has a folder of its own; set hydra.sweep.dir instead")
         plain["run"]["dir"] = context.runtime.output_dir
     name_in_words(plain["run"], context)
-    return begin(plain, launch)
+    return begin(plain, launch, ahead)
 
 
 def name_in_words(run: dict[str, Any], context: HydraConf) -> None:
@@ -135,26 +137,34 @@ def _gravity(code: int) -> int:
 
 
 @safe_streams()
-def main(argv: Sequence[str] | None = None, *, root: str = "config", begin: Begin = begin_run) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    root: str = "config",
+    begin: Begin = begin_run,
+    ahead: Ahead | None = None,
+) -> int:
     """Runs a command line; returns its exit code.
 
     Args:
         argv: its words; those of this process unless given.
         root: name of the file in conf/ that Hydra begins with.
-        begin: starts what was composed: (plain settings, launch) -> result.
+        begin: starts what was composed: (plain settings, launch, the process that was started ahead) -> result.
+        ahead: such a process, if the caller has started one already; it is ended with this call.
     """
     make_cwd_importable()
     interrupt_on_stop()
     arguments = list(sys.argv[1:] if argv is None else argv)
     results: list[LaunchResult] = []
     job_stderr, argv_before = _JobStderr(sys.stderr), sys.argv
+    ahead = ahead or Ahead()
 
     def job(composed: DictConfig) -> float | None:
         job_results: list[LaunchResult] = []
         sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         with contextlib.redirect_stderr(job_stderr.stream):
             with results_of_errors(job_results):
-                job_results.append(_job(composed, begin))
+                job_results.append(_job(composed, begin, ahead))
             (result,) = job_results
             results.append(result)
             show_result(result)
@@ -187,6 +197,7 @@ def main(argv: Sequence[str] | None = None, *, root: str = "config", begin: Begi
         show_result(results[-1])
     finally:
         sys.argv = argv_before
+        ahead.dismiss()
     failed = [result for result in results if result.code != 0]
     if not failed:
         text = captured.getvalue().replace(_HYDRA_HINT, "")

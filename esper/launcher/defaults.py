@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from esper.config.strict import UNSET, defaults_of
 from esper.config.tree import config_classes
 from esper.tolaria.data import ImagesConfig
-from esper.tolaria.training.distill import DistillConfig
+from esper.tolaria.training.distill_config import DistillConfig
 
 NEEDS = ((ImagesConfig, "root"), (DistillConfig, "run"))  # class and setting: a node without that one's default
 

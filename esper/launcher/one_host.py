@@ -9,8 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from esper.config.tree import load_config
-from esper.launcher.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
+from esper.config.tree import read_config, read_plain
+from esper.launcher.ahead.process import Ahead
+from esper.launcher.ahead.torchrun import agent_command, torchrun_arguments, torchrun_environment
+from esper.launcher.supervise import supervise
 from esper.leyline.errors import ConfigError, EsperError
 from esper.nissa.screen import safe_streams
 
@@ -21,10 +23,12 @@ def main(argv: list[str]) -> int:
     if len(argv) != 3:
         print("usage: python -m esper.launcher.one_host RUN/config.yaml HOST:PORT NAME", file=sys.stderr)
         return ConfigError.exit_code
-    path = Path(argv[0])
+    path, ahead = Path(argv[0]), Ahead()
+    ahead.start()
     try:
-        config, _ = load_config(path)
+        config = read_config(read_plain(path))  # the launcher has checked it whole, and so does each rank
     except EsperError as error:
+        ahead.dismiss()
         print(f"esper: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     config.world.rdzv_endpoint, config.world.rdzv_id = argv[1], argv[2]
@@ -36,9 +40,11 @@ def main(argv: list[str]) -> int:
         own_name=name,
         patience_s=config.control.startup_timeout_s,
     )
+    environment = torchrun_environment(config.world, config.trainer)
     ended = supervise(
         agent_command(arguments),
-        torchrun_environment(config.world, config.trainer),
+        environment,
+        ready=ahead.take(environment),
         grace_s=config.world.grace_s,
         idle_s=config.control.startup_timeout_s,
     )

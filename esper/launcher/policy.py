@@ -19,17 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from esper.launcher import compose
+from esper.launcher.ahead.process import Ahead
+from esper.launcher.ahead.torchrun import agent_command, rendezvous_of, torchrun_arguments, torchrun_environment
 from esper.launcher.defaults import store_classes
 from esper.launcher.early import interrupt_on_stop
 from esper.launcher.slurm import FROM_SLURM, TimeLimit, check_single_task, find_job
 from esper.launcher.start import LaunchResult, results_of_errors, show_result, status_of_silent, write_status
-from esper.launcher.supervise import (
-    agent_command,
-    rendezvous_of,
-    supervise,
-    torchrun_arguments,
-    torchrun_environment,
-)
+from esper.launcher.supervise import supervise
 from esper.leyline.errors import ConfigError, EsperError, Preempted
 from esper.leyline.files import RunDir
 from esper.nissa.screen import safe_streams
@@ -42,12 +38,13 @@ WORKER = "esper.run.learning.worker"
 _NEEDS = "training a policy needs gymnasium: pip install 'esper[policy]', or bash launch/setup.sh"
 
 
-def begin(plain: dict[str, Any], launch: str) -> LaunchResult:
+def begin(plain: dict[str, Any], launch: str, ahead: Ahead) -> LaunchResult:
     """Runs one training to its end (or prepares it, or prints what it would do).
 
     Args:
         plain: its settings.
         launch: "run", "prepare" or "plan", as for any run.
+        ahead: the process that was started to be torchrun's agent, if any.
 
     Raises:
         EsperError: it could not be started.
@@ -86,7 +83,8 @@ def begin(plain: dict[str, Any], launch: str) -> LaunchResult:
         name_launch(lock, rendezvous_of(arguments))
         limit = TimeLimit(os.environ["SLURM_JOB_ID"], config.world.grace_s) if in_slurm else lambda: None
         command = agent_command(arguments)
-        ended = supervise(command, environment, grace_s=config.world.grace_s, lock=lock, stop_due=limit)
+        ready = ahead.take(environment)
+        ended = supervise(command, environment, grace_s=config.world.grace_s, lock=lock, ready=ready, stop_due=limit)
         status, mark_now = read_status(folder)
         if status is None or mark_now == mark:
             saved = RunDir(folder).checkpoints.is_dir() and bool(checkpoints(RunDir(folder).checkpoints))
@@ -113,7 +111,7 @@ def _resume(run: Path) -> LaunchResult:
 
     _, plain = load_policy_config(find_run(run).config)
     plain["run"]["resume"] = "must"
-    return begin(plain, "run")
+    return begin(plain, "run", Ahead())
 
 
 def _evaluate(run: Path, episodes: int, seed: int | None) -> LaunchResult:

@@ -1,10 +1,12 @@
-"""Checks the data before any process starts, without reading them."""
+"""Checks data and teacher before any rank starts, without reading them."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from esper.tolaria.data import load_data
+from esper.config.tree import EsperConfig, read_plain
+from esper.config.trust import TRUST_TEACHER, check_trust
+from esper.leyline.files import RunDir
 
 
 def check_data(data: Any) -> None:
@@ -15,12 +17,23 @@ def check_data(data: Any) -> None:
     """
     if not hasattr(data, "root"):
         return  # the data are part of a package and need no folder
+    folder: Path | None = None  # if nothing names one
     if data.root is not None:
         folder = Path(data.root).expanduser()
     elif os.environ.get("ESPER_DATA"):
         folder = Path(os.environ["ESPER_DATA"]).expanduser() / (getattr(data, "folder", None) or "")
-    else:
-        load_data(data)  # raises, because nothing names a folder
-        return
-    if not folder.is_dir():
+    if folder is None or not folder.is_dir():
+        from esper.tolaria.data import load_data  # here, since loading needs torch
+
         load_data(data)
+
+
+def check_teacher(config: EsperConfig) -> None:
+    """Refuses a teacher before any process starts whose RUN is somebody else's and names code.
+
+    Raises:
+        ConfigError: it is; or its config.yaml cannot be read.
+    """
+    if config.distill.run is not None and not config.distill.trust:
+        path = RunDir(Path(config.distill.run).expanduser().absolute()).config
+        check_trust(path, read_plain(path), TRUST_TEACHER)

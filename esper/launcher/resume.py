@@ -23,7 +23,9 @@ from esper.config.digest import (
     may_change,
     same_length,
 )
-from esper.config.tree import EsperConfig, Resume, build_config, load_config, write_config
+from esper.config.tree import EsperConfig, Resume, read_plain, write_config
+from esper.config.trust import check_trust
+from esper.launcher.ahead.process import Ahead
 from esper.launcher.start import LaunchResult, start
 from esper.leyline.breaker import BreakerPhase
 from esper.leyline.errors import CheckpointError, ConfigError, RunDirError
@@ -74,14 +76,27 @@ def _trusting(run: Path) -> str:
     return f"type {shlex.join(['esper', 'resume', str(run), '--trust'])}"
 
 
-def branch(run: Path, step: int, new: Path, *, trusted: bool = False) -> None:
+def read_run(run: Path, ahead: Ahead, *, trusted: bool = False) -> dict[str, Any]:
+    """Reads the settings of a run, checked whole.
+
+    Raises:
+        ConfigError: see `esper.config.tree.load_config`.
+    """
+    plain = read_plain(RunDir(run).config)
+    if not trusted:
+        check_trust(RunDir(run).config, plain, _trusting(run))
+    ahead.check(plain)
+    return plain
+
+
+def branch(run: Path, step: int, new: Path, *, trusted: bool = False, ahead: Ahead | None = None) -> None:
     """Makes the run directory ``new``, which is the caller's own, from a run's config and one of its checkpoints.
 
     Raises:
         CheckpointError: there is no checkpoint of that step, or it is damaged.
         RunDirError: ``new`` holds something already, or cannot be written.
     """
-    _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
+    plain = read_run(run, ahead or Ahead(), trusted=trusted)
     store = CheckpointStore.of_run(run)
     if step not in store.steps():
         steps = ", ".join(map(str, sorted(store.steps()))) or "none"
@@ -132,19 +147,21 @@ def resume(
     changes: Sequence[str] = (),
     *,
     trusted: bool = False,
+    ahead: Ahead | None = None,
 ) -> LaunchResult:
     """Resumes a run; see `branch` for ``at`` and ``new``, `make_order` for ``breaker``, `change_settings`.
 
-    With ``trusted`` it may name code even if its config.yaml is not the caller's own.
+    With ``trusted`` it may name code even if its config.yaml is not the caller's own. ``ahead`` is as in `start`.
 
     Raises:
         EsperError: the run cannot be resumed.
     """
+    ahead = ahead or Ahead()
     find_run(run)
-    _, plain = load_config(RunDir(run).config, trusted=trusted, instead=_trusting(run))
+    plain = read_run(run, ahead, trusted=trusted)
     old = copy.deepcopy(plain)
     change_settings(plain, changes)
-    build_config(plain)  # before a new folder is made
+    ahead.check(plain)  # before a new folder is made
     if problem := length_problem(old, plain):
         raise ConfigError(problem)
     status, _ = read_status(run)
@@ -157,11 +174,11 @@ def resume(
             )
         )
     if new is not None and at is not None:
-        branch(run, at, new, trusted=trusted)
+        branch(run, at, new, trusted=trusted, ahead=ahead)
         run = new
-        _, plain = load_config(RunDir(run).config)
+        plain = read_run(run, ahead)
         change_settings(plain, changes)
     plain["run"]["resume"] = str(Resume.MUST)
-    config = build_config(plain)
+    config = ahead.check(plain)
     order = None if breaker is None else make_order(run, config, breaker)
-    return start(config, plain, order=order)
+    return start(config, plain, order=order, ahead=ahead)

@@ -13,25 +13,20 @@ from typing import Any
 from esper.accord.breaker import BreakerOrder
 from esper.config.tree import EsperConfig
 from esper.config.trust import trust_variable
-from esper.launcher.preflight import check_data
+from esper.launcher.ahead.process import Ahead
+from esper.launcher.ahead.torchrun import agent_command, rendezvous_of, torchrun_arguments, torchrun_environment
+from esper.launcher.preflight import check_data, check_teacher
 from esper.launcher.slurm import FROM_SLURM, TimeLimit, check_single_task, explain_stop, find_job, srun_command
-from esper.launcher.supervise import (
-    Ended,
-    agent_command,
-    rendezvous_of,
-    supervise,
-    torchrun_arguments,
-    torchrun_environment,
-)
+from esper.launcher.supervise import Ended, supervise
 from esper.launcher.unsaved import NothingUnsaved
 from esper.leyline.errors import ConfigError, EsperError, LeaseError, Preempted, RunDirError
 from esper.leyline.files import RunDir, package_folder, write_json
 from esper.run.attempt import BEFORE, find_takeover, latest_attempt
 from esper.run.directory import check_run, hold_run, read_status, write_order
+from esper.run.environment import STARTED
 from esper.run.extension import describe_extension
 from esper.run.fitting.asking import ask_whether_parts_fit
 from esper.run.lock import LOCKED, name_launch
-from esper.run.teacher import check_teacher
 from esper.tolaria.checkpoint.store import CheckpointStore
 
 _FARTHER_S = 10.0  # longer than the supervisors on the hosts wait, which use force first
@@ -62,7 +57,11 @@ def _check_folder() -> None:
 
 
 def start(
-    config: EsperConfig, plain: dict[str, Any], launch: str = "run", order: BreakerOrder | None = None
+    config: EsperConfig,
+    plain: dict[str, Any],
+    launch: str = "run",
+    order: BreakerOrder | None = None,
+    ahead: Ahead | None = None,
 ) -> LaunchResult:
     """Runs one run to its end (or prepares it, or prints what it would do).
 
@@ -71,6 +70,7 @@ def start(
         plain: the same settings as plain data.
         launch: "run", "prepare" (everything but the start) or "plan" (nothing is written).
         order: obeyed by the run when it goes on; written once nothing else can refuse the start.
+        ahead: the process that was started to be torchrun's agent; without one it is started when it is needed.
 
     Raises:
         EsperError: the run could not be started.
@@ -133,11 +133,19 @@ def start(
         rendezvous = rendezvous_of(arguments) if job is None else job.rendezvous
         name_launch(lock, rendezvous)
         environment[LOCKED] = str(folder)
+        ready = None
+        if ahead is not None:
+            ahead.phases.end("prepare")
+            environment[STARTED] = ahead.phases.to_text()
+            if job is None:
+                ready = ahead.take(environment)
+            ahead.dismiss()  # with several machines each has its own
         ended = supervise(
             command,
             environment,
             grace_s=grace_s,
             lock=lock,
+            ready=ready,
             stop_due=limit,
             nothing_unsaved=NothingUnsaved(folder),
             remote=job is not None,

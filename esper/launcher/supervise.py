@@ -19,87 +19,18 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
+from esper.launcher.ahead.process import ReadyAgent
 from esper.launcher.processes import catches, children_of, descendants_of, describe_state, leads_session
 from esper.run.parent import adopt_orphans
-from esper.tolaria.ranks.config import Device, WorldConfig
-from esper.tolaria.training.config import TrainerConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _KILL_AFTER_S = 5.0
 _GIVE_UP_S = 60.0  # after a SIGKILL; taking down a process with much memory takes its time
 _POLL_S = 0.2
-
-
-def torchrun_arguments(
-    world: WorldConfig,
-    config_path: Path,
-    module: str = "esper.worker",
-    *,
-    is_first: bool | None = None,
-    own_name: str | None = None,
-    patience_s: float | None = None,
-) -> list[str]:
-    """The arguments of ``torchrun`` on the command line.
-
-    Args:
-        world: ranks, hosts and the rendezvous.
-        config_path: RUN/config.yaml.
-        module: the module that each rank runs.
-        is_first: whether the rendezvous is on this host; None lets torchrun find out, which fails with DNS aliases.
-        own_name: the name by which the other hosts reach this one; None takes its hostname.
-        patience_s: seconds that the hosts wait for each other; None takes torchrun's ten minutes.
-    """
-    alone = world.nnodes == 1
-    endpoint = world.rdzv_endpoint
-    if alone and endpoint in (None, "slurm"):
-        endpoint = "localhost:0"
-    conf = [] if is_first is None else [f"is_host={int(is_first)}"]
-    conf += [] if patience_s is None else [f"join_timeout={patience_s:.0f}"]
-    return [
-        f"--nnodes={world.nnodes}",
-        f"--nproc-per-node={world.nproc_per_node}",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={endpoint}",
-        f"--rdzv-id={world.rdzv_id or uuid.uuid4().hex[:12]}",
-        # A host whose own name does not resolve can still talk to itself.
-        *(["--local-addr=localhost"] if alone else [f"--local-addr={own_name}"] if own_name else []),
-        *([f"--rdzv-conf={','.join(conf)}"] if conf and not alone else []),
-        f"--max-restarts={world.max_restarts}",
-        "-m",
-        module,
-        str(config_path),
-    ]
-
-
-def rendezvous_of(arguments: list[str]) -> str:
-    """The name of the rendezvous in `torchrun_arguments`; its ranks see it as TORCHELASTIC_RUN_ID."""
-    return next(word.removeprefix("--rdzv-id=") for word in arguments if word.startswith("--rdzv-id="))
-
-
-def agent_command(arguments: list[str]) -> list[str]:
-    """The command line of torchrun as `esper.launcher.agent` runs it."""
-    return [sys.executable, "-m", "esper.launcher.agent", *arguments]
-
-
-# glibc returns blocks of 128 KiB and more to the kernel when they are freed, so that every activation of every step is
-# paged in anew. If it keeps them, a step of a small CNN takes two thirds of the time. Bytes; 32 MiB is glibc's limit.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-
-
-def torchrun_environment(world: WorldConfig, trainer: TrainerConfig) -> dict[str, str]:
-    """The variables that every torchrun of a run needs, beside those that it inherits."""
-    needed = {"OMP_NUM_THREADS": str(world.threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONUNBUFFERED": "1"}
-    if world.device is Device.CPU and not any(name in os.environ for name in MALLOC):
-        needed |= MALLOC
-    if world.device is Device.GPU and trainer.deterministic:
-        needed["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    return needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +82,7 @@ def supervise(
     *,
     grace_s: float,
     lock: int | None = None,
+    ready: ReadyAgent | None = None,
     stop_due: Callable[[], str | None] = lambda: None,
     nothing_unsaved: Callable[[], bool] = lambda: False,
     idle_s: float | None = None,
@@ -164,21 +96,28 @@ def supervise(
         grace_s: seconds between the first stop signal and force.
         lock: descriptor of the run's lock; the child holds it too, so that a run whose launcher was killed stays
             locked until its workers are gone.
+        ready: a process that was started ahead to run an `agent_command`; None starts one.
         stop_due: called often; a reason that it returns counts like a stop signal.
         nothing_unsaved: called often after a stop signal; if it says so, force is used at once.
         idle_s: seconds without a worker after which the agent is ended, since the other hosts did not come.
         remote: whether the workers are on other hosts.
     """
     others = descendants_of(os.getpid()) | set(children_of(os.getpid(), alive=False))
+    variables = {**environment, "ESPER_SUPERVISED": "1"}
     adopt_orphans(True)
     try:
         with _Signals() as signals:
-            child = subprocess.Popen(
-                command,
-                env={**os.environ, **environment, "ESPER_LAUNCHER_PID": str(os.getpid()), "ESPER_SUPERVISED": "1"},
-                pass_fds=() if lock is None else (lock,),
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
-            )
+            if ready is not None:
+                child = ready.process
+                others -= {child.pid, *descendants_of(child.pid)}
+                ready.go(command, variables, lock)
+            else:
+                child = subprocess.Popen(
+                    command,
+                    env={**os.environ, **variables, "ESPER_LAUNCHER_PID": str(os.getpid())},
+                    pass_fds=() if lock is None else (lock,),
+                    start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
+                )
             try:
                 forced = _watch(child, signals, grace_s, stop_due, nothing_unsaved, idle_s, remote)
             finally:

@@ -117,3 +117,12 @@ class Checks:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is None and self._problems:
             raise ConfigError(self._problems)
+
+
+def why_no_pattern(pattern: str | None) -> str:
+    """Why a regular expression cannot find a place in text (where a document begins); empty if it can."""
+    try:
+        empty = pattern is not None and re.compile(pattern.encode(), re.MULTILINE).search(b"") is not None
+    except re.error as error:
+        return str(error)
+    return "it matches empty text" if empty else ""

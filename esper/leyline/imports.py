@@ -2,12 +2,17 @@
 
 A name may stand in a file: RUN/config.yaml, or a session's. Who writes such a file decides which code runs. So a file
 that is not one's own decides nothing, unless its reader says that it may (`refuse_foreign_code`).
+
+Our own objects may be imported late, so that a process which only names them does not load what they need:
+
+    BUILDERS = {"cnn": call_later("esper.kasmina.hosts.cnn:build_cnn")}            # imported by the first call
+    __getattr__ = export_later(__name__, {"CNN": "cnn"})                           # in a package: package.CNN
 """
 
 import importlib
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +102,38 @@ def refuse_foreign_code(path: Path, why: str | None, code: Mapping[str, str], in
         raise ConfigError(
             f"{path}: {why}, and it names code that would be imported and run here: {named}; if you trust it, {instead}"
         )
+
+
+def call_later(where: str) -> Callable[..., Any]:
+    """Returns a function that imports ``module:name`` when it is called, and calls that.
+
+    Args:
+        where: ``module:name``.
+    """
+    module, _, name = where.partition(":")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    return call
+
+
+def export_later(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns the ``__getattr__`` of a package that imports what it exports when somebody asks for it.
+
+    Args:
+        package: its name.
+        where: name -> submodule that has it.
+
+    Raises:
+        ValueError: a name is that of its submodule, which would stand in its place once it is imported.
+    """
+    if same := [name for name, module in where.items() if name == module]:
+        raise ValueError(f"{package}: {', '.join(same)} would be hidden by the submodule of that name")
+
+    def get(name: str) -> Any:
+        if name not in where:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{where[name]}"), name)
+
+    return get

@@ -114,6 +114,7 @@ class RunSummary:
         ticks: control ticks done.
         world_size: number of ranks.
         wall_s: seconds of this attempt.
+        start: seconds of each phase of its start, up to the first optimizer step.
         before: the network at the last validation before a seed first took part in the host's forward pass.
         after: the network at the end.
         grown: seeds in the network now, row-major.
@@ -128,6 +129,7 @@ class RunSummary:
     ticks: int
     world_size: int
     wall_s: float
+    start: dict[str, float]
     before: Score
     after: Score
     grown: tuple[GrownSeed, ...]
@@ -233,6 +235,13 @@ def _head(summary: RunSummary) -> Text:
     return Text.assemble((f"Run {summary.status}", style), f" · {clock}")
 
 
+def _start(seconds: dict[str, float]) -> Text:
+    """How long the start took, the longest phases first."""
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    phases = ", ".join(f"{name} {length:.1f}" for name, length in longest if length >= 0.05)
+    return Text(f"start  {sum(seconds.values()):.1f} s to the first step: {phases}\n", "dim")
+
+
 def _where(summary: RunSummary) -> Text:
     lines = Text.assemble(("run   ", "bold"), summary.run_dir)
     width = max((len(entry.command) for entry in summary.next_commands), default=0)
@@ -263,4 +272,6 @@ def print_summary(summary: RunSummary | dict[str, Any], console: Console | None 
     console.print(Group(Text(), _head(summary), _scores(summary), _growth(summary)), highlight=False)
     if summary.library is not None:
         console.print(_library(summary.library), highlight=False)
+    if summary.start:
+        console.print(_start(summary.start), highlight=False, soft_wrap=True)
     console.print(_where(summary), highlight=False, soft_wrap=True)  # paths and commands stay whole, to copy

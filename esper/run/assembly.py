@@ -45,8 +45,7 @@ from esper.tolaria.lockstep.observers import Observer
 from esper.tolaria.lockstep.tick import Marks
 from esper.tolaria.ranks.world import World
 from esper.tolaria.tasks import Task as SomeTask
-from esper.tolaria.tasks import bind
-from esper.tolaria.tasks.bind import task_of
+from esper.tolaria.tasks.bind import bind, task_of
 from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
 from esper.tolaria.training.evaluate import autocast, dtype_of

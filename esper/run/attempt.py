@@ -13,12 +13,14 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esper.leyline.errors import InUseError, LeaseError, RunDirError
 from esper.leyline.files import RunDir, write_json
 from esper.run.lock import lock_by_hand
-from esper.tolaria.ranks.world import World
+
+if TYPE_CHECKING:
+    from esper.tolaria.ranks.world import World
 
 BEFORE = "ESPER_ATTEMPT_BEFORE"  # variable: number of the latest attempt when the launcher started torchrun
 
@@ -79,7 +81,7 @@ class Attempt:
         return True
 
 
-def begin_attempt(run_dir: Path, world: World) -> Attempt:
+def begin_attempt(run_dir: Path, world: "World") -> Attempt:
     """Rank 0 locks RUN where no launcher has, numbers the attempt, and hands number and token to every rank.
 
     Raises:

@@ -75,6 +75,7 @@ def summarise(
     status: str,
     world_size: int,
     wall_s: float,
+    start: dict[str, float],
     task: TaskInfo = OF_SESSION,
 ) -> RunSummary:
     """Summarises a finished run.
@@ -87,6 +88,7 @@ def summarise(
         world_size: number of ranks.
         wall_s: seconds of this attempt.
         task: what was learned.
+        start: seconds of each phase of its start.
     """
     path = RunDir(run_dir).events
     told = _Told()
@@ -135,6 +137,7 @@ def summarise(
         ticks=state.tick,
         world_size=world_size,
         wall_s=wall_s,
+        start=start,
         before=before,
         after=after,
         grown=living,

@@ -22,7 +22,7 @@ from esper.leyline.plain import from_plain, to_plain
 from esper.run.environment import describe_environment
 from esper.run.extension import reopen
 from esper.run.lock import take_lock
-from esper.run.start.origin import read_sunk
+from esper.run.start.record import read_sunk
 
 
 def find_run(folder: Path) -> RunDir:

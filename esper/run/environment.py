@@ -1,4 +1,17 @@
-"""Describes what a run is started on: machine, Python, packages, git, command line."""
+"""Describes what a run is started on: machine, Python, packages, git, command line; and how long its start takes.
+
+A start is told phase by phase, from the launcher's first moment to rank 0's first optimizer step:
+
+    compose   the launcher has read its settings          prepare   RUN is made and locked
+    check     ... and they are checked as a whole         agent     torchrun has started rank 0
+
+    import    rank 0 has imported its program             build     model, slots, optimizer
+    meet      the ranks have met                          agree     handshakes, and the checkpoint that they go on from
+    data      the data are read                           step      the first optimizer step
+
+A start by hand, and one that torchrun repeats, has the phases of the rank alone. Times are of the machine's own clock
+since it was started, which all its processes share and nobody sets.
+"""
 
 import importlib.metadata
 import json
@@ -9,11 +22,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from esper.leyline.files import package_folder
+from esper.leyline.files import RunDir, package_folder, write_json
+from esper.nissa.lane import say
 
+STARTED = "ESPER_STARTED"  # variable: the launcher's phases, for rank 0
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
 
 
@@ -56,3 +72,65 @@ def describe_environment(earlier: Path) -> dict[str, Any]:
         before = None
     history = [] if not isinstance(before, dict) else [*before.pop("earlier", []), before]
     return {**now, "earlier": history}
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def process_began() -> float:
+    """When this process was started, to a hundredth of a second."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+class Phases:
+    """When each phase of a start ended.
+
+    Args:
+        began: when the first phase began; now unless given.
+        ends: phase -> when it ended.
+    """
+
+    def __init__(self, began: float | None = None, ends: Mapping[str, float] | None = None) -> None:
+        self._began = _now() if began is None else began
+        self._ends = dict(ends or {})
+
+    @classmethod
+    def of_rank(cls) -> "Phases":
+        """Goes on from those of a launcher on this machine in a rank's first attempt; else begins with this process."""
+        told = json.loads(os.environ.get(STARTED, "{}"))
+        repeated = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if repeated or told.get("host") != socket.gethostname():  # clocks of two machines do not go alike
+            return cls(process_began())
+        return cls(told["began"], told["ends"])
+
+    def end(self, phase: str, when: Callable[[], float] = _now) -> None:
+        """Ends a phase; if it has ended before, it has lasted until now."""
+        self._ends[phase] = when()
+
+    def has(self, phase: str) -> bool:
+        """Whether a phase has ended."""
+        return phase in self._ends
+
+    def to_text(self) -> str:
+        """For `STARTED`."""
+        return json.dumps({"host": socket.gethostname(), "began": self._began, "ends": self._ends})
+
+    def seconds(self) -> dict[str, float]:
+        """The length of each phase, in seconds, in their order."""
+        lengths, before = {}, self._began
+        for phase, end in sorted(self._ends.items(), key=lambda item: item[1]):
+            lengths[phase], before = round(end - before, 2), end
+        return lengths
+
+
+def write_start(run_dir: Path, seconds: Mapping[str, float]) -> None:
+    """Adds the seconds of this start to RUN/environment.json; says so if that fails, for the run goes on without."""
+    path = RunDir(run_dir).environment
+    try:
+        write_json(path, {**json.loads(path.read_text()), "start": dict(seconds)})
+    except FileNotFoundError:  # RUN was made by hand, and has none
+        return
+    except (OSError, ValueError, TypeError) as error:
+        say(f"{path}: the seconds of this start are not in it ({error})")

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from esper.config.tree import EsperConfig, load_config, read_plain
-from esper.config.trust import check_trust
+from esper.config.tree import EsperConfig, load_config
+from esper.config.trust import TRUST_TEACHER
 from esper.kasmina.hosts.custom import call_builder
 from esper.kasmina.slots.confidence import confident
 from esper.leyline.errors import CheckpointError, ConfigError
@@ -19,19 +19,6 @@ from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.training.distill import Teacher
 from esper.tolaria.training.evaluate import dtype_of
-
-TRUSTING = "set distill.trust=true"
-
-
-def check_teacher(config: EsperConfig) -> None:
-    """Refuses a teacher before any process starts whose RUN is somebody else's and names code.
-
-    Raises:
-        ConfigError: it is; or its config.yaml cannot be read.
-    """
-    if config.distill.run is not None and not config.distill.trust:
-        path = RunDir(Path(config.distill.run).expanduser().absolute()).config
-        check_trust(path, read_plain(path), TRUSTING)
 
 
 def build_teacher(config: EsperConfig, bundle: Bundle, device: torch.device) -> Teacher | None:
@@ -60,7 +47,7 @@ def build_teacher(config: EsperConfig, bundle: Bundle, device: torch.device) -> 
 def _load_teacher(config: EsperConfig, bundle: Bundle) -> Teacher:
     """The network of the checkpoint that ``distill.run`` and ``distill.step`` name."""
     run = Path(str(config.distill.run)).expanduser().absolute()
-    teacher_config, _ = load_config(RunDir(run).config, trusted=config.distill.trust, instead=TRUSTING)
+    teacher_config, _ = load_config(RunDir(run).config, trusted=config.distill.trust, instead=TRUST_TEACHER)
     store = CheckpointStore.of_run(run)
     step = config.distill.step or store.best()
     steps = ", ".join(map(str, sorted(store.steps()))) or "none"

@@ -30,10 +30,12 @@ from esper.run.attempt import Attempt
 from esper.run.closing import summarise
 from esper.run.directory import check_same_data, read_order, write_done, write_result
 from esper.run.ending import ending_of, is_witness, status_of
+from esper.run.environment import Phases
 from esper.run.fields import handshake_fields, import_named
 from esper.run.start.begin import begin_elsewhere
 from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
+from esper.run.telling.first_step import FirstStep
 from esper.run.telling.profiler import build_profiler
 from esper.run.telling.sinks import build_sink
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
@@ -46,7 +48,7 @@ from esper.tolaria.ranks.handshake import code_digest, newest_valid_everywhere, 
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.watchdog import Watchdog
 from esper.tolaria.ranks.world import World
-from esper.tolaria.tasks import bind
+from esper.tolaria.tasks.bind import bind
 from esper.tolaria.training.engine import Engine
 from esper.tolaria.training.result import RunResult
 
@@ -114,7 +116,14 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
     return chosen
 
 
-def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: World, attempt: Attempt) -> RunResult:
+def train(
+    config: EsperConfig,
+    plain: dict[str, Any],
+    run_dir: Path,
+    world: World,
+    attempt: Attempt,
+    phases: Phases | None = None,
+) -> RunResult:
     """Trains one rank, from the beginning of an attempt to its result.
 
     Args:
@@ -123,7 +132,9 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         run_dir: RUN.
         world: the ranks.
         attempt: this start's number, and its right to write.
+        phases: of the start so far; they end with the first step.
     """
+    phases = phases or Phases()
     early: list[int] = []  # stop signals during start-up; SIGHUP still ends the process there
     engine: Engine | None = None
 
@@ -147,6 +158,7 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
     registry.load_plugins()
     modules = import_named(config)
     bundle = bind(load_data(config.data), config.task)
+    phases.end("data")
     digest = config_digest(plain)
     sink = build_sink(config, plain, run_dir, attempt, world, ask_stop)
     watchdog: Watchdog | None = None
@@ -165,8 +177,12 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
             run_id=attempt.run_id,
             teacher=teacher,
             desk=desk or NO_DESK,
-            observers=build_profiler(config.telemetry, heartbeat, run_dir),
+            observers=(
+                *build_profiler(config.telemetry, heartbeat, run_dir),
+                FirstStep(phases, run_dir, attempt, world.rank),
+            ),
         )
+        phases.end("build")
         world.meet("start-up")
         order = read_order(run_dir)
         fields = handshake_fields(config, engine, bundle, teacher, attempt, order, digest=digest, modules=modules)
@@ -194,12 +210,13 @@ def train(config: EsperConfig, plain: dict[str, Any], run_dir: Path, world: Worl
         StopHandlers(partial(setattr, engine, "stop_asked", True), config.world.grace_s).install()
         engine.stop_asked = engine.stop_asked or bool(early)
         engine.stop_reason = ASKED_IN_WANDB if 0 in early else ""
+        phases.end("agree")
         result = engine.run()
         if world.rank == 0:
             attempt.check()
             write_result(run_dir, {**to_plain(result), "data": bundle.record, "code": code_digest()})
             write_done(run_dir, attempt.number, step=result.step, objective=result.objective)
-            _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config)
+            _close_run(engine, sink, run_dir, world, time.perf_counter() - began, config, phases)
         return result
     except Exception as error:
         _emit_end(error, sink, heartbeat, world.rank)
@@ -239,7 +256,13 @@ def _emit_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int
 
 
 def _close_run(
-    engine: Engine, sink: EventSink, run_dir: Path, world: World, wall_s: float, config: EsperConfig
+    engine: Engine,
+    sink: EventSink,
+    run_dir: Path,
+    world: World,
+    wall_s: float,
+    config: EsperConfig,
+    phases: Phases,
 ) -> None:
     """Emits the last event of a finished run and prints the closing table.
 
@@ -255,6 +278,7 @@ def _close_run(
             status="done",
             world_size=world.size,
             wall_s=wall_s,
+            start=phases.seconds(),
             task=engine.narrator.task,
         )
     except Exception as error:  # most likely the event file that it reads is damaged

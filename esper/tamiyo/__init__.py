@@ -4,7 +4,7 @@ Importing the package registers every kind; `build_controller` builds a controll
 """
 
 from esper.tamiyo import custom, heuristic, none, random, schedule
-from esper.tamiyo.policy import controller as policy
+from esper.tamiyo.policy import config as policy
 from esper.tamiyo.registry import build_controller, controller_config_class, controller_kinds
 
 __all__ = [

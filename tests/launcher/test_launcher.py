@@ -16,8 +16,9 @@ from esper import cli
 from esper.config.tree import RunConfig, build_config, load_config
 from esper.launcher import compose as launcher
 from esper.launcher import resume, start, supervise
+from esper.launcher.ahead.torchrun import MALLOC, torchrun_arguments, torchrun_environment
 from esper.launcher.processes import catches
-from esper.launcher.supervise import MALLOC, Ended, torchrun_arguments, torchrun_environment
+from esper.launcher.supervise import Ended
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, RunDirError
 from esper.leyline.files import RunDir, write_json
 from esper.run.directory import hold_run, read_status

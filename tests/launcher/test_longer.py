@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esper import cli
-from esper.config.tree import load_config
+from esper.config.tree import build_config, load_config
 from esper.launcher import compose, resume, start
 from esper.leyline.files import RunDir, write_json
 from esper.run import extension
@@ -75,7 +75,7 @@ def test_the_result_is_kept_and_the_schedule_is_told(run: Path, capsys: pytest.C
     _, plain = load_config(run / "config.yaml")
     resume.change_settings(plain, ["trainer.steps=90"])
     plain["run"]["resume"] = "must"
-    config, _ = resume.build_config(plain), capsys.readouterr()
+    config, _ = build_config(plain), capsys.readouterr()
     assert start.start(config, plain, "prepare").code == 0
     out = capsys.readouterr().out
     assert "made longer: trainer.steps = 90, it was 50; its result is kept as result-00000050.json; optim.sched" in out
@@ -104,7 +104,7 @@ def test_killed_in_between_it_is_as_long_as_it_was(
     _, plain = load_config(run / "config.yaml")
     resume.change_settings(plain, ["trainer.steps=90"])
     plain["run"]["resume"] = "must"
-    config = resume.build_config(plain)
+    config = build_config(plain)
     with monkeypatch.context() as patch:
         patch.setattr(extension, name, killed)
         with pytest.raises(Killed), hold_run(config.run, plain):

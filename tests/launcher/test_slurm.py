@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from esper.launcher import compose as launcher
+from esper.launcher.ahead.torchrun import torchrun_arguments
 from esper.launcher.slurm import SlurmJob, find_job, read_requeues, requeue
-from esper.launcher.supervise import torchrun_arguments
 from esper.leyline.errors import ASKED_IN_WANDB, ConfigError
 from esper.leyline.files import write_json
 from esper.tolaria.ranks.config import WorldConfig

@@ -151,6 +151,7 @@ SUMMARY = RunSummary(
     ticks=12,
     world_size=2,
     wall_s=63.2,
+    start={"compose": 0.61, "check": 3.02, "import": 0.01, "step": 0.4},
     before=score(150, 12_034, 0.612, 0.812),
     after=score(600, 14_210, 0.365, 0.894),
     grown=(
@@ -194,6 +195,7 @@ def test_summary_table_says_it_all():
         "r1c0 norm BLENDING at 0.45 +64 absent still blending",
         "r0c1 attention pruned 2 times 0 no evidence after 5 looks",
         "library 7 births: 1 from memory, 2 from disk, 3 built, 1 failed; 4 evicted; ticks waited 12.3 ms",
+        "start 4.0 s to the first step: check 3.0, compose 0.6, step 0.4",
         "run runs/a",
         "next esper report runs/a one page of the run",
     ):

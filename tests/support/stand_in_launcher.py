@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from esper.config.tree import RunConfig
-from esper.launcher.supervise import agent_command, supervise, torchrun_arguments, torchrun_environment
+from esper.launcher.ahead.torchrun import agent_command, torchrun_arguments, torchrun_environment
+from esper.launcher.supervise import supervise
 from esper.launcher.unsaved import NothingUnsaved
 from esper.leyline.files import RunDir
 from esper.run.directory import hold_run

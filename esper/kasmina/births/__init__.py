@@ -1,9 +1,14 @@
 """Births: how a seed is built, the same on every rank, and the library that keeps built seeds as files."""
 
+from typing import TYPE_CHECKING
+
 from esper.kasmina.births.config import LibraryConfig
-from esper.kasmina.births.key import Birth
-from esper.kasmina.births.library import Figures, Library, Order, Ticket
-from esper.kasmina.births.store import DamagedEntry, MissingEntry, SeedStore
+from esper.leyline.imports import export_later
+
+if TYPE_CHECKING:
+    from esper.kasmina.births.key import Birth
+    from esper.kasmina.births.library import Figures, Library, Order, Ticket
+    from esper.kasmina.births.store import DamagedEntry, MissingEntry, SeedStore
 
 __all__ = [
     "Birth",
@@ -16,3 +21,9 @@ __all__ = [
     "SeedStore",
     "Ticket",
 ]
+__getattr__ = export_later(
+    __name__,
+    {"Birth": "key"}
+    | dict.fromkeys(("Figures", "Library", "Order", "Ticket"), "library")
+    | dict.fromkeys(("DamagedEntry", "MissingEntry", "SeedStore"), "store"),
+)

@@ -5,44 +5,15 @@ that no statistic depends on the batch or differs between ranks. No operation wo
 is what the module returned.
 """
 
-from dataclasses import dataclass, field
-
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from esper.kasmina.blueprints.parts import GroupNorm
-from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.hosts.configs import CNNConfig
+from esper.kasmina.hosts.registry import InjectionPoint
 from esper.kasmina.hosts.resume import Chain
-from esper.kasmina.hosts.start import StartConfig
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
 from esper.leyline.topology import Topology
-
-
-@dataclass(kw_only=True, slots=True)
-class CNNConfig(StartConfig):
-    """Shape of the convolutional host."""
-
-    kind: str = "cnn"
-    """Registered name of this kind: ``cnn``."""
-
-    widths: list[int] = field(default_factory=lambda: [4, 8])
-    """Channels of each stage, at least one stage."""
-
-    norm_groups: int = 2
-    """Groups of every GroupNorm; divides every width."""
-
-    def __post_init__(self) -> None:
-        StartConfig.__post_init__(self)
-        with Checks(self) as check:
-            check("kind", self.kind == "cnn", "this config is of kind 'cnn'")
-            check("widths", bool(self.widths) and all(width >= 1 for width in self.widths), "one or more, each >= 1")
-            groups = self.norm_groups
-            check(
-                "norm_groups",
-                groups >= 1 and all(width % groups == 0 for width in self.widths),
-                f"must be >= 1 and divide every width of {self.widths}",
-            )
 
 
 class ConvStage(nn.Module):
@@ -112,7 +83,6 @@ class CNN(Chain):
         return tuple(points)
 
 
-@host("cnn", config=CNNConfig)
 def build_cnn(config: CNNConfig, *, input_shape: tuple[int, ...], classes: int) -> CNN:
     """Builds the host for images.
 

@@ -11,63 +11,17 @@ leave open.
 
 import functools
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from esper.kasmina.hosts.registry import InjectionPoint, host
-from esper.kasmina.hosts.start import StartConfig
+from esper.kasmina.hosts.configs import CustomHostConfig
+from esper.kasmina.hosts.registry import InjectionPoint
 from esper.kasmina.slots.sites import list_some
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
-from esper.leyline.imports import import_object, is_dotted
+from esper.leyline.imports import import_object
 from esper.leyline.slots import sort_slots
 from esper.leyline.topology import topology_of
-
-
-@dataclass(kw_only=True, slots=True)
-class CustomHostConfig(StartConfig):
-    """Where the function is, its keyword arguments, and where slots go."""
-
-    kind: str = "custom"
-    """Registered name of this kind: ``custom``."""
-
-    path: str
-    """``package.module:function``, importable on every rank; called with ``input_shape``, ``classes`` and the options.
-    """
-
-    options: dict[str, Any] | None = None
-    """Further keyword arguments of the function, {width: 16}; null: none."""
-
-    sites: dict[str, str]
-    """Slot id -> dotted name of the submodule whose output is the feature there, {r0c0: layer2}."""
-
-    layout: dict[str, str] | None = None
-    """Slot id -> the axes of the feature there, a letter each, {r0c0: TBC}: BCHW, BHWC, BTC, TBC, BCT, BC or another
-    order of these; of slots that are not named here they are found by varying an example. null: all are found.
-    """
-
-    may_skip: list[str] | None = None
-    """Slot ids of sites that a forward in train() may leave out (layer drop, a branch), [r1c0]; in eval() they run.
-    null: none.
-    """
-
-    def __post_init__(self) -> None:
-        StartConfig.__post_init__(self)
-        sort_slots(self.sites)
-        for slot, layout in (self.layout or {}).items():
-            topology_of(layout, f"layout.{slot}")
-        with Checks(self) as check:
-            unknown = sorted(set(self.layout or ()) - set(self.sites))
-            check("layout", not unknown, f"{', '.join(unknown)} is no slot of host.sites")
-            astray = sorted(set(self.may_skip or ()) - set(self.sites))
-            check("may_skip", not astray, f"{', '.join(astray)} is no slot of host.sites")
-            check("kind", self.kind == "custom", "must be 'custom'")
-            check("path", is_dotted(self.path), "write package.module:function")
-            check("sites", bool(self.sites), "name at least one, as {r0c0: module.name}")
-            reserved = {"input_shape", "classes"} & set(self.options or ())
-            check("options", not reserved, "input_shape and classes are given by the data; leave them out")
 
 
 def _points(sites: dict[str, str], layout: dict[str, str], may_skip: list[str]) -> tuple[InjectionPoint, ...]:
@@ -111,7 +65,6 @@ def call_builder(
     return network
 
 
-@host("custom", config=CustomHostConfig)
 def build_custom(config: CustomHostConfig, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """Builds the model at ``config.path`` and notes where its slots go.
 

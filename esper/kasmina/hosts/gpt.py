@@ -7,61 +7,21 @@ The head is tied to the token embedding (Press & Wolf 2017): one parameter under
 """
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.hosts.configs import SITES, GPTConfig
+from esper.kasmina.hosts.registry import InjectionPoint
 from esper.kasmina.hosts.resume import State, join_slots, order_indices
-from esper.kasmina.hosts.start import StartConfig
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
 from esper.leyline.slots import parse_slot
 from esper.leyline.topology import Topology
 
 INIT_STD = 0.02
-# Name in the config -> submodule of a block whose output is the feature; its index here is the slot's column.
-SITES = {"block": "", "attention": ".project", "mlp": ".down"}
 SITE_ORDER = ("attention", "mlp", "block")
-
-
-@dataclass(kw_only=True, slots=True)
-class GPTConfig(StartConfig):
-    """Shape of the GPT host."""
-
-    kind: str = "gpt"
-    """Registered name of this kind: ``gpt``."""
-
-    layers: int = 2
-    """Number of blocks."""
-
-    heads: int = 4
-    """Attention heads of each block; divides ``dim``."""
-
-    dim: int = 64
-    """Channels of the residual stream."""
-
-    block: int = 64
-    """Longest sequence, in tokens."""
-
-    tied: bool = True
-    """The head shares the token embedding's weight."""
-
-    sites: list[str] = field(default_factory=lambda: ["block"])
-    """Where each block has a slot: ``block`` (c0), ``attention`` (c1), ``mlp`` (c2); see `GPT`."""
-
-    def __post_init__(self) -> None:
-        StartConfig.__post_init__(self)
-        with Checks(self) as check:
-            check("kind", self.kind == "gpt", "this config is of kind 'gpt'")
-            for name in ("layers", "dim", "block"):
-                check(name, getattr(self, name) >= 1, "must be >= 1")
-            check("heads", self.heads >= 1 and self.dim % self.heads == 0, f"must be >= 1 and divide dim = {self.dim}")
-            sound = bool(self.sites) and set(self.sites) <= set(SITES) and len(set(self.sites)) == len(self.sites)
-            check("sites", sound, f"one or more of {', '.join(SITES)}, each once")
 
 
 def _slot(row: int, site: str) -> str:
@@ -226,7 +186,6 @@ class GPT(nn.Module):
         )
 
 
-@host("gpt", config=GPTConfig)
 def build_gpt(config: GPTConfig, *, input_shape: tuple[int, ...], classes: int) -> GPT:
     """Builds the host for token sequences; ``classes`` is the vocabulary.
 

@@ -11,16 +11,14 @@ model type instead (``gpt2``, ``llama``, ``vit``, ``resnet``) with ``hub: false`
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from esper.kasmina.hosts.registry import InjectionPoint, host
-from esper.kasmina.hosts.start import StartConfig
+from esper.kasmina.hosts.configs import HFConfig
+from esper.kasmina.hosts.registry import InjectionPoint
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
 
 # By model type of transformers: whole names of the modules that are blocks.
 FAMILIES = {
@@ -32,32 +30,6 @@ FAMILIES = {
     "vit": r"vit\.(encoder\.)?layers?\.\d+",
     "resnet": r"resnet\.encoder\.stages\.\d+\.layers\.[1-9]\d*",
 }
-
-
-@dataclass(kw_only=True, slots=True)
-class HFConfig(StartConfig):
-    """A model of transformers; needs the extra ``hf``."""
-
-    kind: str = "hf"
-    """Registered name of this kind: ``hf``."""
-
-    path: str
-    """A folder with ``config.json``, a model type such as gpt2, or with ``hub`` a name on the hub."""
-
-    hub: bool = False
-    """Whether a ``path`` that is no folder is looked up on the hub, which needs a network."""
-
-    options: dict[str, Any] | None = None
-    """Settings of the model's own config, {n_layer: 2}; null: as they are."""
-
-    sites: str | None = None
-    """Regular expression for whole names of the modules that get a slot; null: the blocks, of a known family."""
-
-    def __post_init__(self) -> None:
-        StartConfig.__post_init__(self)
-        with Checks(self) as check:
-            check("kind", self.kind == "hf", "this config is of kind 'hf'")
-            check("path", self.path.strip() != "", "a folder with config.json, or a model type such as gpt2")
 
 
 def load_transformers() -> Any:
@@ -144,7 +116,6 @@ def find_names(model: nn.Module, pattern: str | None, family: str) -> tuple[str,
     return names
 
 
-@host("hf", config=HFConfig)
 def build_hf(config: HFConfig, *, input_shape: tuple[int, ...], classes: int) -> HFHost:
     """Builds the model with random weights.
 

@@ -1,20 +1,22 @@
 """Built-in hosts: the networks that growth begins from, by kind.
 
 A host is a plain ``nn.Module`` with ``injection_points()``. To add one: write its config dataclass (with a field
-``kind: str`` whose default is the registered kind) and a builder, register both with `host`, and add
+``kind: str`` whose default is the registered kind) and its row in `esper.kasmina.hosts.configs`, which needs no torch,
+a builder in a module of its own, and
 ``conf/host/<kind>.yaml`` (``defaults: [/ItsConfig@_here_, _self_]`` and ``kind: <kind>``).
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from esper.leyline.errors import ConfigError
 from esper.leyline.slots import sort_slots
 from esper.leyline.topology import Topology
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,7 @@ class Host(Protocol):
 class Build(Protocol):
     """Builds a host from its config; initial weights come from torch's global generator, seeded by the caller."""
 
-    def __call__(self, config: Any, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def __call__(self, config: Any, *, input_shape: tuple[int, ...], classes: int) -> "nn.Module":
         """Builds the host.
 
         Args:
@@ -71,7 +73,7 @@ class HostKind:
 
 HOSTS: dict[str, HostKind] = {}
 
-Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+Builder = TypeVar("Builder", bound="Callable[..., nn.Module]")
 
 
 def host(kind: str, *, config: type) -> Callable[[Builder], Builder]:
@@ -108,7 +110,7 @@ def host_config_class(kind: str) -> type:
     return _kind(kind).config
 
 
-def build_host(config: Any, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def build_host(config: Any, input_shape: tuple[int, ...], classes: int) -> "nn.Module":
     """Builds a host; initial weights come from torch's global generator, which the caller seeds.
 
     Args:

@@ -10,40 +10,18 @@ but not equal to it; running statistics are averaged over ranks at every tick an
 operation works in place, so that a slot's feature is what the module returned.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from esper.kasmina.hosts.registry import InjectionPoint, host
+from esper.kasmina.hosts.configs import ResNet20Config
+from esper.kasmina.hosts.registry import InjectionPoint
 from esper.kasmina.hosts.resume import Chain
-from esper.kasmina.hosts.start import StartConfig
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
 from esper.leyline.topology import Topology
 
 STAGES = 3
 BLOCKS = 3  # of each stage
 SMALLEST = 5  # pixels a side; 2x2 remain in the last stage, so that BatchNorm can take a batch of one sample
-
-
-@dataclass(kw_only=True, slots=True)
-class ResNet20Config(StartConfig):
-    """Shape of the residual host."""
-
-    kind: str = "resnet20"
-    """Registered name of this kind: ``resnet20``."""
-
-    width: int = 16
-    """Channels of the first stage; the next two have twice and four times as many. 16 in the paper; 4 is the
-    quarter-width network.
-    """
-
-    def __post_init__(self) -> None:
-        StartConfig.__post_init__(self)
-        with Checks(self) as check:
-            check("kind", self.kind == "resnet20", "this config is of kind 'resnet20'")
-            check("width", self.width >= 1, "must be >= 1")
 
 
 class BasicBlock(nn.Module):
@@ -123,7 +101,6 @@ class ResNet20(Chain):
         )
 
 
-@host("resnet20", config=ResNet20Config)
 def build_resnet20(config: ResNet20Config, *, input_shape: tuple[int, ...], classes: int) -> ResNet20:
     """Builds the host for images.
 

@@ -1,1 +1,1 @@
-"""What has imported torch before a rank begins: the process that forks ranks."""
+"""What is started ahead of a run: the process that will be torchrun's agent, and the one that forks its ranks."""

@@ -20,7 +20,7 @@ from esper.leyline.errors import EsperError
 from esper.run.assembly import build_grown
 from esper.tolaria.data import load_data
 from esper.tolaria.ranks.config import Device
-from esper.tolaria.tasks import bind
+from esper.tolaria.tasks.bind import bind
 
 
 def try_parts(config: EsperConfig) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from esper.config.tree import EsperConfig
-from esper.run.start.origin import find_origin, write_origin
+from esper.run.start.origin import find_origin
+from esper.run.start.record import write_origin
 from esper.run.start.weights import load_weights_from
 from esper.tolaria.ranks.handshake import shake_hands
 from esper.tolaria.training.engine import Engine

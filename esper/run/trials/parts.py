@@ -20,7 +20,7 @@ from esper.kasmina.streams import undisturbed
 from esper.run.assembly import build_grown, chance_of, make_terms
 from esper.run.trials.config import trial_config
 from esper.tolaria.data import BatchPlan, Bundle, load_data
-from esper.tolaria.tasks import bind
+from esper.tolaria.tasks.bind import bind
 from esper.tolaria.training.length import plan_batches
 
 

@@ -11,11 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from esper.leyline.files import write_whole
-from esper.run.using.evaluation import evaluate_run, predict_run
-from esper.run.using.starting import write_project
 
 WIDE = 120  # columns where the output is no terminal
 
@@ -39,6 +35,10 @@ def add_using(parsers: Any) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from esper.run.using.evaluation import evaluate_run
+
     run = given.run.absolute()
     found = evaluate_run(run, at=given.at, part=given.part, settings=given.data, trusted=given.trust)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -51,11 +51,15 @@ def _evaluate(given: argparse.Namespace) -> int:
 
 
 def _init(given: argparse.Namespace) -> int:
+    from esper.run.using.starting import write_project
+
     print("\n".join(write_project(given.folder, given.task)), flush=True)
     return 0
 
 
 def _predict(given: argparse.Namespace) -> int:
+    from esper.run.using.evaluation import predict_run
+
     print(predict_run(given.run.absolute(), given.input, given.output, at=given.at, trusted=given.trust), flush=True)
     return 0
 

@@ -32,7 +32,7 @@ from esper.tolaria.data import load_data
 from esper.tolaria.data.parts import PART_NAMES, Bundle
 from esper.tolaria.ranks.config import Device
 from esper.tolaria.ranks.world import World
-from esper.tolaria.tasks import bind
+from esper.tolaria.tasks.bind import bind
 from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.result import read_part
 

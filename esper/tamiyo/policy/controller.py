@@ -7,53 +7,21 @@ earlier ticks, is in its state, so a resumed run decides bit for bit as the unin
 
 import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from esper.leyline.commands import Command
-from esper.leyline.fields import Checks
 from esper.leyline.observation import Observation
 from esper.leyline.plain import from_plain, to_plain
 from esper.tamiyo.common import check_observation
 from esper.tamiyo.policy.agent import Decision
 from esper.tamiyo.policy.arrays import arrays_of, stack, to_batch
 from esper.tamiyo.policy.checkpoint import load_policy
+from esper.tamiyo.policy.config import Mode, PolicyConfig
 from esper.tamiyo.policy.memory import Memory
 from esper.tamiyo.policy.options import to_commands
-from esper.tamiyo.registry import register
-
-
-class Mode(StrEnum):
-    """How a policy chooses.
-
-    GREEDY: the likeliest option of each head. SAMPLED: each option as often as its probability says.
-    """
-
-    GREEDY = "greedy"
-    SAMPLED = "sampled"
-
-
-@dataclass(kw_only=True, slots=True)
-class PolicyConfig:
-    """Which policy, and how it chooses."""
-
-    kind: str = "policy"
-    """Registered name of this kind: ``policy``."""
-
-    checkpoint: str | None = None
-    """File of a trained policy; it holds no code. null: the one that comes with this package."""
-
-    mode: Mode = Mode.GREEDY
-    """``greedy``: the likeliest option of each head; ``sampled``: drawn, as while it was trained, from the run's
-    seed.
-    """
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("kind", self.kind == "policy", "must be 'policy'")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,7 +55,6 @@ def _draws(seed: int, tick: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(word, "big") >> 1)
 
 
-@register("policy", PolicyConfig)
 class PolicyController:
     """Lets a trained policy decide."""
 

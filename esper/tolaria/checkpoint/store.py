@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import torch
-
 from esper.leyline.errors import CheckpointError
 from esper.leyline.files import Hashed, RunDir, sync, write_json, write_synced
 from esper.leyline.plain import from_plain, to_plain
@@ -153,6 +151,8 @@ class CheckpointStore:
         """
         folder = self._temporary(step)
         folder.mkdir(parents=True, exist_ok=True)
+        import torch  # here, since the launcher looks at checkpoints without it
+
         written = Hashed()
         write_synced(folder / name, lambda file: torch.save(payload, cast(BinaryIO, written.onto(file))))
         self._written[step, name] = FileEntry(bytes=written.bytes, sha256=written.sha256)
@@ -270,6 +270,8 @@ class CheckpointStore:
     def load(self, step: int, name: str) -> dict[str, Any]:
         """Loads one file of a verified checkpoint, with its tensors on the CPU."""
         path = self.path(step) / name
+        import torch
+
         try:
             payload: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:

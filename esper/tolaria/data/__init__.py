@@ -1,19 +1,32 @@
-"""Data sets in four disjoint parts, and which sample is seen on which rank at which step."""
+"""Data sets in four disjoint parts, and which sample is seen on which rank at which step.
 
-from esper.tolaria.data.augment import Augment
-from esper.tolaria.data.corpus import PySourceConfig, TextConfig
-from esper.tolaria.data.digits import DigitsConfig
-from esper.tolaria.data.images import Cifar10Config, ImagesConfig
-from esper.tolaria.data.own.custom import CustomDataConfig, Data
-from esper.tolaria.data.own.hf import HFDataConfig
-from esper.tolaria.data.own.table import TableConfig
-from esper.tolaria.data.own.tokens import TokensConfig
-from esper.tolaria.data.parts import Bundle, Part
-from esper.tolaria.data.phases import loading  # noqa: F401, it registers
-from esper.tolaria.data.phases.config import DigitsPhasesConfig, TextPhasesConfig
-from esper.tolaria.data.recall import RecallConfig
-from esper.tolaria.data.registry import DATASETS, DataConfig, data_config_class, load_data, register
-from esper.tolaria.data.sampler import BatchPlan, draw, eval_shards, microbatches, shard
+Their settings come without torch; loaders and samplers are imported when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from esper.leyline.imports import export_later
+from esper.tolaria.data.configs import (
+    Augment,
+    Cifar10Config,
+    CustomDataConfig,
+    DigitsConfig,
+    DigitsPhasesConfig,
+    HFDataConfig,
+    ImagesConfig,
+    PySourceConfig,
+    RecallConfig,
+    TableConfig,
+    TextConfig,
+    TextPhasesConfig,
+    TokensConfig,
+)
+from esper.tolaria.data.registry import DATASETS, DataConfig, data_config_class, register
+
+if TYPE_CHECKING:
+    from esper.tolaria.data.own.custom import Data
+    from esper.tolaria.data.parts import Bundle, Part, load_data
+    from esper.tolaria.data.sampler import BatchPlan, draw, eval_shards, microbatches, shard
 
 __all__ = [
     "DATASETS",
@@ -43,3 +56,9 @@ __all__ = [
     "register",
     "shard",
 ]
+__getattr__ = export_later(
+    __name__,
+    {"Data": "own.custom"}
+    | dict.fromkeys(("Bundle", "Part", "load_data"), "parts")
+    | dict.fromkeys(("BatchPlan", "draw", "eval_shards", "microbatches", "shard"), "sampler"),
+)

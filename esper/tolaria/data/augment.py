@@ -4,21 +4,15 @@ A sample is augmented the same way in whatever batch, on whatever rank and in wh
 on N ranks equals training on one, and a resumed run sees what the uninterrupted one saw.
 """
 
-from enum import StrEnum
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esper.tolaria.data.configs import Augment
 from esper.tolaria.data.hashing import hash_positions
 
-
-class Augment(StrEnum):
-    """The augmentation of training images. CROP_FLIP shifts by up to ``crop_pad`` pixels, and mirrors half of them."""
-
-    NONE = "none"
-    CROP_FLIP = "crop_flip"
+__all__ = ["Augment", "crop_flip"]
 
 
 def crop_flip(x_NCHW: Tensor, ids: Tensor, *, seed: int, epoch: int, pad: int) -> Tensor:

@@ -20,108 +20,17 @@ import xxhash
 from torch import Tensor
 
 from esper.leyline.errors import DataError
-from esper.leyline.fields import Checks
 from esper.tolaria.data.clusters import deal_whole
+from esper.tolaria.data.configs import PySourceConfig, TextCluster, TextConfig
 from esper.tolaria.data.hashing import hashed_order
 from esper.tolaria.data.parts import Bundle, BytePart, make_bundle
-from esper.tolaria.data.registry import DataConfig, data_file, data_root, register
+from esper.tolaria.data.registry import DataConfig, data_file, data_root
 from esper.tolaria.data.task import Task
-from esper.tolaria.data.windows import (
-    TextCluster,
-    cut_documents,
-    cut_windows,
-    find_documents,
-    map_text,
-    why_no_pattern,
-)
+from esper.tolaria.data.windows import cut_documents, cut_windows, find_documents, map_text
 
 STRETCH = 32  # neighbouring windows that are dealt together
 VOCABULARY = 256
 LARGE = 2**24  # bytes of a file from which on it is mapped into memory rather than read
-
-
-@dataclass(kw_only=True, slots=True)
-class PySourceConfig(DataConfig):
-    """Source code of the running Python's own standard library; needs no download. Another Python is another corpus."""
-
-    kind: str = "pysource"
-    """Registered name of this kind: ``pysource``."""
-
-    block: int = 64
-    """Bytes that the model sees of a sample."""
-
-    max_bytes: int = 1_000_000
-    """Size of the corpus in bytes, at most."""
-
-    validation: int = 512
-    """Samples in the validation part; the rest is for training."""
-
-    probe: int = 1024
-    """Samples in the probe part, from which evidence is drawn."""
-
-    test: int = 1024
-    """Samples in the test part."""
-
-    cluster: TextCluster = TextCluster.WINDOW
-    """Samples that may depend on each other: ``window``, each is its own cluster; ``document``, those of a source file,
-    which is then dealt whole, so that parts may be larger than asked for.
-    """
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            check("test", self.test >= 2, "samples, must be >= 2")
-            check("block", self.block >= 1, "bytes, must be >= 1")
-            check("max_bytes", self.max_bytes >= 1, "must be >= 1")
-
-
-@dataclass(kw_only=True, slots=True)
-class TextConfig(DataConfig):
-    """A folder with train.txt and test.txt, or folders train/ and test/ of .txt files. ``root`` null: the folder
-    wikitext2 below the one that ESPER_DATA names."""
-
-    kind: str = "text"
-    """Registered name of this kind: ``text``."""
-
-    root: str | None = None
-    """Folder with train.txt and test.txt, or with folders train and test of .txt files; null: wikitext2 below the
-    folder that ESPER_DATA names. A single file of 16 MiB or more is mapped into memory that ranks share, unless its
-    documents are clusters: it must stay as it is during the run.
-    """
-
-    block: int = 64
-    """Bytes that the model sees of a sample."""
-
-    max_bytes: int | None = None
-    """Bytes read of train and of test at most; null: all."""
-
-    validation: int = 512
-    """Samples cut from train.txt for the validation part."""
-
-    probe: int = 1024
-    """Samples cut from train.txt for the probe part, from which evidence is drawn."""
-
-    cluster: TextCluster = TextCluster.WINDOW
-    """Samples that may depend on each other: ``window``, each is its own cluster; ``document``, those of one document,
-    which is then dealt whole, so that parts may be larger than asked for. A file of the folder train is a document, or
-    what ``document_start`` finds in train.txt.
-    """
-
-    document_start: str | None = None
-    """Regular expression that matches where a document begins, ^ at each line: '^ = [^=]' for the articles of WikiText;
-    null: a file is one document.
-    """
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            documents = self.cluster is TextCluster.DOCUMENT
-            check("document_start", self.document_start is None or documents, "needs data.cluster=document")
-            problem = why_no_pattern(self.document_start)
-            check("document_start", not problem, f"is no regular expression that finds a place in text: {problem}")
-            check("block", self.block >= 1, "bytes, must be >= 1")
-            check("root", self.root != "", "must name a folder, or null for the one below ESPER_DATA")
-            check("max_bytes", self.max_bytes is None or self.max_bytes >= 1, "must be >= 1, or null for all")
 
 
 def deal(config: DataConfig, windows: Tensor, held: dict[str, int], what: str) -> dict[str, Tensor]:
@@ -183,7 +92,6 @@ def standard_library(root: Path, max_bytes: int) -> tuple[list[bytes], list[dict
     return corpus, record
 
 
-@register(PySourceConfig)
 def load_pysource(config: PySourceConfig) -> Bundle:
     """Reads the standard library; x and y are int64 [N, block]."""
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -199,7 +107,6 @@ def load_pysource(config: PySourceConfig) -> Bundle:
     return _bundle(config, _deal(config, corpus, documents, held, str(root)), record)
 
 
-@register(TextConfig)
 def load_text(config: TextConfig) -> Bundle:
     """Reads both files, or both folders; x and y are int64 [N, block]."""
     layout = "train.txt and test.txt (plain text, read as bytes), or folders train and test of such files"

@@ -5,7 +5,6 @@ Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
 
 import gzip
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +12,12 @@ import torch
 from torch import Tensor
 
 from esper.leyline.errors import DataError
-from esper.leyline.fields import Checks
+from esper.tolaria.data.configs import DigitsConfig
+from esper.tolaria.data.hashing import split_order
 from esper.tolaria.data.images import channel_statistics
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
-from esper.tolaria.data.registry import DataConfig, register, split_order
 from esper.tolaria.data.task import Task
-
-
-@dataclass(kw_only=True, slots=True)
-class DigitsConfig(DataConfig):
-    """scikit-learn's digits; needs no download."""
-
-    kind: str = "digits"
-    """Registered name of this kind: ``digits``."""
-
-    validation: int = 240
-    """Samples in the validation part; the rest of 1,797 is for training."""
-
-    probe: int = 384
-    """Samples in the probe part, from which evidence is drawn."""
-
-    test: int = 300
-    """Samples in the test part."""
-
-    label_noise: float = 0.0
-    """Share of the training labels that are wrong, 0 to 1."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            check("test", self.test >= 2, "samples, must be >= 2")
-            check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
@@ -69,7 +42,6 @@ def read_digits() -> tuple[Tensor, Tensor]:
     return rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1].long()
 
 
-@register(DigitsConfig)
 def load_digits(config: DigitsConfig) -> Bundle:
     """Reads the digits; x is float32 [N, 1, 8, 8] with the training part's mean 0 and deviation 1."""
     images, labels = read_digits()

@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from esper.leyline.errors import DataError
 from esper.leyline.plain import digest62
+from esper.tolaria.data.registry import DataConfig
 
 _GOLDEN = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)
 _MIX_1 = np.array([0xBF58476D1CE4E5B9], dtype=np.uint64)
@@ -44,3 +46,17 @@ def seeded_order(size: int, *key: int | str) -> Tensor:
     generator = torch.Generator()
     generator.manual_seed(digest62(list(key)))
     return torch.randperm(size, generator=generator)
+
+
+def split_order(config: DataConfig, size: int, needed: int, what: str) -> Tensor:
+    """The order in which ``size`` units are dealt to parts, int64 [size]; a pure function of ``split_seed``.
+
+    Raises:
+        DataError: after the ``needed`` units of the other parts, fewer than 2 are left for training.
+    """
+    if size < needed + 2:
+        raise DataError(
+            f"data={config.kind}: {what} has {size} samples, but the other parts take {needed} and training needs 2; "
+            "make those parts smaller (data.validation, data.probe) or bring more data"
+        )
+    return hashed_order(size, "split", config.split_seed)

@@ -6,9 +6,8 @@ computed from a histogram of the bytes in whole numbers, so they do not depend o
 
 import io
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,106 +15,19 @@ import xxhash
 from torch import Tensor
 
 from esper.leyline.errors import ConfigError, DataError
-from esper.leyline.fields import Checks
-from esper.tolaria.data.augment import Augment
 from esper.tolaria.data.clusters import deal_whole
+from esper.tolaria.data.configs import ImagesConfig
+from esper.tolaria.data.hashing import split_order
 from esper.tolaria.data.image_clusters import read_clusters
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, ImagePart, make_bundle
-from esper.tolaria.data.registry import DataConfig, data_file, data_root, register, split_order
+from esper.tolaria.data.registry import data_file, data_root
 from esper.tolaria.data.task import Task
 
 _FIX = (
     'mkdir -p FOLDER && python -c "import datasets; '
     "[part.to_parquet(f'FOLDER/{name}.parquet') for name, part in datasets.load_dataset('HUB').items()]\""
 )
-
-
-@dataclass(kw_only=True, slots=True)
-class ImagesConfig(DataConfig):
-    """Any image Parquet: a folder with train.parquet and test.parquet; all images of one size."""
-
-    folder: ClassVar[str | None] = None
-    hub: ClassVar[str] = "NAME"
-
-    kind: str = "images"
-    """Registered name of this kind: ``images``."""
-
-    root: str | None = None
-    """Folder with train.parquet and test.parquet; null: the data set's own folder below the one that ESPER_DATA names,
-    where it has one.
-    """
-
-    image_column: str = "image"
-    """Column of the images, struct{bytes, path}; often ``img`` or ``image``."""
-
-    label_column: str = "label"
-    """Column of the labels, integers from 0 to classes - 1."""
-
-    classes: int = 10
-    """Number of labels."""
-
-    channels: int = 3
-    """3: images are read as RGB. 1: as grey."""
-
-    validation: int = 2000
-    """Images cut from train.parquet for the validation part."""
-
-    probe: int = 2000
-    """Images cut from train.parquet for the probe part, from which evidence is drawn."""
-
-    max_train: int | None = None
-    """Training images at most; null: all that are left."""
-
-    augment: Augment = Augment.NONE
-    """What happens to training images: ``none``, or ``crop_flip`` (shifted by up to ``crop_pad`` pixels, and every
-    second one mirrored).
-    """
-
-    crop_pad: int = 4
-    """Pixels by which crop_flip shifts at most."""
-
-    label_noise: float = 0.0
-    """Share of the training labels that are wrong, 0 to 1."""
-
-    cluster_column: str | None = None
-    """Column of train.parquet that names what an image belongs to, such as its patient. Images of one cluster are dealt
-    to one part, which may then be larger than asked for. null: each image is its own, unless another field says.
-    """
-
-    cluster_csv: str | None = None
-    """File in the data set's folder that says the same: a CSV with a header and the columns path and cluster."""
-
-    cluster_folder: int | None = None
-    """Level of the folder in an image's path that says the same: 0 is the first, -1 the one that holds the file."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            check("root", self.root != "", "must name a folder, or null for the one below ESPER_DATA")
-            check("classes", self.classes >= 2, "must be >= 2")
-            check("channels", self.channels in (1, 3), "must be 3 (RGB) or 1 (grey)")
-            check("max_train", self.max_train is None or self.max_train >= 2, "images, must be >= 2, or null for all")
-            check("crop_pad", self.crop_pad >= 1, "pixels, must be >= 1")
-            check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
-            for name in ("cluster_column", "cluster_csv"):
-                check(name, getattr(self, name) != "", "must name one, or null")
-            said = [self.cluster_column, self.cluster_csv, self.cluster_folder]
-            once = sum(value is not None for value in said) <= 1
-            check("cluster_column", once, "at most one of cluster_column, cluster_csv and cluster_folder")
-
-
-@dataclass(kw_only=True, slots=True)
-class Cifar10Config(ImagesConfig):
-    """CIFAR-10 in Parquet. ``root`` null: the folder cifar10 below the one that ESPER_DATA names."""
-
-    folder: ClassVar[str | None] = "cifar10"
-    hub: ClassVar[str] = "uoft-cs/cifar10"
-
-    kind: str = "cifar10"
-    """Registered name of this kind: ``cifar10``."""
-
-    image_column: str = "img"
 
 
 def channel_statistics(images_NCHW: Tensor, kind: str) -> tuple[list[float], list[float]]:
@@ -243,8 +155,6 @@ def _file_entry(path: Path) -> dict[str, Any]:
     return {"path": path.name, "bytes": path.stat().st_size, "xxh3_64": hasher.hexdigest()}
 
 
-@register(Cifar10Config)
-@register(ImagesConfig)
 def load_images(config: ImagesConfig) -> Bundle:
     """Reads both files; x is float32 [N, C, H, W] with the training part's mean 0 and deviation 1 per channel."""
     layout = (

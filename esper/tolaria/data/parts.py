@@ -18,10 +18,11 @@ import xxhash
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from esper.leyline.errors import DataError
+from esper.leyline.errors import ConfigError, DataError
 from esper.tolaria.data.augment import Augment, crop_flip
 from esper.tolaria.data.clusters import Clusters
 from esper.tolaria.data.own.ahead import Ahead, Request
+from esper.tolaria.data.registry import DataConfig, data_entry
 from esper.tolaria.data.task import Task
 
 PIECE = 2**16  # windows of text that are digested at a time
@@ -273,3 +274,16 @@ def make_bundle(
         workers=workers,
         phased=phased,
     )
+
+
+def load_data(config: DataConfig) -> Bundle:
+    """Loads a data set. The same config and files give the same parts and digest in every process.
+
+    Raises:
+        ConfigError: the kind is unknown, or the config's class belongs to another kind.
+        DataError: the data is absent or malformed; the text says what is expected and what to do.
+    """
+    config_class, loader = data_entry(config.kind)
+    if type(config) is not config_class:
+        raise ConfigError(f"data.kind = {config.kind!r}: needs {config_class.__name__}, got {type(config).__name__}")
+    return loader(config)

@@ -15,87 +15,18 @@ shallow gains little from more time, and depth that is grown into it helps late,
 keys are no such test: one layer can learn all ways in which a handful of links can be read.
 """
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from esper.leyline.errors import DataError
-from esper.leyline.fields import Checks
+from esper.tolaria.data.configs import RecallConfig
 from esper.tolaria.data.hashing import hash_positions
 from esper.tolaria.data.noise import with_label_noise
 from esper.tolaria.data.parts import Bundle, Part, make_bundle
-from esper.tolaria.data.registry import DataConfig, register
 from esper.tolaria.data.task import Task
 
 BLANK = 0  # the target where nothing is asked; no input has it
-
-
-@dataclass(kw_only=True, slots=True)
-class RecallConfig(DataConfig):
-    """Look-ups that lead from key to key to a value; made by a formula, of any length and number."""
-
-    kind: str = "recall"
-    """Registered name of this kind: ``recall``."""
-
-    hops: int = 2
-    """Links of a chain: look-ups from its first key to its value."""
-
-    chains: int = 3
-    """Chains of links in a sample, each with a value of its own."""
-
-    values: int = 4
-    """Values that a chain may end in, each as likely as the others."""
-
-    keys: int = 6
-    """Keys there are; at least ``hops`` x ``chains``, which a sample uses, each once."""
-
-    questions: int = 6
-    """Questions at the end of a sample; each asks from a key drawn at random."""
-
-    train: int = 4096
-    """Samples in the training part."""
-
-    validation: int = 256
-    """Samples in the validation part."""
-
-    probe: int = 512
-    """Samples in the probe part, from which evidence is drawn."""
-
-    test: int = 512
-    """Samples in the test part."""
-
-    label_noise: float = 0.0
-    """Share of the training answers that are wrong, 0 to 1."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of a sample: one for each link and each question."""
-        return self.hops * self.chains + self.questions
-
-    @property
-    def vocabulary(self) -> int:
-        """Tokens there are: the blank, the values, the keys, links from key to key, links from key to value."""
-        return 1 + (self.values + self.keys) * (1 + self.keys)
-
-    @property
-    def chance(self) -> float:
-        """Loss, in nats per sample, of whoever knows everything but does not read the links."""
-        return self.questions / self.length * math.log(self.values)
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            for name in ("hops", "chains", "questions"):
-                check(name, getattr(self, name) >= 1, "must be >= 1")
-            check("values", self.values >= 2, "must be >= 2")
-            used = self.hops * self.chains
-            check("keys", self.keys >= used, f"must be >= {used}, data.hops x data.chains")
-            for name in ("train", "test"):
-                check(name, getattr(self, name) >= 2, "samples, must be >= 2")
-            check("label_noise", 0 <= self.label_noise <= 1, "share of the training answers, must be 0 to 1")
 
 
 class RecallPart(Part):
@@ -162,7 +93,6 @@ def follow_links(tokens: Tensor, config: RecallConfig) -> Tensor:
     return torch.cat([torch.full((len(tokens), links), BLANK), at], 1)
 
 
-@register(RecallConfig)
 def load_recall(config: RecallConfig) -> Bundle:
     """Makes the samples; x and y are int64 [N, T]. No sequence is in two parts, nor twice in one.
 

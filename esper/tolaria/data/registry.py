@@ -1,7 +1,7 @@
-"""Data sets by name: a loader registers itself with its config class; `load_data` finds it by ``config.kind``.
+"""Data sets by name: a loader is registered with its config class; `load_data` finds it by ``config.kind``.
 
-To add a data set: subclass `DataConfig` with a ``kind``, write ``loader(config) -> Bundle`` under
-``@register(YourConfig)``, import the module in `esper.tolaria.data`, and add ``conf/data/<kind>.yaml``
+To add a data set: subclass `DataConfig` with a ``kind`` in `esper.tolaria.data.configs`, which needs no torch, write
+``loader(config) -> Bundle`` in a module of its own, name it in that file's LOADERS, and add ``conf/data/<kind>.yaml``
 (``defaults: [/YourConfig@_here_, _self_]`` and ``kind: <kind>``).
 """
 
@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from esper.leyline.errors import ConfigError, DataError
 from esper.leyline.fields import Checks
-from esper.tolaria.data.hashing import hashed_order
-from esper.tolaria.data.parts import Bundle
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,13 +39,13 @@ class DataConfig:
             check(name, getattr(self, name) >= 2, "samples, must be >= 2")
 
 
-Loader = Callable[[Any], Bundle]
+Loader = Callable[[Any], Any]  # config -> Bundle
 C = TypeVar("C", bound=DataConfig)
 
 DATASETS: dict[str, tuple[type[DataConfig], Loader]] = {}
 
 
-def register(config_class: type[C]) -> Callable[[Callable[[C], Bundle]], Callable[[C], Bundle]]:
+def register(config_class: type[C]) -> Callable[[Loader], Loader]:
     """Registers a loader under the default of its config class's ``kind``.
 
     Raises:
@@ -61,14 +57,19 @@ def register(config_class: type[C]) -> Callable[[Callable[[C], Bundle]], Callabl
     if name in DATASETS:
         raise ConfigError(f"data set {name!r} is registered already; names taken: {', '.join(sorted(DATASETS))}")
 
-    def decorate(loader: Callable[[C], Bundle]) -> Callable[[C], Bundle]:
+    def decorate(loader: Loader) -> Loader:
         DATASETS[name] = (config_class, loader)
         return loader
 
     return decorate
 
 
-def _entry(kind: str) -> tuple[type[DataConfig], Loader]:
+def data_entry(kind: str) -> tuple[type[DataConfig], Loader]:
+    """Config class and loader of a data set.
+
+    Raises:
+        ConfigError: unknown name; the text lists the known ones.
+    """
     if kind not in DATASETS:
         raise ConfigError(f"data.kind = {kind!r}: unknown data set; known are {', '.join(sorted(DATASETS))}")
     return DATASETS[kind]
@@ -80,20 +81,7 @@ def data_config_class(kind: str) -> type[DataConfig]:
     Raises:
         ConfigError: unknown name; the text lists the known ones.
     """
-    return _entry(kind)[0]
-
-
-def load_data(config: DataConfig) -> Bundle:
-    """Loads a data set. The same config and files give the same parts and digest in every process.
-
-    Raises:
-        ConfigError: the kind is unknown, or the config's class belongs to another kind.
-        DataError: the data is absent or malformed; the text says what is expected and what to do.
-    """
-    config_class, loader = _entry(config.kind)
-    if type(config) is not config_class:
-        raise ConfigError(f"data.kind = {config.kind!r}: needs {config_class.__name__}, got {type(config).__name__}")
-    return loader(config)
+    return data_entry(kind)[0]
 
 
 def data_root(config: DataConfig, root: str | None, folder: str | None, layout: str, fix: str) -> Path:
@@ -138,17 +126,3 @@ def data_file(folder: Path, name: str, layout: str, fix: str) -> Path:
             f"{path}: no such file; expected {layout} in {folder}; to fill it: {fix.replace('FOLDER', str(folder))}"
         )
     return path
-
-
-def split_order(config: DataConfig, size: int, needed: int, what: str) -> Tensor:
-    """The order in which ``size`` units are dealt to parts, int64 [size]; a pure function of ``split_seed``.
-
-    Raises:
-        DataError: after the ``needed`` units of the other parts, fewer than 2 are left for training.
-    """
-    if size < needed + 2:
-        raise DataError(
-            f"data={config.kind}: {what} has {size} samples, but the other parts take {needed} and training needs 2; "
-            "make those parts smaller (data.validation, data.probe) or bring more data"
-        )
-    return hashed_order(size, "split", config.split_seed)

@@ -4,28 +4,11 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-class TextCluster(StrEnum):
-    """WINDOW: each is its own cluster, and is dealt by itself. DOCUMENT: those of one document belong together."""
-
-    WINDOW = "window"
-    DOCUMENT = "document"
-
-
-def why_no_pattern(pattern: str | None) -> str:
-    """Why a regular expression cannot say where documents begin; empty if it can."""
-    try:
-        empty = pattern is not None and re.compile(pattern.encode(), re.MULTILINE).search(b"") is not None
-    except re.error as error:
-        return str(error)
-    return "it matches empty text" if empty else ""
 
 
 def cut_windows(corpus: bytes | Tensor, block: int) -> Tensor:

@@ -1,16 +1,29 @@
-"""Tasks: what a run learns from its data, and what it is judged by."""
+"""Tasks: what a run learns from its data, and what it is judged by.
 
-from esper.tolaria.tasks.bind import bind
-from esper.tolaria.tasks.custom import CustomTaskConfig
-from esper.tolaria.tasks.labels import ClassificationConfig, LabelTask, LanguageConfig, OfDataConfig
-from esper.tolaria.tasks.masked import MaskedLanguageConfig
-from esper.tolaria.tasks.multilabel import MultiLabelConfig
-from esper.tolaria.tasks.numbers import RegressionConfig
-from esper.tolaria.tasks.pairs import ContrastiveConfig
-from esper.tolaria.tasks.phased import PhasedTask
-from esper.tolaria.tasks.positions import SegmentationConfig, SequenceConfig
+Their settings come without torch; the tasks are imported when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from esper.leyline.imports import export_later
+from esper.tolaria.tasks.configs import (
+    ClassificationConfig,
+    ContrastiveConfig,
+    CustomTaskConfig,
+    LanguageConfig,
+    MaskedLanguageConfig,
+    MultiLabelConfig,
+    OfDataConfig,
+    RegressionConfig,
+    SegmentationConfig,
+    SequenceConfig,
+)
 from esper.tolaria.tasks.registry import TASKS, build_task, register, task_config_class
-from esper.tolaria.tasks.task import Metric, Scores, Task
+
+if TYPE_CHECKING:
+    from esper.tolaria.tasks.labels import LabelTask
+    from esper.tolaria.tasks.phased import PhasedTask
+    from esper.tolaria.tasks.task import Metric, Scores, Task
 
 __all__ = [
     "TASKS",
@@ -29,8 +42,10 @@ __all__ = [
     "SegmentationConfig",
     "SequenceConfig",
     "Task",
-    "bind",
     "build_task",
     "register",
     "task_config_class",
 ]
+__getattr__ = export_later(
+    __name__, {"LabelTask": "labels", "PhasedTask": "phased"} | dict.fromkeys(("Metric", "Scores", "Task"), "task")
+)

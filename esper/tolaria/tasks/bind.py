@@ -11,7 +11,8 @@ from esper.leyline.errors import ConfigError
 from esper.tolaria.data.clusters import Clusters
 from esper.tolaria.data.over import LeadingPart
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part
-from esper.tolaria.tasks.labels import LabelTask, OfDataConfig
+from esper.tolaria.tasks.configs import OfDataConfig
+from esper.tolaria.tasks.labels import LabelTask
 from esper.tolaria.tasks.positions import PositionTask
 from esper.tolaria.tasks.registry import build_task
 from esper.tolaria.tasks.targets import Weighted

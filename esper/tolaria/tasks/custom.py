@@ -7,39 +7,15 @@ options: {scale: 2.0}
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
-from esper.leyline.imports import import_object, is_dotted
+from esper.leyline.imports import import_object
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.tasks.registry import register
+from esper.tolaria.tasks.configs import CustomTaskConfig
 from esper.tolaria.tasks.task import Task
 
 
-@dataclass(kw_only=True, slots=True)
-class CustomTaskConfig:
-    """Where the class is, and its keyword arguments."""
-
-    kind: str = "custom"
-    """Registered name of this kind: ``custom``."""
-
-    path: str
-    """``package.module:Class``, importable on every rank: a subclass of `esper.Task`, or a function that returns one.
-    """
-
-    options: dict[str, Any] | None = None
-    """Keyword arguments, {scale: 2.0}; ``bundle``, the data, is given besides where the class takes it. null: none."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("kind", self.kind == "custom", "must be 'custom'")
-            check("path", is_dotted(self.path), "write package.module:Class")
-            check("options", "bundle" not in (self.options or {}), "bundle is given by the data; leave it out")
-
-
-@register(CustomTaskConfig)
 def build_custom(config: CustomTaskConfig, bundle: Bundle) -> Task:
     """Builds the class at ``config.path``.
 

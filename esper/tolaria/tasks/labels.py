@@ -4,7 +4,6 @@ Shapes: B samples, K classes, T tokens, V tokens of a vocabulary.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +11,11 @@ from torch import Tensor
 
 from esper.accord.verdict import chance_level
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.task import Task as Labels
+from esper.tolaria.tasks.configs import ClassificationConfig, LanguageConfig
 from esper.tolaria.tasks.counts import class_counts, count_names, macro_f1
 from esper.tolaria.tasks.mixing import MixedPart
-from esper.tolaria.tasks.registry import register
 from esper.tolaria.tasks.task import Scores, Task, read_logits, targets_in
 
 
@@ -92,66 +90,6 @@ class LabelTask(Task):
         return chance_level(label for tensor in targets_in(targets) for label in tensor.flatten().tolist())
 
 
-@dataclass(kw_only=True, slots=True)
-class OfDataConfig:
-    """The task that the data set is made for: classification of images, language modelling of text."""
-
-    kind: str = "data"
-    """Registered name of this kind: ``data``."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ClassificationConfig:
-    """One class of each sample: logits [B, K], target [B]; loss in nats, accuracy."""
-
-    kind: str = "classification"
-    """Registered name of this kind: ``classification``."""
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes in training, 0 to 1; reports and gates use the labels."""
-
-    class_weights: list[float] | None = None
-    """Factor of each class's loss, normalised to a mean of 1 over the training part; null: all the same. It counts in
-    validation and in evidence as well.
-    """
-
-    balanced: bool = False
-    """Class weights that are inverse to the classes' frequencies in the training part."""
-
-    mixup: float = 0.0
-    """a of the Beta distribution by which training samples are mixed with a partner; 0: they are not."""
-
-    cutmix: float = 0.0
-    """The same for boxes that are pasted into training images."""
-
-    f1: bool = False
-    """Also counts the macro F1."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
-            for name in ("mixup", "cutmix"):
-                check(name, getattr(self, name) >= 0, "must be >= 0")
-            weights = self.class_weights
-            check("class_weights", weights is None or all(w >= 0 for w in weights), "must be >= 0 each")
-            check("class_weights", weights is None or not self.balanced, "either these or task.balanced")
-
-
-@dataclass(kw_only=True, slots=True)
-class LanguageConfig:
-    """The next token at every place: logits [B, T, V], target [B, T]; loss in nats per token, accuracy."""
-
-    kind: str = "language"
-    """Registered name of this kind: ``language``."""
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
-
-
 def _labels(bundle: Bundle, kind: str) -> Tensor:
     """Targets of the training part, int64 [N]."""
     found = [bundle.train.fetch(rows)[1] for rows in torch.arange(len(bundle.train)).split(1024)]
@@ -160,7 +98,6 @@ def _labels(bundle: Bundle, kind: str) -> Tensor:
     return torch.cat(found)
 
 
-@register(ClassificationConfig)
 def build_classification(config: ClassificationConfig, bundle: Bundle) -> Task:
     """Classification; class weights are normalised by the training part."""
     weights = None
@@ -184,7 +121,6 @@ def build_classification(config: ClassificationConfig, bundle: Bundle) -> Task:
     )
 
 
-@register(LanguageConfig)
 def build_language(config: LanguageConfig, bundle: Bundle) -> Task:
     """Language modelling."""
     return LabelTask(Labels.LANGUAGE, smoothing=config.label_smoothing)

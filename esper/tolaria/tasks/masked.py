@@ -7,7 +7,6 @@ evaluation it is always the same. The last token of the vocabulary masks, unless
 Shapes: N samples, T tokens.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,44 +14,14 @@ import torch
 from torch import Tensor
 
 from esper.leyline.errors import ConfigError
-from esper.leyline.fields import Checks
 from esper.tolaria.data.hashing import hash_positions
 from esper.tolaria.data.over import PartOver
 from esper.tolaria.data.parts import Bundle, Part
-from esper.tolaria.tasks.config import Normalise
+from esper.tolaria.tasks.configs import MaskedLanguageConfig
 from esper.tolaria.tasks.positions import PositionTask
-from esper.tolaria.tasks.registry import register
 from esper.tolaria.tasks.task import Task
 
 IGNORED = -100
-
-
-@dataclass(kw_only=True, slots=True)
-class MaskedLanguageConfig:
-    """Hidden tokens of a sequence: logits [B, T, V]; loss in nats per hidden token, accuracy."""
-
-    kind: str = "masked_language"
-    """Registered name of this kind: ``masked_language``."""
-
-    share: float = 0.15
-    """Share of the tokens that are asked for."""
-
-    mask_token: int | None = None
-    """Token that stands for a hidden one; null: the last of the vocabulary."""
-
-    normalise: Normalise = Normalise.SAMPLES
-    """Over what a step's loss is a mean: ``samples``, each the mean of its hidden tokens, or ``tokens``, all hidden
-    tokens of the step alike, which costs one scalar all-reduce a step. Reports and gates take samples.
-    """
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("share", 0 < self.share < 1, "must be > 0 and < 1")
-            check("mask_token", self.mask_token is None or self.mask_token >= 0, "must be >= 0, or null for the last")
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
 
 
 def mask_tokens(
@@ -122,7 +91,6 @@ class MaskedTask(PositionTask):
         return MaskedPart(part, self)
 
 
-@register(MaskedLanguageConfig)
 def build_masked(config: MaskedLanguageConfig, bundle: Bundle) -> Task:
     """Masked language modelling of sequences of tokens.
 

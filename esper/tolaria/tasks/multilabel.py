@@ -4,7 +4,6 @@ Shapes: B samples, K labels.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from esper.leyline.errors import ConfigError
 from esper.leyline.events.task import MetricInfo
-from esper.leyline.fields import Checks
 from esper.tolaria.data.parts import Bundle
+from esper.tolaria.tasks.configs import MultiLabelConfig
 from esper.tolaria.tasks.counts import count_names, f1_of, macro_f1
-from esper.tolaria.tasks.registry import register
 from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits, targets_in
 
 
@@ -64,23 +62,6 @@ class MultiLabelTask(Task):
         return float(-(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).mean())
 
 
-@dataclass(kw_only=True, slots=True)
-class MultiLabelConfig:
-    """Any number of labels of a sample: logits [B, K], target [B, K] of 0 and 1; loss in nats, F1."""
-
-    kind: str = "multilabel"
-    """Registered name of this kind: ``multilabel``."""
-
-    label_weights: list[float] | None = None
-    """Factor of the loss where a label is there, one for each label; null: all 1."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            weights = self.label_weights
-            check("label_weights", weights is None or all(w > 0 for w in weights), "must be > 0 each")
-
-
-@register(MultiLabelConfig)
 def build_multilabel(config: MultiLabelConfig, bundle: Bundle) -> Task:
     """Several labels of a sample."""
     given = config.label_weights

@@ -9,8 +9,6 @@ Shapes: B samples, D numbers of each.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -19,41 +17,11 @@ from torch import Tensor
 
 from esper.leyline.errors import ConfigError
 from esper.leyline.events.task import MetricInfo
-from esper.leyline.fields import Checks
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.tasks.registry import register
+from esper.tolaria.tasks.configs import Error, RegressionConfig
 from esper.tolaria.tasks.task import Metric, Scores, Sums, Task, mean_of, read_logits, targets_in
 
 MOST = 64  # numbers of a sample for which R2 is counted
-
-
-class Error(StrEnum):
-    """MSE: squared. L1: absolute. HUBER: squared near zero, absolute far from it."""
-
-    MSE = "mse"
-    L1 = "l1"
-    HUBER = "huber"
-
-
-@dataclass(kw_only=True, slots=True)
-class RegressionConfig:
-    """Numbers of each sample: output and target [B] or [B, D]; MAE, RMSE, R2."""
-
-    kind: str = "regression"
-    """Registered name of this kind: ``regression``."""
-
-    loss: Error = Error.MSE
-    """Error that is trained: ``mse``, ``l1`` or ``huber``."""
-
-    delta: float = 1.0
-    """Where Huber's loss becomes linear, in the target's unit."""
-
-    unit: str = ""
-    """Unit of the target, such as kWh; empty: a plain number."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("delta", self.delta > 0, "in the target's unit, must be > 0")
 
 
 class RegressionTask(Task):
@@ -137,7 +105,6 @@ def _r2(outputs: int) -> Callable[[Sums], float | None]:
     return value
 
 
-@register(RegressionConfig)
 def build_regression(config: RegressionConfig, bundle: Bundle) -> Task:
     """Regression of as many numbers as a target has.
 

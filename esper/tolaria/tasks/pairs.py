@@ -11,7 +11,6 @@ Shapes: B samples, G samples of a group, D features.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,29 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esper.leyline.events.task import MetricInfo
-from esper.leyline.fields import Checks
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.tasks.registry import register
+from esper.tolaria.tasks.configs import ContrastiveConfig
 from esper.tolaria.tasks.task import Metric, Scores, Task, mean_of
-
-
-@dataclass(kw_only=True, slots=True)
-class ContrastiveConfig:
-    """Two views of each sample find each other: output a pair of [B, D], or [B, 2, D]; nats, share found."""
-
-    kind: str = "contrastive"
-    """Registered name of this kind: ``contrastive``."""
-
-    group: int = 16
-    """Samples among which each is to be found; trainer.batch must be a multiple of it."""
-
-    temperature: float = 0.1
-    """T, by which similarities are divided."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("group", self.group >= 2, "samples, must be >= 2")
-            check("temperature", self.temperature > 0, "must be > 0")
 
 
 class ContrastiveTask(Task):
@@ -93,7 +72,6 @@ class ContrastiveTask(Task):
         return math.log(self.group)
 
 
-@register(ContrastiveConfig)
 def build_contrastive(config: ContrastiveConfig, bundle: Bundle) -> Task:
     """Contrastive pairs."""
     return ContrastiveTask(config)

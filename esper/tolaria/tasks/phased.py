@@ -9,8 +9,8 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.events.task import MetricInfo
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.task import Task as Labels
-from esper.tolaria.tasks.labels import LabelTask, OfDataConfig
-from esper.tolaria.tasks.registry import register
+from esper.tolaria.tasks.configs import OfDataConfig
+from esper.tolaria.tasks.labels import LabelTask
 from esper.tolaria.tasks.task import Metric, Scores, Sums, Task
 
 
@@ -58,7 +58,6 @@ class PhasedTask(LabelTask):
         return False
 
 
-@register(OfDataConfig)
 def build_of_data(config: OfDataConfig, bundle: Bundle) -> Task:
     """The task that the data set is made for."""
     if bundle.task is None:

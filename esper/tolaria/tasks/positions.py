@@ -7,18 +7,15 @@ Shapes: B samples, K classes, P = H x W pixels or T tokens.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esper.leyline.events.task import MetricInfo
-from esper.leyline.fields import Checks
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.tasks.config import Normalise
+from esper.tolaria.tasks.configs import Normalise, SegmentationConfig, SequenceConfig
 from esper.tolaria.tasks.counts import class_counts, count_names, entropy_of, mean_iou
-from esper.tolaria.tasks.registry import register
 from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits, share_of
 
 
@@ -104,53 +101,6 @@ class PositionTask(Task):
         return entropy_of(targets, self.ignore)
 
 
-@dataclass(kw_only=True, slots=True)
-class SegmentationConfig:
-    """A class of each pixel: logits [B, K, H, W], target [B, H, W]; loss in nats per pixel, mean IoU."""
-
-    kind: str = "segmentation"
-    """Registered name of this kind: ``segmentation``."""
-
-    ignore_index: int = 255
-    """Target of pixels that do not count."""
-
-    normalise: Normalise = Normalise.SAMPLES
-    """Over what a step's loss is a mean: ``samples``, each the mean of its pixels, or ``tokens``, all pixels of a step
-    alike, which costs one scalar all-reduce a step. Reports and gates take samples.
-    """
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes in training, 0 to 1; reports and gates use the labels."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
-
-
-@dataclass(kw_only=True, slots=True)
-class SequenceConfig:
-    """From sequence to sequence: logits [B, T, V], labels [B, T] with -100 where nothing is asked; nats per token."""
-
-    kind: str = "seq2seq"
-    """Registered name of this kind: ``seq2seq``."""
-
-    ignore_index: int = -100
-    """Label of places that do not count."""
-
-    normalise: Normalise = Normalise.SAMPLES
-    """Over what a step's loss is a mean: ``samples``, each the mean of its places, or ``tokens``, all places of a step
-    alike, which costs one scalar all-reduce a step. Reports and gates take samples.
-    """
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
-
-
-@register(SegmentationConfig)
 def build_segmentation(config: SegmentationConfig, bundle: Bundle) -> Task:
     """A class of each pixel."""
     more: dict[str, Any] = {"classes": bundle.classes, "pixels": True, "smoothing": config.label_smoothing}
@@ -158,7 +108,6 @@ def build_segmentation(config: SegmentationConfig, bundle: Bundle) -> Task:
     return PositionTask(config.kind, config.ignore_index, **more)
 
 
-@register(SequenceConfig)
 def build_sequence(config: SequenceConfig, bundle: Bundle) -> Task:
     """Labels of a sequence."""
     how: dict[str, Any] = {"smoothing": config.label_smoothing, "normalise": config.normalise}

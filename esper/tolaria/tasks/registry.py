@@ -1,19 +1,22 @@
 """Tasks by name: a builder registers itself with its config class; `build_task` finds it by ``config.kind``.
 
-To add a task: write its config dataclass (with a field ``kind: str`` whose default is the registered kind), subclass
-`Task`, register a function ``build(config, bundle) -> Task``, import the module in `esper.tolaria.tasks`, and add
-``conf/task/<kind>.yaml``. Without touching Esper: ``task=custom task.path=my_lab.tasks:MyTask``.
+To add a task: write its config dataclass (with a field ``kind: str`` whose default is the registered kind) and its row
+in `esper.tolaria.tasks.configs`, which needs no torch, subclass `Task`, write a function ``build(config, bundle) ->
+Task`` in a module of its own, and add ``conf/task/<kind>.yaml``. Without touching Esper:
+``task=custom task.path=my_lab.tasks:MyTask``.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from esper.leyline.errors import ConfigError
-from esper.tolaria.data.parts import Bundle
-from esper.tolaria.tasks.task import Task
 
-Build = Callable[[Any, Bundle], Task]
+if TYPE_CHECKING:
+    from esper.tolaria.data.parts import Bundle
+    from esper.tolaria.tasks.task import Task
+
+Build = Callable[[Any, "Bundle"], "Task"]
 B = TypeVar("B", bound=Build)
 
 TASKS: dict[str, tuple[type, Build]] = {}
@@ -47,7 +50,7 @@ def task_config_class(kind: str) -> type:
     return TASKS[kind][0]
 
 
-def build_task(config: Any, bundle: Bundle) -> Task:
+def build_task(config: Any, bundle: "Bundle") -> "Task":
     """The task of a run.
 
     Args:

@@ -11,9 +11,9 @@ import torch
 from esper.leyline.errors import ConfigError, DataError
 from esper.tolaria.data import ImagesConfig, PySourceConfig, TextConfig, load_data
 from esper.tolaria.data.clusters import deal_whole
+from esper.tolaria.data.configs import TextCluster
 from esper.tolaria.data.parts import PART_NAMES, BytePart, make_bundle
 from esper.tolaria.data.task import Task
-from esper.tolaria.data.windows import TextCluster
 from tests.tolaria.data.test_images import encoded, pictures
 
 SIZES = [3, 17, 1, 40, 8, 8, 5, 29, 2, 60, 11, 4, 33, 21, 7, 9, 50, 6, 13, 10]

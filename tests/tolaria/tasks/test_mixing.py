@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from esper.leyline.errors import ConfigError
 from esper.tolaria.data import DigitsConfig, load_data
 from esper.tolaria.data.task import Task as Labels
-from esper.tolaria.tasks import ClassificationConfig, bind
+from esper.tolaria.tasks import ClassificationConfig
+from esper.tolaria.tasks.bind import bind
 from esper.tolaria.tasks.labels import LabelTask
 from esper.tolaria.tasks.mixing import MixedPart
 from esper.tolaria.tasks.targets import Mixed, Weighted

@@ -22,15 +22,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset, default_collate
 
 from esper.leyline.errors import ConfigError, DataError, one_line
-from esper.leyline.fields import Checks
-from esper.leyline.imports import import_object, is_dotted
+from esper.leyline.imports import import_object
 from esper.tolaria.data.batches import split_batch
 from esper.tolaria.data.clusters import deal_whole, number_labels
-from esper.tolaria.data.hashing import hashed_order
+from esper.tolaria.data.configs import CustomDataConfig
+from esper.tolaria.data.hashing import hashed_order, split_order
 from esper.tolaria.data.own.ahead import Ahead, Request
 from esper.tolaria.data.own.streams import Augment, SampleReader
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
-from esper.tolaria.data.registry import DataConfig, register, split_order
 
 Split = Callable[[Any], tuple[Any, Any]]
 LOOKED_AT = 16  # samples of each part that the digest reads
@@ -66,39 +65,6 @@ class Data:
     classes: int = 1
     input_shape: tuple[int, ...] | None = None
     version: str = ""
-
-
-@dataclass(kw_only=True, slots=True)
-class CustomDataConfig(DataConfig):
-    """Where the function is, its keyword arguments, and how its samples are dealt."""
-
-    kind: str = "custom"
-    """Registered name of this kind: ``custom``."""
-
-    path: str
-    """``package.module:function``, importable on every rank; it returns an `esper.Data`."""
-
-    options: dict[str, Any] | None = None
-    """Keyword arguments of the function, {folder: /data/cells}; null: none."""
-
-    validation: int = 512
-    """Samples in the validation part, where the function returns one data set alone."""
-
-    probe: int = 1024
-    """Samples in the probe part, from which evidence is drawn, likewise."""
-
-    test: int = 1024
-    """Samples in the test part, likewise."""
-
-    workers: int = 0
-    """Processes of each rank that read training samples ahead; any number gives the same bits, also after a resume."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            check("path", is_dotted(self.path), "write package.module:function")
-            check("test", self.test >= 2, "samples, must be >= 2")
-            check("workers", self.workers >= 0, "must be >= 0")
 
 
 class DatasetPart(Part):
@@ -243,7 +209,6 @@ def call_build(config: CustomDataConfig) -> Data:
     return data
 
 
-@register(CustomDataConfig)
 def load_custom(config: CustomDataConfig) -> Bundle:
     """Calls the user's function, and deals what it returns.
 

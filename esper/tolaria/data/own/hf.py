@@ -18,13 +18,12 @@ from torch import Tensor
 
 from esper.leyline.errors import ConfigError, DataError, one_line
 from esper.tolaria.data.clusters import deal_whole, number_labels
+from esper.tolaria.data.configs import HFDataConfig, Target
 from esper.tolaria.data.corpus import deal
+from esper.tolaria.data.hashing import split_order
 from esper.tolaria.data.own.custom import LOOKED_AT, digest_some
-from esper.tolaria.data.own.hf_config import HFDataConfig
 from esper.tolaria.data.own.table import bundle_of_tables, columns_of, read_targets
-from esper.tolaria.data.own.target import Target
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
-from esper.tolaria.data.registry import register, split_order
 from esper.tolaria.data.task import Task
 
 BY_SUFFIX = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
@@ -249,7 +248,6 @@ def _bundle(
     )
 
 
-@register(HFDataConfig)
 def load_hf(config: HFDataConfig) -> Bundle:
     """Reads a data set of the library datasets.
 

@@ -5,7 +5,7 @@ does not have is all zeros. A number that is missing (an empty cell, null) is th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +15,13 @@ import xxhash
 from torch import Tensor
 
 from esper.leyline.errors import ConfigError, DataError, one_line
-from esper.leyline.fields import Checks
 from esper.tolaria.data.clusters import deal_whole, number_labels
-from esper.tolaria.data.own.target import Target
+from esper.tolaria.data.configs import TableConfig, Target
+from esper.tolaria.data.hashing import split_order
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
-from esper.tolaria.data.registry import DataConfig, register, split_order
 from esper.tolaria.data.task import Task
 
 MOST_TEXTS = 256  # of one column
-
-
-@dataclass(kw_only=True, slots=True)
-class TableConfig(DataConfig):
-    """A table in CSV (with a header) or Parquet: a row a sample."""
-
-    kind: str = "table"
-    """Registered name of this kind: ``table``."""
-
-    path: str
-    """The file of all samples, or of those for training and evidence if ``test_path`` names another."""
-
-    test_path: str | None = None
-    """File of the test part; null: it is dealt from ``path``."""
-
-    target: list[str]
-    """Columns of the target."""
-
-    target_kind: Target = Target.NUMBER
-    """What the target is: ``number`` (regression), ``class`` (one column) or ``labels`` (columns of 0 and 1)."""
-
-    columns: list[str] | None = None
-    """Columns of the input; null: all others."""
-
-    texts: list[str] = field(default_factory=list)
-    """Columns that hold texts although they look like numbers, such as a code."""
-
-    cluster_column: str | None = None
-    """Column that names what a row belongs to, such as its patient; dealt whole. null: each row is its own."""
-
-    validation: int = 512
-    """Rows in the validation part."""
-
-    probe: int = 1024
-    """Rows in the probe part, from which evidence is drawn."""
-
-    test: int = 1024
-    """Rows in the test part, without ``test_path``."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            check("test", self.test >= 2, "rows, must be >= 2")
-            for name in ("path", "test_path", "cluster_column"):
-                check(name, getattr(self, name) != "", "must name one")
-            check("target", bool(self.target), "name one column or more")
-            one = self.target_kind is not Target.CLASS or len(self.target) == 1
-            check("target", one, "of target_kind=class: name one column")
-            both = sorted(set(self.target) & set(self.columns or ()))
-            check("columns", not both, f"{', '.join(both)} is the target")
 
 
 class TablePart(Part):
@@ -225,7 +174,6 @@ def read_targets(config: Any, tables: dict[str, Columns], paths: dict[str, Path]
     return found, len(config.target)
 
 
-@register(TableConfig)
 def load_table(config: TableConfig) -> Bundle:
     """Reads the table; x is float64 [N, F], standardised by the training part.
 

@@ -8,7 +8,6 @@ which it begins, and evidence counts documents.
 What a process holds of its own is one permutation of windows (8 bytes each); pages of the files are the system's.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +17,15 @@ import xxhash
 from torch import Tensor
 
 from esper.leyline.errors import DataError
-from esper.leyline.fields import Checks
+from esper.tolaria.data.configs import TokensConfig
 from esper.tolaria.data.hashing import seeded_order
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
-from esper.tolaria.data.registry import DataConfig, data_root, register
+from esper.tolaria.data.registry import data_root
 from esper.tolaria.data.task import Task
 
 STRETCH = 32  # neighbouring windows that are dealt together
 LOOKED_AT = 1 << 16  # bytes at each end of a shard that the digest reads
 SUFFIX = ".bin"
-
-
-@dataclass(kw_only=True, slots=True)
-class TokensConfig(DataConfig):
-    """A folder with shards of tokens: train/*.bin and, if there are any, test/*.bin; raw little-endian numbers."""
-
-    kind: str = "tokens"
-    """Registered name of this kind: ``tokens``."""
-
-    root: str | None = None
-    """Folder with a folder train of .bin files, and perhaps one test; null: tokens below the one that ESPER_DATA names.
-    """
-
-    bits: int = 16
-    """Bits of a token in the files: 16 or 32."""
-
-    vocabulary: int
-    """Tokens there are; each is below."""
-
-    block: int = 256
-    """Tokens that the model sees of a sample."""
-
-    document_end: int | None = None
-    """Token that ends a document; null: each window is its own cluster."""
-
-    validation: int = 512
-    """Samples in the validation part."""
-
-    probe: int = 1024
-    """Samples in the probe part, from which evidence is drawn."""
-
-    test: int = 1024
-    """Samples in the test part, without a folder test."""
-
-    def __post_init__(self) -> None:
-        with Checks(self) as check:
-            self.check_split(check)
-            check("bits", self.bits in (16, 32), "must be 16 or 32")
-            check("vocabulary", 2 <= self.vocabulary <= 2**self.bits, "must be 2 to 2 ** data.bits")
-            check("block", self.block >= 1, "tokens, must be >= 1")
-            check("test", self.test >= 2, "samples, must be >= 2")
-            check("root", self.root != "", "must name a folder, or null for the one below ESPER_DATA")
-            end = self.document_end
-            check("document_end", end is None or 0 <= end < self.vocabulary, "must be a token, or null")
 
 
 class Shards:
@@ -184,7 +139,6 @@ def _deal(config: TokensConfig, size: int, held: dict[str, int], what: str) -> d
     return dealt
 
 
-@register(TokensConfig)
 def load_tokens(config: TokensConfig) -> Bundle:
     """Maps the shards; x and y are int64 [N, block].
 

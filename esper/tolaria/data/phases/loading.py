@@ -13,16 +13,15 @@ from torch import Tensor
 from esper.leyline.errors import DataError
 from esper.tolaria.data.corpus import VOCABULARY, deal, standard_library
 from esper.tolaria.data.digits import read_digits
+from esper.tolaria.data.hashing import split_order
 from esper.tolaria.data.images import channel_statistics
 from esper.tolaria.data.parts import Bundle, BytePart, ImagePart, make_bundle
 from esper.tolaria.data.phases.config import DigitsPhasesConfig, TextPhasesConfig
 from esper.tolaria.data.phases.dealing import PhasePart, Rows, merge_phases
-from esper.tolaria.data.registry import register, split_order
 from esper.tolaria.data.task import Task
 from esper.tolaria.data.windows import cut_windows
 
 
-@register(DigitsPhasesConfig)
 def load_digits_phases(config: DigitsPhasesConfig) -> Bundle:
     """Reads the digits; x is float32 [N, 1, 8, 8], normalised by the old training part in both phases."""
     images, labels = read_digits()
@@ -77,7 +76,6 @@ def torch_headers(max_bytes: int) -> tuple[list[bytes], list[dict[str, Any]]]:
     return texts, record
 
 
-@register(TextPhasesConfig)
 def load_text_phases(config: TextPhasesConfig) -> Bundle:
     """Reads both corpora; x and y are int64 [N, block]. Windows are dealt as `esper.tolaria.data.corpus` says."""
     library = Path(sysconfig.get_paths()["stdlib"])

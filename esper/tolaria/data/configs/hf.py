@@ -1,9 +1,9 @@
-"""Settings of ``data=hf``."""
+"""Settings of data sets of the library datasets."""
 
 from dataclasses import dataclass, field
 
 from esper.leyline.fields import Checks
-from esper.tolaria.data.own.target import Target
+from esper.tolaria.data.configs.own import Target
 from esper.tolaria.data.registry import DataConfig
 
 
