@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, then lint, types, the import contract and the tests. --all: the long tests too. Other arguments go to pytest.
 #
-# Types are checked while the tests are collected, which finds what cannot be imported and compiles the rest. Then two
-# processes share the test files, long ones first. The twenty slowest tests are shown.
+# Two processes share the test files, long ones first, while types are checked beside them. The twenty slowest tests are
+# shown, then what was found in the types.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 export OMP_NUM_THREADS=1
@@ -21,12 +21,12 @@ if [[ ${#rest[@]} -gt 0 ]]; then
     "$bin/mypy"
     exec "$PYTHON" -m pytest "${select[@]}" "${rest[@]}"
 fi
-"$bin/mypy" &
+found="$(mktemp)"
+"$bin/mypy" >"$found" 2>&1 &
 types=$!
-collected="$("$PYTHON" -m pytest "${select[@]}" --collect-only -qq 2>&1)" || {
-    echo "$collected"
-    wait "$types"
-    exit 1
-}
-wait "$types"
-exec "$PYTHON" -m pytest "${select[@]}" --durations=20 -n 2 --dist loadfile --no-loadscope-reorder
+trap 'kill "$types" 2>/dev/null || true; rm -f "$found"' EXIT
+code=0
+"$PYTHON" -m pytest "${select[@]}" --durations=20 -n 2 --dist loadfile --no-loadscope-reorder || code=$?
+wait "$types" || code=$((code ? code : $?))
+cat "$found"
+exit "$code"

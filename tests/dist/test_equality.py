@@ -108,8 +108,15 @@ def take_flops(found: dict[str, Any]) -> int:
     return flops
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("task", ["cnn", "gpt"])
+@pytest.mark.parametrize(
+    ("task", "optimizer"),
+    [
+        ("cnn", "sgd"),
+        ("gpt", "adamw"),
+        pytest.param("cnn", "adamw", marks=pytest.mark.slow),  # each host and each optimizer is above
+        pytest.param("gpt", "sgd", marks=pytest.mark.slow),
+    ],
+)
 def test_n_ranks_train_what_one_rank_trains(task: str, optimizer: str, tmp_path: Path) -> None:
     config = config_of(task, optimizer)
     bundle = load_data(config.data)

@@ -119,9 +119,7 @@ CHAINS: dict[int, list[Kill]] = {
         Kill("stage", 4, rank=2),
         Kill("forward", 5, rank=0),
         Kill("rewrap", 6, rank=1),
-        Kill("measure", 7, rank=2),
         Kill("save", 8, rank=None),
-        Kill("committed", 9, rank=0),
         Kill("backward", 17, rank=1),
     ],
 }

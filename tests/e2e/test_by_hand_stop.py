@@ -31,7 +31,7 @@ def agent_alone(command: Command) -> list[int]:
     [
         (signal.SIGTERM, everybody, 2),
         (signal.SIGINT, everybody, 1),
-        (signal.SIGUSR1, everybody, 1),
+        pytest.param(signal.SIGUSR1, everybody, 1, marks=pytest.mark.slow),  # to a rank: tests/dist/test_recovery.py
         (signal.SIGTERM, agent_alone, 2),
     ],
 )

@@ -134,12 +134,12 @@ def test_undo_goes_on_from_an_older_checkpoint_in_a_new_folder(
         return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
     before = contents()
-    command = start(ESPER, "resume", str(grown.run), "--at", "144", "--as", "again")
+    command = start(ESPER, "resume", str(grown.run), "--at", "192", "--as", "again")
     assert command.end() == 0, command.told()
     assert contents() == before
     run = tmp_path / "again"
-    assert attempts(run) == [(1, 144)]
+    assert attempts(run) == [(1, 192)]
     found = final(run)
-    later = [event for event in wanted["plain"]["events"] if event[1] > 144]
+    later = [event for event in wanted["plain"]["events"] if event[1] > 192]
     assert_same_run(found, {**wanted, "plain": {**wanted["plain"], "events": later}})
-    assert "resumed from step 144" in command.out
+    assert "resumed from step 192" in command.out
