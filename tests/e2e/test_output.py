@@ -11,17 +11,17 @@ from esper.nissa.reading import read_events
 from tests.e2e.conftest import Start
 from tests.support.commands import ESPER, NO_WANDB
 
-SHORT = ("experiment=demo", "trainer.steps=40", "control.every=10", "world.nproc_per_node=1", NO_WANDB, "run.dir=run")
+SHORT = ("experiment=demo", "trainer.steps=20", "control.every=10", "world.nproc_per_node=1", NO_WANDB, "run.dir=run")
 
 
 @pytest.mark.parametrize(
     ("encoding", "end"),
     [
         ("ascii", ""),
-        pytest.param("latin-1", "", marks=pytest.mark.slow),  # of more than ASCII: tests/nissa/test_screen.py, too
+        pytest.param("latin-1", "", marks=pytest.mark.slow),  # each end: tests/nissa/test_screen.py, too
         ("utf-8", "2>&1 | head -n 2"),
         ("utf-8", ">&- 2>&-"),
-        ("utf-8", ">/dev/full 2>/dev/full"),
+        pytest.param("utf-8", ">/dev/full 2>/dev/full", marks=pytest.mark.slow),  # the same
     ],
 )
 def test_a_finished_run_is_done(start: Start, tmp_path: Path, encoding: str, end: str) -> None:
@@ -36,7 +36,7 @@ def test_a_finished_run_is_done(start: Start, tmp_path: Path, encoding: str, end
     if not end:
         sign = {"ascii": "-", "latin-1": "·"}[encoding]
         out = next(tmp_path.glob("command-*.out")).read_bytes().decode(encoding)
-        assert f"Run done {sign} 40 steps" in out
+        assert f"Run done {sign} 20 steps" in out
         assert command.err == ""
     assert (tmp_path / "run" / "lock").read_text().startswith("process "), "no text of the ranks in it"
 

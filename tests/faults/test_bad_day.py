@@ -25,9 +25,9 @@ def go(place: Place, strikes: list[Strike]) -> Command:
 
 
 def test_a_bad_day(tmp_path: Path) -> None:
-    """Two ranks with three restarts: slow, a clock jump, killed, forged, stopped, killed once more than the budget has;
+    """Two ranks with two restarts: slow, a clock jump, killed, forged, stopped, which is once more than the budget has;
     resumed, then the data vanishes with a rank; put back, then everything is killed in the commit of a save."""
-    settings = {"data": text_of(tmp_path / "text"), "world__max_restarts": 3}
+    settings = {"data": text_of(tmp_path / "text"), "world__max_restarts": 2}
     reference = tmp_path / "undisturbed"
     prepare_run(reference, plain_of(reference, **settings))
     assert live(reference, 2) == [0, 0]
@@ -40,7 +40,6 @@ def test_a_bad_day(tmp_path: Path) -> None:
             Strike(fault="kill", place="forward", tick=4, ranks=[0]),
             Strike(fault="forged weight", place="before-commit", tick=6, ranks=[1]),
             Strike(fault="stop", place="save", tick=8, ranks=[1]),
-            Strike(fault="kill", place="backward", tick=10, ranks=[1]),
             Strike(fault="vanish", place="forward", tick=12, ranks=[1], path=str(file)),
             Strike(fault="kill all", place="rename", tick=14, ranks=[0]),
         ]
@@ -50,7 +49,6 @@ def test_a_bad_day(tmp_path: Path) -> None:
             "esper: rank 1: lost contact in .*: rank 0 was last seen in forward",
             r"esper: rank [01]: ranks parted before tick \d+, step \d+: parameters differs on rank 1 from rank 0",
             "esper: rank 0: lost contact in .*: rank 1 was last seen in",
-            "esper: rank 0: lost contact in .*: rank 1 was last seen in backward",
         ]
         found = [re.search(f"(?m)^{line}", first.err) for line in lines]
         assert all(found), first.told()
@@ -73,7 +71,7 @@ def test_a_bad_day(tmp_path: Path) -> None:
         assert last.process.returncode == 0, last.told()
         assert len(struck(tmp_path / "notes")) == len(strikes)
         starts = begun(place.run)
-        assert len(starts) == 7
+        assert len(starts) == 6
         assert starts == sorted(starts, key=lambda step: step or 0), "never further back"
         assert_same(final(place.run), final(reference), silent=False)
 
