@@ -99,7 +99,7 @@ def start(
     check_data(config.data)
     check_teacher(config)
     if launch != "plan":
-        ask_whether_parts_fit(plain, environment, folder)
+        ask_whether_parts_fit(plain, environment, folder, ahead)
     if launch == "plan":
         known = check_run(config.run, plain)
         print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{command_line}")

@@ -16,6 +16,7 @@ from esper.leyline.errors import ConfigError
 from esper.tolaria.ranks.config import WorldConfig
 from tests.support.commands import environment
 from tests.support.tiny import tiny_plain
+from tests.support.toy_tasks import toy_plain
 
 LATE = ("torch", "numpy", "scipy", "sklearn", "wandb", "matplotlib", "rich", "pyarrow", "esper.config.rules")
 BAD = {"optim__lr": -1.0, "trainer__batch": 1, "slots__ids": ["r9c9"]}
@@ -34,6 +35,7 @@ try:
     ahead.check(json.loads(sys.argv[1]))
 except ConfigError as error:
     told["problems"] = list(error.problems)
+told["verdicts"] = [ahead.try_parts(json.loads(text), {"TRIED": "1"}) for text in sys.argv[2:]]
 
 def in_place_of_a_run(command, environment, *, ready, lock, **others):
     told.update(ready=ready is not None, modules=sorted(sys.modules), run=os.listdir("run"))
@@ -54,9 +56,10 @@ print(json.dumps(told))
 
 
 def test_the_launcher_composes_and_has_all_checked_without_torch(tmp_path: Path) -> None:
-    bad = tiny_plain("cnn", **BAD)
+    bad, fits = tiny_plain("cnn", **BAD), toy_plain("segmentation")
+    misfit = {**fits, "task": toy_plain("multilabel")["task"]}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(bad)],
+        [sys.executable, "-c", SCRIPT, *map(json.dumps, (bad, misfit, fits))],
         cwd=tmp_path,
         env=environment(tmp_path),
         capture_output=True,
@@ -68,6 +71,9 @@ def test_the_launcher_composes_and_has_all_checked_without_torch(tmp_path: Path)
         build_config(bad)
     assert told["problems"] == list(here.value.problems), "as many, and in the same words, as where torch is loaded"
     assert len(told["problems"]) == len(BAD)
+    wrong, right = told["verdicts"]
+    assert (wrong["code"], right) == (78, {"code": 0, "lines": []})
+    assert "do host and data fit it" in wrong["lines"][0]
     assert told["ready"]
     assert [name for name in LATE if name in told["modules"]] == []
     assert sorted(told["run"]) == ["config.yaml", "environment.json", "lock"]

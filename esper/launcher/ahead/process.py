@@ -10,6 +10,7 @@ checks by itself, and its agents are started when they are needed.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from esper.launcher.ahead.torchrun import agent_command, torchrun_environment
 from esper.leyline.errors import ConfigError
 from esper.nissa.screen import open_closed_streams
 from esper.run.environment import Phases, process_began
+from esper.run.parent import die_with_parent
 from esper.tolaria.ranks.config import WorldConfig
 from esper.tolaria.training.config import TrainerConfig
 
@@ -100,6 +102,17 @@ class Ahead:
         self.dismiss()  # code of the user ended it, say: what that is like is best seen here
         return build_config(plain)
 
+    def try_parts(self, plain: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
+        """The verdict of a fork of that process on parts of the user's own; None if there is none, or none came."""
+        if self.process is None or self._line is None:
+            return None
+        try:
+            self._line.send_bytes(json.dumps({"try": dict(plain), "environment": dict(environment)}).encode())
+            verdict: dict[str, Any] | None = json.loads(self._line.recv_bytes())
+        except (EOFError, OSError, TypeError, ValueError):
+            return None
+        return verdict
+
     def take(self, environment: Mapping[str, str]) -> "ReadyAgent | None":
         """Hands the process over; None if there is none, or it has begun in other circumstances than the run needs.
 
@@ -158,7 +171,7 @@ class ReadyAgent:
 
 
 def wait_for_word(line: Connection) -> tuple[list[str], dict[str, str]]:
-    """In the process that was started ahead: checks settings until its command line and variables come.
+    """In the process that was started ahead: checks settings, tries parts, until its command line and variables come.
 
     Ends the process when the launcher is gone or has dismissed it. RUN's lock is held until the process ends.
     """
@@ -169,6 +182,9 @@ def wait_for_word(line: Connection) -> tuple[list[str], dict[str, str]]:
             os._exit(0)
         if "check" in word:
             line.send_bytes(json.dumps(_checked(word["check"])).encode())
+            continue
+        if "try" in word:
+            line.send_bytes(json.dumps(_tried(word["try"], word["environment"])).encode())
             continue
         run = word["run"]
         if run["locked"]:
@@ -191,3 +207,26 @@ def _checked(plain: Any) -> dict[str, Any]:
     except Exception:
         return {}
     return {"sound": True}
+
+
+def _tried(plain: Any, environment: Mapping[str, str]) -> Any:
+    """The verdict on parts, from a fork, so that what they leave behind is in no rank; None if it comes to none."""
+    from esper.run.fitting.trial import verdict_of
+
+    ours, theirs = os.pipe()
+    parent, child = os.getpid(), os.fork()
+    if not child:
+        try:
+            die_with_parent(parent, signal.SIGKILL)
+            quiet = os.open(os.devnull, os.O_RDWR)
+            for stream in range(3):
+                os.dup2(quiet, stream)
+            os.environ.update(environment)
+            os.write(theirs, json.dumps(verdict_of(plain)).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as said:
+        text = said.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else None
