@@ -1,17 +1,20 @@
 """Workers without a launcher: the torchrun that ``launch=prepare`` prints, and ranks that do not belong together."""
 
 import json
+import os
 import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from esper import worker
 from esper.config.tree import write_config
 from esper.nissa.reading import read_events
 from esper.run.attempt import latest_attempt
 from tests.e2e.conftest import Finished, Start
 from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, assert_gone, free_port, mark
+from tests.support.dist import run_distributed
 from tests.support.killed_runs import assert_same_run, final
 from tests.support.tiny import tiny_plain
 
@@ -35,21 +38,21 @@ def test_the_printed_torchrun_does_what_the_launcher_does(grown: Finished, start
     assert_same_run(final(run), final(grown.run))
 
 
-def pair(start: Start, first: Path, second: Path) -> tuple[Command, Command]:
-    """Two ranks without torchrun, each with a config file of its own."""
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    worker = [sys.executable, "-m", "esper.worker"]
-    one = start(worker, str(first), RANK="0", LOCAL_RANK="0", **place)
-    return one, start(worker, str(second), RANK="1", LOCAL_RANK="1", **place)
+def work_on(rank: int, configs: list[Path]) -> tuple[int, list[str]]:
+    """Exit code of a rank's worker, and its lines; each rank has a config file of its own."""
+    told = configs[0].parent / f"stderr-{rank}.txt"
+    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
+    code = worker.run(configs[rank])
+    return code, told.read_text().splitlines()
 
 
-def test_config_files_that_differ_between_ranks_are_refused_by_name(start: Start, tmp_path: Path) -> None:
+def test_config_files_that_differ_between_ranks_are_refused_by_name(tmp_path: Path) -> None:
     write_config(tmp_path / "config.yaml", tiny_plain("cnn"))
     write_config(tmp_path / "other.yaml", tiny_plain("cnn", optim__lr=0.02))
-    ranks = pair(start, tmp_path / "config.yaml", tmp_path / "other.yaml")
-    for number, rank in enumerate(ranks):
-        assert rank.end() == 76, rank.told()
-        (line,) = rank.err.splitlines()
+    ranks = run_distributed(work_on, 2, [tmp_path / "config.yaml", tmp_path / "other.yaml"])
+    for number, (code, lines) in enumerate(ranks):
+        assert code == 76, lines
+        (line,) = lines
         assert line.startswith(f"esper: rank {number}: ranks are unequal: config: rank 0 has ")
         assert line.endswith("(start all ranks with the same RUN/config.yaml)")
     status = json.loads((tmp_path / "STATUS.json").read_text())
@@ -57,12 +60,12 @@ def test_config_files_that_differ_between_ranks_are_refused_by_name(start: Start
     assert {record["kind"] for record in read_events(tmp_path / "events.jsonl")} == {"fault"}, "nothing was trained"
 
 
-def test_more_ranks_than_samples_is_one_line(start: Start, tmp_path: Path) -> None:
+def test_more_ranks_than_samples_is_one_line(tmp_path: Path) -> None:
     """The config was written for one rank; two were started."""
     write_config(tmp_path / "config.yaml", tiny_plain("cnn", trainer__batch=1, world__nproc_per_node=1))
-    for number, rank in enumerate(pair(start, tmp_path / "config.yaml", tmp_path / "config.yaml")):
-        assert rank.end() == 78, rank.told()
-        *said, last = rank.err.splitlines()
+    for number, (code, lines) in enumerate(run_distributed(work_on, 2, [tmp_path / "config.yaml"] * 2)):
+        assert code == 78, lines
+        *said, last = lines
         assert len(said) == (number == 0), "rank 0 says that the number of ranks is another one"
         assert all(line.startswith("esper: 2 ranks started, and world.nnodes = 1 times ") for line in said)
         assert last == (

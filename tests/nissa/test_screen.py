@@ -25,9 +25,13 @@ sys.exit(10 + (opened > 2))
 
 
 @pytest.mark.parametrize(
-    "end", ["", ">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full", "| true", "2>&1 | head -c 1"]
+    ("encoding", "end"),
+    [
+        *(("ascii", end) for end in ("", ">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full")),
+        *(("utf-8", end) for end in ("", ">/dev/full 2>/dev/full", "| true", "2>&1 | head -c 1")),
+        ("latin-1", ""),
+    ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_a_program_goes_on_whatever_becomes_of_its_output(end: str, encoding: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -188,7 +188,7 @@ def test_the_bootstrap_has_the_final_mask_and_the_state_before_the_reset(kind: t
 @pytest.mark.parametrize(("kind", "right"), [(PPO, True), (CutIsEnd, False)])
 def test_a_cut_off_is_no_end(kind: type[PPO], right: bool) -> None:
     env = make_probe("cut_off", 8)
-    training = training_of(env, updates=60, make_ppo=kind, gamma=0.5, ticks=8, lr=1e-2)
+    training = training_of(env, updates=20, make_ppo=kind, gamma=0.5, ticks=8, lr=1e-2)
     training.run()
     value = float(training.agent.value({"x": torch.ones(1, 1)}, training.agent.begin(1))) * training.ppo.scale.sigma
     assert (abs(value - 2.0) < 0.15) is right  # 1 / (1 - 0.5); taken for an end it is 1.5 at most
