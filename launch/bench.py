@@ -17,10 +17,14 @@ import argparse
 import json
 from pathlib import Path
 
-from benching import gates, kasmina, library, lockstep, policy, service
+from benching import compiled, gates, kasmina, library, lockstep, policy, service
 from benching.harness import run
 
-BENCHES = {"lockstep": lockstep.PARTS, "kasmina": kasmina.PARTS | library.PARTS, "policy": policy.PARTS}
+BENCHES = {
+    "lockstep": lockstep.PARTS,
+    "kasmina": kasmina.PARTS | library.PARTS | compiled.PARTS,
+    "policy": policy.PARTS,
+}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ OPERATIONAL = (
     "control.timeout_s",
     "control.slow_timeout_s",
     "control.startup_timeout_s",
+    "compile",
     "data.workers",
     "library.background",
     "library.wait_s",

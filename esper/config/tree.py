@@ -21,6 +21,7 @@ from esper.config.strict import Reader
 from esper.config.trust import check_trust
 from esper.kasmina.births.config import LibraryConfig
 from esper.kasmina.hosts import HOSTS, host_config_class
+from esper.kasmina.kernels.config import CompileConfig
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
 from esper.leyline.files import write_whole
@@ -110,6 +111,9 @@ class EsperConfig:
     trainer: TrainerConfig
     """For how long it learns, and from which batches."""
 
+    compile: CompileConfig
+    """Where compiled kernels are kept, and who compiles them ahead."""
+
     control: ControlConfig
     """When ticks come, and how long ranks wait for each other."""
 
@@ -143,6 +147,7 @@ FIXED_SECTIONS: dict[str, type] = {
     "library": LibraryConfig,
     "optim": OptimConfig,
     "trainer": TrainerConfig,
+    "compile": CompileConfig,
     "control": ControlConfig,
     "checkpoint": CheckpointConfig,
     "governor": GovernorConfig,
@@ -190,11 +195,8 @@ def _build(plain: Any, rules: Rules, host_slots: HostSlots) -> EsperConfig:
         raise ConfigError(f"config = {plain!r}: expected a mapping of sections")
     reader = Reader()
     sections = ("seed", *KINDS, *FIXED_SECTIONS)
-    reader.problems += [
-        f"{key} = {plain[key]!r}: no such section; sections are {', '.join(sections)}"
-        for key in plain
-        if key not in sections
-    ]
+    strange, listed = [key for key in plain if key not in sections], ", ".join(sections)
+    reader.problems += [f"{key} = {plain[key]!r}: no such section; sections are {listed}" for key in strange]
     reader.problems += [f"{key}: missing; it belongs to conf/config.yaml" for key in sections if key not in plain]
     parts: dict[str, Any] = {}
     for name in KINDS:
@@ -244,10 +246,9 @@ def _readable_slots(reader: Reader, parts: dict[str, Any], plain: Any, host_slot
         sort_slots(ids)
     except ConfigError as error:
         known = host_slots(parts["host"], parts["data"]) if parts.get("host") and parts.get("data") else ()
-        example = known or ("r0c0",)
         has = f"this host has {', '.join(known)}" if known else "ids are r<row>c<col>"
-        problem = str(error).partition(";")[0]
-        reader.problem("slots.ids", ids, f"{problem}; {has}", f"for example slots.ids=[{example[0]}]")
+        problem = f"{str(error).partition(';')[0]}; {has}"
+        reader.problem("slots.ids", ids, problem, f"for example slots.ids=[{[*known, 'r0c0'][0]}]")
         return {**plain, "ids": []}
     return plain
 
@@ -258,15 +259,14 @@ def read_plain(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, unreadable or no config.
     """
-    path = Path(path)
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; expected the config.yaml of a run directory") from None
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
         raise ConfigError(
-            f"{path}: not a resolved config ({line}); write it anew with launch/train.py, or --cfg job --resolve"
+            f"{path}: not a resolved config ({' '.join(str(error).split())}); write it anew with launch/train.py, or "
+            "--cfg job --resolve"
         ) from None
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: expected a mapping of sections")

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from esper.kasmina.axes.feature import copy_inputs, take, tensors_in
+from esper.kasmina.axes.feature import copy_inputs, take
+from esper.kasmina.kernels.rehearsing import Ahead, Compiled, Stopwatch, backward, resize_batch
 from esper.kasmina.lending import call_with, hush, stand_ins
 from esper.kasmina.slots.beat import Beat
 from esper.kasmina.slots.confidence import evaluating
@@ -42,13 +43,17 @@ class Compiler:
     Args:
         grown: the model, its slots empty or not.
         backend: backend of torch.compile, by name or as a function.
-        train_sizes: batch sizes that training will see; each is rehearsed.
-        eval_sizes: batch sizes that evaluation will see; each is rehearsed.
+        train_sizes: batch sizes that training will see; each is rehearsed, in this order. A graph of a dynamic batch is
+            made for the first of them.
+        eval_sizes: the same for evaluation.
         incubation: how a TRAINING seed learns: STE has a graph of its own; SHADOW runs the host frozen.
         autocast: makes the context that a forward runs under.
 
     Attributes:
         regions: the host's regions by the name of their module.
+        features: an example feature of each slot, once `watch` has run.
+        reports: what each rehearsal took; who tells of them empties it.
+        ahead: compiles beside training; None if nobody does.
     """
 
     def __init__(
@@ -62,9 +67,11 @@ class Compiler:
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         self.grown, self.backend, self.incubation, self.autocast = grown, backend, incubation, autocast
-        self.train_sizes, self.eval_sizes = sorted(set(train_sizes)), sorted(set(eval_sizes))
+        self.train_sizes, self.eval_sizes = list(dict.fromkeys(train_sizes)), list(dict.fromkeys(eval_sizes))
         self.regions: dict[str, Region] = {}
-        self._features: dict[str, Tensor] = {}
+        self.reports: list[Compiled] = []
+        self.ahead: Ahead | None = None
+        self.features: dict[str, Tensor] = {}
         self._rehearsed: dict[str, tuple[Any, ...]] = {}
         self._reported: set[str] = set()
         # Inside DDP's forward, dynamo would cut graphs at DDP's buckets; regions are smaller than buckets.
@@ -82,7 +89,7 @@ class Compiler:
             ConfigError: a region cannot be compiled; the text says why.
         """
         sites = {site.module for site in self.grown.sites.values()}
-        order = self._watch(example)
+        watch, order = Stopwatch(), self.watch(example)
         fired = [name for name in order if not name.startswith(CONTAINER)]
         below = {name for name, module in self.grown.model.named_modules() if name.startswith(CONTAINER)}
         chosen = choose_regions(self.grown.model, sites, set(fired) - below)
@@ -105,8 +112,9 @@ class Compiler:
             raise ConfigError(
                 f"trainer.compile = true: the host cannot be compiled: {reason(error)}; set trainer.compile=false"
             ) from error
+        self.reports.append(watch.stop("host"))
 
-    def _watch(self, example: Any) -> list[str]:
+    def watch(self, example: Any) -> list[str]:
         """Returns the names of modules in the order in which they begin, ``name>`` where they end.
 
         Keeps one example feature per slot.
@@ -118,7 +126,7 @@ class Compiler:
             order.append(f"{name}>")
             if name in places:
                 slot, place = places[name]
-                self._features[slot] = self.grown.sites[slot].turned(take(output, place).detach())
+                self.features[slot] = self.grown.sites[slot].turned(take(output, place).detach())
 
         with contextlib.ExitStack() as stack:
             for name, module in self.grown.model.named_modules():
@@ -184,18 +192,24 @@ class Compiler:
         Raises:
             ConfigError: the seed cannot be compiled; the text says why.
         """
-        holder, site = self.grown.slots[slot], self.grown.sites[slot]
-        stand_in = SeedSlot(slot, site, Beat(fired={slot: False})).to(holder.alpha.device)
-        stand_in.plant(seed, Region(stand_in, "join", self.backend))
-        stand_in.operator, stand_in.channels = operator, holder.channels
+        watch, stand_in = Stopwatch(), self.beside(slot, seed, operator)
         try:
             if operator is not Operator.GATE:  # its gate does not exist yet
-                self._rehearse(stand_in)
+                self.rehearse(stand_in)
         except compile_failures() as error:
             raise ConfigError(f"the seed for {slot} cannot be compiled: {reason(error)}") from error
         self._rehearsed[slot] = self._variant(stand_in)
+        self.reports.append(watch.stop(slot))
         assert stand_in.region is not None
         return stand_in.region
+
+    def beside(self, slot: str, seed: nn.Module, operator: Operator) -> SeedSlot:
+        """Returns a slot like this one, beside the model, with the seed and its region in it."""
+        holder = self.grown.slots[slot]
+        stand_in = SeedSlot(slot, self.grown.sites[slot], Beat(fired={slot: False})).to(holder.alpha.device)
+        stand_in.plant(seed, Region(stand_in, "join", self.backend))
+        stand_in.operator, stand_in.channels = operator, holder.channels
+        return stand_in
 
     def follow(self) -> bool:
         """Rehearses slots whose operator or gate changed since the last call. A slot that fails runs uncompiled.
@@ -208,22 +222,23 @@ class Compiler:
             if holder.region is None or self._rehearsed.get(slot) == self._variant(holder):
                 continue
             self._rehearsed[slot] = self._variant(holder)
-            any_new = True
+            any_new, watch = True, Stopwatch()
             try:
-                self._rehearse(holder)
+                self.rehearse(holder)
             except compile_failures() as error:
                 holder.region.failure = reason(error)
                 holder.degraded = f"not compiled any more: {reason(error)}"
+            self.reports.append(watch.stop(slot))
         return any_new
 
     @staticmethod
     def _variant(holder: SeedSlot) -> tuple[Any, ...]:
         return holder.operator, holder.fades_from, holder.gate is not None
 
-    def _rehearse(self, holder: SeedSlot) -> None:
+    def rehearse(self, holder: SeedSlot) -> None:
         """Compiles the graphs LEARN, THROUGH and MEASURE of a slot; its phase, alpha, flags and tallies stay."""
         assert holder.region is not None
-        feature = self._features[holder.slot]
+        feature = self.features[holder.slot]
         flags = [(p, p.requires_grad) for p in holder.parameters()]
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._strict([holder.region]))
@@ -259,6 +274,11 @@ class Compiler:
         self._reported = set(reasons)
         return fresh
 
+    def close(self) -> None:
+        """Ends what compiles beside training."""
+        if self.ahead is not None:
+            self.ahead.close()
+
     @contextlib.contextmanager
     def _strict(self, regions: Any) -> Iterator[None]:
         for region in regions:
@@ -270,31 +290,3 @@ class Compiler:
                 region.strict = False
             # The cache keeps every symbolic shape that it ever saw: a megabyte a region.
             torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
-
-
-def resize_batch(example: Any, size: int) -> Any:
-    """Returns the example with ``size`` samples: its rows repeated, in the same memory format, detached.
-
-    Args:
-        example: tensors with the batch axis first, alone or nested; 0-D tensors stay as they are.
-        size: samples in the result.
-    """
-
-    def rows(tensor: Tensor) -> Tensor:
-        if not tensor.ndim:
-            return tensor
-        last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-        picked = tensor.detach()[torch.arange(size, device=tensor.device) % len(tensor)]
-        return picked.contiguous(memory_format=torch.channels_last) if last else picked.contiguous()
-
-    return tree_map_only(Tensor, rows, example)
-
-
-def backward(outputs: Sequence[Any], leaves: Sequence[Tensor] | None = None) -> None:
-    """Runs backward from the outputs to whatever leaves there are, or to these alone, whose ``grad`` then stays."""
-    tensors = [tensor for output in outputs for tensor in tensors_in(output) if tensor.requires_grad]
-    ones = [torch.ones_like(tensor) for tensor in tensors]
-    if leaves is not None and tensors:
-        torch.autograd.grad(tensors, leaves, ones, allow_unused=True)
-    elif tensors:
-        torch.autograd.backward(tensors, ones)

@@ -14,7 +14,6 @@ from esper.config.tree import EsperConfig
 from esper.kasmina.attach import attach
 from esper.kasmina.births import Library, LibraryConfig
 from esper.kasmina.blueprints import registry
-from esper.kasmina.compiler import Compiler
 from esper.kasmina.hosts import StartConfig, build_host, freeze
 from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
@@ -27,13 +26,13 @@ from esper.leyline.protocols import EventSink
 from esper.leyline.slots import parse_slot
 from esper.run.batch_statistics import check_batches
 from esper.run.fitting.parts import check_blueprints, check_output, check_owners
+from esper.run.kernels.build import build_compiler
 from esper.run.start.costs import build_costs
 from esper.tamiyo import build_controller
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.snapshot import Identity
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.data.sampler import eval_shards
 from esper.tolaria.growth.forecast import Forecast, moments_of
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
@@ -50,8 +49,8 @@ from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
 from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.governor import Governor
-from esper.tolaria.training.length import forwards_of, plan_batches
-from esper.tolaria.training.looks import check_attribution, look_sizes, plan_of
+from esper.tolaria.training.length import plan_batches
+from esper.tolaria.training.looks import check_attribution, plan_of
 
 
 def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:
@@ -61,22 +60,10 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
             f"trainer.channels_last = true: is for images (C, H, W), the data has {bundle.input_shape}; set it to false"
         )
     bundle = bind(bundle, config.task)
-    seed_streams(config.seed)
-    host = build_host(config.host, bundle.input_shape, bundle.classes)
-    host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
-    if isinstance(config.host, StartConfig):
-        freeze(host, config.host.freeze)
-    points = {point.slot: point for point in host.injection_points()}  # type: ignore[operator]
-    chosen = config.slots.ids or list(points)
-    for slot in chosen:
-        parse_slot(slot, known=points)
     example = bundle.example(device, dtype_of(config.trainer.precision))
-    layout = {slot: points[slot].known_layout for slot in chosen if points[slot].known_layout is not None}
-    may_skip = [slot for slot in chosen if points[slot].may_skip]
-    grown = attach(host, {slot: points[slot].module for slot in chosen}, example, layout=layout, may_skip=may_skip)
+    grown = attach_host(config, bundle.input_shape, bundle.classes, example, device)
     check_output(grown, bundle, example, config)
     check_owners(config, grown)
-    set_channels(grown, config.slots)
     check_learning(grown.model)
     args, kwargs = arguments(example)
     idle = [] if config.world.find_unused else grown.parameters_without_gradient(*args, **kwargs)
@@ -89,33 +76,32 @@ def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Gr
     return grown
 
 
-def batch_sizes(config: EsperConfig, bundle: Bundle, world: World) -> tuple[set[int], set[int]]:
-    """Batch sizes of this rank's forward passes, in training and in evaluation, with the short last batches."""
-    plan = plan_batches(config.trainer, bundle, config.seed)
-    steps = (0, plan.steps_per_epoch - 1)
-    forwards = forwards_of(config.trainer, bundle, world.size)
-    pieces = [piece for s in steps for piece in plan.pieces(s, world.rank, world.size, forwards)]
-    most = config.trainer.eval_batch
-    sizes = {len(shard) for shard in eval_shards(len(bundle.validation), world.rank, world.size, most)}
-    for size in look_sizes(plan_of(config.gates, config.slots.incubation, bundle, plan), world):
-        sizes |= {len(shard) for shard in eval_shards(size, 0, 1, most)}
-    return {len(indices) for indices, _ in pieces}, sizes
+def attach_host(
+    config: EsperConfig, input_shape: tuple[int, ...], classes: int, example: Any, device: torch.device
+) -> Grown:
+    """Builds the host and puts empty slots on it; its first weights are a function of the run's seed alone.
 
-
-def build_compiler(config: EsperConfig, grown: Grown, bundle: Bundle, world: World) -> Compiler:
-    """Compiles the host's regions; seeds are compiled when they are staged."""
-    train, evaluation = batch_sizes(config, bundle, world)
-    compiler = Compiler(
-        grown,
-        config.trainer.compile_backend,
-        train_sizes=train,
-        eval_sizes=evaluation,
-        incubation=config.slots.incubation,
-        autocast=lambda: autocast(config.trainer.precision, world.device),
-    )
-    example = bundle.example(world.device, dtype_of(config.trainer.precision))
-    compiler.host(example.to(memory_format=torch.channels_last) if config.trainer.channels_last else example)
-    return compiler
+    Args:
+        config: the run's settings.
+        input_shape: shape of one x, without the batch axis.
+        classes: classes of the data, or bytes of the vocabulary.
+        example: a batch of two.
+        device: where it will be.
+    """
+    seed_streams(config.seed)
+    host = build_host(config.host, input_shape, classes)
+    host = host.to(device=device, dtype=dtype_of(config.trainer.precision))
+    if isinstance(config.host, StartConfig):
+        freeze(host, config.host.freeze)
+    points = {point.slot: point for point in host.injection_points()}  # type: ignore[operator]
+    chosen = config.slots.ids or list(points)
+    for slot in chosen:
+        parse_slot(slot, known=points)
+    layout = {slot: points[slot].known_layout for slot in chosen if points[slot].known_layout is not None}
+    may_skip = [slot for slot in chosen if points[slot].may_skip]
+    grown = attach(host, {slot: points[slot].module for slot in chosen}, example, layout=layout, may_skip=may_skip)
+    set_channels(grown, config.slots)
+    return grown
 
 
 def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: int) -> Terms:
@@ -218,7 +204,7 @@ def assemble(
     check_batches(config, grown, bundle, world.size)
     check_blueprints(config, terms)
     owner = ParameterOwner(grown, config.optim, terms.total_steps)
-    compiler = build_compiler(config, grown, bundle, world) if config.trainer.compile else None
+    compiler = build_compiler(config, grown, bundle, world, terms) if config.trainer.compile else None
     growth = Growth(
         grown,
         owner,

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esper.config.tree import build_config
+from esper.config.tree import EsperConfig, build_config
 from esper.launcher.compose import conf_folder
 from esper.leyline.protocols import NullSink
 from esper.run.assembly import assemble
@@ -108,14 +108,19 @@ def ratio_of(name: str, host: str, budget: str, limit: float | None, times: dict
     return Ratio(name, host, budget, limit, *interval(pairs), *interval(same))
 
 
-def engine_for(overrides: list[str], rank: int, world_size: int) -> Engine:
-    """Builds an engine from the shipped config, in a temporary run directory."""
+def config_for(overrides: list[str]) -> EsperConfig:
+    """Composes the shipped config."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         plain = OmegaConf.to_container(compose("config", overrides=overrides), resolve=False)
     assert isinstance(plain, dict)
     plain.pop("launch", None)
     plain["run"]["dir"] = "bench"
-    config = build_config(plain)
+    return build_config(plain)
+
+
+def engine_for(overrides: list[str], rank: int, world_size: int) -> Engine:
+    """Builds an engine from the shipped config, in a temporary run directory."""
+    config = config_for(overrides)
     folder = Path(tempfile.gettempdir()) / f"esper-bench-{os.environ['MASTER_PORT']}"
     world = World(config.world, config.control)
     world.heartbeat = Heartbeat(folder / "heartbeat", rank, world_size)

@@ -48,6 +48,7 @@ SMALL: dict[str, Any] = {
     "control.every": 2,
     "control.timeout_s": 20.0,
     "control.startup_timeout_s": 60.0,
+    "compile.prepare": "off",
     "checkpoint.every_ticks": 0,
     "slots.incubation": "shadow",
     "slots.max_live": None,

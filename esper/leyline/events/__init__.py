@@ -20,6 +20,7 @@ from esper.leyline.events.growth import (
     StageChanged,
 )
 from esper.leyline.events.health import Ailment, HealthAlert, LossSettled
+from esper.leyline.events.kernels import KernelsCompiled
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicySymptom, PolicyUpdated
 from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -57,6 +58,7 @@ __all__ = [
     "FossilHurts",
     "GateJudged",
     "HealthAlert",
+    "KernelsCompiled",
     "LibraryUsed",
     "LossSettled",
     "LossShifted",

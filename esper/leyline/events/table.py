@@ -15,6 +15,7 @@ from esper.leyline.events.growth import (
     StageChanged,
 )
 from esper.leyline.events.health import HealthAlert, LossSettled
+from esper.leyline.events.kernels import KernelsCompiled
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicyUpdated
 from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -57,6 +58,7 @@ EVENTS: dict[str, type[Event]] = {
         SeedBorn,
         BirthVetoed,
         LibraryUsed,
+        KernelsCompiled,
         SlotDegraded,
         StepSkipped,
         SnapshotTaken,

@@ -137,8 +137,7 @@ class Growth:
         """Plants a seed of the recorded blueprint in every slot that has one, and a gate where the record wants one."""
         for entry in state.slots:
             if entry.stage.has_seed:
-                assert entry.blueprint is not None
-                self.plant(entry.slot, self.build(entry.slot, entry.blueprint, entry.generation))
+                self.plant(entry.slot, self.build(entry.slot, str(entry.blueprint), entry.generation))
                 if entry.wants_gate(state.step):
                     self.grown.slots[entry.slot].set_gate(self._gate(entry))
                     self.owner.register(entry.slot)
@@ -226,9 +225,11 @@ class Growth:
             self.failures[slot] = "it was still being built when it was given up; see library.wait_s"
 
     def close(self) -> None:
-        """Cancels births under way; leaves no thread behind."""
-        if self.library is not None:
-            self.library.close()
+        """Cancels births under way; leaves no thread and no process behind."""
+        parts: tuple[Library | Compiler | None, ...] = (self.library, self.compiler)
+        for part in parts:
+            if part is not None:
+                part.close()
 
     def restage(self, state: RunState) -> None:
         """After a load, builds again the seeds that the state says are staged; their weights follow from the record."""
@@ -241,8 +242,7 @@ class Growth:
     def set_alphas(self, state: RunState, step: int) -> None:
         """Writes every slot's agreed alpha for optimizer step ``step``."""
         for entry in [entry for entry in state.slots if entry.stage.has_seed]:
-            holder = self.grown.slots[entry.slot]
-            alpha, fade = entry.alpha(step), entry.fade(step)
+            holder, alpha, fade = self.grown.slots[entry.slot], entry.alpha(step), entry.fade(step)
             if (alpha, fade) != (holder.level, holder.fade_level):
                 holder.set_alpha(alpha, fade)
 

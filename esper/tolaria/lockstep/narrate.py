@@ -10,6 +10,7 @@ from esper.accord.lifecycle import SlotState
 from esper.accord.state import RunState, Terms
 from esper.accord.verdict import Symptom, Verdict
 from esper.kasmina.births import Library
+from esper.kasmina.kernels.rehearsing import Compiled
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command
 from esper.leyline.events import (
@@ -19,6 +20,7 @@ from esper.leyline.events import (
     Event,
     Fault,
     GateJudged,
+    KernelsCompiled,
     LibraryUsed,
     LossShifted,
     Panic,
@@ -262,11 +264,9 @@ class Narrator:
         """Reports the host's buffers that were found to differ between ranks, and clears the list."""
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            what = (
-                f"buffers of the host differ between ranks, and stay as they are on each: {shown}; a checkpoint has "
-                "rank 0's; to average them at each tick, name them in average_buffers"
-            )
-            self.report_fault(state, what, names[0])
+            what = f"buffers of the host differ between ranks, and stay as they are on each: {shown}"
+            advice = "a checkpoint has rank 0's; to average them at each tick, name them in average_buffers"
+            self.report_fault(state, f"{what}; {advice}", names[0])
         names.clear()
 
     def report_failures(self, state: RunState, failures: dict[str, str]) -> None:
@@ -282,6 +282,12 @@ class Narrator:
             self.emit(LibraryUsed(**axes_of(state), **asdict(figures), waited_ms=waited_ms))
         while library.troubles:
             self.report_fault(state, library.troubles.pop(0), "seed library")
+
+    def report_compiled(self, state: RunState, reports: list[Compiled]) -> None:
+        """Reports what was compiled since the last tick, and empties the list."""
+        for took in reports:
+            self.emit(KernelsCompiled(**{**axes_of(state), **asdict(took)}))
+        reports.clear()
 
     def report_wrap(self, state: RunState, wrap_ms: float | None, *, parameters: int, saved: bool) -> None:
         """Reports a new wrapper, if there is one."""

@@ -267,6 +267,7 @@ class Cycle:
             self.narrator.report_library(state, self.growth.library, waited_ms=self._waited_ms)
             self._waited_ms = 0.0
         if self.growth.compiler is not None:
+            self.narrator.report_compiled(state, self.growth.compiler.reports)
             for where, why in self.growth.compiler.take_degraded().items():
                 self.narrator.report_fault(state, f"{where} runs without its compiled graph from here on: {why}", where)
         count = len(self.growth.owner.gradient_set())

@@ -10,7 +10,6 @@ from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.refills import Refills
 from esper.tolaria.data.sampler import BatchPlan, bounds
 from esper.tolaria.ranks.config import ControlConfig
-from esper.tolaria.ranks.world import World
 
 
 def plan_of(gates: GateConfig, incubation: Incubation, bundle: Bundle, batches: BatchPlan) -> ProbePlan:
@@ -30,15 +29,15 @@ def refills_of(plan: ProbePlan, bundle: Bundle, batches: BatchPlan) -> Refills:
     return Refills(bundle, batches, max(1, plan.per_look))
 
 
-def look_sizes(plan: ProbePlan, world: World) -> set[int]:
-    """Samples that this rank measures in one look, for the compiler; exact where each sample is its own cluster."""
+def look_sizes(plan: ProbePlan, rank: int, ranks: int) -> set[int]:
+    """Samples that a rank measures in one look, for the compiler; exact where each sample is its own cluster."""
     sizes = set()
     for look in range(plan.shares):
         first, last = bounds(plan.clusters, look, plan.shares)
-        mine, beyond = bounds(last - first, world.rank, world.size)
+        mine, beyond = bounds(last - first, rank, ranks)
         sizes.add(beyond - mine)
     if plan.refills:
-        mine, beyond = bounds(plan.per_look, world.rank, world.size)
+        mine, beyond = bounds(plan.per_look, rank, ranks)
         sizes.add(beyond - mine)
     return sizes - {0}
 

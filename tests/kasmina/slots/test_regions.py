@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.attach import attach
-from esper.kasmina.compiler import Compiler, resize_batch
+from esper.kasmina.compiler import Compiler
 from esper.kasmina.hosts import CNNConfig, GPTConfig, build_host
+from esper.kasmina.kernels.rehearsing import resize_batch
 from esper.kasmina.slots.regions import Region, choose_regions, compile_failures, region_of, strip
 from esper.leyline.errors import ConfigError
 

@@ -1,0 +1,94 @@
+"""The process that compiles ahead, as the rank that starts it sees it.
+
+    rank (local rank 0) -- stdin: one order, then held open --> helper
+                        <- stdout: one line when it is done --
+
+The helper is told what to compile once, and then left alone; nothing in training waits for it, so that it may fail, lag
+or be killed. What it has compiled lies on disk, where a birth finds it. It ends when its stdin does, when the rank
+dies (see `esper.run.parent`), and when it has used up its seconds or memory.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from esper.kasmina.kernels.folder import FOLDER
+from esper.nissa.lane import say
+
+_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+_GRACE_S = 2.0
+
+
+class Helper:
+    """Starts the process.
+
+    Args:
+        order: what it is to compile; see `esper.run.kernels.process`.
+        folder: the folder of kernels.
+
+    Fields:
+        process: the process.
+        told: what it said when it was done; None until then, and if it died before.
+    """
+
+    def __init__(self, order: dict[str, Any], folder: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
+        # One compiler at a time: the helper has what the ranks leave of the machine.
+        environment = {**kept, FOLDER: folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        self.told: dict[str, Any] | None = None
+        self._said = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "esper.run.kernels.process", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # what a user's code prints has been printed by the rank
+            env=environment,
+            start_new_session=True,  # its compilers end with it, by one signal
+        )
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def wait(self, seconds: float) -> dict[str, Any] | None:
+        """Waits until it is done or has died, at most so many seconds.
+
+        Returns:
+            What it says: ``compiled`` and ``failed`` (counts), ``seconds``, and ``why`` it ended if it has not done
+            all; None if it has said nothing.
+        """
+        assert self.process.stdout is not None
+        until = time.monotonic() + seconds
+        while self.told is None:
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                return None
+            more = os.read(self.process.stdout.fileno(), 65536)
+            if not more:
+                return None
+            self._said += more
+            if b"\n" in self._said:
+                self.told = json.loads(self._said)
+        return self.told
+
+    def close(self) -> None:
+        """Ends the process and its compilers; says so if it had failed."""
+        if self.process.returncode is not None:
+            return
+        told = self.wait(0.0)
+        if told is not None and told["why"]:
+            say(f"the process that compiles ahead had ended: {told['why']}; births compiled by themselves since then")
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE_S)
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()

@@ -1,0 +1,80 @@
+"""The stall of a birth under ``trainer.compile``: compiled at the tick, or ahead by the process beside the ranks.
+
+Every trial begins with an empty folder of kernels, and with no kernel of earlier trials in memory. The time is that of
+`Compiler.stage` alone, at the tick; the process had the time that it needs before that.
+"""
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from torch._inductor.utils import clear_caches
+
+from benching.harness import Ratio, config_for, engine_for, interleave, ratio_of
+from esper.kasmina.compiler import Compiler
+from esper.kasmina.kernels.folder import FOLDER
+from esper.run.kernels.build import batch_sizes
+from esper.run.kernels.start import start_helper
+from esper.tolaria.training.evaluate import dtype_of
+
+SLOT, SEED = "r1c0", "conv_light"
+HOST = [
+    "host=cnn",
+    "data=digits",
+    "data.probe=512",
+    "gates.probe_samples=96",
+    "trainer.epochs=60",
+    "controller=schedule",
+    f"controller.actions=[{{tick: 1, slot: {SLOT}, op: GERMINATE, blueprint: {SEED}}}]",
+]
+
+
+def bench_birth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
+    """A birth that was compiled ahead against one that was not, with torch's own count of graphs found."""
+    engine, config = engine_for(HOST, rank, world_size), config_for([*HOST, "trainer.compile=true"])
+    example = engine.bundle.example(engine.world.device, dtype_of(config.trainer.precision))
+    train, evaluation = batch_sizes(config, engine.bundle, rank, world_size)
+    prepared_s: list[float] = []
+    found: dict[str, list[tuple[int, int]]] = {"esper": [], "plain": [], "plain again": []}
+
+    def trial(name: str, ahead: bool) -> float:
+        folder = Path(tempfile.mkdtemp(prefix="esper-bench-kernels-"))
+        os.environ[FOLDER] = str(folder)
+        clear_caches()
+        compiler = Compiler(engine.grown, train_sizes=train, eval_sizes=evaluation, incubation=config.slots.incubation)
+        compiler.watch(example)
+        if ahead:
+            helper = start_helper(config, engine.world, engine.bundle, engine.terms, example, (train, evaluation))
+            assert helper is not None
+            told = helper.wait(600.0)
+            assert told is not None, "the process that compiles ahead has died"
+            prepared_s.append(told["seconds"])
+            helper.close()
+        seed = engine.growth.build(SLOT, SEED, 1)
+        began = time.perf_counter()
+        compiler.stage(SLOT, seed)
+        took = time.perf_counter() - began
+        found[name].append((compiler.reports[-1].hits, compiler.reports[-1].misses))
+        shutil.rmtree(folder, ignore_errors=True)
+        return took
+
+    arms = {name: partial(trial, name, name == "esper") for name in found}
+    try:
+        times = interleave(arms, rounds)
+    finally:
+        engine.world.close()
+    assert all(misses == 0 for _, misses in found["esper"]), found
+    cold, warm = (statistics.median(times[name]) for name in ("plain", "esper"))
+    hits, misses = found["esper"][-1][0], found["plain"][-1][1]
+    where = (
+        f"{SEED} on the demo's CNN; {cold:.1f} s cold ({misses} graphs compiled), {warm:.2f} s ahead ({hits} found, "
+        f"none compiled); the process needed {statistics.median(prepared_s):.0f} s before, import included"
+    )
+    return [ratio_of("birth under compile, prepared ahead / cold", where, "<= 0.12", 0.12, times)]
+
+
+PARTS = {"compiled": bench_birth}

@@ -1,0 +1,93 @@
+"""Kernels compiled ahead by the helper: found by every birth that was foreseen, and the same bits with and without."""
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch._dynamo.utils import counters
+
+from esper.config.tree import EsperConfig
+from esper.leyline.events import CommandRefused, KernelsCompiled
+from esper.run.kernels import start
+from esper.run.kernels.helper import Helper
+from tests.support.dist import run_distributed
+from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
+
+A = "r1c0"
+LIFE = schedule(
+    act(1, A, "GERMINATE", blueprint="norm", ticks=1),
+    act(3, A, "ADVANCE"),
+    act(4, A, "ADVANCE"),
+    act(6, A, "SET_ALPHA_TARGET", target=0.5, ticks=1, operator="MULTIPLY"),
+)
+TICKS = 9
+
+
+def config_of(cache: Path, prepare: str, **more: Any) -> EsperConfig:
+    settings = {"controller": LIFE, "slots__ids": [A], "trainer__steps": 2 * TICKS, "trainer__drop_last": True, **more}
+    return tiny_config(
+        "cnn",
+        trainer__compile=True,
+        compile__prepare=prepare,
+        compile__cache=str(cache),
+        control__timeout_s=300.0,
+        control__startup_timeout_s=1800.0,
+        **settings,
+    )
+
+
+class KilledHelper(Helper):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        os.kill(self.process.pid, signal.SIGKILL)
+
+
+def live(rank: int, config: EsperConfig, run_dir: Path, kill: bool) -> dict[str, Any]:
+    if kill:
+        start.Helper = KilledHelper  # type: ignore[misc]
+    engine = make_engine(config, run_dir)
+    compiler = engine.growth.compiler
+    assert compiler is not None
+    helper: Any = compiler.ahead
+    engine.begin(None)
+    before = counters["inductor"]["fxgraph_cache_miss"]
+    while engine.step < engine.terms.total_steps:
+        engine.train_step()
+        if engine.tick_due():
+            engine.tick()
+    engine.growth.close()
+    bits = hashlib.sha256()
+    for name, tensor in engine.grown.model.state_dict().items():
+        bits.update(name.encode() + tensor.numpy().tobytes())
+    return {
+        "bits": bits.hexdigest(),
+        "replica": replica(engine),
+        "misses": counters["inductor"]["fxgraph_cache_miss"] - before,
+        "host": [event for event in events(engine).of(KernelsCompiled) if event.where == "host"],
+        "births": [event for event in events(engine).of(KernelsCompiled) if event.where == A],
+        "refused": [event.reason for event in events(engine).of(CommandRefused)],
+        "helper": None if helper is None else (helper.told, helper.process.poll()),
+    }
+
+
+@pytest.mark.slow
+def test_what_was_foreseen_misses_nothing_and_the_bits_are_those_without_cold_warm_or_killed(tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    [ahead] = run_distributed(live, 1, config_of(mine, "start"), tmp_path / "ahead", False)
+    told, code = ahead["helper"]
+    assert (told["compiled"], told["failed"], told["why"], code) == (3, 0, "", -signal.SIGKILL)
+    assert ahead["refused"] == []
+    assert ahead["misses"] == 0
+    assert ahead["host"][0].misses > 0
+    assert all(birth.hits > 0 and birth.misses == 0 for birth in ahead["births"])
+    assert len(ahead["births"]) >= 3, "staged, one operator fading into another, and that one alone"
+    [cold] = run_distributed(live, 1, config_of(theirs, "ahead"), tmp_path / "cold", True)
+    assert cold["misses"] > 0
+    [warm] = run_distributed(live, 1, config_of(theirs, "off"), tmp_path / "warm", False)
+    assert warm["helper"] is None
+    assert warm["misses"] == warm["host"][0].misses == 0, "a second start finds the host, too"
+    assert ahead["bits"] == cold["bits"] == warm["bits"]
+    assert ahead["replica"] == cold["replica"] == warm["replica"]
