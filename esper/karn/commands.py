@@ -142,6 +142,8 @@ def show_why(given: argparse.Namespace) -> int:
         told = explain(given.run, given.what)
     for sentence in told:
         print(f"{visible(sentence.text)}{name_events(sentence.events)}")
+    if given.what is None and not given.end:
+        print('[#7] is the record with "seq":7 in events.jsonl; esper why RUN SLOT tells more of one slot.')
     if diagnosis and diagnosis.command:
         print(f"\nTo do: {diagnosis.action}. Type:\n  {diagnosis.command}")
     return 0

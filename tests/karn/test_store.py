@@ -158,6 +158,12 @@ def test_what_is_not_one_select_is_refused(database: Any, tmp_path: Path, sql: s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_wrong_column_names_those_that_there_are(database: Any) -> None:
+    told = answer(database, "select verdict from decisions", 10)
+    assert "decisions has" in told["error"]
+    assert "applied, reason" in told["error"]
+
+
 @pytest.mark.parametrize("sql", OUTSIDE)
 def test_a_select_reaches_nothing_outside(database: Any, tmp_path: Path, sql: str) -> None:
     secret = tmp_path / "secret.csv"

@@ -72,6 +72,7 @@ def test_each_page_has_something_and_says_what_happened(one: Path) -> None:
     for life in report.lives:
         assert life.slot in texts["slots"]
         assert life.blueprint in texts["decisions"]
+    assert all(f"{life.slot} {life.blueprint}" in texts["evidence"] for life in report.lives)
     assert "F" in texts["slots"] or "x" in texts["slots"]
     assert all("�" not in text for text in texts.values())
 

@@ -99,7 +99,9 @@ def test_a_seed_that_was_kept_and_one_that_was_pruned() -> None:
     assert pruned.startswith("It was pruned at step 132 (tick 11), since 2 of 2 looks spent: contribution -0.004177")
     (never,) = texts(explain_slot(records, "r1c0"))
     assert never.startswith("Nothing was born in r1c0: the controller never asked for a seed there.")
-    assert len(explain_growth(records)) == 2
+    first, second = texts(explain_growth(records))
+    assert "#58 #59 #60" in first
+    assert "-1.35 of the 3 that its gate asks: not enough" in second, "why a seed went is told without a second command"
     by_seq = {record["seq"]: record for record in records}
     for slot in ("r0c0", "r0c1"):
         for sentence in explain_slot(records, slot):
@@ -277,6 +279,8 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     run = Path(shutil.copytree(RECORDED, tmp_path / "run"))
     assert cli.main(["why", str(run), "r0c1"]) == 0
     assert "It was pruned at step 132 (tick 11)" in capsys.readouterr().out
+    assert cli.main(["why", str(run)]) == 0
+    assert '[#7] is the record with "seq":7 in events.jsonl' in capsys.readouterr().out
     assert cli.main(["why", str(lasting(run)), "--end"]) == 0
     assert capsys.readouterr().out == "The run is done, at step 240. There is nothing to do. [#76]\n"
     assert cli.main(["why", str(tmp_path)]) == RunDirError.exit_code

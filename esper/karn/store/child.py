@@ -6,6 +6,7 @@ answer. `esper.karn.store.query` starts it, and ends it when time is up.
 
 import json
 import math
+import re
 import resource
 import sys
 from datetime import datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.karn.store.loading import connect, duckdb, load, shut
+from esper.karn.store.views import VIEWS
 from esper.leyline.errors import EsperError
 
 
@@ -31,6 +33,14 @@ def refuse(database: Any, sql: str) -> str | None:
 
 def _first(error: Exception) -> str:
     return " ".join(str(error).split("\n\n")[0].split())[:400]
+
+
+def _columns_of(sql: str) -> str:
+    """The columns of the views that a statement names, or the views where it names none."""
+    named = [name for name in VIEWS if re.search(rf"\b{name}\b", sql)]
+    if not named:
+        return f"views are {', '.join(VIEWS)}"
+    return "; ".join(f"{name} has {', '.join(VIEWS[name].columns)}" for name in named)
 
 
 def _plain(value: Any) -> Any:
@@ -61,7 +71,7 @@ def answer(database: Any, sql: str, rows: int) -> dict[str, Any]:
     except MemoryError:
         return {"error": "query: out of memory; ask for less, or give it more with --memory"}
     except duckdb().Error as error:
-        return {"error": f"query: {_first(error)}"}
+        return {"error": f"query: {_first(error)}; {_columns_of(sql)}"}
     return {"columns": columns, "rows": [[_plain(v) for v in row] for row in found[:rows]], "more": len(found) > rows}
 
 

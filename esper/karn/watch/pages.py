@@ -153,12 +153,16 @@ def _life_line(report: RunReport, index: int, life: Life) -> list[Piece]:
     return line
 
 
+ENDED = 20  # seeds that have ended, of which evidence is shown
+
+
 def evidence(report: RunReport, width: int) -> Page:
-    """Every look of the living seeds, and what the gate ahead said last."""
+    """Every look of the living seeds, then of those that have ended, and what the gate ahead said last."""
     page = Page()
     page.add(Word("worth: loss of a sample without minus with the seed; over all looks at this alpha", "dim"))
-    living = [life for life in report.lives if life.fate == "alive"]
-    for life in living or report.lives[-2:]:
+    page.add(Word("e: log of the evidence for the gate ahead; -log(chance) is enough, 3.0 at 0.05", "dim"))
+    ended = [life for life in reversed(report.lives) if life.fate != "alive"]
+    for life in [*(life for life in report.lives if life.fate == "alive"), *ended[:ENDED]]:
         page.head(f"{life.slot} {life.blueprint}, {life.fate}, {life.stage.name}")
         looks = life.of("contribution")
         if not looks:
@@ -175,6 +179,8 @@ def evidence(report: RunReport, width: int) -> Page:
                 Shown(from_event(look, "running", "se"), ".4f"),
                 "  e ",
                 Shown(from_event(look, "log_evidence"), ".2f"),
+                " at ",
+                Shown(from_event(look, "chance"), ".2g"),
             )
         for told in life.of("gate")[-1:]:
             result = told["payload"]["result"]

@@ -83,13 +83,26 @@ def _looks(life: Life) -> Sentence | None:
     times = "once" if len(looks) == 1 else f"{len(looks)} times"
     text = f"It was measured {times}. Over all looks since its alpha last moved it saves {_reading(last['running'])}"
     text += f" of the loss of a sample ({last['clusters']} clusters of samples)"
-    if last["log_evidence"] is not None and last["chance"] > 0:
-        needed = -math.log(last["chance"])
-        word = "enough" if last["log_evidence"] >= needed else "not enough"
-        text += (
-            f"; the evidence that it helps is {last['log_evidence']:.3g} of the {needed:.3g} that its gate asks: {word}"
-        )
+    text += _weight(last)
     return say(text + ".", looks[-1])
+
+
+def _weight(look: dict[str, Any]) -> str:
+    """What a look says to what its gate asks for; empty where it says nothing."""
+    if look["log_evidence"] is None or look["chance"] <= 0:
+        return ""
+    needed = -math.log(look["chance"])
+    word = "enough" if look["log_evidence"] >= needed else "not enough"
+    return f"; the evidence that it helps is {look['log_evidence']:.3g} of the {needed:.3g} that its gate asks: {word}"
+
+
+def end_with_evidence(life: Life, records: Sequence[Record]) -> Sentence:
+    """The end of one seed in a sentence; of one that was pruned by command, with what its looks had come to."""
+    told, last = _end(life, records), last_look(life)
+    if last is None or life.fate != "pruned" or life.end is None or life.command_of(life.end) is None:
+        return told
+    look = life.of("contribution")[-1]
+    return Sentence(text=told.text.rstrip(".") + _weight(last) + ".", events=(*told.events, look))
 
 
 def _held_back(life: Life) -> list[Sentence]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from esper.karn.lives import lives
 from esper.karn.store.facts import describe, read_digest
 from esper.karn.store.finding import FoundRun
-from esper.karn.why.fates import explain_life, explain_slot
+from esper.karn.why.fates import end_with_evidence, explain_life, explain_slot
 from esper.karn.why.sentence import Sentence, say
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.nissa.reading import Record
@@ -78,6 +78,6 @@ def explain_growth(records: Sequence[Record]) -> list[Sentence]:
     """Birth and end of every seed of a run, two sentences each."""
     told = []
     for life in lives(records):
-        first, *_, last = explain_life(life, records)
+        first, last = explain_life(life, records)[0], end_with_evidence(life, records)
         told.append(say(f"{first.text} {last.text}", *first.events, *last.events))
     return told or [say("Nothing was born in this run.")]
