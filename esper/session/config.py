@@ -22,6 +22,7 @@ from esper.leyline.plain import from_plain
 from esper.leyline.protocols import Controller
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
+from esper.nissa.config import HealthConfig
 from esper.session.file import as_number
 from esper.tamiyo import build_controller
 from esper.tamiyo.registry import controller_config_class
@@ -84,6 +85,9 @@ class SessionConfig:
 
     control: ControlConfig = field(default_factory=ControlConfig)
     """When ticks come."""
+
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """When something is odd enough to be told; nothing is decided by it."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -235,6 +239,7 @@ def make_config(
         "slots": read_section(SlotsConfig, slots, "slots"),
         "gates": read_section(GateConfig, gates, "gates"),
         "control": ticks,
+        "health": read_section(HealthConfig, settings.get("health"), "health"),
     }
     plain = {name: as_plain(section) for name, section in sections.items()}
     config = read_section(SessionConfig, {**settings, **plain}, "session")

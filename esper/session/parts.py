@@ -28,7 +28,7 @@ from esper.session.evaluator import BatchEvaluator
 from esper.session.file import collect_user_parts
 from esper.session.loop import Parts
 from esper.session.model import LiveModel, StandIn, UserLoss, evaluate_loss
-from esper.session.recorder import Recorder, open_sink
+from esper.session.recorder import open_recorder
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.lockstep.buffers import check_patterns
@@ -100,7 +100,7 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
             _shake_hands(world, config, grown, adopted, controller_plain, held_out, given.loss)
             growth = Growth(grown, adopted.owner, world, terms, run_seed=config.seed, dtype=first.dtype)
             model = LiveModel(growth)
-            recorder, window = Recorder(open_sink(given.sink, world.rank)), Window(world.device)
+            recorder, window = open_recorder(given.sink, world, config.health), Window(world.device)
             narrator = Narrator(recorder, grown)
             loss = given.loss
             judge = None if loss is None else lambda call, batch: evaluate_loss(loss, call, batch)

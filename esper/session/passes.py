@@ -6,6 +6,7 @@ that call. One that calls a model of its closure would train the host twice and 
 Ranks must not train on equal batches. The digests of the first ones are compared once, at the first tick.
 """
 
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -61,6 +62,7 @@ class Passes:
 
     def losses(self, batch: Any, state: RunState) -> tuple[Tensor, Tensor]:
         """The host's mean loss, and its sum with one shadow loss per seed that learns in a forward pass of its own."""
+        began = time.perf_counter()
         self._note(batch)
         if wants_batches(state, self._growth.terms.gates):
             self._recent.keep(batch, self._growth.terms.gates.continue_steps)
@@ -79,6 +81,7 @@ class Passes:
             return self._judge_given(call, batch)[0].mean()
 
         total = with_shadows(host, shadow, self._grown, shadowed, self._world.device)
+        self._window.own_ms += 1e3 * (time.perf_counter() - began)
         return means[0], total
 
     # the model that the loss is given -----------------------------------------------------------------------------

@@ -1,27 +1,41 @@
-"""The recorder of a session's events: it keeps the newest and passes all on to the user's sink."""
+"""The recorder of a session's events: it keeps the newest, judges their health, passes all on to the user's sink."""
 
 import os
 import secrets
 from collections import deque
+from pathlib import Path
 
+from esper.karn.health_sink import HealthSink
 from esper.leyline.events import Event
 from esper.leyline.protocols import EventSink, NullSink
-from esper.nissa.config import Level
+from esper.nissa.config import HealthConfig, Level
 from esper.nissa.envelope import Envelope
 from esper.nissa.jsonl import JsonlSink
+from esper.tolaria.ranks.world import World
 
 EVENTS_KEPT = 1000
 
 
 class Recorder:
-    """A sink that keeps the newest events and passes all on."""
+    """A sink that keeps the newest events and passes all on; what is odd becomes an event of its own.
 
-    def __init__(self, sink: EventSink) -> None:
-        self.sink = sink
+    Args:
+        sink: the user's.
+        health: of this rank; None if nobody judges it.
+    """
+
+    def __init__(self, sink: EventSink, health: HealthSink | None = None) -> None:
+        self.sink, self.health = sink, health
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
 
     def emit(self, event: Event) -> None:
         """Takes one event."""
+        self.tell(event)
+        if self.health is not None:
+            self.health.emit(event)
+
+    def tell(self, event: Event) -> None:
+        """Keeps one event and passes it on."""
         self.events.append(event)
         self.sink.emit(event)
 
@@ -31,7 +45,25 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the sink."""
+        if self.health is not None:
+            self.health.close()
         self.sink.close()
+
+
+def open_recorder(sink: EventSink | str | os.PathLike[str] | None, world: World, config: HealthConfig) -> Recorder:
+    """The recorder of a rank. Ranks meet in the folder ``health`` beside the file of events, where ``sink`` is a path.
+
+    Args:
+        sink: as given to the session.
+        world: this rank's place.
+        config: limits of health.
+    """
+    folder = Path(sink).parent / "health" if isinstance(sink, str | os.PathLike) else None
+    recorder = Recorder(open_sink(sink, world.rank))
+    if world.rank == 0 or folder is not None:
+        tell = recorder.tell if world.rank == 0 else None
+        recorder.health = HealthSink(config, folder, world.rank, world.size, world.device, tell=tell)
+    return recorder
 
 
 def open_sink(sink: EventSink | str | os.PathLike[str] | None, rank: int) -> EventSink:

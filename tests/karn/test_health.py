@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from esper.karn.health import LOOK_AT, HealthJudge, Work
+from esper.karn.health_sink import HealthSink, host_share
 from esper.leyline.events import Ailment, HealthAlert, LossSettled, SeedBorn
 from esper.leyline.evidence import measured
 from esper.leyline.stages import Stage
 from esper.nissa.config import HealthConfig
-from esper.run.telling.health import HealthSink, host_share
 from tests.nissa.samples import axes, stage_changed, tick_done
 from tests.support.patience import Patience, load, wait_until
 
@@ -124,7 +124,7 @@ def test_a_blending_is_watched_too():
 
 
 def both_have(sink, number):
-    works = sink._read()  # without a file that is being written
+    works = sink._read(sink._folder)  # without a file that is being written
     return all(rank in works and works[rank].tick == number for rank in (0, 1))
 
 
@@ -137,7 +137,7 @@ def test_ranks_meet_in_files_and_rank_0_says_who_is_slow(tmp_path):
             sink.emit(tick(number, own_ms=50.0 if rank == 0 else 200.0))
         written = partial(both_have, ranks[0], number)
         wait_until(written, f"both files of tick {number}", Patience(lambda: 0, still_s=10.0))
-        ranks[0]._works = ranks[0]._read()
+        ranks[0]._works = ranks[0]._read(tmp_path)
     for sink in ranks:
         sink.close()
     assert [(alert.ailment, alert.rank) for alert in said if isinstance(alert, HealthAlert)] == [(Ailment.STRAGGLER, 1)]

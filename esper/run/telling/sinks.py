@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.config.tree import EsperConfig
+from esper.karn.health_sink import HealthSink
 from esper.leyline.events import Event, Fault, RunStarted, SlotDegraded
 from esper.leyline.files import RunDir
 from esper.leyline.protocols import EventSink, NullSink
@@ -19,7 +20,6 @@ from esper.nissa.reading import read_latest
 from esper.nissa.spill import Spill
 from esper.nissa.wandb_sink import WandbSink
 from esper.run.attempt import Attempt
-from esper.run.telling.health import HealthSink
 from esper.tolaria.lockstep.narrate import ELSEWHERE
 from esper.tolaria.ranks.world import World
 

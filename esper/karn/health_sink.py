@@ -1,6 +1,6 @@
-"""Health of a run: every rank writes what it measured of itself into RUN/health, and rank 0 judges all of it.
+"""Health of a run or a session: each rank writes what it measured of itself to a file, and rank 0 judges all of them.
 
-    rank r   TickDone -> a thread: RUN/health/rank-0000r, overwritten in place
+    rank r   TickDone -> a thread: FOLDER/rank-0000r, overwritten in place
     rank 0   TickDone -> `HealthJudge` with the newest files of all ranks -> events `health` and `settled`
 
 No collective carries these figures and nothing is decided by them: clocks and memory differ from rank to rank. Files
@@ -56,7 +56,7 @@ class HealthSink:
 
     Args:
         config: limits.
-        folder: RUN/health.
+        folder: where the ranks meet, as RUN/health; None if they do not: then rank 0 judges itself alone.
         rank: this rank.
         size: number of ranks.
         device: of this rank.
@@ -66,7 +66,7 @@ class HealthSink:
     def __init__(
         self,
         config: HealthConfig,
-        folder: Path,
+        folder: Path | None,
         rank: int,
         size: int,
         device: torch.device,
@@ -97,27 +97,33 @@ class HealthSink:
             self._file = None
 
     def _write(self, batch: list[TickDone], urgent: bool) -> None:
-        event = batch[-1]
+        event, folder = batch[-1], self._folder
+        host, device = host_share(), device_share(self._device)
+        if folder is None:
+            own_work = Work(tick=event.tick, own_ms=event.own_ms, host_share=host, device_share=device)
+            self._works = {self._rank: own_work}
+            return
+        own = [event.tick, event.own_ms, host, device]
         try:
-            own = [event.tick, event.own_ms, host_share(), device_share(self._device)]
             if self._file is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = os.open(self._path(self._rank), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path(folder, self._rank), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             os.pwrite(self._file, json.dumps(own).encode().ljust(SIZE), 0)
             if self._tell is not None and time.monotonic() - self._read_at >= READ_S:
                 self._read_at = time.monotonic()
-                self._works = self._read()
+                self._works = self._read(folder)
         except OSError:  # a view of the run; its own files say so if the disk is broken
             pass
 
-    def _path(self, rank: int) -> Path:
-        return self._folder / f"rank-{rank:05d}"
+    @staticmethod
+    def _path(folder: Path, rank: int) -> Path:
+        return folder / f"rank-{rank:05d}"
 
-    def _read(self) -> dict[int, Work]:
+    def _read(self, folder: Path) -> dict[int, Work]:
         found = {}
         for rank in range(self._size):
             try:
-                tick, own_ms, host, device = json.loads(self._path(rank).read_bytes())
+                tick, own_ms, host, device = json.loads(self._path(folder, rank).read_bytes())
                 found[rank] = Work(tick=tick, own_ms=own_ms, host_share=host, device_share=device)
             except (OSError, ValueError, TypeError):  # not there yet, or being written
                 continue
