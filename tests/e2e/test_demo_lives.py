@@ -1,4 +1,5 @@
-"""The demo as shipped completes lives: on each of five seeds something fossilises on evidence, and some seeds go."""
+"""The demo as shipped completes lives: on each of three seeds, of five with `--all`, something fossilises on evidence,
+and some seeds go."""
 
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,16 @@ def live(rank: int, configs: list[dict[str, Any]], folder: Path, whole: bool) ->
     return found
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_demo_completes_lives_on_every_seed(tmp_path: Path, whole: bool) -> None:
-    configs = [shipped(seed) for seed in SEEDS]
+@pytest.mark.parametrize(("seeds", "whole"), [(SEEDS[2:], False), pytest.param(SEEDS, True, marks=pytest.mark.slow)])
+def test_the_demo_completes_lives_on_every_seed(tmp_path: Path, seeds: tuple[int, ...], whole: bool) -> None:
+    configs = [shipped(seed) for seed in seeds]
     for plain in configs:
         config = build_config(plain)
         assert config.gates == GateConfig(probe_samples=96), "default thresholds"
         assert config.controller.kind == "heuristic"
         assert "noop" not in config.controller.blueprints, "no blueprint is listed in order to fail"
     runs, other = run_distributed(live, 2, configs, tmp_path, whole, groups=len(configs))
-    assert len(runs) == len(SEEDS)
+    assert len(runs) == len(seeds)
     unhelpful = 0
     for run, same in zip(runs, other, strict=True):
         assert [e for e in run if isinstance(e, StageChanged)] == [e for e in same if isinstance(e, StageChanged)]
@@ -75,6 +76,6 @@ def test_the_demo_completes_lives_on_every_seed(tmp_path: Path, whole: bool) -> 
             assert worth.passed
             assert "±" in worth.detail
             assert "stale" not in worth.detail
-        asked = [e.command for e in run if isinstance(e, CommandJudged) and e.applied and e.command.op is Op.PRUNE]
-        unhelpful += sum("looks spent" in c.reason or "readings against it" in c.reason for c in asked)
+        asked = [e.reason for e in run if isinstance(e, CommandJudged) and e.applied and e.command.op is Op.PRUNE]
+        unhelpful += sum("looks spent" in reason or "readings against it" in reason for reason in asked)
     assert unhelpful >= 1, "over the seeds some seed is pruned for lack of evidence"
