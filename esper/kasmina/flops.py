@@ -5,8 +5,7 @@ Each cost is counted once; from then on costs are only added up by formula (see 
     host     one forward and one backward on a sample; and per slot, the backward of the activations alone from the
              output down to that slot: what a shadow forward pays to reach its seed
     seed     from a build on the meta device: forward, and the backward with or without a gradient of input and weights.
-             Small ones of esper's own are built on the CPU, where torch runs no Python for each operator: every start
-             of a run counts dozens of them
+             Small ones are built on the CPU, see `esper.kasmina.blueprints.counting`
 
 torch.utils.flop_counter does the counting, with the formulas of `esper.kasmina.products` where it has none or a wrong
 one. Attention runs on its plain matrix products meanwhile, since the counter may not know a fused kernel.
@@ -18,7 +17,6 @@ without frozen parts compare by what passes through them.
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +30,7 @@ from esper.kasmina.axes.feature import copy_inputs, put, take, tensors_in
 from esper.kasmina.axes.site import Site
 from esper.kasmina.births.own import Fit, copy_block
 from esper.kasmina.blueprints import registry
+from esper.kasmina.blueprints.counting import place_to_count
 from esper.kasmina.blueprints.entry import Blueprint
 from esper.kasmina.hosts.resume import resumable
 from esper.kasmina.lending import call_with, hush
@@ -42,9 +41,6 @@ from esper.kasmina.slots.sites import CONTAINER, arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.costs import HostCost, SeedCost
 from esper.leyline.topology import Topology
-
-SMALL = 2**18
-"""Elements of weights and feature up to which a seed is counted on the CPU: a MiB in float32."""
 
 
 class _Counter:
@@ -73,8 +69,7 @@ def seed_cost(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ..
         shape: shape of one sample's feature, without the batch axis.
     """
     entry = registry.get(topology, blueprint)
-    elements = entry.parameters(dim, **entry.arguments) + math.prod(shape)
-    if elements <= SMALL and entry.factory.__module__.startswith(f"{registry.__package__}."):
+    if place_to_count(entry, dim, shape).type == "cpu":
         return _small_seed_cost(entry, dim, shape)
     return _meta_seed_cost(entry, dim, shape)
 

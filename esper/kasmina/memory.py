@@ -2,9 +2,10 @@
 
     weights and gradient    parameters x bytes of a number, each; once more with several ranks, whose reducer has a copy
                             of the gradient; and as often as the optimizer keeps moments
-    activations             what the seed's backward keeps of a forward, counted on the meta device at one and at two
-                            samples, and taken to the samples of a batch; the feature that the join makes anew, and
-                            the gradient of the largest of all these, while the backward passes it
+    activations             what the seed's backward keeps of a forward, counted at one and at two samples (see
+                            `esper.kasmina.blueprints.counting`), and taken to the samples of a batch; the feature that
+                            the join makes anew, and the gradient of the largest of all these, while the backward
+                            passes it
 
 All of that is equal on every rank, since it follows from settings and shapes. What a device has left is not, so it
 never enters a forecast. A shadow forward (``slots.incubation=shadow``) holds the host's activations a second time while
@@ -24,6 +25,7 @@ from esper.kasmina.axes.block import Call
 from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.births.own import Fit, copy_block
 from esper.kasmina.blueprints import registry
+from esper.kasmina.blueprints.counting import place_to_count
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.streams import undisturbed
 from esper.leyline.topology import Topology
@@ -74,7 +76,7 @@ def _bytes_kept(seed: nn.Module, x: Tensor, *more: Any) -> int:
 
 @functools.cache
 def seed_memory(topology: Topology, blueprint: str, dim: int, shape: tuple[int, ...], dtype: torch.dtype) -> SeedMemory:
-    """Counts what a blueprint needs at a site; no memory is allocated.
+    """Counts what a blueprint needs at a site; but for small ones no memory is allocated.
 
     Args:
         topology: what the axes of the feature mean.
@@ -83,9 +85,11 @@ def seed_memory(topology: Topology, blueprint: str, dim: int, shape: tuple[int, 
         shape: shape of one sample's feature, without the batch axis.
         dtype: number format of the seed.
     """
-    with torch.device("meta"), torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
-        seed = registry.get(topology, blueprint).build(dim).to(dtype)
-        one, two = (_bytes_kept(seed, torch.empty(n, *shape, dtype=dtype, requires_grad=True)) for n in (1, 2))
+    entry = registry.get(topology, blueprint)
+    place = place_to_count(entry, dim, shape) if dtype is torch.float32 else torch.device("meta")
+    with undisturbed(), place, torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
+        seed = entry.build(dim).to(dtype)
+        one, two = (_bytes_kept(seed, torch.zeros(n, *shape, dtype=dtype, requires_grad=True)) for n in (1, 2))
     parameters = sum(parameter.numel() for parameter in seed.parameters())
     return SeedMemory(parameters, max(0, 2 * one - two), two - one)
 

@@ -8,9 +8,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import esper
 from esper.accord.account import Costs
-from esper.kasmina import flops
-from esper.kasmina.blueprints import registry
+from esper.kasmina.blueprints import counting, registry
 from esper.kasmina.flops import host_cost, seed_cost
+from esper.kasmina.memory import seed_memory
 from esper.kasmina.products import FORMULAS
 from esper.kasmina.streams import moved, read_streams
 from esper.leyline.topology import Topology
@@ -161,7 +161,7 @@ def test_every_operator_of_the_shipped_blueprints_is_counted_or_free():
             assert seed_cost(topology, name, 16, shape).uncounted == (), name
 
 
-def test_a_small_seed_counted_on_the_cpu_costs_what_it_costs_on_the_meta_device(monkeypatch):
+def test_a_small_seed_counted_on_the_cpu_counts_what_it_does_on_the_meta_device(monkeypatch):
     shapes = {
         Topology.FEATURE_MAP: (16, 8, 6),
         Topology.SEQUENCE: (12, 16),
@@ -172,9 +172,11 @@ def test_a_small_seed_counted_on_the_cpu_costs_what_it_costs_on_the_meta_device(
     asked = [(topology, name, 16, shape) for topology, shape in shapes.items() for name in registry.names(topology)]
     before = read_streams()
     on_cpu = [seed_cost.__wrapped__(*site) for site in asked]
+    memory = [seed_memory.__wrapped__(*site, torch.float32) for site in asked]
     assert not moved(before, read_streams()), "a seed that is built to be counted draws nothing"
-    monkeypatch.setattr(flops, "SMALL", 0)
+    monkeypatch.setattr(counting, "SMALL", 0)
     assert on_cpu == [seed_cost.__wrapped__(*site) for site in asked]
+    assert memory == [seed_memory.__wrapped__(*site, torch.float32) for site in asked]
     assert len({(cost.full, cost.weights, cost.passing) for cost in on_cpu}) > 10
 
 

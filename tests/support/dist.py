@@ -36,7 +36,7 @@ from tests.support.patience import STILL_S, Patience, cpu_of, load, marks_of, tr
 ROOT = Path(__file__).parents[2]
 GRACE_S = 0.2  # on a quiet machine, for ranks that may die to end by themselves
 # torch._dynamo: the first optimizer of a process imports it, for two seconds.
-PRELOAD = ["torch", "torch._dynamo", "esper.worker", "tests.support.tiny"]
+PRELOAD = ["torch", "torch._dynamo", "esper.worker", "tests.support.tiny", "tests.support.forked"]
 
 # For @pytest.mark.parametrize("device", DEVICES); run_distributed(device="gpu") skips where devices are missing.
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
