@@ -49,7 +49,7 @@ def _of_arms(report: MarkedReport) -> TablePart:
         if arm not in marks.crossings:
             return "the subject"
         at = marks.crossings[arm]
-        return "never" if at is None else f"{at:.2f}"
+        return "–" if at is None else f"{at.lower} from {at.mark:.2f}"
 
     def trials(arm: str) -> str:
         if found is None or arm not in found.losses:
@@ -67,16 +67,16 @@ def _of_arms(report: MarkedReport) -> TablePart:
         )
         for arm in arms
     ]
-    heads = ("arm", "rate", "FLOPs", "regret, marks to 1", "below the subject from", "search: rate:loss")
+    heads = ("arm", "rate", "FLOPs", "regret, marks to 1", "lower of it and the subject", "search: rate:loss")
     return TablePart(title="rates, anytime regret against the fixed sizes, crossings", heads=heads, rows=tuple(rows))
 
 
 def _verdict(name: str, verdict: MarkVerdict) -> tuple[str, str, str]:
     claim, errors = verdict.claim, verdict.errors
     says = "open" if errors is None else "yes" if errors > ERRORS else "NO" if errors < -ERRORS else "open"
-    figure = f"{format_number(verdict.difference, 4, sign='+')}" + (
-        "" if errors is None else f", {errors:.1f} SE lower"
-    )
+    figure = format_number(verdict.difference, 4, sign="+")
+    if errors is not None:
+        figure += f", {abs(errors):.1f} SE {'lower' if errors > 0 else 'higher'}"
     return says, f"{name}: {claim.metric} of {claim.arm} is lower than of {claim.than}", figure
 
 

@@ -6,7 +6,7 @@ are averaged, every moment is nearly as good as an end (Hagele et al. 2024, "Sca
 beyond fixed training durations"). Nothing is chosen by that loss, so it is a reading of held-out samples.
 
     regret      mean over marks of (loss - least loss of the arms of a fixed size), seed by seed
-    crossing    the first mark at which another arm's mean loss is below the subject's
+    crossing    the mark from which on the same one of an arm and the subject has the lower mean loss
 
 Pure functions of run records. Lower is better throughout.
 """
@@ -78,6 +78,14 @@ class MarkVerdict:
         return None if found is None or not found.se else -found.value / found.se
 
 
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """The mark from which on ``lower``, an arm or the subject, has the lower mean loss."""
+
+    mark: float
+    lower: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkReport:
     """Everything that is said at marks.
@@ -86,7 +94,7 @@ class MarkReport:
         rows: arm by arm within each mark.
         verdicts: of the claims.
         regret: of each arm that reaches all marks, over seeds.
-        crossings: arm to the first mark at which its mean loss is below the subject's; None if there is none.
+        crossings: of each other arm with the subject; None where no mark has both.
         sunk: mean FLOPs of the yardstick.
         cost: mean FLOPs of each arm's runs.
     """
@@ -94,7 +102,7 @@ class MarkReport:
     rows: tuple[MarkRow, ...]
     verdicts: dict[str, MarkVerdict]
     regret: dict[str, Estimate]
-    crossings: dict[str, float | None]
+    crossings: dict[str, Crossing | None]
     sunk: float
     cost: dict[str, float]
 
@@ -173,13 +181,15 @@ class Marks:
         seeds = set.intersection(*(set(at) for at in every))
         return {seed: min(at[seed] for at in every) for seed in seeds}
 
-    def crossing(self, arm: str, subject: str, last: float) -> float | None:
-        """The first mark, up to ``last``, at which the arm's mean loss is below the subject's, and stays so once."""
+    def crossing(self, arm: str, subject: str, last: float) -> Crossing | None:
+        """Where the two cross for the last time, up to a mark; the first common mark if they never do."""
+        found: Crossing | None = None
         for mark in np.linspace(last / GRID, last, GRID):
-            found = self.difference(arm, subject, float(mark))
-            if found is not None and found.value < 0:
-                return float(mark)
-        return None
+            between = self.difference(arm, subject, float(mark))
+            if between is not None:
+                lower = arm if between.value < 0 else subject
+                found = found if found is not None and found.lower == lower else Crossing(float(mark), lower)
+        return found
 
 
 def report_marks(

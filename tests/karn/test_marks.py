@@ -2,7 +2,7 @@
 
 import pytest
 
-from esper.karn.marks import MarkClaim, Marks, reading_at, report_marks
+from esper.karn.marks import Crossing, MarkClaim, Marks, reading_at, report_marks
 from tests.karn.records import record
 
 RUNS = {
@@ -43,8 +43,9 @@ def test_arms_are_put_beside_the_subject_seed_by_seed() -> None:
     # at 0.5: least is 1.75 and 1.85; at 1.0: 1.5 and 1.7
     assert report.regret["grown"].value == pytest.approx(((2.0 - 1.75) + (1.0 - 1.5) + (2.1 - 1.85) + (1.2 - 1.7)) / 4)
     assert report.regret["small"].value == pytest.approx(0.0)
-    assert report.crossings["large"] is None
-    assert report.crossings["small"] == pytest.approx(1 / 60)
+    assert report.crossings["large"] == Crossing(pytest.approx(1 / 60), "grown")
+    crossing = report.crossings["small"]  # 2 - m / 2 and 2 - 0.3 m against 3 - 2 m and 3 - 1.8 m: from 2 / 3 on
+    assert crossing == Crossing(pytest.approx(2 / 3, abs=1 / 60), "grown")
     assert report.verdicts["it"].difference is not None
     assert report.verdicts["it"].difference.value == pytest.approx(-0.5)
 
