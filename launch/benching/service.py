@@ -56,7 +56,7 @@ def start_plain(code: Path, folder: Path) -> tuple[float, float]:
     """Seconds to the first step of a plain script under torchrun, and CPU seconds of its processes."""
     mark, before, began = folder / "mark", _cpu(), _now()
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(PLAIN), str(mark)]
-    subprocess.run([sys.executable, *words], check=True, env=_environment(code), capture_output=True)
+    subprocess.run([sys.executable, *words], check=True, cwd=folder, env=_environment(code), capture_output=True)
     return float(mark.read_text()) - began, _cpu() - before
 
 
@@ -64,7 +64,8 @@ def start_demo(code: Path, folder: Path) -> tuple[float, float]:
     """The same of the demo, cut short after its second step."""
     run, before, began = folder / "run", _cpu(), _now()
     words = [str(code / "launch" / "train.py"), *DEMO, "trainer.steps=4", f"run.dir={run}"]
-    process = subprocess.Popen([sys.executable, *words], env=_environment(code), stdout=subprocess.DEVNULL)
+    env = _environment(code)
+    process = subprocess.Popen([sys.executable, *words], cwd=folder, env=env, stdout=subprocess.DEVNULL)
     seconds = _wait(lambda: _step(run) >= 1, process) - began
     process.wait()
     return seconds, _cpu() - before
@@ -76,6 +77,7 @@ def restart_demo(code: Path, folder: Path) -> tuple[float, float]:
     words = [*DEMO, "trainer.steps=100000", "checkpoint.every_ticks=1", "world.max_restarts=1", f"run.dir={run}"]
     process = subprocess.Popen(
         [sys.executable, str(code / "launch" / "train.py"), *words],
+        cwd=folder,  # not that of a checkout, whose code would be imported first
         env=_environment(code),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
