@@ -1,27 +1,29 @@
-"""The stall of a birth under ``trainer.compile``: compiled at the tick, or ahead by the process beside the ranks.
+"""A birth under ``trainer.compile``: compiled at the tick, or ahead by the process beside the ranks.
 
-Every trial begins with an empty folder of kernels, and with no kernel of earlier trials in memory. The time is that of
-`Compiler.stage` alone, at the tick; the process had the time that it needs before that.
+Every trial begins with an empty folder of kernels, and with no kernel of earlier trials in memory. What is measured is
+`Compiler.stage` alone, at the tick, in CPU seconds of this process and of its compilers, one at a time, which a busy
+machine hardly changes; the process that compiles ahead had the time that it needs before that.
 """
 
 import os
+import resource
 import shutil
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
+from torch._inductor import config as inductor
 from torch._inductor.utils import clear_caches
 
-from benching.harness import Ratio, config_for, engine_for, interleave, ratio_of
+from benching.harness import Ratio, config_for, engine_for, ratio_of
 from esper.kasmina.compiler import Compiler
 from esper.kasmina.kernels.folder import FOLDER
 from esper.run.kernels.build import batch_sizes
 from esper.run.kernels.start import start_helper
 from esper.tolaria.training.evaluate import dtype_of
 
-SLOT, SEED = "r1c0", "conv_light"
+SLOT, SEED = "r1c0", "norm"
 HOST = [
     "host=cnn",
     "data=digits",
@@ -31,6 +33,11 @@ HOST = [
     "controller=schedule",
     f"controller.actions=[{{tick: 1, slot: {SLOT}, op: GERMINATE, blueprint: {SEED}}}]",
 ]
+
+
+def _cpu() -> float:
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(used.ru_utime + used.ru_stime for used in spent)
 
 
 def bench_birth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
@@ -55,23 +62,26 @@ def bench_birth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
             prepared_s.append(told["seconds"])
             helper.close()
         seed = engine.growth.build(SLOT, SEED, 1)
-        began = time.perf_counter()
+        began = _cpu()
         compiler.stage(SLOT, seed)
-        took = time.perf_counter() - began
+        took = _cpu() - began
         found[name].append((compiler.reports[-1].hits, compiler.reports[-1].misses))
         shutil.rmtree(folder, ignore_errors=True)
         return took
 
+    inductor.compile_threads = 1
     arms = {name: partial(trial, name, name == "esper") for name in found}
-    try:
-        times = interleave(arms, rounds)
-    finally:
-        engine.world.close()
+    arms["plain"]()  # warm-up, not counted: what the first compile of a process imports
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, arm in arms.items():
+            times[name].append(arm())
+    engine.world.close()
     assert all(misses == 0 for _, misses in found["esper"]), found
     cold, warm = (statistics.median(times[name]) for name in ("plain", "esper"))
     hits, misses = found["esper"][-1][0], found["plain"][-1][1]
     where = (
-        f"{SEED} on the demo's CNN; {cold:.1f} s cold ({misses} graphs compiled), {warm:.2f} s ahead ({hits} found, "
+        f"{SEED} on the demo's CNN; {cold:.1f} CPU s cold ({misses} graphs compiled), {warm:.2f} ahead ({hits} found, "
         f"none compiled); the process needed {statistics.median(prepared_s):.0f} s before, import included"
     )
     return [ratio_of("birth under compile, prepared ahead / cold", where, "<= 0.12", 0.12, times)]
