@@ -13,8 +13,8 @@ CLASS, TOKENS, PIXELS, LABELS, NUMBERS = (
     "numbers of each sample",
 )
 GIVEN: Mapping[str, str] = {
-    **dict.fromkeys(("digits", "cifar10", "images"), CLASS),
-    **dict.fromkeys(("pysource", "text", "recall", "tokens"), TOKENS),
+    **dict.fromkeys(("digits", "digits_phases", "cifar10", "images"), CLASS),
+    **dict.fromkeys(("pysource", "text", "text_phases", "recall", "tokens"), TOKENS),
 }
 OF_TARGET_KIND: Mapping[str, str] = {"class": CLASS, "number": NUMBERS, "labels": LABELS}
 NEEDED: Mapping[str, str] = {

@@ -101,8 +101,10 @@ def start(
     if launch != "plan":
         ask_whether_parts_fit(plain, environment, folder, ahead)
     if launch == "plan":
+        from esper.run.fitting.forecast import describe_memory  # it loads torch, which no other launch needs
+
         known = check_run(config.run, plain)
-        print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{command_line}")
+        print(f"run directory: {folder} ({'resumed' if known else 'new'})\n{command_line}\n{describe_memory(config)}")
         return LaunchResult(0, "planned")
     longer = describe_extension(config, plain, read_status)
     with hold_run(config.run, plain) as lock:

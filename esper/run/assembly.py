@@ -15,6 +15,7 @@ from esper.kasmina.attach import attach
 from esper.kasmina.births import Library, LibraryConfig
 from esper.kasmina.blueprints import registry
 from esper.kasmina.hosts import StartConfig, build_host, freeze
+from esper.kasmina.hosts.recompute import recompute_blocks
 from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import arguments
@@ -215,6 +216,8 @@ def assemble(
         library=build_library(config.library, store.folder.parent),
         compiler=compiler,
     )
+    if config.trainer.recompute:  # now that costs are counted, of one forward
+        recompute_blocks(grown.model, config.host.kind)
     controller = None
     if world.rank == 0:
         controller = build_controller(config.controller, slots=tuple(grown.slots), seed=config.seed)

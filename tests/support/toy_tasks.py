@@ -235,6 +235,7 @@ def toy_plain(name: str, **settings: Any) -> dict[str, Any]:
             "validation": 16,
             "probe": 16,
             "test": 16,
+            "length": None,
             "workers": 0,
         },
         "task": toy.task,

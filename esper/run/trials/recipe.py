@@ -176,6 +176,7 @@ def _check(config: EsperConfig, bundle: Bundle) -> None:
         "trainer.accumulate": trainer.accumulate > 1,
         "trainer.max_tokens": trainer.max_tokens is not None,
         "trainer.compile": trainer.compile,
+        "trainer.recompute": trainer.recompute,
         "trainer.channels_last": trainer.channels_last,
         "trainer.patience": trainer.patience is not None,
         "trainer.limit": trainer.limit is not None,

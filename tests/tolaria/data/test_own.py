@@ -66,6 +66,18 @@ class Stream(IterableDataset):
         yield 1
 
 
+class Endless:
+    """A sample for any number."""
+
+    def __getitem__(self, index: int) -> Any:
+        x = torch.randn(2, generator=torch.Generator().manual_seed(index))
+        return x, int(x[0] > 0)
+
+
+def endless() -> esper.Data:
+    return esper.Data(train=Endless(), classes=2)
+
+
 def stream() -> esper.Data:
     return esper.Data(train=Stream())
 
@@ -170,11 +182,24 @@ def test_clusters_are_dealt_whole_and_parts_may_be_given() -> None:
     assert given.digest != load_data(config("whole")).digest, "a data set that shrinks is another"
 
 
+def test_data_without_an_end_are_passed_over_by_a_length_of_their_own() -> None:
+    with pytest.raises(ConfigError, match=r"train \(Endless\) has no length; set data.length to the samples of a pass"):
+        load_data(config("endless"))
+    bundle = load_data(config("endless", length=90))
+    sizes = [len(getattr(bundle, part)) for part in ("train", "validation", "probe", "test")]
+    assert sum(sizes) == 90
+    rows = torch.arange(sizes[0])
+    x, y = bundle.train.fetch_train(rows, seed=1, epoch=3)
+    again, _ = bundle.train.fetch_train(rows[7:9], seed=1, epoch=3)
+    assert torch.equal(x[7:9], again), "read from any place"
+    assert torch.equal(y, (x[:, 0] > 0).long())
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "text"),
     [
         ("partly", ConfigError, "validation, probe is None and other parts are not"),
-        ("stream", ConfigError, "train is Stream, a stream; need a map-style data set"),
+        ("stream", ConfigError, "train is Stream, a stream; need a map-style data set with __getitem__"),
         ("nothing", ConfigError, "returned int, need an esper.Data"),
         ("odd_collate", DataError, r"made inputs \[2, 3\] of 1 samples of the part train"),
         ("missing", ConfigError, "has no missing"),

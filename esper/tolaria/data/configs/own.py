@@ -31,6 +31,11 @@ class CustomDataConfig(DataConfig):
     test: int = 1024
     """Samples in the test part, likewise."""
 
+    length: int | None = None
+    """Samples of a data set without an end (``__getitem__`` for any number, no ``__len__``) that are a pass over it;
+    null: each says how long it is.
+    """
+
     workers: int = 0
     """Processes of each rank that read training samples ahead; any number gives the same bits, also after a resume."""
 
@@ -39,6 +44,7 @@ class CustomDataConfig(DataConfig):
             self.check_split(check)
             check("path", is_dotted(self.path), "write package.module:function")
             check("test", self.test >= 2, "samples, must be >= 2")
+            check("length", self.length is None or self.length >= 2, "samples, must be >= 2, or null")
             check("workers", self.workers >= 0, "must be >= 0")
 
 

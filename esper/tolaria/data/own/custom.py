@@ -162,16 +162,19 @@ def digest_some(parts: Mapping[str, Part], version: str) -> int:
     return hasher.intdigest() >> 2
 
 
-def _length(dataset: Any, name: str, path: str) -> int:
+def _length(dataset: Any, name: str, path: str, length: int | None) -> int:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise ConfigError(
             f"data.path = {path!r}: {name} is {type(dataset).__name__}, a stream; need a map-style data set with "
-            "__len__ and __getitem__, which can be read from any place at resume"
+            "__getitem__ (and __len__, or data.length), which can be read from any place at resume"
         )
     try:
         return len(dataset)
     except TypeError:
-        raise ConfigError(f"data.path = {path!r}: {name} ({type(dataset).__name__}) has no length") from None
+        if length is not None:
+            return length
+        what = f"{name} ({type(dataset).__name__}) has no length"
+        raise ConfigError(f"data.path = {path!r}: {what}; set data.length to the samples of a pass over it") from None
 
 
 def _deal(config: CustomDataConfig, data: Data, size: int) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -219,7 +222,7 @@ def load_custom(config: CustomDataConfig) -> Bundle:
     data = call_build(config)
     given = {name: getattr(data, name) for name in PART_NAMES[1:]}
     missing = [name for name, dataset in given.items() if dataset is None]
-    size = _length(data.train, "train", config.path)
+    size = _length(data.train, "train", config.path, config.length)
     if missing and len(missing) < len(given):
         raise ConfigError(
             f"data.path = {config.path!r}: {', '.join(missing)} is None and other parts are not; return all of "
@@ -232,7 +235,8 @@ def load_custom(config: CustomDataConfig) -> Bundle:
         if labels is not None:
             clusters = {name: labels[rows[name]] for name in clusters}
     else:
-        rows = {name: torch.arange(_length(dataset, name, config.path)) for name, dataset in datasets.items()}
+        sizes = {name: _length(dataset, name, config.path, config.length) for name, dataset in datasets.items()}
+        rows = {name: torch.arange(size) for name, size in sizes.items()}
         if data.probe_cluster is not None:
             clusters["probe"] = _labels(data.probe_cluster, len(rows["probe"]), config.path, "probe_cluster")
     parts: dict[str, Part] = {name: DatasetPart(data, datasets[name], rows[name], name) for name in PART_NAMES}
