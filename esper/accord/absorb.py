@@ -29,6 +29,8 @@ from esper.leyline.evidence import (
     measured,
 )
 
+HOST_PREFIX = "host_"
+
 
 def _mean(total: float, count: float, tick: int) -> Reading:
     return measured(total / count, tick=tick, n=int(count)) if count > 0 else ABSENT
@@ -50,7 +52,11 @@ def _health(sums: Mapping[str, float], prefix: str, before: GradientHealth, tick
     numbers = sums[f"{prefix}numbers"] / steps if steps else 0.0
     if gradient.value is not None:
         gradient = replace(gradient, value=gradient.value / math.sqrt(numbers)) if numbers else ABSENT
-    update = _mean(sums[f"{prefix}update_rms"], sums[f"{prefix}update_steps"], tick)
+    update, beside = before.update_rms, before.host_update_rms
+    if prefix != HOST_PREFIX and sums[f"{prefix}update_steps"]:  # the host's own record must not depend on its seeds
+        update, beside = (
+            _mean(sums[f"{of}update_rms"], sums[f"{of}update_steps"], tick) for of in (prefix, HOST_PREFIX)
+        )
     return GradientHealth(
         vanishing=vanishing if steps else before.vanishing,
         exploding=exploding if steps else before.exploding,
@@ -58,7 +64,8 @@ def _health(sums: Mapping[str, float], prefix: str, before: GradientHealth, tick
         infs=int(sums[f"{prefix}infs"]),
         moved=moved if moved.is_measured else before.moved,
         gradient_rms=gradient if gradient.is_measured else before.gradient_rms,
-        update_rms=update if update.is_measured else before.update_rms,
+        update_rms=update,
+        host_update_rms=beside,
     )
 
 
@@ -230,7 +237,7 @@ def absorb(state: RunState, sums: Mapping[str, float], terms: Terms, *, step: in
         validation_accuracy=validation_accuracy,
         together=_worth_of(sums, "worth_together", tick, terms) if sums.get("worth_count") else state.together,
         host_norm=_mean(sums["host_norm"], sums["host_norm_steps"], tick),
-        host_health=_health(sums, "host_", state.host_health, tick),
+        host_health=_health(sums, HOST_PREFIX, state.host_health, tick),
         skipped=int(sums["skipped"]),
         skipped_in_row=row,
         judged_row=max(row, longest) if longest >= terms.max_skips else row,

@@ -127,7 +127,7 @@ def observe_slot(state: RunState, slot: SlotState, terms: Terms) -> SlotObservat
         gradient_norm=slot.gradient_norm.as_of(state.tick, fresh),
         gradient_ratio=gradient_ratio(state, slot).as_of(state.tick, fresh),
         gradient_parity=parity(slot.health.gradient_rms, state.host_health.gradient_rms).as_of(state.tick, fresh),
-        update_parity=parity(slot.health.update_rms, state.host_health.update_rms).as_of(state.tick, fresh),
+        update_parity=parity(slot.health.update_rms, slot.health.host_update_rms).as_of(state.tick, fresh),
         health=slot.health.as_of(state.tick, fresh),
         nonfinite_steps=slot.nonfinite_steps,
         verdict=verdict_ahead(state, slot, terms),

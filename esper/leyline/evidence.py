@@ -144,13 +144,16 @@ class GradientHealth:
     """The owner's mean gradient norm over the root of how many of its parameters have a gradient, before clipping."""
 
     update_rms: Reading = ABSENT
-    """Root mean square of what an optimizer step changed, mean over the sampled steps; of the host, measured only while
-    a seed learns.
+    """Root mean square of what an optimizer step changed in a seed, mean over the sampled steps. Absent for the host,
+    of which nothing may depend on its seeds.
     """
+
+    host_update_rms: Reading = ABSENT
+    """The same of the host in the same steps, as a seed's yardstick; absent for the host itself."""
 
     def as_of(self, tick: int, fresh_ticks: int) -> "GradientHealth":
         """Returns the health as seen at ``tick``; see `Reading.as_of`."""
-        names = ("vanishing", "exploding", "moved", "gradient_rms", "update_rms")
+        names = ("vanishing", "exploding", "moved", "gradient_rms", "update_rms", "host_update_rms")
         return replace(self, **{name: getattr(self, name).as_of(tick, fresh_ticks) for name in names})
 
 

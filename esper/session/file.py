@@ -27,7 +27,7 @@ from esper.leyline.imports import why_foreign
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 
-FORMAT = 18
+FORMAT = 19
 KIND = "esper session"
 KEYS = {
     "format",

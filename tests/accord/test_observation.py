@@ -157,6 +157,7 @@ def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_ar
         infs=2,
         gradient_rms=measured(0.25, tick=6, n=4),
         update_rms=measured(0.5, tick=6, n=2),
+        host_update_rms=measured(0.25, tick=6, n=2),
     )
     assert (view.gradient_parity, view.update_parity) == (measured(0.5, tick=6, n=4), measured(2.0, tick=6, n=2))
     assert view.gradient_ratio == measured(0.5, tick=6, n=4)
@@ -164,6 +165,7 @@ def test_health_of_host_and_slots_is_a_mean_over_sampled_steps_and_its_counts_ar
         measured(1.5, tick=6, n=8),
         measured(0.1, tick=6, n=5),
     )
+    assert seen.host_health.update_rms is ABSENT, "the host's record does not depend on its seeds"
     assert (seen.host_health.nans, seen.host_health.infs) == (0, 1)
     assert facts_of(state, state.slot("r0c0"), terms).health == view.health
     later = absorbed(absorbed(state, terms), terms)

@@ -66,7 +66,7 @@ UNITS: dict[str, str] = {
     "skew": "none",
     **dict.fromkeys(("value", "se", "limit", "numbers", "best", "metrics"), "of what is measured"),
     **dict.fromkeys(("gradient_norm", "host_gradient_norm"), "L2 norm"),
-    **dict.fromkeys(("gradient_rms", "update_rms"), "root mean square"),
+    **dict.fromkeys(("gradient_rms", "update_rms", "host_update_rms"), "root mean square"),
     **dict.fromkeys(("gradient_parity", "update_parity"), "none"),
     **dict.fromkeys(("gradient_ratio", "steepness", "lr", "lr_before", "lr_after"), "none"),
     **dict.fromkeys(("samples", "n"), "samples"),

@@ -31,7 +31,7 @@ from esper.leyline.errors import CheckpointError
 from esper.leyline.files import Hashed, RunDir, sync, write_json, write_synced
 from esper.leyline.plain import from_plain, to_plain
 
-FORMAT = 14
+FORMAT = 15
 
 
 def rank_file(rank: int) -> str:

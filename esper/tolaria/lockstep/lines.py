@@ -25,7 +25,7 @@ def line_of(state: RunState, entry: SlotState) -> SlotLine:
         else parity(entry.health.gradient_rms, state.host_health.gradient_rms),
         update_parity=ABSENT
         if entry.health is NO_HEALTH
-        else parity(entry.health.update_rms, state.host_health.update_rms),
+        else parity(entry.health.update_rms, entry.health.host_update_rms),
         health=entry.health,
         worth=entry.worth if entry.worth.shapley.tick == state.tick else NO_WORTH,
     )
