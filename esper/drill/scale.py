@@ -18,7 +18,7 @@ TCP = Link(latency_s=20e-6, cpu_s=20e-6, bytes_per_s=2.5e9, spread=0.3)
 
 def observe_bytes(slots: int) -> int:
     """Bytes of the sums of a tick."""
-    return 8 * (45 + 31 * slots)
+    return 8 * (48 + 34 * slots)
 
 
 def commit_bytes(slots: int, ranks: int) -> int:

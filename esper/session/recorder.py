@@ -4,6 +4,7 @@ import os
 import secrets
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from esper.karn.health_sink import HealthSink
 from esper.leyline.events import Event
@@ -27,6 +28,10 @@ class Recorder:
     def __init__(self, sink: EventSink, health: HealthSink | None = None) -> None:
         self.sink, self.health = sink, health
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
+        """Itself: what is copied with a model, as by an export, has no file and no thread of its own."""
+        return self
 
     def emit(self, event: Event) -> None:
         """Takes one event."""

@@ -175,7 +175,7 @@ def test_bytes_of_a_tick_at_1024_ranks() -> None:
     # 12 commands of 8 words, 55 digest pairs, 12 vetoes, 1,024 rank words, 4 words of an order: 9,968 bytes of int64;
     # and the float64 of what was measured. Together 13.3 kB; the budget is 16 KiB.
     assert commit == 8 * (12 * 8 + 2 * 55 + 12 + 1024 + 4)
-    assert observe == 8 * (45 + 31 * 12)
+    assert observe == 8 * (48 + 34 * 12)
     assert observe + commit < 16 * 1024
     attributed = 8 * len(ObserveLayout(slots, worth=True).names)
     assert attributed == observe + 8 * (5 + 15 * 12)

@@ -41,8 +41,8 @@ def told_by(kind: FaultKind, ranks: int, rank: int, told: CrowdResult) -> str:
 
 
 def check_bytes(told: CrowdResult, ranks: int, slots: int) -> None:
-    """observe: float64 of 45 + 31 S entries; commit: int64 of commands, vetoes, digest pairs and a word a rank."""
-    assert told.bytes_per_tick == 8 * (45 + 31 * slots) + 8 * (9 * slots + 2 * (7 + 4 * slots) + ranks + 4)
+    """observe: float64 of 48 + 34 S entries; commit: int64 of commands, vetoes, digest pairs and a word a rank."""
+    assert told.bytes_per_tick == 8 * (48 + 34 * slots) + 8 * (9 * slots + 2 * (7 + 4 * slots) + ranks + 4)
     assert told.bytes_per_tick < 16 * 1024
     assert told.collectives == 2
 

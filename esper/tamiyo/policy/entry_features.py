@@ -5,7 +5,10 @@ from esper.tamiyo.policy.columns import REACH, SIZE, Sight, Table, Values, count
 
 ENTRY = Table("entry")
 
-LEFT_OUT = {"name": "a policy must serve blueprints that it never saw; `tried` alone goes by the name"}
+LEFT_OUT = {
+    "name": "a policy must serve blueprints that it never saw; `tried` alone goes by the name",
+    "memory": "for a gate; the shipped policy was not taught it",
+}
 
 
 @ENTRY.add("kind", (*SIZE, *REACH), reads=("parameters", "flops", "reach"))

@@ -78,7 +78,7 @@ def test_readings_are_differences_of_the_validation_loss(tmp_path: Path) -> None
     assert row["slots/r0c0/shapley"] == found["r0c0"].shapley.value
     assert row["slots/r1c0/leave_one_out_se"] == found["r1c0"].leave_one_out.se
     assert row["all_seeds"] == engine.state.together.value
-    closing = summarise(tmp_path, engine.state, engine.grown, status="done", world_size=1, wall_s=1.0)
+    closing = summarise(tmp_path, engine.state, engine.grown, status="done", world_size=1, wall_s=1.0, start={})
     assert [seed.shapley for seed in closing.grown] == [found["r0c0"].shapley, found["r1c0"].shapley]
 
 
