@@ -17,6 +17,8 @@ from pathlib import Path
 
 from esper.nissa.lane import say
 
+AGAIN_S = 1.0  # at least, between two tries to write a spill file that could not be written
+
 
 class Spill:
     """The spill file of one rank.
@@ -77,27 +79,36 @@ class Spill:
                 if left > 0:
                     self._changed.wait(left)
                     continue
-                self._spill([line for line in ahead if self._waiting[line] <= time.monotonic()])
+                if not self._spill([line for line in ahead if self._waiting[line] <= time.monotonic()]):
+                    self._changed.wait(max(self._after_s, AGAIN_S))
 
-    def _spill(self, lines: list[bytes]) -> None:
+    def _spill(self, lines: list[bytes]) -> bool:
+        """Writes the lines that the file lacks; returns whether it has all of them now."""
         lines = [line for line in lines if line not in self._spilled]
-        if not lines or self._failed:
-            return
+        if not lines:
+            return True
+        made = False
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(self.path, flags if self._spilled else flags | os.O_EXCL, 0o600)
+            made = not self._spilled
             try:
                 os.write(fd, b"".join(lines))
                 os.fsync(fd)
             finally:
                 os.close(fd)
         except OSError as error:
+            if made:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+            if not self._failed:
+                say(f"telemetry: {len(lines)} critical events wait in memory, {self.path} cannot be written: {error}")
             self._failed = True
-            say(f"telemetry: {len(lines)} critical events wait in memory, {self.path} cannot be written: {error}")
-            return
+            return False
         if not self._spilled:
             say(f"telemetry: the event file takes nothing; critical events are in {self.path} until it does")
         self._spilled.update(lines)
+        return True
 
     def left_behind(self, events: Path) -> tuple[list[bytes], list[Path]]:
         """Lines that earlier attempts have left, and that the event file lacks; and the files that they are in."""

@@ -6,6 +6,7 @@ A write into the event file blocks here as one to a dead network disk does, unti
 import os
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -120,6 +121,26 @@ def test_a_spill_is_nobodys_elses_file(tmp_path):
     spill.expect(b"line\n")
     assert spill.spill_all() == 0
     assert precious.read_text() == "mine"
+
+
+def test_a_spill_that_cannot_be_written_is_tried_now_and_then_and_burns_no_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr("esper.nissa.spill.AGAIN_S", 0.2)
+    tries = []
+
+    class Counted(Spill):
+        def _spill(self, lines):
+            tries.append(time.monotonic())
+            return super()._spill(lines)
+
+    spill = Counted(tmp_path / "later", "run-1", 1, 0, after_s=0.05)
+    spill.expect(b"one\n")
+    patience = Patience(lambda: len(tries), still_s=10.0)
+    wait_until(lambda: len(tries) > 2, "it tries again", patience)
+    assert min(b - a for a, b in pairwise(tries)) >= 0.2
+    (tmp_path / "later").mkdir()
+    wait_until(lambda: lines_of(tmp_path / "later") == [b"one"], "what waited is there", patience)
+    spill.written([b"one\n"])
+    assert lines_of(tmp_path / "later") == []
 
 
 def test_a_hundred_thousand_events_a_minute_lose_no_critical_one(tmp_path):
