@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from esper.config.tree import EsperConfig
+from esper.leyline.machine.room import usable_cores
 from esper.tolaria.ranks.config import Device
 
 
@@ -53,4 +54,4 @@ def default_parallel(config: EsperConfig) -> int:
     """The number of jobs that fit at a time: on the cores that this process may use, or on this machine's GPUs."""
     if on_gpu(config):
         return max(1, torch.cuda.device_count() // config.world.nproc_per_node)
-    return max(1, len(os.sched_getaffinity(0)) // (config.world.nproc_per_node * config.world.threads))
+    return max(1, usable_cores() // (config.world.nproc_per_node * config.world.threads))

@@ -17,30 +17,12 @@ import torch
 
 from esper.karn.health import HealthJudge, Work
 from esper.leyline.events import Event, TickDone
+from esper.leyline.machine.room import used_share
 from esper.nissa.config import HealthConfig
 from esper.nissa.lane import Lane
 
 READ_S = 2.0  # between two looks of rank 0 at the files of all ranks
 SIZE = 256
-
-
-def host_share() -> float | None:
-    """Share of this machine's memory, or of what this job may have of it, that is in use; None if nobody says."""
-    shares = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-        shares.append(1.0 - kib["MemAvailable"] / kib["MemTotal"])
-    except (OSError, ValueError, KeyError, IndexError):
-        pass
-    try:
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
-        if most != "max":
-            shares.append(int((group / "memory.current").read_text()) / int(most))
-    except (OSError, ValueError, ZeroDivisionError):
-        pass
-    return max(shares, default=None)
 
 
 def device_share(device: torch.device) -> float | None:
@@ -98,7 +80,7 @@ class HealthSink:
 
     def _write(self, batch: list[TickDone], urgent: bool) -> None:
         event, folder = batch[-1], self._folder
-        host, device = host_share(), device_share(self._device)
+        host, device = used_share(), device_share(self._device)
         if folder is None:
             own_work = Work(tick=event.tick, own_ms=event.own_ms, host_share=host, device_share=device)
             self._works = {self._rank: own_work}

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from esper.leyline.machine.room import describe_cores
+
 PATIENCE_S = 120.0
 PYTHONS = ((3, 11), (3, 13))
 MIN_TORCH = (2, 9)
@@ -96,20 +98,18 @@ def check_torch() -> Finding:
 
 
 def check_devices() -> Finding:
-    """The cores that this process may use, and the CUDA devices."""
-    cores = len(os.sched_getaffinity(0))
+    """The cores that this process may use, within its quota of CPU time, and the CUDA devices."""
+    cores = describe_cores()
     script = "import torch; print([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])"
     code, line = run_child(sys.executable, "-c", script)
     if code:
-        return failure("devices", f"{cores} cores; torch cannot count GPUs ({line})")
+        return failure("devices", f"{cores}; torch cannot count GPUs ({line})")
     if line == "[]":
         gpus = [Path(path) for path in ("/dev/nvidia0", "/proc/driver/nvidia/version") if Path(path).exists()]
         if gpus:
-            return warning(
-                "devices", f"{cores} cores, and {gpus[0]} but no CUDA device in torch; install torch for CUDA"
-            )
-        return ok("devices", f"{cores} cores, no GPU: world=cpu")
-    return ok("devices", f"{cores} cores, {line}: world=gpu")
+            return warning("devices", f"{cores}, and {gpus[0]} but no CUDA device in torch; install torch for CUDA")
+        return ok("devices", f"{cores}, no GPU: world=cpu")
+    return ok("devices", f"{cores}, {line}: world=gpu")
 
 
 _REDUCE = """

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.leyline.files import RunDir, package_folder, write_json
+from esper.leyline.machine.room import usable_cores
 from esper.nissa.lane import say
 
 STARTED = "ESPER_STARTED"  # variable: the launcher's phases, for rank 0
@@ -59,6 +60,7 @@ def describe_environment(earlier: Path) -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "usable_cpus": usable_cores(),
         "python": platform.python_version(),
         "executable": sys.executable,
         "packages": versions,

@@ -83,7 +83,7 @@ def test_environment_says_what_it_ran_on(grown: Finished) -> None:
     assert found["command"].endswith(f"{' '.join(GROWING)} run.dir=run")
     assert found["folder"] == str(grown.run.parent)
     assert found["earlier"] == []
-    assert {"host", "platform", "python", "cpus", "time"} <= set(found)
+    assert {"host", "platform", "python", "cpus", "usable_cpus", "time"} <= set(found)
 
 
 # ---------------------------------------------------------------- events

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from esper.karn.health import LOOK_AT, HealthJudge, Work
-from esper.karn.health_sink import HealthSink, host_share
+from esper.karn.health_sink import HealthSink
 from esper.leyline.events import Ailment, HealthAlert, LossSettled, SeedBorn
 from esper.leyline.evidence import measured
+from esper.leyline.machine.room import used_share
 from esper.leyline.stages import Stage
 from esper.nissa.config import HealthConfig
 from tests.nissa.samples import axes, stage_changed, tick_done
@@ -141,7 +142,7 @@ def test_ranks_meet_in_files_and_rank_0_says_who_is_slow(tmp_path):
     for sink in ranks:
         sink.close()
     assert [(alert.ailment, alert.rank) for alert in said if isinstance(alert, HealthAlert)] == [(Ailment.STRAGGLER, 1)]
-    share = host_share()
+    share = used_share()
     assert share is None or 0.0 < share < 1.0
 
 
