@@ -31,6 +31,7 @@ from pathlib import Path
 
 import torch
 
+from esper.compare.kinds import EARLY, LEAST, TICKS, name_kind
 from esper.run.trials.cells import Arm, Cell, run_cells
 from esper.run.trials.planned import Planned
 from esper.simic.env.tasks import REGISTERED, Family, GrowthTask, Purpose, find_task
@@ -41,9 +42,7 @@ OPTIONS_OF: dict[Family, tuple[tuple[str, str], ...]] = {
     Family.BYTES: (("r0c0", "mlp"), ("r0c0", "attention"), ("r0c0", "norm")),
     Family.RECALL: (("r0c0", "mlp"), ("r0c0", "attention"), ("r0c0", "norm")),
 }
-EARLY = 0.4  # share of the budget at which a lead counts as early
 LATE = 1 / 3  # share of the largest budget after which a late seed is born
-TICKS = 3  # over which losses are averaged
 Curve = list[list[float]]  # budget in steps of the bare host, validation loss, parameters relative to the bare host
 
 
@@ -165,11 +164,7 @@ def kind_of(curves: Mapping[Run, Curve], task: GrowthTask, price: float, least: 
         return "?", None
     (lead, error), (_, slot, blueprint) = best
     early = lead_of(curves, task, ("now", slot, blueprint), EARLY, price)
-    if not math.isfinite(error):
-        return "?", early
-    if lead <= max(2 * error, least):
-        return "never", early
-    return ("at once" if early is not None and early[0] > 0 else "late"), early
+    return name_kind(lead, error, None if early is None else early[0], least), early
 
 
 def show(lead: Lead | None) -> str:
@@ -212,7 +207,7 @@ def main() -> int:
     parser.add_argument("--tasks", default=",".join(t.name for p in Purpose for t in REGISTERED[p]), help="names")
     parser.add_argument("--seeds", default="0,1,2", help="of the trials")
     parser.add_argument("--price", type=float, default=0.02, help="lambda of the objective, nats")
-    parser.add_argument("--least", type=float, default=0.005, help="lead below which growing does not pay, nats")
+    parser.add_argument("--least", type=float, default=LEAST, help="lead below which growing does not pay, nats")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -5,13 +5,14 @@ plan of the task, 1 as bad as the worse of chance and the worst fixed size.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from esper.compare.cells import CellStore
 from esper.compare.growth import BARE, RANDOM, GrowthCompareConfig
+from esper.compare.kinds import KINDS, LATE, TaskKind, kind_of
 from esper.karn.stats import Array, Estimate, bootstrap, improvement, interquartile_mean, mean, paired_difference
 from esper.leyline.errors import EsperError
 from esper.run.trials.cells import Point
@@ -62,12 +63,14 @@ class RegretReport:
     Fields:
         arms: by name.
         scales: by task.
+        kinds: by task.
         seeds: that count.
         missing: seeds of which cells are missing.
     """
 
     arms: dict[str, ArmRegret]
     scales: dict[str, TaskScale]
+    kinds: dict[str, TaskKind]
     seeds: tuple[int, ...]
     missing: tuple[int, ...]
 
@@ -152,7 +155,8 @@ def report_regrets(store: CellStore) -> RegretReport:
     regrets = {arm: (oracle - table) / scale for arm, table in scores.items()}
     arms = {arm: _statistics(table, regrets[config.subject], arm == config.subject) for arm, table in regrets.items()}
     missing = tuple(seed for seed in config.seeds if seed not in whole)
-    return RegretReport(arms=arms, scales=scales, seeds=tuple(whole), missing=missing)
+    kinds = {task: kind_of(store, task) for task in config.tasks}
+    return RegretReport(arms=arms, scales=scales, kinds=kinds, seeds=tuple(whole), missing=missing)
 
 
 def _score(store: CellStore, arm: str, task: str, seed: int) -> float:
@@ -203,7 +207,17 @@ def claims(config: GrowthCompareConfig, report: RegretReport) -> list[tuple[str,
         gap = report.arms[arm].against
         if gap is not None:
             found.append((text, _verdict(gap, bound)))
+    if config.subject != config.reference and any(found.kind == LATE for found in report.kinds.values()):
+        late, other = (list(_of_kind(report, arm, LATE)) for arm in (config.subject, config.reference))
+        gap = paired_difference(late, other)
+        found.append((f"less regret than {config.reference} where growing pays late", _verdict(gap, 0.0)))
     return found
+
+
+def _of_kind(report: RegretReport, arm: str, kind: str) -> Array:
+    """Mean regrets [N], by seed, of an arm over the tasks of a kind, of which there are some."""
+    columns = [column for column, found in enumerate(report.kinds.values()) if found.kind == kind]
+    return report.arms[arm].regrets[:, columns].mean(1)
 
 
 def _verdict(gap: Estimate, bound: float) -> str:
@@ -214,7 +228,7 @@ def _verdict(gap: Estimate, bound: float) -> str:
     return "NO" if gap.value - 2 * gap.se > bound else "open"
 
 
-def markdown(config: GrowthCompareConfig, report: RegretReport, kinds: Mapping[str, str] | None = None) -> str:
+def markdown(config: GrowthCompareConfig, report: RegretReport) -> str:
     """The tables as Markdown."""
     names = f"{config.subject} less regretful in"
     lines = [
@@ -231,12 +245,19 @@ def markdown(config: GrowthCompareConfig, report: RegretReport, kinds: Mapping[s
         )
     lines += ["", "| claim | |", "|---|---|", *(f"| {text} | {verdict} |" for text, verdict in claims(config, report))]
     shown = list(report.arms)
-    lines += ["", f"| task | oracle, nats | best | scale, nats | {' | '.join(shown)} |"]
-    lines.append("|---" * (4 + len(shown)) + "|")
+    counts = {kind: sum(found.kind == kind for found in report.kinds.values()) for kind in KINDS}
+    counts = {kind: count for kind, count in counts.items() if count}
+    lines += ["", f"| growing pays | tasks | {' | '.join(shown)} |", "|---" * (2 + len(shown)) + "|"]
+    for kind, count in counts.items():
+        over = [_with_se(mean(list(_of_kind(report, name, kind)))) for name in shown]
+        lines.append(f"| {kind} | {count} | {' | '.join(over)} |")
+    lines += ["", f"| task | growing pays | lead, nats | oracle, nats | best | scale, nats | {' | '.join(shown)} |"]
+    lines.append("|---" * (6 + len(shown)) + "|")
     for column, task in enumerate(config.tasks):
-        scale = report.scales[task]
+        scale, told = report.scales[task], report.kinds[task]
         cells = " | ".join(f"{report.arms[name].regrets[:, column].mean():.2f}" for name in shown)
-        lines.append(f"| {task} | {scale.oracle:+.3f} | {scale.best} | {scale.scale:.3f} | {cells} |")
+        known = f"{told.kind} | {_with_se(told.lead)}"
+        lines.append(f"| {task} | {known} | {scale.oracle:+.3f} | {scale.best} | {scale.scale:.3f} | {cells} |")
     if report.missing:
         lines += ["", f"Not whole yet: seeds {', '.join(map(str, report.missing))}."]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import pytest
 from esper.cli import main
 from esper.compare.cells import CellStore
 from esper.compare.growth import GrowthArm, GrowthCompareConfig, read_growth_compare
+from esper.compare.kinds import KINDS, TaskKind, kind_of
 from esper.compare.regret import EACH_SIZE, HALVING, claims, halve, loss_at, markdown, report_regrets, score_of
 from esper.leyline.errors import ConfigError, EsperError
 from esper.run.trials.cells import Point
@@ -89,11 +90,42 @@ def test_cells_are_run_once_and_a_cut_line_again(tmp_path: Path) -> None:
         assert scale.scale == max(best - scores["random"], best - min(scores["none"], scores["size"]), 0.005)
         assert report.arms["none"].regrets[:, number] == pytest.approx([best / scale.scale])
     text = markdown(config, report)
-    assert "| hd1 |" in text
+    assert f"| hd1 | {report.kinds['hd1'].kind} |" in text
+    assert {found.kind for found in report.kinds.values()} <= set(KINDS)
     assert next(verdict for _, verdict in claims(config, report)) in ("yes", "NO", "open")
+    late = replace(report, kinds=dict.fromkeys(report.kinds, TaskKind(kind="late")))
+    assert claims(config, late)[-1] == ("less regret than random where growing pays late", "open")
+    assert "| late | 2 |" in markdown(config, late)
     later = GrowthArm(seeds={"digits": {"r1c0": "norm"}}, after=0.5, scored=False)
     changed = CellStore(replace(config, arms={**config.arms, "now": later}), tmp_path)
     assert {one.arm for one in changed.wanted() if (one.says, one.seed) not in changed.done} == {"now"}
+
+
+# losses of the grown arm at ticks 1 to 10 of two seeds, against a host that stays at 1.0
+@pytest.mark.parametrize(
+    ("grown", "kind"),
+    [
+        (([0.9] * 10, [0.88] * 10), "at once"),
+        (([1.1] * 6 + [0.8] * 4, [1.2] * 6 + [0.82] * 4), "late"),
+        (([1.2] * 10, [1.1] * 10), "never"),
+        (([0.9] * 10, [1.0] * 10), "never"),  # 0.05 on average, and an error as large
+        (([0.998] * 10, [0.998] * 10), "never"),  # too little to count
+        (([0.9] * 10,), "?"),
+    ],
+)
+def test_a_task_is_told_by_when_growing_pays(tmp_path: Path, grown: tuple[list[float], ...], kind: str) -> None:
+    config = config_of(tasks=["hd1"], seeds=[0], reward={"size_price": 0.0})
+    store = CellStore(config, tmp_path)
+    says = {one.arm: one.says for one in store.wanted()}
+    for seed, losses in zip((2, 0), grown, strict=False):
+        store.done[says["none"], seed] = line(*[1.0] * 10)
+        store.done[says["now"], seed] = line(*losses, size=2.0)
+    found = kind_of(store, "hd1")
+    assert found.kind == kind
+    assert found.arm == "now"
+    dear = CellStore(config_of(tasks=["hd1"], seeds=[0], reward={"size_price": 1.0}), tmp_path)
+    dear.done = store.done
+    assert kind_of(dear, "hd1").kind == ("?" if kind == "?" else "never")  # what it saves is not worth its size
 
 
 @pytest.mark.parametrize(
