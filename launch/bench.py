@@ -5,8 +5,10 @@
     python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16] [--json FILE]
     python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]
     python launch/bench.py service  [--rounds N] [--parts start restart] [--before FOLDER]
+    python launch/bench.py tokens   --rounds 1
 
 `service` measures what a user waits for, in seconds; ``--before`` names a checkout of older code to measure beside.
+`tokens` trains on 4 GiB of tokens that it makes below TMPDIR, and removes them.
 `gates` prints the tables of docs/gates.md, of 50 N lives a cell. Its part `corpora` first trains small nets on text.
 
 If the interval straddles the budget, or A/A's noise is wider than the margin to it, the verdict is "unresolved", not
@@ -17,7 +19,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benching import compiled, gates, kasmina, library, lockstep, policy, service
+from benching import compiled, gates, kasmina, library, lockstep, policy, service, tokens
 from benching.harness import run
 
 BENCHES = {
@@ -30,20 +32,25 @@ BENCHES = {
 def main() -> None:
     """Prints the lines of each ratio; ``--json`` writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=[*BENCHES, "gates", "service"])
+    parser.add_argument("what", choices=[*BENCHES, "gates", "service", "tokens"])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--before", type=Path, help="service: a checkout of older code")
     args = parser.parse_args()
-    known = {"gates": gates.PARTS, "service": service.PARTS}.get(args.what) or BENCHES[args.what]
+    own = {"gates": gates.PARTS, "service": service.PARTS, "tokens": tokens.PARTS}
+    known = own.get(args.what) or BENCHES[args.what]
     unknown = [part for part in args.parts or [] if part not in known]
     if unknown:
         parser.error(f"{args.what} has no part {', '.join(unknown)}; it has {', '.join(known)}")
     if args.what == "service":
         for part in args.parts or known:
             service.PARTS[part](args.rounds, args.before and args.before.absolute())
+        return
+    if args.what == "tokens":
+        for part in args.parts or known:
+            tokens.PARTS[part](args.rounds)
         return
     if args.what == "gates":
         for part in args.parts or known:

@@ -48,10 +48,10 @@ from esper.tolaria.tasks import Task as SomeTask
 from esper.tolaria.tasks.bind import bind, task_of
 from esper.tolaria.training.distill import Distillation, Teacher
 from esper.tolaria.training.engine import Engine, EngineSettings
-from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.governor import Governor
 from esper.tolaria.training.length import plan_batches
 from esper.tolaria.training.looks import check_attribution, plan_of
+from esper.tolaria.training.precision import autocast, dtype_of
 
 
 def build_grown(config: EsperConfig, bundle: Bundle, device: torch.device) -> Grown:

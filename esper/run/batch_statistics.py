@@ -23,8 +23,8 @@ from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import bounds
 from esper.tolaria.ranks.computed import untouched
 from esper.tolaria.training.config import TrainerConfig
-from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.length import forwards_of
+from esper.tolaria.training.precision import autocast, dtype_of
 
 
 def smallest_piece(samples: int, ranks: int, accumulate: int) -> int:

@@ -13,13 +13,13 @@ from esper.kasmina.slots.sites import arguments
 from esper.leyline.files import RunDir
 from esper.leyline.imports import import_object
 from esper.run.attempt import Attempt
-from esper.tolaria.data.parts import Bundle
+from esper.tolaria.data.parts import PART_NAMES, Bundle
 from esper.tolaria.ranks.computed import Computation, describe_computed
 from esper.tolaria.ranks.digest import digest_tensors
 from esper.tolaria.ranks.handshake import describe_code, machine_fields
 from esper.tolaria.training.distill import Teacher
 from esper.tolaria.training.engine import Engine
-from esper.tolaria.training.evaluate import autocast, dtype_of
+from esper.tolaria.training.precision import autocast, dtype_of
 
 
 def import_named(config: EsperConfig) -> list[str]:
@@ -74,6 +74,7 @@ def handshake_fields(
         computations["the teacher"] = Computation(
             teacher.module, lambda: call(x.clone()), context=context, modes=("eval",)
         )
+    sizes = " ".join(f"{name}={len(getattr(bundle, name))}" for name in PART_NAMES)
     return {
         "run directory": attempt.token,
         "order to the breaker": str(order),
@@ -81,7 +82,7 @@ def handshake_fields(
         "code": describe_code(modules),
         "registry": registry.describe_registry(device, dtype_of(precision)),
         "features": " ".join(f"{slot}={site.describe()}" for slot, site in engine.grown.sites.items()),
-        "data": str(bundle.digest),
+        "data": f"{sizes} digest={bundle.digest:x}",
         "teacher": "none" if teacher is None else f"{teacher.source}, {teacher.digest:016x}",
         "observers": " ".join(engine.cycle.observers.names),
         "first weights": str(digest_tensors(model.state_dict().items())),

@@ -12,7 +12,7 @@ from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.growth.planting import rebuild_network as rebuild_record
 from esper.tolaria.lockstep.ema import write_averages
-from esper.tolaria.training.evaluate import dtype_of
+from esper.tolaria.training.precision import dtype_of
 
 
 def rebuild_run(

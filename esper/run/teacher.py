@@ -18,7 +18,7 @@ from esper.run.rebuild import rebuild_run
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.training.distill import Teacher
-from esper.tolaria.training.evaluate import dtype_of
+from esper.tolaria.training.precision import dtype_of
 
 
 def build_teacher(config: EsperConfig, bundle: Bundle, device: torch.device) -> Teacher | None:

@@ -21,7 +21,7 @@ from esper.kasmina.compiler import Compiler
 from esper.kasmina.kernels.folder import FOLDER
 from esper.run.kernels.build import batch_sizes
 from esper.run.kernels.start import start_helper
-from esper.tolaria.training.evaluate import dtype_of
+from esper.tolaria.training.precision import dtype_of
 
 SLOT, SEED = "r1c0", "norm"
 HOST = [

@@ -8,7 +8,7 @@ import torch
 
 from esper import worker
 from esper.leyline.events import StageChanged, TickDone
-from esper.tolaria.training.evaluate import autocast
+from esper.tolaria.training.precision import autocast
 from tests.support.dist import DEVICES, run_distributed
 from tests.support.killed_runs import assert_same_run, final, prepare_run
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config, tiny_plain

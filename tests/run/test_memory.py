@@ -9,7 +9,8 @@ import torch
 from esper.kasmina.hosts import ResNet20Config
 from esper.leyline.errors import ConfigError
 from esper.run.fitting.forecast import bytes_kept, describe_memory, forecast_memory
-from tests.support.tiny import act, custom_host, make_engine, schedule, tiny_config
+from tests.support.small_runs import train_on
+from tests.support.tiny import act, bits, custom_host, make_engine, schedule, tiny_config
 
 ACTIONS = schedule(
     act(1, "r0c0", "GERMINATE", blueprint="mlp", ticks=2),
@@ -40,11 +41,27 @@ def test_recomputed_blocks_keep_less_and_come_to_the_same_bits(tmp_path: Path) -
     assert kept[1] < 0.75 * kept[0]
 
 
+def test_recomputed_batch_norms_move_their_statistics_once(tmp_path: Path) -> None:
+    settings = {"host": ResNet20Config(width=4), "trainer__steps": 6, "control__every": 3}
+    engines = []
+    for on in (False, True):
+        config = tiny_config("cnn", **settings, trainer__recompute=on)
+        engines.append(engine := make_engine(config, tmp_path / str(on)))
+        engine.begin(None)
+        train_on(engine, 6)
+    plain, again = (engine.grown.model.state_dict() for engine in engines)
+    assert plain["stages.0.0.norm1.num_batches_tracked"] > 0
+    assert bits(plain.items()) == bits(again.items())
+    kept = [bytes_kept(config, engine.grown, engine.bundle, 4) for engine in engines]
+    assert kept[1] < 0.6 * kept[0]
+
+
 def test_what_cannot_be_recomputed_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.recompute.*does not go with trainer\.compile"):
         tiny_config("gpt", trainer__recompute=True, trainer__compile=True)
-    config = tiny_config("cnn", host=ResNet20Config(), trainer__recompute=True)
-    with pytest.raises(ConfigError, match="host=resnet20 has BatchNorm"):
+    host = custom_host("tests.support.odd_hosts:counting", {"r0c0": "2"})
+    config = tiny_config("cnn", host=host, trainer__recompute=True)
+    with pytest.raises(ConfigError, match="host=custom is asked to do so by its own code"):
         make_engine(config, tmp_path)
 
 

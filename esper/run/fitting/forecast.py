@@ -28,8 +28,8 @@ from esper.run.assembly import build_grown
 from esper.tolaria.data import Bundle, load_data
 from esper.tolaria.growth.forecast import moments_of
 from esper.tolaria.tasks.bind import bind
-from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.length import forwards_of
+from esper.tolaria.training.precision import autocast, dtype_of
 
 MIB = 2**20
 

@@ -17,7 +17,7 @@ from esper.tolaria.data.parts import Bundle
 from esper.tolaria.tasks import LabelTask
 from esper.tolaria.tasks.bind import task_of
 from esper.tolaria.tasks.task import read_logits
-from esper.tolaria.training.evaluate import autocast, dtype_of
+from esper.tolaria.training.precision import autocast, dtype_of
 
 
 def check_output(grown: Grown, bundle: Bundle, example: Any, config: EsperConfig) -> None:

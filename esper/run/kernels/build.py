@@ -12,9 +12,9 @@ from esper.run.kernels.start import await_helper, keep_kernels, start_helper
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import eval_shards
 from esper.tolaria.ranks.world import World
-from esper.tolaria.training.evaluate import autocast, dtype_of
 from esper.tolaria.training.length import forwards_of, plan_batches
 from esper.tolaria.training.looks import look_sizes, plan_of
+from esper.tolaria.training.precision import autocast, dtype_of
 
 
 def batch_sizes(config: EsperConfig, bundle: Bundle, rank: int, ranks: int) -> tuple[list[int], list[int]]:

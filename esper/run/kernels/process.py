@@ -36,7 +36,7 @@ from esper.run.fields import import_named
 from esper.run.kernels.foresee import Foreseen
 from esper.run.kernels.wire import make_batch
 from esper.tolaria.growth.planting import build
-from esper.tolaria.training.evaluate import autocast, dtype_of
+from esper.tolaria.training.precision import autocast, dtype_of
 
 _NICE = 19
 _POLL_S = 0.5

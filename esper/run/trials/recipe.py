@@ -40,9 +40,8 @@ from esper.tolaria.growth.staging import check_forward, check_weights, veto_of
 from esper.tolaria.lockstep.propose import propose
 from esper.tolaria.lockstep.tick import tick_due
 from esper.tolaria.lockstep.wire import ObserveLayout
-from esper.tolaria.training.config import Precision
-from esper.tolaria.training.evaluate import dtype_of
 from esper.tolaria.training.looks import refills_of
+from esper.tolaria.training.precision import HALF, dtype_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ def make_recipe(parts: TrialParts) -> Recipe:
 def _check(config: EsperConfig, bundle: Bundle) -> None:
     trainer, optim = config.trainer, config.optim
     in_the_way = {
-        "trainer.precision": trainer.precision is Precision.BF16,
+        "trainer.precision": trainer.precision in HALF,
         "trainer.accumulate": trainer.accumulate > 1,
         "trainer.max_tokens": trainer.max_tokens is not None,
         "trainer.compile": trainer.compile,

@@ -4,16 +4,13 @@
     seed   lr = lr of the widest host group * seed_lr_scale * warm-up; every other option as in that group, except the
            weight decay, which is seed_weight_decay on matrices and 0 on vectors
 
-A loss scaler works per owner, too. Gradients are unscaled here. A non-finite host gradient skips the step and lowers
-the scale, as in torch. A non-finite gradient confined to a slot is dropped, and lowers the scale for a few steps in a
-row; if that does not cure it, the seed itself is broken: it is reported, and the scale is left alone.
+A loss scaler works per owner, too (`esper.tolaria.growth.guard.move_scale`). Gradients are unscaled here.
 """
 
 import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +20,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from esper.kasmina.slots.grown import HOST, Grown
 from esper.leyline.errors import CheckpointError, ConfigError, LoopError
 from esper.tolaria.growth.config import OptimConfig
-from esper.tolaria.growth.guard import StepReport
+from esper.tolaria.growth.guard import StepReport, move_scale
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.policy import Following
 
-PATIENCE = 4  # steps in a row for which an overflow in one slot is blamed on the loss scale
 REFUSED = {
     "LBFGS": "it knows one parameter group only and steps by a closure",
     "SparseAdam": "it takes sparse gradients only",
@@ -204,22 +200,10 @@ class AdoptedOptimizer:
             report = self.owner.step_now()
         finally:
             self._stepping = False
-        return report if self.scaler is None else self._rescale(report)
-
-    def _rescale(self, report: StepReport) -> StepReport:
-        assert self.scaler is not None
-        slots = [owner for owner in report.broken if owner != HOST]
-        self.overflows = {} if report.skipped else {slot: self.overflows.get(slot, 0) + 1 for slot in slots}
-        at_fault = [slot for slot in self.overflows if self.overflows[slot] > PATIENCE]
-        state = self.scaler.state_dict()
-        if report.skipped or set(self.overflows) - set(at_fault):
-            state |= {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
-        else:
-            state["_growth_tracker"] += 1
-            if state["_growth_tracker"] >= state["growth_interval"]:
-                state |= {"scale": state["scale"] * state["growth_factor"], "_growth_tracker": 0}
-        self.scaler.load_state_dict(state)
-        return replace(report, broken=(HOST, *slots) if report.skipped else tuple(at_fault))
+        if self.scaler is not None:
+            state, self.overflows, report = move_scale(self.scaler.state_dict(), self.overflows, report)
+            self.scaler.load_state_dict(state)
+        return report
 
     # saving -------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from esper.kasmina.slots.grown import HOST
 
+PATIENCE = 4  # steps in a row for which an overflow in one slot is blamed on the loss scale
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -32,6 +34,8 @@ class StepReport:
     """Owners whose gradient was not finite."""
     skipped: bool
     """Whether the step was skipped: the host's gradient was not finite."""
+    overflowed: bool = False
+    """Whether it was skipped while the loss scale could still be lowered, which was done: no fault of the run yet."""
 
 
 class Judgement:
@@ -106,6 +110,36 @@ def leave_idle(
             for parameter in group["params"]:
                 parameter.grad = None
     return replace(report, norms={owner: norm for owner, norm in report.norms.items() if owner not in idle})
+
+
+def move_scale(
+    scaler: Mapping[str, Any], overflows: Mapping[str, int], report: StepReport
+) -> tuple[dict[str, Any], dict[str, int], StepReport]:
+    """What a step has to say about the loss scale.
+
+    A non-finite host gradient lowers it, as in torch. One confined to a slot, which was dropped, lowers it for a few
+    steps in a row; if that does not cure it, the seed itself is broken: it is reported, and the scale is left alone.
+
+    Args:
+        scaler: state of a `torch.amp.GradScaler` before the step.
+        overflows: by slot, steps in a row with a non-finite gradient there alone.
+        report: of the step.
+
+    Returns:
+        Both after the step, and the report with those owners as broken that the scale is not blamed for.
+    """
+    slots = [owner for owner in report.broken if owner != HOST]
+    overflows = {} if report.skipped else {slot: overflows.get(slot, 0) + 1 for slot in slots}
+    at_fault = tuple(slot for slot in overflows if overflows[slot] > PATIENCE)
+    state = dict(scaler)
+    if report.skipped or set(overflows) - set(at_fault):
+        state |= {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
+    else:
+        state["_growth_tracker"] += 1
+        if state["_growth_tracker"] >= state["growth_interval"]:
+            state |= {"scale": state["scale"] * state["growth_factor"], "_growth_tracker": 0}
+    broken = (HOST, *slots) if report.skipped else at_fault
+    return state, overflows, replace(report, broken=broken, overflowed=report.skipped and scaler["scale"] > 1.0)
 
 
 def build_found_inf(owners: Sequence[str], norms_O: Tensor) -> dict[str, Tensor]:

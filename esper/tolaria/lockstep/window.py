@@ -119,8 +119,9 @@ class Window:
                 self._broken[owner] += 1
         if report.skipped:
             self.skipped += 1
-            self.skipped_in_row += 1
-            self.longest_row = max(self.longest_row, self.skipped_in_row)
+            if not report.overflowed:
+                self.skipped_in_row += 1
+                self.longest_row = max(self.longest_row, self.skipped_in_row)
             if self.first_skipped < 0:
                 self.first_skipped = step
         else:

@@ -7,11 +7,12 @@ from esper.leyline.fields import Checks
 
 
 class Precision(StrEnum):
-    """Number format of parameters and compute; BF16 keeps float32 parameters under autocast."""
+    """Number format of parameters and compute; BF16 and FP16 keep float32 parameters under autocast."""
 
     FP32 = "fp32"
     FP64 = "fp64"
     BF16 = "bf16"
+    FP16 = "fp16"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,12 +45,14 @@ class TrainerConfig:
     """
 
     recompute: bool = False
-    """Activation checkpointing: blocks of the hosts gpt and cnn keep no activations, and the backward computes them
-    again; less memory for about a third more time, to the same bits.
+    """Activation checkpointing: blocks of the hosts gpt, cnn and resnet20 keep no activations, and the backward
+    computes them again; less memory for about a third more time, to the same bits.
     """
 
     precision: Precision = Precision.FP32
-    """Number format: ``fp32``, ``fp64``, or ``bf16``, which keeps float32 parameters under autocast."""
+    """Number format: ``fp32``, ``fp64``, or ``bf16`` and ``fp16``, which keep float32 parameters under autocast; with
+    ``fp16`` the loss is scaled, by one scale for all ranks.
+    """
 
     max_consecutive: int = 20
     """Optimizer steps skipped in a row for a non-finite host gradient that end the run as diverged."""

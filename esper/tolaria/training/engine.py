@@ -49,7 +49,7 @@ from esper.tolaria.training.going_back import go_back, resume
 from esper.tolaria.training.governor import Governor, Recovery, explain_skips
 from esper.tolaria.training.length import find_extension, forwards_of, plan_batches
 from esper.tolaria.training.losses import StepLoss
-from esper.tolaria.training.observing import build_average, build_observers
+from esper.tolaria.training.observing import build_average, build_observers, build_scaling
 from esper.tolaria.training.patience import watch_run
 from esper.tolaria.training.result import RunResult, build_result, choose_best, read_part, rebuild_checkpoint
 
@@ -103,10 +103,11 @@ class Engine:
         self.plan = plan_batches(settings.trainer, bundle, settings.seed)
         self.evaluator = Evaluator.of_run(settings.trainer, grown, bundle, world, self.plan, seed=settings.seed)
         self.average = build_average(settings.trainer, self.evaluator)
+        self.scaling = build_scaling(settings.trainer, owner, self.evaluator)
         self.task = self.evaluator.task
         self.narrator = Narrator(sink, grown, self.task.info(settings.trainer.objective))
         self.state = RunState(slots=terms.first_slots())
-        self.step, self.stop_asked, self.stop_reason = 0, False, ""
+        self.step, self._lr, self.stop_asked, self.stop_reason = 0, 0.0, False, ""
         self.window = Window(world.device, columns=self.task.columns)
         self.losses = StepLoss(grown, growth, self.window, self.evaluator, self.task, distillation)
         forwards = forwards_of(settings.trainer, bundle, world.size)
@@ -132,7 +133,6 @@ class Engine:
             observers=build_observers(self, self.saves, governor, [*watch_run(self), *observers]),
             desk=desk,
         )
-        self._lr = 0.0
 
     def begin(self, resume_step: int | None, order: BreakerOrder | None = None) -> None:
         """Starts from nothing, or from a checkpoint.
@@ -191,7 +191,7 @@ class Engine:
         self._lr = self.owner.set_lr(step, {entry.slot: entry.learn_step for entry in self.state.slots})
         epoch, _ = self.plan.locate(self.cursor(step))
         pieces = self.feed.pieces(step)
-        scale = self.feed.scale(step, pieces, epoch)
+        scale = self.feed.scale(step, pieces, epoch) * self.scaling.value
         for index, (indices, weights) in enumerate(pieces):
             with self.growth.no_sync() if index < len(pieces) - 1 else contextlib.nullcontext():
                 self.heartbeat.mark("forward")
@@ -206,7 +206,7 @@ class Engine:
                     loss.backward()
         self.heartbeat.mark("step")
         with self.world.collective("step"):  # the CPU first waits for a device's reduction here, or a step later
-            report = self.owner.step()
+            report = self.scaling.step()
             if self.world.slow and isinstance(report, Judgement):
                 report.wait()  # a slow step ends before the limit is short again
             self.window.add_step(report, step)

@@ -38,18 +38,7 @@ from esper.tolaria.ranks.world import World
 from esper.tolaria.tasks.bind import task_of
 from esper.tolaria.training.config import Precision, TrainerConfig
 from esper.tolaria.training.looks import refills_of
-
-
-def dtype_of(precision: Precision) -> torch.dtype:
-    """Number format of the parameters."""
-    return torch.float64 if precision is Precision.FP64 else torch.float32
-
-
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """bf16 autocast if the precision asks for it; otherwise a context that does nothing."""
-    if precision is Precision.BF16:
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+from esper.tolaria.training.precision import autocast, dtype_of
 
 
 class Evaluator:
@@ -69,6 +58,7 @@ class Evaluator:
         copies: of the network, in which a seed is continued.
         most: samples of a part that are measured at most; None: all.
         validating: makes the context within which validation computes, such as an average of the weights.
+        loss_scale: returns the factor of a loss in backward.
     """
 
     def __init__(
@@ -91,6 +81,7 @@ class Evaluator:
         self.copies = Copies()
         self.most: int | None = None
         self.validating: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self.loss_scale: Callable[[], float] = lambda: 1.0
         self.format = torch.channels_last if channels_last else torch.preserve_format
 
     @classmethod
@@ -297,4 +288,5 @@ class Evaluator:
             judge=judge,
             clusters=places,
             seed=digest62(list(key)),
+            scale=self.loss_scale(),
         )

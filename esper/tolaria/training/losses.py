@@ -17,8 +17,9 @@ from esper.tolaria.growth.growth import Growth
 from esper.tolaria.lockstep.window import Window
 from esper.tolaria.tasks.task import Task
 from esper.tolaria.training.distill import Distillation
-from esper.tolaria.training.evaluate import Evaluator, autocast
+from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.incubation import Call, with_shadows
+from esper.tolaria.training.precision import autocast
 
 
 class StepLoss:
@@ -65,13 +66,14 @@ class StepLoss:
             x: inputs, on the device.
             y: targets, on the device.
             weights: weight of each sample, [M].
-            scale: factor of the weighted sum; see `Feed.scale`.
+            scale: factor of the weighted sum; see `Feed.scale` and `LossScale`.
             shadowed: slots whose seed learns in a shadow forward.
         """
 
         def share(loss: Tensor, output: Tensor) -> Tensor:
             if term is not None:
                 loss = loss + term(output)
+            loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
             return (loss * share_of.to(loss.dtype)).sum() * scale
 
         def host() -> Tensor:

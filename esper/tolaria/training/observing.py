@@ -1,15 +1,17 @@
-"""Builds the observers of a run in order: the average of the weights and the caller's own, the saves, the governor."""
+"""Builds the observers of a run in order: average of the weights, the caller's own, saves, governor."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from esper.accord.state import RunState
 from esper.tolaria.checkpoint.saves import Saves
+from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.ema import WeightAverage
 from esper.tolaria.lockstep.observers import Observer
-from esper.tolaria.training.config import TrainerConfig
+from esper.tolaria.training.config import Precision, TrainerConfig
 from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery
+from esper.tolaria.training.precision import LossScale, Unscaled
 
 
 class RunLoop(Protocol):
@@ -44,6 +46,13 @@ def build_average(trainer: TrainerConfig, evaluator: Evaluator) -> WeightAverage
     if trainer.ema_validate:
         evaluator.validating = average.applied
     return average
+
+
+def build_scaling(trainer: TrainerConfig, owner: ParameterOwner, evaluator: Evaluator) -> Unscaled:
+    """What the run's optimizer steps by, and copies of the network with it."""
+    scaling = LossScale(owner) if trainer.precision is Precision.FP16 else Unscaled(owner)
+    evaluator.loss_scale = lambda: scaling.value
+    return scaling
 
 
 def build_observers(

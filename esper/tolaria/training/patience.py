@@ -17,6 +17,7 @@ from esper.tolaria.lockstep.narrate import Narrator, axes_of
 from esper.tolaria.lockstep.observers import Observer, Turn
 from esper.tolaria.tasks.task import Task
 from esper.tolaria.training.metrics import TaskMetrics
+from esper.tolaria.training.precision import Unscaled
 
 
 class Improvement:
@@ -147,16 +148,17 @@ class Watched(Protocol):
     task: Task
     owner: ParameterOwner
     narrator: Narrator
+    scaling: Unscaled
 
 
 def watch_run(loop: Watched) -> list[Observer]:
-    """The observers that the task and the settings ask for: metrics, early stopping, cuts of the rate.
+    """The observers that the task and the settings ask for: loss scale, metrics, early stopping, cuts of the rate.
 
     Raises:
         ConfigError: the metric to watch is none of the task's.
     """
     trainer, optim, info = loop.settings.trainer, loop.owner.config, loop.narrator.task
-    found: list[Observer] = [TaskMetrics(loop.task)] if loop.task.metrics else []
+    found = [*loop.scaling.observers, *([TaskMetrics(loop.task)] if loop.task.metrics else [])]
     watched, plateau = trainer.watch or info.objective, optim.schedule is Schedule.PLATEAU
     higher = info.direction(watched)
     if higher is None and (trainer.patience is not None or plateau):

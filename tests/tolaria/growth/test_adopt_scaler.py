@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import esper
 from esper.kasmina.slots.sites import CONTAINER
 from esper.leyline.stages import Stage
-from esper.tolaria.growth.adopt import PATIENCE
+from esper.tolaria.growth.guard import PATIENCE
 from tests.support.sessions import A, B, adamw, batch, host, loss, make, probe, replica, train
 from tests.support.tiny import act, bits
 

@@ -25,7 +25,7 @@ from esper.tolaria.data import load_data
 from esper.tolaria.training.config import Precision
 from esper.tolaria.training.distill import DistillConfig, feature_loss, soft_target_loss
 from esper.tolaria.training.engine import Engine
-from esper.tolaria.training.evaluate import dtype_of
+from esper.tolaria.training.precision import dtype_of
 from esper.tolaria.training.result import rebuild_checkpoint
 from tests.support.dist import run_distributed
 from tests.support.killed_runs import live, prepare_run

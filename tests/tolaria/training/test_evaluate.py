@@ -27,7 +27,8 @@ from esper.tolaria.lockstep.buffers import average_running_statistics, running_s
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.config import Precision
-from esper.tolaria.training.evaluate import Evaluator, autocast, dtype_of, evaluating
+from esper.tolaria.training.evaluate import Evaluator, evaluating
+from esper.tolaria.training.precision import autocast, dtype_of
 
 SEED = 11
 GATES = GateConfig()
