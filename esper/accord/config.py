@@ -107,6 +107,11 @@ class SlotsConfig:
     identity at its birth; ``copy`` is the host's as they are.
     """
 
+    copy_moments: float = 0.0
+    """Share of the optimizer's averages with which a ``copy`` begins: of those that the host's block has as the copy
+    enters, averages of squares by its square; 0 to 1, 0: fresh.
+    """
+
     copy_zero: list[str] = field(default_factory=list)
     """Regular expressions for whole names of modules, as the copied block has them, that are zero under
     ``copy_init=identity``, for example [attn.c_proj]; empty: the known ones of GPT-2, Llama, ViT and ResNet.
@@ -126,6 +131,7 @@ class SlotsConfig:
                 check(name, value is None or value >= 0, "must be >= 0, or null for no limit")
             known = sorted(set(self.blocks) - {"block", COPY})
             check("blocks", not known and len(set(self.blocks)) == len(self.blocks), "block, copy, both or none")
+            check("copy_moments", 0 <= self.copy_moments <= 1, "must be 0 to 1")
             check("block_scale", 0 < self.block_scale <= 1, "must be above 0, to 1")
             for name in self.copy_zero:
                 check("copy_zero", _compiles(name), f"{name!r} is no regular expression")

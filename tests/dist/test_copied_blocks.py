@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from esper.kasmina.hosts import GPTConfig, ResNet20Config
 from esper.tolaria.data import PySourceConfig
+from esper.tolaria.training.engine import Engine
 from tests.support.dist import run_distributed
 from tests.support.killed_runs import Kill, assert_same_run, final, live, prepare_run
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config, tiny_plain
@@ -52,9 +54,19 @@ HOSTS: dict[str, dict[str, Any]] = {
 }
 
 
+def has_half_the_moments(engine: Engine, slot: str) -> bool:
+    """Whether a copy that has just entered begins with half of the averages of gradients, a quarter of squares."""
+    kept = engine.owner.optimizer.state
+    source = dict(engine.grown.model.get_submodule(engine.grown.sites[slot].module).named_parameters())
+    pairs = [(kept[p], kept[source[name]]) for name, p in engine.grown.slots[slot].seed.block.named_parameters()]
+    shares = {"exp_avg": 0.5, "exp_avg_sq": 0.25, "step": 1.0}
+    return all(torch.equal(own[k], host[k] * share) for own, host in pairs for k, share in shares.items())
+
+
 def grow_and_compare(rank: int, run_dir: Path, task: str) -> dict[str, Any]:
     actions = [action for action in ACTIONS if task == "gpt" or action["slot"] == "r0c0"]
     asked = {"slots__blocks": ["copy"], "slots__copy_init": "copy", "slots__incubation": "immediate"}
+    asked["slots__copy_moments"] = 0.5
     config = tiny_config(task, controller=schedule(*actions), **asked, **HOSTS[task])
     engine = make_engine(config, run_dir)
     engine.begin(None)
@@ -69,6 +81,7 @@ def grow_and_compare(rank: int, run_dir: Path, task: str) -> dict[str, Any]:
                     source = engine.grown.model.get_submodule(engine.grown.sites[slot].module).state_dict()
                     own = holder.seed.block.state_dict()
                     entries[slot] = all(bool((own[name] == value).all()) for name, value in source.items())
+                    entries[slot] = entries[slot] and has_half_the_moments(engine, slot)
     found = replica(engine)
     told = [e.what for e in events(engine).events if type(e).__name__ == "Fault"]
     engine.growth.close()

@@ -99,8 +99,8 @@ class Growth:
             if isinstance(effect, Prepare):
                 self._prepare(effect)
             elif isinstance(effect, Register):
-                planting.take_weights(self.staged[effect.slot], self.grown, effect.slot, self.terms.slots_config)
                 self.plant(effect.slot, self.staged.pop(effect.slot))
+                planting.enter(self.grown, effect.slot, self.terms.slots_config, self.owner.optimizer)
                 self.grown.slots[effect.slot].heard.listen(False)
                 self.vetoes.pop(effect.slot, None)
                 self.newborns.pop(effect.slot, None)

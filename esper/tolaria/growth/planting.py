@@ -20,9 +20,11 @@ from esper.kasmina.births.projections import last_projections
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.phases import Phase, phase_of
 from esper.kasmina.slots.slot import SeedSlot
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, ConfigError
 from esper.leyline.legality import COPY
 from esper.leyline.stages import Incubation
+
+POWERS = {"step": 0, "exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1}  # of a gradient, in what optimizers keep
 
 
 def build(
@@ -54,13 +56,34 @@ def build(
     return build_seed(blueprint, dim=site.dim, topology=site.topology, key=key, dtype=dtype, device=device)
 
 
-def take_weights(seed: nn.Module, grown: Grown, slot: str, slots: SlotsConfig) -> None:
-    """Gives a copy that enters the host's present weights, as ``slots.copy_init`` says; any other seed has its own."""
+def enter(grown: Grown, slot: str, slots: SlotsConfig, optimizer: torch.optim.Optimizer) -> None:
+    """Gives a copy that has just been planted the host's present weights, as ``slots.copy_init`` says, and a share of
+    its moments, as ``slots.copy_moments`` says; any other seed has its own.
+    """
+    seed = grown.slots[slot].seed
     if not isinstance(seed, OwnBlock):
         return
     source = grown.model.get_submodule(grown.sites[slot].module)
     zeroed = last_projections(source, slots.copy_zero) if slots.copy_init is CopyInit.IDENTITY else ()
     set_weights(seed, source, zeroed)
+    if slots.copy_moments:
+        sources = dict(source.named_parameters())
+        for name, parameter in seed.block.named_parameters():
+            _take_moments(optimizer, parameter, sources[name], slots.copy_moments)
+
+
+def _take_moments(optimizer: torch.optim.Optimizer, to: Tensor, source: Tensor, share: float) -> None:
+    """Starts the moments of a parameter at a share of those of another; a frozen one has none to give.
+
+    Raises:
+        ConfigError: the optimizer keeps something of another kind.
+    """
+    unknown = sorted(set(optimizer.state.get(source, {})) - set(POWERS))
+    if unknown:
+        raise ConfigError(f"slots.copy_moments: {type(optimizer).__name__} keeps {', '.join(unknown)}; set it to 0")
+    for key, value in optimizer.state.get(source, {}).items():
+        if isinstance(value, Tensor):
+            optimizer.state[to][key] = value.detach().clone() * share ** POWERS[key]
 
 
 def gate_for(site: Site, entry: SlotState, *, run_seed: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
