@@ -16,6 +16,7 @@ OPERATIONAL = (
     "compile",
     "data.workers",
     "library.background",
+    "library.when_idle",
     "library.wait_s",
     "library.memory_mib",
     "distill.trust",

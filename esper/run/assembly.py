@@ -13,6 +13,7 @@ from esper.config.strict import as_plain
 from esper.config.tree import EsperConfig
 from esper.kasmina.attach import attach
 from esper.kasmina.births import Library, LibraryConfig
+from esper.kasmina.births.idle import IdleCores
 from esper.kasmina.blueprints import registry
 from esper.kasmina.hosts import StartConfig, build_host, freeze
 from esper.kasmina.hosts.recompute import recompute_blocks
@@ -147,7 +148,8 @@ def build_library(config: LibraryConfig, run_dir: Path) -> Library | None:
     """The seed library of one rank; None if it is not enabled."""
     if not config.enabled:
         return None
-    return Library(config, RunDir(run_dir).library if config.root is None else Path(config.root))
+    root = RunDir(run_dir).library if config.root is None else Path(config.root)
+    return Library(config, root, IdleCores()) if config.when_idle else Library(config, root)
 
 
 def chance_of(bundle: Bundle) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 from benching.harness import Ratio, engine_for, interleave, ratio_of
 from esper.accord.effects import Discard, Prepare
 from esper.kasmina.births import Library, LibraryConfig
+from esper.kasmina.births.idle import IdleCores
 from esper.leyline.commands import Command
 from esper.leyline.stages import Op
 
@@ -41,7 +42,7 @@ def bench_stall(rank: int, world_size: int, rounds: int) -> list[Ratio]:
     engine = engine_for(HOST, rank, world_size)
     growth = engine.growth
     folder = Path(tempfile.mkdtemp(prefix="esper-bench-library-"))
-    library = Library(LibraryConfig(enabled=True, memory_mib=0), folder)
+    library = Library(LibraryConfig(enabled=True, memory_mib=0), folder, IdleCores())
     command = Command(slot=SLOT, op=Op.GERMINATE, blueprint=SEED)
     births = 0
 

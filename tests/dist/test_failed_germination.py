@@ -202,7 +202,7 @@ def play_scenarios(rank: int, run_dir: Path) -> dict[str, Outcome]:
     found: dict[str, Outcome] = {}
     for name, (ways, ranks, library) in SCENARIOS.items():
         settings = {"library__enabled": library, "library__wait_s": 0.05 if "late" in ways else 30.0}
-        settings |= {"library__root": str(run_dir / f"{name}-{rank}")}
+        settings |= {"library__when_idle": False, "library__root": str(run_dir / f"{name}-{rank}")}
         armed[0] = ""
         found[name] = play(config(**settings), run_dir / name, failing(ways, ranks), group=len(found))
     return found

@@ -51,7 +51,7 @@ def config(**library: Any) -> EsperConfig:
         control__digest_every=1,
         control__stage_ticks=3,
         control__timeout_s=60.0,
-        **{f"library__{name}": value for name, value in {"wait_s": 30.0, **library}.items()},
+        **{f"library__{name}": value for name, value in {"wait_s": 30.0, "when_idle": False, **library}.items()},
     )
 
 

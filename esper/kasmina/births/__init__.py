@@ -6,8 +6,9 @@ from esper.kasmina.births.config import LibraryConfig
 from esper.leyline.imports import export_later
 
 if TYPE_CHECKING:
+    from esper.kasmina.births.figures import Figures
     from esper.kasmina.births.key import Birth
-    from esper.kasmina.births.library import Figures, Library, Order, Ticket
+    from esper.kasmina.births.library import Library, Order, Ticket
     from esper.kasmina.births.store import DamagedEntry, MissingEntry, SeedStore
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
 ]
 __getattr__ = export_later(
     __name__,
-    {"Birth": "key"}
-    | dict.fromkeys(("Figures", "Library", "Order", "Ticket"), "library")
+    {"Birth": "key", "Figures": "figures"}
+    | dict.fromkeys(("Library", "Order", "Ticket"), "library")
     | dict.fromkeys(("DamagedEntry", "MissingEntry", "SeedStore"), "store"),
 )

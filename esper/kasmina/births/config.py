@@ -21,6 +21,9 @@ class LibraryConfig:
     background: bool = True
     """A thread builds while training goes on; otherwise the tick that stages a seed builds it."""
 
+    when_idle: bool = True
+    """The thread works only while a core of the machine is idle; a seed that it has not begun is built at its tick."""
+
     wait_s: float = 20.0
     """Seconds that the following tick waits for the thread before it says NOT_READY."""
 

@@ -3,6 +3,10 @@
     begin   a tick stages a seed: its order goes to a thread, and training goes on
     take    the next tick waits for the seed, up to a bound, and plants it
 
+A seed is handed over before its file is written. The thread works only while a core of the machine is idle: else a
+seed is built where it is taken, as without a library, and is built once more for its file when a core is free, or at
+the end of the run.
+
 The thread builds as `esper.kasmina.births.build` does, from the seed's own private generator. It changes no state of
 the process: no global random stream, no default dtype (if that is not float32, the caller of `take` builds the seed),
 no thread count, no autograd or dispatch mode of another thread. It lives while there is work and ends by itself. It
@@ -14,6 +18,7 @@ The weights of a seed that is found are not drawn again; see `revive`.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.births.config import LibraryConfig
+from esper.kasmina.births.figures import Figures
 from esper.kasmina.births.key import Birth
 from esper.kasmina.births.memory import Memory
 from esper.kasmina.births.revive import build_birth, revive, state_tensors
@@ -31,6 +37,7 @@ from esper.kasmina.blueprints.registry import get
 from esper.leyline.errors import one_line
 from esper.leyline.topology import Topology
 
+KEEPING_S = 10.0  # at the end of a run, for seeds that have no file yet
 PATIENCE_S = 60.0  # for a constructor that does not end; its thread is a daemon and does not outlive the process
 
 
@@ -64,51 +71,24 @@ class Ticket:
         return self.done.wait(max(0.0, seconds))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """Counts of a library's work in an interval, and its contents at the end of it.
-
-    Fields:
-        births: seeds ordered.
-        memory_hits: seeds found in memory.
-        memory_misses: lookups in memory that found none.
-        disk_hits: seeds found on disk.
-        built: seeds found nowhere, and built.
-        failed: orders that failed.
-        evicted: births removed from memory to make room.
-        entries: births in memory now.
-        bytes: their size.
-        oldest_ticks: ticks since the birth that is evicted next was used.
-    """
-
-    births: int
-    memory_hits: int
-    memory_misses: int
-    disk_hits: int
-    built: int
-    failed: int
-    evicted: int
-    entries: int
-    bytes: int
-    oldest_ticks: int
-
-
 class Library:
     """Gives seeds to one rank.
 
     Args:
         config: settings of the library.
         root: folder of the library.
+        idle: says whether a core is free for the thread.
 
     Fields:
         troubles: a message for each entry that could not be written; the births themselves went well.
     """
 
-    def __init__(self, config: LibraryConfig, root: Path) -> None:
-        self.config, self.store = config, SeedStore(root)
+    def __init__(self, config: LibraryConfig, root: Path, idle: Callable[[], bool] = lambda: True) -> None:
+        self.config, self.store, self.idle = config, SeedStore(root), idle
         self.memory = Memory(config.memory_mib * 2**20)
         self.troubles: list[str] = []
         self._queue: deque[Ticket] = deque()
+        self._unkept: deque[Order] = deque()  # built where they were taken; no file yet
         self._lock = threading.Lock()  # guards queue, thread, memory and figures; never held for long
         self._building = threading.Lock()  # one birth at a time
         self._thread: threading.Thread | None = None
@@ -119,6 +99,8 @@ class Library:
 
     def begin(self, order: Order) -> Ticket:
         """Orders a seed. With ``background`` this returns at once, else when the seed is built or has failed.
+
+        Where no core is idle the ticket is done without a seed, and `take` builds it.
 
         Raises:
             ConfigError: no such blueprint.
@@ -131,14 +113,22 @@ class Library:
         if not self.config.background:
             self._fill_ticket(ticket)
             return ticket
+        free = self.idle()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the library is closed")
-            self._queue.append(ticket)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="esper-library", daemon=True)
-                self._thread.start()
+            if free:
+                self._queue.append(ticket)
+                self._wake()
+            else:
+                ticket.done.set()
         return ticket
+
+    def _wake(self) -> None:
+        """Starts the thread if it does not run; the caller holds the lock."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="esper-library", daemon=True)
+            self._thread.start()
 
     def take(self, ticket: Ticket) -> nn.Module:
         """Returns the seed of a ticket that is done.
@@ -149,7 +139,7 @@ class Library:
             Exception: whatever the constructor or a check raised.
         """
         if ticket.seed is None and ticket.error is None:
-            self._fill_ticket(ticket)
+            self._fill_ticket(ticket, now=False)
         if ticket.error is not None:
             raise ticket.error
         assert ticket.seed is not None
@@ -160,13 +150,16 @@ class Library:
         ticket.cancelled = True
 
     def close(self) -> None:
-        """Drops waiting orders and joins the thread; waits at most `PATIENCE_S` for a build under way."""
+        """Drops waiting orders, joins the thread (at most `PATIENCE_S`) and keeps what has no file (`KEEPING_S`)."""
         with self._lock:
             self._closed = True
             self._queue.clear()
             thread = self._thread
         if thread is not None:
             thread.join(PATIENCE_S)
+        until = time.monotonic() + KEEPING_S
+        while self._unkept and time.monotonic() < until and torch.get_default_dtype() is torch.float32:
+            self._keep_later(self._unkept.popleft())
 
     def figures(self, tick: int) -> Figures:
         """Returns the figures since the last call, and begins a new interval.
@@ -174,7 +167,10 @@ class Library:
         Args:
             tick: the present tick, from which ages are counted.
         """
+        free = bool(self._unkept) and self.idle()
         with self._lock:
+            if free and not self._closed:
+                self._wake()
             memory = self.memory
             memory.tick = tick
             figures = Figures(
@@ -198,19 +194,30 @@ class Library:
 
     def _work(self) -> None:
         while True:
+            free = self.idle()
             with self._lock:
-                if not self._queue:
+                ticket = self._queue.popleft() if self._queue else None
+                late = ticket is None and free and not self._closed and bool(self._unkept)
+                if ticket is None and not late:
                     self._thread = None
                     return
-                ticket = self._queue.popleft()
+            if ticket is None:
+                self._keep_later(self._unkept.popleft())
+                continue
             if not ticket.cancelled and torch.get_default_dtype() is torch.float32:
                 self._fill_ticket(ticket)
             ticket.done.set()
 
-    def _fill_ticket(self, ticket: Ticket) -> None:
+    def _fill_ticket(self, ticket: Ticket, *, now: bool = True) -> None:
+        """Finds or builds the seed, hands it over, then keeps it if it was built: ``now``, or later."""
+        tensors: dict[str, Tensor] = {}
+        built = False
         try:
             with self._building:
-                seed = self._find_or_build(ticket.order)
+                seed, built = self._find_or_build(ticket.order)
+                if built and now:
+                    tensors = state_tensors(seed)
+                seed = seed.to(ticket.order.device)
             for check in ticket.order.checks:
                 check(seed)
             ticket.seed = seed
@@ -218,10 +225,14 @@ class Library:
             ticket.error = error
             self._count("failed")
         ticket.done.set()
+        if built and now:
+            self._keep(ticket.order.birth, tensors)
+        elif built:
+            self._unkept.append(ticket.order)
 
-    def _find_or_build(self, order: Order) -> nn.Module:
-        birth = order.birth
-        backend = get(Topology(birth.topology), birth.blueprint).backend_for(order.device, birth.torch_dtype)
+    def _find_or_build(self, order: Order) -> tuple[nn.Module, bool]:
+        """The seed on the CPU, and whether it was built rather than found."""
+        birth, backend = order.birth, self._backend(order)
         with self._lock:
             tensors = self.memory.get(birth.id)
         if tensors is None:
@@ -231,7 +242,7 @@ class Library:
                 self._remember(birth, tensors)
         if tensors is not None:
             try:
-                return revive(birth, tensors, backend).to(order.device)
+                return revive(birth, tensors, backend), False
             except (RuntimeError, ValueError) as error:
                 raise DamagedEntry(
                     f"{self.store.index_path(birth)}: does not fit {birth}: {one_line(error)}"
@@ -242,14 +253,26 @@ class Library:
             )
         seed = build_birth(birth, backend)
         self._count("built")
-        tensors = state_tensors(seed)
+        return seed, True
+
+    @staticmethod
+    def _backend(order: Order) -> str | None:
+        birth = order.birth
+        return get(Topology(birth.topology), birth.blueprint).backend_for(order.device, birth.torch_dtype)
+
+    def _keep_later(self, order: Order) -> None:
+        """Builds a birth again, to the same bits, for its file."""
+        with self._building:
+            tensors = state_tensors(build_birth(order.birth, self._backend(order)))
+        self._keep(order.birth, tensors)
+
+    def _keep(self, birth: Birth, tensors: dict[str, Tensor]) -> None:
+        self._remember(birth, tensors)
         try:
             self.store.save(birth, tensors)
         except OSError as error:  # the seed is whole; that it is not kept is reported, and does no harm now
             with self._lock:
                 self.troubles.append(f"seed library {self.store.root}: {birth} is not kept: {one_line(error)}")
-        self._remember(birth, tensors)
-        return seed.to(order.device)
 
     def _remember(self, birth: Birth, tensors: dict[str, Tensor]) -> None:
         with self._lock:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.births import Birth, DamagedEntry, Library, LibraryConfig, MissingEntry, Order, SeedStore, Ticket
 from esper.kasmina.births.build import build_seed
+from esper.kasmina.births.idle import IdleCores
 from esper.kasmina.births.memory import Memory
 from esper.kasmina.blueprints import blueprint, names, registry
 from esper.leyline.errors import ConfigError
@@ -388,6 +391,7 @@ def test_one_build_at_a_time_in_order_and_a_cancelled_one_is_not_begun(
     assert last.wait(60)
     assert slow.done.is_set()
     assert gone.seed is None
+    one.close()  # files are written after seeds are handed over
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
 
 
@@ -435,6 +439,73 @@ def test_what_a_build_or_a_check_raises_reaches_whoever_takes(
         one.take(ticket)
     assert one.figures(0).failed == 1
     get(one, birth())
+
+
+def test_where_no_core_is_idle_the_taker_builds_and_the_file_comes_when_one_is(tmp_path: Path) -> None:
+    free: list[bool] = []
+    one = Library(LibraryConfig(enabled=True, memory_mib=0), tmp_path, lambda: bool(free))
+    for key in (1, 2):
+        ticket = ask(one, birth(key=key))
+        assert (ticket.seed, one._thread) == (None, None), "nothing works beside training"
+        assert held(one.take(ticket)) == held(direct(birth(key=key)))
+    assert not files(tmp_path)
+    free.append(True)
+    one.figures(1)
+    while len(list(tmp_path.rglob("*.json"))) < 2:
+        assert one._thread is not None
+        one._thread.join(60)
+    ticket = ask(one, birth(key=1))
+    assert held(one.take(ticket)) == held(direct(birth(key=1)))
+    assert one.figures(2).disk_hits == 1
+    free.clear()
+    one.take(ask(one, birth(key=3)))
+    one.close()
+    assert len(list(tmp_path.rglob("*.json"))) == 3, "at the end there is time for it"
+
+
+def test_a_seed_is_handed_over_before_its_file_is_written(
+    library: Callable[..., Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, go_on, save = library(background=True), threading.Event(), SeedStore.save
+
+    def save_later(store: SeedStore, *entry: Any) -> str:
+        assert go_on.wait(60)
+        return save(store, *entry)
+
+    monkeypatch.setattr(SeedStore, "save", save_later)
+    seed = get(one, birth())
+    with torch.no_grad():
+        next(seed.parameters()).zero_()  # it is trained meanwhile
+    assert not files(tmp_path)
+    go_on.set()
+    one.close()
+    kept = SeedStore(tmp_path).load(birth())
+    assert kept is not None
+    assert bits(kept.items()) == held(direct(birth()))
+
+
+def test_idle_cores_are_counted_by_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
+    now = [10.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stat, hertz = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+
+    def look(seconds: float, *idle: float) -> bool:
+        now[0] += seconds
+        rows = [f"cpu{core} 5 5 5 {int(count * hertz)} 0 0" for core, count in enumerate(idle)]
+        stat.write_text("\n".join(["cpu  1 1 1 99999 1 1", *rows]))
+        return cores()
+
+    stat.write_text("cpu0 5 5 5 0 0 0\ncpu1 5 5 5 0 0 0\ncpu2 5 5 5 0 0 0\n")
+    cores = IdleCores(stat, tmp_path)
+    assert not look(0.01, 5, 5, 5), "too soon to say"
+    assert look(1.0, 0.3, 0.0, 0.3)
+    assert look(0.01, 0.3, 0.0, 0.3), "too soon to say otherwise"
+    assert not look(1.0, 0.4, 9.0, 0.4), "core 1 is not ours"
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    (tmp_path / "cpu.stat").write_text("usage_usec 800000\n")
+    assert not look(1.0, 1.4, 9.0, 1.4), "the quota is used up"
+    assert look(1.0, 2.4, 9.0, 2.4)
 
 
 # settings ----------------------------------------------------------------------------------------------------------
