@@ -4,15 +4,16 @@ A sample is augmented the same way in whatever batch, on whatever rank and in wh
 on N ranks equals training on one, and a resumed run sees what the uninterrupted one saw.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from esper.tolaria.data.configs import Augment
 from esper.tolaria.data.hashing import hash_positions
 
-__all__ = ["Augment", "crop_flip"]
+__all__ = ["Augment", "augment_batch", "crop_flip"]
 
 
 def crop_flip(x_NCHW: Tensor, ids: Tensor, *, seed: int, epoch: int, pad: int) -> Tensor:
@@ -35,9 +36,22 @@ def crop_flip(x_NCHW: Tensor, ids: Tensor, *, seed: int, epoch: int, pad: int) -
     lefts = (bits >> np.uint64(16) & np.uint64(0xFFFF)) * places >> np.uint64(16)
     mirrored = bits >> np.uint64(63) == 1
 
-    padded = F.pad(x_NCHW, (pad, pad, pad, pad)).numpy()
-    cropped = np.empty(x_NCHW.shape, dtype=padded.dtype)  # by slices: five times faster than one gather
-    for place, (top, left, mirror) in enumerate(zip(tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)):
-        crop = padded[place, :, top : top + height, left : left + width]
-        cropped[place] = crop[..., ::-1] if mirror else crop
+    rows, columns = ([_overlap(place - pad, size) for place in range(2 * pad + 1)] for size in (height, width))
+    images, cropped = x_NCHW.numpy(), np.zeros(x_NCHW.shape, dtype=x_NCHW.numpy().dtype)
+    drawn = zip(images, cropped, tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)
+    for image, crop, top, left, mirror in drawn:  # what lies within the image; the border is zero already
+        (from_rows, to_rows), (from_columns, to_columns) = rows[top], columns[left]
+        (crop[..., ::-1] if mirror else crop)[:, to_rows, to_columns] = image[:, from_rows, from_columns]
     return torch.from_numpy(cropped)
+
+
+def _overlap(first: int, size: int) -> tuple[slice, slice]:
+    """Where a window of ``size`` that begins at ``first`` meets an image of that size: in the image, in the window."""
+    inside = max(0, size - abs(first))
+    start, offset = max(first, 0), max(-first, 0)
+    return slice(start, start + inside), slice(offset, offset + inside)
+
+
+def augment_batch(x: Any, indices: Tensor, *, augment: Augment, seed: int, epoch: int, pad: int) -> Any:
+    """Inputs of training samples, changed as the config says; see `crop_flip`."""
+    return crop_flip(x, indices, seed=seed, epoch=epoch, pad=pad) if augment is Augment.CROP_FLIP else x

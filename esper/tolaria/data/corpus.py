@@ -11,8 +11,11 @@ Under ``cluster=document`` a document is dealt whole, no window spans two of the
 import os
 import platform
 import sysconfig
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +29,7 @@ from esper.tolaria.data.hashing import hashed_order
 from esper.tolaria.data.parts import Bundle, BytePart, make_bundle
 from esper.tolaria.data.registry import DataConfig, data_file, data_root
 from esper.tolaria.data.task import Task
-from esper.tolaria.data.windows import cut_documents, cut_windows, find_documents, map_text
+from esper.tolaria.data.windows import cut_documents, cut_windows, find_documents, map_text, map_windows
 
 STRETCH = 32  # neighbouring windows that are dealt together
 VOCABULARY = 256
@@ -114,6 +117,7 @@ def load_text(config: TextConfig) -> Bundle:
     root = data_root(config, config.root, "wikitext2", layout, fix)
     texts: dict[str, list[bytes]] = {}
     mapped: dict[str, Tensor] = {}
+    again: dict[str, Callable[[], Tensor]] = {}  # for another process
     files: list[dict[str, Any]] = []
     for name in ("train", "test"):
         folder = root / name
@@ -126,6 +130,7 @@ def load_text(config: TextConfig) -> Bundle:
             try:
                 if whole and path.stat().st_size >= LARGE:
                     mapped[name] = map_text(path, left)
+                    again[name] = partial(map_windows, path.absolute(), left, config.block)
                     text = b""
                 else:
                     with path.open("rb") as file:
@@ -159,7 +164,7 @@ def load_text(config: TextConfig) -> Bundle:
                 "matches where one begins, or give a folder train with a file for each"
             )
     dealt = _deal(config, corpora["train"], documents, held, str(source))
-    return _bundle(config, dealt, {"files": files}, test=test)
+    return _bundle(config, dealt, {"files": files}, test=test, again=again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +192,16 @@ def _deal(
 
 
 def _bundle(
-    config: PySourceConfig | TextConfig, dealt: _Dealt, record: dict[str, Any], *, test: Tensor | None = None
+    config: PySourceConfig | TextConfig,
+    dealt: _Dealt,
+    record: dict[str, Any],
+    *,
+    test: Tensor | None = None,
+    again: Mapping[str, Callable[[], Tensor]] = MappingProxyType({}),
 ) -> Bundle:
-    parts = {name: BytePart(dealt.windows, rows) for name, rows in dealt.rows.items()}
+    parts = {name: BytePart(dealt.windows, rows, again.get("train")) for name, rows in dealt.rows.items()}
     if test is not None:
-        parts["test"] = BytePart(test)
+        parts["test"] = BytePart(test, again=again.get("test"))
     labels = dealt.documents or {}
     return make_bundle(
         name=config.kind,

@@ -30,9 +30,9 @@ class PartOver(Part):
         """See `Part.fetch_train`."""
         return self.part.fetch_train(indices, seed=seed, epoch=epoch)
 
-    def read_ahead(self, seed: int, workers: int) -> Ahead | None:
+    def read_ahead(self, seed: int, workers: int, *, pinned: bool = False) -> Ahead | None:
         """See `Part.read_ahead`."""
-        return self.part.read_ahead(seed, workers)
+        return self.part.read_ahead(seed, workers, pinned=pinned)
 
     def requests(self, indices: Tensor, epoch: int) -> Iterator[Request]:
         """See `Part.requests`."""

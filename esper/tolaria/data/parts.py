@@ -10,8 +10,8 @@ Everything lives in memory as bytes and is turned into float32 images or int64 t
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from esper.leyline.errors import ConfigError, DataError
-from esper.tolaria.data.augment import Augment, crop_flip
+from esper.tolaria.data.augment import Augment
 from esper.tolaria.data.clusters import Clusters
-from esper.tolaria.data.own.ahead import Ahead, Request
+from esper.tolaria.data.own.ahead import Ahead, Request, TrainReader
 from esper.tolaria.data.registry import DataConfig, data_entry
 from esper.tolaria.data.task import Task
 
 PIECE = 2**16  # windows of text that are digested at a time
+IN_CACHE = 2**18  # numbers that are normalised at a time: what stays in a core's caches
 PART_NAMES = ("train", "validation", "probe", "test")
 
 
@@ -57,8 +58,8 @@ class Part(ABC):
         """
         return self.fetch(indices)
 
-    def read_ahead(self, seed: int, workers: int) -> Ahead | None:
-        """Begins to fetch training samples in workers, where the part can; see `Ahead`."""
+    def read_ahead(self, seed: int, workers: int, *, pinned: bool = False) -> Ahead | None:
+        """Begins to fetch in workers what lies beneath this part; None: its batches are fetched whole (`Ahead`)."""
         return None
 
     def requests(self, indices: Tensor, epoch: int) -> Iterator[Request]:
@@ -85,8 +86,7 @@ class ImagePart(Part):
     Args:
         images_NCHW: uint8.
         labels: int64 [N].
-        mean: one number per channel, in units of the bytes.
-        std: the standard deviations likewise.
+        mean, std: mean and standard deviation, one number per channel, in units of the bytes.
     """
 
     def __init__(self, images_NCHW: Tensor, labels: Tensor, mean: list[float], std: list[float]) -> None:
@@ -99,7 +99,10 @@ class ImagePart(Part):
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Part.fetch`; x is float32 [N, C, H, W]."""
-        x = self._images[indices].to(torch.float32).sub_(self._mean).div_(self._std)
+        x = torch.empty((len(indices), *self._images.shape[1:]))
+        some = max(1, IN_CACHE // max(1, self._images[:1].numel()))
+        for piece, rows in zip(x.split(some), indices.split(some), strict=True):
+            piece.copy_(self._images[rows]).sub_(self._mean).div_(self._std)
         return x, self._labels[indices]
 
     def content(self) -> tuple[Tensor, ...]:
@@ -113,10 +116,15 @@ class BytePart(Part):
     Args:
         windows: uint8 [M, T + 1], which other parts may share.
         rows: those of this part, int64 [N]; None: all of them.
+        again: maps the windows of a mapped file anew in another process; None: they are sent.
     """
 
-    def __init__(self, windows: Tensor, rows: Tensor | None = None) -> None:
+    def __init__(self, windows: Tensor, rows: Tensor | None = None, again: Callable[[], Tensor] | None = None) -> None:
         self._windows, self._rows = windows, torch.arange(len(windows)) if rows is None else rows
+        self._again = again
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _byte_part, (self._windows if self._again is None else None, self._rows, self._again)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -134,6 +142,10 @@ class BytePart(Part):
         """See `Part.pieces`; without a copy of all windows."""
         shape = [len(self._rows), *self._windows.shape[1:]]
         yield f"{self._windows.dtype} {shape}", (self._windows[rows] for rows in self._rows.split(PIECE))
+
+
+def _byte_part(windows: Tensor | None, rows: Tensor, again: Callable[[], Tensor] | None) -> BytePart:
+    return BytePart(again() if windows is None and again else cast(Tensor, windows), rows, again)
 
 
 def digest_parts(parts: Mapping[str, Part]) -> int:
@@ -204,15 +216,13 @@ class Bundle:
     def train_batch(self, indices: Tensor, *, seed: int, epoch: int) -> tuple[Any, Any]:
         """Training samples, augmented if the config says so; a pure function of its arguments.
 
-        Args:
-            indices: int64 [N] into the training part, on the CPU.
-            seed: the run's seed; seed, epoch and index decide the augmentation.
-            epoch: pass over the data.
+        See `Part.fetch_train`; seed, epoch and index decide the augmentation.
         """
-        x, y = self.train.fetch_train(indices, seed=seed, epoch=epoch)
-        if self.augment is Augment.CROP_FLIP:
-            x = crop_flip(x, indices, seed=seed, epoch=epoch, pad=self.crop_pad)
-        return x, y
+        return self.reader(seed)(epoch, indices)
+
+    def reader(self, seed: int) -> TrainReader:
+        """What fetches training batches for a run of this seed, here or in a worker."""
+        return TrainReader(self.train, self.augment, self.crop_pad, seed)
 
 
 def make_bundle(
@@ -229,7 +239,6 @@ def make_bundle(
     train_clusters: Tensor | None = None,
     refills: bool = True,
     digest: int | None = None,
-    workers: int = 0,
     phased: bool = False,
 ) -> Bundle:
     """Digests the parts and completes the record; see `Bundle` for the arguments.
@@ -271,7 +280,6 @@ def make_bundle(
         record={"kind": name, "sizes": sizes, "probe_clusters": len(clusters), "digest": digest, **record},
         augment=augment,
         crop_pad=crop_pad,
-        workers=workers,
         phased=phased,
     )
 
@@ -286,4 +294,5 @@ def load_data(config: DataConfig) -> Bundle:
     config_class, loader = data_entry(config.kind)
     if type(config) is not config_class:
         raise ConfigError(f"data.kind = {config.kind!r}: needs {config_class.__name__}, got {type(config).__name__}")
-    return loader(config)
+    bundle: Bundle = loader(config)
+    return replace(bundle, workers=config.workers)

@@ -32,8 +32,14 @@ class DataConfig:
     probe: int
     """Samples in the probe part, from which evidence is drawn."""
 
+    workers: int = 0
+    """Processes of each rank that read training samples ahead, with their augmentation; any number gives the same bits,
+    also after a resume.
+    """
+
     def check_split(self, check: Checks) -> None:
         """Range checks of the shared fields, reported together with the subclass's own."""
+        check("workers", self.workers >= 0, "must be >= 0")
         check("split_seed", self.split_seed >= 0, "must be >= 0")
         for name in ("validation", "probe"):
             check(name, getattr(self, name) >= 2, "samples, must be >= 2")

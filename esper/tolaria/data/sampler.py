@@ -36,7 +36,7 @@ class BatchPlan:
                 f"drop_last={drop_last} group={group}"
             )
         self.size, self.batch, self.seed, self.drop_last, self.group = size, batch, seed, drop_last, group
-        self._order: tuple[int, Tensor] | None = None  # the latest epoch that was used, and its permutation
+        self._orders: dict[int, Tensor] = {}  # permutations of the latest two epochs: what reads ahead is in the next
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,9 +65,9 @@ class BatchPlan:
     def indices(self, step: int) -> Tensor:
         """The global batch of a step: int64 [batch], or fewer at an epoch's end."""
         epoch, place = self.locate(step)
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self.epoch_order(epoch))
-        return self._order[1][place * self.batch : (place + 1) * self.batch]
+        if epoch not in self._orders:
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: self.epoch_order(epoch)}
+        return self._orders[epoch][place * self.batch : (place + 1) * self.batch]
 
     def pieces(self, step: int, rank: int, world: int, accumulate: int) -> list[tuple[Tensor, Tensor]]:
         """The pieces of one rank in a step: ``accumulate`` pairs of indices and weights (see `microbatches`)."""

@@ -37,6 +37,11 @@ def map_text(path: Path, most: int | None) -> Tensor:
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
 
 
+def map_windows(path: Path, most: int | None, block: int) -> Tensor:
+    """Windows of the first bytes of a file, uint8 [N, block + 1]; see `map_text`."""
+    return cut_windows(map_text(path, most), block)
+
+
 def cut_documents(documents: Sequence[bytes], block: int) -> tuple[Tensor, Tensor]:
     """Cuts each document into windows: uint8 [N, block + 1], and the number of each window's document, int64 [N]."""
     cut = [cut_windows(document, block) for document in documents]

@@ -63,10 +63,10 @@ class MixedPart(PartOver):
             shares.append(share)
         return mixed, Mixed(y, second, torch.tensor(shares, dtype=torch.float64))
 
-    def read_ahead(self, seed: int, workers: int) -> Any:
+    def read_ahead(self, seed: int, workers: int, *, pinned: bool = False) -> Any:
         """See `Part.read_ahead`."""
         self._seed = seed
-        return super().read_ahead(seed, workers)
+        return super().read_ahead(seed, workers, pinned=pinned)
 
     def requests(self, indices: Tensor, epoch: int) -> Iterator[Request]:
         """See `Part.requests`: the samples, then their partners."""

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from esper.tolaria.data.own.ahead import Request
+from esper.tolaria.data.own.ahead import Ahead, Request
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.ranks.world import World
@@ -44,9 +44,16 @@ class Feed:
     ) -> None:
         self.bundle, self.plan, self.world, self.task = bundle, plan, world, bundle.learns
         self.accumulate, self.total, self.cursor = accumulate, total, cursor
-        self._ahead = bundle.train.read_ahead(plan.seed, bundle.workers) if bundle.workers else None
+        self._whole = False  # whether batches come whole, rather than what lies beneath the training part
+        self._ahead = self._begin_ahead() if bundle.workers else None
         self._held: deque[tuple[Any, Any]] = deque()
         self._waited_ms = 0.0
+
+    def _begin_ahead(self) -> Ahead:
+        seed, workers, pinned = self.plan.seed, self.bundle.workers, self.world.device.type == "cuda"
+        beneath = self.bundle.train.read_ahead(seed, workers, pinned=pinned)
+        self._whole = beneath is None
+        return Ahead(self.bundle.reader(seed), workers, pinned=pinned) if beneath is None else beneath
 
     def pieces(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Indices and weights of each forward pass of a step."""
@@ -61,7 +68,10 @@ class Feed:
         for later in range(step, self.total):
             epoch, _ = self.plan.locate(self.cursor(later))
             for indices, _weights in self._pieces(later):
-                yield from self.bundle.train.requests(indices, epoch)
+                if self._whole:
+                    yield indices, epoch
+                else:
+                    yield from self.bundle.train.requests(indices, epoch)
 
     def scale(self, step: int, pieces: Sequence[tuple[Tensor, Tensor]], epoch: int) -> float:
         """The factor of a rank's weighted sum of losses: the number of ranks over the global number of samples, or of
@@ -88,7 +98,9 @@ class Feed:
     def _read(self, indices: Tensor, epoch: int) -> tuple[Any, Any]:
         began = time.perf_counter()
         with contextlib.nullcontext() if self._ahead is None else self._ahead.opened():
-            found = self.bundle.train_batch(indices, seed=self.plan.seed, epoch=epoch)
+            found = self._ahead.take(indices, epoch) if self._whole and self._ahead is not None else None
+            if found is None:
+                found = self.bundle.train_batch(indices, seed=self.plan.seed, epoch=epoch)
         self._waited_ms += 1e3 * (time.perf_counter() - began)
         return found
 

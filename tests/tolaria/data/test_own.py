@@ -117,11 +117,11 @@ def config(name: str, **more: Any) -> CustomDataConfig:
 
 
 class Alone:
-    rank, size = 0, 1
+    rank, size, device = 0, 1, torch.device("cpu")
 
 
 class Second:
-    rank, size = 1, 2
+    rank, size, device = 1, 2, torch.device("cpu")
 
 
 def fed(workers: int, world: Any, first: int, last: int, jump: int | None = None) -> list[Any]:

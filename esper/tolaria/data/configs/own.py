@@ -36,16 +36,12 @@ class CustomDataConfig(DataConfig):
     null: each says how long it is.
     """
 
-    workers: int = 0
-    """Processes of each rank that read training samples ahead; any number gives the same bits, also after a resume."""
-
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
             check("path", is_dotted(self.path), "write package.module:function")
             check("test", self.test >= 2, "samples, must be >= 2")
             check("length", self.length is None or self.length >= 2, "samples, must be >= 2, or null")
-            check("workers", self.workers >= 0, "must be >= 0")
 
 
 class Target(StrEnum):

@@ -67,6 +67,23 @@ class Data:
     version: str = ""
 
 
+class BatchReader:
+    """Reads and collates in a worker.
+
+    Args:
+        dataset: map-style.
+        data: has collate function and augmentation.
+        seed: the run's.
+    """
+
+    def __init__(self, dataset: Any, data: Data, seed: int) -> None:
+        self._reader, self._collate = SampleReader(dataset, data.augment, seed), data.collate
+
+    def __call__(self, epoch: int, ids: Tensor) -> Any:
+        """A batch of an epoch; ``ids`` is int64 [N]."""
+        return self._collate([self._reader[epoch, index] for index in ids.tolist()])
+
+
 class DatasetPart(Part):
     """Samples of a map-style data set.
 
@@ -136,9 +153,9 @@ class DatasetPart(Part):
         batch = None if self._ahead is None else self._ahead.take(ids, epoch)
         return self._checked(self._read(seed, epoch, ids) if batch is None else batch, ids)
 
-    def read_ahead(self, seed: int, workers: int) -> Ahead | None:
+    def read_ahead(self, seed: int, workers: int, *, pinned: bool = False) -> Ahead | None:
         """See `Part.read_ahead`."""
-        self._ahead = Ahead(SampleReader(self._dataset, self._data.augment, seed), self._data.collate, workers)
+        self._ahead = Ahead(BatchReader(self._dataset, self._data, seed), workers, pinned=pinned)
         return self._ahead
 
     def requests(self, indices: Tensor, epoch: int) -> Iterator[Request]:
@@ -255,5 +272,4 @@ def load_custom(config: CustomDataConfig) -> Bundle:
         train_clusters=clusters["train"] if missing else None,
         refills=False,
         digest=digest_some(parts, data.version),
-        workers=config.workers,
     )

@@ -28,6 +28,11 @@ LOOKED_AT = 1 << 16  # bytes at each end of a shard that the digest reads
 SUFFIX = ".bin"
 
 
+def kind_of(bits: int) -> np.dtype[Any]:
+    """The numbers of a file of tokens, little-endian."""
+    return np.dtype("<u2" if bits == 16 else "<u4")
+
+
 class Shards:
     """Windows of several files, numbered through.
 
@@ -38,15 +43,25 @@ class Shards:
 
     def __init__(self, paths: list[Path], config: TokensConfig) -> None:
         self.paths, self.width, self.vocabulary = paths, config.block + 1, config.vocabulary
-        kind = np.dtype("<u2" if config.bits == 16 else "<u4")
-        self.maps = []
-        for path in paths:
-            size = path.stat().st_size
-            if size % kind.itemsize:
-                raise DataError(f"{path}: {size} bytes are no whole number of {config.bits}-bit tokens; set data.bits")
-            self.maps.append(np.memmap(path, kind, "r") if size else np.empty(0, kind))
+        self.bits, self.maps = config.bits, self._map(config.bits)
         counts = torch.tensor([len(one) // self.width for one in self.maps])
         self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+    def _map(self, bits: int) -> list[Any]:
+        maps: list[Any] = []
+        for path in self.paths:
+            size = path.stat().st_size
+            if size % (bits // 8):
+                raise DataError(f"{path}: {size} bytes are no whole number of {bits}-bit tokens; set data.bits")
+            maps.append(np.memmap(path, kind_of(bits), "r") if size else np.empty(0, kind_of(bits)))
+        return maps
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "maps": None}  # another process maps the files itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.maps = self._map(self.bits)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
