@@ -38,7 +38,8 @@ from esper.run.teacher import build_teacher
 from esper.run.telling.first_step import FirstStep
 from esper.run.telling.profiler import build_profiler
 from esper.run.telling.sinks import build_sink
-from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
+from esper.tolaria.checkpoint.snapshot import share_of
+from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data import load_data
 from esper.tolaria.growth.staging import describe_seeds
 from esper.tolaria.lockstep.desk import NO_DESK
@@ -89,7 +90,7 @@ def choose_checkpoint(store: CheckpointStore, world: World, sink: EventSink) -> 
         if step in whole or step in damage:
             return step in whole
         try:
-            store.verify(step, None if world.rank == 0 else ("state.pt", rank_file(world.rank)))
+            store.verify(step, share_of(world.rank, world.local_rank))
             whole.add(step)
         except CheckpointError as error:
             damage[step] = str(error)

@@ -117,9 +117,22 @@ def forecast_memory(config: EsperConfig) -> MemoryForecast:
     )
 
 
+def _describe_snapshots(config: EsperConfig, forecast: MemoryForecast) -> str:
+    """What the governor's snapshots take, on the machine whatever the device; empty without a governor."""
+    if not config.governor.enabled:
+        return ""
+    each, ranks = forecast.weights + forecast.moments, config.world.nproc_per_node
+    total = config.governor.ring * each * ranks
+    return (
+        f"; beside it {config.governor.ring} snapshots (governor.ring) of {each / MIB:,.1f} MiB for each of {ranks} "
+        f"ranks of a machine, {total / MIB:,.1f} MiB of its memory"
+    )
+
+
 def describe_memory(config: EsperConfig) -> str:
     """The forecast in a line; why there is none where the parts cannot be built here."""
     try:
-        return str(forecast_memory(config))
+        forecast = forecast_memory(config)
+        return f"{forecast}{_describe_snapshots(config, forecast)}"
     except (EsperError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         return f"memory: not forecast, since host and data cannot be built here: {one_line(error)}"

@@ -48,10 +48,13 @@ class Ring:
 
     Args:
         size: how many are kept; at least 2.
+
+    Fields:
+        bytes: of the newest one.
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self.bytes = size, 0
         self._held: list[_Copies] = []  # oldest first
         self._free: list[HostCopy] = []
 
@@ -76,8 +79,8 @@ class Ring:
         twins = buffers.take({"common": common, "own": own})
         generation = Generation(state, twins["common"], twins["own"], f"snapshot of step {state.step}", "ram")
         self._held.append(_Copies(generation, buffers))
-        size = sum(leaf.nbytes for leaf in tree_iter(twins) if isinstance(leaf, Tensor))
-        return size, 1e3 * (time.perf_counter() - began)
+        self.bytes = sum(leaf.nbytes for leaf in tree_iter(twins) if isinstance(leaf, Tensor))
+        return self.bytes, 1e3 * (time.perf_counter() - began)
 
     def confirm(self, tick: int) -> None:
         """Clears every snapshot before a healthy tick."""

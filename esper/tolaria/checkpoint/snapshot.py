@@ -54,6 +54,16 @@ class Identity:
     teacher: dict[str, Any] | None
 
 
+def share_of(rank: int, local_rank: int) -> tuple[str, ...] | None:
+    """Names of the files that a rank verifies: rank 0 all (None), each its own, and one rank a machine state.pt.
+
+    What one rank of a machine finds damaged no rank goes on from, since all agree on what is valid.
+    """
+    if rank == 0:
+        return None
+    return ("state.pt", rank_file(rank)) if local_rank == 0 else (rank_file(rank),)
+
+
 def collect_common(
     grown: Grown,
     owner: ParameterOwner,
@@ -138,13 +148,13 @@ def _check_keys(payload: dict[str, Any], wanted: set[str], where: str) -> None:
 
 
 def read_common(store: CheckpointStore, step: int) -> tuple[dict[str, Any], RunState]:
-    """Loads state.pt of a verified checkpoint.
+    """Maps state.pt of a verified checkpoint; its tensors are to be copied (see `CheckpointStore.load`).
 
     Raises:
         CheckpointError: a key is missing or unknown; the text names it.
     """
     where = str(store.path(step) / "state.pt")
-    payload = store.load(step, "state.pt")
+    payload = store.load(step, "state.pt", mapped=True)
     _check_keys(payload, COMMON_KEYS | (OPTIONAL_KEYS & set(payload)), where)
     try:
         return payload, from_plain(RunState, payload["run_state"], "run_state")

@@ -267,13 +267,16 @@ class CheckpointStore:
                 raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
         return manifest
 
-    def load(self, step: int, name: str) -> dict[str, Any]:
-        """Loads one file of a verified checkpoint, with its tensors on the CPU."""
+    def load(self, step: int, name: str, *, mapped: bool = False) -> dict[str, Any]:
+        """Loads one file of a verified checkpoint, with its tensors on the CPU.
+
+        Where ``mapped`` they lie in the file, which all ranks of a machine share; copy them soon.
+        """
         path = self.path(step) / name
         import torch
 
         try:
-            payload: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            payload: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
         return payload

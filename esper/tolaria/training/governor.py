@@ -10,11 +10,14 @@ after the generation are set aside, so that no resume goes on from them: a run k
 comes to the same panic again, and to the same rollback.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from esper.accord.breaker import BreakerOrder, after_order
 from esper.accord.governor.config import GovernorConfig
@@ -25,15 +28,17 @@ from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.errors import CheckpointError, DivergedError
 from esper.leyline.events import Event, Fault, RolledBack, SnapshotTaken
 from esper.tolaria.checkpoint.ring import Generation, Ring
-from esper.tolaria.checkpoint.snapshot import read_generation
-from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
+from esper.tolaria.checkpoint.snapshot import read_generation, share_of
+from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.lockstep.narrate import Narrator, axes_of, trouble_events
 from esper.tolaria.lockstep.observers import Observer, Turn
 from esper.tolaria.lockstep.tick import Marks
 from esper.tolaria.lockstep.wire import Agreed
 from esper.tolaria.ranks.handshake import newest_valid_everywhere
+from esper.tolaria.ranks.memory import free_bytes
 from esper.tolaria.ranks.world import World
 
+MIB = 2**20
 BUDGET_MS = {"ram": 500.0, "disk": 12_000.0}
 
 # From a state to everything of the run: what is equal on all ranks, and what is this rank's own.
@@ -66,8 +71,20 @@ class Governor:
         self.ring = Ring(config.ring)
 
     def begin(self, state: RunState, collect: Collect) -> list[Event]:
-        """Takes the first snapshot, as the run begins or goes on from a state."""
-        return self._take(state, collect)
+        """Takes the first snapshot, as the run begins or goes on from a state; a fault if there is no room for all."""
+        return [*self._take(state, collect), *self._find_no_room(state)]
+
+    def _find_no_room(self, state: RunState) -> list[Event]:
+        """A fault on the first rank of a machine whose memory cannot hold the snapshots that are still to come."""
+        free, ranks = free_bytes(torch.device("cpu")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        need = ranks * (self.config.ring - 1) * self.ring.bytes
+        if free is None or need <= free or self.world.local_rank != 0:
+            return []
+        what = (
+            f"governor.ring = {self.config.ring}: its snapshots take {need // MIB} MiB more for the {ranks} ranks of "
+            f"this machine, which has {free // MIB} MiB free; set governor.ring=2, or fewer ranks a machine"
+        )
+        return [Fault(**axes_of(state), what=what, where=f"rank {self.world.rank}")]
 
     def obey(self, state: RunState, order: BreakerOrder, *, begun: bool) -> RunState:
         """The state with the breaker set as ordered, unless it has obeyed that order already.
@@ -137,7 +154,7 @@ class Governor:
 
         def valid(step: int) -> bool:
             try:
-                self.store.verify(step, None if self.world.rank == 0 else ("state.pt", rank_file(self.world.rank)))
+                self.store.verify(step, share_of(self.world.rank, self.world.local_rank))
                 return self.store.manifest(step).tick < present.governor.healthy_tick
             except CheckpointError:
                 return False

@@ -11,6 +11,7 @@ import torch
 
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.checkpoint import store as module
+from esper.tolaria.checkpoint.snapshot import share_of
 from esper.tolaria.checkpoint.store import FORMAT, CheckpointStore, rank_file
 
 RANKS = 2
@@ -223,3 +224,29 @@ def test_a_file_that_is_no_checkpoint_is_a_named_error(tmp_path: Path) -> None:
     (store.path(10) / "state.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"step-00000010/state\.pt: cannot be loaded"):
         store.load(10, "state.pt")
+
+
+def bytes_read() -> int:
+    """Bytes that this process has asked to read, from a disk or not; what is mapped is not among them."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_state_is_hashed_by_one_rank_of_a_machine_and_mapped_by_all(tmp_path: Path) -> None:
+    store, size = store_in(tmp_path), 2**23
+    store.write(10, "state.pt", {"weights": torch.arange(size // 4, dtype=torch.int32)})
+    for rank in range(RANKS):
+        store.write(10, rank_file(rank), {"rank": rank})
+    store.commit(10, tick=1, world_size=RANKS, score=None)
+    assert [share_of(*place) for place in ((0, 0), (1, 1), (8, 0))] == [
+        None,
+        (rank_file(1),),
+        ("state.pt", rank_file(8)),
+    ]
+    for rank, most in ((0, 1.1 * size), (1, 0.1 * size)):
+        before = bytes_read()
+        store.verify(10, share_of(rank, rank))
+        payload = store.load(10, "state.pt", mapped=True)
+        assert bytes_read() - before < most
+        assert torch.equal(payload["weights"], torch.arange(size // 4, dtype=torch.int32))
+    payload["weights"].zero_()
+    store.verify(10)  # what is written to a mapped tensor stays with whoever mapped it
