@@ -284,7 +284,8 @@ class Compiler:
         for region in regions:
             region.strict = True
         try:
-            yield
+            with contextlib.nullcontext() if self.ahead is None else self.ahead.watched():
+                yield
         finally:
             for region in regions:
                 region.strict = False

@@ -1,5 +1,6 @@
 """What is compiled ahead: what is foreseen, how it is told, where kernels lie, and a process that nobody depends on."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -160,3 +161,34 @@ def test_a_helper_ends_with_the_rank_that_started_it(tmp_path: Path) -> None:
     rank.wait()
     while not gone(pid):
         time.sleep(0.05)
+
+
+HOLDER = """
+import fcntl, os, signal, sys
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+print("holds", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+signal.pause()
+"""
+
+
+def test_a_stopped_helper_that_holds_a_lock_does_not_hold_the_rank(tmp_path: Path) -> None:
+    """A rank that compiles would wait for the lock on a kernel as long as the helper stands still."""
+    helper = object.__new__(Helper)
+    helper.told, helper._said = None, b""
+    helper.process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert helper.process.stdout is not None
+    assert helper.process.stdout.readline() == b"holds\n"
+    with (tmp_path / "lock").open("w") as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with helper.watched():
+            fcntl.flock(lock, fcntl.LOCK_EX)  # for ever, but for the watch
+    helper.close()
+    assert helper.process.returncode == -signal.SIGKILL

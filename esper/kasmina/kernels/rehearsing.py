@@ -1,5 +1,6 @@
 """What a rehearsal needs: batches of any size, a backward that leaves gradients alone, and what it found on disk."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ def backward(outputs: Sequence[Any], leaves: Sequence[Tensor] | None = None) -> 
 
 class Ahead(Protocol):
     """Who compiles beside training."""
+
+    def watched(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block this process compiles, and must not wait for whoever has stopped."""
 
     def close(self) -> None:
         """Ends it."""

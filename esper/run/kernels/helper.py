@@ -15,7 +15,10 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from esper.kasmina.kernels.folder import FOLDER
@@ -23,6 +26,7 @@ from esper.nissa.lane import say
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 _GRACE_S = 2.0
+_LOOK_S, _LOOKS = 0.25, 4  # seconds between two looks, and looks in a row at a stopped process
 
 
 class Helper:
@@ -76,6 +80,38 @@ class Helper:
             if b"\n" in self._said:
                 self.told = json.loads(self._said)
         return self.told
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the block this rank compiles: a process that is stopped (SIGSTOP) is ended after a moment.
+
+        It may hold torch's lock on the very kernel that the rank is about to compile, and the rank would wait for it.
+        """
+        done = threading.Event()
+        thread = threading.Thread(target=self._end_if_stopped, args=(done,), name="esper-helper-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _end_if_stopped(self, done: threading.Event) -> None:
+        looks = 0
+        while not done.wait(_LOOK_S):
+            looks = looks + 1 if self._is_stopped() else 0
+            if looks == _LOOKS:
+                say("the process that compiles ahead was stopped and has been ended; births compile by themselves")
+                with contextlib.suppress(OSError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                return
+
+    def _is_stopped(self) -> bool:
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in "Tt"
 
     def close(self) -> None:
         """Ends the process and its compilers; says so if it had failed."""
