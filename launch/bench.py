@@ -3,6 +3,8 @@
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
     python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16] [--json FILE]
+    python launch/bench.py feeding  [--rounds N] [--ranks 1] [--json FILE]
+    python launch/bench.py gpu      [--devices N] [--rounds R] [--out FOLDER] [--plan]
     python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]
     python launch/bench.py service  [--rounds N] [--parts start restart] [--before FOLDER]
     python launch/bench.py tokens   --rounds 1
@@ -17,26 +19,32 @@ If the interval straddles the budget, or A/A's noise is wider than the margin to
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
-from benching import compiled, gates, kasmina, library, lockstep, policy, service, tokens
-from benching.harness import run
+from benching import compiled, feeding, gates, gpu, kasmina, library, lockstep, policy, service, tokens
+from benching.harness import DEVICE, run
 
 BENCHES = {
     "lockstep": lockstep.PARTS,
     "kasmina": kasmina.PARTS | library.PARTS | compiled.PARTS,
     "policy": policy.PARTS,
+    "feeding": feeding.PARTS,
 }
 
 
 def main() -> None:
     """Prints the lines of each ratio; ``--json`` writes them to a file."""
+    if sys.argv[1:2] == ["gpu"]:
+        sys.exit(gpu.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=[*BENCHES, "gates", "service", "tokens"])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="where ranks compute")
     parser.add_argument("--before", type=Path, help="service: a checkout of older code")
     args = parser.parse_args()
     own = {"gates": gates.PARTS, "service": service.PARTS, "tokens": tokens.PARTS}
@@ -56,6 +64,7 @@ def main() -> None:
         for part in args.parts or known:
             gates.PARTS[part](50 * args.rounds)
         return
+    os.environ[DEVICE] = args.device
     results = run({name: known[name] for name in args.parts or known}, ranks=args.ranks, rounds=args.rounds)
     for r in results:
         print(f"{r.name}\n    {r.host}")

@@ -36,6 +36,7 @@ from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 from esper.tolaria.training.engine import Engine
 
+DEVICE = "ESPER_BENCH_DEVICE"  # variable: cpu or gpu, where the ranks of a benchmark compute
 Part = Callable[[int, int, int], "list[Ratio]"]  # (rank, ranks, rounds) -> lines; the same on every rank
 
 
@@ -111,7 +112,8 @@ def ratio_of(name: str, host: str, budget: str, limit: float | None, times: dict
 def config_for(overrides: list[str]) -> EsperConfig:
     """Composes the shipped config."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides=overrides), resolve=False)
+        where = f"world.device={os.environ.get(DEVICE, 'cpu')}"
+        plain = OmegaConf.to_container(compose("config", overrides=[*overrides, where]), resolve=False)
     assert isinstance(plain, dict)
     plain.pop("launch", None)
     plain["run"]["dir"] = "bench"
@@ -159,7 +161,7 @@ def plain_loop(engine: Engine, network: nn.Module) -> Callable[[int], None]:
         indices = engine.plan.indices(index)
         per_rank = -(-len(indices) // world.size)
         own_indices = indices[world.rank * per_rank : (world.rank + 1) * per_rank]
-        x, y = bundle.train_batch(own_indices, seed=0, epoch=0)
+        x, y = engine.evaluator.to_device(*bundle.train_batch(own_indices, seed=0, epoch=0))
         loss, correct = task.per_sample(model(x), y)
         total = loss.mean()
         total.backward()
@@ -200,10 +202,16 @@ def timed(step: Callable[[], Any], count: int, clock: Callable[[], float] = time
             far less.
     """
 
+    def wait() -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
     def arm() -> float:
+        wait()
         began = clock()
         for _ in range(count):
             step()
+        wait()
         return (clock() - began) / count
 
     return arm
