@@ -204,7 +204,7 @@ class Check:
     detail: str
     """What was measured, in words."""
 
-    integrity: bool
+    integrity: bool = False
     """Whether it binds every controller; checks of evidence bind under gates.evidence=enforce only."""
 
 

@@ -3,7 +3,8 @@
     {"schema": 1, "run_id": "...", "attempt": 1, "rank": 0, "seq": 7, "time": 1.7e9,
      "kind": "stage", "step": 300, "tick": 6, "epoch": 2, "payload": {...the event's own fields...}}
 
-``seq`` counts the events that a process *emitted*, so a gap shows where some were dropped.
+``seq`` counts the events that a process *emitted*, so a gap shows where some were dropped. The payload is in its short
+form (`esper.nissa.short`); `whole` gives the long one, and so does every reader here.
 """
 
 import dataclasses
@@ -12,9 +13,11 @@ import time
 from typing import Any
 
 from esper.leyline.events import EVENTS, READABLE, SCHEMA_VERSION, Event
-from esper.leyline.plain import from_plain, to_plain
+from esper.leyline.plain import from_plain
+from esper.nissa.short import restore, shorten
 
 AXES = ("step", "tick", "epoch")
+SHORT_SINCE = 4  # schema of the first records in short form
 FIELDS = ("schema", "run_id", "attempt", "rank", "seq", "time", "kind", *AXES, "payload")
 
 
@@ -35,7 +38,7 @@ class Envelope:
 
     def to_record(self, event: Event) -> dict[str, Any]:
         """Returns an event as plain data, with the next sequence number. Safe to call from several threads."""
-        payload = to_plain(event)
+        payload = shorten(event)
         axes = {axis: payload.pop(axis) for axis in AXES}
         return {
             "schema": SCHEMA_VERSION,
@@ -48,6 +51,15 @@ class Envelope:
             **axes,
             "payload": payload,
         }
+
+
+def whole(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record with all that its short form left out; one of an unknown kind as it is."""
+    cls, payload = EVENTS.get(record["kind"]), record["payload"]
+    is_short = record["schema"] in READABLE and record["schema"] >= SHORT_SINCE
+    if cls is None or not is_short or not isinstance(payload, dict):
+        return record
+    return {**record, "payload": restore(cls, payload, record["tick"])}
 
 
 def from_record(record: dict[str, Any]) -> Event:
@@ -68,6 +80,7 @@ def from_record(record: dict[str, Any]) -> Event:
     payload = record["payload"]
     if not isinstance(payload, dict):
         raise ValueError(f"{cls.__name__}: payload must be a mapping, got {type(payload).__name__}")
+    payload = whole(record)["payload"]
     names = {field.name for field in dataclasses.fields(cls)} - set(AXES)
     if stray := set(payload) - names:
         raise ValueError(f"{cls.__name__}: unknown {', '.join(sorted(stray))}")

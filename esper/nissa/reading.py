@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.leyline.errors import RunDirError
-from esper.nissa.envelope import FIELDS
+from esper.nissa.envelope import FIELDS, whole
 
 Record = dict[str, Any]
 
@@ -17,7 +17,7 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:  # also raised for bytes that are not UTF-8
         return None
-    return record if isinstance(record, dict) and set(FIELDS) <= set(record) else None
+    return whole(record) if isinstance(record, dict) and set(FIELDS) <= set(record) else None
 
 
 class EventFile:
@@ -33,8 +33,8 @@ class EventFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path, self.torn = Path(path), 0
 
-    def __iter__(self) -> Iterator[tuple[Record, bytes]]:
-        """Yields each record, and the line that it came from, in the order in which they were written.
+    def __iter__(self) -> Iterator[Record]:
+        """Yields each record, whole, in the order in which they were written.
 
         A line torn by a kill is skipped: it is the last line of the file, or the next record is of a newer attempt.
 
@@ -62,7 +62,7 @@ class EventFile:
                         "damaged after it was written: restore it, or remove that line"
                     )
                 torn, attempt = None, record["attempt"]
-                yield record, line
+                yield record
 
 
 def read_events(path: str | os.PathLike[str]) -> list[Record]:
@@ -73,7 +73,7 @@ def read_events(path: str | os.PathLike[str]) -> list[Record]:
     Raises:
         RunDirError: the file is missing, or there is an unreadable line where no attempt ended.
     """
-    return [record for record, _ in EventFile(path)]
+    return list(EventFile(path))
 
 
 # Kinds of records that are always kept, even if the steps around them were repeated.
@@ -175,8 +175,8 @@ def read_latest(path: str | os.PathLike[str]) -> Iterator[Record]:
         RunDirError: see `EventFile`.
     """
     replays = Replays()
-    for record, _ in EventFile(path):
+    for record in EventFile(path):
         replays.note(record)
-    for record, _ in EventFile(path):
+    for record in EventFile(path):
         if replays.finds_current(record):
             yield record

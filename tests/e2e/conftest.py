@@ -1,6 +1,5 @@
 """Commands that end with their test, and one finished run that several tests look at."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from esper.leyline.events import Event, StageChanged, TickDone
 from esper.nissa.envelope import from_record
+from esper.nissa.reading import read_events
 from tests.support.commands import GROWING, TRAIN, Command
 
 
@@ -57,7 +57,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="session")
 def records(grown: Finished) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (grown.run / "events.jsonl").read_text().splitlines()]
+    return read_events(grown.run / "events.jsonl")
 
 
 @pytest.fixture(scope="session")

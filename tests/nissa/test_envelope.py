@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from esper.leyline.events import EVENTS
-from esper.nissa.envelope import Envelope, from_record
+from esper.leyline.commands import Command
+from esper.leyline.events import EVENTS, CommandJudged
+from esper.leyline.plain import to_plain
+from esper.leyline.stages import Op
+from esper.nissa.envelope import AXES, Envelope, from_record, whole
 from esper.nissa.jsonl import encode
-from tests.nissa.samples import SAMPLES, fault, tick_done
+from tests.nissa.samples import SAMPLES, axes, fault, tick_done
 
 
 def test_the_samples_hold_every_class():
@@ -22,11 +25,45 @@ def test_round_trip_through_a_line(event):
     assert back == event
 
 
+@pytest.mark.parametrize("event", SAMPLES, ids=lambda event: event.kind)
+def test_a_short_line_is_read_whole(event):
+    record = json.loads(encode(Envelope("run-1", 3, 1).to_record(event)))
+    long = json.loads(encode({name: value for name, value in to_plain(event).items() if name not in AXES}))
+    assert whole(record)["payload"] == long
+    assert whole(whole(record)) == whole(record)
+    assert set(record["payload"]) == set(long), "an event's own fields are always there"
+
+
+def test_what_goes_without_saying_is_left_out():
+    told = CommandJudged(**axes(4), command=Command(slot="r0c0", op=Op.ADVANCE, proposal=7), applied=True, reason="")
+    assert Envelope("run-1", 1, 0).to_record(told)["payload"]["command"] == {
+        "slot": "r0c0",
+        "op": "ADVANCE",
+        "proposal": 7,
+    }
+    payload = Envelope("run-1", 1, 0).to_record(tick_done(4))["payload"]
+    assert payload["train_loss"].keys() & {"status", "tick"} == set()
+    assert {"status": "ABSENT"} in payload.values()
+
+
+def test_a_nested_field_that_no_type_leaves_out_is_missed():
+    told = CommandJudged(**axes(4), command=Command(slot="r0c0", op=Op.ADVANCE), applied=True, reason="")
+    record = Envelope("run-1", 1, 0).to_record(told)
+    for change, text in ((("op", None), "missing op"), (("o", 1), "unknown o")):
+        broken = json.loads(encode(record))
+        command = broken["payload"]["command"]
+        command.pop(change[0]) if change[1] is None else command.update([change])
+        with pytest.raises(ValueError, match=text):
+            from_record(broken)
+    with pytest.raises(ValueError, match="missing"):
+        from_record({**json.loads(encode(record)), "schema": 3})
+
+
 def test_the_envelope_numbers_and_names():
     envelope = Envelope("run-1", 3, 1)
     first, second = envelope.to_record(fault(1)), envelope.to_record(tick_done(2))
     assert (first["seq"], second["seq"]) == (0, 1)
-    assert (first["run_id"], first["attempt"], first["rank"], first["schema"]) == ("run-1", 3, 1, 3)
+    assert (first["run_id"], first["attempt"], first["rank"], first["schema"]) == ("run-1", 3, 1, 4)
     assert (second["kind"], second["step"], second["tick"]) == ("tick", 20, 2)
     assert "step" not in second["payload"]
     assert second["time"] >= first["time"] > 1.6e9

@@ -120,7 +120,7 @@ def _current_ticks(run: FoundRun) -> list[Record]:
     if not run.directory.events.is_file():
         return []
     told = []
-    for record, _ in EventFile(run.directory.events):
+    for record in EventFile(run.directory.events):
         payload = record["payload"]
         if record["kind"] == "tick":
             wanted = {path[0]: payload[path[0]] for _, path, _ in OF_TICKS.values() if path[0] in payload}

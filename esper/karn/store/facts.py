@@ -131,7 +131,7 @@ def read_digest(run: FoundRun) -> Digest:
     for path in run.event_files():
         file = EventFile(path)
         mine = path == run.directory.events
-        for record, _ in file:
+        for record in file:
             first, _ = digest.spans.get(record["attempt"], (record["time"], 0.0))
             digest.spans[record["attempt"]] = (first, record["time"])
             if record["kind"] == "tick":

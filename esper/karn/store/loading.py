@@ -16,6 +16,7 @@ from esper.karn.store.finding import FoundRun, find_runs
 from esper.karn.store.views import VIEWS
 from esper.leyline.errors import ConfigError, RunDirError, one_line
 from esper.leyline.stages import Stage
+from esper.nissa.jsonl import encode
 from esper.nissa.reading import EventFile, keep_latest
 
 SOURCES = "esper_sources"  # key of the sizes of the event files that a Parquet file was made from
@@ -78,12 +79,11 @@ def write_lines(run: FoundRun, to: Path) -> None:
     """
     with to.open("ab") as out:
         for path in run.event_files():
-            outlines = [_outline(record) for record, _ in EventFile(path)]
+            outlines = [_outline(record) for record in EventFile(path)]
             kept = {id(record) for record in keep_latest(outlines)} if path == run.directory.events else None
-            for outline, (_, line) in zip(outlines, EventFile(path)):  # a live run may have said more meanwhile
+            for outline, record in zip(outlines, EventFile(path)):  # a live run may have said more meanwhile
                 current = kept is None or id(outline) in kept
-                head = json.dumps({"run": run.name, "current": current})[:-1]
-                out.write(f'{head}, "record": '.encode() + line + b"}\n")
+                out.write(encode({"run": run.name, "current": current, "record": record}))
 
 
 def _outline(record: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-SCHEMA_VERSION = 3
-READABLE = (2, 3)  # older ones of which some kinds are as they were; a kind that is not says which field it lacks
+SCHEMA_VERSION = 4
+READABLE = (2, 3, 4)  # older ones of which some kinds are as they were; a kind that is not says which field it lacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
