@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,14 +22,14 @@ from rich.text import Text
 
 from esper.karn.report.write import write_report
 from esper.karn.store.facts import read_digest
-from esper.karn.store.finding import FoundRun
+from esper.karn.store.finding import FoundRun, name_no_run
 from esper.karn.store.listing import list_runs, runs_table, visible
 from esper.karn.store.query import Answer, Bounds, run_query
 from esper.karn.wandb_workspace import make_workspace, save_workspace, specification
 from esper.karn.why.endings import explain_end
 from esper.karn.why.sentence import name_events
 from esper.karn.why.ticks import explain, explain_growth
-from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 
 WIDE = 200  # columns where the output is no terminal
@@ -93,6 +94,8 @@ def show_runs(given: argparse.Namespace) -> int:
             print(json.dumps(asdict(row)))
     elif rows:
         _console().print(runs_table(rows))
+        newest = next((row for row in reversed(rows) if row.fossils or row.live_seeds), rows[-1])
+        print(f"next  esper why {shlex.quote(str(given.root / newest.run))}   (or: esper report, esper watch)")
     else:
         print(f"esper: no run below {given.root}")
     return 0
@@ -163,7 +166,7 @@ def show_watch(given: argparse.Namespace) -> int:
         raise ConfigError("esper watch needs textual; install it: pip install 'esper[watch]'") from None
     for run in given.runs:
         if not RunDir(run).config.is_file():
-            raise RunDirError(f"{run}: no {RunDir(run).config.name} in it, so it is no run; name a run directory")
+            raise name_no_run(run)
     app = WatchApp(given.runs)
     app.run()
     return app.return_code or 0

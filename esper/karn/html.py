@@ -56,6 +56,11 @@ td.words { min-width: 18rem; white-space: normal } .scroll { overflow-x: auto; m
 figure { margin: 0; min-width: 0 } figure svg { width: 100%; height: auto; display: block }
 figcaption, .soft, summary, .events { color: var(--soft); font-size: .85rem } details { margin-top: .3rem }
 .events { white-space: nowrap } summary { cursor: pointer }
+@media (max-width: 40rem) { .cards thead { position: absolute; left: -100rem }
+  .cards tr { display: block; padding: .5em 0; border-bottom: 1px solid var(--line) }
+  .cards tbody th, .cards td, .cards td.words { display: block; text-align: left; border: 0; padding: .05em 0;
+    white-space: normal; min-width: 0 } .cards td:empty { display: none }
+  .cards td::before { content: attr(data-head) ": "; color: var(--soft) } }
 @media print { details { display: none } }
 """
 
@@ -159,7 +164,14 @@ def plot(figure: Any, title: str, caption: str, name: str, more: str = "") -> st
     return f'<figure id="{name}"><h3>{html.escape(title)}</h3>{drawn}{told}{more}</figure>'
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", words: Sequence[int] = ()) -> str:
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    words: Sequence[int] = (),
+    *,
+    cards: bool = False,
+) -> str:
     """A table that scrolls by itself, by keyboard too.
 
     Args:
@@ -167,21 +179,24 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
         rows: cells as HTML; the first of each row is its head.
         caption: plain text.
         words: columns of running text.
+        cards: on a phone, each row is a card with its cells beneath each other.
     """
+    names = [f' data-head="{html.escape(text)}"' if cards else "" for text in heads]
     head = "".join(f'<th scope="col"{_words(i, words)}>{html.escape(text)}</th>' for i, text in enumerate(heads))
     body = "".join(
         "<tr>"
         + "".join(
-            f'<th scope="row">{cell}</th>' if i == 0 else f"<td{_words(i, words)}>{cell}</td>"
+            f'<th scope="row">{cell}</th>' if i == 0 else f"<td{_words(i, words)}{names[i]}>{cell}</td>"
             for i, cell in enumerate(row)
         )
         + "</tr>"
         for row in rows
     )
+    kind = ' class="cards"' if cards else ""
     label = html.escape(caption or ", ".join(filter(None, heads)))
     told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>{told}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table{kind}>{told}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -200,7 +200,7 @@ def _growth(summary: RunSummary) -> RenderableType:
     table.add_column("blueprint", no_wrap=True)
     table.add_column("stage", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("contribution", justify="right", no_wrap=True)
+    table.add_column("newest look", justify="right", no_wrap=True)
     shared = any(seed.shapley.value is not None for seed in summary.grown)
     if shared:
         table.add_column("Shapley share", justify="right", no_wrap=True)

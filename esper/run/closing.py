@@ -145,7 +145,9 @@ def summarise(
         library=told.library,
         run_dir=name,
         next_commands=(
-            NextCommand(command=f"less {name}/events.jsonl", what="every decision, gate and measurement"),
+            NextCommand(command=f"esper why {name}", what="why each seed was born, kept or pruned"),
+            NextCommand(command=f"esper report {name}", what="a page of it, to look at or to send"),
+            NextCommand(command=f"esper watch {name}", what="it in this terminal, tick by tick"),
             *(NextCommand(command=f"wandb sync {name}/{kept}", what="send it to wandb") for kept in offline),
             NextCommand(command="python launch/train.py --help", what="your own run"),
         ),

@@ -264,7 +264,7 @@ class HeuristicController:
         if ticks_left < self._config.life_ticks:
             return None
         if self._config.eager:
-            return f"warm-up of {self._config.warmup_ticks} ticks is over"
+            return f"the slot is free, and the warm-up of {self._config.warmup_ticks} ticks over"
         trend = measure_trend(self._state.losses, self._config.plateau_window)
         if trend is None or trend.improvement > self._config.plateau_k_se * trend.se:
             return None

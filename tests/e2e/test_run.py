@@ -211,7 +211,8 @@ def test_the_closing_table_says_what_grew_where_and_why(
         if slot.stage is Stage.FOSSILIZED:
             assert re.search(rf"{slot.slot} +{slot.blueprint} +FOSSILIZED +\+\d+ .* G5 passed: contribution", text)
     assert f"run   {grown.run}\n" in text
-    assert f"less {grown.run}/events.jsonl" in text
+    for command in ("why", "report", "watch"):
+        assert f"esper {command} {grown.run} " in text
     assert f"wandb sync {grown.run}/wandb/offline-run-*" in text
 
 

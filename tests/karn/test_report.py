@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from esper.karn.report.gather import gather
 from esper.karn.report.plots import looks_of
 from esper.karn.report.write import write_report
 from esper.leyline.errors import ConfigError, RunDirError
+from esper.leyline.evidence import measured
 from esper.leyline.files import RunDir
+from esper.leyline.stages import Stage
 from tests.karn.test_store import RECORDED, write_run
-from tests.nissa.samples import SAMPLES, run_started, tick_done
+from tests.nissa.samples import SAMPLES, run_started, stage_changed, tick_done
 from tests.support.browser import open_browser
 
 pytest.importorskip("matplotlib")
@@ -70,31 +73,39 @@ class Page(HTMLParser):
             self._cell = None
 
 
-def look_up(run: Path, source: str) -> Any:
-    """A figure in the record, by the page's own words for its place."""
+def look_up(run: Path, source: str, over: str = "", times: float = 1.0) -> float:
+    """A figure in the record, by the page's own words for its place, over the sum of others if it is a rate."""
+    value = float(stands_at(run, source))
+    place = source.rpartition(" ")[0]
+    whole = [float(stands_at(run, f"{place} {name}")) for name in over.split()]
+    return value / math.fsum(whole) * times if whole else value
+
+
+def stands_at(run: Path, source: str) -> Any:
+    """What stands at a place in the record."""
     name, *where, path = source.split(" ")
     if where:
         attempt, seq = map(int, where)
         lines = map(json.loads, (run / name).read_text().splitlines())
-        value = next(r["payload"] for r in lines if (r["attempt"], r["seq"]) == (attempt, seq))
+        record = next(r for r in lines if (r["attempt"], r["seq"]) == (attempt, seq))
+        value = record if path.startswith("@") else record["payload"]
     else:
         value = json.loads((run / name).read_text())
-    for part in path.split("."):
+    for part in path.removeprefix("@").split("."):
         value = value[int(part)] if isinstance(value, list) else value[part]
     return value
+
+
+def traced(run: Path, given: dict[str, str]) -> str:
+    """A figure of the page as the record has it."""
+    value = look_up(run, given["data-from"], given.get("data-over", ""), float(given.get("data-times", 1)))
+    return format(value * float(given.get("data-scale", 1)), given["data-format"])
 
 
 def test_every_figure_is_the_one_in_the_record(one: Path) -> None:
     page = Page(one.read_text())
     assert len(page.figures) > 300
-    wrong = [
-        (given, shown)
-        for given, shown in page.figures
-        if format(
-            float(look_up(one.parent, given["data-from"])) * float(given.get("data-scale", 1)), given["data-format"]
-        )
-        != shown
-    ]
+    wrong = [(given, shown) for given, shown in page.figures if traced(one.parent, given) != shown]
     assert wrong == []
     kinds = {given["data-from"].split(" ")[0] for given, _ in page.figures}
     assert kinds == {"events.jsonl", "result.json"}
@@ -104,6 +115,55 @@ def test_no_cell_has_a_measured_figure_that_cannot_be_traced(one: Path) -> None:
     """Outside of traced figures a cell holds words, steps, ticks, counts and the record's own reasons alone."""
     loose = [cell for cell in Page(one.read_text()).cells if re.search(r"\d\.\d", cell) and "contribution" not in cell]
     assert loose == []
+
+
+def run_of_everything(folder: Path) -> Path:
+    """A run with every kind of event, ticks with all that they can hold, and what ranks wrote of their memory."""
+    ticks = [tick_done(tick) for tick in (6, 7, 8)]
+    parity = [measured(0.5, tick=tick.tick, n=3) for tick in ticks]
+    ticks = [
+        replace(tick, slots=(replace(tick.slots[0], gradient_parity=one, update_parity=one), *tick.slots[1:]))
+        for tick, one in zip(ticks, parity)
+    ]
+    born = stage_changed(5, Stage.EMPTY, Stage.GERMINATED)
+    others = [event for event in SAMPLES if event.kind not in ("rollback", "tick", "run_started")]
+    run = write_run(folder, [run_started(), born, *others, *ticks])
+    settings = (run / "config.yaml").read_text()
+    peak = "telemetry:\n  health:\n    peak_flops: 1000000.0\n"
+    (run / "config.yaml").write_text(settings.replace("telemetry:\n", peak))
+    assert "peak_flops" in (run / "config.yaml").read_text()
+    (run / "health").mkdir()
+    (run / "health" / "rank-00000").write_text("[8, 5.0, 0.25, null]   ")
+    (run / "health" / "rank-00001").write_text("[8, 5.0, 0.375, 0.5]")
+    (run / "health" / "rank-00002").write_text("[8, 5.0, 0.3")
+    return run
+
+
+def test_every_figure_of_a_run_that_has_everything(tmp_path: Path) -> None:
+    run = run_of_everything(tmp_path / "run")
+    text = write_report([run]).read_text()
+    page = Page(text)
+    assert [(given, shown) for given, shown in page.figures if traced(run, given) != shown] == []
+    loose = [cell for cell in page.cells if re.search(r"\d\.\d", cell) and not WORDS.search(cell)]
+    assert loose == []
+    titles = re.findall(r"<figure id=[^>]*><h3>(.*?)</h3>", text)
+    system = ["Time of a tick", "Throughput", "Speed", "Use of the devices (MFU)", "Where the time goes"]
+    parity = ["Parity of gradients", "Parity of gradients, by parameter", "Parity of updates, by parameter"]
+    assert titles[-len(system) :] == system
+    assert [title for title in titles if title.startswith("Parity")] == parity
+    assert {"Odd moments", "After a birth", "Compiled kernels", "Memory"} <= set(re.findall("<h3>(.*?)</h3>", text))
+    rates = {given["data-over"]: float(shown) for given, shown in page.figures if "data-over" in given}
+    assert rates["steps_ms"] == 40.0, "5 of 12.5 ms"
+    assert {given["data-from"] for given, _ in page.figures} >= {
+        "health/rank-00000 2",
+        "health/rank-00001 2",
+        "health/rank-00001 3",
+    }
+    assert "rank-00002" not in text
+    assert not re.search(r"<tbody></tbody>|<section[^>]*></section>|nan", text)
+
+
+WORDS = re.compile(r"contribution|rank 1 worked|training loss")  # a record's own words in a cell
 
 
 def test_a_plot_draws_the_points_of_its_table(one: Path) -> None:

@@ -1,7 +1,6 @@
 """The terminal page: driven by its pilot, every figure looked up in the record, and once in a real tmux."""
 
 import asyncio
-import json
 import os
 import shlex
 import shutil
@@ -22,7 +21,7 @@ from esper.karn.watch.app import WatchApp
 from esper.karn.watch.lines import Shown, spark
 from esper.karn.watch.pages import PAGES
 from esper.leyline.errors import EsperError
-from tests.karn.test_report import look_up
+from tests.karn.test_report import look_up, run_of_everything, stands_at
 from tests.karn.test_store import RECORDED
 
 
@@ -45,14 +44,11 @@ def drive(app: WatchApp, act: Callable[[Any], Awaitable[None]], size: tuple[int,
 
 def value_of(run: Path, shown: Shown) -> str:
     """What stands at a figure's place in the record, as the page would show it."""
-    name, _, path = shown.figure.source.rpartition(" ")
-    if path == "@step":  # an axis, beside the payload
-        _, attempt, seq = name.split(" ")
-        lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
-        step = next(r["step"] for r in lines if (r["attempt"], r["seq"]) == (int(attempt), int(seq)))
-        return format(step, shown.form)
-    value = look_up(run, shown.figure.source)
-    return "–" if value is None else format(float(value) * shown.scale, shown.form)
+    if shown.figure.value is None:
+        assert stands_at(run, shown.figure.source) is None
+        return "–"
+    value = look_up(run, shown.figure.source, " ".join(shown.figure.over), shown.figure.times)
+    return format(value * shown.scale, shown.form)
 
 
 def test_every_figure_is_the_one_in_the_record(one: Path) -> None:
@@ -62,6 +58,18 @@ def test_every_figure_is_the_one_in_the_record(one: Path) -> None:
             assert shown.text == value_of(one, shown), (name, shown)
             count += 1
     assert count > 20
+
+
+def test_every_figure_of_a_run_that_has_everything(tmp_path: Path) -> None:
+    run = run_of_everything(tmp_path / "run")
+    report = gather(run, "run")
+    pages = {name: page(report, 76) for name, page in PAGES.items()}
+    wrong = [shown for page in pages.values() for shown in page.figures() if shown.text != value_of(run, shown)]
+    assert wrong == []
+    told = pages["health"].render().plain
+    for words in ("samples a second", "FLOPs a second", "MFU %", "waits for data %", "memory of rank 1 %", "its birth"):
+        assert words in told
+    assert "at that rank's machine" in told, "an alarm says what to look at"
 
 
 def test_each_page_has_something_and_says_what_happened(one: Path) -> None:
@@ -143,7 +151,7 @@ def test_what_a_record_says_cannot_steer_the_terminal(one: Path, tmp_path: Path)
 
 def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: Any = type("Given", (), {"runs": [tmp_path]})()
-    with pytest.raises(EsperError, match="so it is no run"):
+    with pytest.raises(EsperError, match="no run directory"):
         commands.show_watch(given)
     monkeypatch.setitem(sys.modules, "esper.karn.watch.app", None)
     with pytest.raises(EsperError, match=r"pip install 'esper\[watch\]'"):

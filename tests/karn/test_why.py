@@ -284,4 +284,17 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["why", str(lasting(run)), "--end"]) == 0
     assert capsys.readouterr().out == "The run is done, at step 240. There is nothing to do. [#76]\n"
     assert cli.main(["why", str(tmp_path)]) == RunDirError.exit_code
-    assert "no run directory" in capsys.readouterr().err
+    assert f"{tmp_path}: no run directory (there is no config.yaml in it); name one of {run}" in capsys.readouterr().err
+
+
+def test_a_run_named_as_esper_runs_names_it(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(RECORDED, tmp_path / "runs" / "demo" / "grown")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["runs"]) == 0
+    next_command = capsys.readouterr().out.splitlines()[-1]
+    assert next_command.startswith("next  esper why runs/demo/grown ")
+    assert cli.main(next_command.split()[2:4]) == 0
+    assert "It was pruned" in capsys.readouterr().out
+    for command in ("why", "report", "watch"):
+        assert cli.main([command, "demo/grown"]) == RunDirError.exit_code
+        assert "; name one of runs/demo/grown\n" in capsys.readouterr().err

@@ -1,12 +1,13 @@
 """Gathers what a report shows of one run: figures and series, each with its place in the record."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from esper.karn.lives import Life, lives
-from esper.karn.report.traced import Figure, Series, from_event, from_file
-from esper.karn.store.facts import Digest, RunFacts, collect_facts, read_digest, read_json
+from esper.karn.report.traced import Figure, Series, from_event, from_file, rate_of
+from esper.karn.store.facts import Digest, RunFacts, collect_facts, read_digest, read_json, read_settings
 from esper.karn.store.finding import FoundRun
 from esper.karn.why.endings import Diagnosis, explain_end
 from esper.leyline.errors import RunDirError
@@ -28,6 +29,15 @@ OF_TICKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...] | None]] = {
     "digest_ms": ("digests, of the tick", ("digest_ms",), None),
     "gradient": ("host", ("host_gradient_norm", "value"), None),
 }
+OF_SLOTS = ("slot", "blueprint", "alpha", "gradient_ratio", "gradient_parity", "update_parity")
+SECONDS = ("steps_ms", "tick_ms")
+# Rates of a tick: name -> (title of the line, path, paths of what it is divided by, factor).
+RATES: dict[str, tuple[str, str, tuple[str, ...], float]] = {
+    "throughput": ("all ranks", "samples", SECONDS, 1e3),
+    "speed": ("all ranks", "interval_flops", SECONDS, 1e3),
+    "data_wait": ("waiting for data", "data_ms", ("steps_ms",), 100.0),
+    "own": ("own work: data and forward", "own_ms", ("steps_ms",), 100.0),
+}
 FRESH = ("validation_loss", "validation_accuracy")  # shown at the tick at which they were measured
 
 
@@ -43,9 +53,13 @@ class RunReport:
         result: result.json; empty before the end.
         diagnosis: how it ended.
         lives: its seeds.
-        series: by name, of `OF_TICKS`.
+        series: by name, of `OF_TICKS`, `RATES` and, where the peak of the devices was set, ``mfu``.
         alpha: by seed, named by slot and blueprint, in the order of births.
         ratio: the seed's gradient norm over the host's, by seed.
+        gradient_parity: root mean square of the seed's gradient over the host's, by seed.
+        update_parity: the same of what an optimizer step changed.
+        peak: FLOP/s of one device at its best, as set; None: not set.
+        memory: the newest share of memory in use, of the machine and of the device, by rank; where it was measured.
     """
 
     name: str
@@ -58,6 +72,10 @@ class RunReport:
     series: dict[str, Series] = field(default_factory=dict)
     alpha: list[Series] = field(default_factory=list)
     ratio: list[Series] = field(default_factory=list)
+    gradient_parity: list[Series] = field(default_factory=list)
+    update_parity: list[Series] = field(default_factory=list)
+    peak: float | None = None
+    memory: dict[str, tuple[Figure, Figure]] = field(default_factory=dict)
 
     @property
     def slots(self) -> list[str]:
@@ -76,6 +94,13 @@ class RunReport:
     def last_step(self) -> int:
         """The last step of which anything is known."""
         return max([0, *(record["step"] for record in self.digest.records), *(self.series["train_loss"].steps[-1:])])
+
+    @property
+    def newest_step(self) -> Figure:
+        """The step of the newest event, an axis that stands beside its payload."""
+        ticks = [self.digest.last_tick] if self.digest.last_tick else []
+        newest = max([*self.digest.records, *ticks], key=lambda record: (record["attempt"], record["seq"]))
+        return Figure(value=float(newest["step"]), source=f"events.jsonl {newest['attempt']} {newest['seq']} @step")
 
     def of(self, *kinds: str) -> list[Record]:
         """Its records of these kinds, without replaced ones."""
@@ -105,14 +130,40 @@ def gather(path: Path, name: str) -> RunReport:
         result=read_json(RunDir(path).result),
         diagnosis=diagnosis,
         lives=lives(digest.records),
-        series={key: Series(name=title) for key, (title, _, _) in OF_TICKS.items()},
+        series={
+            **{key: Series(name=title) for key, (title, _, _) in OF_TICKS.items()},
+            **{key: Series(name=title) for key, (title, _, _, _) in RATES.items()},
+        },
+        peak=_peak(path),
+        memory=_memory(path),
     )
+    report.series["mfu"] = Series(name="all ranks")
     for life in report.lives:
-        report.alpha.append(Series(name=f"{life.slot} {life.blueprint}"))
-        report.ratio.append(Series(name=f"{life.slot} {life.blueprint}"))
+        for lines in (report.alpha, report.ratio, report.gradient_parity, report.update_parity):
+            lines.append(Series(name=f"{life.slot} {life.blueprint}"))
     for record in _current_ticks(run):
         _add_tick(report, record)
     return report
+
+
+def _peak(path: Path) -> float | None:
+    """`telemetry.health.peak_flops` of a run."""
+    health = (read_settings(RunDir(path)).get("telemetry") or {}).get("health") or {}
+    return None if health.get("peak_flops") is None else float(health["peak_flops"])
+
+
+def _memory(path: Path) -> dict[str, tuple[Figure, Figure]]:
+    """What each rank wrote last of the memory in use; a file that is being written at this moment is left out."""
+    found = {}
+    for file in sorted(RunDir(path).health.glob("rank-*")):
+        try:
+            told = json.loads(file.read_bytes())
+            shares = [None if told[i] is None else float(told[i]) for i in (2, 3)]
+        except (OSError, ValueError, TypeError, IndexError):
+            continue
+        host, device = (Figure(value=v, source=f"health/{file.name} {i}") for i, v in zip((2, 3), shares))
+        found[f"rank {int(file.name.removeprefix('rank-'))}"] = (host, device)
+    return found
 
 
 def _current_ticks(run: FoundRun) -> list[Record]:
@@ -123,12 +174,9 @@ def _current_ticks(run: FoundRun) -> list[Record]:
     for record in EventFile(run.directory.events):
         payload = record["payload"]
         if record["kind"] == "tick":
-            wanted = {path[0]: payload[path[0]] for _, path, _ in OF_TICKS.values() if path[0] in payload}
-            slots = [
-                {"slot": line["slot"], "alpha": line["alpha"], "gradient_ratio": line["gradient_ratio"]}
-                | {"blueprint": line["blueprint"]}
-                for line in payload["slots"]
-            ]
+            names = {path[0] for _, path, _ in OF_TICKS.values()} | {path for _, path, _, _ in RATES.values()}
+            wanted = {name: payload[name] for name in names if name in payload}
+            slots = [{name: line[name] for name in OF_SLOTS if name in line} for line in payload["slots"]]
             record = {**record, "payload": {**wanted, "slots": slots}}
         elif record["kind"] not in ("run_started", "rollback"):
             record = {**record, "payload": {}}
@@ -142,14 +190,23 @@ def _add_tick(report: RunReport, record: Record) -> None:
         if key in FRESH and reading["tick"] != record["tick"]:
             continue
         report.series[key].add(record["step"], from_event(record, *path), from_event(record, *error) if error else None)
+    for key, (_, whole, over, times) in RATES.items():
+        report.series[key].add(record["step"], rate_of(record, whole, over, times))
+    if report.peak is not None and report.facts.ranks:
+        share = rate_of(record, "interval_flops", SECONDS, 1e5 / (report.peak * report.facts.ranks))
+        report.series["mfu"].add(record["step"], share)
     for index, line in enumerate(record["payload"]["slots"]):
         born = [i for i, life in enumerate(report.lives) if life.slot == line["slot"]]
         born = [i for i in born if report.lives[i].birth["tick"] <= record["tick"]]
         if line["blueprint"] is None or not born:
             continue
         source = f"events.jsonl {record['attempt']} {record['seq']} slots.{index}."
-        alpha = Figure(value=float(line["alpha"]), source=source + "alpha")
-        report.alpha[born[-1]].add(record["step"], alpha)
-        value = line["gradient_ratio"]["value"]
-        ratio = Figure(value=None if value is None else float(value), source=source + "gradient_ratio.value")
-        report.ratio[born[-1]].add(record["step"], ratio)
+        report.alpha[born[-1]].add(record["step"], Figure(value=float(line["alpha"]), source=source + "alpha"))
+        for name, lines in (
+            ("gradient_ratio", report.ratio),
+            ("gradient_parity", report.gradient_parity),
+            ("update_parity", report.update_parity),
+        ):
+            value = line[name]["value"] if name in line else None
+            figure = Figure(value=None if value is None else float(value), source=f"{source}{name}.value")
+            lines[born[-1]].add(record["step"], figure)

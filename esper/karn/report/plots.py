@@ -41,7 +41,7 @@ def draw_lines(lines: Sequence[Series], unit: str, *, last_step: int = 0, lives:
     axes.set(xlabel="optimizer step", ylabel=unit)
     if last_step:
         axes.set_xlim(0, last_step)
-    if unit in ("FLOPs", "parameters"):
+    if unit in ("FLOPs", "FLOPs/s", "samples/s", "parameters"):
         axes.yaxis.set_major_formatter(engineering())
         figure.subplots_adjust(left=0.18)
     if lives:

@@ -84,7 +84,7 @@ def _last(report: RunReport, key: str) -> str:
 
 def _step(report: RunReport) -> Figure:
     done = report.from_result("step")
-    return done if done.value is not None else Figure(value=float(report.facts.step or 0), source="STATUS.json step")
+    return done if done.value is not None else report.newest_step
 
 
 def _parameters(report: RunReport) -> Figure:
@@ -132,6 +132,9 @@ def _named(line: Series, name: str) -> Series:
     return Series(name=name, steps=line.steps, values=line.values, errors=line.errors)
 
 
+_PACE = "Root mean square of each seed's {} over the host's; 1: they learn at one pace."
+
+
 def curves(report: RunReport, name: str) -> str:
     """Loss, accuracy, stages, alpha, contribution and its evidence, size and cost, gradients, system: what there is."""
     series = {key: line.thinned(MOST) for key, line in report.series.items()}
@@ -176,12 +179,22 @@ def curves(report: RunReport, name: str) -> str:
         growth=True,
     )
     add("flops", "Training FLOPs", "Spent so far.", [series["flops"]], "FLOPs")
-    ratio = [line.thinned(MOST) for line in report.ratio]
-    caption = "The norm of each seed's gradient over the host's; 1: they learn at one pace."
-    add("parity", "Parity of gradients", caption, ratio, "seed / host")
+    for key, title, lines, caption in (
+        ("parity", "Parity of gradients", report.ratio, "The norm of each seed's gradient over the host's."),
+        ("parity-rms", "Parity of gradients, by parameter", report.gradient_parity, _PACE.format("gradient")),
+        ("updates", "Parity of updates, by parameter", report.update_parity, _PACE.format("update")),
+    ):
+        add(key, title, caption, [line.thinned(MOST) for line in lines], "seed / host")
     add("gradient", "Gradient of the host", "Mean L2 norm per step, before clipping.", [series["gradient"]], "norm")
     times = [series[key] for key in ("steps_ms", "tick_ms", "digest_ms")]
     add("system", "Time of a tick", "Milliseconds, on rank 0's clock.", times, "ms")
+    caption = "Training samples a second, ticks included."
+    add("throughput", "Throughput", caption, [series["throughput"]], "samples/s")
+    add("speed", "Speed", "Training FLOPs a second, ticks included.", [series["speed"]], "FLOPs/s")
+    caption = "Share of the peak of all devices that training uses (telemetry.health.peak_flops)."
+    add("mfu", "Use of the devices (MFU)", caption, [series["mfu"]], "percent")
+    caption = "Of rank 0, in percent of the time between ticks; the rest is backward, where ranks wait for each other."
+    add("waits", "Where the time goes", caption, [series["data_wait"], series["own"]], "percent")
     return f'<div class="plots">{"".join(drawn)}</div>'
 
 
@@ -192,7 +205,7 @@ def _moves(report: RunReport) -> str:
             html.escape(life.blueprint),
             f"{move['step']:,}",
             move["payload"]["target"].lower(),
-            html.escape(move["payload"]["cause"]) + _event(move),
+            html.escape(move["payload"]["cause"]) + cite(move),
         ]
         for life in report.lives
         for move in life.of("stage")
@@ -201,7 +214,8 @@ def _moves(report: RunReport) -> str:
     return f"<details><summary>The moves</summary>{shown}</details>"
 
 
-def _event(*records: Record) -> str:
+def cite(*records: Record) -> str:
+    """The numbers of events, small."""
     return f'<span class="events">{html.escape(name_events(records))}</span>'
 
 
@@ -229,7 +243,7 @@ def seeds(report: RunReport) -> str:
             ]
         )
     heads = ["slot", "blueprint", "fate", "born", "joined", "ended", "loss saved (per sample)"]
-    told = table(heads, rows)
+    told = table(heads, rows, cards=True)
     for slot in report.slots:
         told += f"<h3>{html.escape(slot)}</h3>" + sentences(explain_slot(report.digest.records, slot))
     return told
@@ -245,42 +259,14 @@ def decisions(report: RunReport) -> str:
         what = f"{command['op']} {command['blueprint'] or ''}".strip()
         rows.append(
             [
-                at(record) + _event(record),
+                at(record) + cite(record),
                 html.escape(command["slot"]),
                 html.escape(what),
                 verdict,
                 html.escape(str(payload["reason"])),
             ]
         )
-    return table(["when", "slot", "asked for", "verdict", "reason"], rows, words=(4,)) if rows else ""
-
-
-def troubles(report: RunReport) -> str:
-    """Faults of all ranks, panics, rollbacks, turns of the breaker; empty if there were none."""
-    kinds = ("fault", "panic", "rollback", "breaker", "skipped", "degraded", "veto", "shift")
-    rows = []
-    for record in sorted([*report.of(*kinds), *report.digest.others], key=lambda r: r["time"]):
-        payload = record["payload"]
-        words = payload.get("what") or payload.get("words") or payload.get("reason")
-        if record["kind"] == "rollback":
-            words = f"back to step {payload['to_step']}, blamed: {', '.join(payload['blamed']) or 'nobody'}"
-        elif record["kind"] == "skipped":
-            words = f"{payload['count']} steps from step {payload['first_step']}"
-        rows.append([at(record) + _event(record), f"rank {record['rank']}", record["kind"], html.escape(str(words))])
-    return table(["when", "who", "kind", "what"], rows, words=(3,)) if rows else ""
-
-
-def saves(report: RunReport) -> str:
-    """Checkpoints, with size and time; empty without any."""
-    rows = [
-        [at(record) + _event(record), from_event(record, "saved_step").show(",.0f")]
-        + [
-            from_event(record, key).show(form)
-            for key, form in (("bytes", ",.0f"), ("save_ms", ".1f"), ("stall_ms", ".2f"))
-        ]
-        for record in report.of("checkpoint")
-    ]
-    return table(["committed", "step", "bytes", "ms of writing", "ms of standing still"], rows) if rows else ""
+    return table(["when", "slot", "asked for", "verdict", "reason"], rows, words=(4,), cards=True) if rows else ""
 
 
 def missing(report: RunReport) -> str:

@@ -1,10 +1,12 @@
 """Figures that know where they come from, so that a reader, or a test, can look each one up in the record.
 
 A figure is shown as ``<span data-from="events.jsonl 1 76 validation_loss.value" data-format=".4g">0.7654</span>``: the
-file, and of an event its attempt, its number and the path in its payload; of another file the path.
+file, and of an event its attempt, its number and the path in its payload; of another file the path. A rate has besides
+``data-over="steps_ms tick_ms" data-times="1000"``: the figure of that path over the sum of these, times so much.
 """
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +21,14 @@ class Figure:
     Fields:
         value: the number; None where it was not measured.
         source: where it stands.
+        over: paths in the same payload whose sum it was divided by; empty: by none.
+        times: factor on a figure that was divided.
     """
 
     value: float | None
     source: str
+    over: tuple[str, ...] = ()
+    times: float = 1.0
 
     def show(self, form: str = ".4g", scale: float = 1.0) -> str:
         """The figure as HTML; a dash for None.
@@ -35,7 +41,8 @@ class Figure:
             return "–"
         text = html.escape(format(self.value * scale, form))
         scaled = "" if scale == 1.0 else f' data-scale="{scale:g}"'
-        return f'<span data-from="{html.escape(self.source)}" data-format="{form}"{scaled}>{text}</span>'
+        rate = f' data-over="{" ".join(self.over)}" data-times="{self.times!r}"' if self.over else ""
+        return f'<span data-from="{html.escape(self.source)}" data-format="{form}"{scaled}{rate}>{text}</span>'
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,6 +100,16 @@ def from_event(record: Record, *path: str, file: str = "events.jsonl") -> Figure
         value = value.get(name) if isinstance(value, dict) else None
     source = f"{file} {record['attempt']} {record['seq']} {'.'.join(path)}"
     return Figure(value=None if value is None else float(value), source=source)
+
+
+def rate_of(record: Record, path: str, over: Sequence[str], times: float) -> Figure:
+    """A number of an event's payload over the sum of others, times a factor; None if one is missing or the sum is 0."""
+    whole = from_event(record, path)
+    parts = [from_event(record, name).value for name in over]
+    total = math.fsum(part for part in parts if part is not None)
+    known = whole.value is not None and None not in parts and total > 0
+    value = whole.value / total * times if known and whole.value is not None else None
+    return Figure(value=value, source=whole.source, over=tuple(over), times=times)
 
 
 def from_file(name: str, content: dict[str, Any], *path: str) -> Figure:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esper.karn.html import matplotlib, page
-from esper.karn.report import sections
+from esper.karn.report import sections, system
 from esper.karn.report.gather import RunReport, gather
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.files import write_whole
@@ -82,6 +82,7 @@ def parts(report: RunReport, name: str) -> list[tuple[str, str, str]]:
         ("curves", "Curves", sections.missing(report) + sections.curves(report, name)),
         ("seeds", "What grew, and why", sections.seeds(report)),
         ("decisions", "Decisions", sections.decisions(report)),
-        ("faults", "Faults and recoveries", sections.troubles(report)),
-        ("saves", "Checkpoints", sections.saves(report)),
+        ("faults", "Faults and recoveries", system.troubles(report)),
+        ("health", "Health", system.health(report)),
+        ("saves", "Checkpoints", system.saves(report)),
     ]

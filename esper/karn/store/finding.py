@@ -68,6 +68,16 @@ def find_runs(root: Path) -> Found:
     return Found(root=top, runs=tuple(sorted(runs, key=lambda run: run.name)), skipped=tuple(skipped))
 
 
+def name_no_run(path: Path) -> RunDirError:
+    """What to say of a folder that was named as a run and is none: the runs that were probably meant."""
+    below = "runs" / path  # as `esper runs` names it
+    meant = sorted(file.parent for file in path.glob("*/config.yaml"))
+    meant += [below] if RunDir(below).config.is_file() else []
+    names = ", ".join(map(str, meant[:5])) + (", ..." if len(meant) > 5 else "")
+    instead = f"name one of {names}" if meant else "`esper runs` lists those that are"
+    return RunDirError(f"{path}: no run directory (there is no config.yaml in it); {instead}")
+
+
 def _walk(folder: Path, top: Path, skipped: list[str]) -> Iterator[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

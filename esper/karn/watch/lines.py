@@ -1,5 +1,6 @@
 """Lines of a terminal page whose figures know where they come from, as those of the report do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.text import Text
@@ -52,6 +53,16 @@ class Page:
     def add(self, *pieces: Piece) -> None:
         """Adds one line."""
         self.lines.append(list(pieces))
+
+    def add_wrapped(self, words: Sequence[Word], width: int) -> None:
+        """Adds words with a gap between them, in as many lines as they need."""
+        line: list[Piece] = []
+        for word in words:
+            if line and sum(len(piece.text) for piece in line if isinstance(piece, Word)) + len(word.text) > width:
+                self.add(*line)
+                line = []
+            line += [word, Word("  ")]
+        self.add(*line)
 
     def head(self, text: str) -> None:
         """Adds a heading, with a free line above it."""

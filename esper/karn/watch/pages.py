@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from esper.karn.lives import Life
 from esper.karn.report.gather import RunReport
-from esper.karn.report.traced import Figure, from_event
+from esper.karn.report.traced import from_event
 from esper.karn.store.facts import describe
 from esper.karn.store.listing import STYLES, short_count, shorten
 from esper.karn.watch.lines import Page, Piece, Shown, Word, spark
@@ -40,7 +40,7 @@ def overview(report: RunReport, width: int) -> Page:
     page, facts = Page(), report.facts
     page.add(Word(report.name, "bold"), "  ", Word(facts.state, STYLES.get(facts.state, "")), _of_kinds(report))
     begun = report.of("run_started")
-    step = _newest_step(report)
+    step = Shown(report.newest_step, ",.0f")
     line: list[Piece] = ["step ", step]
     if begun:
         total = from_event(begun[-1], "total_steps")
@@ -99,14 +99,6 @@ def _of_kinds(report: RunReport) -> str:
     return f"  {said}" if said else ""
 
 
-def _newest_step(report: RunReport) -> Shown:
-    """The last step of which anything is known, and the event that says so."""
-    records = [*report.digest.records, *([report.digest.last_tick] if report.digest.last_tick else [])]
-    newest = max(records, key=lambda record: (record["attempt"], record["seq"]))
-    source = f"events.jsonl {newest['attempt']} {newest['seq']} @step"
-    return Shown(Figure(value=float(newest["step"]), source=source), ",.0f")
-
-
 def slots(report: RunReport, width: int) -> Page:
     """A lane of stages for each slot."""
     page, room = Page(), max(20, width - 8)
@@ -119,7 +111,8 @@ def slots(report: RunReport, width: int) -> Page:
             if life.slot == slot:
                 page.add(" " * 7, *_life_line(report, index, life))
     page.add()
-    page.add(*(Word(f"{sign} {stage.name.lower()}  ", style) for stage, (sign, style) in LANE.items() if sign != "-"))
+    signs = [Word(f"{sign} {stage.name.lower()}", style) for stage, (sign, style) in LANE.items() if sign != "-"]
+    page.add_wrapped(signs, width)
     return page
 
 
@@ -145,7 +138,7 @@ def _life_line(report: RunReport, index: int, life: Life) -> list[Piece]:
         line += [" alpha ", Shown(alpha.values[-1], ".2f")]
     looks = life.of("contribution")
     if looks:
-        line += [" worth ", Shown(from_event(looks[-1], "running", "value"), "+.4f")]
+        line += [" saves ", Shown(from_event(looks[-1], "running", "value"), "+.4f")]
         line += [" ± ", Shown(from_event(looks[-1], "running", "se"), ".4f")]
     end = life.end
     if end is not None:
@@ -159,25 +152,26 @@ ENDED = 20  # seeds that have ended, of which evidence is shown
 def evidence(report: RunReport, width: int) -> Page:
     """Every look of the living seeds, then of those that have ended, and what the gate ahead said last."""
     page = Page()
-    page.add(Word("worth: loss of a sample without minus with the seed; over all looks at this alpha", "dim"))
-    page.add(Word("e: log of the evidence for the gate ahead; -log(chance) is enough, 3.0 at 0.05", "dim"))
+    page.add(Word("this, all: loss that it saves, at this look and over all at this alpha", "dim"))
+    page.add(Word("e: log evidence for the gate ahead; -log(chance) is enough: 3.0 at 0.05", "dim"))
     ended = [life for life in reversed(report.lives) if life.fate != "alive"]
     for life in [*(life for life in report.lives if life.fate == "alive"), *ended[:ENDED]]:
-        page.head(f"{life.slot} {life.blueprint}, {life.fate}, {life.stage.name}")
+        stage = f", {life.stage.name.lower()}" if life.fate == "alive" else ""
+        page.head(f"{life.slot} {life.blueprint}, {life.fate}{stage}")
         looks = life.of("contribution")
         if not looks:
             page.add("not looked at yet")
         for look in looks[-8:]:
             page.add(
-                f"{at(look):<20} look ",
+                f"{at(look):<19}look ",
                 Shown(from_event(look, "look"), ".0f"),
-                "  this ",
+                " this ",
                 Shown(from_event(look, "contribution", "value"), "+.4f"),
-                "  all ",
+                " all ",
                 Shown(from_event(look, "running", "value"), "+.4f"),
                 " ± ",
                 Shown(from_event(look, "running", "se"), ".4f"),
-                "  e ",
+                " e ",
                 Shown(from_event(look, "log_evidence"), ".2f"),
                 " at ",
                 Shown(from_event(look, "chance"), ".2g"),
@@ -229,37 +223,62 @@ def _decision(record: Record) -> tuple[str, str]:
     return f"{payload['slot']} {payload['source']} → {payload['target']} by {payload['cause']}", "dim"
 
 
+_COURSES = (
+    ("throughput", "samples a second", ">10,.0f"),
+    ("speed", "FLOPs a second", ">10.3g"),
+    ("mfu", "MFU %", ">10.1f"),
+    ("data_wait", "waits for data %", ">10.1f"),
+    ("own", "own work %", ">10.1f"),
+    ("steps_ms", "between ticks, ms", ">10,.1f"),
+    ("tick_ms", "a tick, ms", ">10,.1f"),
+    ("digest_ms", "its digests, ms", ">10,.1f"),
+    ("gradient", "gradient of the host", ">10.4g"),
+)
+
+
 def health(report: RunReport, width: int) -> Page:
-    """Faults and recoveries, gradients, times."""
+    """Breaker, rates and times with their course, gradients, memory, births that shook the loss, alarms."""
     page = Page()
     breaker = report.of("breaker")
     phase = breaker[-1]["payload"]["target"] if breaker else "ALLOWED"
     page.add("breaker of growth: ", Word(str(phase), "green" if phase == "ALLOWED" else "yellow"))
-    for key, name in (("steps_ms", "training between ticks"), ("tick_ms", "a tick"), ("digest_ms", "its digests")):
+    for key, name, form in _COURSES:
         series = report.series[key]
         if series.values:
-            page.add(f"{name:<24}", Shown(series.values[-1], ",.1f"), " ms  ", Word(spark(series, width - 42), "cyan"))
-    gradient = report.series["gradient"]
-    if gradient.values:
-        course = Word(spark(gradient, width - 42), "cyan")
-        page.add(f"{'gradient of the host':<24}", Shown(gradient.values[-1]), "  ", course)
+            course = Word(spark(series, width - 38), "cyan")
+            page.add(f"{name:<22}", Shown(series.values[-1], form), "  ", course)
     for index, life in enumerate(report.lives):
         ratio = report.ratio[index]
         if life.fate == "alive" and ratio.values:
-            page.add(f"{'its ' + life.slot + ' over the host':<24}", Shown(ratio.values[-1]))
+            page.add(f"{'its ' + life.slot + ' over it':<22}", Shown(ratio.values[-1]))
+    for rank, (host, device) in report.memory.items():
+        of_device: list[Piece] = [", of its device ", Shown(device, ".1f", 100.0)]
+        page.add(f"{f'memory of {rank} %':<22}", Shown(host, ".1f", 100.0), *(of_device if device.value else []))
+    for record in report.of("settled"):
+        slot, after, back, height = (record["payload"][key] for key in ("slot", "after", "recovery", "height"))
+        rise: list[Piece] = [f"{slot}, its {after}: the loss rose by ", Shown(from_event(record, "height"), "+.3g")]
+        steps: list[Piece] = [", back after ", Shown(from_event(record, "recovery"), ".0f"), " steps"]
+        if height > 0:
+            page.add(*rise, *(steps if back is not None else [", not back yet"]))
     troubles = [r for r in report.digest.records if EVENTS[r["kind"]].priority and r["kind"] not in _DECIDED]
     troubles += report.digest.others
     page.head(f"Alarms and recoveries: {len(troubles)}")
     for record in sorted(troubles, key=lambda r: (r["attempt"], r["time"]))[-MOST:]:
         rank = f"rank {record['rank']} " if record["rank"] else ""
-        page.add(Word(f"{at(record):<20} ", "dim"), Word(f"{record['kind']} ", "yellow"), rank, describe(record))
+        page.add(Word(f"{at(record):<20} ", "dim"), rank, _told(record) or record["kind"])
     return page
+
+
+def _told(record: Record) -> str:
+    """A record in words, without the step that stands in front of them."""
+    words, path = describe(record).removeprefix(f"step {record['step']}").strip(), record["payload"].get("path")
+    return words.replace(str(path), str(path).rpartition("/")[2]) if path else words
 
 
 def log(report: RunReport, width: int) -> Page:
     """All that was told; the newest last."""
     page = Page()
-    told = [(record, describe(record)) for record in report.digest.records[-4 * MOST :]]
+    told = [(record, _told(record)) for record in report.digest.records[-4 * MOST :]]
     for record, words in [pair for pair in told if pair[1]][-MOST:]:
         page.add(Word(f"{at(record):<20} ", "dim"), shorten(words, 4 * width))
     return page

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from esper.karn.store.facts import Digest, is_running, is_stale, read_digest, read_json
-from esper.karn.store.finding import FoundRun
+from esper.karn.store.finding import FoundRun, name_no_run
 from esper.karn.why.rules import RULES, Action, Failure, comes_again, comes_for_ever, match_rule
 from esper.karn.why.sentence import Sentence, at, say
-from esper.leyline.errors import DivergedError, RunDirError
+from esper.leyline.errors import DivergedError
 from esper.leyline.files import RunDir
 from esper.nissa.reading import Record
 
@@ -76,7 +76,7 @@ def read_evidence(path: Path) -> Evidence:
     """
     directory = RunDir(path)
     if not directory.config.is_file():
-        raise RunDirError(f"{path}: no run directory (there is no config.yaml); `esper runs` lists those that are")
+        raise name_no_run(path)
     attempt, status = read_json(directory.attempt), read_json(directory.status)
     written = directory.status.stat().st_mtime if status else None
     if is_stale(directory, status, attempt):

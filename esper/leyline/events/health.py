@@ -80,6 +80,8 @@ class LossSettled(Event):
     @property
     def line(self) -> str:
         """All of it in one line."""
-        rise = f"loss rose by {self.height:.3g}" if self.height > 0 else "loss did not rise"
+        name = f"{self.slot} {self.blueprint}"
+        if self.height <= 0:
+            return f"{name}: the loss did not rise at its {self.after}"
         when = "is not back yet" if self.recovery is None else f"was back after {self.recovery} steps"
-        return f"{self.slot} {self.blueprint}: {rise} at its {self.after}, {when}"
+        return f"{name}: the loss rose by {self.height:.3g} at its {self.after}, {when}"
