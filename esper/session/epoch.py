@@ -5,7 +5,8 @@ once on the smallest. Without a length the ranks ask each other before every bat
 first rank that has no more batches ends the epoch for all.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,8 +16,25 @@ from esper.leyline.errors import ConfigError
 from esper.tolaria.ranks.world import World
 
 
-def agreed_batches(loader: Iterable[Any], world: World) -> Iterator[Any]:
+def timed(batches: Iterable[Any], waited: Callable[[float], None]) -> Iterator[Any]:
+    """Yields batches, and tells how many milliseconds each was waited for."""
+    source, nothing = iter(batches), object()
+    while True:
+        began = time.perf_counter()
+        batch = next(source, nothing)
+        waited(1e3 * (time.perf_counter() - began))
+        if batch is nothing:
+            return
+        yield batch
+
+
+def agreed_batches(loader: Iterable[Any], world: World, waited: Callable[[float], None]) -> Iterator[Any]:
     """Yields this rank's batches, as many as on every other rank.
+
+    Args:
+        loader: of this rank.
+        world: the ranks.
+        waited: takes the milliseconds for which the loader was waited, not those for other ranks.
 
     Raises:
         ConfigError: on every rank if a loader is empty, or has a length on some ranks only; on one rank if its loader
@@ -33,10 +51,10 @@ def agreed_batches(loader: Iterable[Any], world: World) -> Iterator[Any]:
     if least == 0:
         raise ConfigError("loader: it is empty" + (" on some rank" if world.size > 1 else ""))
     if least < 0:
-        yield from _ask_before_each(loader, world)
+        yield from _ask_before_each(timed(loader, waited), world)
         return
     count = 0
-    for batch in loader:
+    for batch in timed(loader, waited):
         count += 1
         yield batch
         if count == least:

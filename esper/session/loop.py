@@ -111,7 +111,7 @@ class Loop:
         self.end_left_epochs()
         self.epochs += 1
         try:
-            yield from agreed_batches(loader, self.world)
+            yield from agreed_batches(loader, self.world, self.window.add_wait)
         except GeneratorExit:  # left by a break. An error raised in here would be lost, so the next call ends the epoch
             self._left_early += 1
             raise

@@ -2,10 +2,13 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from esper.leyline.events import Ailment, HealthAlert
+import pytest
+
+from esper.leyline.events import Ailment, HealthAlert, TickDone
 from esper.nissa.reading import read_events
 from tests.support.dist import run_distributed
 from tests.support.sessions import EVERY, batch, loss, make, of, shard
@@ -55,3 +58,43 @@ def test_one_without_a_file_is_judged_by_rank_0_alone(tmp_path: Path) -> None:
     told = [(alert.ailment, alert.rank) for alert in of(session, HealthAlert)]
     session.close()
     assert told == [(Ailment.HOST_MEMORY, 0)]
+
+
+class Slow:
+    """A loader that takes its time, with or without a length."""
+
+    def __init__(self, steps: int, seconds: float) -> None:
+        self.steps, self.seconds = steps, seconds
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in range(self.steps):
+            time.sleep(self.seconds)
+            yield batch(step)
+
+
+class SlowWithLength(Slow):
+    def __len__(self) -> int:
+        return self.steps
+
+
+@pytest.mark.parametrize("kind", [Slow, SlowWithLength])
+def test_a_slow_loader_is_said(kind: type[Slow]) -> None:
+    limits = {"ticks": 1, "max_data_wait": 0.2, "max_memory": 1.0, "stall_times": 1e9, "min_throughput": 0.0}
+    session = make(actions=[], health=limits)
+    for data in session.epoch(kind(2 * EVERY, 0.3)):
+        session.loss(data).backward()
+        session.step()
+    ticks, told = of(session, TickDone), [alert.ailment for alert in of(session, HealthAlert)]
+    session.close()
+    assert all(300.0 * EVERY <= tick.data_ms <= tick.own_ms for tick in ticks)
+    assert all(tick.data_ms <= tick.steps_ms for tick in ticks)
+    assert told == [Ailment.DATA_WAIT]
+
+
+def test_batches_from_elsewhere_are_no_wait() -> None:
+    session = make(actions=[], health=LIMITS)
+    for step in range(EVERY):
+        session.loss(batch(step)).backward()
+        session.step()
+    assert [tick.data_ms for tick in of(session, TickDone)] == [0.0]
+    session.close()

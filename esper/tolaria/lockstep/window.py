@@ -70,6 +70,11 @@ class Window:
         """This rank's own sums, on the device; `add_samples` never changes them in place."""
         return self._sums
 
+    def add_wait(self, ms: float) -> None:
+        """Adds a wait for data, in milliseconds; it is own work too."""
+        self.data_ms += ms
+        self.own_ms += ms
+
     def add_samples(self, loss: Tensor, correct: Tensor, weights: Tensor, rows: Tensor | None = None) -> None:
         """Adds the samples of one forward, [M] each, and the task's further sums [M, C]; non-finite losses are counted,
         not summed."""
