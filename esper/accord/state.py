@@ -251,7 +251,8 @@ class Terms:
         if name is None or not (entry.staged is not None or entry.stage.has_seed):
             return Spent(live, 0, 0, 0)
         info = self.info(entry.slot, name)
-        return Spent(live, info.parameters, info.flops, info.memory or 0)
+        shadowed = entry.staged is not None or entry.stage in (Stage.GERMINATED, Stage.TRAINING)
+        return Spent(live, info.parameters, info.flops, (info.memory or 0) - (0 if shadowed else info.shadow))
 
     def spent(self, state: RunState) -> Spent:
         """Returns how much all slots use of the budgets."""

@@ -7,13 +7,16 @@
                             the join makes anew, and the gradient of the largest of all these, while the backward
                             passes it
 
+    shadow                  with ``slots.incubation=shadow`` a seed in TRAINING has a forward of its own: the feature
+                            that it is given, what the backward keeps from its site on, three times the output
+                            (itself, a loss of it, its gradient), and the seed's gradient, which comes out of it
+
 All of that is equal on every rank, since it follows from settings and shapes. What a device has left is not, so it
-never enters a forecast. A shadow forward (``slots.incubation=shadow``) holds the host's activations a second time while
-a seed is in TRAINING, whatever the seed; they are the host's and are not counted here.
+never enters a forecast.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +25,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from esper.kasmina.axes.block import Call
-from esper.kasmina.axes.feature import copy_inputs
-from esper.kasmina.births.own import Fit, copy_block
+from esper.kasmina.axes.feature import copy_inputs, put, take, tensors_in
+from esper.kasmina.births.own import Fit, copy_block, left_as_it_was
 from esper.kasmina.blueprints import registry
 from esper.kasmina.blueprints.counting import place_to_count
 from esper.kasmina.slots.grown import Grown
+from esper.kasmina.slots.sites import arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.topology import Topology
 
@@ -92,6 +96,79 @@ def seed_memory(topology: Topology, blueprint: str, dim: int, shape: tuple[int, 
         one, two = (_bytes_kept(seed, torch.zeros(n, *shape, dtype=dtype, requires_grad=True)) for n in (1, 2))
     parameters = sum(parameter.numel() for parameter in seed.parameters())
     return SeedMemory(parameters, max(0, 2 * one - two), two - one)
+
+
+@dataclass(frozen=True, slots=True)
+class HeardMemory:
+    """What was counted in a forward of the host, by slot.
+
+    Fields:
+        copies: what a copy of the block at a site needs.
+        shadows: bytes for each sample that a shadow forward keeps beside its seed's; empty: there is no shadow forward.
+            A site that the example does not reach has none.
+    """
+
+    copies: dict[str, SeedMemory] = field(default_factory=dict)
+    shadows: dict[str, int] = field(default_factory=dict)
+
+
+def shadow_memory(grown: Grown, example: Any) -> dict[str, int]:
+    """Counts what the backward of a shadow forward keeps from each site on, in bytes a sample.
+
+    The host runs once with frozen weights, so that as in a shadow only a gradient to the feature is prepared; what is
+    kept after a site's module has run is that site's.
+
+    Args:
+        grown: the model, without seeds.
+        example: one batch of inputs, as for `esper.kasmina.attach.attach`.
+    """
+    kept: dict[int, Tensor] = {}
+    before: dict[str, tuple[int, int]] = {}  # bytes kept until its site, and samples, by slot
+    tensors = [*grown.model.parameters(), *grown.model.buffers()]
+    known = {tensor.untyped_storage()._cdata for tensor in tensors}
+    learning = [parameter for parameter in grown.model.parameters() if parameter.requires_grad]
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in known:
+            kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage gets its address
+        return tensor
+
+    def total() -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    def note(slot: str, output: Any) -> Any:
+        site = grown.sites[slot]
+        feature = take(output, site.place)
+        if slot in before or not isinstance(feature, Tensor):
+            return None
+        kept[feature.untyped_storage()._cdata] = feature  # for the sites before; for its own the join makes another
+        before[slot] = total() - feature.nbytes, feature.shape[site.layout.index("B")]
+        return None if feature.requires_grad else put(output, site.place, feature.detach().requires_grad_())
+
+    def hook_of(slot: str) -> Any:
+        return lambda _module, _args, output: note(slot, output)
+
+    modules = {slot: grown.model.get_submodule(site.module) for slot, site in grown.sites.items()}
+    handles = [module.register_forward_hook(hook_of(slot)) for slot, module in modules.items()]
+    args, kwargs = arguments(copy_inputs(example))
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        with (
+            left_as_it_was(grown),
+            torch.enable_grad(),
+            grown.disabled(),
+            sdpa_kernel([SDPBackend.MATH]),
+            saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            output = grown.model.train()(*args, **kwargs)
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+    out = sum(tensor.nbytes for tensor in tensors_in(output) if tensor.is_floating_point())
+    return {slot: -(-(total() - bytes_before + 3 * out) // samples) for slot, (bytes_before, samples) in before.items()}
 
 
 def copy_memory(grown: Grown, slot: str, fit: Fit) -> SeedMemory:

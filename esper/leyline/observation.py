@@ -24,6 +24,7 @@ class BlueprintInfo:
         flops: FLOPs of one forward pass over one sample (a multiply-add counts as two).
         reach: which positions it mixes; None if the blueprint does not say.
         memory: bytes that it is forecast to take on a rank while it learns; None where nobody forecast it.
+        shadow: bytes of these that a shadow forward takes, so until it is blended.
     """
 
     name: str
@@ -31,6 +32,7 @@ class BlueprintInfo:
     flops: int
     reach: Reach | None
     memory: int | None = None
+    shadow: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.snapshot import Identity
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.data.parts import Bundle
-from esper.tolaria.growth.forecast import Forecast, moments_of
+from esper.tolaria.growth.forecast import Forecast, hear_memory, moments_of
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.growth.terms import build_terms, find_copies, host_info, set_channels
@@ -139,7 +139,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
             moments=moments_of(config.optim),
             ranks=world_size,
             dtype=seed_dtype(weight.dtype),
-            copies=copies.memory,
+            heard=hear_memory(grown, copies.memory, example, config.slots),
         ),
     )
 

@@ -14,11 +14,12 @@ from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import Terms
 from esper.config.strict import UNSET, Reader, as_plain, defaults_of
+from esper.kasmina.memory import HeardMemory
 from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import CheckpointError, ConfigError
 from esper.leyline.fields import Checks
-from esper.leyline.plain import from_plain
+from esper.leyline.plain import from_plain, to_plain
 from esper.leyline.protocols import Controller
 from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
@@ -27,8 +28,8 @@ from esper.session.file import as_number
 from esper.tamiyo import build_controller
 from esper.tamiyo.registry import controller_config_class
 from esper.tolaria.growth.config import OptimConfig
-from esper.tolaria.growth.forecast import Forecast, moments_kept
-from esper.tolaria.growth.terms import Copies, build_terms, find_copies, host_info, set_channels
+from esper.tolaria.growth.forecast import Forecast, hear_memory, moments_kept
+from esper.tolaria.growth.terms import build_terms, find_copies, host_info, set_channels
 from esper.tolaria.ranks.config import ControlConfig
 
 T = TypeVar("T")
@@ -175,10 +176,11 @@ def make_session_terms(
             f"slots.ids = {config.slots.ids}: a session has the slots of its attach ({have}); leave it out"
         )
     set_channels(grown, config.slots)
-    found = Copies()
     if grown.copies is None:  # a restored session has no example, and knows them from its file
         found = find_copies(grown, config.slots, grown.example)
         grown.copies = found.infos
+        if config.slots.memory_batch is not None:
+            grown.heard = to_plain(hear_memory(grown, found.memory, grown.example, config.slots))
     return build_terms(
         grown.sites,
         config.slots,
@@ -192,12 +194,12 @@ def make_session_terms(
         world_size=world_size,
         costs=None,
         copies=grown.copies,
-        forecast=_forecast(config, grown, found, world_size, optimizer),
+        forecast=_forecast(config, grown, world_size, optimizer),
     )
 
 
 def _forecast(
-    config: SessionConfig, grown: Grown, copies: Copies, world_size: int, optimizer: torch.optim.Optimizer
+    config: SessionConfig, grown: Grown, world_size: int, optimizer: torch.optim.Optimizer
 ) -> Forecast | None:
     """The forecast of memory, where the session knows its batch."""
     batch = config.slots.memory_batch
@@ -208,14 +210,9 @@ def _forecast(
         )
     if batch is None:
         return None
-    if set(grown.copies or ()) != set(copies.memory):
-        raise ConfigError(
-            "slots.memory_batch: a restored session has no example, so copies of the host's blocks cannot be forecast; "
-            "leave memory_batch and max_memory_mib out, or copy out of slots.blocks"
-        )
     dtype = seed_dtype(next(grown.model.parameters()).dtype)
-    moments = moments_kept(optimizer)
-    return Forecast(batch=batch, moments=moments, ranks=world_size, dtype=dtype, copies=copies.memory)
+    moments, heard = moments_kept(optimizer), from_plain(HeardMemory, grown.heard, "memory")
+    return Forecast(batch=batch, moments=moments, ranks=world_size, dtype=dtype, heard=heard)
 
 
 def make_config(

@@ -27,7 +27,7 @@ from esper.leyline.imports import why_foreign
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 
-FORMAT = 19
+FORMAT = 20
 KIND = "esper session"
 KEYS = {
     "format",
@@ -36,6 +36,7 @@ KEYS = {
     "controller",
     "topology",
     "copies",
+    "memory",
     "run_state",
     "step",
     "epoch",

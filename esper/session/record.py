@@ -71,6 +71,7 @@ def _collect_common(loop: Loop, ranks: list[bytes]) -> dict[str, Any]:
         "settings": to_plain(parts.config),
         "topology": {slot: to_plain(site) for slot, site in grown.sites.items()},
         "copies": {slot: to_plain(info) for slot, info in (grown.copies or {}).items()},
+        "memory": grown.heard,
         "run_state": to_plain(loop.state),
         "step": loop.steps,
         "epoch": loop.epochs,
@@ -246,6 +247,7 @@ def rebuild_host(payload: Mapping[str, Any], host: nn.Module, where: str) -> Gro
         raise CheckpointError(f"{where}: topology: {error}") from error
     grown = attach_described(host, sites)
     grown.copies = {slot: from_plain(BlueprintInfo, info, f"copies.{slot}") for slot, info in payload["copies"].items()}
+    grown.heard = payload["memory"]
     host_weights = {name: t for name, t in payload["model"].items() if not name.startswith(f"{CONTAINER}.")}
     load_weights(grown, host_weights, where)
     return grown

@@ -45,6 +45,22 @@ class Heard:
     output: Any
 
 
+@contextlib.contextmanager
+def left_as_it_was(grown: Grown) -> Iterator[None]:
+    """Within the block a forward may change buffers and modes of the model and draw numbers; then all is as before."""
+    flags = [(module, module.training) for module in grown.model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in grown.model.named_buffers()}
+    try:
+        with undisturbed(grown.model):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for name, buffer in grown.model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
 def hear_sites(grown: Grown, example: Any) -> dict[str, Heard]:
     """Runs the model once in eval() and notes the call of each site's module; the model is left as it was.
 
@@ -53,8 +69,6 @@ def hear_sites(grown: Grown, example: Any) -> dict[str, Heard]:
         example: one batch of inputs, as for `esper.kasmina.attach.attach`.
     """
     heard: dict[str, Heard] = {}
-    flags = [(module, module.training) for module in grown.model.modules()]
-    buffers = {name: buffer.clone() for name, buffer in grown.model.named_buffers()}
     handles = []
     for slot, site in grown.sites.items():
 
@@ -67,15 +81,11 @@ def hear_sites(grown: Grown, example: Any) -> dict[str, Heard]:
         )
     args, kwargs = arguments(copy_inputs(example))
     try:
-        with undisturbed(grown.model), torch.no_grad(), grown.disabled():
+        with left_as_it_was(grown), torch.no_grad(), grown.disabled():
             grown.model.eval()(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in flags:
-            module.training = training
-        for name, buffer in grown.model.named_buffers():
-            buffer.copy_(buffers[name])
     return heard
 
 

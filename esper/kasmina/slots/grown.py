@@ -39,11 +39,13 @@ class Grown:
         beat: the state that the slots share.
         example: the batch of inputs given to `attach`; None for a handle made without one.
         copies: by slot, what a copy of the block there would add; None until somebody has looked.
+        heard: plain data of what was counted of memory in a forward of the host; None where nobody counted.
     """
 
     def __init__(self, model: nn.Module, sites: Mapping[str, Site], example: Any = None) -> None:
         self.model, self.example = model, example
         self.copies: Mapping[str, BlueprintInfo] | None = None
+        self.heard: dict[str, Any] | None = None
         self.sites = {slot: sites[slot] for slot in sort_slots(sites)}
         container = model.get_submodule(CONTAINER)
         self.slots: dict[str, SeedSlot] = {slot: container.get_submodule(slot) for slot in self.sites}  # type: ignore[misc]

@@ -8,6 +8,7 @@ ENTRY = Table("entry")
 LEFT_OUT = {
     "name": "a policy must serve blueprints that it never saw; `tried` alone goes by the name",
     "memory": "for a gate; the shipped policy was not taught it",
+    "shadow": "for a gate, with memory",
 }
 
 

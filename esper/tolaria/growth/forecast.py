@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from esper.accord.config import SlotsConfig
 from esper.kasmina.axes.site import Site
-from esper.kasmina.memory import SeedMemory, seed_memory
+from esper.kasmina.memory import HeardMemory, SeedMemory, seed_memory, shadow_memory
+from esper.kasmina.slots.grown import Grown
 from esper.leyline.legality import COPY
+from esper.leyline.stages import Incubation
 from esper.tolaria.growth.config import OptimConfig, OptimizerKind
 
 
@@ -36,19 +39,38 @@ class Forecast:
         moments: numbers that the optimizer keeps for each parameter.
         ranks: ranks of the run.
         dtype: number format of seeds.
-        copies: what copies of the host's blocks need, by slot.
+        heard: what was counted in a forward of the host: its blocks' copies, and shadow forwards.
     """
 
     batch: int
     moments: int
     ranks: int
     dtype: torch.dtype
-    copies: Mapping[str, SeedMemory]
+    heard: HeardMemory
+
+    def shadow_of(self, slot: str, parameters: int) -> int:
+        """Returns the bytes of a shadow forward of a seed with so many parameters in a slot; 0 where there is none."""
+        each = self.heard.shadows.get(slot)
+        return 0 if each is None or parameters == 0 else self.batch * each + parameters * self.dtype.itemsize
 
     def bytes_of(self, slot: str, site: Site, blueprint: str) -> int:
-        """Returns the forecast for a blueprint in a slot."""
+        """Returns the forecast for a blueprint in a slot, a shadow forward included."""
         if blueprint == COPY:
-            need = self.copies[slot]
+            need = self.heard.copies[slot]
         else:
             need = seed_memory(site.topology, blueprint, site.dim, site.shape, self.dtype)
-        return need.forecast(self.batch, number=self.dtype.itemsize, moments=self.moments, ranks=self.ranks)
+        own = need.forecast(self.batch, number=self.dtype.itemsize, moments=self.moments, ranks=self.ranks)
+        return own + self.shadow_of(slot, need.parameters)
+
+
+def hear_memory(grown: Grown, copies: Mapping[str, SeedMemory], example: Any, slots: SlotsConfig) -> HeardMemory:
+    """Counts what is told by a forward of the host.
+
+    Args:
+        grown: the model, without seeds.
+        copies: what copies of the host's blocks need, by slot.
+        example: one batch of the model's inputs.
+        slots: its section of the settings.
+    """
+    shadows = shadow_memory(grown, example) if slots.incubation is Incubation.SHADOW else {}
+    return HeardMemory(copies=dict(copies), shadows=shadows)

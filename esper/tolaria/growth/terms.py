@@ -154,7 +154,14 @@ def build_terms(
     }
     if forecast is not None:
         catalogue = {
-            slot: tuple(replace(i, memory=forecast.bytes_of(slot, sites[slot], i.name)) for i in infos)
+            slot: tuple(
+                replace(
+                    info,
+                    memory=forecast.bytes_of(slot, sites[slot], info.name),
+                    shadow=forecast.shadow_of(slot, info.parameters),
+                )
+                for info in infos
+            )
             for slot, infos in catalogue.items()
         }
     offered = {info.name for infos in catalogue.values() for info in infos}

@@ -1,5 +1,6 @@
 """A cap of forecast memory refuses a birth by legality, like the cap of parameters, in trainer and session."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import esper
-from esper.accord.state import RunState
+from esper.accord.state import RunState, SlotState
 from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
 from esper.leyline.events import CommandRefused, GateJudged
-from esper.leyline.legality import spent_budget
-from esper.leyline.stages import Op
+from esper.leyline.legality import COPY, spent_budget
+from esper.leyline.stages import Op, Stage
 from tests.support.small_runs import Commands, train_on
 from tests.support.tiny import events, make_engine, tiny_config
 
@@ -56,13 +57,65 @@ def test_what_lives_is_taken_off_the_cap(tmp_path: Path) -> None:
     assert isinstance(engine.state, RunState)
 
 
-def session(**slots: Any) -> Any:
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+def test_a_shadow_forward_counts_until_the_seed_is_blended(tmp_path: Path) -> None:
+    shadow, immediate = (
+        make_engine(tiny_config("cnn", slots__incubation=way, slots__max_memory_mib=8), tmp_path / way).terms
+        for way in ("shadow", "immediate")
+    )
+    one, other = (terms.info("r0c0", "conv_light") for terms in (shadow, immediate))
+    assert other.shadow == 0
+    assert other.memory is not None
+    assert one.shadow > 0
+    assert one.memory == other.memory + one.shadow
+    spent = {
+        stage: shadow.spent_by(SlotState(slot="r0c0", stage=stage, blueprint="conv_light", generation=1)).memory
+        for stage in (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.FOSSILIZED)
+    }
+    assert list(spent.values()) == [one.memory, one.memory, other.memory, other.memory]
+
+
+def test_a_restored_session_forecasts_as_the_saved_one(tmp_path: Path) -> None:
+    def host() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), Residual(), nn.Linear(8, 3))
+
+    settings = {"max_memory_mib": 8, "memory_batch": 32, "incubation": "shadow", "blocks": ["copy"]}
+    saved = session(host, **settings)
+    offered = saved.parts.terms.catalogue
+    assert COPY in {info.name for info in offered["r0c0"]}
+    assert all(info.memory is not None and info.memory > info.shadow > 0 for info in offered["r0c0"] if info.parameters)
+    saved.save(tmp_path / "s.pt")
+    again = esper.Session.restore(tmp_path / "s.pt", host, loss=LOSS, probe=PROBE)
+    try:
+        assert again.parts.terms.catalogue == offered
+    finally:
+        saved.close()
+        again.close()
+
+
+class Residual(nn.Module):
+    """A block of the host's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+LOSS = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1], reduction="none")  # noqa: E731
+PROBE = [(torch.randn(8, 6), torch.randint(0, 3, (8,))) for _ in range(64)]
+
+
+def plain_host() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def session(host: Callable[[], nn.Module] = plain_host, **slots: Any) -> Any:
+    model = host()
     grown = esper.attach(model, {"r0c0": "1"}, torch.zeros(2, 6))
-    loss = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1], reduction="none")  # noqa: E731
-    probe = [(torch.randn(8, 6), torch.randint(0, 3, (8,))) for _ in range(64)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return esper.Session(grown, optimizer, loss=loss, probe=probe, every=2, slots={"max_live": None, **slots})
+    return esper.Session(grown, optimizer, loss=LOSS, probe=PROBE, every=2, slots={"max_live": None, **slots})
 
 
 def test_a_session_forecasts_by_the_batch_that_it_is_told() -> None:
