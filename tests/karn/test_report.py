@@ -185,6 +185,14 @@ def test_a_plot_draws_the_points_of_its_table(one: Path) -> None:
     assert [line.name for line in looks_of(report).values()] == ["r0c0 conv_light", "r0c1 conv_small"]
 
 
+def test_a_cross_in_its_lane_marks_the_end_of_each_pruned_seed(one: Path) -> None:
+    lanes = one.read_text().split('<figure id="run-0-lanes">')[1].split("</figure>")[0]
+    marks = re.search(r'id="run-0-lanes-pruned".*?</g>\s*</g>', lanes, re.S)
+    assert marks is not None
+    pruned = [life for life in gather(one.parent, "grown").lives if life.fate == "pruned"]
+    assert marks[0].count("<use ") == len(pruned) > 0
+
+
 def test_all_that_was_asked_for_is_there_and_nothing_is_empty(one: Path) -> None:
     text = one.read_text()
     titles = re.findall(r"<figure id=[^>]*><h3>(.*?)</h3>", text)

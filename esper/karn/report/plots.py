@@ -86,7 +86,14 @@ def draw_lanes(report: RunReport) -> Any:
     axes.grid(visible=False)
     shown = [stage for stage in STAGE_COLOURS if any(span[3] == stage for span in spans(report, end))]
     bars = [axes.barh(0, 0, color=STAGE_COLOURS[stage], edgecolor=INK, linewidth=0.3) for stage in shown]
-    legend_above(figure, bars, [stage.lower() for stage in shown])
+    names = [stage.lower() for stage in shown]
+    pruned = [life for life in report.lives if life.fate == "pruned"]
+    if pruned:
+        ends = [move["step"] for life in pruned if (move := life.reached(Stage.PRUNED)) is not None]
+        rows = [slots.index(life.slot) for life in pruned]
+        crosses = axes.plot(ends, rows, "x", color=INK, markersize=6, clip_on=False, gid="pruned")
+        bars, names = [*bars, *crosses], [*names, "pruned"]
+    legend_above(figure, bars, names)
     return figure
 
 
