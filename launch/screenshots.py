@@ -17,7 +17,8 @@ from esper.karn.report.write import write_report
 from esper.karn.watch.app import WatchApp
 from esper.karn.watch.pages import PAGES
 
-WIDTH, HEIGHT = 1000, 1250
+WIDTH, HEIGHT = 1000, 1690  # down to the lanes of slots
+SHADES = 256  # of the picture, which is flat: two thirds of its bytes
 LOCAL = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # a picture loads nothing from elsewhere
 
 
@@ -28,9 +29,10 @@ def shoot_report(run: Path, out: Path) -> Path:
         RuntimeError: there is no browser.
     """
     try:
+        from PIL import Image
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
-        raise RuntimeError("report.png needs playwright: pip install playwright") from None
+        raise RuntimeError("report.png needs playwright and pillow: pip install playwright pillow") from None
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         raise RuntimeError("report.png needs Chromium (Debian, Ubuntu: apt install chromium)")
@@ -42,6 +44,7 @@ def shoot_report(run: Path, out: Path) -> Path:
         page.goto(page_file.absolute().as_uri())
         page.screenshot(path=target)
         browser.close()
+    Image.open(target).convert("RGB").quantize(SHADES).save(target, optimize=True)
     return target
 
 

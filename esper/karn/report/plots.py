@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from esper.karn.html import COLOURS, INK, STAGE_COLOURS, engineering, legend_above, new_figure
+from esper.karn.html import COLOURS, INK, STAGE_COLOURS, engineering, legend_above, matplotlib, new_figure
 from esper.karn.lives import Life
 from esper.karn.report.gather import RunReport
 from esper.karn.report.traced import Figure, Series, from_event
@@ -91,7 +91,9 @@ def draw_lanes(report: RunReport) -> Any:
     if pruned:
         ends = [move["step"] for life in pruned if (move := life.reached(Stage.PRUNED)) is not None]
         rows = [slots.index(life.slot) for life in pruned]
-        crosses = axes.plot(ends, rows, "x", color=INK, markersize=6, clip_on=False, gid="pruned")
+        behind = matplotlib().transforms.offset_copy(axes.transData, figure, x=5, units="points")
+        form = {"color": INK, "markersize": 5, "clip_on": False, "gid": "pruned", "transform": behind}
+        crosses = axes.plot(ends, rows, "x", **form)
         bars, names = [*bars, *crosses], [*names, "pruned"]
     legend_above(figure, bars, names)
     return figure
