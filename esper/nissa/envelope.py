@@ -4,7 +4,7 @@
      "kind": "stage", "step": 300, "tick": 6, "epoch": 2, "payload": {...the event's own fields...}}
 
 ``seq`` counts the events that a process *emitted*, so a gap shows where some were dropped. The payload is in its short
-form (`esper.nissa.short`); `whole` gives the long one, and so does every reader here.
+form (`esper.leyline.events.short`); `whole` gives the long one, and so does every reader here.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 from esper.leyline.events import EVENTS, READABLE, SCHEMA_VERSION, Event
+from esper.leyline.events.short import restore, shorten
 from esper.leyline.plain import from_plain
-from esper.nissa.short import restore, shorten
 
 AXES = ("step", "tick", "epoch")
 SHORT_SINCE = 4  # schema of the first records in short form

@@ -15,7 +15,7 @@ import types
 import typing
 from typing import Any, NamedTuple, cast
 
-from esper.leyline.events import Event
+from esper.leyline.events.base import Event
 from esper.leyline.evidence import Reading, Status
 from esper.leyline.plain import to_plain
 
