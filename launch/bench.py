@@ -2,7 +2,7 @@
 
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
-    python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16] [--json FILE]
+    python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16 share] [--json FILE]
     python launch/bench.py feeding  [--rounds N] [--ranks 1] [--json FILE]
     python launch/bench.py gpu      [--devices N] [--rounds R] [--out FOLDER] [--plan]
     python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]

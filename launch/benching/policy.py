@@ -3,6 +3,9 @@
 All arms live the same: small CNNs of one shape on digits, with births, prunes and ramps drawn at random, so that seeds
 of all blueprints stand in some nets and most slots are empty. A round is one tick of every host in each arm: steps,
 validation, looks, births, records and observations. What is measured is processor time. Rounds begin once lives differ.
+
+`share` is what a policy costs beside the hosts that it decides for, in its training: features, masks, the network and
+rewards, and then learning as well.
 """
 
 import time
@@ -11,17 +14,22 @@ from dataclasses import replace
 
 from benching.harness import Ratio, interleave, ratio_of
 from esper.leyline.commands import Command
-from esper.leyline.protocols import Report
-from esper.run.trials.environment import plain_trials
+from esper.leyline.protocols import Report, Trials
+from esper.run.trials.environment import make_environment, plain_trials
 from esper.run.trials.parts import TrialMaker
 from esper.run.trials.plain import PlainTrials
 from esper.run.trials.recipe import batched_trials
 from esper.simic.batched import BatchedTrials
 from esper.simic.env.tasks import Family, GrowthTask
+from esper.simic.ppo.config import PPOConfig
+from esper.simic.ppo.ranks import Alone, Ranks
+from esper.simic.ppo.train import Plan, Training
+from esper.tamiyo.policy.network import GrowthAgent
 from esper.tamiyo.random import RandomConfig, RandomController
 
 TASK = GrowthTask(name="bench", family=Family.DIGITS, width=4, depth=2, samples=600, noise=0.1, steps=100_000, every=20)
 DIFFER = 12  # ticks until lives differ
+ROLLOUT = 8  # ticks of an update
 Hosts = PlainTrials | BatchedTrials[GrowthTask]
 
 
@@ -71,4 +79,87 @@ def bench_16(rank: int, world_size: int, rounds: int) -> list[Ratio]:
     return bench_many(16, None, rounds) if rank == 0 else []
 
 
-PARTS = {"many64": bench_64, "many16": bench_16}
+class Clocked(Trials[GrowthTask]):
+    """Hosts whose processor time is counted.
+
+    Args:
+        trials: the hosts.
+
+    Fields:
+        seconds: spent in them since it was last set to 0.
+    """
+
+    def __init__(self, trials: Trials[GrowthTask]) -> None:
+        self._trials, self.seconds = trials, 0.0
+
+    def __len__(self) -> int:
+        """The number of hosts."""
+        return len(self._trials)
+
+    def begin(self, index: int, task: GrowthTask, seed: int) -> Report:
+        """See `Trials`."""
+        return self.begin_many([(index, task, seed)])[0]
+
+    def begin_many(self, trials: Sequence[tuple[int, GrowthTask, int]]) -> list[Report]:
+        """See `Trials`."""
+        began = time.process_time()
+        reports = self._trials.begin_many(trials)
+        self.seconds += time.process_time() - began
+        return reports
+
+    def advance(self, commands: Sequence[Sequence[Command]]) -> tuple[Report, ...]:
+        """See `Trials`."""
+        began = time.process_time()
+        reports = self._trials.advance(commands)
+        self.seconds += time.process_time() - began
+        return reports
+
+
+def training_of(hosts: int, ranks: Ranks) -> tuple[Training, Clocked]:
+    """A training of a new policy in tasks of thirty ticks, `ROLLOUT` ticks an update, begun."""
+    made: list[Clocked] = []
+
+    def make_trials(size: int, maker: TrialMaker) -> Trials[GrowthTask]:
+        made.append(Clocked(batched_trials(size, maker)))
+        return made[-1]
+
+    env = make_environment([replace(TASK, steps=600)], hosts, seeds=2, make_trials=make_trials)
+    config = PPOConfig(ticks=ROLLOUT, minibatches=4)
+    training = Training(GrowthAgent(), env, config, Plan(updates=1_000_000, seed=1), ranks=ranks)
+    training.begin()
+    return training, made[0]
+
+
+def bench_share(rank: int, world_size: int, rounds: int) -> list[Ratio]:
+    """What is not spent in hosts, as a share, on rank 0 alone; A/A is one update's hosts against the one before."""
+    if rank:
+        return []
+    training, hosts = training_of(64, Alone())
+    deciding, learning = [], []
+    spent_before = None
+    same = []
+    for number in range(rounds + 1):
+        hosts.seconds, began = 0.0, time.process_time()
+        rollout = training.collector.collect(ROLLOUT)
+        between = time.process_time()
+        training.ppo.update(rollout, number, 0.0)
+        ended = time.process_time()
+        if spent_before is not None:
+            deciding.append((between - began - hosts.seconds, between - began))
+            learning.append((ended - began - hosts.seconds, ended - began))
+            same.append(hosts.seconds / spent_before)
+        spent_before = hosts.seconds
+    where = f"64 CNNs of one shape, a new policy, {ROLLOUT} ticks an update, processor time"
+    lines = []
+    for name, parts, budget, limit in (
+        ("a policy's decisions / all that collecting takes", deciding, "at most 0.1 of the time", 0.1),
+        ("decisions and learning / all that a training takes", learning, "none: reported", None),
+    ):
+        own, whole = ([part[k] for part in parts] for k in range(2))
+        again = [factor * seconds for factor, seconds in zip(same, whole, strict=True)]
+        times = {"esper": own, "plain": whole, "plain again": again}
+        lines.append(ratio_of(name, where, budget, limit, times))
+    return lines
+
+
+PARTS = {"many64": bench_64, "many16": bench_16, "share": bench_share}
