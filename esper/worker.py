@@ -6,24 +6,21 @@
 The same command serves a first start, a restart by torchrun and a resume: what the run goes on from lies in RUN.
 """
 
-from esper.run.leaving import leave_with  # first, as it says
-from esper.run.parent import PARENT, die_with_parent  # before what takes seconds: it remembers the agent
+import esper.run.leaving  # noqa: F401  first, as it says
+from esper.run.parent import PARENT  # before what takes seconds: it remembers the agent
 
 # isort: split
 
 import os
-import signal
-import sys
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from esper.config.tree import load_config
-from esper.leyline.errors import ConfigError
 from esper.nissa.lane import say
 from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
-from esper.run.ending import end_rank
+from esper.run.ending import end_rank, run_as_rank
 from esper.run.environment import Phases, process_began
 from esper.run.train import train
 from esper.tolaria.ranks.config import WorldConfig
@@ -71,14 +68,7 @@ def run(config_path: Path) -> int:
 @safe_streams()
 def main() -> None:
     """Entry point of ``python -m esper.worker``."""
-    if len(sys.argv) != 2:
-        print("usage: torchrun ... -m esper.worker RUN/config.yaml", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
-    die_with_parent(PARENT, signal.SIGHUP)  # if the agent is killed, its ranks must not train on
-    code = run(Path(sys.argv[1]))
-    leave_with(code)
-    if code:
-        sys.exit(code)
+    run_as_rank(run, "esper.worker", PARENT)
 
 
 if __name__ == "__main__":

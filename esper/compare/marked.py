@@ -6,12 +6,12 @@ from pathlib import Path
 
 from esper.compare.arms import CompareConfig, derive
 from esper.compare.devices import default_parallel
-from esper.compare.report import collect_finished, failures_by_name, make_notes, read_records
-from esper.compare.runner import Comparer, jobs_of, stopped_by_signals
+from esper.compare.report import failures_by_name, finish_runs, folders_by_name, make_notes
+from esper.compare.runner import Comparer
 from esper.compare.search import Found, search_rates, with_rates
 from esper.karn.marks import MarkReport, report_marks
 from esper.karn.rows import Runs
-from esper.leyline.errors import EsperError, Preempted
+from esper.leyline.errors import EsperError
 from esper.leyline.files import write_json
 
 
@@ -60,18 +60,9 @@ def run_marked(
     def run(part: CompareConfig, folder: Path) -> Runs:
         comparer = Comparer(part, folder, say)
         last[:] = [comparer]
-        jobs = jobs_of(part)
         first, _ = derive(part, part.in_order()[0], part.seeds[0], {}, comparer.data)
         comparer.data(first.data)  # raises before any run is made
-        if report_only:
-            collect_finished(comparer, jobs)
-        else:
-            with stopped_by_signals(comparer):
-                comparer.run_all(jobs, parallel or default_parallel(first))
-        if comparer.stopping.is_set():
-            left = len(jobs) - len(comparer.folders) - len(comparer.failures)
-            raise Preempted(f"stopped with {left} of {len(jobs)} runs left; the same command goes on")
-        return read_records(comparer)
+        return finish_runs(comparer, parallel=None if report_only else parallel or default_parallel(first))
 
     found = None
     if config.search is not None:
@@ -93,9 +84,8 @@ def run_marked(
         claims=asked.claims,
     )
     if share is None:
-        where = {f"{arm}/{seed}": run.folder for arm, of in sorted(runs.items()) for seed, run in of.items()}
         rates = {} if found is None else {"rates": found.rates, "search": _plain(found)}
-        write_json(out / "compare.json", {"name": name, "runs": where, "failures": failures, **rates})
+        write_json(out / "compare.json", {"name": name, "runs": folders_by_name(runs), "failures": failures, **rates})
     whole = set.intersection(*(set(by_seed) for by_seed in runs.values()))
     return MarkedReport(
         name=name,

@@ -13,7 +13,7 @@ from esper.compare.arms import CompareConfig, derive, read_result
 from esper.compare.devices import default_parallel
 from esper.compare.runner import ArmJob, Comparer, jobs_of, run_folder, stopped_by_signals
 from esper.karn.comparison import Comparison, compare
-from esper.karn.rows import find_metric, metric_of_runs
+from esper.karn.rows import Runs, find_metric, metric_of_runs
 from esper.karn.runs import RunRecord, read_run
 from esper.leyline.errors import EsperError, Preempted, RunDirError, one_line
 from esper.leyline.files import write_json
@@ -68,19 +68,10 @@ def run_compare(
         DataError: the data are missing; no run was begun.
     """
     comparer = Comparer(config, out, say)
-    jobs = jobs_of(config)
     first, _ = derive(config, config.in_order()[0], config.seeds[0], {}, comparer.data)
     bundle = bind(comparer.data(first.data), first.task)  # raises before any run is made
     find_metric(config.metric, bundle.learns.info())
-    if report_only:
-        collect_finished(comparer, jobs)
-    else:
-        with stopped_by_signals(comparer):
-            comparer.run_all(jobs, parallel or default_parallel(first))
-    if comparer.stopping.is_set():
-        left = len(jobs) - len(comparer.folders) - len(comparer.failures)
-        raise Preempted(f"stopped with {left} of {len(jobs)} runs left; the same command goes on")
-    runs = read_records(comparer)
+    runs = finish_runs(comparer, parallel=None if report_only else parallel or default_parallel(first))
     if not any(runs.values()):
         text = next(iter(comparer.failures.values()), "no run has finished")
         raise EsperError(f"compare {name}: nothing to compare: {text}")
@@ -95,11 +86,38 @@ def run_compare(
         margin=config.margin or 0.0,
         notes=make_notes(comparer, runs),
     )
-    where = {f"{arm}/{seed}": run.folder for arm, by_seed in sorted(runs.items()) for seed, run in by_seed.items()}
+    where = folders_by_name(runs)
     if share is None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "compare.json", {"name": name, "runs": where, "failures": failures_by_name(comparer)})
     return ComparisonReport(comparison=comparison, runs=runs, where=where, failures=failures_by_name(comparer))
+
+
+def finish_runs(comparer: Comparer, *, parallel: int | None) -> dict[str, dict[int, RunRecord]]:
+    """Runs what is missing of a comparison, and reads what has finished.
+
+    Args:
+        comparer: of the comparison.
+        parallel: number of jobs at a time; None runs nothing.
+
+    Raises:
+        Preempted: the command was stopped; the same command goes on.
+    """
+    jobs = jobs_of(comparer.config)
+    if parallel is None:
+        collect_finished(comparer, jobs)
+    else:
+        with stopped_by_signals(comparer):
+            comparer.run_all(jobs, parallel)
+    if comparer.stopping.is_set():
+        left = len(jobs) - len(comparer.folders) - len(comparer.failures)
+        raise Preempted(f"stopped with {left} of {len(jobs)} runs left; the same command goes on")
+    return read_records(comparer)
+
+
+def folders_by_name(runs: Runs) -> dict[str, str]:
+    """The folder of each run, by "arm/seed"."""
+    return {f"{arm}/{seed}": run.folder for arm, by_seed in sorted(runs.items()) for seed, run in by_seed.items()}
 
 
 def read_records(comparer: Comparer) -> dict[str, dict[int, RunRecord]]:

@@ -19,8 +19,10 @@ same files would repeat; otherwise it would spend its restarts on it.
 """
 
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ from esper.leyline.errors import (
 )
 from esper.leyline.files import RunDir, write_json
 from esper.run.attempt import Attempt
+from esper.run.leaving import leave_with
+from esper.run.parent import die_with_parent
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
 
@@ -207,3 +211,21 @@ def end_rank(
     if attempt is not None:
         attempt.release()
     return code_for_torchrun(ending, int(status["exit_code"]))
+
+
+def run_as_rank(run: Callable[[Path], int], module: str, parent: int) -> None:
+    """Runs a rank by the one word of the command line, and ends the process with its code.
+
+    Args:
+        run: from the path of config.yaml to an exit code.
+        module: name of the caller's module, for its usage.
+        parent: id of the agent's process, as it was before the imports.
+    """
+    if len(sys.argv) != 2:
+        print(f"usage: torchrun ... -m {module} RUN/config.yaml", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    die_with_parent(parent, signal.SIGHUP)  # if the agent is killed, its ranks must not train on
+    code = run(Path(sys.argv[1]))
+    leave_with(code)
+    if code:
+        sys.exit(code)

@@ -12,8 +12,9 @@ from esper.config.strict import as_plain
 from esper.config.tree import write_config
 from esper.leyline.errors import ConfigError, DataError
 from esper.run.using.evaluation import evaluate_run, predict_run
+from tests.support.dist import run_distributed
 from tests.support.tiny import make_engine
-from tests.support.toy_tasks import HOT, toy_config
+from tests.support.toy_tasks import FIRST, HOT, toy_config
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,19 @@ def test_evaluation_is_what_the_run_read_once(run: Any) -> None:
         evaluate_run(folder, part="dev")
 
 
+def measured(rank: int, folder: Path, part: str) -> tuple[int, list[float]]:
+    found = evaluate_run(folder, part=part)
+    return found.samples, [found.loss.value or 0.0, found.loss.se or 0.0, *found.metrics.values()]
+
+
+def test_ranks_share_the_samples_of_an_evaluation(run: Any) -> None:
+    folder, _, _ = run
+    samples, alone = measured(0, folder, "test")
+    for count, numbers in run_distributed(measured, 3, folder, "test"):
+        assert count == samples == 44
+        assert numbers == pytest.approx(alone, abs=1e-12)
+
+
 def test_predictions_are_the_networks(run: Any, tmp_path: Path) -> None:
     folder, _, _ = run
     np.save(tmp_path / "x.npy", HOT.numpy())
@@ -63,3 +77,29 @@ def test_predictions_are_the_networks(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((3, 9)))
     with pytest.raises(DataError, match=r"inputs are \[3, 9\], the host takes \['N', 4\]"):
         predict_run(folder, tmp_path / "wide.npy", tmp_path / "z.csv")
+
+
+def test_keywords_and_several_inputs_are_predicted_by_name(tmp_path: Path) -> None:
+    for name in ("seq2seq", "contrastive"):
+        config = toy_config(name, trainer__steps=4, control__every=2, controller={"kind": "none"})
+        write_config(tmp_path / name / "config.yaml", as_plain(config))
+        engine = make_engine(config, tmp_path / name)
+        engine.begin(None)
+        engine.run()
+    tokens, one, two = FIRST.flatten(1).numpy(), np.eye(24), np.eye(24)[::-1]
+    np.save(tmp_path / "x.npy", tokens)
+    np.savez(tmp_path / "x.npz", tokens=tokens)
+    np.savez(tmp_path / "two.npz", one, two)
+    for source in ("x.npy", "x.npz"):
+        predict_run(tmp_path / "seq2seq", tmp_path / source, tmp_path / f"{source}-said.npz")
+    named, alone = (np.load(tmp_path / f"{source}-said.npz") for source in ("x.npz", "x.npy"))
+    assert all(len(named[key]) == 20 and np.array_equal(named[key], alone[key]) for key in named.files)
+    said = predict_run(tmp_path / "contrastive", tmp_path / "two.npz", tmp_path / "pairs.npz")
+    assert "24 answers" in said
+    for run, source, text in (
+        ("seq2seq", "two.npz", "holds arr_0, arr_1, the host takes tokens"),
+        ("contrastive", "x.npy", r"holds 1 tensors, the host takes 2 \(input 0, input 1\); write .npz"),
+    ):
+        with pytest.raises(DataError, match=text):
+            predict_run(tmp_path / run, tmp_path / source, tmp_path / "no.npz")
+    assert not (tmp_path / "no.npz").exists()

@@ -3,23 +3,20 @@
 The same command serves a first start and a resume. How it ends is as with any other run, see `esper.run.ending`.
 """
 
-from esper.run.leaving import leave_with  # first, as it says
-from esper.run.parent import PARENT, die_with_parent  # before what takes seconds: it remembers the agent
+import esper.run.leaving  # noqa: F401  first, as it says
+from esper.run.parent import PARENT  # before what takes seconds: it remembers the agent
 
 # isort: split
 
 import os
-import signal
-import sys
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 from esper.nissa.screen import safe_streams
 from esper.run.attempt import Attempt, begin_attempt
-from esper.run.ending import end_rank
+from esper.run.ending import end_rank, run_as_rank
 from esper.run.learning.config import load_policy_config
 from esper.run.learning.work import learn
 from esper.tolaria.ranks.config import ControlConfig
@@ -49,14 +46,7 @@ def run(config_path: Path) -> int:
 @safe_streams()
 def main() -> None:
     """Entry point of ``python -m esper.run.learning.worker``."""
-    if len(sys.argv) != 2:
-        print("usage: torchrun ... -m esper.run.learning.worker RUN/config.yaml", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
-    die_with_parent(PARENT, signal.SIGHUP)  # if the agent is killed, its ranks must not train on
-    code = run(Path(sys.argv[1]))
-    leave_with(code)
-    if code:
-        sys.exit(code)
+    run_as_rank(run, "esper.run.learning.worker", PARENT)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def add_using(parsers: Any) -> None:
     evaluation.add_argument("--data", metavar="data.KEY=VALUE", nargs="+", default=[], help="other settings")
     evaluation.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers to this file")
     said = parsers.add_parser("predict", help="what a run's network says of new inputs", allow_abbrev=False)
-    said.add_argument("--input", metavar="FILE", type=Path, required=True, help=".npy, .pt (a tensor) or .csv")
+    said.add_argument("--input", metavar="FILE", type=Path, required=True, help=".npy, .pt (a tensor), .csv or .npz")
     said.add_argument("--output", metavar="FILE", type=Path, required=True, help="a new file, .npz or .csv")
     begin = parsers.add_parser("init", help="write a package that trains at once", allow_abbrev=False)
     begin.add_argument("folder", metavar="FOLDER", type=Path, help="a new folder, whose name is the package's")

@@ -5,7 +5,9 @@ of the samples, and sums are added up once.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.table import Table
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from esper.config.strict import override_text
 from esper.config.tree import EsperConfig, build_config, load_config
 from esper.kasmina.blueprints import registry
 from esper.kasmina.slots.confidence import evaluating
+from esper.kasmina.slots.sites import arguments
 from esper.leyline.errors import ConfigError, DataError, one_line
 from esper.leyline.events.task import MetricInfo, TaskInfo
 from esper.leyline.evidence import Reading
@@ -171,9 +175,12 @@ def evaluate_run(
     )
 
 
-def _read_inputs(path: Path) -> Tensor:
-    """A tensor of inputs out of a file: .npy, .pt, or .csv of numbers without a header."""
+def _read_inputs(path: Path) -> Tensor | dict[str, Tensor]:
+    """Inputs out of a file: one tensor of .npy, .pt, or .csv of numbers without a header; several, by name, of .npz."""
     try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as found:
+                return {name: torch.from_numpy(found[name]) for name in found.files}
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False))
         if path.suffix == ".pt":
@@ -187,7 +194,39 @@ def _read_inputs(path: Path) -> Tensor:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"--input {path}: cannot be read ({one_line(error)})") from None
-    raise DataError(f"--input {path}: unknown kind; write .npy, .pt (a tensor) or .csv (numbers)")
+    raise DataError(f"--input {path}: unknown kind; write .npy, .pt (a tensor), .csv (numbers) or .npz (several)")
+
+
+def _fit_inputs(found: Tensor | dict[str, Tensor], example: Any, dtype: torch.dtype, source: Path) -> Any:
+    """Inputs in the form in which the host takes them: a tensor, a tuple, or a dict of keywords.
+
+    Args:
+        found: one tensor, or several by name; those of a tuple in their order.
+        example: two inputs.
+        dtype: of numbers in the host.
+        source: where they are from, for an error.
+
+    Raises:
+        DataError: names, number or shapes differ from the example's.
+    """
+    leaves, spec = tree_flatten(example)
+    names = list(example) if isinstance(example, Mapping) else [f"input {place}" for place in range(len(leaves))]
+    given = list(found.values()) if isinstance(found, dict) else [found]
+    if len(names) != len(leaves) or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise DataError(f"--input {source}: the host takes a tree of inputs, which no file holds")
+    if isinstance(found, dict) and isinstance(example, Mapping):
+        if set(found) != set(names):
+            raise DataError(f"--input {source}: holds {', '.join(found)}, the host takes {', '.join(names)}")
+        given = [found[name] for name in names]
+    if len(given) != len(leaves):
+        wanted = f"{len(leaves)} ({', '.join(names)})"
+        raise DataError(f"--input {source}: holds {len(given)} tensors, the host takes {wanted}; write .npz")
+    for name, one, leaf in zip(names, given, leaves, strict=True):
+        if one.shape[1:] != leaf.shape[1:] or len(one) != len(given[0]):
+            what = "inputs are" if len(leaves) == 1 else f"{name} is"
+            raise DataError(f"--input {source}: {what} {list(one.shape)}, the host takes {['N', *leaf.shape[1:]]}")
+    pairs = zip(given, leaves, strict=True)
+    return tree_unflatten([one.to(dtype if leaf.is_floating_point() else leaf.dtype) for one, leaf in pairs], spec)
 
 
 def predict_run(run: Path, source: Path, target: Path, *, at: int | None = None, trusted: bool = False) -> str:
@@ -195,7 +234,7 @@ def predict_run(run: Path, source: Path, target: Path, *, at: int | None = None,
 
     Args:
         run: run directory.
-        source: inputs as the model takes them, [N, ...]: .npy, .pt or .csv.
+        source: inputs as the model takes them, [N, ...]: .npy, .pt or .csv; .npz where it takes several.
         target: a new file: .npz, or .csv where an answer is a number or a row of them.
         at: step of the checkpoint; None for the one that validation chose.
         trusted: as for `evaluate_run`.
@@ -210,22 +249,16 @@ def predict_run(run: Path, source: Path, target: Path, *, at: int | None = None,
         raise ConfigError(f"--output {target}: unknown kind; write .npz or .csv")
     if target.exists():
         raise ConfigError(f"--output {target}: it is there already; name another")
-    inputs = _read_inputs(source)
     loaded = _load(run, at, [], trusted)
     bundle, task = loaded.bundle, loaded.bundle.learns
-    example = bundle.example()
-    if not isinstance(example, Tensor):
-        raise ConfigError(f"esper predict: the host takes {type(example).__name__} of inputs, a file has one tensor")
-    if inputs.shape[1:] != example.shape[1:]:
-        raise DataError(
-            f"--input {source}: inputs are {list(inputs.shape)}, the host takes {['N', *example.shape[1:]]}"
-        )
     weight = next(loaded.grown.model.parameters())
-    inputs = inputs.to(weight.dtype if example.is_floating_point() else example.dtype)
+    inputs = _fit_inputs(_read_inputs(source), bundle.example(), weight.dtype, source)
+    count = len(tree_leaves(inputs)[0])
     pieces: list[dict[str, Tensor]] = []
     with evaluating(loaded.grown.model):
-        for batch in inputs.split(loaded.config.trainer.eval_batch):
-            pieces.append(task.answers(loaded.grown.model(batch)))
+        for rows in torch.arange(count).split(loaded.config.trainer.eval_batch):
+            args, kwargs = arguments(tree_map_only(Tensor, itemgetter(rows), inputs))
+            pieces.append(task.answers(loaded.grown.model(*args, **kwargs)))
     answers = {name: torch.cat([piece[name] for piece in pieces]).cpu().numpy() for name in pieces[0]}
     if target.suffix == ".npz":
         with target.open("xb") as file:
@@ -238,4 +271,4 @@ def predict_run(run: Path, source: Path, target: Path, *, at: int | None = None,
             print(",".join(heads), file=text)
             np.savetxt(text, rows, delimiter=",", fmt="%.10g")
     said = override_text(sorted(answers))
-    return f"esper: {len(inputs)} answers {said} of step {loaded.step} of {run} in {target}"
+    return f"esper: {count} answers {said} of step {loaded.step} of {run} in {target}"

@@ -41,8 +41,8 @@ class DataConfig:
         """Range checks of the shared fields, reported together with the subclass's own."""
         check("workers", self.workers >= 0, "must be >= 0")
         check("split_seed", self.split_seed >= 0, "must be >= 0")
-        for name in ("validation", "probe"):
-            check(name, getattr(self, name) >= 2, "samples, must be >= 2")
+        for name in ("validation", "probe", "test"):  # where files hold the test part, it is no field
+            check(name, getattr(self, name, 2) >= 2, "samples, must be >= 2")
 
 
 Loader = Callable[[Any], Any]  # config -> Bundle

@@ -28,14 +28,38 @@ class OfDataConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ClassificationConfig:
+class SmoothedConfig:
+    """What tasks of classes or tokens have."""
+
+    kind: str
+    """Registered name; chooses the task."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes or tokens in training, 0 to 1; reports and gates use the
+    labels.
+    """
+
+    def check_smoothing(self, check: Checks) -> None:
+        """Range check of the shared field, reported together with the subclass's own."""
+        check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class PlacesConfig(SmoothedConfig):
+    """What tasks with a label at many places of a sample have: pixels, hidden tokens, places of a sequence."""
+
+    normalise: Normalise = Normalise.SAMPLES
+    """Over what a step's loss is a mean: ``samples``, each the mean of its places that count, or ``tokens``, all such
+    places of a step alike, which costs one scalar all-reduce a step. Reports and gates take samples.
+    """
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassificationConfig(SmoothedConfig):
     """One class of each sample: logits [B, K], target [B]; loss in nats, accuracy."""
 
     kind: str = "classification"
     """Registered name of this kind: ``classification``."""
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes in training, 0 to 1; reports and gates use the labels."""
 
     class_weights: list[float] | None = None
     """Factor of each class's loss, normalised to a mean of 1 over the training part; null: all the same. It counts in
@@ -56,7 +80,7 @@ class ClassificationConfig:
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+            self.check_smoothing(check)
             for name in ("mixup", "cutmix"):
                 check(name, getattr(self, name) >= 0, "must be >= 0")
             weights = self.class_weights
@@ -65,22 +89,19 @@ class ClassificationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LanguageConfig:
+class LanguageConfig(SmoothedConfig):
     """The next token at every place: logits [B, T, V], target [B, T]; loss in nats per token, accuracy."""
 
     kind: str = "language"
     """Registered name of this kind: ``language``."""
 
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
-
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+            self.check_smoothing(check)
 
 
 @dataclass(kw_only=True, slots=True)
-class MaskedLanguageConfig:
+class MaskedLanguageConfig(PlacesConfig):
     """Hidden tokens of a sequence: logits [B, T, V]; loss in nats per hidden token, accuracy."""
 
     kind: str = "masked_language"
@@ -92,19 +113,11 @@ class MaskedLanguageConfig:
     mask_token: int | None = None
     """Token that stands for a hidden one; null: the last of the vocabulary."""
 
-    normalise: Normalise = Normalise.SAMPLES
-    """Over what a step's loss is a mean: ``samples``, each the mean of its hidden tokens, or ``tokens``, all hidden
-    tokens of the step alike, which costs one scalar all-reduce a step. Reports and gates take samples.
-    """
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
-
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check("share", 0 < self.share < 1, "must be > 0 and < 1")
             check("mask_token", self.mask_token is None or self.mask_token >= 0, "must be >= 0, or null for the last")
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+            self.check_smoothing(check)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,7 +137,7 @@ class MultiLabelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class SegmentationConfig:
+class SegmentationConfig(PlacesConfig):
     """A class of each pixel: logits [B, K, H, W], target [B, H, W]; loss in nats per pixel, mean IoU."""
 
     kind: str = "segmentation"
@@ -133,21 +146,13 @@ class SegmentationConfig:
     ignore_index: int = 255
     """Target of pixels that do not count."""
 
-    normalise: Normalise = Normalise.SAMPLES
-    """Over what a step's loss is a mean: ``samples``, each the mean of its pixels, or ``tokens``, all pixels of a step
-    alike, which costs one scalar all-reduce a step. Reports and gates take samples.
-    """
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes in training, 0 to 1; reports and gates use the labels."""
-
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+            self.check_smoothing(check)
 
 
 @dataclass(kw_only=True, slots=True)
-class SequenceConfig:
+class SequenceConfig(PlacesConfig):
     """From sequence to sequence: logits [B, T, V], labels [B, T] with -100 where nothing is asked; nats per token."""
 
     kind: str = "seq2seq"
@@ -156,17 +161,9 @@ class SequenceConfig:
     ignore_index: int = -100
     """Label of places that do not count."""
 
-    normalise: Normalise = Normalise.SAMPLES
-    """Over what a step's loss is a mean: ``samples``, each the mean of its places, or ``tokens``, all places of a step
-    alike, which costs one scalar all-reduce a step. Reports and gates take samples.
-    """
-
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all tokens in training, 0 to 1; reports and gates use the labels."""
-
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            check("label_smoothing", 0 <= self.label_smoothing < 1, "a share, must be >= 0 and < 1")
+            self.check_smoothing(check)
 
 
 class Error(StrEnum):

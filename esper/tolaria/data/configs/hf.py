@@ -75,7 +75,6 @@ class HFDataConfig(DataConfig):
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
-            check("test", self.test >= 2, "samples, must be >= 2")
             check("path", self.path.strip() != "", "must name a folder, a file, or with data.hub a name on the hub")
             check("subset", self.subset is None or self.hub, "is for data.hub=true")
             check("channels", self.channels in (1, 3), "must be 1 or 3")

@@ -37,7 +37,6 @@ class DigitsConfig(DataConfig):
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
-            check("test", self.test >= 2, "samples, must be >= 2")
             check("label_noise", 0 <= self.label_noise <= 1, "share of the training labels, must be 0 to 1")
 
 

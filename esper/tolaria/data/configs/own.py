@@ -40,7 +40,6 @@ class CustomDataConfig(DataConfig):
         with Checks(self) as check:
             self.check_split(check)
             check("path", is_dotted(self.path), "write package.module:function")
-            check("test", self.test >= 2, "samples, must be >= 2")
             check("length", self.length is None or self.length >= 2, "samples, must be >= 2, or null")
 
 
@@ -92,7 +91,6 @@ class TableConfig(DataConfig):
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
-            check("test", self.test >= 2, "rows, must be >= 2")
             for name in ("path", "test_path", "cluster_column"):
                 check(name, getattr(self, name) != "", "must name one")
             check("target", bool(self.target), "name one column or more")

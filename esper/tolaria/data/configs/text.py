@@ -45,7 +45,6 @@ class PySourceConfig(DataConfig):
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_split(check)
-            check("test", self.test >= 2, "samples, must be >= 2")
             check("block", self.block >= 1, "bytes, must be >= 1")
             check("max_bytes", self.max_bytes >= 1, "must be >= 1")
 
@@ -137,7 +136,6 @@ class TokensConfig(DataConfig):
             check("bits", self.bits in (16, 32), "must be 16 or 32")
             check("vocabulary", 2 <= self.vocabulary <= 2**self.bits, "must be 2 to 2 ** data.bits")
             check("block", self.block >= 1, "tokens, must be >= 1")
-            check("test", self.test >= 2, "samples, must be >= 2")
             check("root", self.root != "", "must name a folder, or null for the one below ESPER_DATA")
             end = self.document_end
             check("document_end", end is None or 0 <= end < self.vocabulary, "must be a token, or null")

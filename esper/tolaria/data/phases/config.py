@@ -30,7 +30,6 @@ class PhasedConfig(DataConfig):
     def check_phases(self, check: Checks) -> None:
         """Range checks of the shared fields, reported together with the subclass's own."""
         self.check_split(check)
-        check("test", self.test >= 2, "samples, must be >= 2")
         check("replay", 0 <= self.replay < 1, "share of the training part, must be >= 0 and < 1")
 
 
