@@ -82,6 +82,7 @@ def test_predictions_are_the_networks(run: Any, tmp_path: Path) -> None:
 def test_keywords_and_several_inputs_are_predicted_by_name(tmp_path: Path) -> None:
     for name in ("seq2seq", "contrastive"):
         config = toy_config(name, trainer__steps=4, control__every=2, controller={"kind": "none"})
+        (tmp_path / name).mkdir()
         write_config(tmp_path / name / "config.yaml", as_plain(config))
         engine = make_engine(config, tmp_path / name)
         engine.begin(None)

@@ -4,11 +4,13 @@
                                   has a copy; an average of the weights is one more
     activations                   what the backward keeps of a forward and its loss, counted at two sizes of batch and
                                   taken to the samples of a rank's forward pass
+    temporaries                   gradients of activations on their way back: twice the largest that is kept
 
 Seeds (`slots.memory` caps those), a teacher, the data, and what torch and the device's libraries take are not in it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,7 @@ class MemoryForecast:
         gradients: with the reducer's copy.
         moments: of the optimizer.
         activations: of one forward pass.
+        temporaries: of its backward.
         samples: samples of that pass.
     """
 
@@ -50,25 +53,25 @@ class MemoryForecast:
     gradients: int
     moments: int
     activations: int
+    temporaries: int
     samples: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.moments + self.activations
+        return self.weights + self.gradients + self.moments + self.activations + self.temporaries
 
     def __str__(self) -> str:
-        parts = [
-            f"{getattr(self, name) / MIB:,.1f} {name}" for name in ("weights", "gradients", "moments", "activations")
-        ]
+        names = ("weights", "gradients", "moments", "temporaries", "activations")
+        parts = [f"{getattr(self, name) / MIB:,.1f} {name}" for name in names]
         return (
             f"memory of a rank at the peak of a step, forecast: {self.total / MIB:,.1f} MiB ({', '.join(parts)} of "
             f"{self.samples} samples a forward); without seeds, data, and what torch itself takes"
         )
 
 
-def bytes_kept(config: EsperConfig, grown: Grown, bundle: Bundle, samples: int) -> int:
-    """Bytes that the backward keeps of a forward over training samples and of their loss, beside weights."""
+def sizes_kept(config: EsperConfig, grown: Grown, bundle: Bundle, samples: int) -> list[int]:
+    """Bytes of each tensor that the backward keeps of a forward over training samples and of its loss, but weights."""
     kept: dict[int, Tensor] = {}
     known = {tensor.untyped_storage()._cdata for tensor in (*grown.model.parameters(), *grown.model.buffers())}
 
@@ -87,7 +90,7 @@ def bytes_kept(config: EsperConfig, grown: Grown, bundle: Bundle, samples: int) 
             output = grown.model(*args, **kwargs)
         bundle.learns.learned(output, y)
     grown.model.train(training)
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known)
+    return [tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known]
 
 
 def forecast_memory(config: EsperConfig) -> MemoryForecast:
@@ -103,8 +106,12 @@ def forecast_memory(config: EsperConfig) -> MemoryForecast:
     ranks = config.world.nnodes * config.world.nproc_per_node
     samples = math.ceil(math.ceil(trainer.batch / ranks) / forwards_of(trainer, bundle, ranks))
     few = max(2, bundle.learns.group)
-    one, two = (bytes_kept(config, grown, bundle, size) for size in (few, 2 * few))
-    each = (two - one) / few
+    one, two = (sizes_kept(config, grown, bundle, size) for size in (few, 2 * few))
+
+    def grow(measure: Callable[[list[int]], int]) -> int:
+        """A measure of what is kept, taken to the samples of a pass."""
+        return max(0, math.ceil(measure(one) + (measure(two) - measure(one)) / few * (samples - few)))
+
     tensors: list[Any] = [*grown.model.parameters(), *grown.model.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     learned = sum(p.numel() * p.element_size() for p in grown.model.parameters() if p.requires_grad)
@@ -112,7 +119,8 @@ def forecast_memory(config: EsperConfig) -> MemoryForecast:
         weights=weights * (1 if trainer.ema is None else 2),
         gradients=learned * (2 if ranks > 1 else 1),
         moments=learned * moments_of(config.optim),
-        activations=max(0, math.ceil(one + each * (samples - few))),
+        activations=grow(sum),
+        temporaries=2 * grow(max),
         samples=samples,
     )
 

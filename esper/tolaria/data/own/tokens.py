@@ -5,7 +5,8 @@ token, y without its first. Windows are dealt as those of text are (`esper.tolar
 the others in stretches of 32 neighbours. Where ``document_end`` names a token, a window belongs to the document in
 which it begins, and evidence counts documents.
 
-What a process holds of its own is one permutation of windows (8 bytes each); pages of the files are the system's.
+What a process holds of its own are permutations of windows (about 60 bytes a window, with that of an epoch); pages of
+the files are the system's.
 """
 
 from pathlib import Path
