@@ -16,6 +16,7 @@ from tests.e2e.conftest import Finished, Start
 from tests.support.commands import ESPER, GROWING, NO_WANDB, TRAIN, Command, assert_gone, free_port, mark
 from tests.support.dist import run_distributed
 from tests.support.killed_runs import assert_same_run, final
+from tests.support.patience import Patience, cpu_of, wait_until
 from tests.support.tiny import tiny_plain
 
 
@@ -74,6 +75,10 @@ def test_more_ranks_than_samples_is_one_line(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "STATUS.json").read_text())["exit_code"] == 78
 
 
+# A tick takes a second or more, as in a real run, so that the repeats of a signal arrive before it.
+LONG = {"trainer__steps": 100_000, "trainer__batch": 32, "control__every": 200, "control__max_steps": 200}
+
+
 def by_hand(start: Start, run: Path, **variables: str) -> Command:
     """A torchrun typed by hand, without a name for its rendezvous."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
@@ -93,8 +98,19 @@ def made(run: Path, **settings: Any) -> Path:
     return run
 
 
-def test_a_second_torchrun_on_a_run_is_refused_and_leaves_the_first_alone(start: Start, tmp_path: Path) -> None:
-    run = made(tmp_path / "run", trainer__steps=100_000, control__timeout_s=600.0)
+def stopped(run: Path, command: Command) -> None:
+    """The run was stopped as asked for: it has saved, and says so."""
+    command.end()
+    assert_gone(command, run)
+    status = json.loads((run / "STATUS.json").read_text())
+    assert status["status"] == "preempted", command.told()
+    assert (run / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
+def test_a_second_torchrun_is_refused_and_the_first_saves_when_its_agent_is_stopped(
+    start: Start, tmp_path: Path
+) -> None:
+    run = made(tmp_path / "run", **LONG, control__timeout_s=600.0)
     first = by_hand(start, run)
     first.until(lambda: mark(run).tick >= 1, "the first tick")
     with first.held(run):
@@ -108,19 +124,27 @@ def test_a_second_torchrun_on_a_run_is_refused_and_leaves_the_first_alone(start:
         assert "in use by process " in launcher.err
         assert contents(run) == before
     first.process.send_signal(signal.SIGTERM)
-    first.end()
-    assert_gone(first, run)
-    assert json.loads((run / "STATUS.json").read_text())["status"] == "preempted", first.told()
+    stopped(run, first)
     assert latest_attempt(run)[0] == 1
 
 
-def test_two_torchruns_at_the_same_moment_make_one_run(start: Start, tmp_path: Path) -> None:
-    run = made(tmp_path / "run")
+def test_two_torchruns_at_the_same_moment_make_one_run_which_saves_when_all_are_stopped(
+    start: Start, tmp_path: Path
+) -> None:
+    """SIGTERM to every process of a job at once, as Slurm and systemd send it."""
+    run = made(tmp_path / "run", **LONG)
     pair = [by_hand(start, run) for _ in range(2)]
-    codes = sorted(command.end() for command in pair)
-    told = "\n".join(command.told() for command in pair)
-    assert json.loads((run / "STATUS.json").read_text())["status"] == "done", told
-    if codes == [0, 1]:
-        assert latest_attempt(run)[0] == 1, told
-    else:  # so far apart that the second one found the run done
-        assert codes == [0, 0], told
+
+    def lost() -> list[Command]:
+        return [command for command in pair if command.process.poll() is not None]
+
+    patience = Patience(cpu_of(lambda: {pid for one in pair for pid in (one.process.pid, *one.below())}))
+    wait_until(lambda: len(lost()) == 2 or (lost() and mark(run).step > 5), "one that trains alone", patience)
+    (loser,) = lost()
+    (winner,) = [command for command in pair if command is not loser]
+    assert loser.end() == 1, loser.told()
+    assert "in use by process " in loser.err
+    for pid in [*winner.below(), winner.process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    stopped(run, winner)
+    assert latest_attempt(run)[0] == 1

@@ -29,10 +29,10 @@ def agent_alone(command: Command) -> list[int]:
 @pytest.mark.parametrize(
     ("number", "whom", "ranks"),
     [
-        (signal.SIGTERM, everybody, 2),
+        pytest.param(signal.SIGTERM, everybody, 2, marks=pytest.mark.slow),  # both SIGTERMs: test_by_hand.py, too
         (signal.SIGINT, everybody, 1),
         pytest.param(signal.SIGUSR1, everybody, 1, marks=pytest.mark.slow),  # to a rank: tests/dist/test_recovery.py
-        (signal.SIGTERM, agent_alone, 2),
+        pytest.param(signal.SIGTERM, agent_alone, 2, marks=pytest.mark.slow),
     ],
 )
 def test_it_saves(start: Start, tmp_path: Path, number: int, whom: Callable[[Command], list[int]], ranks: int) -> None:
