@@ -126,6 +126,8 @@ def test_stopped_then_killed_it_goes_on_and_leaves_nobody_behind(
         assert (row["train/step"], row["train/loss"]) == (12 * tick, records[tick]["payload"]["train_loss"]["value"])
 
 
+# The folder: tests/launcher/test_launcher.py; its ranks, to the bit: tests/dist/test_changed_settings.py
+@pytest.mark.slow
 def test_undo_goes_on_from_an_older_checkpoint_in_a_new_folder(
     grown: Finished, start: Start, tmp_path: Path, wanted: dict[str, Any]
 ) -> None:

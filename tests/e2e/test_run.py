@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from esper import cli
 from esper.config.tree import load_config
 from esper.leyline.events import (
     CheckpointSaved,
@@ -23,7 +24,7 @@ from esper.leyline.stages import EDGES, Gate, Mechanical, Op, Stage
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.training.result import rebuild_checkpoint
 from tests.e2e.conftest import Finished, Start
-from tests.support.commands import ESPER, GROWING, TRAIN
+from tests.support.commands import GROWING, TRAIN
 from tests.support.tiny import make_engine
 
 TICKS, EVERY = 20, 12
@@ -228,15 +229,15 @@ def contents(run: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def test_the_same_command_again_trains_nothing(grown: Finished, start: Start) -> None:
+def test_the_same_command_again_trains_nothing(
+    grown: Finished, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(grown.run)
     starts = len(read_json(grown.run / "environment.json")["earlier"])
     again = start(TRAIN, *GROWING, f"run.dir={grown.run}")
     assert again.end() == 0, again.told()
     assert again.told().strip().splitlines()[0] == f"esper: done at step 240 (run directory: {grown.run})"
-    resumed = start(ESPER, "resume", str(grown.run))
-    assert resumed.end() == 0, resumed.told()
-    assert resumed.out == f"esper: done at step 240 (run directory: {grown.run})\n"
-    assert resumed.err == ""
+    assert cli.main(["resume", str(grown.run)]) == 0
+    assert capsys.readouterr() == (f"esper: done at step 240 (run directory: {grown.run})\n", "")
     assert contents(grown.run) == before
     assert len(read_json(grown.run / "environment.json")["earlier"]) == starts + 2
