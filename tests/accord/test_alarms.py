@@ -11,7 +11,7 @@ from esper.leyline.evidence import ABSENT, Reading, measured
 from tests.support.loss_series import HEALTHY, SICK, TICKS, Losses, Runs
 
 CONFIG = GovernorConfig()
-RUNS = [300, pytest.param(1000, marks=pytest.mark.slow)]
+RUNS = [100, pytest.param(1000, marks=pytest.mark.slow)]
 
 
 def readings(losses: Losses | None, errors: Losses | None, run: int) -> list[Reading]:
