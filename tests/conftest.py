@@ -4,6 +4,7 @@ Processes that share the tests (`-n 2 --dist loadfile`) take whole files, long o
 Files that look at one finished run go to the same process, so that it is made once.
 """
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((index for index, long in enumerate(LONG) if path.startswith(long)), len(LONG))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of later garbage collections, which would go through a million objects each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
