@@ -1,28 +1,37 @@
 """Which stop signals end a rank at once; real signals to a process of its own."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 import pytest
 
 from esper.run.ending import SUPERVISED
-
-# A signal that comes between Python's last look and a read that blocks is handled only when that read returns, so the
-# child waits a moment at a time.
-SCRIPT = """
-import select, sys
 from esper.run.stopping import StopHandlers
-StopHandlers(lambda: print("asked", flush=True), float(sys.argv[1])).install()
-print("ready", flush=True)
-while True:
-    if select.select([sys.stdin], [], [], 0.05)[0]:
-        if not sys.stdin.readline():
-            break
-        print("alive", flush=True)
-"""
+from tests.support.dist import rank_context
+
+
+def wait_for_signals(line: Connection, grace_s: float, supervised: bool) -> None:
+    """In a process of its own: says ``asked`` at each signal, and ``alive`` at a word; ends with the line.
+
+    A signal that comes between Python's last look and a read that blocks is handled only when that read returns, so it
+    waits a moment at a time.
+    """
+    os.environ.pop(SUPERVISED, None)
+    if supervised:
+        os.environ[SUPERVISED] = "1"
+    StopHandlers(lambda: line.send("asked"), grace_s).install()
+    line.send("ready")
+    while True:
+        if line.poll(0.05):
+            try:
+                line.recv()
+            except EOFError:
+                return
+            line.send("alive")
+
+
 INT, TERM, HUP, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 
@@ -42,26 +51,23 @@ INT, TERM, HUP, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGU
     ],
 )
 def test_an_echo_does_not_insist(signals: list[int], grace_s: float, supervised: bool, ended_by: int | None) -> None:
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    variables.pop(SUPERVISED, None)
-    if supervised:
-        variables[SUPERVISED] = "1"
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(grace_s)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=variables,
-    ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
+    context = rank_context()
+    ours, theirs = context.Pipe()
+    child: multiprocessing.Process = context.Process(target=wait_for_signals, args=(theirs, grace_s, supervised))
+    child.start()
+    theirs.close()
+    try:
+        assert ours.recv() == "ready"
         for number in signals:
-            child.send_signal(number)
-            assert child.stdout.readline() == "asked\n", "each signal is handled before the next one comes"
+            assert child.pid is not None
+            os.kill(child.pid, number)
+            assert ours.recv() == "asked", "each signal is handled before the next one comes"
         if ended_by is None:
-            child.stdin.write("\n")
-            child.stdin.flush()
-            assert child.stdout.readline() == "alive\n"
-            child.stdin.close()
-        assert child.wait() == (0 if ended_by is None else -ended_by)
+            ours.send("go on")
+            assert ours.recv() == "alive"
+        ours.close()
+        child.join()
+        assert child.exitcode == (0 if ended_by is None else -ended_by)
+    finally:
+        child.kill()
+        child.join()

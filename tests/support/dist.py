@@ -77,7 +77,7 @@ def run_distributed(
     """
     if device == "gpu" and torch.cuda.device_count() < world_size:
         pytest.skip(f"needs {world_size} CUDA devices, this machine has {torch.cuda.device_count()}")
-    context = _context()
+    context = rank_context()
     stores = [dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) for _ in range(groups)]
     ports = [store.port for store in stores]
     with tempfile.TemporaryDirectory(prefix="esper-ranks-") as folder:
@@ -123,7 +123,8 @@ def use_group(index: int) -> None:
     os.environ["MASTER_PORT"] = os.environ["ESPER_TEST_PORTS"].split()[index]
 
 
-def _context() -> Any:
+def rank_context() -> Any:
+    """What starts processes that fork off the server; see `multiprocessing.get_context`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     # The server is this process's environment for ever: give it the path to preload by, and one thread.
