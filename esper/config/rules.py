@@ -10,54 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from esper.accord.config import SlotsConfig
 from esper.accord.evidence.plan import check_plan, plan_probe
 from esper.config.fitting import host_fits_task, task_fits_data
+from esper.config.points import host_slots, points_of
 from esper.config.samples import sample_of
 from esper.config.strict import override_text
 from esper.kasmina import blueprints
-from esper.kasmina.hosts import HOSTS, CustomHostConfig, InjectionPoint, build_host
+from esper.kasmina.hosts import HOSTS
 from esper.leyline.channels import channels_path
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 from esper.leyline.imports import import_object
 from esper.leyline.legality import COPY
-from esper.leyline.slots import sort_slots
 from esper.leyline.stages import Incubation
 from esper.tamiyo.registry import build_controller
 from esper.tolaria.data import CustomDataConfig
 from esper.tolaria.data.configs import Target
 from esper.tolaria.tasks import OfDataConfig
 from esper.tolaria.training.distill_config import DistillConfig
-
-
-def _points(host: Any, data: Any) -> tuple[InjectionPoint, ...] | None:
-    """The host's injection points; None if the data's shape is not known.
-
-    A custom host is not built here: its code may do things that the meta device cannot.
-
-    Raises:
-        ConfigError: the host does not take the data.
-    """
-    if isinstance(host, CustomHostConfig):
-        return tuple(InjectionPoint(slot=slot, module=name, topology=None) for slot, name in host.sites.items())
-    sample = sample_of(data)
-    if sample is None:
-        return None
-    with torch.device("meta"):
-        network: Any = build_host(host, *sample)
-    return network.injection_points()
-
-
-def host_slots(host: Any, data: Any) -> tuple[str, ...]:
-    """Slot ids of a host on this data, row-major; empty if they cannot be known."""
-    try:
-        points = _points(host, data)
-    except ConfigError:  # `host_takes_data` reports it
-        return ()
-    return sort_slots(point.slot for point in points or ())
 
 
 def ranks_share_a_batch(trainer: Any, world: Any) -> list[str]:
@@ -85,7 +56,7 @@ def host_takes_data(host: Any, data: Any) -> list[str]:
         other = f", or data.block={host.block}" if of_data else ""
         return [f"host.block = {host.block}: shorter than {what}; set host.block={shape[0]}{other}"]
     try:
-        _points(host, data)
+        points_of(host, data)
     except ConfigError as error:
         # A custom host cannot be proposed: only the user knows its path.
         builtin = {kind: entry.config() for kind, entry in sorted(HOSTS.items()) if kind not in ("custom", "hf")}
@@ -167,7 +138,7 @@ def blueprints_exist(host: Any, data: Any, slots: SlotsConfig, controller: Any) 
     """The blueprints that the controller names are registered for the kind of features at some slot in use."""
     try:
         blueprints.load_plugins()
-        points = _points(host, data) or ()
+        points = points_of(host, data) or ()
     except ConfigError as error:
         return [] if str(error).startswith("host") else [f"controller: {line}" for line in error.problems]
     used = [point for point in points if not slots.ids or point.slot in slots.ids]
