@@ -4,7 +4,6 @@ Only the standard library is imported here. What needs torch or wandb runs in a 
 is a finding like any other. The checks of the run directory are in `esper.launcher.folder_checks`.
 """
 
-import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -113,25 +112,27 @@ def check_devices() -> Finding:
 
 
 _REDUCE = """
-import sys, datetime, torch, torch.distributed as dist
-rank = int(sys.argv[2])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
-x = torch.tensor([rank + 1.0]); dist.all_reduce(x); dist.destroy_process_group()
-print(x.item())
+import datetime, os, signal, sys, torch, torch.distributed as dist
+peer = os.fork()  # torch is loaded once
+if not peer:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)  # the errors of one process are enough: its peer reports what is wrong
+try:
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(peer > 0), world_size=2,
+                            timeout=datetime.timedelta(seconds=60))
+    x = torch.tensor([1.0 + (peer > 0)]); dist.all_reduce(x); dist.destroy_process_group()
+    print(x.item())
+finally:
+    if peer:
+        os.kill(peer, signal.SIGKILL)
+        os.waitpid(peer, 0)
 """
 
 
 def check_backend() -> Finding:
     """Adds 1 and 2 in two processes with gloo."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-c", _REDUCE, f"{folder}/store"]
-        # The errors of one process are enough: its peer reports what is wrong.
-        with subprocess.Popen([*words, "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as other:
-            code, line = run_child(*words, "1")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                other.wait(PATIENCE_S if code == 0 else 5)
-            other.kill()
+        code, line = run_child(sys.executable, "-c", _REDUCE, f"{folder}/store")
     if code:
         interface = os.environ.get("GLOO_SOCKET_IFNAME")
         advice = f"GLOO_SOCKET_IFNAME={interface} must name an interface that is up" if interface else "see ports"
