@@ -36,8 +36,19 @@ OP = {op: OPTIONS.ops.index(op) for op in Op}
 Actions = dict[str, np.ndarray]
 
 
+class Curves:
+    """Where the twins of these tests are kept, so that each is trained once."""
+
+    folder: Path | None = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _curves(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Curves.folder = tmp_path_factory.mktemp("curves")
+
+
 def environment(envs: int = 2, tasks: tuple[GrowthTask, ...] = (DIGITS, RECALL), **more: Any) -> GrowthVectorEnv:
-    return make_environment(tasks, envs, seeds=2, maker=MAKER, **more)
+    return make_environment(tasks, envs, seeds=2, maker=MAKER, folder=Curves.folder, **more)
 
 
 def waiting(env: GrowthVectorEnv) -> Actions:
