@@ -45,8 +45,8 @@ BEST = (TICKS - 3) * HELP - HARM - PRICE  # three ticks until the helpful seed i
 def test_a_policy_grows_what_helps_prunes_what_harms_and_waits_else() -> None:
     torch.manual_seed(make_seed(1, Purpose.WEIGHTS))
     agent = GrowthAgent(width=16, hidden=0)
-    settings = {"ticks": TICKS, "gamma": 1.0, "lr": 5e-3, "minibatches": 2, "entropy": 0.2, "entropy_end": 0.0}
-    training = Training(agent, GrowthWorld(16), config_of(**settings), Plan(updates=60, seed=1))
+    settings = {"ticks": TICKS, "gamma": 1.0, "lr": 1e-2, "minibatches": 2, "entropy": 0.2, "entropy_end": 0.0}
+    training = Training(agent, GrowthWorld(16), config_of(**settings), Plan(updates=30, seed=1))
     at_random = play(agent, GrowthWorld(16), episodes=2, seed=7, greedy=False).flatten()
     numbers: list[dict[str, float]] = []
     training.run(after_update=lambda update: numbers.append(update.numbers))
