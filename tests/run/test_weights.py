@@ -11,6 +11,7 @@ from torch import nn
 from esper.kasmina.hosts import CNNConfig, GPTConfig, HFConfig, ResNet20Config, build_host, freeze
 from esper.leyline.errors import ConfigError
 from esper.run.assembly import build_grown
+from esper.run.start.begin import begin_elsewhere
 from esper.run.start.weights import load_weights_from
 from esper.tolaria.data import load_data
 from tests.support.bitwise import bits
@@ -43,6 +44,21 @@ def test_files_and_folders_are_loaded_as_they_are(kind: str, tmp_path: Path) -> 
     assert all(bits(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert record is not None
     assert len(record["digest"]) == 16
+
+
+def test_the_average_begins_with_the_loaded_weights(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    host = GPTConfig(**GPT, weights=str(tmp_path / "w.pt"))
+    config = tiny_config("gpt", host=host, trainer__steps=8, trainer__ema=0.9)
+    engine = make_engine(config, tmp_path)
+    begin_elsewhere(config, engine, tmp_path, None)
+    engine.begin(None)
+    assert engine.average is not None
+    assert engine.average.averages
+    assert all(bits(average, state[name]) for name, average in engine.average.averages.items())
+    engine.saver.close()
+    engine.world.close()
 
 
 def test_a_run_is_loaded_at_the_chosen_or_the_named_step(tmp_path: Path) -> None:

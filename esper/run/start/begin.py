@@ -29,6 +29,8 @@ def begin_elsewhere(config: EsperConfig, engine: Engine, run_dir: Path, chosen: 
         return
     own = None if engine.controller is None else engine.controller.state_dict()
     origin, given = find_origin(config, engine.world, own), load_weights_from(config, engine.grown.model)
+    if given is not None and engine.average is not None:
+        engine.average.restart()  # it was made with the random weights
     begins = given if origin is None else origin.record
     shake_hands(engine.world, {"begins with": "random weights" if begins is None else str(begins)})
     if begins is not None and engine.world.rank == 0:

@@ -62,6 +62,11 @@ class WeightAverage(Observer):
         self.averages = {name: _place_average(self.averages.get(name), parameter) for name, parameter in named.items()}
         self._parameters = list(named.values())
 
+    def restart(self) -> None:
+        """Begins with the present weights, whatever it was before."""
+        self.averages.clear()
+        self.follow()
+
     def after_follow(self, turn: Turn) -> None:
         """The model has grown, or was pruned."""
         self.follow()
