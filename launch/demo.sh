@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then grows a network on two CPU ranks on real handwritten digits, and runs the same without growth beside it.
-# Overrides may follow: seed=2 ...
+# Sets up, then grows a network on two CPU ranks on real handwritten digits; then a trained network meets new data, with
+# growth and without, on two seeds. Overrides of the first part may follow: seed=2 ...
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec "$PYTHON" "$ROOT/launch/demo.py" "$@"
