@@ -6,8 +6,8 @@ Three runs on two ranks, each with several births and at least one prune: the di
 a GPT by a schedule, and a session in a user's loop. The code of REV is checked out into a temporary folder, both make
 the runs, and then the present code resumes each old run from a checkpoint in its middle.
 
-These must be equal: ``result.json`` except for the digest of the sources, ``events.jsonl`` except for times and ids,
-and every tensor and value of the last checkpoint. Exit code 0 if they are, 1 with a line for each difference.
+These must be equal: ``result.json`` except for the digest of the sources, ``events.jsonl``, read whole, except for
+schema, times and ids, and every tensor and value of the last checkpoint. Exit code 0 if they are, 1 with a line for each difference.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from esper.nissa.envelope import whole
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOP = Path(__file__).resolve().parent / "same" / "loop.py"
@@ -56,7 +58,7 @@ RUNS = {
 LIFE = ("tick", "command", "refusal", "gate", "stage", "ramp", "contribution", "veto", "skipped")
 # Keys that differ between any two runs: times, durations, ids, the digest of the sources.
 MILLISECONDS = ("steps_ms", "data_ms", "own_ms", "tick_ms", "digest_ms", "wrap_ms", "copy_ms", "save_ms", "stall_ms")
-VOLATILE = {"time", "run_id", "code", "wall_s", *MILLISECONDS}
+VOLATILE = {"schema", "time", "run_id", "code", "wall_s", *MILLISECONDS}
 
 
 def make(code: Path, out: Path) -> None:
@@ -165,7 +167,7 @@ def _compare_results(old: Path, new: Path) -> Iterator[str]:
 
 def _events(path: Path) -> list[dict[str, Any]]:
     text = path.read_text().replace(str(path.parent), "RUN")
-    return [json.loads(line) for line in text.splitlines()]
+    return [whole(json.loads(line)) for line in text.splitlines()]
 
 
 def lives(run: Path) -> dict[str, int]:

@@ -64,7 +64,7 @@ def test_it_learns_grows_and_goes_on_after_a_stop(job: dict[str, Any]) -> None:
     kind, result, run = JOBS[job["name"]], job["result"], job["run"]
     assert result["topology"]["r0c0"]["stage"] == "FOSSILIZED"
     assert result["step"] == 72
-    records = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    records = read_events(run / "events.jsonl")
     assert [r["attempt"] for r in records if r["kind"] == "run_started"] == [1, 2]
     losses = [r["payload"]["validation_loss"]["value"] for r in records if r["kind"] == "tick"]
     assert losses[-1] < 0.8 * losses[0], "it learns"
