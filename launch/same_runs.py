@@ -7,7 +7,8 @@ a GPT by a schedule, and a session in a user's loop. The code of REV is checked 
 the runs, and then the present code resumes each old run from a checkpoint in its middle.
 
 These must be equal: ``result.json`` except for the digest of the sources, ``events.jsonl``, read whole, except for
-schema, times and ids, and every tensor and value of the last checkpoint. Exit code 0 if they are, 1 with a line for each difference.
+schema, times and ids, and every tensor and value of the last checkpoint. Exit code 0 if they are, 1 with a
+line for each difference.
 """
 
 import argparse
