@@ -64,3 +64,7 @@ esper_setup() {
 }
 
 esper_setup
+if [[ -r /proc/uptime ]]; then # a script that sources this one becomes the launcher: its start is counted from here
+    read -r ESPER_SET_UP _ </proc/uptime
+    export ESPER_SET_UP
+fi

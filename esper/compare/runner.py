@@ -66,7 +66,8 @@ class Comparer:
     """
 
     def __init__(self, config: CompareConfig, out: Path, say: Callable[[str], None]) -> None:
-        self.config, self.out, self.say = config, out, say
+        # Ranks are told of the lock on their RUN by its whole path.
+        self.config, self.out, self.say = config, out.absolute(), say
         self.data = DataCache()
         self._gpus = Devices(visible_gpus())
         self._running: dict[Path, threading.Lock] = {}  # two arms may have the same config

@@ -31,6 +31,7 @@ from esper.leyline.machine.room import usable_cores
 from esper.nissa.lane import say
 
 STARTED = "ESPER_STARTED"  # variable: the launcher's phases, for rank 0
+SET_UP = "ESPER_SET_UP"  # variable: when a shell had set up, in seconds since boot; it then becomes this process
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn", "xxhash", "pyarrow", "pillow")
 
 
@@ -81,9 +82,9 @@ def _now() -> float:
 
 
 def process_began() -> float:
-    """When this process was started, to a hundredth of a second."""
+    """When this process was started, or the shell that became it had set up, in seconds since boot (to 0.01 s)."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return max(int(fields[19]) / os.sysconf("SC_CLK_TCK"), float(os.environ.get(SET_UP, "0")))
 
 
 class Phases:

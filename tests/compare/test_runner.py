@@ -86,6 +86,16 @@ def test_a_run_on_other_data_is_not_taken_for_this_one(alone: Path, tmp_path: Pa
         later.run(ArmJob("a", 1))
 
 
+def test_a_folder_below_the_current_one_is_told_whole(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    comparer = Comparer(load_compare(str(alone), []), Path("out"), lambda text: None)
+    pretend(comparer, ArmJob("a", 1))
+    folder = comparer.run(ArmJob("a", 1))
+    assert folder.parent == tmp_path / "out" / "runs", "a rank knows by its whole path that RUN is locked for it"
+
+
 def test_without_data_nothing_is_begun(alone: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "letters")
     with pytest.raises(DataError, match="letters"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.run.environment import STARTED, Phases, process_began, write_start
+from esper.run.environment import SET_UP, STARTED, Phases, process_began, write_start
 
 
 def test_each_phase_lasts_from_the_one_before() -> None:
@@ -45,3 +45,11 @@ def test_they_are_added_to_what_the_launcher_wrote(tmp_path: Path, capsys: pytes
     path.write_text("{")
     write_start(tmp_path, {"step": 1.0})
     assert "environment.json: the seconds of this start are not in it" in capsys.readouterr().err
+
+
+def test_a_start_counts_from_the_end_of_a_set_up_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = process_began()
+    monkeypatch.setenv(SET_UP, str(began + 300.0))
+    assert process_began() == began + 300.0
+    monkeypatch.setenv(SET_UP, str(began - 300.0))
+    assert process_began() == began, "a shell above the one that became this process"
