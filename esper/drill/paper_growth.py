@@ -23,6 +23,8 @@ class Leaf(nn.Module):
 
 
 class _NoOwner:
+    optimizer: Any = None  # only copies of a host's block take moments of it
+
     def gradient_set(self) -> tuple[str, ...]:
         return ()
 

@@ -127,6 +127,7 @@ def shadow_memory(grown: Grown, example: Any) -> dict[str, int]:
     tensors = [*grown.model.parameters(), *grown.model.buffers()]
     known = {tensor.untyped_storage()._cdata for tensor in tensors}
     learning = [parameter for parameter in grown.model.parameters() if parameter.requires_grad]
+    joined: list[Tensor] = []  # counted as the features that they are copies of
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage()._cdata not in known:
@@ -143,7 +144,12 @@ def shadow_memory(grown: Grown, example: Any) -> dict[str, int]:
             return None
         kept[feature.untyped_storage()._cdata] = feature  # for the sites before; for its own the join makes another
         before[slot] = total() - feature.nbytes, feature.shape[site.layout.index("B")]
-        return None if feature.requires_grad else put(output, site.place, feature.detach().requires_grad_())
+        if feature.requires_grad:
+            return None
+        heard = feature.detach().requires_grad_().clone()  # no leaf, since a host may work in place behind its site
+        joined.append(heard)
+        known.add(heard.untyped_storage()._cdata)
+        return put(output, site.place, heard)
 
     def hook_of(slot: str) -> Any:
         return lambda _module, _args, output: note(slot, output)
