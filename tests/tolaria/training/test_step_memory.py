@@ -1,12 +1,20 @@
-"""What empty slots take of memory, by the account of torch's allocator."""
+"""What empty slots take of memory, by the account of torch's allocator; and that births and prunes leave nothing."""
 
+import gc
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
 
+from esper.accord.effects import Uproot
+from esper.leyline.alpha import Curve, Operator, Ramp
+from esper.leyline.stages import Stage
+from esper.tolaria.training.engine import Engine
 from tests.support.tiny import make_engine, tiny_config
 from tests.tolaria.training.test_step_cost import by_hand
 
@@ -33,3 +41,44 @@ def test_empty_slots_take_no_memory_at_the_peak_of_a_step(tmp_path: Path) -> Non
     assert peaks[0] <= 1.01 * peaks[1], peaks
     assert taken[0] <= 1.01 * taken[1], taken
     assert counts[0] - counts[1] <= 60, counts
+
+
+def live(engine: Engine, generation: int) -> None:
+    """One seed: born, blended, now and then a step and what a tick reads, pruned."""
+    slot = "r0c0"
+    seed = engine.growth.build(slot, "conv_light", generation)
+    engine.growth.plant(slot, seed)
+    rest = {"first_step": 0, "last_step": 0, "curve": Curve.LINEAR, "steepness": 6.0, "operator": Operator.ADD}
+    (entry,) = (entry for entry in engine.state.slots if entry.slot == slot)
+    empty = engine.state
+    ramp = Ramp(start=0.5, target=0.5, **rest)
+    blended = {"stage": Stage.BLENDING, "generation": generation, "blueprint": "conv_light", "operator": Operator.ADD}
+    more = {"learn_step": 0, "curve": Curve.LINEAR, "ramp": ramp, "finite": True, "owned": True}
+    engine.state = empty.with_slots({slot: replace(entry, **blended, **more)})
+    engine.growth.follow(engine.state)
+    if generation % 10 == 0:
+        engine.train_step()
+        engine.owner.health.take()
+    engine.growth.perform([Uproot(slot)])
+    engine.window.reset(0)
+    engine.state = replace(empty, step=engine.step)
+    engine.growth.follow(engine.state, force=True)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_a_thousand_births_and_prunes(tmp_path: Path) -> None:
+    engine = make_engine(tiny_config("cnn", trainer__steps=200), tmp_path)
+    engine.begin(None)
+    engine.window.settle()
+    held = []
+    for generation in range(1, 1001):
+        live(engine, generation)
+        if generation in (200, 1000):
+            gc.collect()
+            objects = gc.get_objects()
+            tensors = [one for one in objects if type(one) in (torch.Tensor, torch.nn.Parameter)]
+            held.append((len(tensors), sum(one.nbytes for one in tensors), len(objects)))
+            del objects, tensors
+    (few, small, before), (many, large, after) = held
+    assert (many, large) == (few, small), held
+    assert after - before < 800, "fewer than one Python object a cycle"
