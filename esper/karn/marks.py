@@ -168,10 +168,15 @@ class Marks:
         )
 
     def regret(self, arm: str, marks: Sequence[float], sizes: Sequence[str]) -> Estimate | None:
-        """Mean over marks of the loss above the least of the fixed sizes, over the seeds that reach all marks."""
+        """Mean over marks of the loss above the least of the fixed sizes, over the seeds that reach all marks.
+
+        None where there is no mark, no fixed size or no such seed.
+        """
+        if not marks or not sizes:
+            return None
         own = [self.at(arm, mark) for mark in marks]
         envelope = [self._least(mark, sizes) for mark in marks]
-        seeds = set.intersection(*(set(at) for at in own), *(set(at) for at in envelope)) if marks and sizes else set()
+        seeds = set.intersection(*(set(at) for at in own), *(set(at) for at in envelope))
         if not seeds:
             return None
         return mean([float(np.mean([o[s] - e[s] for o, e in zip(own, envelope, strict=True)])) for s in sorted(seeds)])

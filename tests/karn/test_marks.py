@@ -56,3 +56,9 @@ def test_a_run_that_ends_before_a_mark_is_not_read_there() -> None:
     assert marks.row("short", 1.0, "grown", []) is None
     assert marks.at("short", 0.5) == {1: 1.0}
     assert marks.difference("short", "grown", 0.5).n == 1
+
+
+def test_without_fixed_sizes_there_is_no_regret() -> None:
+    told = {"of": "host", "at": [1.0], "main": 1.0, "subject": "grown", "apart": [], "claims": {}}
+    assert not report_marks(RUNS, sizes=[], **told).regret
+    assert set(report_marks(RUNS, sizes=["small"], **told).regret) == {"grown", "small", "large"}
