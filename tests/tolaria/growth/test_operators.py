@@ -208,7 +208,7 @@ def test_hundreds_of_lives_leave_no_tensor_behind(engine: Engine, lives: int) ->
     counted, memory = tensors(), resident()
     for generation in range(101, 101 + lives):
         life(growth, generation, state)
-    assert tensors() == counted
+    assert tensors() <= counted, "each life would leave one at least; what other tests left in this process may go"
     assert resident() - memory < lives * 10_486, "800 lives more cost less than 8 MiB"
     assert set(engine.grown.model.state_dict()) == names
     assert len(engine.owner.optimizer.param_groups) == groups
