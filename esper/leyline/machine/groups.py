@@ -6,6 +6,7 @@ and scheduler/sched-bwc.rst.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
@@ -56,22 +57,50 @@ def _number(path: Path, name: str | None = None) -> int | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class CpuGroup:
+    """A control group with a quota of CPU time.
+
+    Fields:
+        quota: cores' worth of time that all its processes may use together.
+        used_s: seconds that they have used so far; None if the kernel does not say.
+    """
+
+    quota: float
+    used_s: float | None
+
+
+def cpu_groups(root: Path = ROOT) -> dict[Path, CpuGroup]:
+    """By its folder, each group of this process that has a quota of CPU time.
+
+    Version 1 counts what was used in another controller, which mostly lies in the same tree.
+    """
+    found = {}
+    counted = [group for version, group in groups_of("cpuacct", root) if version == 1]
+    limited = [group for version, group in groups_of("cpu", root) if version == 1]
+    for place, group in enumerate(limited):
+        quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+        if quota is not None and quota > 0 and period:
+            same = len(counted) == len(limited)
+            used = _number(counted[place] / "cpuacct.usage") if same else None
+            found[group] = CpuGroup(quota / period, None if used is None else used / 1e9)
+    for version, group in groups_of("cpu", root):
+        if version == 1:
+            continue
+        try:
+            most, length = (group / "cpu.max").read_text().split()
+            if most == "max":
+                continue
+            used = _number(group / "cpu.stat", "usage_usec")
+            found[group] = CpuGroup(int(most) / int(length), None if used is None else used / 1e6)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
 def cpu_quota(root: Path = ROOT) -> float | None:
     """Cores' worth of CPU time that this process may use; None without a limit."""
-    found = []
-    for version, group in groups_of("cpu", root):
-        quota: int | None
-        if version == 1:
-            quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-        else:
-            try:
-                first, second = (group / "cpu.max").read_text().split()
-                quota, period = (None if first == "max" else int(first)), int(second)
-            except (OSError, ValueError):
-                continue
-        if quota is not None and quota > 0 and period:
-            found.append(quota / period)
-    return min(found, default=None)
+    return min((group.quota for group in cpu_groups(root).values()), default=None)
 
 
 def memory_limits(root: Path = ROOT) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from esper.kasmina.births import Birth, DamagedEntry, Library, LibraryConfig, MissingEntry, Order, SeedStore, Ticket
 from esper.kasmina.births.build import build_seed
-from esper.kasmina.births.idle import IdleCores
 from esper.kasmina.births.memory import Memory
 from esper.kasmina.blueprints import blueprint, names, registry
 from esper.leyline.errors import ConfigError
@@ -482,30 +480,6 @@ def test_a_seed_is_handed_over_before_its_file_is_written(
     kept = SeedStore(tmp_path).load(birth())
     assert kept is not None
     assert bits(kept.items()) == held(direct(birth()))
-
-
-def test_idle_cores_are_counted_by_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
-    now = [10.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    stat, hertz = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
-
-    def look(seconds: float, *idle: float) -> bool:
-        now[0] += seconds
-        rows = [f"cpu{core} 5 5 5 {int(count * hertz)} 0 0" for core, count in enumerate(idle)]
-        stat.write_text("\n".join(["cpu  1 1 1 99999 1 1", *rows]))
-        return cores()
-
-    stat.write_text("cpu0 5 5 5 0 0 0\ncpu1 5 5 5 0 0 0\ncpu2 5 5 5 0 0 0\n")
-    cores = IdleCores(stat, tmp_path)
-    assert not look(0.01, 5, 5, 5), "too soon to say"
-    assert look(1.0, 0.3, 0.0, 0.3)
-    assert look(0.01, 0.3, 0.0, 0.3), "too soon to say otherwise"
-    assert not look(1.0, 0.4, 9.0, 0.4), "core 1 is not ours"
-    (tmp_path / "cpu.max").write_text("100000 100000")
-    (tmp_path / "cpu.stat").write_text("usage_usec 800000\n")
-    assert not look(1.0, 1.4, 9.0, 1.4), "the quota is used up"
-    assert look(1.0, 2.4, 9.0, 2.4)
 
 
 # settings ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from esper.leyline.machine.groups import cpu_quota, groups_of, memory_limits
 from esper.leyline.machine.room import describe_cores, free_memory, usable_cores, used_share
 from tests.support.commands import environment
 from tests.support.dist import ROOT
+from tests.support.groups import BOTH, SECOND, lay
 
 MIB = 1 << 20
 CORES = len(os.sched_getaffinity(0))
@@ -84,25 +85,6 @@ def test_a_limit_of_memory_is_seen_and_files_that_were_read_do_not_count(make_gr
 
 
 # as the kernel writes it ---------------------------------------------------------------------------------------------
-
-
-def lay(root: Path, groups: list[str], mounts: list[str], files: dict[str, str]) -> Path:
-    for name, lines in (("cgroup", groups), ("mountinfo", mounts)):
-        (root / "proc/self").mkdir(parents=True, exist_ok=True)
-        (root / "proc/self" / name).write_text("".join(line + "\n" for line in lines))
-    for name, text in files.items():
-        (root / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "sys/fs/cgroup" / name).write_text(text + "\n")
-    return root
-
-
-SECOND = ["31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"]
-BOTH = [
-    "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755",
-    "32 31 0:29 /docker/abc /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct",
-    "35 31 0:32 /docker/abc /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory",
-    "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
-]
 
 
 @pytest.mark.parametrize(
