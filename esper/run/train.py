@@ -47,7 +47,7 @@ from esper.tolaria.orders.desk import OrderDesk
 from esper.tolaria.orders.opening import open_desk
 from esper.tolaria.ranks.handshake import code_digest, newest_valid_everywhere, shake_hands
 from esper.tolaria.ranks.heartbeat import Heartbeat
-from esper.tolaria.ranks.watchdog import Watchdog
+from esper.tolaria.ranks.watchdog import Watchdog, phase_that_waits
 from esper.tolaria.ranks.world import World
 from esper.tolaria.tasks.bind import bind
 from esper.tolaria.training.engine import Engine
@@ -196,7 +196,10 @@ def train(
         check_same_data(run_dir, bundle.record, trained=bool(store.signs()), write=world.rank == 0)
         if world.size > 1 and world.device.type == "cuda":
             watchdog = Watchdog(
-                heartbeat, lambda: world.limit_s, lambda text: _end_stuck_rank(text, attempt, heartbeat)
+                partial(phase_that_waits, heartbeat),
+                heartbeat.explain,
+                lambda: world.limit_s,
+                lambda text: _end_stuck_rank(text, attempt, heartbeat),
             )
             if world.rank == 0 and not engine.owner.late:
                 print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)

@@ -92,7 +92,9 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         kind = Device.GPU if first.device.type == "cuda" else Device.CPU
         world = World(WorldConfig(device=kind, find_unused=config.find_unused), config.control, within=first.device)
         marks = world.heartbeat = LastWord(world.store, world.rank, world.size)
-        marks.begin_beats(config.control.timeout_s, lambda: world.busy, world.cut)
+        marks.begin_beats(config.control.timeout_s, world.wait, world.cut)
+        if first.device.type == "cuda":
+            marks.watch_device(lambda: world.limit_s, world.wait)
         try:
             check_patterns(grown.model, config.average_buffers, "average_buffers")
             terms = make_session_terms(config, grown, plan, world.size, optimizer)

@@ -142,6 +142,33 @@ def stopped_beside_a_gpu(rank: int, limit_s: float) -> tuple[str, float]:
     return "went on", 0.0
 
 
+def late_for_good(rank: int, folder: Path, limit_s: float) -> str:
+    """Rank 1 beats and does not come. The watchdog that a session on GPUs has is on; gloo alone would wait for long."""
+    session = make(actions=())
+    if rank == 0:
+        session._loop.marks.watch_device(lambda: limit_s, session._loop.world.wait)
+    ended = folder / "ended"
+
+    def blow() -> None:
+        while rank == 1 and not ended.exists():
+            time.sleep(0.05)
+
+    try:
+        strike(session, "backward", folder, blow)
+    except LockstepError as error:
+        ended.touch()
+        return str(error)
+    return "went on"
+
+
+def test_the_watchdog_of_a_session_on_gpus_ends_a_wait_for_a_rank_that_beats(tmp_path: Path) -> None:
+    limit_s = 1.0 + load() / 2
+    mine, theirs = run_distributed(late_for_good, 2, tmp_path, limit_s)
+    where = f"lost contact in backward: waited {limit_s:.0f} s in backward: rank 1 did not come"
+    assert mine.startswith(f"{where}, while rank 0 waited in backward at step 2")
+    assert "rank 1 did not come" in theirs
+
+
 @pytest.mark.gpu
 def test_a_rank_that_is_stopped_ends_a_wait_for_the_device_by_name() -> None:
     """What two GPUs have to show: the thread of the beats wakes a main thread in a device sync, which names rank 1."""

@@ -37,12 +37,14 @@ class Place:
         step: its optimizer step.
         phase: the phase that it entered last.
         waiting: the collective that it is in; empty if it is in none.
+        since: when it came into it, in this process's `time.monotonic()`; 0 for another rank.
         left: it has left the session.
     """
 
     step: int
     phase: str
     waiting: str = ""
+    since: float = 0.0
     left: bool = False
 
     def __str__(self) -> str:
@@ -87,7 +89,7 @@ class Beats:
         self._every_s = limit_s / 10
         self._seen: dict[int, Seen] = {}
         self._answered = self._began = time.monotonic()
-        self._waits_since, self._waits_in, self._warn_at = 0.0, "", 1.0
+        self._waits_since, self._waits_in, self._warn_at = 0.0, ("", 0.0), 1.0
         self._over = threading.Event()
         self._lock = threading.Lock()
         threads = {"esper-beat": self._beat, "esper-watch": self._watch}
@@ -124,7 +126,7 @@ class Beats:
         with self._lock:
             for key, raw in zip(keys, values, strict=True):
                 count, step, phase, waiting, left = json.loads(raw)
-                place, known = Place(step, phase, waiting, left), self._seen.get(int(key[5:]))
+                place, known = Place(step, phase, waiting, left=left), self._seen.get(int(key[5:]))
                 if known is None:
                     self._seen[int(key[5:])] = Seen(count, place, now, now)
                 elif known.beat != count:
@@ -136,8 +138,9 @@ class Beats:
     def _watch(self) -> None:
         while not self._over.wait(self._every_s / 2):
             place, now = self._place(), time.monotonic()
-            if place.waiting != self._waits_in:
-                self._waits_in, self._waits_since, self._warn_at = place.waiting, now, self._limit_s
+            if (place.waiting, place.since) != self._waits_in:
+                self._waits_in, self._waits_since = (place.waiting, place.since), now
+                self._warn_at = self._limit_s
                 if not self._always:  # what was read before says nothing of the time in between
                     with self._lock:
                         self._seen.clear()
@@ -145,7 +148,7 @@ class Beats:
                 continue
             text = self._describe_loss(place, now)
             if text:
-                self._end(text)
+                self.end(text)
                 return
             if now - self._waits_since > self._warn_at:
                 self._warn(place, now - self._waits_since)
@@ -199,12 +202,22 @@ class Beats:
                 flush=True,
             )
 
-    def _end(self, text: str) -> None:
-        """Ends the wait of this rank by an error; or the process, if that wait cannot be ended."""
-        since = self._waits_since
-        self._on_lost(text)
-        if self._over.wait(TORN_S) or self._place().waiting != self._waits_in or self._waits_since != since:
-            return
+    def end(self, text: str) -> None:
+        """Ends the wait of this rank by an error; or the process, if that wait cannot be ended.
+
+        Args:
+            text: one line on who is missing.
+        """
+        place = self._place()
+        # In a thread: a device's group may hang in its end, or fail in it.
+        threading.Thread(target=self._on_lost, args=(text,), name="esper-cut", daemon=True).start()
+        until = time.monotonic() + TORN_S
+        while time.monotonic() < until:
+            if self._over.wait(0.1):
+                return
+            now = self._place()
+            if (now.waiting, now.since) != (place.waiting, place.since):
+                return
         print(f"esper: {text}", file=sys.stderr, flush=True)
         os._exit(LockstepError.exit_code)
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from esper.leyline.errors import LockstepError
 from esper.tolaria.ranks.beats import Beats, Place
 from esper.tolaria.ranks.heartbeat import LOST, PATIENCE_S
+from esper.tolaria.ranks.watchdog import Watchdog
 
 T = TypeVar("T")
 _numbers = itertools.count()
@@ -41,16 +42,17 @@ class LastWord:
         self.phase = "start"
         self._failed = False
         self._beats: Beats | None = None
+        self._watchdog: Watchdog | None = None
         self.lost = ""
         # Ranks make their sessions in the same order, so the number is the same on all of them.
         self._store = None if store is None else dist.PrefixStore(f"esper/words/{next(_numbers)}", store)
 
-    def begin_beats(self, limit_s: float, waiting: Callable[[], str], cut: Callable[[], None]) -> None:
+    def begin_beats(self, limit_s: float, wait: Callable[[], tuple[str, float]], cut: Callable[[], None]) -> None:
         """Beats for this rank from now on, and watches the others.
 
         Args:
             limit_s: seconds for which the beat of a rank may stand still.
-            waiting: returns the collective that this rank is in; "" if it is in none.
+            wait: returns the collective that this rank is in, "" for none, and since when in `time.monotonic()`.
             cut: ends every wait of this process.
         """
         if self._store is None:
@@ -65,9 +67,19 @@ class LastWord:
             self.rank,
             self.world_size,
             limit_s=limit_s,
-            place=lambda: Place(self.step, self.phase, waiting()),
+            place=lambda: Place(self.step, self.phase, *wait()),
             on_lost=end,
         )
+
+    def watch_device(self, limit_s: Callable[[], float], wait: Callable[[], tuple[str, float]]) -> None:
+        """Ends a wait for a device that lasts too long though every rank beats; after `begin_beats`.
+
+        Args:
+            limit_s: returns the seconds that a wait may last now.
+            wait: as for `begin_beats`.
+        """
+        if self._beats is not None:
+            self._watchdog = Watchdog(wait, self.explain, limit_s, self._beats.end)
 
     def check_lost(self, what: str) -> None:
         """Raises LockstepError once a rank is gone: what a device makes of a group that was cut is rubbish.
@@ -125,7 +137,9 @@ class LastWord:
         return f"every rank says the same, {here}: the network between them may be cut"
 
     def close(self) -> None:
-        """Ends the beats; safe to call twice."""
+        """Ends the beats and the watchdog; safe to call twice."""
+        if self._watchdog is not None:
+            self._watchdog.close()
         if self._beats is not None:
             self._beats.close()
 

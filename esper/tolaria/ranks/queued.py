@@ -6,6 +6,7 @@ it, this rank is still in that collective.
 """
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,18 +22,19 @@ class Queued:
 
     def __init__(self, make: Callable[[], Any] = torch.cuda.Event) -> None:
         self._make = make
-        self._latest: tuple[str, Any] | None = None
+        self._latest: tuple[str, float, Any] | None = None
 
     def note(self, what: str) -> None:
         """Queues an event behind the collective called ``what``."""
         event = self._make()
         event.record()
-        self._latest = what, event
+        self._latest = what, time.monotonic(), event
 
-    def name(self) -> str:
-        """The collective that the device has not passed; "" if there is none. May be called from another thread."""
+    def wait(self) -> tuple[str, float]:
+        """The collective that the device has not passed, "" if there is none, and the `time.monotonic()` since which it
+        is queued. May be called from another thread."""
         latest = self._latest
         with contextlib.suppress(RuntimeError):  # the device has failed: then the main thread has an error, too
-            if latest is not None and not latest[1].query():
-                return latest[0]
-        return ""
+            if latest is not None and not latest[2].query():
+                return latest[:2]
+        return "", 0.0

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ class World:
         waiting: the collective that this rank is in; "" if it is in none.
     """
 
-    waiting = ""
+    waiting, _since = "", 0.0
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class World:
         """Turns a transport failure inside the block into a `LockstepError` that names who is missing."""
         if isinstance(self.heartbeat, LastWord):
             self.heartbeat.check_lost(what)
-        before, self.waiting = self.waiting, what
+        before, self._since, self.waiting = self.waiting, time.monotonic(), what
         try:
             yield
             if self.device.type == "cuda" and self.size > 1:
@@ -188,10 +189,10 @@ class World:
         finally:
             self.waiting = before
 
-    @property
-    def busy(self) -> str:
-        """The collective that this rank is in, or that its device has not passed; "" if there is none."""
-        return self.waiting or self._queued.name()
+    def wait(self) -> tuple[str, float]:
+        """The collective that this rank is in, or that its device has not passed, and since when in `time.monotonic()`;
+        "" if there is none. May be called from another thread."""
+        return (self.waiting, self._since) if self.waiting else self._queued.wait()
 
     def all_reduce(self, vector: Tensor, op: Any, *, what: str, on: str = "control") -> Tensor:
         """Reduces ``vector`` in place and returns it.

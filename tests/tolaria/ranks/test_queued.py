@@ -35,21 +35,21 @@ def test_a_collective_is_named_until_the_device_has_passed_it() -> None:
         return events[-1]
 
     queued = Queued(make)
-    assert queued.name() == ""
+    assert queued.wait()[0] == ""
     queued.note("forward")
     queued.note("backward")
     events[0].passed.set()
-    assert queued.name() == "backward"
+    assert queued.wait()[0] == "backward"
     seen: list[str] = []
-    watch = threading.Thread(target=lambda: seen.append(queued.name()))
+    watch = threading.Thread(target=lambda: seen.append(queued.wait()[0]))
     watch.start()
     watch.join()
     assert seen == ["backward"]
     events[1].failed = True
-    assert queued.name() == ""
+    assert queued.wait()[0] == ""
     events[1].failed = False
     events[1].passed.set()
-    assert queued.name() == ""
+    assert queued.wait()[0] == ""
 
 
 def test_a_world_is_busy_in_what_it_waits_for_and_then_in_what_its_device_waits_for() -> None:
@@ -58,10 +58,26 @@ def test_a_world_is_busy_in_what_it_waits_for_and_then_in_what_its_device_waits_
     world._queued = Queued(lambda: event)
     world._queued.note("backward")
     with world.collective("step"):
-        assert world.busy == "step"
-    assert world.busy == "backward"
+        assert world.wait()[0] == "step"
+    assert world.wait()[0] == "backward"
     event.passed.set()
-    assert world.busy == ""
+    assert world.wait()[0] == ""
+    world.close()
+
+
+def test_two_waits_of_one_name_are_two() -> None:
+    """Else a device that is always in some backward looks as if it had waited in one."""
+    queued = Queued(Event)
+    queued.note("backward")
+    first = queued.wait()
+    queued.note("backward")
+    assert (queued.wait()[0], queued.wait() == first) == ("backward", False)
+    world = World(WorldConfig(), ControlConfig(), alone=True)
+    with world.collective("backward"):
+        first = world.wait()
+        assert world.wait() == first
+    with world.collective("backward"):
+        assert world.wait() != first
     world.close()
 
 

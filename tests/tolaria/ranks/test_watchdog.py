@@ -2,10 +2,11 @@
 
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from esper.tolaria.ranks.heartbeat import Heartbeat
-from esper.tolaria.ranks.watchdog import WAITING, Watchdog
+from esper.tolaria.ranks.watchdog import WAITING, Watchdog, phase_that_waits
 from tests.support.patience import load
 
 
@@ -24,7 +25,8 @@ def told(tmp_path: Path, phase: str, *, limit_s: float, wait_s: float, remark: b
         said.append(text)
         spoken.set()
 
-    dog = Watchdog(beat, lambda: limit_s * slowness, on_stuck, poll_s=0.02)
+    wait = partial(phase_that_waits, beat)
+    dog = Watchdog(wait, beat.explain, lambda: limit_s * slowness, on_stuck, poll_s=0.02)
     until = time.monotonic() + wait_s * slowness
     while time.monotonic() < until and not spoken.wait(0.05):
         if remark:
