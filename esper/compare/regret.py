@@ -13,7 +13,7 @@ import numpy as np
 from esper.compare.cells import CellStore
 from esper.compare.growth import BARE, RANDOM, GrowthCompareConfig
 from esper.compare.kinds import KINDS, LATE, TaskKind, kind_of
-from esper.karn.stats import Array, Estimate, bootstrap, improvement, interquartile_mean, mean, paired_difference
+from esper.karn.stats import Array, Estimate, bootstrap, improvements, interquartile_means, mean, paired_difference
 from esper.leyline.errors import EsperError
 from esper.run.trials.cells import Point
 from esper.simic.env.reward import RewardConfig
@@ -189,9 +189,9 @@ def _statistics(regrets: Array, subject: Array, is_subject: bool) -> ArmRegret:
     return ArmRegret(
         regrets=regrets,
         over_seeds=mean(means),
-        middle=bootstrap(interquartile_mean, regrets),
+        middle=bootstrap(interquartile_means, regrets),
         against=None if is_subject else paired_difference(others, means),
-        better=None if is_subject else bootstrap(lambda a, b: improvement(-a, -b), subject, regrets),
+        better=None if is_subject else bootstrap(lambda a, b: improvements(-a, -b), subject, regrets),
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from esper.karn.rows import Runs
 from esper.karn.runs import RunRecord
-from esper.karn.stats import Estimate, bootstrap, improvement, interquartile_mean, mean, paired_difference
+from esper.karn.stats import Estimate, bootstrap, improvements, interquartile_means, mean, paired_difference
 
 SLACK = 0.02  # share of a mark that a run may lack
 GRID = 60  # points of a crossing's search
@@ -161,10 +161,10 @@ class Marks:
             mark=mark,
             seeds=tuple(losses),
             loss=mean(list(own)),
-            middle=bootstrap(interquartile_mean, own),
+            middle=bootstrap(interquartile_means, own),
             apart={name: mean(list(self.at(arm, mark, name).values())) for name in apart},
             behind=self.difference(arm, subject, mark) if compared else None,
-            subject_better=bootstrap(improvement, -other, -own) if compared else None,
+            subject_better=bootstrap(improvements, -other, -own) if compared else None,
         )
 
     def regret(self, arm: str, marks: Sequence[float], sizes: Sequence[str]) -> Estimate | None:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from esper.karn.runs import RunRecord
-from esper.karn.stats import Estimate, bootstrap, improvement, interquartile_mean, mean, paired_difference
+from esper.karn.stats import Estimate, bootstrap, improvements, interquartile_means, mean, paired_difference
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.events.task import MetricInfo, TaskInfo
 
@@ -224,14 +224,14 @@ def make_row(runs: Runs, metric: Metric, arm: str) -> Row:
         if margin is not None:
             against[other] = margin
             other_scores = np.array([metric.score(run) for run in runs[other].values()])
-            beats[other] = bootstrap(improvement, scores, other_scores)
+            beats[other] = bootstrap(improvements, scores, other_scores)
     return Row(
         arm=arm,
         seeds=seeds,
         score=mean(list(scores)),
         value=mean([metric.value(run) for run in records]),
         final=mean([metric.final(run) for run in records]),
-        iqm=bootstrap(interquartile_mean, scores),
+        iqm=bootstrap(interquartile_means, scores),
         final_loss=mean([run.final_loss for run in records]),
         best_loss=mean([run.best_loss for run in records]),
         final_accuracy=mean([run.final_accuracy for run in records]) if metric.graded else None,

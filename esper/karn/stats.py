@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 Array = npt.NDArray[np.float64]
+DRAWS_AT_ONCE = 200  # some megabytes of pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,24 +100,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def interquartile_mean(scores: Array) -> float:
-    """Mean of the scores between the quartiles (25 % trimmed), over scores of any shape.
+def interquartile_means(scores: Array) -> Array:
+    """Mean of the scores between the quartiles (25 % trimmed) of each of D draws, [D], over scores [D, ...].
 
     A run that a quartile cuts counts by its share inside. rliable (``scipy.stats.trim_mean``) drops whole runs, a
     quarter rounded down at either end: the same if four divides the number of scores, and close to it otherwise.
     """
-    ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
-    n = len(ordered)
+    ordered = np.sort(scores.reshape(len(scores), -1))
+    n = ordered.shape[1]
     edges = np.clip(np.arange(n + 1), n / 4, 3 * n / 4)
     weights = np.diff(edges)
-    return float((ordered * weights).sum() / weights.sum())
+    return np.asarray((ordered * weights).sum(1) / weights.sum(), dtype=np.float64)
 
 
-def bootstrap(statistic: Callable[..., float], *groups: Array, draws: int = 2000, seed: int = 0) -> Estimate:
+def bootstrap(statistic: Callable[..., Array], *groups: Array, draws: int = 2000, seed: int = 0) -> Estimate:
     """Statistic of groups of runs with its stratified percentile bootstrap interval.
 
     Args:
-        statistic: of as many arrays as there are groups.
+        statistic: of D draws, [D], from as many arrays [D, N, E] as there are groups.
         groups: scores [N] or [N, E] each; runs are resampled within every experiment by itself.
         draws: number of resamples.
         seed: of the resampling alone.
@@ -126,27 +127,28 @@ def bootstrap(statistic: Callable[..., float], *groups: Array, draws: int = 2000
     """
     random = np.random.default_rng(seed)
     tables = [np.asarray(group, dtype=np.float64).reshape(len(group), -1) for group in groups]
+    value = float(statistic(*(table[None] for table in tables))[0])
     if any(len(table) == 1 for table in tables):
-        return Estimate(value=statistic(*tables), se=None, low=None, high=None, n=len(tables[0]))
+        return Estimate(value=value, se=None, low=None, high=None, n=len(tables[0]))
+    rows = [[random.integers(0, len(table), table.shape) for table in tables] for _ in range(draws)]
     values = []
-    for _ in range(draws):
-        drawn = [np.take_along_axis(t, random.integers(0, len(t), t.shape), axis=0) for t in tables]
-        values.append(statistic(*drawn))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Estimate(value=statistic(*tables), se=None, low=float(low), high=float(high), n=len(tables[0]))
+    for some in range(0, draws, DRAWS_AT_ONCE):
+        drawn = [np.stack([draw[i] for draw in rows[some : some + DRAWS_AT_ONCE]]) for i in range(len(tables))]
+        values.append(statistic(*(np.take_along_axis(t[None], d, axis=1) for t, d in zip(tables, drawn, strict=True))))
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+    return Estimate(value=value, se=None, low=float(low), high=float(high), n=len(tables[0]))
 
 
-def improvement(scores: Array, others: Array) -> float:
-    """P(X > Y) averaged over experiments: share of pairs in which the first is higher, ties half.
+def improvements(scores: Array, others: Array) -> Array:
+    """P(X > Y) averaged over experiments, of each of D draws, [D]: share of pairs in which X is higher, ties half.
 
     Args:
-        scores: [N] or [N, E]; higher is better.
-        others: [M] or [M, E].
+        scores: [D, N, E]; higher is better.
+        others: [D, M, E].
     """
-    x = np.asarray(scores, dtype=np.float64).reshape(len(scores), -1)
-    y = np.asarray(others, dtype=np.float64).reshape(len(others), -1)
-    above = (x[:, None, :] > y[None, :, :]) + 0.5 * (x[:, None, :] == y[None, :, :])
-    return float(above.mean())
+    x, y = scores[:, :, None, :], others[:, None, :, :]
+    above = (x > y) + 0.5 * (x == y)
+    return np.asarray(above.reshape(len(above), -1).mean(1), dtype=np.float64)
 
 
 def _finite(scores: Sequence[float]) -> Array:
