@@ -20,9 +20,12 @@ A blueprint is an ``nn.Module`` class taking ``dim`` and typed keyword arguments
 4. From another package: name the module in entry-point group ``esper.blueprints``; importing it must register.
 """
 
+import functools
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import torch
@@ -269,7 +272,7 @@ def load_plugins() -> tuple[str, ...]:
     """
     before = set(_REGISTRY)
     problems = []
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
+    for point in _points_of(tuple(_stamped(path) for path in sys.path)):
         try:
             point.load()
         except Exception as error:
@@ -277,3 +280,17 @@ def load_plugins() -> tuple[str, ...]:
     if problems:
         raise ConfigError(problems)
     return tuple(f"{place.value}/{name}" for place, name in sorted(set(_REGISTRY) - before))
+
+
+def _stamped(path: str) -> tuple[str, int]:
+    """A place that packages are imported from, and when it was last changed, ns; 0 if it is not there."""
+    try:
+        return path, os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return path, 0
+
+
+@functools.lru_cache(maxsize=1)
+def _points_of(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of the group, in order: read off every installed package, so again only once a place has changed."""
+    return tuple(sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)))

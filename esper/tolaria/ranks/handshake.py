@@ -4,9 +4,11 @@ Births and sums differ between CPU capabilities, thread counts and torch version
 takes one all-reduce(MAX) of pairs (d, -d); only if a field differs, its values are gathered and shown.
 """
 
+import functools
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -44,8 +46,12 @@ ADVICE = {
 
 
 def code_digest() -> str:
-    """BLAKE2b over the package's own source files."""
-    root = package_folder()
+    """BLAKE2b over the package's own source files, as they were when first asked for: what runs was loaded before."""
+    return _digest_of(package_folder())
+
+
+@functools.cache
+def _digest_of(root: Path) -> str:
     hasher = hashlib.blake2b(digest_size=8)
     for path in sorted(root.rglob("*.py")):
         hasher.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
