@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, then lint, types, the import contract and the tests. --all: the long tests too. Other arguments go to pytest.
 #
-# Two processes share the test files, long ones first, while types are checked beside them. The twenty slowest tests are
-# shown, then what was found in the types.
+# Three processes share the test files on two cores, since one of them often waits for a timeout or a scheduler: long
+# files first, while types are checked beside them. The twenty slowest tests are shown, then what was found in the types.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 export OMP_NUM_THREADS=1
@@ -28,7 +28,7 @@ found="$(mktemp)"
 types=$!
 trap 'kill "$types" 2>/dev/null || true; rm -f "$found"' EXIT
 code=0
-"$PYTHON" -m pytest "${select[@]}" --durations=20 -n 2 --dist loadfile --no-loadscope-reorder || code=$?
+"$PYTHON" -m pytest "${select[@]}" --durations=20 -n 3 --dist loadfile --no-loadscope-reorder || code=$?
 wait "$types" || code=$((code ? code : $?))
 cat "$found"
 exit "$code"

@@ -1,6 +1,6 @@
 """Property-based tests draw the same examples in every run, wait for slow machines, and leave no files behind.
 
-Processes that share the tests (`-n 2 --dist loadfile`) take whole files, long ones first, so that they end together.
+Processes that share the tests (`-n 3 --dist loadfile`) take whole files, long ones first, so that they end together.
 Files that look at one finished run go to the same process, so that it is made once.
 """
 
@@ -30,10 +30,19 @@ LONG = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets each process that shares all tests begin elsewhere to collect: what one compiles, the others read."""
+    worker, tests = getattr(config, "workerinput", None), Path(__file__).parent
+    if worker is not None and [Path(word).resolve() for word in config.args] == [tests]:
+        files = sorted(map(str, tests.rglob("test_*.py")))
+        first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+        config.args[:] = files[first:] + files[:first]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
+    def place(item: pytest.Item) -> tuple[int, str]:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
-        return next((index for index, long in enumerate(LONG) if path.startswith(long)), len(LONG))
+        return next((index for index, long in enumerate(LONG) if path.startswith(long)), len(LONG)), path
 
     items.sort(key=place)
 

@@ -5,6 +5,7 @@ The figures of five seeds at equal FLOPs, all arms beside each other, stand in d
 
 import importlib.util
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -25,7 +26,8 @@ def gain(outcome) -> float:
 
 
 def test_arms_are_compared_at_equal_flops_and_the_open_loop_shows(incubation):
-    shadow, ste = (incubation.run(incubation.TASKS["digits"], arm, 1) for arm in ("shadow", "ste"))
+    short = replace(incubation.TASKS["digits"], after=100)  # the rest is for a question that is not asked here
+    shadow, ste = (incubation.run(short, arm, 1) for arm in ("shadow", "ste"))
     assert abs(shadow.flops - ste.flops) < 0.03 * shadow.flops
     assert ste.steps > shadow.steps  # who pays less a step takes more of them
     assert gain(shadow) < 0 < gain(ste)

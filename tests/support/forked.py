@@ -12,6 +12,7 @@ from esper.kasmina.blueprints import registry
 from esper.kasmina.flops import seed_cost
 from esper.kasmina.memory import seed_memory
 from esper.leyline.topology import Topology
+from esper.tolaria.ranks.handshake import code_digest
 
 SITES = [
     (Topology.FEATURE_MAP, 4, (4, 8, 8)),
@@ -34,5 +35,6 @@ def count_seeds() -> None:
 
 
 count_seeds()
+code_digest()
 gc.collect()
 gc.freeze()
