@@ -30,7 +30,7 @@ from soaking.run import Failed, Kill, Run, outcome, strike
 
 from esper.nissa.reading import read_events
 
-PATIENCE_S = 300.0  # for a run without a further kill
+PATIENCE_S = 300.0  # for the next step, attempt or kill
 PER_ROUND = 5
 
 
@@ -83,11 +83,13 @@ def play(run: Run, record: Round, kills: int, moments: Moments, rng: random.Rand
     """Takes one run to its end through at most ``kills`` kills."""
     run.start()
     moments.again()
-    attempt, deadline = 0, time.monotonic() + PATIENCE_S
+    attempt, deadline, reached = 0, time.monotonic() + PATIENCE_S, (0, 0)
     while True:
         assert run.command is not None
         time.sleep(0.05)
-        now = time.monotonic()
+        now, at = time.monotonic(), (run.attempt(), run.mark()[0])
+        if at > reached:
+            reached, deadline = at, now + PATIENCE_S
         if now > deadline:
             raise Failed(f"nothing for {PATIENCE_S:.0f} s: rank 0 is in {run.mark()}")
         last = record.kills[-1] if record.kills else None
