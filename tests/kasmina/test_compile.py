@@ -306,7 +306,8 @@ def life(task: str, run_dir: Path, compile_: bool, **settings: Any) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize("task", ["cnn", "gpt"])
+# Sequences are compiled in test_any_model.py (an encoder) and slots/test_recomputed.py (blocks), too.
+@pytest.mark.parametrize("task", ["cnn", pytest.param("gpt", marks=pytest.mark.slow)])
 def test_a_life_of_three_seeds_compiles_the_host_once_and_each_seed_once(task: str, tmp_path: Path) -> None:
     torch._dynamo.utils.counters.clear()
     batch = {"trainer__batch": 9 if task == "gpt" else 10}  # no ragged batch of one sample, which is a graph of its own

@@ -183,20 +183,31 @@ def test_an_export_of_the_average_computes_the_average() -> None:
 # saving -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [True, False], ids=["asked for again", "by the file"])
-@pytest.mark.parametrize("cut", [0, 5, 9, 14, 21])
-def test_a_restore_goes_on_bit_for_bit(cut: int, asked: bool, tmp_path) -> None:
+CUTS = [0, 5, 9, 14, 21]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A life that is saved at each cut: the folder of its files, its averages and what it comes to."""
+    folder = tmp_path_factory.mktemp("whole")
     session = make(actions=GATED)
     session.ema(DECAY)
-    train(session, range(cut))
-    session.save(tmp_path / "s.pt")
-    train(session, range(cut, LIFE_STEPS))
-    again = esper.Session.restore(tmp_path / "s.pt", host, loss=loss, probe=probe())
+    for cut, after in zip(CUTS, [*CUTS[1:], LIFE_STEPS], strict=True):
+        session.save(folder / f"{cut}.pt")
+        train(session, range(cut, after))
+    return folder, bits(averages(session).items()), replica(session)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for again", "by the file"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_restore_goes_on_bit_for_bit(cut: int, asked: bool, whole) -> None:
+    folder, wanted, state = whole
+    again = esper.Session.restore(folder / f"{cut}.pt", host, loss=loss, probe=probe())
     if asked:
         again.ema(DECAY)
     train(again, range(cut, LIFE_STEPS))
-    assert bits(averages(again).items()) == bits(averages(session).items())
-    assert replica(again) == replica(session)
+    assert bits(averages(again).items()) == wanted
+    assert replica(again) == state
 
 
 def test_in_place_what_has_grown_since_leaves_the_average() -> None:

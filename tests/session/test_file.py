@@ -29,20 +29,30 @@ def restore(path: Any, build: Any = host, **more: Any) -> esper.Session:
     return esper.Session.restore(path, build, **{"loss": loss, "probe": probe(), **more})
 
 
-@pytest.mark.parametrize("cut", [0, 5, 9, 14, 21])
-def test_a_restore_goes_on_bit_for_bit_from_any_step(cut, tmp_path):
-    def build() -> nn.Module:
-        return host(dropout=0.3, batch_norm=True)
+CUTS = [0, 5, 9, 14, 21]
 
+
+def noisy() -> nn.Module:
+    return host(dropout=0.3, batch_norm=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A life that is saved at each cut: the folder of its files, what it comes to, and the numbers drawn after it."""
+    folder = tmp_path_factory.mktemp("whole")
     torch.manual_seed(7)
-    session = make(build(), scheduler=one_cycle, clip_norm=0.3)
-    train(session, range(cut))
-    session.save(tmp_path / "s.pt")
-    train(session, range(cut, LIFE_STEPS))
-    wanted, drawn = replica(session), torch.rand(4)
+    session = make(noisy(), scheduler=one_cycle, clip_norm=0.3)
+    for cut, after in zip(CUTS, [*CUTS[1:], LIFE_STEPS], strict=True):
+        session.save(folder / f"{cut}.pt")
+        train(session, range(cut, after))
+    return folder, replica(session), torch.rand(4)
 
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_restore_goes_on_bit_for_bit_from_any_step(cut, whole):
+    folder, wanted, drawn = whole
     torch.manual_seed(99)
-    again = restore(tmp_path / "s.pt", build, scheduler=one_cycle)
+    again = restore(folder / f"{cut}.pt", noisy, scheduler=one_cycle)
     assert again.steps == cut
     train(again, range(cut, LIFE_STEPS))
     assert replica(again) == wanted

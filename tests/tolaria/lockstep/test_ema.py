@@ -1,6 +1,8 @@
 """trainer.ema: the recurrence by hand, a resume and a rollback to the bit, and what validation and the test read."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,19 +96,32 @@ def test_a_skipped_step_does_not_count(fused: bool, tmp_path: Path) -> None:
     assert_averages(averages(engine), averaged(DECAY, start, noted), tolerance=1e-5)
 
 
+RESUMED = {"checkpoint__every_ticks": 4, "checkpoint__keep": 20}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], dict[str, Any]]:
+    """A run that nobody disturbed: its folder, its averages and what it comes to."""
+    run = tmp_path_factory.mktemp("run")
+    engine = make_engine(config_of(**RESUMED), run)
+    engine.begin(None)
+    train_on(engine)
+    engine.saves.finish(engine.state)
+    return run, bits(averages(engine).items()), replica(engine)
+
+
 @pytest.mark.parametrize("at", [8, 16, 24])
-def test_a_resume_goes_on_bit_for_bit(at: int, tmp_path: Path) -> None:
-    config = config_of(checkpoint__every_ticks=4, checkpoint__keep=20)
-    whole = make_engine(config, tmp_path / "run")
-    whole.begin(None)
-    train_on(whole)
-    whole.saves.finish(whole.state)
-    again = make_engine(config, tmp_path / "run", attempt=2)
+def test_a_resume_goes_on_bit_for_bit(
+    at: int, whole: tuple[Path, dict[str, str], dict[str, Any]], tmp_path: Path
+) -> None:
+    run, wanted, state = whole
+    shutil.copytree(run, tmp_path / "run")
+    again = make_engine(config_of(**RESUMED), tmp_path / "run", attempt=2)
     again.begin(at)
     assert again.step == at
     train_on(again)
-    assert bits(averages(again).items()) == bits(averages(whole).items())
-    assert replica(again) == replica(whole)
+    assert bits(averages(again).items()) == wanted
+    assert replica(again) == state
 
 
 def test_a_rollback_goes_back_to_the_average_of_then(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ slot and sets it learning, without ever blending it in.
 """
 
 import copy
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +113,20 @@ def host_of(engine: Engine) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def host_alone(host: str, optimizer: str, incubation: str) -> dict[str, Any]:
+    """`host_of` a run without seeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        return host_of(Watched(config_of(host, optimizer, incubation), Path(folder)).train(STEPS))
+
+
 @pytest.mark.parametrize("incubation", ["shadow", "ste"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("host", SEEDS)
 def test_incubating_seeds_leave_no_trace_in_the_host(
     host: str, optimizer: str, incubation: str, tmp_path: Path
 ) -> None:
-    alone = Watched(config_of(host, optimizer, incubation), tmp_path / "alone")
-    wanted = host_of(alone.train(STEPS))
+    wanted = host_alone(host, optimizer, incubation)
     config = config_of(host, optimizer, incubation, controller=planted(host))
     grown = Watched(config, tmp_path / "grown")
     engine = grown.train(8)
@@ -144,7 +152,7 @@ def test_a_broken_incubating_seed_leaves_no_trace_either(
     value: float, at: int, stage: Stage, incubation: str, tmp_path: Path
 ) -> None:
     """A learning one is quarantined at the next tick, one that waits does not pass G1; no host step is skipped."""
-    wanted = host_of(Watched(config_of("noisy", "adamw", incubation), tmp_path / "alone").train(STEPS))
+    wanted = host_alone("noisy", "adamw", incubation)
     grown = Watched(config_of("noisy", "adamw", incubation, controller=planted("noisy")), tmp_path / "grown")
     engine = grown.train(at)
     seed = engine.grown.slots["r0c0"].seed
