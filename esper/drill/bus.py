@@ -229,7 +229,7 @@ class RankWorld(World):
         self.heartbeat = MemoryMarks(bus, rank)
         self.control = self.data = self._store = None
         self.find_unused = self._slow = False
-        self._number = 0
+        self.number = 0
 
     @property
     def calls(self) -> list[str]:

@@ -4,6 +4,7 @@ Bitwise: the ranks after a rollback; the replay against a fresh process group th
 and does the same otherwise; a healthy run with the governor on against the same with it off.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,31 @@ def test_samples_that_drive_the_loss_away_are_left_out(what: str, world: int, tm
     for mine in results:
         assert mine["whole"] == mine["fresh"], "from memory as from disk into a fresh process"
         assert shared(mine["whole"]) == shared(found["whole"])
+
+
+def gone_back(rank: int, config: EsperConfig, run_dir: Path, alone: bool) -> dict[str, Any]:
+    """A whole run that goes back, with snapshots that the ranks share, or with those of each rank."""
+    register_noisy()
+    if alone:
+        os.environ["LOCAL_WORLD_SIZE"] = "1"
+    engine = make_engine(config, run_dir)
+    spoil_data(engine, BAD, float("nan"))
+    engine.begin(None)
+    assert engine.governor is not None
+    train_on(engine)
+    engine.world.close()
+    went = [event.source for event in told(engine, RolledBack)]
+    return {"whole": look(engine), "shares": engine.governor.ring.shares, "went": went}
+
+
+@pytest.mark.slow
+def test_shared_snapshots_come_to_the_bits_of_each_rank_s_own(tmp_path: Path) -> None:
+    config = config_of(controller=GROWER, **ILL["noisy"][0])
+    ours = run_distributed(gone_back, 2, config, tmp_path / "shared", False)
+    own = run_distributed(gone_back, 2, config, tmp_path / "own", True)
+    assert [found["went"] for found in ours] == [["ram"]] * 2
+    assert [(a["shares"], b["shares"]) for a, b in zip(ours, own, strict=True)] == [(True, False)] * 2
+    assert [found["whole"] for found in ours] == [found["whole"] for found in own]
 
 
 def until_gone_back(rank: int, config: EsperConfig, run_dir: Path) -> tuple[list[int], int, list[int]]:

@@ -56,7 +56,7 @@ class GovernorConfig:
     """Ticks between snapshots in memory; a save takes one too."""
 
     ring: int = 3
-    """Snapshots that each rank keeps in memory."""
+    """Snapshots in memory. The ranks of a machine share one copy of what is equal on all of them."""
 
     blame_ticks: int = 10
     """Ticks: a change in a slot that is older is not blamed for a panic."""

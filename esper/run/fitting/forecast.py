@@ -130,10 +130,10 @@ def _describe_snapshots(config: EsperConfig, forecast: MemoryForecast) -> str:
     if not config.governor.enabled:
         return ""
     each, ranks = forecast.weights + forecast.moments, config.world.nproc_per_node
-    total = config.governor.ring * each * ranks
+    total, them = config.governor.ring * each, "" if ranks == 1 else f", which its {ranks} ranks share"
     return (
-        f"; beside it {config.governor.ring} snapshots (governor.ring) of {each / MIB:,.1f} MiB for each of {ranks} "
-        f"ranks of a machine, {total / MIB:,.1f} MiB of its memory"
+        f"; beside it {config.governor.ring} snapshots (governor.ring) of {each / MIB:,.1f} MiB on each machine{them}, "
+        f"{total / MIB:,.1f} MiB of its memory"
     )
 
 

@@ -5,10 +5,30 @@ get new buffers; those of tensors that are gone are freed. Two names of one tens
 Copies from a device are asynchronous, into pinned memory; `ready` waits for them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Place = tuple[Any, ...]
+
+
+def place_of(value: Tensor, path: str) -> Place:
+    """What two names of one tensor have in common; empty tensors have nothing in common but their path."""
+    if not value.numel():
+        return (path,)
+    return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
+def rebuild(payload: Any, put: Callable[[Tensor, str], Tensor], path: str = "") -> Any:
+    """The same dicts, lists and tuples, with what ``put`` returns for each tensor and its path."""
+    if isinstance(payload, dict):
+        return {key: rebuild(item, put, f"{path}/{key}") for key, item in payload.items()}
+    if isinstance(payload, list | tuple):
+        items = [rebuild(item, put, f"{path}/{index}") for index, item in enumerate(payload)]
+        return items if isinstance(payload, list) else tuple(items)
+    return put(payload, path) if isinstance(payload, Tensor) else payload
 
 
 class HostCopy:
@@ -28,19 +48,12 @@ class HostCopy:
             The same structure; its tensors lie on the CPU and do not follow the originals.
         """
         used: dict[str, Tensor] = {}
-        seen: dict[tuple[Any, ...], Tensor] = {}
+        seen: dict[Place, Tensor] = {}
         devices: set[torch.device] = set()
 
-        def twin(value: Any, path: str) -> Any:
-            if isinstance(value, dict):
-                return {key: twin(item, f"{path}/{key}") for key, item in value.items()}
-            if isinstance(value, list | tuple):
-                items = [twin(item, f"{path}/{index}") for index, item in enumerate(value)]
-                return items if isinstance(value, list) else tuple(items)
-            if not isinstance(value, Tensor):
-                return value
-            place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-            if value.numel() and place in seen:
+        def twin(value: Tensor, path: str) -> Tensor:
+            place = place_of(value, path)
+            if place in seen:
                 return seen[place]
             buffer = self._buffers.get(path)
             shape = (value.dtype, value.shape, value.stride())
@@ -53,7 +66,7 @@ class HostCopy:
             return buffer
 
         with torch.no_grad():
-            copied = twin(payload, "")
+            copied = rebuild(payload, twin)
         self._buffers, self._event = used, None
         for device in devices:
             self._event = torch.cuda.Event()
@@ -64,3 +77,7 @@ class HostCopy:
         """Waits until the latest take has arrived; may be called from any thread."""
         if self._event is not None:
             self._event.synchronize()
+
+    def read(self, copied: Any) -> Any:
+        """What `take` returned, to be copied and not changed."""
+        return copied

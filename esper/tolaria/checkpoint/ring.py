@@ -2,12 +2,16 @@
 
 A snapshot is *cleared* once a later healthy tick has confirmed it. Snapshots are taken at healthy ticks only, and a
 healthy tick clears all before it. So at most the newest is not cleared, and the oldest may always be overwritten.
+
+What is equal on all ranks may lie where all ranks of a machine can read it (see `esper.tolaria.checkpoint.shared`); a
+rank's own part, and its controller, always lie in buffers of its own.
 """
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils._pytree import tree_iter
@@ -37,10 +41,33 @@ class Generation:
     cleared: bool = False
 
 
+class Copier(Protocol):
+    """Keeps a copy; see `HostCopy`."""
+
+    def take(self, payload: Any) -> Any:
+        """Copies a payload; what it copied before is gone."""
+
+    def ready(self) -> None:
+        """Waits until the copy has arrived."""
+
+    def read(self, copied: Any) -> Any:
+        """What ``take`` returned, with its tensors."""
+
+
+@dataclass(slots=True)
+class _Buffers:
+    common: Copier
+    own: HostCopy = field(default_factory=HostCopy)
+
+
 @dataclass(slots=True)
 class _Copies:
     generation: Generation
-    buffers: HostCopy = field(default_factory=HostCopy)
+    buffers: _Buffers
+
+
+def _bytes_of(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
 
 
 class Ring:
@@ -48,15 +75,17 @@ class Ring:
 
     Args:
         size: how many are kept; at least 2.
+        shared: where the common part of each lies, if that is shared; without them, in buffers of this rank.
 
     Fields:
         bytes: of the newest one.
+        own_bytes: those of them that are not shared.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size, self.bytes = size, 0
+    def __init__(self, size: int, shared: Sequence[Copier] = ()) -> None:
+        self.size, self.bytes, self.own_bytes, self.shares = size, 0, 0, bool(shared)
         self._held: list[_Copies] = []  # oldest first
-        self._free: list[HostCopy] = []
+        self._free = [_Buffers(copier) for copier in reversed(shared or [HostCopy() for _ in range(size)])]
 
     def __len__(self) -> int:
         return len(self._held)
@@ -75,17 +104,22 @@ class Ring:
         began = time.perf_counter()
         if len(self._held) == self.size:
             self._free.append(self._held.pop(0).buffers)
-        buffers = self._free.pop() if self._free else HostCopy()
-        twins = buffers.take({"common": common, "own": own})
-        generation = Generation(state, twins["common"], twins["own"], f"snapshot of step {state.step}", "ram")
+        buffers = self._free.pop()
+        equal = {key: value for key, value in common.items() if key != "controller"}  # rank 0's may differ
+        twins, mine = buffers.common.take(equal), buffers.own.take({"own": own, "controller": common["controller"]})
+        twins["controller"] = mine["controller"]
+        generation = Generation(state, twins, mine["own"], f"snapshot of step {state.step}", "ram")
         self._held.append(_Copies(generation, buffers))
-        self.bytes = sum(leaf.nbytes for leaf in tree_iter(twins) if isinstance(leaf, Tensor))
+        self.bytes = _bytes_of([twins, mine["own"]])
+        self.own_bytes = _bytes_of(mine) if self.shares else self.bytes
         return self.bytes, 1e3 * (time.perf_counter() - began)
 
     def confirm(self, tick: int) -> None:
         """Clears every snapshot before a healthy tick."""
         for held in self._held:
-            held.generation.cleared |= held.generation.state.tick < tick
+            if held.generation.state.tick < tick and not held.generation.cleared:
+                held.buffers.common.ready()  # whoever shares it may go back to it from the next tick on
+                held.generation.cleared = True
 
     def newest(self, back: int, *, from_step: int = 0) -> Generation | None:
         """The ``back``-th newest cleared snapshot, or the oldest if there are fewer; None if there is none.
@@ -101,12 +135,14 @@ class Ring:
         if not cleared:
             return None
         held = cleared[max(0, len(cleared) - back)]
-        held.buffers.ready()
+        held.buffers.common.ready()
+        held.buffers.own.ready()
         generation = held.generation
         controller = copy.deepcopy(generation.common["controller"])  # whoever loads it may change it
+        equal = {key: value for key, value in generation.common.items() if key != "controller"}
         return Generation(
             generation.state,
-            {**generation.common, "controller": controller},
+            {**held.buffers.common.read(equal), "controller": controller},
             generation.own,
             generation.where,
             "ram",

@@ -42,6 +42,7 @@ class World:
         local_rank: this rank's number on its machine.
         device: device of the model.
         heartbeat: marks that name a missing rank; set once the run directory is known.
+        number: of this world among those of its process, the same on every rank.
         waiting: the collective that this rank is in; "" if it is in none.
     """
 
@@ -83,8 +84,8 @@ class World:
         self.control: dist.ProcessGroup | None = None
         self.data: dist.ProcessGroup | None = None
         self._store: dist.Store | None = None
-        self._startup_s = control.startup_timeout_s
-        self._number = next(_numbers)  # worlds are made in the same order on every rank
+        self.startup_s = control.startup_timeout_s
+        self.number = next(_numbers)  # worlds are made in the same order on every rank
         limits = (control.timeout_s, control.slow_timeout_s)
         self._limits = limits if within is None else (USERS_LIMIT.total_seconds(),) * 2
         self._slow = False
@@ -103,7 +104,7 @@ class World:
                 return
             store, _, _ = next(dist.rendezvous("env://", timeout=startup))
             # gloo would read the addresses of an earlier world of these processes, whose store may still be there
-            self._store = dist.PrefixStore(f"esper/world/{self._number}", store)
+            self._store = dist.PrefixStore(f"esper/world/{self.number}", store)
             self._store.set(self._arrivals()[self.rank], "")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
@@ -116,11 +117,11 @@ class World:
             self._make_groups(gpu)
 
     def _arrivals(self) -> list[str]:
-        return [f"esper/arrived/{self._number}/{rank}" for rank in range(self.size)]
+        return [f"esper/arrived/{self.number}/{rank}" for rank in range(self.size)]
 
     def _make_groups(self, gpu: bool) -> None:
         """Makes the groups under the limit of start-up, then gives them the usual one."""
-        startup, before = datetime.timedelta(seconds=self._startup_s), connections()
+        startup, before = datetime.timedelta(seconds=self.startup_s), connections()
         self.control = dist.new_group(backend="gloo", timeout=startup)
         # NCCL's own watchdog ends the process without a message; ours (`esper.tolaria.ranks.watchdog`) must be first.
         self.data = dist.new_group(backend="nccl" if gpu else "gloo", timeout=startup)

@@ -28,6 +28,7 @@ from esper.accord.verdict import Symptom, Verdict
 from esper.leyline.errors import CheckpointError, DivergedError
 from esper.leyline.events import Event, Fault, RolledBack, SnapshotTaken
 from esper.tolaria.checkpoint.ring import Generation, Ring
+from esper.tolaria.checkpoint.shared import share_places
 from esper.tolaria.checkpoint.snapshot import read_generation, share_of
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.lockstep.narrate import Narrator, axes_of, trouble_events
@@ -72,17 +73,20 @@ class Governor:
 
     def begin(self, state: RunState, collect: Collect) -> list[Event]:
         """Takes the first snapshot, as the run begins or goes on from a state; a fault if there is no room for all."""
+        self.ring = Ring(self.config.ring, share_places(self.world, self.config.ring))
         return [*self._take(state, collect), *self._find_no_room(state)]
 
     def _find_no_room(self, state: RunState) -> list[Event]:
         """A fault on the first rank of a machine whose memory cannot hold the snapshots that are still to come."""
         free, ranks = free_bytes(torch.device("cpu")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        need = ranks * (self.config.ring - 1) * self.ring.bytes
+        shared = self.ring.bytes - self.ring.own_bytes
+        need = (self.config.ring - 1) * (ranks * self.ring.own_bytes + shared)
         if free is None or need <= free or self.world.local_rank != 0:
             return []
         what = (
             f"governor.ring = {self.config.ring}: its snapshots take {need // MIB} MiB more for the {ranks} ranks of "
-            f"this machine, which has {free // MIB} MiB free; set governor.ring=2, or fewer ranks a machine"
+            f"this machine{', which share them' if self.ring.shares else ''}; it has {free // MIB} MiB free; set "
+            "governor.ring=2, or fewer ranks a machine"
         )
         return [Fault(**axes_of(state), what=what, where=f"rank {self.world.rank}")]
 

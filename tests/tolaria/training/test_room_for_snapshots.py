@@ -13,7 +13,7 @@ from esper.tolaria.training.governor import Governor
 
 
 class Place:
-    rank, size, local_rank = 3, 8, 0
+    rank, size, local_rank, store = 3, 8, 0, None
 
 
 def begin(free: int | None, monkeypatch: pytest.MonkeyPatch, *, local_rank: int = 0) -> list[Any]:
