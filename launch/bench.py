@@ -3,6 +3,7 @@
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
     python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16 share] [--json FILE]
+    python launch/bench.py library  [--rounds N] [--json FILE]
     python launch/bench.py feeding  [--rounds N] [--ranks 1] [--json FILE]
     python launch/bench.py gpu      [--devices N] [--rounds R] [--out FOLDER] [--plan]
     python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]
@@ -11,6 +12,7 @@
 
 `service` measures what a user waits for, in seconds; ``--before`` names a checkout of older code to measure beside.
 `tokens` trains on 4 GiB of tokens that it makes below TMPDIR, and removes them.
+`library` measures one rank, which leaves cores idle, and as many as there are cores.
 `gates` prints the tables of docs/gates.md, of 50 N lives a cell. Its part `corpora` first trains small nets on text.
 
 If the interval straddles the budget, or A/A's noise is wider than the margin to it, the verdict is "unresolved", not
@@ -26,11 +28,14 @@ from pathlib import Path
 from benching import compiled, feeding, gates, gpu, kasmina, library, lockstep, policy, service, tokens
 from benching.harness import DEVICE, run
 
+from esper.leyline.machine.room import usable_cores
+
 BENCHES = {
     "lockstep": lockstep.PARTS,
     "kasmina": kasmina.PARTS | library.PARTS | compiled.PARTS,
     "policy": policy.PARTS,
     "feeding": feeding.PARTS,
+    "library": library.PARTS,
 }
 
 
@@ -41,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=[*BENCHES, "gates", "service", "tokens"])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, help="2 unless given; library: one, then as many as there are cores")
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="where ranks compute")
@@ -65,7 +70,11 @@ def main() -> None:
             gates.PARTS[part](50 * args.rounds)
         return
     os.environ[DEVICE] = args.device
-    results = run({name: known[name] for name in args.parts or known}, ranks=args.ranks, rounds=args.rounds)
+    counts = [args.ranks or 2]
+    if args.what == "library" and args.ranks is None:
+        counts = sorted({1, usable_cores()})
+    chosen = {name: known[name] for name in args.parts or known}
+    results = [ratio for ranks in counts for ratio in run(chosen, ranks=ranks, rounds=args.rounds)]
     for r in results:
         print(f"{r.name}\n    {r.host}")
         print(

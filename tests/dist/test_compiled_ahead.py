@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from esper.config.tree import EsperConfig
 from esper.leyline.events import CommandRefused, KernelsCompiled
 from esper.run.kernels import start
 from esper.run.kernels.helper import Helper
+from tests.dist.test_equality import same_tensors
 from tests.support.dist import run_distributed
 from tests.support.tiny import act, events, make_engine, replica, schedule, tiny_config
 
@@ -30,13 +32,17 @@ def config_of(cache: Path, prepare: str, **more: Any) -> EsperConfig:
     settings = {"controller": LIFE, "slots__ids": [A], "trainer__steps": 2 * TICKS, "trainer__drop_last": True, **more}
     return tiny_config(
         "cnn",
-        trainer__compile=True,
         compile__prepare=prepare,
         compile__cache=str(cache),
         control__timeout_s=300.0,
         control__startup_timeout_s=1800.0,
-        **settings,
+        **{"trainer__compile": True, **settings},
     )
+
+
+def libraries(cache: Path) -> set[str]:
+    """What a C++ compiler has made."""
+    return {path.name for path in cache.rglob("*.so")}
 
 
 class KilledHelper(Helper):
@@ -50,8 +56,7 @@ def live(rank: int, config: EsperConfig, run_dir: Path, kill: bool) -> dict[str,
         start.Helper = KilledHelper  # type: ignore[misc]
     engine = make_engine(config, run_dir)
     compiler = engine.growth.compiler
-    assert compiler is not None
-    helper: Any = compiler.ahead
+    helper: Any = None if compiler is None else compiler.ahead
     engine.begin(None)
     before = counters["inductor"]["fxgraph_cache_miss"]
     while engine.step < engine.terms.total_steps:
@@ -65,6 +70,7 @@ def live(rank: int, config: EsperConfig, run_dir: Path, kill: bool) -> dict[str,
     return {
         "bits": bits.hexdigest(),
         "replica": replica(engine),
+        "weights": {name: weight.detach().clone() for name, weight in engine.grown.model.named_parameters()},
         "misses": counters["inductor"]["fxgraph_cache_miss"] - before,
         "host": [event for event in events(engine).of(KernelsCompiled) if event.where == "host"],
         "births": [event for event in events(engine).of(KernelsCompiled) if event.where == A],
@@ -91,3 +97,45 @@ def test_what_was_foreseen_misses_nothing_and_the_bits_are_those_without_cold_wa
     assert warm["misses"] == warm["host"][0].misses == 0, "a second start finds the host, too"
     assert ahead["bits"] == cold["bits"] == warm["bits"]
     assert ahead["replica"] == cold["replica"] == warm["replica"]
+    other = tmp_path / "of another machine"
+    shutil.copytree(theirs, other)
+    before = libraries(other)
+    [carried] = run_distributed(live, 1, config_of(other, "off"), tmp_path / "carried", False)
+    assert carried["misses"] == 0, "a second machine of this kind, with what the first had"
+    assert libraries(other) == before, "and its compiler had nothing to do"
+    assert carried["bits"] == ahead["bits"]
+
+
+@pytest.mark.slow
+def test_two_ranks_have_one_helper_and_the_bits_of_two_without(tmp_path: Path) -> None:
+    ahead = run_distributed(live, 2, config_of(tmp_path / "cache", "start"), tmp_path / "ahead", False)
+    assert [found["helper"] is None for found in ahead] == [False, True]
+    told, _ = ahead[0]["helper"]
+    assert (told["compiled"], told["failed"], told["why"]) == (3, 0, "")
+    without = run_distributed(live, 2, config_of(tmp_path / "cache", "off"), tmp_path / "without", False)
+    for mine, theirs in zip(ahead, without, strict=True):
+        assert mine["misses"] == theirs["misses"] == 0
+        assert mine["bits"] == theirs["bits"] == ahead[0]["bits"]
+        assert mine["replica"] == theirs["replica"] == ahead[0]["replica"]
+
+
+@pytest.mark.slow
+def test_two_ranks_with_all_of_it_on_train_what_one_trains_without(tmp_path: Path) -> None:
+    """Kernels compiled ahead, workers that fetch data, the seed library, all telemetry; in float64."""
+    plain = {"trainer__precision": "fp64", "trainer__compile": False, "control__attribute_every": 2}
+    every = {
+        "trainer__precision": "fp64",
+        "data__workers": 1,
+        "telemetry__level": "full",
+        "control__attribute_every": 2,
+        "library__enabled": True,
+        "library__when_idle": False,
+    }
+    [alone] = run_distributed(live, 1, config_of(tmp_path / "none", "off", **plain), tmp_path / "1", False)
+    ranks = run_distributed(live, 2, config_of(tmp_path / "cache", "ahead", **every), tmp_path / "2", False)
+    assert alone["helper"] is ranks[1]["helper"] is None
+    assert ranks[0]["helper"] is not None
+    assert len(ranks[0]["births"]) >= 3
+    assert ranks[0]["bits"] == ranks[1]["bits"]
+    assert ranks[0]["replica"] == ranks[1]["replica"]
+    same_tensors(ranks[0]["weights"], alone["weights"])

@@ -88,8 +88,8 @@ class CNNByHand(nn.Module):
         return self.host.head(x.mean(dim=(2, 3)))
 
 
-def test_blended_seeds_run_the_kernels_of_the_same_graph_written_by_hand_and_no_more(tmp_path: Path) -> None:
-    engine = started(tmp_path)
+def blend_three(engine: Engine) -> nn.Module:
+    """Plants a seed at half alpha in each of three slots; returns the same network by hand."""
     rest = {"first_step": 0, "last_step": 0, "curve": Curve.LINEAR, "steepness": 6.0, "operator": Operator.ADD}
     seeds, changed = [], {}
     for entry in engine.state.slots:
@@ -110,7 +110,13 @@ def test_blended_seeds_run_the_kernels_of_the_same_graph_written_by_hand_and_no_
         )
     engine.state = engine.state.with_slots(changed)
     engine.growth.follow(engine.state)
-    ours, theirs = counted(engine.train_step), counted(by_hand(engine, CNNByHand(engine.fresh().model, seeds)))
+    return CNNByHand(engine.fresh().model, seeds)
+
+
+def test_blended_seeds_run_the_kernels_of_the_same_graph_written_by_hand_and_no_more(tmp_path: Path) -> None:
+    engine = started(tmp_path)
+    network = blend_three(engine)
+    ours, theirs = counted(engine.train_step), counted(by_hand(engine, network))
     for word in ("convolution", "group_norm", "silu", "addmm", "mm.", "max_pool"):
         kernels = [name for name in theirs if word in name]
         assert kernels, word
