@@ -37,8 +37,7 @@ class World:
     """This process's place among the ranks.
 
     Fields:
-        rank: this rank, as torchrun set it.
-        size: number of ranks.
+        rank, size: this rank, as torchrun set it, and how many there are.
         local_rank: this rank's number on its machine.
         device: device of the model.
         heartbeat: marks that name a missing rank; set once the run directory is known.
