@@ -16,6 +16,12 @@ for argument in "$@"; do
 done
 
 bin="$ROOT/.venv/bin"
+if [[ ${#rest[@]} -eq 0 ]]; then
+    found="$(mktemp)"
+    "$bin/mypy" >"$found" 2>&1 &
+    types=$!
+    trap 'kill "$types" 2>/dev/null || true; rm -f "$found"' EXIT
+fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/lint-imports" --no-logo
@@ -23,10 +29,6 @@ if [[ ${#rest[@]} -gt 0 ]]; then
     "$bin/mypy"
     exec "$PYTHON" -m pytest "${select[@]}" "${rest[@]}"
 fi
-found="$(mktemp)"
-"$bin/mypy" >"$found" 2>&1 &
-types=$!
-trap 'kill "$types" 2>/dev/null || true; rm -f "$found"' EXIT
 code=0
 "$PYTHON" -m pytest "${select[@]}" --durations=20 -n 3 --dist loadfile --no-loadscope-reorder || code=$?
 wait "$types" || code=$((code ? code : $?))

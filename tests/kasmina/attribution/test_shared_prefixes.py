@@ -190,7 +190,7 @@ def test_class_logits_depend_on_every_seed_so_that_nothing_is_shared_and_the_for
         assert worth.loss.value == pytest.approx(value[0] - value[1], abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "resnet20"])
+@pytest.mark.parametrize("kind", ["cnn", pytest.param("resnet20", marks=pytest.mark.slow)])
 def test_a_compiled_host_shares_prefixes_to_the_same_bits_without_another_graph(kind):
     grown, batches = grow(kind), batches_for(kind, (6, 6))
     plan = make_plan(SEEDS[kind], ask=ONLY)

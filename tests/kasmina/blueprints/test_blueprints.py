@@ -203,7 +203,7 @@ def paired_gain(topology: Topology, name: str, run: int, steps: int = 80) -> tup
 
 
 @learning
-@pytest.mark.parametrize("run", [0, 1, 2])
+@pytest.mark.parametrize("run", [0, *(pytest.param(run, marks=pytest.mark.slow) for run in (1, 2))])
 def test_it_learns_what_the_host_alone_cannot(topology: Topology, name: str, run: int) -> None:
     gain, error = paired_gain(topology, name, run)
     assert gain < -5 * error < 0, f"loss at alpha 1 minus alpha 0 is {gain:.4g} +- {error:.2g}"

@@ -134,6 +134,7 @@ def check(pairs: list[tuple[Any, ...]]) -> None:
     assert Stage.EMPTY.name in stages[STAGED] or Stage.EMBARGOED.name in stages[STAGED]
 
 
+@pytest.mark.slow  # two ranks do the same below
 def test_over_a_grown_run_as_into_a_fresh_one(tmp_path: Path) -> None:
     check(over_and_fresh(0, config_of("sgd"), tmp_path))
 
