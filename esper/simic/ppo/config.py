@@ -94,6 +94,11 @@ class PPOConfig:
     value: float = 0.5
     """Weight of the value loss, ``0.5 * (V - return)^2`` in units of the scale of returns."""
 
+    value_updates: int = 0
+    """Updates at the beginning that fit the values alone, to what the policy at hand gets: in place of its loss and its
+    entropy stands its KL from the policy that acted, since encoder and core are shared with the values.
+    """
+
     max_grad_norm: float | None = 0.5
     """Norm to which the gradient of all parameters is clipped, once ranks have added theirs up; null: not."""
 
@@ -122,7 +127,7 @@ class PPOConfig:
                 check(name, 0 <= getattr(self, name) <= 1, "must be 0 to 1")
             for name in ("lr", "clip", "clip_end", "adam_eps"):
                 check(name, getattr(self, name) > 0, "must be > 0")
-            for name in ("lr_end", "entropy", "entropy_end", "value"):
+            for name in ("lr_end", "entropy", "entropy_end", "value", "value_updates"):
                 check(name, getattr(self, name) >= 0, "must be >= 0")
             for name in ("max_grad_norm", "target_kl"):
                 value = getattr(self, name)

@@ -2,7 +2,9 @@
 
     loss = mean of -log_prob of the recorded decision  +  value * mean of 0.5 * (V - return)^2
 
-The log-probability is the sum over heads that matter, so this is the cross-entropy of exactly those. Values learn the
+The log-probability is the sum over heads that matter, so this is the cross-entropy of exactly those. With ``smoothing``
+each head's target is the recorded option mixed with all legal ones, so that the clone stays unsure enough for PPO to see
+what else there is: one that is sure of itself tries nothing, and nothing is learned from it. Values learn the
 discounted returns of the teacher, in units of the scale of returns, so that PPO does not begin by unlearning the policy
 for values that say nothing. Whoever decides is a function from what the environments show to options: a rule, a
 recorded run, another policy.
@@ -46,6 +48,10 @@ class ImitationConfig:
     value: float = 0.5
     """Weight of the value loss."""
 
+    smoothing: float = 0.0
+    """Share of each head's weight that goes to all its legal options alike, 0 to below 1; 0: the recorded option alone.
+    """
+
     max_grad_norm: float = 1.0
     """Norm to which the gradient is clipped."""
 
@@ -56,6 +62,7 @@ class ImitationConfig:
             for name in ("lr", "max_grad_norm"):
                 check(name, getattr(self, name) > 0, "must be > 0")
             check("value", self.value >= 0, "must be >= 0")
+            check("smoothing", 0 <= self.smoothing < 1, "must be 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +141,8 @@ def imitate(
 ) -> list[dict[str, float]]:
     """Clones a record; each rank has its own, of equal numbers of environments. Returns the numbers of each epoch.
 
-    ``loss/policy`` is the cross-entropy of a decision (nats), ``loss/value`` the value loss in units of the scale.
+    ``loss/policy`` is the cross-entropy of a decision (nats; from its smoothed target, whose own entropy it cannot fall
+    below), ``loss/value`` the value loss in units of the scale.
 
     Args:
         agent: learns; equal on all ranks.
@@ -175,6 +183,7 @@ def imitate(
                     agent.begin(len(share)),
                     taught.starts[:, share],
                     {head: x[:, share] for head, x in taught.actions.items()},
+                    config.smoothing,
                 )
                 error = 0.5 * (judged.value - returns[:, share] / scale.sigma) ** 2
                 policy = -judged.log_prob[taught.valid[:, share]].sum()

@@ -8,6 +8,9 @@
     v_loss  = mean of 0.5 * (V - return)^2
     loss    = pg_loss + value * v_loss - entropy * mean entropy
 
+In the first ``value_updates`` updates pg_loss is the KL of the new policy from the old, (ratio - 1) - log ratio, and
+entropy has no weight: values are fitted to the policy at hand, which stays what it is.
+
 The joint log-probability is the sum over the heads that matter, so there is one ratio and one clip. A minibatch has
 whole environments, and the core is run again over all T rows from its recorded first state. Values are not clipped
 (Andrychowicz et al. 2021, arXiv 2006.05990, found that it hurts).
@@ -99,6 +102,7 @@ class PPO:
         config = self.config
         lr, clip = at(config.lr, config.lr_end, progress), at(config.clip, config.clip_end, progress)
         entropy = at(config.entropy, config.entropy_end, progress)
+        values_alone = number < config.value_updates
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scale.take(rollout.rewards, rollout.done, rollout.valid, self._ranks)
@@ -107,7 +111,7 @@ class PPO:
         stopped = False
         for epoch in range(config.epochs):
             for minibatch in self.deal(rollout, advantages, returns, number, epoch):
-                sums = self.add_gradients(rollout, minibatch, clip, entropy)
+                sums = self.add_gradients(rollout, minibatch, clip, entropy, values_alone)
                 tally.add(sums)
                 if self.is_too_far(sums):
                     stopped = True
@@ -166,7 +170,9 @@ class PPO:
         judged: Judged = self.agent(observation, rollout.state[envs], rollout.starts[:, envs], actions)
         return judged
 
-    def add_gradients(self, rollout: Rollout, minibatch: Minibatch, clip: float, entropy: float) -> Sums:
+    def add_gradients(
+        self, rollout: Rollout, minibatch: Minibatch, clip: float, entropy: float, values_alone: bool = False
+    ) -> Sums:
         """Leaves the gradient of the whole minibatch's loss in the parameters, and returns its sums over all ranks."""
         self.optimizer.zero_grad(set_to_none=True)
         parameters = [parameter for parameter in self.agent.parameters() if parameter.requires_grad]
@@ -178,6 +184,8 @@ class PPO:
             ratio = log_ratio.exp()
             clipped = ratio.clamp(1 - clip, 1 + clip)
             pg_loss = torch.maximum(-minibatch.advantages * ratio, -minibatch.advantages * clipped)
+            if values_alone:
+                pg_loss, entropy = (ratio - 1) - log_ratio, 0.0
             v_loss = 0.5 * (judged.value - minibatch.returns) ** 2
             loss = pg_loss + self.config.value * v_loss - entropy * judged.entropy
             total = torch.where(minibatch.valid, loss, torch.zeros_like(loss)).sum() / max(minibatch.rows, 1.0)

@@ -113,7 +113,14 @@ class Agent(nn.Module, ABC):
         features, context = self.encode(observation)
         return self.evaluate(self._step(features, state)[0], context, observation)
 
-    def forward(self, observation: Batch, state: Tensor, starts: Tensor, actions: Mapping[str, Tensor]) -> Judged:
+    def forward(
+        self,
+        observation: Batch,
+        state: Tensor,
+        starts: Tensor,
+        actions: Mapping[str, Tensor],
+        smoothing: float = 0.0,
+    ) -> Judged:
         """Judges recorded decisions, from the state of the core at the beginning of the record on.
 
         Args:
@@ -121,8 +128,9 @@ class Agent(nn.Module, ABC):
             state: of the core before the first row, [N, 2H].
             starts: bool [T, N]: rows that are the first of an episode, before which the core's state is zeroed.
             actions: the recorded options per head, [T, N].
+            smoothing: share of each head's weight that goes to all legal options alike, see `Recorded`.
         """
-        chooser = Recorded(actions)
+        chooser = Recorded(actions, smoothing)
         features, context = self.encode(observation)
         x = self._unroll(features, state, starts)
         self.choose(x, context, observation, chooser)

@@ -124,13 +124,18 @@ class Greedy(_Tally):
 class Recorded(_Tally):
     """Judges a decision that was taken before; rows are [...] as recorded.
 
+    Args:
+        actions: the recorded options per head.
+        smoothing: share of each head's weight that goes to all its legal options alike (label smoothing, Szegedy et
+            al. 2016, arXiv 1512.00567): log-probabilities are then means over what might have been recorded.
+
     Raises:
         EsperError: a recorded option is illegal under the mask given now, so the mask is another than it was.
     """
 
-    def __init__(self, actions: Mapping[str, Tensor]) -> None:
+    def __init__(self, actions: Mapping[str, Tensor], smoothing: float = 0.0) -> None:
         super().__init__()
-        self._recorded = actions
+        self._recorded, self._smoothing = actions, smoothing
 
     def pick(self, head: str, logits: Tensor, mask: Tensor, matters: Tensor | None = None) -> Tensor:
         """Takes the recorded option."""
@@ -138,4 +143,8 @@ class Recorded(_Tally):
         option = self._recorded[head]
         if not bool(mask.gather(-1, option[..., None]).all()):
             raise EsperError(f"policy head {head!r}: a recorded option is illegal under the mask given now")
-        return self._note(head, logs, mask, option, matters)
+        self._note(head, logs, mask, option, matters)
+        if self._smoothing:
+            alike = torch.where(mask, logs, torch.zeros_like(logs)).sum(-1) / mask.sum(-1)
+            self.log_probs[head] = (1 - self._smoothing) * self.log_probs[head] + self._smoothing * alike
+        return option

@@ -46,6 +46,21 @@ def test_the_clone_does_what_its_teacher_does_and_ppo_goes_on() -> None:
     assert play(training.agent, make_probe("gated", 8), episodes=4, seed=5).max() == 2
 
 
+def test_a_smoothed_clone_is_as_unsure_as_it_was_told_to_be() -> None:
+    training = training_of(Idle(8))
+    rows, config = taught(), ImitationConfig(lr=1e-2, epochs=60, smoothing=0.3)
+    imitate(training.agent, rows, config, training.ppo.scale, Alone(), gamma=0.9, seed=1)
+    with torch.no_grad():
+        judged = training.agent(rows.observation, training.agent.begin(8), rows.starts, rows.actions)
+    acted = judged.matters["argument"] & rows.valid
+    legal = rows.observation["mask_argument"].sum(-1)[acted]  # the target: 0.7 + 0.3 / K, and 0.3 / K of each other
+    right, other = 0.7 + 0.3 / legal, 0.3 / legal
+    wanted = -(right * right.log() + torch.where(legal > 1, (legal - 1) * other * other.log(), 0.0))
+    assert judged.entropies["argument"][acted].mean() == pytest.approx(float(wanted.mean()), rel=0.1)
+    assert wanted.mean() > 0.2
+    assert play(training.agent, make_probe("gated", 8), episodes=4, seed=5).max() == 2  # and its likeliest is the same
+
+
 def test_returns_are_known_where_the_record_holds_the_end() -> None:
     rewards = torch.tensor([[1.0], [2.0], [4.0], [8.0], [1.0]])
     ends, cuts = torch.zeros(5, 1, dtype=torch.bool), torch.zeros(5, 1, dtype=torch.bool)
