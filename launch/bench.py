@@ -2,7 +2,7 @@
 
     python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
-    python launch/bench.py policy   [--rounds N] [--ranks 1] [--parts many64 many16 share] [--json FILE]
+    python launch/bench.py policy   [--rounds N] [--ranks R] [--parts many64 many16 share ranks] [--json FILE]
     python launch/bench.py library  [--rounds N] [--json FILE]
     python launch/bench.py feeding  [--rounds N] [--ranks 1] [--json FILE]
     python launch/bench.py gpu      [--devices N] [--rounds R] [--out FOLDER] [--plan]

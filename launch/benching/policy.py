@@ -5,12 +5,16 @@ of all blueprints stand in some nets and most slots are empty. A round is one ti
 validation, looks, births, records and observations. What is measured is processor time. Rounds begin once lives differ.
 
 `share` is what a policy costs beside the hosts that it decides for, in its training: features, masks, the network and
-rewards, and then learning as well.
+rewards, and then learning as well. `ranks` is an update of a training on all ranks, each with as many hosts as a rank
+alone, against one on a rank alone; there ranks wait for each other, so it is wall time.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import torch.distributed as dist
 
 from benching.harness import Ratio, interleave, ratio_of
 from esper.leyline.commands import Command
@@ -26,6 +30,8 @@ from esper.simic.ppo.ranks import Alone, Ranks
 from esper.simic.ppo.train import Plan, Training
 from esper.tamiyo.policy.network import GrowthAgent
 from esper.tamiyo.random import RandomConfig, RandomController
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.ranks.world import World
 
 TASK = GrowthTask(name="bench", family=Family.DIGITS, width=4, depth=2, samples=600, noise=0.1, steps=100_000, every=20)
 DIFFER = 12  # ticks until lives differ
@@ -162,4 +168,31 @@ def bench_share(rank: int, world_size: int, rounds: int) -> list[Ratio]:
     return lines
 
 
-PARTS = {"many64": bench_64, "many16": bench_16, "share": bench_share}
+def bench_ranks(rank: int, world_size: int, rounds: int) -> list[Ratio]:
+    """Wall time of an update on all ranks, 32 hosts on each, against one of rank 0 with its 32."""
+    world = World(WorldConfig(), ControlConfig(slow_timeout_s=600.0, timeout_s=600.0))
+
+    def arm(training: Training | None) -> Callable[[], float]:
+        def update() -> float:
+            began = time.perf_counter()
+            if training is not None:
+                training.ppo.update(training.collector.collect(ROLLOUT), 0, 0.0)
+            return time.perf_counter() - began
+
+        return update
+
+    alone = [training_of(32, Alone())[0] if rank == 0 else None for _ in range(2)]
+    arms = {"esper": arm(training_of(32, world)[0]), "plain": arm(alone[0]), "plain again": arm(alone[1])}
+    times = interleave(arms, rounds)
+    if world_size > 1:
+        dist.barrier()
+    world.close()
+    if rank:
+        return []
+    pace = {name: 32 * ROLLOUT / statistics.median(seconds) for name, seconds in times.items()}
+    words = f"{world_size * pace['esper']:.0f} env-steps a second on {world_size} ranks, {pace['plain']:.0f} on one"
+    where = f"32 CNNs of one shape on each rank, {ROLLOUT} ticks and four passes an update; {words}"
+    return [ratio_of(f"an update on {world_size} ranks / on one alone", where, "none: reported", None, times)]
+
+
+PARTS = {"many64": bench_64, "many16": bench_16, "share": bench_share, "ranks": bench_ranks}

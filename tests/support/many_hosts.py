@@ -19,6 +19,7 @@ from esper.config.tree import EsperConfig
 from esper.kasmina.slots.grown import HOST
 from esper.leyline.commands import Command
 from esper.leyline.events import BirthVetoed, CommandRefused, StageChanged
+from esper.leyline.evidence import Reading
 from esper.leyline.protocols import Ending
 from esper.run.trials.parts import TrialMaker
 from esper.run.trials.recipe import make_recipe
@@ -31,6 +32,9 @@ from tests.support.tiny import events, make_engine
 
 SUMS = ("total", "total_sq", "total_cube", "cross", "cross_sq", "cross_size")
 SAMPLES = 64
+NORMS = ("host_norm", "gradient_norm")
+GRADIENT = 10.0  # times the tolerance of a weight: a gradient is a sum over B T positions of terms of either sign
+EPS_DOUBLE = torch.finfo(torch.float64).eps
 RICH = 10**15  # FLOPs that no life here spends
 
 
@@ -163,15 +167,47 @@ def poison(trials: BatchedTrials[Any], place: int, slots: Iterable[str]) -> None
                 block.theta[block.nets.index(place)].fill_(math.nan)
 
 
-def differences(mine: Any, theirs: Any, where: str = "", *, rel: float, abs_: float) -> list[str]:
+def skew_rounding(reading: Reading, eps: float) -> float:
+    """How far apart the skewness of the same paired differences may be when their losses are rounded, at the most.
+
+    With n differences d of deviation s and z = (d - mean) / s, the skewness is g = mean z^3, and
+
+        dg / dd_i = 3 (z_i^2 - 1 - g z_i) / (n s)
+
+    so an error of at most e in each d moves g by at most 3 e / s * mean |z^2 - 1 - g z| <= 3 e / s * (2 + |g|), as the
+    means of z^2 and of |z| are at most 1. A d is one loss minus another, and both sides have one: four losses, below 4
+    nats, which are rounded by half a unit in the last place, eps nats each. So e = 4 eps. Seeds that do next to nothing
+    have an s of some 1e-4 nats, where this is 0.03 in float32, and 6e-11 in float64.
+
+    Args:
+        reading: whose ``se`` is s / sqrt(n - 1), every sample being a cluster.
+        eps: of the precision.
+    """
+    assert reading.se is not None
+    assert reading.skew is not None
+    deviation = reading.se * math.sqrt(max(reading.n - 1, 1))
+    return 3 * 4 * eps / deviation * (2 + abs(reading.skew)) if deviation else math.inf
+
+
+def differences(
+    mine: Any, theirs: Any, where: str = "", *, rel: float, abs_: float, eps: float = EPS_DOUBLE
+) -> list[str]:
     """Where two records differ by more than a tolerance.
 
-    Sums of paired differences, each a small number between two large ones, and the ratio of their third powers, have
-    more of it: it is meant for a sample.
+    Sums of paired differences, each a small number between two large ones, have more of it: it is meant for a sample.
+    What their skewness may be apart follows from how losses are rounded, see `skew_rounding`; a gradient's norm may be
+    as far apart as the gradient, see `compare`.
     """
-    field_ = where.rpartition(".")[2]
-    if field_ in SUMS or field_ == "skew":
+    if isinstance(mine, Reading) and isinstance(theirs, Reading) and None not in (mine.skew, theirs.skew, mine.se):
+        off, most = abs(mine.skew - theirs.skew), max(abs_, rel * abs(theirs.skew)) + skew_rounding(theirs, eps)  # type: ignore[operator,arg-type]
+        lines = [f"{where}.skew: {mine.skew} {theirs.skew}, more than {most:.3g} apart"] if off > most else []
+        mine, theirs = replace(mine, skew=None), replace(theirs, skew=None)
+        return lines + differences(mine, theirs, where, rel=rel, abs_=abs_, eps=eps)
+    name = where.rpartition(".")[2]
+    if name in SUMS:
         abs_ *= SAMPLES
+    if name in NORMS:  # | |g| - |g'| | <= |g - g'|
+        rel, abs_ = GRADIENT * rel, GRADIENT * abs_
     if isinstance(mine, float) or isinstance(theirs, float):
         if mine is None or theirs is None:
             return [] if mine is theirs else [f"{where}: {mine} {theirs}"]
@@ -193,17 +229,19 @@ def differences(mine: Any, theirs: Any, where: str = "", *, rel: float, abs_: fl
         pairs = [(place, a, b) for place, (a, b) in enumerate(zip(mine, theirs, strict=True))]
     else:
         return [] if mine == theirs else [f"{where}: {mine} {theirs}"]
-    return [line for name, a, b in pairs for line in differences(a, b, f"{where}.{name}", rel=rel, abs_=abs_)]
+    return [line for name, a, b in pairs for line in differences(a, b, f"{where}.{name}", rel=rel, abs_=abs_, eps=eps)]
 
 
-def compare(trials: BatchedTrials[Any], place: int, seen: Seen, *, rel: float, abs_: float) -> list[str]:
+def compare(
+    trials: BatchedTrials[Any], place: int, seen: Seen, *, rel: float, abs_: float, eps: float = EPS_DOUBLE
+) -> list[str]:
     """Where a net's record, weights and moments differ from those of a life by the engine, at the same tick.
 
-    Moments are gradients, sums of many numbers of either sign: they may be ten times as far apart as weights.
+    Moments are gradients, sums of many numbers of either sign: they may be `GRADIENT` times as far apart as weights.
     """
     net = trials.nets[place]
     assert net is not None
-    lines = differences(net.state, seen.state, "state", rel=rel, abs_=abs_)
+    lines = differences(net.state, seen.state, "state", rel=rel, abs_=abs_, eps=eps)
     named = {
         name_of(key, name): (key, name, tensor)
         for key, tensors in weights_of(trials, place).named(place).items()
@@ -219,7 +257,7 @@ def compare(trials: BatchedTrials[Any], place: int, seen: Seen, *, rel: float, a
             mine = block.unpack(flat[at : at + 1])[name][0]
             for kind in kinds:
                 if moments.get(kind) is not None:
-                    lines += _unequal(f"{full} {kind}", mine, moments[kind], 10 * rel, 1e-9 * rel)
+                    lines += _unequal(f"{full} {kind}", mine, moments[kind], GRADIENT * rel, 1e-9 * rel)
         if "step" in moments and int(moments["step"]) != block.steps[at]:
             lines.append(f"{full}: {block.steps[at]} updates, {moments['step']}")
     return lines

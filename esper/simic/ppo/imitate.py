@@ -3,11 +3,10 @@
     loss = mean of -log_prob of the recorded decision  +  value * mean of 0.5 * (V - return)^2
 
 The log-probability is the sum over heads that matter, so this is the cross-entropy of exactly those. With ``smoothing``
-each head's target is the recorded option mixed with all legal ones, so that the clone stays unsure enough for PPO to see
-what else there is: one that is sure of itself tries nothing, and nothing is learned from it. Values learn the
-discounted returns of the teacher, in units of the scale of returns, so that PPO does not begin by unlearning the policy
-for values that say nothing. Whoever decides is a function from what the environments show to options: a rule, a
-recorded run, another policy.
+each head's target is the recorded option mixed with all legal ones, so that the clone stays unsure: one that is sure of
+itself tries nothing else, and PPO learns nothing from that. Values learn the discounted returns of the teacher, in
+units of the scale of returns, so that PPO does not begin by unlearning the policy for values that say nothing. Whoever
+decides is a function from what the environments show to options: a rule, a recorded run, another policy.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,9 @@
 """Hosts that are stepped together live as the engine lets them live, one at a time: records, weights and moments.
 
 Commands are drawn from all that is legal, and some that is not; now and then a seed is poisoned, and in one net of four
-nearly every birth moves the loss too much. In float64 whole lives are equal; in float32 each tick is, from one start.
+nearly every birth moves the loss too much. In float64 whole lives are equal to 1e-6; in float32 each tick is, from one
+start, but for gradients and their norms (1e-5), and the skewness of paired differences, whose bound is derived from the
+rounding of a loss (`tests.support.many_hosts.skew_rounding`).
 """
 
 from collections import Counter
@@ -9,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from esper.accord.evidence.sums import ClusterSums, reading_of
+from esper.kasmina.attribution.probe import difference_sums
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
 from esper.leyline.stages import Op, Stage
 from esper.tamiyo.random import RandomConfig, RandomController
-from tests.support.many_hosts import PlainLife, Script, compare, keep_going, poison, take_over, trials_of
+from tests.support.many_hosts import (
+    PlainLife,
+    Script,
+    compare,
+    keep_going,
+    poison,
+    skew_rounding,
+    take_over,
+    trials_of,
+)
 from tests.support.tiny import tiny_config
 
 REL = 1e-6
@@ -43,6 +57,7 @@ def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = Fal
         )
         for place in range(count)
     ]
+    eps = torch.finfo(torch.float32 if single else torch.float64).eps
     plain = [PlainLife(config, folder / str(place)) for place, config in enumerate(configs)]
     scripts, trials, seen = [Script() for _ in configs], trials_of(configs), Counter[str]()
     for tick in range(1, ticks + 1):
@@ -50,7 +65,7 @@ def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = Fal
             now = life.tick(script, decider(place, life))
             seen.update(entry.stage.name for entry in now.state.slots)
             seen["refilled"] += sum(entry.refilled for entry in now.state.slots)
-            wrong = compare(trials, place, now, rel=REL, abs_=REL if single else 1e-9)
+            wrong = compare(trials, place, now, rel=REL, abs_=REL if single else 1e-9, eps=eps)
             assert not wrong, (tick, place, script.commands, wrong)
             blended = [e.slot for e in life.engine.state.slots if e.stage in (Stage.BLENDING, Stage.HOLDING)]
             if place % 4 == 2 and tick % 6 == 2 and blended:
@@ -68,6 +83,12 @@ def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = Fal
     for life in plain:
         seen.update(life.told())
     return seen
+
+
+def reading_of_differences(d: torch.Tensor) -> Any:
+    """What a look at samples with these differences reads."""
+    sums = ClusterSums.read(difference_sums([d]), "")
+    return reading_of(sums, tick=1, min_samples=2)
 
 
 def decider(place: int, life: PlainLife) -> Any:
@@ -106,6 +127,19 @@ def test_a_long_life_is_looked_at_on_samples_not_trained_on_yet(tmp_path: Path) 
 
 def test_each_tick_in_single_precision(tmp_path: Path) -> None:
     assert lives(tmp_path, "cnn", 2, 10, single=True)["BLENDING"] > 0
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-2])
+def test_a_skewness_is_off_by_no_more_than_the_worst_rounding_of_losses_allows(spread: float) -> None:
+    """Errors of the size that is allowed, each with the sign that moves the skewness most."""
+    eps = torch.finfo(torch.float32).eps
+    d = spread * torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).exp()
+    z = (d - d.mean()) / d.std(correction=0)
+    reading = reading_of_differences(d)
+    assert reading.skew == pytest.approx(float((z**3).mean()))
+    worse = d + 4 * eps * (z**2 - 1 - (z**3).mean() * z).sign()
+    off = abs(reading_of_differences(worse).skew - reading.skew)
+    assert 0.3 * skew_rounding(reading, eps) < off < skew_rounding(reading, eps)
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_the_clone_does_what_its_teacher_does_and_ppo_goes_on() -> None:
 
 
 def test_a_smoothed_clone_is_as_unsure_as_it_was_told_to_be() -> None:
-    training = training_of(Idle(8))
+    training = training_of(Idle(8), updates=1)
     rows, config = taught(), ImitationConfig(lr=1e-2, epochs=60, smoothing=0.3)
     imitate(training.agent, rows, config, training.ppo.scale, Alone(), gamma=0.9, seed=1)
     with torch.no_grad():

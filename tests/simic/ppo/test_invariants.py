@@ -207,6 +207,24 @@ def test_environments_do_not_touch_each_other() -> None:
     assert (whole.value - rollout.values).abs().max() < 1e-6
 
 
+def test_values_can_be_fitted_first_while_the_policy_stays_what_it_is() -> None:
+    """With as many steps, PPO itself moves the policy a hundred times as far."""
+    moved = []
+    for alone in (0, 3):
+        training = training_of(make_probe("gated", 8), updates=3, value_updates=alone, gamma=0.9, lr=1e-2)
+        training.begin()
+        rollout = training.collector.collect(16)
+        training.run()
+        log_ratio = (training.ppo.judge(rollout, torch.arange(8)).log_prob - rollout.log_prob).detach()
+        moved.append(float((log_ratio.exp() - 1 - log_ratio).mean()))
+    assert moved[1] < 0.01 * moved[0]
+    env = make_probe("seen_reward", 8)
+    training = training_of(env, updates=12, value_updates=12, ticks=8, lr=2e-2, hidden=0)
+    kept: list[dict[str, float]] = []
+    training.run(after_update=lambda update: kept.append(update.numbers))
+    assert kept[-1]["losses/explained_variance"] > 0.9
+
+
 def test_a_parameter_without_gradient_is_an_error() -> None:
     env = make_probe("gated", 4)
     agent = make_probe_agent(env)
