@@ -28,6 +28,7 @@ from esper.simic.batched.recipe import Recipe
 from esper.simic.batched.weights import GATE, Key, Weights
 from esper.tamiyo.scripted import Scripted
 from esper.tolaria.lockstep.observers import Observer, Turn
+from tests.support.rounding import adam_rounding, skew_rounding
 from tests.support.tiny import events, make_engine
 
 SUMS = ("total", "total_sq", "total_cube", "cross", "cross_sq", "cross_size")
@@ -167,28 +168,6 @@ def poison(trials: BatchedTrials[Any], place: int, slots: Iterable[str]) -> None
                 block.theta[block.nets.index(place)].fill_(math.nan)
 
 
-def skew_rounding(reading: Reading, eps: float) -> float:
-    """How far apart the skewness of the same paired differences may be when their losses are rounded, at the most.
-
-    With n differences d of deviation s and z = (d - mean) / s, the skewness is g = mean z^3, and
-
-        dg / dd_i = 3 (z_i^2 - 1 - g z_i) / (n s)
-
-    so an error of at most e in each d moves g by at most 3 e / s * mean |z^2 - 1 - g z| <= 3 e / s * (2 + |g|), as the
-    means of z^2 and of |z| are at most 1. A d is one loss minus another, and both sides have one: four losses, below 4
-    nats, which are rounded by half a unit in the last place, eps nats each. So e = 4 eps. Seeds that do next to nothing
-    have an s of some 1e-4 nats, where this is 0.03 in float32, and 6e-11 in float64.
-
-    Args:
-        reading: whose ``se`` is s / sqrt(n - 1), every sample being a cluster.
-        eps: of the precision.
-    """
-    assert reading.se is not None
-    assert reading.skew is not None
-    deviation = reading.se * math.sqrt(max(reading.n - 1, 1))
-    return 3 * 4 * eps / deviation * (2 + abs(reading.skew)) if deviation else math.inf
-
-
 def differences(
     mine: Any, theirs: Any, where: str = "", *, rel: float, abs_: float, eps: float = EPS_DOUBLE
 ) -> list[str]:
@@ -233,11 +212,20 @@ def differences(
 
 
 def compare(
-    trials: BatchedTrials[Any], place: int, seen: Seen, *, rel: float, abs_: float, eps: float = EPS_DOUBLE
+    trials: BatchedTrials[Any],
+    place: int,
+    seen: Seen,
+    *,
+    rel: float,
+    abs_: float,
+    eps: float = EPS_DOUBLE,
+    lr: float = 0.0,
+    steps: int = 0,
 ) -> list[str]:
     """Where a net's record, weights and moments differ from those of a life by the engine, at the same tick.
 
     Moments are gradients, sums of many numbers of either sign: they may be `GRADIENT` times as far apart as weights.
+    With ``lr`` and ``steps``, weights may be as far apart as follows from that, see `adam_rounding`.
     """
     net = trials.nets[place]
     assert net is not None
@@ -250,9 +238,11 @@ def compare(
     if set(named) != set(seen.weights):
         return [*lines, f"parts: {sorted(set(named) ^ set(seen.weights))}"]
     for full, (key, name, tensor) in named.items():
-        lines += _unequal(full, tensor, seen.weights[full], rel, abs_)
         block = weights_of(trials, place).blocks[key]
         at, moments = block.nets.index(place), seen.moments.get(full, {})
+        lines += _unequal(
+            full, tensor, seen.weights[full], rel, abs_ + adam_rounding(moments, GRADIENT * rel, lr, steps)
+        )
         for flat, kinds in ((block.first, ("exp_avg", "momentum_buffer")), (block.second, ("exp_avg_sq",))):
             mine = block.unpack(flat[at : at + 1])[name][0]
             for kind in kinds:
@@ -263,9 +253,10 @@ def compare(
     return lines
 
 
-def _unequal(name: str, mine: Tensor, theirs: Tensor, rel: float, abs_: float) -> list[str]:
+def _unequal(name: str, mine: Tensor, theirs: Tensor, rel: float, abs_: Tensor | float) -> list[str]:
     largest = theirs.abs().nan_to_num().max().item() if theirs.numel() else 0.0
-    if torch.allclose(mine, theirs.to(mine), rtol=0.0, atol=rel * largest + abs_, equal_nan=True):
+    off, most = (mine - theirs.to(mine)).abs(), rel * largest + torch.as_tensor(abs_).nan_to_num(0.0).to(mine)
+    if bool(((off <= most) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all()):
         return []
     return [f"{name}: {(mine - theirs).abs().max().item():.3g} apart, largest {theirs.abs().max().item():.3g}"]
 

@@ -2,8 +2,8 @@
 
 Commands are drawn from all that is legal, and some that is not; now and then a seed is poisoned, and in one net of four
 nearly every birth moves the loss too much. In float64 whole lives are equal to 1e-6; in float32 each tick is, from one
-start, but for gradients and their norms (1e-5), and the skewness of paired differences, whose bound is derived from the
-rounding of a loss (`tests.support.many_hosts.skew_rounding`).
+start, but for gradients and their norms (1e-5), and for two things whose bounds are derived from rounding
+(`tests.support.rounding`): the skewness of paired differences, and weights that Adam moves along gradients near 0.
 """
 
 from collections import Counter
@@ -25,13 +25,14 @@ from tests.support.many_hosts import (
     compare,
     keep_going,
     poison,
-    skew_rounding,
     take_over,
     trials_of,
 )
+from tests.support.rounding import skew_rounding
 from tests.support.tiny import tiny_config
 
 REL = 1e-6
+EVERY = 2  # steps of a tick
 
 
 def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = False, **settings: Any) -> Counter[str]:
@@ -49,7 +50,7 @@ def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = Fal
         tiny_config(
             task,
             seed=3 + place,
-            trainer__steps=2 * ticks,
+            trainer__steps=EVERY * ticks,
             trainer__precision="fp32" if single else "fp64",
             gates__birth_k_se=0.0 if place % 4 == 3 else 3.0,
             governor__enabled=place % 4 != 2,  # it would take a run back before the poisoned seed is removed
@@ -65,7 +66,8 @@ def lives(folder: Path, task: str, count: int, ticks: int, *, single: bool = Fal
             now = life.tick(script, decider(place, life))
             seen.update(entry.stage.name for entry in now.state.slots)
             seen["refilled"] += sum(entry.refilled for entry in now.state.slots)
-            wrong = compare(trials, place, now, rel=REL, abs_=REL if single else 1e-9, eps=eps)
+            abs_, lr = (REL, configs[place].optim.lr) if single else (1e-9, 0.0)
+            wrong = compare(trials, place, now, rel=REL, abs_=abs_, eps=eps, lr=lr, steps=EVERY)
             assert not wrong, (tick, place, script.commands, wrong)
             blended = [e.slot for e in life.engine.state.slots if e.stage in (Stage.BLENDING, Stage.HOLDING)]
             if place % 4 == 2 and tick % 6 == 2 and blended:
