@@ -1,6 +1,7 @@
 """Kernels compiled ahead by the helper: found by every birth that was foreseen, and the same bits with and without."""
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -54,6 +55,7 @@ class KilledHelper(Helper):
 def live(rank: int, config: EsperConfig, run_dir: Path, kill: bool) -> dict[str, Any]:
     if kill:
         start.Helper = KilledHelper  # type: ignore[misc]
+    multiprocessing.current_process().daemon = False  # a rank of a run may have children, which fetch data
     engine = make_engine(config, run_dir)
     compiler = engine.growth.compiler
     helper: Any = None if compiler is None else compiler.ahead
@@ -64,6 +66,7 @@ def live(rank: int, config: EsperConfig, run_dir: Path, kill: bool) -> dict[str,
         if engine.tick_due():
             engine.tick()
     engine.growth.close()
+    engine.feed.close()
     bits = hashlib.sha256()
     for name, tensor in engine.grown.model.state_dict().items():
         bits.update(name.encode() + tensor.numpy().tobytes())
