@@ -10,7 +10,9 @@ from esper.leyline.events import RunEnded
 from esper.nissa.reading import read_events
 from tests.e2e.conftest import Start
 from tests.support.commands import ESPER, NO_WANDB
+from tests.support.dist import ROOT
 
+RECORDED = ROOT / "tests" / "karn" / "recorded" / "grown"
 SHORT = ("experiment=demo", "trainer.steps=20", "control.every=10", "world.nproc_per_node=1", NO_WANDB, "run.dir=run")
 
 
@@ -42,7 +44,7 @@ def test_a_finished_run_is_done(start: Start, tmp_path: Path, encoding: str, end
 
 
 def test_a_table_goes_to_any_encoding_and_any_reader(start: Start) -> None:
-    line = f"set -o pipefail; {shlex.join([*ESPER, 'blueprints'])} | true"
+    line = f"set -o pipefail; {shlex.join([*ESPER, 'why', str(RECORDED)])} | true"
     command = start(["bash", "-c"], line, PYTHONIOENCODING="latin-1")
     assert command.end() == 0, command.told()
     assert command.err == ""
