@@ -20,7 +20,7 @@ from esper.compare.report import run_compare
 from esper.karn.report.write import write_report
 from esper.karn.runs import RunRecord
 from esper.launcher.compose import main as launch
-from esper.leyline.errors import EsperError, one_line
+from esper.leyline.errors import ConfigError, EsperError, one_line
 
 TITLES = {
     "lora": "frozen, low-rank parts",
@@ -68,7 +68,8 @@ def main(overrides: list[str]) -> int:
     grown = base / "grown"
     code = launch(["experiment=demo", *overrides, f"run.dir={grown}"])
     if code:
-        print(again, file=sys.stderr)
+        if code != ConfigError.exit_code:  # the same command would fail again
+            print(again, file=sys.stderr)
         return code
     console.print("\n2 of 2: where growing pays. A trained network meets new data, and must not forget; two seeds")
     try:

@@ -18,6 +18,7 @@ error text, only the witness prints it. Under our launcher torchrun gets 0 for a
 same files would repeat; otherwise it would spend its restarts on it.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -151,6 +152,23 @@ def is_witness(rank: int, beat: Heartbeat | None, ending: Ending) -> bool:
         return True
     first = next((m.rank for m in beat.read() if m is not None and (m.phase == "failed" or m.error)), beat.rank)
     return first == beat.rank
+
+
+def end_stuck_rank(attempt: Attempt, heartbeat: Heartbeat, text: str) -> None:
+    """Ends a rank whose main thread waits for a device and cannot raise; called from the watchdog's thread.
+
+    Args:
+        attempt: this start's right to write.
+        heartbeat: of this rank.
+        text: one line on who is missing.
+    """
+    error = LockstepError(f"lost contact: {text}")
+    heartbeat.mark("failed", str(error))
+    if attempt.holds() and is_witness(heartbeat.rank, heartbeat, ending_of(error)):
+        with contextlib.suppress(OSError):
+            write_json(RunDir(attempt.run_dir).status, {**status_of(error, attempt.number), "step": heartbeat.step})
+    print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
 
 
 def code_for_torchrun(ending: Ending, error_code: int) -> int:

@@ -1,7 +1,5 @@
 """One rank of a run, from the beginning of an attempt to its result."""
 
-import contextlib
-import os
 import signal
 import sys
 import threading
@@ -17,9 +15,9 @@ from esper.config.digest import config_digest, lasting_digest
 from esper.config.tree import EsperConfig
 from esper.karn.store.compact import compact_if_worth
 from esper.kasmina.blueprints import registry
-from esper.leyline.errors import ASKED_IN_WANDB, CheckpointError, LockstepError, one_line
+from esper.leyline.errors import ASKED_IN_WANDB, CheckpointError, one_line
 from esper.leyline.events import Fault, RunEnded
-from esper.leyline.files import RunDir, write_json
+from esper.leyline.files import RunDir
 from esper.leyline.plain import to_plain
 from esper.leyline.protocols import EventSink
 from esper.nissa.config import Level
@@ -29,10 +27,11 @@ from esper.run.assembly import assemble
 from esper.run.attempt import Attempt
 from esper.run.closing import summarise
 from esper.run.directory import check_same_data, read_order, write_done, write_result
-from esper.run.ending import ending_of, is_witness, status_of
+from esper.run.ending import end_stuck_rank, status_of
 from esper.run.environment import Phases
 from esper.run.fields import handshake_fields, import_named
 from esper.run.start.begin import begin_elsewhere
+from esper.run.start.held_out import check_held_out
 from esper.run.stopping import StopHandlers
 from esper.run.teacher import build_teacher
 from esper.run.telling.first_step import FirstStep
@@ -194,12 +193,13 @@ def train(
         if world.rank == 0:
             attempt.check()
         check_same_data(run_dir, bundle.record, trained=bool(store.signs()), write=world.rank == 0)
+        check_held_out(bundle, world)
         if world.size > 1 and world.device.type == "cuda":
             watchdog = Watchdog(
                 partial(phase_that_waits, heartbeat),
                 heartbeat.explain,
                 lambda: world.limit_s,
-                lambda text: _end_stuck_rank(text, attempt, heartbeat),
+                partial(end_stuck_rank, attempt, heartbeat),
             )
             if world.rank == 0 and not engine.owner.late:
                 print("esper: optim.fused=false: each step waits for the device once, to judge gradients", flush=True)
@@ -236,17 +236,6 @@ def train(
         if engine is not None:
             engine.saver.close()
         sink.close()
-
-
-def _end_stuck_rank(text: str, attempt: Attempt, heartbeat: Heartbeat) -> None:
-    """Ends a rank whose main thread waits for a device and cannot raise; called from the watchdog's thread."""
-    error = LockstepError(f"lost contact: {text}")
-    heartbeat.mark("failed", str(error))
-    if attempt.holds() and is_witness(heartbeat.rank, heartbeat, ending_of(error)):
-        with contextlib.suppress(OSError):
-            write_json(RunDir(attempt.run_dir).status, {**status_of(error, attempt.number), "step": heartbeat.step})
-    print(f"esper: rank {heartbeat.rank}: {error}", file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
 
 
 def _emit_end(error: Exception, sink: EventSink, heartbeat: Heartbeat, rank: int) -> None:

@@ -13,6 +13,8 @@ from esper.tolaria.data.over import LeadingPart
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part
 from esper.tolaria.tasks.configs import OfDataConfig
 from esper.tolaria.tasks.labels import LabelTask
+from esper.tolaria.tasks.multilabel import MultiLabelTask
+from esper.tolaria.tasks.numbers import RegressionTask
 from esper.tolaria.tasks.positions import PositionTask
 from esper.tolaria.tasks.registry import build_task
 from esper.tolaria.tasks.targets import Weighted
@@ -37,7 +39,7 @@ def bind(bundle: Bundle, config: Any) -> Bundle:
     if bundle.learns is not None:
         return bundle
     task = build_task(config, bundle)
-    why_wrong = partial(why_no_labels, task, bundle.classes)
+    why_wrong = partial(why_no_target, task, bundle.classes)
     split = {name: getattr(bundle, name).split_by(task.split, why_wrong) for name in PART_NAMES}
     parts: dict[str, Any] = {name: task.prepare(part) for name, part in split.items()}
     own = any(parts[name] is not getattr(bundle, name) for name in ("train", "probe"))
@@ -56,11 +58,18 @@ def bind(bundle: Bundle, config: Any) -> Bundle:
     return replace(bundle, **parts, **clusters, learns=task, refills=False)
 
 
-def why_no_labels(task: Task, classes: int, target: Any) -> str:
-    """Why a target holds other than classes; empty if it does not, or if the task knows no classes."""
+def why_no_target(task: Task, classes: int, target: Any) -> str:
+    """Why a target holds other than classes, or than finite numbers; empty if it does not, or if that is not known."""
     if isinstance(target, Weighted):
-        return why_no_labels(task, classes, target.target)
-    if not isinstance(task, LabelTask | PositionTask) or not isinstance(target, Tensor) or not target.numel():
+        if not target.weight.isfinite().all():
+            return f"task {task.name}: a sample_weight is not finite; correct it"
+        return why_no_target(task, classes, target.target)
+    if not isinstance(target, Tensor) or not target.numel():
+        return ""
+    if isinstance(task, RegressionTask | MultiLabelTask) and not target.isfinite().all():
+        wrong = target[~target.isfinite()]
+        return f"task {task.name}: a target is {float(wrong[0])}, expected finite numbers; correct it, or leave it out"
+    if not isinstance(task, LabelTask | PositionTask):
         return ""
     if target.is_floating_point():
         return f"task {task.name}: a target is {target.dtype}, expected whole numbers"

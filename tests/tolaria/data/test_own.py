@@ -17,7 +17,7 @@ from esper.tolaria.data import CustomDataConfig, load_data
 from esper.tolaria.data.own.custom import DatasetPart
 from esper.tolaria.data.sampler import BatchPlan
 from esper.tolaria.data.task import Task as Labels
-from esper.tolaria.tasks.bind import why_no_labels
+from esper.tolaria.tasks.bind import why_no_target
 from esper.tolaria.tasks.labels import LabelTask
 from esper.tolaria.training.feed import Feed
 from tests.support.toy_tasks import Rows
@@ -228,8 +228,8 @@ def test_a_sample_that_cannot_be_read_is_named() -> None:
 def test_a_label_out_of_range_is_one_line() -> None:
     data = esper.Data(train=Drawing(), classes=2)
     task = LabelTask(Labels.CLASSIFICATION)
-    part = DatasetPart(data, Drawing(), torch.arange(60), "train").split_by(task.split, partial(why_no_labels, task, 2))
-    with pytest.raises(DataError, match=r"samples \[0, 1, 2\]... of the part train: a target is 2, expected 0 to 1"):
+    part = DatasetPart(data, Drawing(), torch.arange(60), "train").split_by(task.split, partial(why_no_target, task, 2))
+    with pytest.raises(DataError, match=r"data: sample 2 of the part train: a target is 2, expected 0 to 1"):
         part.fetch(torch.arange(3))
 
 

@@ -139,8 +139,15 @@ class DatasetPart(Part):
                 "for each sample; correct it"
             )
         if wrong := self._why_wrong(y):
-            raise DataError(f"data: samples {ids[:8].tolist()}... of the part {self._name}: {wrong}")
+            raise DataError(f"data: {self._name_wrong(ids)} of the part {self._name}: {wrong}")
         return x, y
+
+    def _name_wrong(self, ids: Tensor) -> str:
+        """The first sample whose target is none, if it is none by itself, too."""
+        for one in ids.split(1):
+            if self._why_wrong(self._split(self._read(0, "evaluation", one))[1]):
+                return f"sample {int(one)}"
+        return f"samples {ids[:8].tolist()}..."
 
     def fetch(self, indices: Tensor) -> tuple[Any, Any]:
         """See `Part.fetch`."""
