@@ -1,4 +1,7 @@
-"""Guards of many rooms that no other test makes fire: each refuses, with a word on what was given and what to do."""
+"""Guards of many rooms that no other test makes fire: each refuses, with a word on what was given and what to do.
+
+The rooms with more of them have a file of this name of their own.
+"""
 
 import dataclasses
 import re
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 import esper
 from esper import cli
 from esper.compare.arms import read_result
-from esper.config.tree import RunConfig
+from esper.config.tree import RunConfig, build_config
 from esper.kasmina.blueprints import blueprint
 from esper.kasmina.blueprints.registry import index_of, name_at
 from esper.kasmina.export.exporter import export
@@ -41,16 +44,10 @@ from esper.tolaria.data.registry import register as register_data
 from esper.tolaria.data.sampler import bounds
 from esper.tolaria.tasks import TASKS, Task
 from esper.tolaria.tasks.registry import register as register_task
+from tests.support.refusals import fails
 from tests.support.sessions import A, adamw, batch, host, loss, make, probe, train
 
 X = batch(0, 2)[0]
-
-
-def fails(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
-    with pytest.raises(kind) as caught:
-        call()
-    (line,) = str(caught.value).splitlines()
-    assert re.search(text, line), line
 
 
 # sessions ------------------------------------------------------------------------------------------------------------
@@ -248,6 +245,12 @@ def order(**more: Any) -> Order:
     [
         (lambda: order(nonce="x"), ValueError, r"^nonce: expected 32 hexadecimal digits$"),
         (lambda: order(sender="a b"), ValueError, r"^sender: expected 1 to 64 letters, digits and _\.@\+-$"),
+        (lambda: order(why="a\nb"), ValueError, r"^why: expected one line of at most \d+ printable characters$"),
+        (lambda: order(attempt=-1), ValueError, "^attempt: expected a whole number from 0$"),
+        (lambda: prune(ticks="x"), ValueError, "^ticks: expected a whole number from 0$"),
+        (lambda: prune(steepness="x"), ValueError, "^steepness: expected a number$"),
+        (lambda: prune(curve="x"), ValueError, "^curve: expected one of "),
+        (lambda: build_config([]), ConfigError, r"^config = \[\]: expected a mapping of sections$"),
         (
             lambda: command_of(order(arguments={"ticks": 0, "curve": "linear", "steepness": 6.0})),
             ValueError,
@@ -282,6 +285,11 @@ def order(**more: Any) -> Order:
 )
 def test_contracts(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
     fails(call, kind, text)
+
+
+def prune(**more: Any) -> Any:
+    given = {"ticks": 0, "curve": "LINEAR", "steepness": 6.0, **more}
+    return command_of(order(slot="r0c0", arguments=given))
 
 
 @dataclass

@@ -16,7 +16,7 @@ Whatever stays open is an error that asks for ``layout=``.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -108,7 +108,6 @@ class LayoutFinder:
         change = self._vary(0)
         if change is None:
             self._ask(next(iter(self.where)), f"the example cannot be repeated with another batch size ({self._why()})")
-        assert change is not None
         three = any(self._feature(name).ndim == 3 for name in self.where)
         batch = self._batch_of(change) if three else change
         found = Findings({}, {name: [] for name in self.where}, batch.axis)
@@ -123,7 +122,7 @@ class LayoutFinder:
     def _why(self) -> str:
         return self.watch.why if tensors(self.example) else "no tensor was found in it"
 
-    def _ask(self, name: str, why: str) -> None:
+    def _ask(self, name: str, why: str) -> NoReturn:
         shape = tuple(self._feature(name).shape)
         raise ConfigError(
             f"{self.where[name]} returns {shape}: {why}; say what its axes mean by layout= (host.layout of a run), "
@@ -166,7 +165,6 @@ class LayoutFinder:
             return first  # a host that mixes samples itself, whichever axis they have
         name = next(n for n in self.where if self._feature(n).ndim == 3)
         self._ask(name, "samples may be its first or its second axis: no value moved from one to another on either")
-        raise AssertionError
 
     def _moved(self, name: str, change: Change) -> tuple[int, ...]:
         return moved_axes(self.base.sites[name], change.seen.sites.get(name))
@@ -218,7 +216,7 @@ class LayoutFinder:
             self._ask(name, "no forward told which axis holds channels")
         for axis, letter in zip([a for a in rest if a != channel], "T" if feature.ndim == 3 else "HW", strict=False):
             letters[axis] = letter
-        letters[channel] = "C"  # type: ignore[index]
+        letters[channel] = "C"
         return "".join(letters)
 
     def _channel(self, name: str) -> int | None:

@@ -63,14 +63,16 @@ def test_a_good_order_passes_once(tmp_path: Path) -> None:
     [
         ({"run_id": "another"}, Refusal.FORGED),
         ({"attempt": 2}, Refusal.STALE),
-        ({"time_ms": now_ms() - 70_000}, Refusal.STALE),
-        ({"time_ms": now_ms() + 60_000}, Refusal.STALE),
+        ({"time_ms": -70_000}, Refusal.STALE),  # from now on, and not from when tests were collected
+        ({"time_ms": 60_000}, Refusal.STALE),
         ({"command": "explode"}, Refusal.MALFORMED),
         ({"slot": "r0c0"}, Refusal.MALFORMED),
         ({"arguments": {"ticks": 3}}, Refusal.MALFORMED),
     ],
 )
 def test_each_reason_to_refuse(tmp_path: Path, fields: dict[str, Any], refusal: Refusal) -> None:
+    if "time_ms" in fields:
+        fields = {"time_ms": now_ms() + fields["time_ms"]}
     assert ask(judge_in(tmp_path), letter_of(replace(order_of("pause"), **fields), KEY)) is refusal
 
 

@@ -1,0 +1,131 @@
+"""Guards of starts, of Slurm and of what a run goes on from that no other test makes fire."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.compare.arms import read_compare
+from esper.compare.cells import _lines
+from esper.config.folder import conf_folder
+from esper.config.tree import write_config
+from esper.karn.store.facts import read_json, read_settings
+from esper.launcher import policy, slurm
+from esper.launcher.resume import make_order
+from esper.launcher.slurm import SlurmJob, srun_command
+from esper.leyline.breaker import BreakerPhase
+from esper.leyline.errors import ConfigError, EsperError, RunDirError
+from esper.leyline.files import RunDir
+from esper.run.attempt import Attempt
+from esper.run.learning.config import build_policy_config
+from esper.run.start.origin import _stable_step
+from esper.run.using.evaluation import _with_settings
+from esper.tolaria.checkpoint.store import CheckpointStore
+from tests.support.refusals import fails
+from tests.support.tiny import tiny_config, tiny_plain
+
+
+@pytest.mark.parametrize(
+    ("does", "text"),
+    [
+        (None, r"^scontrol: not found; Slurm's commands must be on the PATH of the job$"),
+        ("echo 'slurm_load: no contact' >&2; exit 1", r"^scontrol show job: slurm_load: no contact$"),
+        ("exit 3", r"^scontrol show job: exit code 3$"),
+        ("exec /bin/sleep 60", r"^scontrol show job: no answer in 0\.3 s; is slurmctld up\?$"),
+    ],
+)
+def test_slurm_that_does_not_answer(
+    does: str | None, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if does is not None:
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if "sleep" in (does or ""):
+        monkeypatch.setattr(slurm, "_PATIENCE_S", 0.3)
+    fails(lambda: slurm._ask("scontrol", "show", "job"), EsperError, text)
+    job = SlurmJob("1", 0, ("a", "b"))
+    fails(lambda: srun_command(job, tmp_path / "c.yaml"), EsperError, r"^srun: not found; Slurm's commands must be on")
+
+
+def origin(folder: Path, **changed: Any) -> None:
+    plain = tiny_plain(**changed)
+    if "optim__lr" in changed:
+        plain["optim"]["lr"] = changed["optim__lr"]
+    write_config(folder / "config.yaml", plain)
+    _stable_step(tiny_config(), folder, CheckpointStore.of_run(folder))
+
+
+def damaged(folder: Path) -> None:
+    (folder / "cells.jsonl").write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
+    list(_lines(folder / "cells.jsonl"))
+
+
+def broken(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("arms: [\n")
+    read_compare(str(folder / "mine.yaml"), [])
+
+
+def read_array(folder: Path) -> None:
+    (folder / "STATUS.json").write_text("[]")
+    read_json(folder / "STATUS.json")
+
+
+def read_list(folder: Path) -> None:
+    (folder / "config.yaml").write_text("- 1\n")
+    read_settings(RunDir(folder))
+
+
+def check_damaged(folder: Path) -> None:
+    (folder / "attempt.json").write_text('{"number": 1}')
+    Attempt(1, "x", "y", folder).check()
+
+
+def installed_without_settings(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("esper.config.folder.package_folder", lambda: folder / "esper")
+        conf_folder()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (lambda tmp: build_policy_config([]), ConfigError, r"^config = \[\]: expected a mapping of sections$"),
+        (read_array, RunDirError, r"STATUS\.json: not a JSON object; restore it, or remove it$"),
+        (read_list, RunDirError, r"config\.yaml: not a table of settings; is this a run directory\?$"),
+        (check_damaged, OSError, r"attempt\.json: damaged \('token'\)$"),
+        (
+            installed_without_settings,
+            EsperError,
+            r"esper: no conf/config\.yaml in it or beside it; install the project",
+        ),
+        (
+            lambda tmp: make_order(tmp, tiny_config(governor__enabled=False), BreakerPhase.ALLOWED),
+            ConfigError,
+            r"^--breaker: the run has governor\.enabled=false, so nothing stops its growth$",
+        ),
+        (
+            lambda tmp: origin(tmp, trainer__steps=None, trainer__epochs=2),
+            ConfigError,
+            r"^trainer\.resume_from = .*: its length is trainer\.epochs; go on from a run of trainer\.steps$",
+        ),
+        (lambda tmp: origin(tmp, optim__lr="fast"), ConfigError, r"config\.yaml: optim\.lr = 'fast'"),
+        (
+            lambda tmp: _with_settings({}, ["data.root=${nothing}"]),
+            ConfigError,
+            r"^--data data\.root=\$\{nothing\}: .*'nothing' not found",
+        ),
+        (damaged, EsperError, r"cells\.jsonl: line 2 is damaged; remove it, and its cell is run again$"),
+        (broken, ConfigError, r"mine\.yaml: while parsing a flow node"),
+    ],
+)
+def test_what_a_command_goes_on_from(
+    call: Callable[[Path], Any], kind: type[Exception], text: str, tmp_path: Path
+) -> None:
+    fails(lambda: call(tmp_path), kind, text)
+
+
+def test_an_evaluation_of_no_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert policy.main(["evaluate", str(tmp_path), "--episodes", "0"]) == ConfigError.exit_code
+    assert "--episodes 0: at least 1" in "".join(capsys.readouterr())
