@@ -6,7 +6,7 @@
     python launch/bench.py library  [--rounds N] [--json FILE]
     python launch/bench.py feeding  [--rounds N] [--ranks 1] [--json FILE]
     python launch/bench.py gpu      [--devices N] [--rounds R] [--out FOLDER] [--plan]
-    python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs corpora]
+    python launch/bench.py gates    [--rounds N] [--parts luck shadow power runs births corpora]
     python launch/bench.py service  [--rounds N] [--parts start restart] [--before FOLDER]
     python launch/bench.py tokens   --rounds 1
 

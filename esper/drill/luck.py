@@ -119,7 +119,7 @@ def terms_of(plan: ProbePlan, gates: GateConfig, incubation: Incubation) -> Term
 
 
 def _tick(state: RunState, terms: Terms, command: Command, look: ClusterSums | None) -> RunState:
-    sums: dict[str, float] = _QuietSums()
+    sums: dict[str, float] = QuietSums()
     sums |= dict.fromkeys((f"{SLOT}.finite", f"{SLOT}.owned", f"{SLOT}.norm", f"{SLOT}.norm_steps"), 1.0)
     sums[f"{SLOT}.health_steps"] = 1.0
     if look is not None:
@@ -128,7 +128,7 @@ def _tick(state: RunState, terms: Terms, command: Command, look: ClusterSums | N
     return reduce_tick(absorbed, {SLOT: command}, {}, terms, stage_ticks=3).state
 
 
-class _QuietSums(dict[str, float]):
+class QuietSums(dict[str, float]):
     """Sums of a tick in which nothing else was measured."""
 
     def __missing__(self, name: str) -> float:

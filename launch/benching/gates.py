@@ -1,14 +1,17 @@
 """The tables of docs/gates.md: how often luck passes the gates, and how often help does. See `esper.drill.luck`."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from benching.corpora import corpora
 from esper.accord.config import GateConfig
 from esper.accord.evidence.levels import level_of_birth
+from esper.drill.births import run_without_help
 from esper.drill.luck import CLUSTERED, NULLS, count_lives, count_runs, cut_looks, draw_sample, plan_for, weighed
 from esper.leyline.stages import Incubation
+from esper.tamiyo.heuristic_config import HeuristicConfig
 
 PROBES = (384, 1024, 2000)
 SKEWED = "helps most, hurts few (lognormal, skew -6)"
@@ -89,10 +92,43 @@ def runs(lives: int) -> None:
     )
 
 
+def births(lives: int) -> None:
+    """The heuristic where nothing helps: how often it tries again, and what it holds. ``lives`` / 100 runs a row."""
+
+    def row(incubation: Incubation, slots: int, growth: float) -> list[str]:
+        count = max(1, lives // 100)
+        settings: dict[str, Any] = {"incubation": incubation, "slots": slots, "penalty_growth": growth}
+        found = [run_without_help(2000, seed=seed, **settings) for seed in range(count)]
+        total = sum(len(run.births) for run in found)
+        first = sum(tick <= 1000 for run in found for tick in run.births)
+        held = sum(run.held for run in found)
+        per_run = [f"{first / count:.1f}", f"{(total - first) / count:.1f}", f"{held / count:.2f}"]
+        name = f"{incubation.value}, {slots} slot{'s' * (slots > 1)}"
+        return [name, f"{growth:g}", *per_run, f"{100 * held / total:.1f}"]
+
+    _print(
+        (
+            "where nothing helps",
+            "penalty_growth",
+            "births in 1,000 ticks",
+            "in the next 1,000",
+            "held at the end",
+            "of all births, %",
+        ),
+        (
+            row(incubation, slots, growth)
+            for incubation in (Incubation.SHADOW, Incubation.IMMEDIATE)
+            for slots in (1, 3)
+            for growth in (1.0, HeuristicConfig().penalty_growth)
+        ),
+    )
+
+
 PARTS: dict[str, Callable[[int], None]] = {
     "luck": luck,
     "shadow": shadow,
     "power": power,
     "runs": runs,
+    "births": births,
     "corpora": corpora,
 }
