@@ -1,12 +1,13 @@
 """Counts how often the heuristic fossilises a seed that adds nothing, and one that helps; and what the network gained.
 
     python launch/lives.py                                         # widths 32 and 8, 20 runs each: some ten minutes
-    python launch/lives.py --blueprints mlp --widths 8 --baseline standing
+    python launch/lives.py --allow-foldable --blueprints lora --baseline continued
     python launch/lives.py --keep lives.jsonl                      # stopped, the same command goes on where it was
 
 The host is a classifier of scikit-learn's digits (64 - width - 10), trained by `esper.Session` for 770 steps on 700
 images. A ``lora`` seed at its first Linear adds nothing: exported, it folds into that layer. An ``mlp`` seed there adds
-what a narrow host lacks. Each run has a twin without growth: same weights, same batches.
+what a narrow host lacks; ``any`` leaves the choice to the heuristic. Each run has a twin without growth: same weights,
+same batches.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import esper
+from esper.leyline.errors import ConfigError
 
 EPOCHS, EVERY, BATCH, LR = 70, 11, 64, 2e-3
 Batch = tuple[Tensor, Tensor]
@@ -67,12 +69,13 @@ class Digits:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How a run ended: loss and accuracy on held-out samples, the stage of its slot, births, and the most continuations
-    of one of its seeds."""
+    """How a run ended: loss and accuracy on held-out samples, the stage of its slot and what lives there ("" where
+    nothing does), births, and the most continuations of one of its seeds."""
 
     loss: float
     accuracy: float
     stage: str
+    blueprint: str
     births: int
     continuations: int
 
@@ -112,6 +115,7 @@ def live(seed: int, digits: Digits, width: int, controller: Any, gates: dict[str
         loss=float(F.cross_entropy(logits, y)),
         accuracy=float((logits.argmax(1) == y).float().mean()),
         stage=entry.stage.name,
+        blueprint=entry.blueprint or "",
         births=entry.generation,
         continuations=continuations,
     )
@@ -147,8 +151,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--widths", default="32,8")
-    parser.add_argument("--blueprints", default="lora,mlp")
-    parser.add_argument("--baseline", default="continued", choices=("continued", "standing"))
+    parser.add_argument("--blueprints", default="lora,any,mlp", help="a row for each; any: the heuristic's own choice")
+    parser.add_argument("--baseline", default="standing", choices=("continued", "standing"))
+    parser.add_argument("--allow-foldable", action="store_true", help="gates.allow_foldable=true")
     parser.add_argument("--incubation", default="immediate")
     parser.add_argument("--keep", type=Path, help="file of finished lives, which are not lived again")
     args = parser.parse_args()
@@ -164,24 +169,32 @@ def main() -> None:
             for seed in range(args.runs)
         ]
 
-    table = Table("blueprint", "width", "runs", "fossils", "other ends", "continuations", "gain, nats", "gain, points")
+    columns = ["blueprints", "width", "runs", "births", "fossils", "other ends", "continuations", "gain, nats"]
+    table = Table(*columns, "gain, points")
+    gates = {"baseline": args.baseline, "allow_foldable": args.allow_foldable}
     for width in map(int, args.widths.split(",")):
         alone = lives(width, "none", {"evidence": "observe"})
         for name in args.blueprints.split(","):
-            runs = lives(width, {"kind": "heuristic", "blueprints": [name]}, {"baseline": args.baseline})
-            ends = Counter(run.stage for run in runs)
+            try:
+                runs = lives(width, {"kind": "heuristic", "blueprints": [] if name == "any" else [name]}, gates)
+            except ConfigError as error:
+                table.add_row(name, str(width), str(args.runs), "0", "0", f"refused: {error}", "", "", "")
+                continue
+            ends = Counter(f"{run.stage} {run.blueprint}".strip() for run in runs)
+            fossils = {end: count for end, count in ends.items() if end.startswith("FOSSILIZED")}
             gains = [one.loss - run.loss for one, run in zip(alone, runs, strict=True)]
             points = [100 * (run.accuracy - one.accuracy) for one, run in zip(alone, runs, strict=True)]
             table.add_row(
                 name,
                 str(width),
                 str(args.runs),
-                str(ends["FOSSILIZED"]),
-                ", ".join(f"{count} {stage}" for stage, count in ends.items() if stage != "FOSSILIZED"),
+                str(sum(run.births for run in runs)),
+                ", ".join(f"{count} {end.removeprefix('FOSSILIZED ')}" for end, count in fossils.items()) or "0",
+                ", ".join(f"{count} {end}" for end, count in ends.items() if end not in fossils),
                 str(sum(run.continuations for run in runs)),
                 *(with_error(values) for values in (gains, points)),
             )
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -245,6 +245,12 @@ class GateConfig:
     healthy.
     """
 
+    allow_foldable: bool = False
+    """Whether a seed may be born, and become a fossil, that export would fold into a layer of the host that learns
+    itself, such as low rank at a Linear layer: it adds nothing that the layer cannot learn. At a frozen layer, and by
+    MULTIPLY, it adds something, and needs no leave.
+    """
+
     degraded_ticks: int = 3
     """Ticks that a seed may run by a fallback taken at run time before it is pruned."""
 

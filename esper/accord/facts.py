@@ -28,6 +28,7 @@ from esper.accord.lifecycle import REST, ProbeRequest, SlotState
 from esper.accord.state import Continuing, RunState, Terms
 from esper.leyline.alpha import AlphaMode, Operator
 from esper.leyline.evidence import ABSENT, GateResult, Reading
+from esper.leyline.legality import why_redundant
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Gate, Stage
 
@@ -43,7 +44,7 @@ GATE_AHEAD: dict[Stage, Gate] = {
 def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None = None) -> GateFacts:
     """Returns the facts of a slot that a gate may judge."""
     fresh = terms.gates.fresh_ticks
-    parameters = terms.info(slot.slot, slot.blueprint).parameters if slot.blueprint is not None else 0
+    info = None if slot.blueprint is None else terms.info(slot.slot, slot.blueprint)
     return GateFacts(
         stage=slot.stage,
         dwell=state.tick - slot.since_tick,
@@ -51,10 +52,11 @@ def facts_of(state: RunState, slot: SlotState, terms: Terms, refusal: str | None
         owned=slot.owned,
         degraded=slot.degraded,
         refusal=refusal,
+        redundant=None if info is None or slot.operator is None else why_redundant(info, slot.operator),
         gradient_norm=slot.gradient_norm.as_of(state.tick, fresh),
         health=slot.health.as_of(state.tick, fresh),
         nonfinite_steps=slot.nonfinite_steps,
-        trainable=parameters > 0,
+        trainable=info is not None and info.parameters > 0,
         contribution=slot.contribution.as_of(state.tick, fresh),
         contribution_alpha=slot.contribution_alpha,
         running=running_of(slot, terms),

@@ -6,7 +6,7 @@
     G3 -> HOLDING           ramp complete at full target, finite, owned, and not shown to hurt at the present alpha
     G5 -> FOSSILIZED        the running evidence shows a contribution above a threshold, at the level of the birth, and
                             the newest look does not speak against it; copies that are trained on with and without
-                            the seed show that the help lasts; finite, owned
+                            the seed show that the help lasts; finite, owned, and no layer of the host could learn it
     G6 fossil prunable      the running evidence since it became a fossil shows that the network is better without it,
                             and the newest look agrees; binds every controller, whatever ``gates.evidence``
 
@@ -43,6 +43,7 @@ class GateFacts:
         owned: whether each of the seed's parameters is in exactly one optimizer group on every rank.
         degraded: number of ranks on which the seed runs by a fallback taken at run time.
         refusal: why a germination is not legal (slot taken, unknown blueprint, spent budget), or None.
+        redundant: why the living seed adds nothing that the host could not learn by itself, or None.
         gradient_norm: mean L2 norm of the seed's gradient since the last tick.
         health: health of the seed's gradient, as shares of its parameters, which do not depend on its size.
         nonfinite_steps: steps since the last tick with a non-finite gradient.
@@ -67,6 +68,7 @@ class GateFacts:
     owned: bool
     degraded: int
     refusal: str | None
+    redundant: str | None
     gradient_norm: Reading
     health: GradientHealth
     nonfinite_steps: int
@@ -221,8 +223,10 @@ def _g3(facts: GateFacts, config: GateConfig) -> list[Check]:
 
 def _g5(facts: GateFacts, config: GateConfig) -> list[Check]:
     full = facts.ramp_done and facts.alpha == 1.0
+    redundant = [] if facts.redundant is None else [_integrity("function", False, facts.redundant)]
     return [
         *_check_integrity(facts, Stage.HOLDING),
+        *redundant,
         _integrity("alpha", full, f"alpha {facts.alpha:g}, needs 1 at rest"),
         _check_gradient(facts, config),
         _check_contribution(facts, config.min_contribution),

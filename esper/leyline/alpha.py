@@ -34,6 +34,11 @@ class Operator(IntEnum):
         return _OPERATORS[self].gated
 
     @property
+    def is_additive(self) -> bool:
+        """True if at rest it adds a multiple of the delta, channel by channel, so that an affine delta stays affine."""
+        return _OPERATORS[self].additive
+
+    @property
     def needs(self) -> str:
         """What a slot must have before it may use this operator, as text; empty if it needs nothing."""
         return _OPERATORS[self].needs
@@ -42,12 +47,13 @@ class Operator(IntEnum):
 @dataclass(frozen=True, slots=True)
 class _OperatorTraits:
     gated: bool = False
+    additive: bool = True
     needs: str = ""
 
 
 _OPERATORS = {
     Operator.ADD: _OperatorTraits(),
-    Operator.MULTIPLY: _OperatorTraits(),
+    Operator.MULTIPLY: _OperatorTraits(additive=False),
     Operator.GATE: _OperatorTraits(gated=True),
     Operator.CONFIDENCE: _OperatorTraits(gated=True, needs="a model whose output is class logits [B, K >= 2]"),
     Operator.CHANNEL: _OperatorTraits(needs="a vector v of the slot's width: set slots.channels"),

@@ -5,6 +5,7 @@ gates judge evidence. So legality needs the conditions of one slot and of the ru
 the commands of S slots costs S. An `Observation` and its slots satisfy both protocols.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from esper.leyline.alpha import STEEPNESS, AlphaMode, Operator, steepness_fits
@@ -78,6 +79,23 @@ def spent_budget(budgets: Budgets, info: BlueprintInfo | None = None) -> str | N
     return None
 
 
+def why_redundant(info: BlueprintInfo, operator: Operator = Operator.ADD) -> str | None:
+    """Says why a seed would add nothing to the host when it is joined by this operator, or returns None."""
+    layer = info.folds_into
+    if layer is None or not operator.is_additive:
+        return None
+    return (
+        f"{info.name} folds into {layer}, which learns itself: it adds nothing that {layer} cannot learn "
+        "(gates.allow_foldable=true allows it)"
+    )
+
+
+def why_redundant_everywhere(name: str, catalogues: Iterable[Iterable[BlueprintInfo]]) -> str | None:
+    """Says why a blueprint, joined by ADD, would add nothing in any of the slots that it fits, or returns None."""
+    reasons = [why_redundant(info) for catalogue in catalogues for info in catalogue if info.name == name]
+    return reasons[0] if reasons and None not in reasons else None
+
+
 def why_illegal(run: RunConditions, view: SlotConditions, op: Op) -> str | None:
     """Returns None when ``op`` is legal for the slot now, else the reason in a few words."""
     if op is Op.WAIT:
@@ -121,6 +139,14 @@ def _why_fossil_stays(view: SlotConditions, op: Op) -> str | None:
     return None
 
 
+def _why_now_redundant(view: SlotConditions, operator: Operator) -> str | None:
+    """Says why a switch of the operator would make the living seed redundant, or returns None."""
+    living = next((entry for entry in view.catalogue if entry.name == view.blueprint), None)
+    if living is None or view.operator is None or view.operator.is_additive:
+        return None
+    return why_redundant(living, operator)
+
+
 def legal_ops(run: RunConditions, view: SlotConditions) -> tuple[Op, ...]:
     """Returns the ops that are legal for the slot now; WAIT always is."""
     return tuple(op for op in Op if why_illegal(run, view, op) is None)
@@ -156,6 +182,8 @@ def find_refusal(run: RunConditions, view: SlotConditions, command: Command) -> 
             return f"a {COPY} is joined by ADD alone, which at full alpha returns the block itself"
         if command.op is Op.GERMINATE and command.ticks == 0:
             return f"a {COPY} enters by a ramp of at least 1 tick"
+    if command.op is Op.SET_ALPHA_TARGET and (redundant := _why_now_redundant(view, command.operator)) is not None:
+        return redundant
     switched = command.op is Op.SET_ALPHA_TARGET and view.alpha > 0 and view.operator not in (None, command.operator)
     if switched and command.ticks == 0:
         return f"a switch of the operator at alpha {view.alpha:g} would jump: it needs a ramp of at least 1 tick"
@@ -176,5 +204,5 @@ def find_refusal(run: RunConditions, view: SlotConditions, command: Command) -> 
         if info is None:
             names = ", ".join(entry.name for entry in view.catalogue)
             return f"unknown blueprint {command.blueprint!r} for this slot; it takes {names}"
-        return spent_budget(run.budgets, info)
+        return why_redundant(info, command.operator) or spent_budget(run.budgets, info)
     return None

@@ -25,6 +25,8 @@ class BlueprintInfo:
         reach: which positions it mixes; None if the blueprint does not say.
         memory: bytes that it is forecast to take on a rank while it learns; None where nobody forecast it.
         shadow: bytes of these that a shadow forward takes, so until it is blended.
+        folds_into: layer of the host that learns, and into which export would fold the seed: it adds nothing that this
+            layer cannot learn, and is refused. None if there is none, or the settings allow such seeds.
     """
 
     name: str
@@ -33,6 +35,7 @@ class BlueprintInfo:
     reach: Reach | None
     memory: int | None = None
     shadow: int = 0
+    folds_into: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

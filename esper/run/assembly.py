@@ -15,6 +15,7 @@ from esper.kasmina.attach import attach
 from esper.kasmina.births import Library, LibraryConfig
 from esper.kasmina.births.idle import IdleCores
 from esper.kasmina.blueprints import registry
+from esper.kasmina.foldable import find_foldable
 from esper.kasmina.hosts import StartConfig, build_host, freeze
 from esper.kasmina.hosts.recompute import recompute_blocks
 from esper.kasmina.precision import seed_dtype
@@ -134,6 +135,7 @@ def make_terms(config: EsperConfig, grown: Grown, bundle: Bundle, world_size: in
         world_size=world_size,
         costs=costs,
         copies=copies.infos,
+        foldable=find_foldable(grown),
         forecast=Forecast(
             batch=config.slots.memory_batch or -(-config.trainer.batch // (world_size * config.trainer.accumulate)),
             moments=moments_of(config.optim),

@@ -14,6 +14,7 @@ from esper.accord.config import GateConfig, SlotsConfig
 from esper.accord.evidence.plan import ProbePlan
 from esper.accord.state import Terms
 from esper.config.strict import UNSET, Reader, as_plain, defaults_of
+from esper.kasmina.foldable import find_foldable
 from esper.kasmina.memory import HeardMemory
 from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.grown import Grown
@@ -194,6 +195,7 @@ def make_session_terms(
         world_size=world_size,
         costs=None,
         copies=grown.copies,
+        foldable=find_foldable(grown),
         forecast=_forecast(config, grown, world_size, optimizer),
     )
 

@@ -28,6 +28,7 @@ from esper.session.recorder import Recorder
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.guard import StepReport
+from esper.tolaria.growth.terms import follow_learning
 from esper.tolaria.lockstep.ema import WeightAverage
 from esper.tolaria.lockstep.measure import measure
 from esper.tolaria.lockstep.narrate import Narrator
@@ -236,7 +237,7 @@ class Loop:
 
     def _tick(self) -> None:
         self._warn_of_equal_batches()
-        turn = self.parts.cycle.tick(
+        self.state = self.parts.cycle.tick(
             self.state,
             self._measure,
             self.parts.controller,
@@ -244,8 +245,7 @@ class Loop:
             epoch=max(1, self.epochs),
             lr=self.adopted.lr,
             graded=self.passes.graded,
-        )
-        self.state = turn.state
+        ).state
         if self.state.skipped_in_row >= self.config.max_consecutive:
             raise DivergedError(
                 f"diverged: {self.state.skipped_in_row} optimizer steps in a row had a non-finite host gradient, the "
@@ -259,14 +259,15 @@ class Loop:
         return measure(*parts, step=self.steps, validate=validate, attribute=attribute)
 
     def _warn_of_equal_batches(self) -> None:
-        text = self.passes.describe_equal_batches()
-        if text:
+        if text := self.passes.describe_equal_batches():
             self.parts.narrator.report_fault(self.state, text, "batches")
             if self.world.rank == 0:
                 print(f"esper: {text}", file=sys.stderr, flush=True)
 
     def follow(self, *, force: bool) -> None:
         """Makes the model what the record says at the present step. Called between two steps."""
+        if force:
+            follow_learning(self.terms, self.grown)
         self.growth.follow(self.state, force=force)
         self.growth.set_alphas(self.state, self.steps)
 

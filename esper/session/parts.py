@@ -31,6 +31,7 @@ from esper.session.model import LiveModel, StandIn, UserLoss, evaluate_loss
 from esper.session.recorder import open_recorder
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 from esper.tolaria.growth.growth import Growth
+from esper.tolaria.growth.terms import check_preferred
 from esper.tolaria.lockstep.buffers import check_patterns
 from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.lockstep.narrate import Narrator
@@ -57,6 +58,7 @@ class Given:
     scheduler: Any
     scaler: Any
     sink: EventSink | str | os.PathLike[str] | None
+    restored: bool = False  # from a file: what was born there may be refused now
 
 
 def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim.Optimizer, given: Given) -> Parts:
@@ -98,6 +100,8 @@ def assemble_session(config: SessionConfig, grown: Grown, optimizer: torch.optim
         try:
             check_patterns(grown.model, config.average_buffers, "average_buffers")
             terms = make_session_terms(config, grown, plan, world.size, optimizer)
+            if not given.restored:
+                check_preferred((controller_plain or {}).get("blueprints") or (), terms)
             world.allow_slow(True)  # ranks may come late to the first step, because they load data and compile
             _shake_hands(world, config, grown, adopted, controller_plain, held_out, given.loss)
             growth = Growth(grown, adopted.owner, world, terms, run_seed=config.seed, dtype=first.dtype)

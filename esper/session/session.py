@@ -424,6 +424,7 @@ class Session:
             scheduler=None if scheduler is None else scheduler(host_optimizer),
             scaler=scaler,
             sink=sink,
+            restored=True,
         )
         loop = begin_loop(config, grown, host_optimizer, given)
         try:

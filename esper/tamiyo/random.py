@@ -15,7 +15,7 @@ from esper.leyline.alpha import Curve, check_alpha
 from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
-from esper.leyline.legality import legal_ops, spent_budget, why_refused
+from esper.leyline.legality import legal_ops, spent_budget, why_redundant, why_refused
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.stages import Op, Stage
 from esper.tamiyo.common import Stateless, charge_budgets, check_observation
@@ -100,7 +100,12 @@ class RandomController(Stateless):
         return commands
 
     def _draw(self, observation: Observation, view: SlotObservation, draws: Draws) -> Command:
-        affordable = [info.name for info in view.catalogue if spent_budget(observation.budgets, info) is None]
+        affordable = [
+            info.name
+            for info in view.catalogue
+            if spent_budget(observation.budgets, info) is None
+            and any(why_redundant(info, operator) is None for operator in view.operators)
+        ]
         ops = [op for op in legal_ops(observation, view) if op is not Op.GERMINATE or affordable]
         op = draws.choice("op", ops)
         command = Command(slot=view.slot, op=op, reason=f"drawn from {', '.join(option.name for option in ops)}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from esper.leyline.alpha import AlphaMode
 from esper.leyline.errors import ConfigError
-from esper.leyline.legality import spent_budget
+from esper.leyline.legality import spent_budget, why_redundant, why_redundant_everywhere
 from esper.leyline.observation import BlueprintInfo, Observation, SlotObservation
 from esper.leyline.stages import Stage
 
@@ -122,10 +122,10 @@ def _weigh(record: SlotRecord, view: SlotObservation) -> None:
 
 
 def check_preference(rotation: Rotation, observation: Observation) -> None:
-    """Checks, before anything has grown, that every preferred blueprint fits some slot.
+    """Checks, before anything has grown, that every preferred blueprint fits some slot, and adds something to it.
 
     Raises:
-        ConfigError: some fit no slot; the text names them and lists those that fit.
+        ConfigError: some do not; the text names them and lists those that fit, or says what one would fold into.
     """
     if any(view.stage is not Stage.EMPTY or view.staged for view in observation.slots):
         return
@@ -134,6 +134,9 @@ def check_preference(rotation: Rotation, observation: Observation) -> None:
     if unknown:
         names = ", ".join(sorted(known))
         raise ConfigError(f"controller.blueprints: {', '.join(unknown)} fits no slot of this host; it takes {names}")
+    for name in rotation.preference:
+        if (why := why_redundant_everywhere(name, [view.catalogue for view in observation.slots])) is not None:
+            raise ConfigError(f"controller.blueprints: no slot takes {name}: {why}")
 
 
 def _sort_by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]) -> list[BlueprintInfo]:
@@ -147,14 +150,18 @@ def _sort_by_preference(rotation: Rotation, catalogue: tuple[BlueprintInfo, ...]
 def choose_blueprint(
     rotation: Rotation, records: Mapping[str, SlotRecord], observation: Observation, view: SlotObservation
 ) -> tuple[str, str] | None:
-    """Returns the name of the blueprint to try next in a slot and the reason; None if none is affordable and due."""
+    """Returns the name of the blueprint to try next in a slot and the reason; None if none is legal and due.
+
+    It is joined by ADD.
+    """
     record, tick = records[view.slot], observation.tick
     alive = [other.living if other.stage.is_live else other.proposed for other in records.values()]
     ranked: list[tuple[tuple[bool, float, int], BlueprintInfo]] = []
     for info in _sort_by_preference(rotation, view.catalogue):
         failed = record.tried.get(info.name)
         penalty = 0.0 if failed is None else _decay(failed, tick, rotation)
-        if penalty <= rotation.max_penalty and spent_budget(observation.budgets, info) is None:
+        legal = why_redundant(info) is None and spent_budget(observation.budgets, info) is None
+        if penalty <= rotation.max_penalty and legal:
             elsewhere = alive.count(info.name) if rotation.spread else 0
             ranked.append(((failed is not None, penalty, elsewhere), info))
     if not ranked:

@@ -56,6 +56,7 @@ def facts(gate: Gate, **changes) -> GateFacts:
         owned=True,
         degraded=0,
         refusal=None,
+        redundant=None,
         health=WELL,
         gradient_norm=measured(0.5, tick=5, n=10),
         nonfinite_steps=0,
@@ -226,6 +227,7 @@ def test_a_seed_without_parameters_needs_no_gradient_and_nothing_else_of_its_siz
         "owned",
         "degraded",
         "refusal",
+        "redundant",
         "gradient_norm",
         "health",
         "nonfinite_steps",
@@ -286,3 +288,9 @@ def test_lasting_help_is_asked_of_who_asked_for_it_and_says_when_it_can_be_told(
     assert early.endswith("1 of 3 continuations, too early to tell before step 300")
     spent = judge_gate(Gate.G5, facts(Gate.G5, lasting=replace(LASTS, lower=0.001), continuations=3), ENFORCE).reason
     assert spent.endswith("3 of 3 continuations, only PRUNE is left")
+
+
+def test_a_seed_that_a_layer_could_learn_is_no_fossil_whatever_is_enforced():
+    for config in (ENFORCE, OBSERVE):
+        result = judge_gate(Gate.G5, facts(Gate.G5, redundant="lora folds into stem"), config)
+        assert (result.passed, result.reason) == (False, "function: lora folds into stem")

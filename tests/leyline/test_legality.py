@@ -1,12 +1,19 @@
 """Legality: one function, from the edge table, dwell, ramps, budgets and embargo."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from esper.leyline.alpha import AlphaMode, Operator
 from esper.leyline.commands import Command, wait
-from esper.leyline.legality import legal_ops, spent_budget, why_illegal, why_refused
+from esper.leyline.legality import (
+    legal_ops,
+    spent_budget,
+    why_illegal,
+    why_redundant_everywhere,
+    why_refused,
+)
 from esper.leyline.observation import BlueprintInfo, Budgets
 from esper.leyline.stages import Op, Stage, edges_from
 from tests.support.observations import FREE, observe, slot_view
@@ -173,3 +180,24 @@ def test_a_copy_is_joined_by_add_alone_and_enters_by_a_ramp():
     living = slot_view(stage=Stage.HOLDING, blueprint="copy", operator=Operator.ADD, catalogue=offered, **AT_REST)
     switch = Command(slot=living.slot, op=Op.SET_ALPHA_TARGET, target=0.5, ticks=2, operator=Operator.GATE)
     assert "by ADD alone" in why_refused(observe(living), switch)
+
+
+def test_a_seed_that_the_host_could_learn_by_itself_is_not_born():
+    info = BlueprintInfo(name="lora", parameters=5, flops=5, reach=None, folds_into="stem.0")
+    why = (
+        "lora folds into stem.0, which learns itself: it adds nothing that stem.0 cannot learn "
+        "(gates.allow_foldable=true allows it)"
+    )
+    empty = slot_view(catalogue=(info,), operators=tuple(Operator))
+    for operator in Operator:
+        asked = Command(slot=empty.slot, op=Op.GERMINATE, blueprint="lora", ticks=1, operator=operator)
+        assert why_refused(observe(empty), asked) == (None if operator is Operator.MULTIPLY else why)
+    living = slot_view(stage=Stage.HOLDING, blueprint="lora", operator=Operator.MULTIPLY, catalogue=(info,), **AT_REST)
+    switch = Command(slot=living.slot, op=Op.SET_ALPHA_TARGET, target=0.5, ticks=2, operator=Operator.ADD)
+    assert why_refused(observe(living), switch) == why
+    added = replace(living, operator=Operator.ADD)  # born while the layer was frozen: alpha may move
+    assert why_refused(observe(added), switch) is None
+    free = replace(info, folds_into=None)
+    assert why_redundant_everywhere("lora", [(info,), (info,)]) == why
+    assert why_redundant_everywhere("lora", [(info,), (free,)]) is None
+    assert why_redundant_everywhere("mlp", [(info,)]) is None

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from esper.kasmina.hosts import CustomHostConfig
+from esper.accord.state import Terms
+from esper.kasmina.hosts import CustomHostConfig, GPTConfig
 from esper.leyline.errors import ConfigError
 from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tamiyo.none import NoneConfig
@@ -48,3 +49,20 @@ def test_blueprints_that_fit_no_slot_are_refused_before_training(tmp_path: Path)
         ConfigError, match=r"controller\.blueprints: conv_light fits no slot of this host; it takes lora,"
     ):
         join(tmp_path / "misfit", HeuristicConfig(blueprints=["conv_light", "mlp"]), outputs=10)
+
+
+def test_blueprints_that_only_a_learning_layer_would_take_are_refused_before_training(tmp_path: Path) -> None:
+    def start(folder: str, *asked: str, freeze: str = "none", **settings: object) -> Terms:
+        host = GPTConfig(layers=1, heads=2, dim=16, block=16, sites=["mlp"], freeze=freeze)
+        config = tiny_config("gpt", host=host, controller=HeuristicConfig(blueprints=list(asked)), **settings)
+        return make_engine(config, tmp_path / folder).terms
+
+    with pytest.raises(ConfigError, match=r"no slot takes lora: lora folds into blocks\.0\.down, which learns itself"):
+        start("learns", "lora")
+    told = {info.name: info.folds_into for info in start("other", "mlp").catalogue["r0c2"]}
+    assert {name for name, layer in told.items() if layer is not None} == {"lora", "lora_large"}
+    for terms in (
+        start("frozen", "lora", freeze="all"),
+        start("asked", "lora", gates__allow_foldable=True),
+    ):
+        assert not any(info.folds_into for info in terms.catalogue["r0c2"])

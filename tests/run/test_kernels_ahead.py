@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def test_rules_take_blueprints_in_rotation_slot_by_slot() -> None:
     both = {A: CATALOGUE[A], B: CATALOGUE[A]}
     spread = foresee(HeuristicConfig(blueprints=["norm", "conv"], spread=True), both, OPERATORS)
     assert names(spread) == [(A, "norm"), (B, "conv"), (A, "conv"), (B, "norm")]
+
+
+def test_what_adds_nothing_is_not_prepared() -> None:
+    catalogue = {A: [replace(one, folds_into="stem") for one in CATALOGUE[A]], B: CATALOGUE[B]}
+    assert names(foresee(HeuristicConfig(), catalogue, OPERATORS)) == [(B, "norm")]
+    found = foresee(RandomConfig(), catalogue, OPERATORS)
+    assert {(seed.slot, seed.operator) for seed in found} == {
+        (A, Operator.MULTIPLY),
+        (B, Operator.ADD),
+        (B, Operator.MULTIPLY),
+    }
 
 
 def test_other_controllers_may_take_any_operator_and_nobody_takes_none() -> None:

@@ -405,3 +405,15 @@ def test_a_seed_that_lacks_a_continuation_alone_waits_for_it_and_goes_after_the_
     assert decided(3, lasting=measured(-0.001, tick=1, n=99), **told) == [Op.PRUNE]
     short = replace(found, checks=(replace(lasting, name="contribution"), lasting))
     assert decided(0, short) == [Op.PRUNE], "its looks are spent without a contribution"
+
+
+def test_what_the_host_could_learn_is_never_born_and_alone_it_is_an_error():
+    light, medium = (BlueprintInfo(name=name, parameters=9, flops=9, reach=None) for name in ("light", "medium"))
+    light = replace(light, folds_into="stem")
+    world = World(("r0c0",), worth=lambda slot, name: -0.1, catalogue=(light, medium))
+    assert {name for _, _, name in births(world.run(build(), 300))} == {"medium"}
+    view, free = slot_view(catalogue=(light, medium)), slot_view("r0c1", catalogue=(replace(light, folds_into=None),))
+    asked = build(("r0c0", "r0c1"), blueprints=["light"]).decide(observe(view, free))
+    assert [command.slot for command in asked] == ["r0c1"]
+    with pytest.raises(ConfigError, match=r"no slot takes light: light folds into stem, which learns itself: it adds"):
+        build(("r0c0",), blueprints=["medium", "light"]).decide(observe(view))

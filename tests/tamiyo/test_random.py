@@ -1,6 +1,7 @@
 """The random baseline: legal, seeded, uniform, and nothing to lose in a resume."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,15 @@ def test_without_an_affordable_blueprint_it_waits():
     view = slot_view(catalogue=tuple(info for info in CATALOGUE if info.parameters > 5))
     ticks = range(100)
     assert not any(build(rate=1.0, slots=("r0c0",)).decide(observe(view, tick=t, budgets=budgets)) for t in ticks)
+
+
+def test_what_the_host_could_learn_is_drawn_only_where_an_operator_makes_more_of_it():
+    catalogue = tuple(replace(info, folds_into="stem") for info in CATALOGUE)
+    view = slot_view(catalogue=catalogue, operators=(Operator.ADD, Operator.MULTIPLY))
+    drawn = [c for t in range(100) for c in build(rate=1.0, slots=("r0c0",)).decide(observe(view, tick=t))]
+    assert {command.operator for command in drawn} == {Operator.MULTIPLY}
+    bare = slot_view(catalogue=catalogue, operators=(Operator.ADD, Operator.GATE))
+    assert not any(build(rate=1.0, slots=("r0c0",)).decide(observe(bare, tick=t)) for t in range(100))
 
 
 def test_a_choice_is_a_function_of_seed_tick_and_slot_alone():

@@ -13,7 +13,7 @@ from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
 
 
-def _is_from_esper(function: Any) -> bool:
+def is_from_esper(function: Any) -> bool:
     """Whether a hook or another callable is a function of esper, also when it is bound or partly applied."""
     while isinstance(function, partial):
         function = function.func
@@ -30,7 +30,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
     Hooks of esper that only look (a teacher's, for its features) are left out, with the objects that they belong to.
     """
-    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values() if _is_from_esper(hook)]
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values() if is_from_esper(hook)]
     looking = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), SeedSlot | RootHooks)]
     return strip(deep_copy(model, {id(hook): _do_nothing for hook in looking})).eval()
 
@@ -59,7 +59,7 @@ def strip_slots(model: nn.Module) -> None:
     """Takes the slots and every hook of esper off a copy, in place."""
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if _is_from_esper(hook)]:
+            for key in [key for key, hook in hooks.items() if is_from_esper(hook)]:
                 del hooks[key]
                 for known in (
                     module._forward_hooks_always_called,
@@ -67,6 +67,6 @@ def strip_slots(model: nn.Module) -> None:
                     module._forward_pre_hooks_with_kwargs,
                 ):
                     known.pop(key, None)
-        if _is_from_esper(vars(module).get("injection_points")):  # set by `esper.kasmina.hosts.custom`
+        if is_from_esper(vars(module).get("injection_points")):  # set by `esper.kasmina.hosts.custom`
             del module.injection_points
     delattr(model, CONTAINER)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from esper.kasmina.axes.block import Call, OwnBlock
 from esper.kasmina.axes.feature import take
 from esper.kasmina.export.copying import copy_model, strip_slots
-from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, target_of
+from esper.kasmina.export.folding import affine_map, fold_into, fold_scale, is_zero, joined_before, target_of
 from esper.kasmina.export.join import (
     JOINS,
     ONLY_FULL,
@@ -41,7 +41,6 @@ from esper.kasmina.slots.sites import CONTAINER
 from esper.kasmina.slots.slot import SeedSlot
 from esper.leyline.alpha import Operator
 from esper.leyline.errors import ConfigError, ExportError
-from esper.leyline.topology import Topology
 
 GROWN = "grown"
 
@@ -158,16 +157,12 @@ class _Exporter:
     def _fold(self, slot: str, seed: nn.Module, factor: Factor) -> bool:
         """Folds the seed into the Linear that makes the feature; returns whether that was possible."""
         site = self.sites[slot]
-        last = site.layout[-1] == "C" and site.topology in (Topology.SEQUENCE, Topology.VECTOR)
-        if site.place is not None or not last:
-            return False
-        target = target_of(self.model, site.module)
+        target = target_of(self.model, site)
         linear = None if target is None else affine_map(seed, site.dim)
         if target is None or linear is None:
             return False
-        between = [self.sites[other].module for other in self.joins]
-        if any(name == target or (is_below(target, name) and is_below(name, site.module)) for name in between):
-            return False  # another seed is joined to the layer's output first
+        if joined_before(site, target, {self.sites[other].module for other in self.joins}):
+            return False
         layer: Any = self.model.get_submodule(target)
         if not fold_into(layer, factor, *linear):
             return False

@@ -10,11 +10,17 @@ once, so that the result differs from the unfolded model by rounding alone.
 
 import copy
 import operator
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
+
+from esper.kasmina.axes.site import Site
+from esper.kasmina.export.copying import is_from_esper
+from esper.leyline.topology import Topology
 
 _SCALABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 
@@ -83,22 +89,48 @@ def affine_map(seed: nn.Module, dim: int) -> tuple[Tensor, Tensor] | None:
     return (columns[1:] - columns[0]).T, columns[0]
 
 
-def _is_tied(model: nn.Module, tensor: Tensor | None) -> bool:
-    """Whether a tensor has more than one name in the model."""
-    return sum(other is tensor for _, other in model.named_parameters(remove_duplicate=False)) > 1
+def tied_tensors(model: nn.Module) -> set[int]:
+    """Returns the ids of the parameters that have more than one name in the model."""
+    names = Counter([id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False)])
+    return {key for key, count in names.items() if count > 1}
 
 
-def target_of(model: nn.Module, module: str) -> str | None:
-    """Returns the name of the Linear that makes the output of ``module``; None if weights cannot be folded into it."""
+def target_of(model: nn.Module, site: Site, tied: Collection[int] | None = None) -> str | None:
+    """Returns the name of the Linear that makes the feature at a site; None if weights cannot be folded into it.
+
+    Args:
+        model: the host.
+        site: the place of a slot in it.
+        tied: of `tied_tensors`; None to look for them.
+    """
+    if site.place is not None or site.layout[-1] != "C" or site.topology not in (Topology.SEQUENCE, Topology.VECTOR):
+        return None
+    return _last_linear(model, site.module, tied_tensors(model) if tied is None else tied)
+
+
+def _last_linear(model: nn.Module, module: str, tied: Collection[int]) -> str | None:
     site = model.get_submodule(module)
     while type(site) is nn.Sequential and len(site) and not _has_hooks(site):
         last = list(dict(site.named_children()))[-1]
         module, site = f"{module}.{last}" if module else last, site.get_submodule(last)
     if type(site) is not nn.Linear or _has_hooks(site):
         return None
-    if any(_is_tied(model, tensor) for tensor in (site.weight, site.bias) if tensor is not None):
+    if any(id(tensor) in tied for tensor in (site.weight, site.bias) if tensor is not None):
         return None
     return module
+
+
+def joined_before(site: Site, target: str, others: Collection[str]) -> bool:
+    """Whether another seed is joined to the layer's output before the site's own.
+
+    Args:
+        site: the site.
+        target: of `target_of`.
+        others: modules of the sites of other seeds.
+    """
+    below = target.removeprefix(site.module).lstrip(".").split(".") if target != site.module else []
+    path = [".".join([*filter(None, [site.module]), *below[:depth]]) for depth in range(1, len(below) + 1)]
+    return any(name in others for name in path)
 
 
 def _by_channel(factor: float | Tensor, device: torch.device) -> Tensor:
@@ -107,7 +139,9 @@ def _by_channel(factor: float | Tensor, device: torch.device) -> Tensor:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    """Whether it has hooks of its author's or its user's."""
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(not is_from_esper(hook) for hooks in kinds for hook in hooks.values())
 
 
 def fold_into(linear: nn.Linear, factor: float | Tensor, matrix: Tensor, offset: Tensor) -> bool:
@@ -157,9 +191,8 @@ def fold_scale(seed: nn.Module, factor: float | Tensor) -> str | None:
         return None
     product, call, fixed = nodes
     module: Any = seed.get_submodule(str(call.target))
-    if _has_hooks(module) or any(
-        _is_tied(seed, tensor) for tensor in (module.weight, module.bias) if tensor is not None
-    ):
+    tied = tied_tensors(seed)
+    if _has_hooks(module) or any(id(tensor) in tied for tensor in (module.weight, module.bias) if tensor is not None):
         return None
     scale = _constants(seed)[fixed].detach().double().reshape(-1)
     scale = scale * _by_channel(factor, scale.device)

@@ -14,6 +14,7 @@ from esper.kasmina.slots.sites import arguments
 from esper.kasmina.streams import undisturbed
 from esper.leyline.errors import ConfigError
 from esper.tolaria.data.parts import Bundle
+from esper.tolaria.growth.terms import check_preferred
 from esper.tolaria.tasks import LabelTask
 from esper.tolaria.tasks.bind import task_of
 from esper.tolaria.tasks.task import read_logits
@@ -61,18 +62,8 @@ def check_owners(config: EsperConfig, grown: Grown) -> None:
 
 
 def check_blueprints(config: EsperConfig, terms: Terms) -> None:
-    """Checks that each blueprint that the controller prefers fits some slot.
-
-    Raises:
-        ConfigError: some do not; the text names them and lists the blueprints that fit.
-    """
-    known = {info.name for catalogue in terms.catalogue.values() for info in catalogue}
-    unfit = [name for name in getattr(config.controller, "blueprints", None) or () if name not in known]
-    if unfit:
-        raise ConfigError(
-            f"controller.blueprints: {', '.join(unfit)} fits no slot of this host; it takes "
-            f"{', '.join(sorted(known))}; set controller.blueprints to some of these, or to [] for any"
-        )
+    """Checks the blueprints that the controller prefers: see `check_preferred`."""
+    check_preferred(getattr(config.controller, "blueprints", None) or (), terms)
 
 
 def _placed(leaf: torch.Tensor, device: torch.device, config: EsperConfig) -> torch.Tensor:

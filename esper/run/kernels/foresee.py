@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.leyline.alpha import Operator
+from esper.leyline.legality import why_redundant
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Op
 from esper.tamiyo.rotation import DO_NOTHING
@@ -32,7 +33,7 @@ def foresee(
     catalogue: Mapping[str, Sequence[BlueprintInfo]],
     operators: Mapping[str, Sequence[Operator]],
 ) -> list[Foreseen]:
-    """Lists what a run may ask for, the likely first.
+    """Lists what a run may ask for, the likely first, without what is refused since it would add nothing.
 
     A schedule says so itself. Rules take their blueprints in rotation, slot by slot, joined by ADD. Any other
     controller may also take every operator that a slot has; these come last.
@@ -44,6 +45,14 @@ def foresee(
     """
     if controller.kind == "none":
         return []
+    infos = {(slot, info.name): info for slot, row in catalogue.items() for info in row}
+    asked = _list_asked(controller, catalogue, operators)
+    return [seed for seed in asked if why_redundant(infos[seed.slot, seed.blueprint], seed.operator) is None]
+
+
+def _list_asked(
+    controller: Any, catalogue: Mapping[str, Sequence[BlueprintInfo]], operators: Mapping[str, Sequence[Operator]]
+) -> list[Foreseen]:
     if controller.kind == "schedule":
         return list(dict.fromkeys(_in_schedule(controller.actions, catalogue)))
     rows = {slot: _in_rotation(getattr(controller, "blueprints", ()), infos) for slot, infos in catalogue.items()}

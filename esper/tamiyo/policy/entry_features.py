@@ -9,6 +9,7 @@ LEFT_OUT = {
     "name": "a policy must serve blueprints that it never saw; `tried` alone goes by the name",
     "memory": "for a gate; the shipped policy was not taught it",
     "shadow": "for a gate, with memory",
+    "folds_into": "for the masks: such a seed cannot be chosen",
 }
 
 

@@ -2,7 +2,7 @@
 
     mask_op         [O]           an op that is legal, arguments included, in some slot; WAIT always
     mask_slot       [O, S]        slots where an op is legal and has arguments: a GERMINATE one that can be paid
-    mask_blueprint  [S, B]        entries that a GERMINATE there may name, budgets included
+    mask_blueprint  [S, B]        entries that a GERMINATE there may name, budgets included, by any operator of the slot
     mask_operator   [2, S, P]     operators of a GERMINATE (0) and of a SET_ALPHA_TARGET (1)
     mask_speed      [S, 1 + P, V] speeds of a PRUNE (0), and of a SET_ALPHA_TARGET to operator p (1 + p)
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command
-from esper.leyline.legality import find_refusal, why_illegal
+from esper.leyline.legality import find_refusal, why_illegal, why_redundant
 from esper.leyline.observation import Observation, SlotObservation
 from esper.leyline.stages import Op, Stage
 from esper.tamiyo.policy.options import Options
@@ -86,7 +86,10 @@ def _fill_birth(arrays: Arrays, at: int, run: Observation, view: SlotObservation
         return False
     ticks = options.tempos[0]
     asked = [_ask(Op.GERMINATE, ticks, operators[0], info.name) for info in view.catalogue]
-    legal = [find_refusal(run, view, command) is None for command in asked]
+    legal = [
+        find_refusal(run, view, command) is None and all(why_redundant(info, each) is None for each in operators)
+        for command, info in zip(asked, view.catalogue, strict=True)
+    ]
     if not any(legal):
         return False
     arrays["mask_blueprint"][at, : len(legal)] = legal

@@ -12,6 +12,7 @@ from esper.kasmina.axes.site import Site
 from esper.kasmina.births.own import describe_reasons, find_fits
 from esper.kasmina.blueprints import registry
 from esper.kasmina.flops import copy_cost
+from esper.kasmina.foldable import find_foldable
 from esper.kasmina.memory import SeedMemory, copy_memory
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import CONTAINER
@@ -19,7 +20,7 @@ from esper.leyline.alpha import Operator
 from esper.leyline.channels import channels_path, parse_channels, summarize_channels, usable_operators
 from esper.leyline.costs import SeedCost
 from esper.leyline.errors import ConfigError
-from esper.leyline.legality import COPY
+from esper.leyline.legality import COPY, why_redundant_everywhere
 from esper.leyline.observation import BlueprintInfo, HostInfo
 from esper.leyline.slots import parse_slot
 from esper.tolaria.growth.forecast import Forecast
@@ -56,6 +57,41 @@ def set_channels(grown: Grown, slots: SlotsConfig) -> None:
 
 def _sorted_infos(infos: tuple[BlueprintInfo, ...], own: BlueprintInfo | None) -> tuple[BlueprintInfo, ...]:
     return tuple(sorted([*infos, *([] if own is None else [own])], key=lambda info: info.name))
+
+
+def _told_foldable(
+    catalogue: Mapping[str, tuple[BlueprintInfo, ...]], foldable: Mapping[str, Mapping[str, str]]
+) -> dict[str, tuple[BlueprintInfo, ...]]:
+    return {
+        slot: tuple(replace(info, folds_into=foldable.get(slot, {}).get(info.name)) for info in infos)
+        for slot, infos in catalogue.items()
+    }
+
+
+def follow_learning(terms: Terms, grown: Grown) -> None:
+    """Brings the terms up to what of the host learns now, which a user may change between two steps; on all ranks."""
+    if not terms.gates.allow_foldable:
+        terms.catalogue.update(_told_foldable(terms.catalogue, find_foldable(grown)))
+
+
+def check_preferred(names: Iterable[str], terms: Terms) -> None:
+    """Checks that each blueprint that a controller prefers fits some slot, and adds something to it.
+
+    Raises:
+        ConfigError: some do not; the text names them and lists the blueprints that fit, or says what one would fold
+            into.
+    """
+    names = tuple(names)
+    known = {info.name for catalogue in terms.catalogue.values() for info in catalogue}
+    unfit = [name for name in names if name not in known]
+    if unfit:
+        raise ConfigError(
+            f"controller.blueprints: {', '.join(unfit)} fits no slot of this host; it takes "
+            f"{', '.join(sorted(known))}; set controller.blueprints to some of these, or to [] for any"
+        )
+    for name in names:
+        if (why := why_redundant_everywhere(name, terms.catalogue.values())) is not None:
+            raise ConfigError(f"controller.blueprints: no slot takes {name}: {why}")
 
 
 def host_info(grown: Grown, costs: Costs | None) -> HostInfo:
@@ -126,6 +162,7 @@ def build_terms(
     names: tuple[str, ...] | None = None,
     operators: tuple[Operator, ...] | None = None,
     copies: Mapping[str, BlueprintInfo] | None = None,
+    foldable: Mapping[str, Mapping[str, str]] | None = None,
     forecast: Forecast | None = None,
 ) -> Terms:
     """The terms of a run on a model with these sites.
@@ -145,6 +182,7 @@ def build_terms(
         names: blueprints on offer; None for all that are registered.
         operators: operators on offer in every slot; None for all that a slot can use.
         copies: of `find_copies`.
+        foldable: of `find_foldable`; None where no host is known.
         forecast: of what seeds take of a rank's memory; None where nobody forecasts it.
     """
     asked, copies = {*slots.blocks, *(slots.planted or {}).values()}, copies or {}
@@ -152,6 +190,8 @@ def build_terms(
         slot: _sorted_infos(registry.catalogue(site.topology, site.dim, site.positions, names, asked), copies.get(slot))
         for slot, site in sites.items()
     }
+    if foldable is not None and not gates.allow_foldable:
+        catalogue = _told_foldable(catalogue, foldable)
     if forecast is not None:
         catalogue = {
             slot: tuple(

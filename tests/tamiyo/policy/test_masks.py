@@ -2,10 +2,12 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command
 from esper.leyline.legality import legal_ops, why_refused
 from esper.leyline.observation import Budgets, Observation
@@ -126,3 +128,13 @@ def test_options_survive_as_plain_data_and_bad_ones_are_refused() -> None:
         read_options(OPTIONS.plain() | {"operators": ["SUBTRACT"]}, "p.pt")
     with pytest.raises(ValueError, match="0 and one above"):
         Options(**{name: getattr(OPTIONS, name) for name in Options.__slots__} | {"speeds": (1, 2)})
+
+
+def test_what_the_host_could_learn_is_not_offered() -> None:
+    view = slot_view("r0c0")
+    folds = tuple(replace(info, folds_into="stem") if info.name == "light" else info for info in view.catalogue)
+    names = [info.name for info in folds]
+    for operators in ((Operator.ADD,), (Operator.MULTIPLY, Operator.ADD)):
+        m = masks(observe(replace(view, catalogue=folds, operators=operators)))
+        offers = m["mask_blueprint"][0, : len(folds)].tolist()
+        assert offers == [name != "light" for name in names], "an entry goes with every operator of the slot"
