@@ -15,8 +15,8 @@ from esper.leyline.alpha import Curve, check_alpha
 from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
 from esper.leyline.fields import Checks
-from esper.leyline.legality import legal_ops, spent_budget, why_redundant, why_refused
-from esper.leyline.observation import Observation, SlotObservation
+from esper.leyline.legality import legal_ops, spent_budget, why_refused
+from esper.leyline.observation import BlueprintInfo, Observation, SlotObservation
 from esper.leyline.stages import Op, Stage
 from esper.tamiyo.common import Stateless, charge_budgets, check_observation
 from esper.tamiyo.registry import register
@@ -100,13 +100,8 @@ class RandomController(Stateless):
         return commands
 
     def _draw(self, observation: Observation, view: SlotObservation, draws: Draws) -> Command:
-        affordable = [
-            info.name
-            for info in view.catalogue
-            if spent_budget(observation.budgets, info) is None
-            and any(why_redundant(info, operator) is None for operator in view.operators)
-        ]
-        ops = [op for op in legal_ops(observation, view) if op is not Op.GERMINATE or affordable]
+        possible = [info.name for info in view.catalogue if self._can_be_born(observation, view, info)]
+        ops = [op for op in legal_ops(observation, view) if op is not Op.GERMINATE or possible]
         op = draws.choice("op", ops)
         command = Command(slot=view.slot, op=op, reason=f"drawn from {', '.join(option.name for option in ops)}")
         if op in (Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE):
@@ -115,8 +110,29 @@ class RandomController(Stateless):
             if op is Op.PRUNE:  # where no ramp may run, prune at once
                 return command if why_refused(observation, with_ramp) else with_ramp
             if op is Op.GERMINATE:
-                with_ramp = dataclasses.replace(with_ramp, blueprint=draws.choice("blueprint", affordable))
+                with_ramp = dataclasses.replace(with_ramp, blueprint=draws.choice("blueprint", possible))
             target = float(draws.choice("target", self._config.targets))
-            options = [dataclasses.replace(with_ramp, target=target, operator=operator) for operator in view.operators]
-            return draws.choice("operator", [option for option in options if why_refused(observation, option) is None])
+            # a ramp of no tick is refused here and there, a target by some blueprints: then what is legal is drawn from
+            longer = dataclasses.replace(with_ramp, ticks=max(1, ticks))
+            for drawn, targets in ((with_ramp, [target]), (longer, [target]), (longer, self._config.targets)):
+                if legal := self._legal(observation, view, drawn, targets):
+                    return draws.choice("operator", legal)
+            return dataclasses.replace(command, op=Op.WAIT)
         return command
+
+    def _can_be_born(self, observation: Observation, view: SlotObservation, info: BlueprintInfo) -> bool:
+        if spent_budget(observation.budgets, info) is not None:
+            return False
+        longest = Command(slot=view.slot, op=Op.GERMINATE, blueprint=info.name, ticks=self._config.max_ticks)
+        return bool(self._legal(observation, view, longest, self._config.targets))
+
+    def _legal(
+        self, observation: Observation, view: SlotObservation, command: Command, targets: Sequence[float]
+    ) -> list[Command]:
+        """What is legal of a command, with each target and operator."""
+        options = (
+            dataclasses.replace(command, target=float(target), operator=operator)
+            for target in targets
+            for operator in view.operators
+        )
+        return [option for option in options if why_refused(observation, option) is None]

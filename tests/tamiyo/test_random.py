@@ -143,3 +143,22 @@ def test_draws_are_uniform_and_independent_by_label():
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         RandomConfig(**bad)
+
+
+def test_what_needs_a_ramp_or_one_operator_is_drawn_with_it():
+    """A copy enters by ADD and a ramp of one tick or more; where none can be drawn it is not born."""
+    copy = replace(CATALOGUE[2], name="copy")
+    view = slot_view(catalogue=(CATALOGUE[0], copy))
+    seen, short = Counter(), Counter()
+    for tick in range(400):
+        observation = observe(view, tick=tick)
+        for counter, most in ((seen, 3), (short, 0)):
+            for command in build(rate=1.0, slots=("r0c0",), max_ticks=most).decide(observation):
+                assert why_refused(observation, command) is None
+                counter[command.blueprint, command.operator, command.ticks] += 1
+    copies = {(operator, ticks) for name, operator, ticks in seen if name == "copy"}
+    assert copies == {(Operator.ADD, ticks) for ticks in (1, 2, 3)}
+    assert {name for name, _, _ in short} == {"heavy"}
+    alone = slot_view(catalogue=(copy,))
+    waiting = build(rate=1.0, slots=("r0c0",), max_ticks=0)
+    assert not any(waiting.decide(observe(alone, tick=tick)) for tick in range(100))
