@@ -180,6 +180,8 @@ def prepare(engine: Engine, way: str) -> None:
     library = engine.growth.library
     if library is None:
         return
+    for thread in [thread for thread in threading.enumerate() if thread.name == "esper-library"]:
+        thread.join()  # it may still write what it handed over at an earlier tick
     go_on.clear()
     key = birth_key(engine.settings.seed, A, 1)
     birth = Birth.of("brittle", dim=4, topology=MAP, dtype=torch.float32, key=key)
