@@ -40,7 +40,7 @@ def find_foldable(grown: Grown) -> dict[str, dict[str, str]]:
     sites, tied = {site.module for site in grown.sites.values()}, tied_tensors(grown.model)
     found = {}
     for slot, site in grown.sites.items():
-        target = target_of(grown.model, site, tied)
+        target = target_of(grown.model, site, tied, hooked=True)  # hooks may differ between ranks, as a logger's do
         if target is None or joined_before(site, target, sites):
             continue
         layer: Any = grown.model.get_submodule(target)

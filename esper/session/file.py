@@ -27,7 +27,7 @@ from esper.leyline.imports import why_foreign
 from esper.leyline.protocols import Controller
 from esper.tolaria.growth.adopt import AdoptedOptimizer
 
-FORMAT = 20
+FORMAT = 21
 KIND = "esper session"
 KEYS = {
     "format",

@@ -122,7 +122,7 @@ def _weigh(record: SlotRecord, view: SlotObservation) -> None:
 
 
 def check_preference(rotation: Rotation, observation: Observation) -> None:
-    """Checks, before anything has grown, that every preferred blueprint fits some slot, and adds something to it.
+    """Checks, before anything has grown, that every preferred blueprint fits some slot and, at first, adds to it.
 
     Raises:
         ConfigError: some do not; the text names them and lists those that fit, or says what one would fold into.
@@ -134,6 +134,8 @@ def check_preference(rotation: Rotation, observation: Observation) -> None:
     if unknown:
         names = ", ".join(sorted(known))
         raise ConfigError(f"controller.blueprints: {', '.join(unknown)} fits no slot of this host; it takes {names}")
+    if observation.tick > 1:  # a session may unfreeze layers, also before its first birth
+        return
     for name in rotation.preference:
         if (why := why_redundant_everywhere(name, [view.catalogue for view in observation.slots])) is not None:
             raise ConfigError(f"controller.blueprints: no slot takes {name}: {why}")

@@ -41,7 +41,7 @@ def loss(model: Any, data: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(data[0]), data[1], reduction="none")
 
 
-def begin(*actions: dict[str, Any], **gates: Any) -> tuple[nn.Module, esper.Session, Events]:
+def begin(*actions: dict[str, Any], controller: Any = None, **gates: Any) -> tuple[nn.Module, esper.Session, Events]:
     """A network whose second Linear is frozen."""
     torch.manual_seed(0)
     model, events = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)), Events()
@@ -49,7 +49,7 @@ def begin(*actions: dict[str, Any], **gates: Any) -> tuple[nn.Module, esper.Sess
     session = esper.Session(
         esper.attach(model, {A: "0", B: "2"}, batch(0)[0]),
         torch.optim.AdamW(model.parameters(), lr=0.01),
-        controller=scheduled(actions),
+        controller=scheduled(actions) if controller is None else controller,
         loss=loss,
         probe=[batch(100 + index) for index in range(8)],
         every=EVERY,
@@ -102,6 +102,16 @@ def test_a_layer_that_begins_to_learn_takes_back_what_its_seed_was_for(thawed: b
     assert [slot for slot, reason in events.refused if f"G5: function: lora folds into 2, {WHY}" in reason] == (
         [B] if thawed else []
     )
+    session.close()
+
+
+def test_layers_thawed_before_the_first_birth_leave_a_controller_nothing_to_do() -> None:
+    model, session, _ = begin(controller={"kind": "heuristic", "blueprints": ["lora"], "warmup_ticks": 50})
+    train(session, 0, 2)
+    model[2].requires_grad_(True)
+    session.discard()
+    train(session, 2, 4)
+    assert [entry.generation for entry in session.state.slots] == [0, 0]
     session.close()
 
 

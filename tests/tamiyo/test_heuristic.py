@@ -416,4 +416,4 @@ def test_what_the_host_could_learn_is_never_born_and_alone_it_is_an_error():
     asked = build(("r0c0", "r0c1"), blueprints=["light"]).decide(observe(view, free))
     assert [command.slot for command in asked] == ["r0c1"]
     with pytest.raises(ConfigError, match=r"no slot takes light: light folds into stem, which learns itself: it adds"):
-        build(("r0c0",), blueprints=["medium", "light"]).decide(observe(view))
+        build(("r0c0",), blueprints=["medium", "light"]).decide(observe(view, tick=1))

@@ -95,25 +95,26 @@ def tied_tensors(model: nn.Module) -> set[int]:
     return {key for key, count in names.items() if count > 1}
 
 
-def target_of(model: nn.Module, site: Site, tied: Collection[int] | None = None) -> str | None:
+def target_of(model: nn.Module, site: Site, tied: Collection[int] | None = None, *, hooked: bool = False) -> str | None:
     """Returns the name of the Linear that makes the feature at a site; None if weights cannot be folded into it.
 
     Args:
         model: the host.
         site: the place of a slot in it.
         tied: of `tied_tensors`; None to look for them.
+        hooked: whether layers with hooks count, too.
     """
     if site.place is not None or site.layout[-1] != "C" or site.topology not in (Topology.SEQUENCE, Topology.VECTOR):
         return None
-    return _last_linear(model, site.module, tied_tensors(model) if tied is None else tied)
+    return _last_linear(model, site.module, tied_tensors(model) if tied is None else tied, hooked)
 
 
-def _last_linear(model: nn.Module, module: str, tied: Collection[int]) -> str | None:
+def _last_linear(model: nn.Module, module: str, tied: Collection[int], hooked: bool) -> str | None:
     site = model.get_submodule(module)
-    while type(site) is nn.Sequential and len(site) and not _has_hooks(site):
+    while type(site) is nn.Sequential and len(site) and (hooked or not _has_hooks(site)):
         last = list(dict(site.named_children()))[-1]
         module, site = f"{module}.{last}" if module else last, site.get_submodule(last)
-    if type(site) is not nn.Linear or _has_hooks(site):
+    if type(site) is not nn.Linear or (not hooked and _has_hooks(site)):
         return None
     if any(id(tensor) in tied for tensor in (site.weight, site.bias) if tensor is not None):
         return None

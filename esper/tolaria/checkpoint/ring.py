@@ -9,7 +9,7 @@ rank's own part, and its controller, always lie in buffers of its own.
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ class _Buffers:
 class _Copies:
     generation: Generation
     buffers: _Buffers
+    filled: dict[str, Tensor]  # of the model, by this rank itself
 
 
 def _bytes_of(tree: Any) -> int:
@@ -90,13 +91,16 @@ class Ring:
     def __len__(self) -> int:
         return len(self._held)
 
-    def take(self, state: RunState, common: dict[str, Any], own: dict[str, Any]) -> tuple[int, float]:
+    def take(
+        self, state: RunState, common: dict[str, Any], own: dict[str, Any], apart: Collection[str] = ()
+    ) -> tuple[int, float]:
         """Copies a state; overwrites the oldest one if the ring is full.
 
         Args:
             state: the agreed record.
             common: living tensors and plain data that are equal on all ranks.
             own: those that are this rank's own.
+            apart: names of tensors of the model that each rank may have filled by itself.
 
         Returns:
             Bytes, and milliseconds for which the caller waited.
@@ -105,12 +109,16 @@ class Ring:
         if len(self._held) == self.size:
             self._free.append(self._held.pop(0).buffers)
         buffers = self._free.pop()
+        model: dict[str, Tensor] = common["model"]
         equal = {key: value for key, value in common.items() if key != "controller"}  # rank 0's may differ
-        twins, mine = buffers.common.take(equal), buffers.own.take({"own": own, "controller": common["controller"]})
+        equal["model"] = {name: tensor for name, tensor in model.items() if name not in apart}
+        filled = {name: tensor for name, tensor in model.items() if name in apart}
+        twins = buffers.common.take(equal)
+        mine = buffers.own.take({"own": own, "controller": common["controller"], "filled": filled})
         twins["controller"] = mine["controller"]
         generation = Generation(state, twins, mine["own"], f"snapshot of step {state.step}", "ram")
-        self._held.append(_Copies(generation, buffers))
-        self.bytes = _bytes_of([twins, mine["own"]])
+        self._held.append(_Copies(generation, buffers, mine["filled"]))
+        self.bytes = _bytes_of([twins, mine["own"], mine["filled"]])
         self.own_bytes = _bytes_of(mine) if self.shares else self.bytes
         return self.bytes, 1e3 * (time.perf_counter() - began)
 
@@ -140,9 +148,11 @@ class Ring:
         generation = held.generation
         controller = copy.deepcopy(generation.common["controller"])  # whoever loads it may change it
         equal = {key: value for key, value in generation.common.items() if key != "controller"}
+        common = held.buffers.common.read(equal)
+        common["model"] = {**common["model"], **held.filled}
         return Generation(
             generation.state,
-            {**held.buffers.common.read(equal), "controller": controller},
+            {**common, "controller": controller},
             generation.own,
             generation.where,
             "ram",

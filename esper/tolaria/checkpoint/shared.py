@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import mmap
 import os
+import resource
 import secrets
 import weakref
 from pathlib import Path
@@ -176,17 +177,28 @@ def share_places(world: World, count: int) -> list[SharedCopy]:
     key = f"esper/snapshots/{world.number}/{os.environ.get('GROUP_RANK', '0')}"
     if world.local_rank == 0:
         name = f"esper-{secrets.token_hex(8)}"
-        try:
-            files = [os.memfd_create(name) for _ in range(count)]
-        except OSError as error:
-            say(f"each rank keeps its own snapshots: no shared memory ({error.strerror or error})")
-            files = []
+        files, why = _make_files(name, count)
+        if why:
+            say(f"each rank keeps its own snapshots: no shared memory ({why})")
         world.store.set(key, " ".join([name, str(os.getpid()), *map(str, files)]))
         return [SharedCopy(file, writes=True) for file in files]
     with world.collective("start-up"):
         world.store.wait([key], datetime.timedelta(seconds=world.startup_s))
         name, process, *numbers = world.store.get(key).decode().split()
     return [SharedCopy(file, writes=False) for file in _open_others(name, process, numbers)]
+
+
+def _make_files(name: str, count: int) -> tuple[list[int], str]:
+    """Makes the files; none, and why, where there can be none."""
+    if not hasattr(os, "memfd_create"):  # a Python that was built for older systems
+        return [], "this Python has no memfd_create"
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if most != resource.RLIM_INFINITY:  # it holds for files in memory too, and a seed may need more later
+        return [], f"files may have {most} bytes at most (ulimit -f)"
+    try:
+        return [os.memfd_create(name) for _ in range(count)], ""
+    except OSError as error:
+        return [], error.strerror or str(error)
 
 
 def _open_others(name: str, process: str, numbers: list[str]) -> list[int]:

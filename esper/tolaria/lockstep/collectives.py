@@ -112,9 +112,13 @@ class Lockstep:
     def split_tensors(self, grown: Grown) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What must be equal on all ranks, and the buffers that may turn out to be a rank's own; by name."""
         tensors = grown.model.state_dict()
-        own = [name for name in own_names(grown.model, self.average) if name not in self.local]
+        own = [name for name in self.may_differ(grown) if name not in self.local]
         equal = {name: tensor for name, tensor in tensors.items() if name not in own and name not in self.local}
         return equal, {name: tensors[name] for name in own}
+
+    def may_differ(self, grown: Grown) -> list[str]:
+        """Names of the host's buffers that each rank may fill by itself."""
+        return own_names(grown.model, self.average)
 
     def find_local(self, grown: Grown) -> None:
         """Leaves out of every digest, from now on and on every rank, the buffers that differ; all ranks call it."""

@@ -148,7 +148,7 @@ class Beats:
                 continue
             text = self._describe_loss(place, now)
             if text:
-                self.end(text)
+                self.end(text, place)
                 return
             if now - self._waits_since > self._warn_at:
                 self._warn(place, now - self._waits_since)
@@ -202,13 +202,14 @@ class Beats:
                 flush=True,
             )
 
-    def end(self, text: str) -> None:
+    def end(self, text: str, place: Place | None = None) -> None:
         """Ends the wait of this rank by an error; or the process, if that wait cannot be ended.
 
         Args:
             text: one line on who is missing.
+            place: where this rank waits; None to look.
         """
-        place = self._place()
+        place = self._place() if place is None else place
         # In a thread: a device's group may hang in its end, or fail in it.
         threading.Thread(target=self._on_lost, args=(text,), name="esper-cut", daemon=True).start()
         until = time.monotonic() + TORN_S
@@ -216,7 +217,7 @@ class Beats:
             if self._over.wait(0.1):
                 return
             now = self._place()
-            if (now.waiting, now.since) != (place.waiting, place.since):
+            if not now.waiting or (now.waiting, now.since) != (place.waiting, place.since):
                 return
         print(f"esper: {text}", file=sys.stderr, flush=True)
         os._exit(LockstepError.exit_code)

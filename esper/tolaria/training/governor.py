@@ -12,7 +12,7 @@ comes to the same panic again, and to the same rollback.
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -70,6 +70,7 @@ class Governor:
     ) -> None:
         self.config, self.chance, self.terms, self.world, self.store = config, chance, terms, world, store
         self.ring = Ring(config.ring)
+        self.apart: Callable[[], Iterable[str]] = tuple  # names of the buffers that each rank may fill by itself
 
     def begin(self, state: RunState, collect: Collect) -> list[Event]:
         """Takes the first snapshot, as the run begins or goes on from a state; a fault if there is no room for all."""
@@ -121,7 +122,7 @@ class Governor:
         return self._take(state, collect) if due and not state.governor.strikes else []
 
     def _take(self, state: RunState, collect: Collect) -> list[Event]:
-        size, ms = self.ring.take(state, *collect(state))
+        size, ms = self.ring.take(state, *collect(state), apart=frozenset(self.apart()))
         return [SnapshotTaken(**axes_of(state), bytes=size, copy_ms=ms)]
 
     def find_recovery(self, present: RunState, *, from_step: int) -> Recovery | None:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from esper.accord.state import RunState
+from esper.kasmina.slots.grown import Grown
 from esper.tolaria.checkpoint.saves import Saves
 from esper.tolaria.growth.ownership import ParameterOwner
 from esper.tolaria.lockstep.ema import WeightAverage
 from esper.tolaria.lockstep.observers import Observer
+from esper.tolaria.lockstep.tick import Cycle
 from esper.tolaria.training.config import Precision, TrainerConfig
 from esper.tolaria.training.evaluate import Evaluator
 from esper.tolaria.training.governor import Governor, GovernorObserver, Recovery
@@ -18,6 +20,8 @@ class RunLoop(Protocol):
     """What the observers need of the training loop."""
 
     average: WeightAverage | None
+    cycle: Cycle
+    grown: Grown
 
     def collect(self, state: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything of the run in a state: what is equal on all ranks, and what is this rank's own."""
@@ -69,6 +73,7 @@ def build_observers(
     before = [*further] if loop.average is None else [loop.average, *further]
     if governor is None:
         return [*before, saves]
+    governor.apart = lambda: loop.cycle.lockstep.may_differ(loop.grown)
     watching = GovernorObserver(
         governor,
         settle_saves=saves.settle_now,

@@ -1,5 +1,6 @@
 """Snapshots in memory: which one is gone back to, what becomes of the buffers, that a snapshot stands for itself."""
 
+import os
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from esper.accord.state import RunState
+from esper.tolaria.checkpoint.hostcopy import HostCopy
 from esper.tolaria.checkpoint.ring import Ring
+from esper.tolaria.checkpoint.shared import SharedCopy
 
 
 class Life:
@@ -100,3 +103,23 @@ def test_buffers_are_written_over_and_never_more_than_there_are_places(size: int
         for held in life.ring._held:
             assert float(held.generation.common["model"]["w"][0]) == held.generation.state.tick
     assert len(known) <= size
+
+
+def test_what_each_rank_fills_by_itself_is_no_part_of_what_is_shared() -> None:
+    """Two ranks of a machine: the weight is rank 0's for both, the queue is each one's own."""
+    file = os.memfd_create("esper-test")
+    places = [
+        [SharedCopy(os.dup(file), writes=True), HostCopy()],
+        [SharedCopy(os.dup(file), writes=False), HostCopy()],
+    ]
+    os.close(file)
+    rings = [Ring(2, shared) for shared in places]
+    for rank, ring in enumerate(rings):
+        model = {"w": torch.full((4,), 7.0 + rank), "queue": torch.full((2 + rank,), float(rank))}
+        ring.take(RunState(tick=1), {"model": model, "controller": {}}, {}, apart={"queue"})
+        ring.confirm(2)
+    for rank, ring in enumerate(rings):
+        found = ring.newest(1)
+        assert found is not None
+        assert found.common["model"]["w"].tolist() == [7.0] * 4
+        assert found.common["model"]["queue"].tolist() == [float(rank)] * (2 + rank)

@@ -1,6 +1,7 @@
 """Snapshots in memory that ranks share: the same tensors as copies of one's own, counted once, never left behind."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -157,6 +158,21 @@ def test_without_shared_memory_each_rank_has_its_own() -> None:
         assert found["went"] == [4.0, rank, float(rank), 7.0, rank, float(rank)]
         assert not found["shares"]
         assert found["spent"]["RssAnon:"] >= 48 * MIB
+
+
+def go_without(rank: int, lack: str) -> dict[str, Any]:
+    if lack == "memfd_create":
+        del os.memfd_create
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 * MIB, resource.RLIM_INFINITY))
+    return take_and_go_back(rank, False, "cpu")
+
+
+@pytest.mark.parametrize("lack", ["memfd_create", pytest.param("room in a file", marks=pytest.mark.slow)])
+def test_where_there_can_be_no_such_file_each_rank_has_its_own(lack: str) -> None:
+    for rank, found in enumerate(run_distributed(go_without, 2, lack)):
+        assert found["went"] == [4.0, rank, float(rank), 7.0, rank, float(rank)]
+        assert not found["shares"]
 
 
 OFFER = """

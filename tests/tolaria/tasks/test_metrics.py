@@ -13,6 +13,7 @@ from torch import Tensor
 from esper.leyline.errors import ConfigError
 from esper.tolaria.data.task import Task as Labels
 from esper.tolaria.lockstep.measure import sample_sums
+from esper.tolaria.tasks.bind import why_no_target
 from esper.tolaria.tasks.labels import LabelTask
 from esper.tolaria.tasks.masked import mask_tokens
 from esper.tolaria.tasks.multilabel import MultiLabelTask
@@ -185,3 +186,12 @@ def test_outputs_are_read_from_what_models_return() -> None:
 def test_a_batch_without_a_target_is_one_line(batch: Any) -> None:
     with pytest.raises(ConfigError, match=r"(expected \(inputs, target\)|no target under one of)"):
         Odd(None, {}).split(batch)
+
+
+def test_a_kind_of_regression_of_ones_own_may_leave_targets_out_by_nan() -> None:
+    class Masked(RegressionTask):
+        """Answers of which some are not known."""
+
+    target = torch.tensor([1.0, float("nan")])
+    assert "a target is nan" in why_no_target(RegressionTask(RegressionConfig(), 1), 1, target)
+    assert why_no_target(Masked(RegressionConfig(), 1), 1, target) == ""
