@@ -1,7 +1,9 @@
 """Guards of the growing model that no other test makes fire."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import esper
+from esper.kasmina.attach import attach
 from esper.kasmina.attribution.coalitions import make_plan
 from esper.kasmina.axes.positions import FREE, Mixing
-from esper.kasmina.births import Library, LibraryConfig, Order
+from esper.kasmina.births import DamagedEntry, Library, LibraryConfig, Order, SeedStore
+from esper.kasmina.births.own import find_fits
 from esper.kasmina.births.revive import state_tensors
 from esper.kasmina.blueprints import blueprint, registry
 from esper.kasmina.blueprints.parts import narrow
 from esper.kasmina.blueprints.sequence import MLP, SelfAttention
+from esper.kasmina.export.join import _container
 from esper.kasmina.export.native import native
 from esper.kasmina.export.same import check_same
 from esper.kasmina.hosts import CNNConfig, build_host
@@ -137,9 +142,62 @@ def closed(folder: Path) -> None:
     library.begin(Order(birth=birth(), device=torch.device("cpu")))
 
 
+def no_tensors(folder: Path) -> None:
+    store, wanted = SeedStore(folder), birth()
+    content = store.save(wanted, {"weight": torch.ones(2)})
+    other = hashlib.sha256(b"no tensors").hexdigest()
+    store.content_path(other).write_bytes(b"no tensors")
+    index = store.index_path(wanted)
+    index.write_text(index.read_text().replace(content, other))
+    store.load(wanted)
+
+
+class EncoderDecoderCache:
+    """Stands for that of transformers; it is told by its name."""
+
+    def update(self) -> None: ...
+
+    def get_seq_length(self) -> int:
+        return 0
+
+
+class Decoder(nn.Module):
+    """A host whose block is called with a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, past=EncoderDecoderCache())
+
+
+class Block(Residual):
+    def forward(self, x: Tensor, mask: Tensor | None = None, past: Any = None) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_block_with_the_cache_of_an_encoder_and_a_decoder() -> None:
+    grown = attach(Decoder().double(), {"r0c0": "block"}, ROWS)
+    fits, reasons = find_fits(grown, ROWS, identity=False, patterns=())
+    assert not fits
+    assert reasons["r0c0"].startswith("the block 'block' keeps an encoder's and a decoder's cache, where a copy has")
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "text"),
     [
+        (no_tensors, DamagedEntry, r"\.safetensors: no safetensors file \("),
+        (
+            lambda tmp: _container(Other(), "the site 'a'"),
+            ConfigError,
+            r"^the site 'a' returns Other; export takes a tensor, tuple, list, mapping or dataclass there$",
+        ),
+        (
+            lambda tmp: build_host(SimpleNamespace(kind="cnn"), (1, 8, 8), 3),
+            ConfigError,
+            r"^host: kind 'cnn' takes CNNConfig, got SimpleNamespace$",
+        ),
         (lambda tmp: make_plan({"r0c0": 1.0}, pairs=1), ConfigError, r"^pairs = 1: need 0 \(exact\), or at least 2 fo"),
         (closed, RuntimeError, "^the library is closed$"),
         (
@@ -170,3 +228,8 @@ def closed(folder: Path) -> None:
 )
 def test_models_and_births(call: Callable[[Path], Any], kind: type[Exception], text: str, tmp_path: Path) -> None:
     fails(lambda: call(tmp_path), kind, text)
+
+
+def test_a_mixing_without_a_forward() -> None:
+    with pytest.raises(NotImplementedError):
+        Mixing()(ROWS)

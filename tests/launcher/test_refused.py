@@ -1,29 +1,44 @@
 """Guards of starts, of Slurm and of what a run goes on from that no other test makes fire."""
 
-from collections.abc import Callable
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import Dataset
 
+import esper
 from esper.compare.arms import read_compare
 from esper.compare.cells import _lines
 from esper.config.folder import conf_folder
 from esper.config.tree import write_config
 from esper.karn.store.facts import read_json, read_settings
-from esper.launcher import policy, slurm
+from esper.launcher import ctl, policy, slurm
+from esper.launcher.ahead.forks import ForkedRank, RankServer
 from esper.launcher.resume import make_order
 from esper.launcher.slurm import SlurmJob, srun_command
 from esper.leyline.breaker import BreakerPhase
-from esper.leyline.errors import ConfigError, EsperError, RunDirError
+from esper.leyline.errors import ConfigError, DataError, EsperError, RunDirError
 from esper.leyline.files import RunDir
-from esper.run.attempt import Attempt
+from esper.leyline.orders.answer import read_answer
+from esper.run.attempt import Attempt, begin_attempt
+from esper.run.fitting.asking import ask_whether_parts_fit
+from esper.run.fitting.trial import verdict_of
 from esper.run.learning.config import build_policy_config
+from esper.run.parent import _prctl
 from esper.run.start.origin import _stable_step
 from esper.run.using.evaluation import _with_settings
 from esper.tolaria.checkpoint.store import CheckpointStore
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.ranks.world import World
 from tests.support.refusals import fails
 from tests.support.tiny import tiny_config, tiny_plain
+from tests.support.toy_tasks import toy_plain
 
 
 @pytest.mark.parametrize(
@@ -82,6 +97,42 @@ def check_damaged(folder: Path) -> None:
     Attempt(1, "x", "y", folder).check()
 
 
+def begin_damaged(folder: Path) -> None:
+    (folder / "attempt.json").write_text('{"number": 1')
+    begin_attempt(folder, World(WorldConfig(nproc_per_node=1), ControlConfig()))
+
+
+class Here:
+    """Tries a run's parts in this process."""
+
+    def try_parts(self, plain: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
+        return verdict_of(dict(plain))
+
+
+class Torn(Dataset[Any]):
+    """Samples of which none can be read."""
+
+    def __len__(self) -> int:
+        return 90
+
+    def __getitem__(self, index: int) -> Any:
+        raise OSError("torn")
+
+
+def torn() -> esper.Data:
+    return esper.Data(train=Torn(), classes=3)
+
+
+def torn_data(folder: Path) -> None:
+    plain = toy_plain("segmentation")
+    plain["data"] |= {"path": "tests.launcher.test_refused:torn", "options": {}}
+    ask_whether_parts_fit(plain, {}, folder / "run", Here())
+
+
+def order_in(given: list[str]) -> None:
+    ctl.make_order(ctl.build_parser().parse_args(["run", *given]), {"run_id": "run", "attempt": 1})
+
+
 def installed_without_settings(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("esper.config.folder.package_folder", lambda: folder / "esper")
@@ -116,6 +167,19 @@ def installed_without_settings(folder: Path) -> None:
             ConfigError,
             r"^--data data\.root=\$\{nothing\}: .*'nothing' not found",
         ),
+        (
+            begin_damaged,
+            RunDirError,
+            r"attempt\.json: damaged \(Expecting ',' .*\); remove it and start",
+        ),
+        (torn_data, DataError, r"^data: .*torn"),
+        (
+            lambda tmp: order_in(["checkpoint", "--why", "a\nb"]),
+            ConfigError,
+            r"^esper ctl checkpoint: why: expected one line of at most \d+ printable characters$",
+        ),
+        (lambda tmp: read_answer(b"k", b"{}", "n"), ValueError, r"^no answer \('answer'\)$"),
+        (lambda tmp: _prctl(-1, 0), OSError, r"prctl\(-1\): Invalid argument$"),
         (damaged, EsperError, r"cells\.jsonl: line 2 is damaged; remove it, and its cell is run again$"),
         (broken, ConfigError, r"mine\.yaml: while parsing a flow node"),
     ],
@@ -129,3 +193,34 @@ def test_what_a_command_goes_on_from(
 def test_an_evaluation_of_no_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert policy.main(["evaluate", str(tmp_path), "--episodes", "0"]) == ConfigError.exit_code
     assert "--episodes 0: at least 1" in "".join(capsys.readouterr())
+
+
+def test_a_policy_without_its_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "esper.run.learning.config", None)
+    assert policy.main(["evaluate", str(tmp_path)]) == EsperError.exit_code
+    assert "no esper.run.learning.config here; " in "".join(capsys.readouterr())
+
+
+def test_a_rank_that_runs_on_and_one_that_cannot_be_forked() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(subprocess.TimeoutExpired, match=f"rank process {child.pid}"):
+            ForkedRank(child.pid).wait(0.0)
+    finally:
+        child.kill()
+        child.wait()
+    ours, theirs = Pipe()
+    theirs.send_bytes(str(-errno.EAGAIN).encode())
+    fails(
+        lambda: RankServer(ours, os.getpid()).start("m", [], {}),
+        OSError,
+        r"a rank cannot be forked \(Resource temporarily unavailable\)$",
+    )
+
+
+def test_a_question_that_cannot_be_asked_leaves_no_process(tmp_path: Path) -> None:
+    plain = {**toy_plain("segmentation"), "odd": object()}
+    fails(lambda: ask_whether_parts_fit(plain, {}, tmp_path / "run"), TypeError, "not JSON serializable$")
+    assert not list(tmp_path.iterdir())

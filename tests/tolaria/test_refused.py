@@ -1,6 +1,8 @@
 """Guards of growth and of training that no other test makes fire."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,14 +11,23 @@ import torch
 from torch import nn
 
 import esper
-from esper.leyline.errors import CheckpointError, ConfigError
+from esper.accord.state import RunState
+from esper.leyline.errors import CheckpointError, ConfigError, LoopError
+from esper.session.continuing import _lessons
+from esper.tolaria.checkpoint.shared import _open_others
+from esper.tolaria.checkpoint.snapshot import COMMON_KEYS, read_common
+from esper.tolaria.checkpoint.store import FORMAT, CheckpointStore, rank_file
+from esper.tolaria.growth.continuation import Copies
 from esper.tolaria.growth.planting import _take_moments
 from esper.tolaria.growth.staging import Unfit, check_forward
 from esper.tolaria.lockstep.ema import WeightAverage
+from esper.tolaria.orders.judge import Refused
 from esper.tolaria.training.patience import Improvement
 from esper.tolaria.training.precision import LossScale
+from tests.support.orders import order_of
 from tests.support.refusals import fails
-from tests.support.sessions import A, batch, host
+from tests.support.sessions import A, batch, host, make
+from tests.tolaria.orders.test_judging import judge_in
 
 X = batch(0, 2)[0]
 
@@ -72,3 +83,59 @@ def stage() -> None:
 )
 def test_growth_and_training(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
     fails(call, kind, text)
+
+
+def saved(folder: Path, payload: dict[str, Any]) -> None:
+    store = CheckpointStore(folder, attempt=1, keep=3)
+    store.write(10, "state.pt", payload)
+    store.write(10, rank_file(0), {})
+    store.commit(10, tick=1, world_size=1, score=None)
+    read_common(store, 10)
+
+
+def continued(folder: Path) -> None:
+    growth: Any = None  # the record is read before anything is touched
+    Copies().rebuild({"run_state": {"tick": "three"}}, growth, "step-10")
+
+
+def unwritten(folder: Path) -> None:
+    judge = judge_in(folder)
+    judge.ledger.path.mkdir()
+    judge.admit(order_of("checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (
+            lambda tmp: saved(tmp, dict.fromkeys(COMMON_KEYS - {"model"}) | {"weights": {}}),
+            CheckpointError,
+            r"step-00000010/state\.pt: missing \['model'\], unknown \['weights'\]$",
+        ),
+        (
+            lambda tmp: saved(tmp, dict.fromkeys(COMMON_KEYS) | {"format": FORMAT, "run_state": {"tick": "three"}}),
+            CheckpointError,
+            r"step-00000010/state\.pt: run_state",
+        ),
+        (continued, CheckpointError, r"^step-10: continuation\.run_state"),
+        (unwritten, Refused, r"ledger\.jsonl cannot be written \(Is a directory\)"),
+        (lambda tmp: RunState(slots=()).slot("r9c9"), KeyError, "r9c9"),
+    ],
+)
+def test_what_was_saved_and_agreed(
+    call: Callable[[Path], Any], kind: type[Exception], text: str, tmp_path: Path
+) -> None:
+    fails(lambda: call(tmp_path), kind, text)
+
+
+def test_memory_of_another_process_of_that_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _open_others("esper-none", str(os.getpid()), ["0"]) == []
+    assert "local rank 0's memory cannot be opened (another process)" in "".join(capsys.readouterr())
+
+
+def test_copies_of_a_session_without_a_batch() -> None:
+    session = make()
+    base: Any = SimpleNamespace(record=session.state)
+    evaluator = session._loop.parts.evaluator
+    fails(lambda: _lessons(evaluator, base), LoopError, r"^there is no batch of session\.loss to continue it on$")
+    session.close()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from esper.kasmina.attach import attach
 from esper.kasmina.export import writing
 from esper.kasmina.export.exporter import export
+from esper.kasmina.export.program import _free_sizes
 from esper.kasmina.export.writing import save_exported
 from esper.kasmina.hosts import GPTConfig, ResNet20Config, build_host
 from esper.kasmina.slots.grown import Grown
@@ -307,3 +308,17 @@ def test_sizes_that_belong_together_are_told_together_and_a_length_written_down_
     grown = grow_all(attach(Around(fixed), "body.3", x))
     record = record_of(save_exported(export(grown), tmp_path / "fixed"))
     assert (record["batch"], [size["sizes"] for size in record["free"]]) == ("any", [["args[0], axis 0"]])
+
+
+class Doubled(nn.Module):
+    """Takes one input twice as long as the other."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.view(-1, 2) + y[:, None]
+
+
+def test_a_size_that_is_a_formula_of_another_is_not_told_as_free() -> None:
+    n, inputs = torch.export.Dim("n", min=2, max=64), (torch.ones(8), torch.ones(4))
+    program = torch.export.export(Doubled(), inputs, dynamic_shapes={"x": {0: 2 * n}, "y": {0: n}})
+    with pytest.raises(ExportError, match=r"^the size of axis 0 of input .* is 2\*"):
+        _free_sizes(program, (inputs, {}))
