@@ -1,5 +1,7 @@
 """Guards of comparisons that no other test makes fire."""
 
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from esper.leyline.errors import ConfigError, EsperError
 from esper.simic.env.tasks import find_task
 from tests.compare.test_runner import ALONE
 from tests.compare.test_trained import PLANTED
+from tests.support.patience import Patience, wait_until
 from tests.support.refusals import fails
 
 
@@ -64,3 +67,36 @@ def test_once_it_is_stopped_no_job_begins(tmp_path: Path) -> None:
         with pytest.raises(Stopped):
             comparer.run(ArmJob(arm, 1))
     assert not (tmp_path / "out").exists()
+
+
+def run_as(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Comparer:
+    """A comparison of runs of two ranks, where this program runs in place of Python."""
+    (folder / "program").write_text(f"#!/bin/sh\n{program}\n")
+    (folder / "program").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "program"))
+    compare = load_compare("digits_cpu", [])
+    compare.base.append("world.nproc_per_node=2")
+    return Comparer(compare, folder / "out", print)
+
+
+def test_a_run_that_fails_is_told_by_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparer = run_as("echo first; echo no memory; exit 70", tmp_path, monkeypatch)
+    fails(
+        lambda: comparer.run(ArmJob("none", 1)),
+        EsperError,
+        r"^no memory \(its output: .*/out/runs/[0-9a-f]{16}/console\.log\)$",
+    )
+
+
+def test_a_run_that_was_stopped_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparer = run_as("exec sleep 60", tmp_path, monkeypatch)
+
+    def stop() -> None:
+        wait_until(lambda: bool(comparer._children), "the run", Patience(lambda: 0))
+        comparer.stop()
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(Stopped):
+        comparer.run(ArmJob("none", 1))
+    stopping.join()

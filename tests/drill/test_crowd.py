@@ -103,6 +103,12 @@ def test_a_fault_has_one_outcome_on_all_ranks(kind: FaultKind) -> None:
     check_fault(run_crowd(setup), setup)
 
 
+def test_a_fault_that_cannot_be_played_is_said() -> None:
+    """In the second tick no seed lives yet, so none can be forged."""
+    with pytest.raises(ProtocolBroken, match=r"ended .*no living seed whose weight could be forged.* while rank"):
+        run_crowd(Crowd(ranks=2, slots=1, ticks=2, seed=5, fault=FaultKind.WEIGHT))
+
+
 def over_gloo(rank: int, setup: Crowd, run_dir: Path) -> tuple[int, ...]:
     world = World(WorldConfig(), ControlConfig(timeout_s=30.0))
     world.heartbeat = Heartbeat(run_dir / "heartbeat", rank, world.size)

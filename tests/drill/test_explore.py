@@ -9,8 +9,10 @@ import pytest
 
 from esper.accord import reducer
 from esper.accord.effects import Outcome
+from esper.accord.state import RunState
 from esper.drill import explore as rooms
 from esper.drill.explore import Explorer, InvariantBroken, SmallWorld
+from esper.leyline.stages import Op
 from esper.tolaria.lockstep import collectives as lockstep
 from esper.tolaria.lockstep import tick
 from esper.tolaria.lockstep.wire import Failure
@@ -88,6 +90,21 @@ def deaf_digest(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lockstep.Lockstep, "digests_of", lambda self, *args, **kwargs: dict.fromkeys(self.digests, 0))
 
 
+def nameless_parting(patch: pytest.MonkeyPatch) -> None:
+    """Ranks that part do not say which rank it was."""
+    patch.setattr(lockstep, "describe_parting", lambda *args: "ranks differ")
+
+
+def rooted_seeds(patch: pytest.MonkeyPatch) -> None:
+    """No seed is ever pruned."""
+    own = reducer.find_refusal
+
+    def refuse(run: Any, slot: Any, command: Any) -> Any:
+        return "it stays" if command.op is Op.PRUNE else own(run, slot, command)
+
+    patch.setattr(reducer, "find_refusal", refuse)
+
+
 @pytest.mark.parametrize(
     ("break_it", "small", "depth", "told"),
     [
@@ -96,6 +113,8 @@ def deaf_digest(patch: pytest.MonkeyPatch) -> None:
         (patient_births, SmallWorld(slots=1), 3, "staged for 2 ticks, stage_ticks is 2"),
         (hasty_failure, SmallWorld(slots=1), 1, "met in different collectives"),
         (deaf_digest, SmallWorld(slots=1), 1, "forged stage on rank 0"),
+        (nameless_parting, SmallWorld(slots=1), 1, "not told as what it is: ranks differ"),
+        (rooted_seeds, SmallWorld(slots=1), 1, "a slot cannot be emptied again"),
     ],
 )
 def test_what_is_broken_on_purpose_is_found(
@@ -105,3 +124,26 @@ def test_what_is_broken_on_purpose_is_found(
     with pytest.raises(InvariantBroken) as caught:
         Explorer(small).explore(depth)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("calls", "told"),
+    [
+        ([("observe", "commit"), ("observe",)], r"rank 0 entered \('observe', 'commit'\), rank 1 \('observe',\)"),
+        ([("observe",), ("observe",)], r"all ranks entered \('observe',\), and came to parted"),
+    ],
+)
+def test_ranks_in_other_collectives_than_a_tick_has(calls: list[tuple[str, ...]], told: str) -> None:
+    explorer, one = Explorer(SmallWorld(slots=1)), rooms.Situation()
+    node = rooms._Node(RunState(slots=()), None, None)
+    with pytest.raises(InvariantBroken, match=f"^{told}; after the beginning; then "):
+        explorer._check_alike(node, one, [("parted", entered) for entered in calls])
+
+
+def test_an_error_of_the_explored_code_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Outcome:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(tick, "reduce_tick", fail)
+    with pytest.raises(ZeroDivisionError):
+        Explorer(SmallWorld(slots=1)).explore(1)

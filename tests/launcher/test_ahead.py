@@ -100,6 +100,16 @@ def test_a_process_that_has_ended_is_done_without(stand_in: tuple[Ahead, socket.
     assert ahead.take({}) is None
 
 
+def test_what_it_finds_wrong_is_the_launchers_own_error(stand_in: tuple[Ahead, socket.socket]) -> None:
+    ahead, theirs = stand_in
+    line = Connection(theirs.detach())
+    line.send_bytes(json.dumps({"problems": ["seed = -1: must be >= 0"]}).encode())
+    with pytest.raises(ConfigError, match=r"^seed = -1: must be >= 0$"):
+        ahead.check(tiny_plain("cnn"))
+    line.close()
+    ahead.dismiss()
+
+
 @pytest.mark.parametrize(
     ("threads", "folder", "taken"), [("1", ".", True), ("2", ".", False), ("1", "elsewhere", False)]
 )

@@ -1,6 +1,7 @@
 """Guards of starts, of Slurm and of what a run goes on from that no other test makes fire."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -18,18 +19,21 @@ from esper.compare.cells import _lines
 from esper.config.folder import conf_folder
 from esper.config.tree import write_config
 from esper.karn.store.facts import read_json, read_settings
-from esper.launcher import ctl, policy, slurm
+from esper.launcher import compose, ctl, policy, slurm, start
 from esper.launcher.ahead.forks import ForkedRank, RankServer
 from esper.launcher.resume import make_order
 from esper.launcher.slurm import SlurmJob, srun_command
+from esper.launcher.start import LaunchResult
+from esper.launcher.supervise import Ended
 from esper.leyline.breaker import BreakerPhase
-from esper.leyline.errors import ConfigError, DataError, EsperError, RunDirError
-from esper.leyline.files import RunDir
+from esper.leyline.errors import ConfigError, DataError, EsperError, LeaseError, Preempted, RunDirError
+from esper.leyline.files import RunDir, write_json
 from esper.leyline.orders.answer import read_answer
 from esper.run.attempt import Attempt, begin_attempt
 from esper.run.fitting.asking import ask_whether_parts_fit
 from esper.run.fitting.trial import verdict_of
 from esper.run.learning.config import build_policy_config
+from esper.run.lock import take_lock
 from esper.run.parent import _prctl
 from esper.run.start.origin import _stable_step
 from esper.run.using.evaluation import _with_settings
@@ -224,3 +228,41 @@ def test_a_question_that_cannot_be_asked_leaves_no_process(tmp_path: Path) -> No
     plain = {**toy_plain("segmentation"), "odd": object()}
     fails(lambda: ask_whether_parts_fit(plain, {}, tmp_path / "run"), TypeError, "not JSON serializable$")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fails_as_it_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    before = os.listdir("/proc/self/fd")
+    fails(lambda: take_lock(tmp_path), OSError, "Input/output error$")
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_run_that_another_launcher_has_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def in_place_of_ranks(*args: Any, **settings: Any) -> Ended:
+        write_json(tmp_path / "run" / "attempt.json", {"number": 2, "launch": "of another"})
+        return Ended(1, None, False)
+
+    monkeypatch.setattr(start, "supervise", in_place_of_ranks)
+    assert compose.main(["experiment=demo", "run.dir=run"]) == LeaseError.exit_code
+    assert "run: attempt 2 was begun by another launcher; this run is that one's now" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "STATUS.json").exists()
+
+
+def test_a_sweep_ends_with_the_job_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun: list[int] = []
+
+    def begin(plain: dict[str, Any], launch: str, ahead: Any) -> LaunchResult:
+        begun.append(plain["seed"])
+        return LaunchResult(Preempted.exit_code, "stopped")
+
+    words = ["-m", "hydra.sweep.dir=sweep", "seed=1,2"]
+    assert compose.main(words, begin=begin) == Preempted.exit_code
+    assert begun == [1]

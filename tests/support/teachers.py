@@ -28,6 +28,29 @@ def teach(*, input_shape: tuple[int, ...], classes: int, seed: int = 0) -> nn.Mo
     return Teaching(classes)
 
 
+class Naming(nn.Module):
+    """Names what it sees."""
+
+    def forward(self, x: Tensor) -> str:
+        return "images"
+
+
+class Telling(Teaching):
+    """Has a part whose output is no tensor."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.name = Naming()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.name(x)
+        return super().forward(x)
+
+
+def tell(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Telling(classes)
+
+
 def teach_each_rank_otherwise(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     return teach(input_shape=input_shape, classes=classes, seed=int(os.environ.get("RANK", "0")))
 

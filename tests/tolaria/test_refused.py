@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 import esper
+from esper.accord.governor.config import GovernorConfig
+from esper.accord.health import RunHealth
 from esper.accord.state import RunState
-from esper.leyline.errors import CheckpointError, ConfigError, LoopError
+from esper.accord.verdict import Symptom
+from esper.leyline.errors import CheckpointError, ConfigError, DivergedError, LoopError
 from esper.session.continuing import _lessons
 from esper.tolaria.checkpoint.shared import _open_others
 from esper.tolaria.checkpoint.snapshot import COMMON_KEYS, read_common
@@ -22,6 +25,9 @@ from esper.tolaria.growth.planting import _take_moments
 from esper.tolaria.growth.staging import Unfit, check_forward
 from esper.tolaria.lockstep.ema import WeightAverage
 from esper.tolaria.orders.judge import Refused
+from esper.tolaria.ranks.config import ControlConfig, WorldConfig
+from esper.tolaria.ranks.world import World
+from esper.tolaria.training.governor import Governor
 from esper.tolaria.training.patience import Improvement
 from esper.tolaria.training.precision import LossScale
 from tests.support.orders import order_of
@@ -104,9 +110,32 @@ def unwritten(folder: Path) -> None:
     judge.admit(order_of("checkpoint"))
 
 
+def nothing_to_go_back_to(folder: Path) -> None:
+    terms: Any = None
+    store = CheckpointStore(folder, attempt=1, keep=3)
+    governor = Governor(GovernorConfig(), chance=1.0, terms=terms, world=alone(), store=store)
+    sick = RunHealth(symptom=Symptom.COLLAPSE, words="the loss has collapsed")
+    governor.find_recovery(RunState(slots=(), governor=sick), from_step=0)
+
+
+def alone() -> World:
+    return World(WorldConfig(nproc_per_node=1), ControlConfig())
+
+
+def an_error_that_is_not_of_the_network() -> None:
+    with alone().collective("sums"):
+        raise RuntimeError("a shape is wrong")
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "text"),
     [
+        (
+            nothing_to_go_back_to,
+            DivergedError,
+            r"^the loss has collapsed; there is no cleared snapshot to go back to; lower optim\.lr, or resume an",
+        ),
+        (lambda tmp: an_error_that_is_not_of_the_network(), RuntimeError, "^a shape is wrong$"),
         (
             lambda tmp: saved(tmp, dict.fromkeys(COMMON_KEYS - {"model"}) | {"weights": {}}),
             CheckpointError,

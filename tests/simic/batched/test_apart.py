@@ -1,14 +1,18 @@
 """No net changes another's numbers: which ones run beside it, and what is broken in them, is all the same to it."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from esper.kasmina.blueprints import registry
 from esper.leyline.commands import Command
+from esper.leyline.errors import ConfigError
 from esper.leyline.stages import Op
+from esper.leyline.topology import Topology
 from esper.simic.batched import BatchedTrials
 from tests.support.many_hosts import trials_of, weights_of
 from tests.support.tiny import tiny_config
@@ -83,3 +87,19 @@ def test_a_dead_seed_is_not_computed() -> None:
         hosts.append({name: t for name, t in copies_of(trials, 0).items() if "'host'" in name})
     assert all(torch.equal(hosts[0][name], hosts[1][name]) for name in hosts[0])
     assert hosts[0]
+
+
+def test_a_planted_seed_that_cannot_be_built_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("cnn", slots__planted={"r0c0": "norm"}, slots__incubation="immediate")
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    entry = registry.get(Topology.FEATURE_MAP, "norm")
+
+    def build(dim: int, **arguments: Any) -> nn.Module:
+        if torch.get_default_device().type != "meta":  # where it is only counted what it costs
+            raise RuntimeError("there is no such kernel")
+        return entry.factory(dim, **arguments)
+
+    broken: Any = build
+    monkeypatch.setitem(registry._REGISTRY, (Topology.FEATURE_MAP, "norm"), replace(entry, factory=broken))
+    with pytest.raises(ConfigError, match=r"^slots\.planted\.r0c0: norm cannot be built \(BUILD_FAILED\)$"):
+        trials_of([config])

@@ -314,6 +314,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"path": "tests.support.teachers:count_too_few"}, r"returns \(\d+, 9\), the host returns \(\d+, 10\)"),
     ({"path": "tests.support.teachers:not_a_number"}, "logits that are not finite"),
     ({"features": {"r0c0": "trunk"}}, "distill.features.r0c0 = 'trunk': the teacher has no such module; it has stem"),
+    ({"path": "tests.support.teachers:tell", "features": {"r0c0": "name"}}, r"^distill\.features\.r0c0: .*str"),
     ({"features": {"r1c0": "stem"}}, r"the teacher's features there are \(\d+, 4, 8, 8\), the student's \(\d+, 8, "),
     ({"options": {"depth": 3}}, "tests.support.teachers:teach does not take input_shape, classes and these"),
 ]
