@@ -1,6 +1,7 @@
 """A crowd of ranks under delays, vetoes and one fault: one outcome everywhere, no more on the wire than designed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from esper.drill.crowd import Crowd, CrowdResult, Setting, live, run_crowd, stri
 from esper.drill.faults import FaultKind
 from esper.leyline.errors import LockstepError
 from esper.leyline.events import BirthVetoed, StageChanged
+from esper.tolaria.lockstep.collectives import Lockstep
 from esper.tolaria.ranks.config import ControlConfig, WorldConfig
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.ranks.world import World
@@ -107,6 +109,15 @@ def test_a_fault_that_cannot_be_played_is_said() -> None:
     """In the second tick no seed lives yet, so none can be forged."""
     with pytest.raises(ProtocolBroken, match=r"ended .*no living seed whose weight could be forged.* while rank"):
         run_crowd(Crowd(ranks=2, slots=1, ticks=2, seed=5, fault=FaultKind.WEIGHT))
+
+
+def test_a_crowd_whose_first_tick_fails_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Lockstep, "commit", fail)
+    with pytest.raises(ProtocolBroken, match=r"^in their first tick ranks sent \[\] bytes in \[\] collectives$"):
+        run_crowd(Crowd(ranks=2, slots=1, ticks=1, seed=5))
 
 
 def over_gloo(rank: int, setup: Crowd, run_dir: Path) -> tuple[int, ...]:

@@ -15,8 +15,10 @@ from esper.accord.governor.config import GovernorConfig
 from esper.accord.health import RunHealth
 from esper.accord.state import RunState
 from esper.accord.verdict import Symptom
+from esper.drill.bus import Bus
 from esper.leyline.errors import CheckpointError, ConfigError, DivergedError, LoopError
 from esper.session.continuing import _lessons
+from esper.session.record import on_every_rank
 from esper.tolaria.checkpoint.shared import _open_others
 from esper.tolaria.checkpoint.snapshot import COMMON_KEYS, read_common
 from esper.tolaria.checkpoint.store import FORMAT, CheckpointStore, rank_file
@@ -168,3 +170,14 @@ def test_copies_of_a_session_without_a_batch() -> None:
     evaluator = session._loop.parts.evaluator
     fails(lambda: _lessons(evaluator, base), LoopError, r"^there is no batch of session\.loss to continue it on$")
     session.close()
+
+
+def test_an_error_of_one_rank_is_an_error_of_all() -> None:
+    def save(world: Any) -> None:
+        with on_every_rank(world, "save"):
+            if world.rank == 1:
+                raise OSError("the disk is full")
+
+    told = [rank.error for rank in Bus(3, seed=1).run(save)]
+    assert [type(error) for error in told] == [CheckpointError, OSError, CheckpointError]
+    assert {str(told[0]), str(told[2])} == {"save failed on rank 1: OSError: the disk is full"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, LeaseError
 from esper.leyline.events import CheckpointSaved, Fault, Rewrapped
 from esper.tolaria.checkpoint.hostcopy import HostCopy
 from esper.tolaria.checkpoint.saver import Saver
@@ -123,6 +123,23 @@ def test_what_goes_wrong_in_the_thread_is_this_rank_s_word(error: Exception, tmp
         CheckpointError, match=r"save of step 30 failed on rank 0: .*; the newest checkpoint is step 10"
     ):
         saver.finish(AXES, PATIENT)
+
+
+def test_a_lease_that_is_lost_while_rank_0_commits_ends_the_run(tmp_path: Path) -> None:
+    lost = threading.Event()
+
+    def lease() -> None:
+        if lost.is_set():
+            raise LeaseError("a newer attempt has begun")
+
+    saver = saver_in(tmp_path)
+    saver.store.lease = lease
+    saver.begin(10, 1, None, {"a": 1}, {"rank": 0})
+    saver.wait(PATIENT)
+    lost.set()
+    with pytest.raises(LeaseError, match=r"^a newer attempt has begun$"):
+        saver.finish(AXES, PATIENT)
+    assert saver.store.steps() == []
 
 
 def test_the_last_save_waits_so_long_and_no_longer(tmp_path: Path) -> None:
