@@ -212,9 +212,9 @@ class MemoryMarks(Heartbeat):
         """The latest mark of every rank."""
         return list(self.bus.marks)
 
-    def explain(self, patience_s: float = PATIENCE_S) -> str:
+    def explain(self, patience_s: float | None = None) -> str:
         """As the shipped one, with the patience that a thousand threads of one interpreter need to have their turns."""
-        return super().explain(patience_s * self.crowding)
+        return super().explain((PATIENCE_S if patience_s is None else patience_s) * self.crowding)
 
     def close(self) -> None:
         """Does nothing: it holds no file."""

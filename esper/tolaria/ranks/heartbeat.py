@@ -20,7 +20,13 @@ from esper.leyline.files import sync
 
 SIZE = 512
 LOST = "lost contact"  # beginning of the error of a rank that waits for another one
-PATIENCE_S = 2.0  # longest wait for the marks of other ranks that wait in vain, too
+PATIENCE_S = 2.0  # longest wait for the marks of other ranks that wait in vain, too, where each has a core
+MOST_LOAD = 5.0  # cores' worth of work for each core, beyond which the wait grows no more
+
+
+def patience() -> float:
+    """Longest wait, in seconds, for the marks of others: on a machine that has too much to do they come later."""
+    return PATIENCE_S * min(MOST_LOAD, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class Heartbeat:
                 marks.append(None)
         return marks
 
-    def explain(self, patience_s: float = PATIENCE_S) -> str:
+    def explain(self, patience_s: float | None = None) -> str:
         """One line on who is missing, for an error text.
 
         A rank that stopped where this one waits has the same mark as this one. So this rank first marks that it has
@@ -95,10 +101,10 @@ class Heartbeat:
         has lost contact is a victim like this one. A rank that failed by itself is the cause, whoever else is silent.
 
         Args:
-            patience_s: longest wait for the others, in seconds.
+            patience_s: longest wait for the others, in seconds; None: `patience`.
         """
         self.mark(self.phase, LOST)
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + (patience() if patience_s is None else patience_s)
         while True:
             others = [(rank, mark) for rank, mark in enumerate(self.read()) if rank != self.rank]
             failed = [

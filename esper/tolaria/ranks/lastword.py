@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from esper.leyline.errors import LockstepError
 from esper.tolaria.ranks.beats import Beats, Place
-from esper.tolaria.ranks.heartbeat import LOST, PATIENCE_S
+from esper.tolaria.ranks.heartbeat import LOST, patience
 from esper.tolaria.ranks.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -108,17 +108,18 @@ class LastWord:
         """
         self._say(f"{why} at step {self.step}")
 
-    def explain(self, patience_s: float = PATIENCE_S) -> str:
+    def explain(self, patience_s: float | None = None) -> str:
         """One line on who is missing, for an error text.
 
         Args:
-            patience_s: longest wait, in seconds, for the others to say that they wait in vain, too.
+            patience_s: longest wait, in seconds, for the others to say that they wait in vain, too;
+                None: `patience`.
         """
         self._say(f"{LOST}: {self.lost}" if self.lost else LOST)
         if self.lost:
             return self.lost
         others = [rank for rank in range(self.world_size) if rank != self.rank]
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + (patience() if patience_s is None else patience_s)
         while True:
             words = {rank: self._read(rank) for rank in others}
             causes = {rank: word for rank, word in words.items() if word and not word.startswith(LOST)}

@@ -23,7 +23,7 @@ def begin(free: int | None, monkeypatch: pytest.MonkeyPatch, *, local_rank: int 
     world.local_rank = local_rank
     parts: dict[str, Any] = {"terms": None, "store": None}
     governor = Governor(GovernorConfig(ring=3), chance=1.0, world=world, **parts)
-    payload = {"model": torch.zeros(2**18), "controller": {}}  # a MiB
+    payload = {"model": {"weight": torch.zeros(2**18)}, "controller": {}}  # a MiB
     return governor.begin(RunState(slots=()), lambda state: (payload, {}))
 
 
