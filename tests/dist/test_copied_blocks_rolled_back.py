@@ -18,7 +18,7 @@ from esper.nissa.reading import read_events
 from esper.run import train
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.training.engine import Engine
-from tests.support.diverging_runs import spoil_data
+from tests.support.diverging_runs import GUARDED, spoil_data
 from tests.support.killed_runs import Kill, assert_same_run, final, live, prepare_run
 from tests.support.tiny import act, schedule, tiny_plain
 
@@ -28,12 +28,7 @@ SETTINGS: dict[str, Any] = {
     "host": CustomHostConfig(path="tests.dist.test_copied_blocks_rolled_back:residual", sites={"r0c0": "block"}),
     "trainer__steps": 56,
     "control__every": 2,
-    "optim__kind": "sgd",
-    "optim__lr": 0.05,
-    "optim__clip_norm": None,
-    "telemetry__level": "full",
-    "governor__min_history": 4,
-    "governor__snapshot_ticks": 2,
+    **GUARDED,
     "checkpoint__every_ticks": 2,
     "checkpoint__keep": 40,
     "slots__blocks": ["copy"],

@@ -35,7 +35,7 @@ from esper.tolaria.training.engine import Engine
 from esper.tolaria.training.governor import Recovery
 from tests.support.collective_counter import CollectiveCounter
 from tests.support.dist import run_distributed, use_group
-from tests.support.diverging_runs import PLAIN, register_bomb, spoil_data
+from tests.support.diverging_runs import GUARDED, PLAIN, register_bomb, spoil_data
 from tests.support.noisy_host import NoisyConfig, register_noisy
 from tests.support.small_runs import before, train_on
 from tests.support.tiny import act, bits, events, make_engine, replica, schedule, tiny_config
@@ -56,12 +56,7 @@ def config_of(**settings: Any) -> EsperConfig:
         "host": PLAIN,
         "trainer__steps": STEPS,
         "control__every": EVERY,
-        "optim__kind": "sgd",
-        "optim__lr": 0.05,
-        "optim__clip_norm": None,
-        "telemetry__level": "full",
-        "governor__min_history": 4,
-        "governor__snapshot_ticks": 2,
+        **GUARDED,
         "governor__cool_ticks": 4,
         "governor__trial_ticks": 2,
         "governor__embargo_ticks": 8,

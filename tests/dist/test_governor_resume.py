@@ -21,7 +21,7 @@ from esper.run.directory import read_order, write_order
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.ranks.heartbeat import Heartbeat
 from esper.tolaria.training.engine import Engine
-from tests.support.diverging_runs import PLAIN, register_bomb, spoil_data
+from tests.support.diverging_runs import GUARDED, PLAIN, register_bomb, spoil_data
 from tests.support.killed_runs import Kill, assert_same_run, final, live, prepare_run
 from tests.support.tiny import act, schedule, tiny_plain
 
@@ -35,12 +35,7 @@ def plain_of(**settings: Any) -> dict[str, Any]:
         "host": PLAIN,
         "trainer__steps": STEPS,
         "control__every": EVERY,
-        "optim__kind": "sgd",
-        "optim__lr": 0.05,
-        "optim__clip_norm": None,
-        "telemetry__level": "full",
-        "governor__min_history": 4,
-        "governor__snapshot_ticks": 2,
+        **GUARDED,
         "checkpoint__every_ticks": 2,
         "checkpoint__keep": 40,
         "controller": schedule(

@@ -5,7 +5,7 @@ from typing import Any
 
 from esper.nissa.reading import read_events
 from tests.dist.test_orders import ORDERS, give_orders
-from tests.support.diverging_runs import PLAIN, register_bomb
+from tests.support.diverging_runs import GUARDED, PLAIN, register_bomb
 from tests.support.killed_runs import live, prepare_run
 from tests.support.orders import RAMP
 from tests.support.tiny import tiny_plain
@@ -22,12 +22,7 @@ SETTINGS: dict[str, Any] = {
     "host": PLAIN,
     "trainer__steps": 50,
     "control__every": 2,
-    "optim__kind": "sgd",
-    "optim__lr": 0.05,
-    "optim__clip_norm": None,
-    "telemetry__level": "full",
-    "governor__min_history": 4,
-    "governor__snapshot_ticks": 2,
+    **GUARDED,
     "gates__birth_k_se": 1e9,  # else the bomb would not be born
     "orders__poll_s": 0.01,
 }

@@ -4,6 +4,7 @@ No part of the product, so each process that needs them calls `spoil_data` or `r
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,3 +83,13 @@ def plain(input_shape: tuple[int, ...], classes: int, width: int = 8) -> nn.Modu
 
 
 PLAIN = CustomHostConfig(path="tests.support.diverging_runs:plain", sites={"r0c0": "first", "r1c0": "second"})
+
+# Settings by which such a run is rolled back soon: snapshots at every second tick, verdicts after four.
+GUARDED: dict[str, Any] = {
+    "optim__kind": "sgd",
+    "optim__lr": 0.05,
+    "optim__clip_norm": None,
+    "telemetry__level": "full",
+    "governor__min_history": 4,
+    "governor__snapshot_ticks": 2,
+}
