@@ -97,6 +97,39 @@ def odd_collate() -> esper.Data:
     return esper.Data(train=Drawing(), collate=two_rows)
 
 
+class Keeping(Drawing):
+    """Keeps a generator, or makes one that nobody seeds."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.kept = np.random.default_rng(0) if keeps else None
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(index)
+        return x + (self.kept or np.random.default_rng()).random(), y
+
+
+def keeping(keeps: bool = True) -> esper.Data:
+    return esper.Data(train=Keeping(keeps), classes=3)
+
+
+def keeping_test() -> esper.Data:
+    return esper.Data(train=Drawing(), validation=Drawing(), probe=Drawing(), test=Keeping(True), classes=3)
+
+
+def noisy(samples: list[Any]) -> Any:
+    return torch.stack([x for x, _ in samples]) + torch.rand(()), torch.stack([y for _, y in samples])
+
+
+def noisy_collate() -> esper.Data:
+    return esper.Data(train=Drawing(), collate=noisy, classes=3)
+
+
+def gaps() -> esper.Data:
+    rows = Rows(torch.full((60, 2), torch.nan), torch.zeros(60))
+    return esper.Data(train=rows)
+
+
 class Broken(Drawing):
     def __getitem__(self, index: int) -> Any:
         if index == 17:
@@ -209,6 +242,24 @@ def test_wrong_data_are_one_line(name: str, kind: type[Exception], text: str) ->
     with pytest.raises(kind, match=text) as error:
         load_data(config(name))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "part"),
+    [
+        ("keeping", {}, "train"),
+        ("keeping", {"keeps": False}, "train"),
+        ("keeping_test", {}, "test"),
+        ("noisy_collate", {}, "train"),
+    ],
+)
+def test_samples_with_a_stream_of_their_own_are_refused(name: str, more: dict[str, Any], part: str) -> None:
+    text = rf"data: samples \[\d+, \d+\] of the part {part}, read twice, are not the same: .* no resume would be exact"
+    with pytest.raises(DataError, match=text) as error:
+        load_data(config(name, options=more))
+    assert "\n" not in str(error.value)
+    for fine in ("drawing", "gaps"):
+        load_data(config(fine))
 
 
 def test_a_sample_that_cannot_be_read_is_named() -> None:

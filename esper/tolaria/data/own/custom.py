@@ -6,8 +6,9 @@
         return esper.Data(train=Cells(folder), classes=3)          # one data set, dealt by data.validation, probe, test
 
 A map-style data set has ``__len__`` and ``__getitem__``. Before each sample torch's, numpy's and `random`'s streams are
-set from (seed, epoch, sample id), so a data set may draw as it likes and the run stays exact (`streams`). Streams of
-another kind (a generator that the data set keeps) are its own business, and no run with such is exact at resume.
+set from (seed, epoch, sample id), so a data set may draw as it likes and the run stays exact (`streams`). With streams
+of another kind (a generator that the data set keeps) no run is exact at resume: where two samples that are read twice
+show such, they are refused.
 """
 
 import inspect
@@ -28,7 +29,7 @@ from esper.tolaria.data.clusters import deal_whole, number_labels
 from esper.tolaria.data.configs import CustomDataConfig
 from esper.tolaria.data.hashing import hashed_order, split_order
 from esper.tolaria.data.own.ahead import Ahead, Request
-from esper.tolaria.data.own.streams import Augment, SampleReader
+from esper.tolaria.data.own.streams import Augment, SampleReader, check_alike
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
 
 Split = Callable[[Any], tuple[Any, Any]]
@@ -128,6 +129,11 @@ class DatasetPart(Part):
                 f"data: the collate function, given {len(ids)} samples of the part {self._name}: "
                 f"{type(error).__name__}: {one_line(error)}; correct it"
             ) from error
+
+    def check_alike(self) -> None:
+        """Checks that samples are the same when they are read again; see `check_alike`."""
+        ids, epoch = self._rows[:2], 0 if self._name == "train" else "evaluation"
+        check_alike(lambda: self._read(0, epoch, ids), f"samples {ids.tolist()} of the part {self._name}")
 
     def _checked(self, batch: Any, ids: Tensor) -> tuple[Any, Any]:
         x, y = self._split(batch)
@@ -263,7 +269,10 @@ def load_custom(config: CustomDataConfig) -> Bundle:
         rows = {name: torch.arange(size) for name, size in sizes.items()}
         if data.probe_cluster is not None:
             clusters["probe"] = _labels(data.probe_cluster, len(rows["probe"]), config.path, "probe_cluster")
-    parts: dict[str, Part] = {name: DatasetPart(data, datasets[name], rows[name], name) for name in PART_NAMES}
+    own = {name: DatasetPart(data, datasets[name], rows[name], name) for name in PART_NAMES}
+    for name in ("train",) if missing else PART_NAMES:
+        own[name].check_alike()
+    parts: dict[str, Part] = {**own}
     shape = data.input_shape
     if shape is None:
         x, _ = parts["train"].fetch(torch.arange(1))

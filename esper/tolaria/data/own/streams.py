@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from esper.kasmina.streams import read_streams, set_streams
@@ -59,3 +61,27 @@ class SampleReader(Dataset[Any]):
             return [self[epoch, index] for index in indices]
         finally:
             set_streams(before)
+
+
+def check_alike(read: Callable[[], Any], what: str) -> None:
+    """Reads samples twice: whatever is not the same again draws from a stream of its own, and no run with it is exact.
+
+    Args:
+        read: reads them, with all that is drawn for them.
+        what: they are, for the error.
+
+    Raises:
+        DataError: they differ.
+    """
+    first, again = ([leaf for leaf in tree_leaves(read()) if isinstance(leaf, Tensor)] for _ in range(2))
+    if len(first) == len(again) and all(_same(one, other) for one, other in zip(first, again, strict=True)):
+        return
+    raise DataError(
+        f"data: {what}, read twice, are not the same: they draw from a generator that the data set keeps, or the "
+        "collate function draws, so no resume would be exact; draw in __getitem__ from torch, numpy.random or random, "
+        "which are seeded for each sample, or in augment from the generator that it is given"
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
