@@ -35,7 +35,8 @@ from esper.leyline.stages import IllegalTransition, Op, Stage, find_edge
 from esper.leyline.topology import Topology
 from esper.nissa.envelope import from_record
 from esper.run.directory import check_run
-from esper.run.using.evaluation import _read_inputs, _with_settings, evaluate_run, predict_run
+from esper.run.using.evaluation import _with_settings, evaluate_run
+from esper.run.using.prediction import _read_inputs, predict_run
 from esper.tamiyo.common import Stateless
 from esper.tolaria.data import DATASETS, DigitsConfig, TextConfig, load_data
 from esper.tolaria.data.image_clusters import from_column, from_csv
@@ -206,9 +207,11 @@ def test_words_of_commands_that_use_a_run(tmp_path: Path) -> None:
     fails(
         lambda: predict_run(tmp_path, tmp_path / "x", tmp_path / "y.txt"), ConfigError, r"y\.txt: unknown kind; write"
     )
-    fails(lambda: _read_inputs(tmp_path / "x.txt"), DataError, r"x\.txt: unknown kind; write \.npy, \.pt \(a tensor\)")
+    fails(
+        lambda: _read_inputs(tmp_path / "x.txt", {}), DataError, r"x\.txt: unknown kind; write \.npy, \.pt \(a tensor\)"
+    )
     torch.save({"a": X}, tmp_path / "x.pt")
-    fails(lambda: _read_inputs(tmp_path / "x.pt"), DataError, r"x\.pt: holds dict, need one tensor \[N, \.\.\.\]$")
+    fails(lambda: _read_inputs(tmp_path / "x.pt", {}), DataError, r"x\.pt: holds dict, need one tensor \[N, \.\.\.\]$")
 
 
 @pytest.mark.parametrize(

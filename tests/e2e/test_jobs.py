@@ -72,7 +72,7 @@ def test_it_learns_grows_and_goes_on_after_a_stop(job: dict[str, Any]) -> None:
     assert kind.accurate or "accuracy" not in job["out"]
 
 
-def test_its_network_is_evaluated_and_exported(
+def test_its_network_is_evaluated_exported_and_reported(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(job["folder"])
@@ -81,7 +81,12 @@ def test_its_network_is_evaluated_and_exported(
     assert numbers["metrics"] == pytest.approx(job["result"]["test_metrics"])
     assert numbers["loss"]["value"] == pytest.approx(job["result"]["test_loss"]["value"])
     assert cli.main(["export", "run"]) == 0
+    assert cli.main(["report", "run"]) == 0
     assert "a plain model" in capsys.readouterr().out
+    page = (job["run"] / "report.html").read_text().lower()
+    kind = JOBS[job["name"]]
+    assert kind.metric in page
+    assert kind.accurate or "accuracy" not in page
 
 
 @pytest.mark.slow

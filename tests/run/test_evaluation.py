@@ -11,7 +11,8 @@ import torch
 from esper.config.strict import as_plain
 from esper.config.tree import write_config
 from esper.leyline.errors import ConfigError, DataError
-from esper.run.using.evaluation import evaluate_run, predict_run
+from esper.run.using.evaluation import evaluate_run
+from esper.run.using.prediction import predict_run
 from tests.support.dist import run_distributed
 from tests.support.tiny import make_engine
 from tests.support.toy_tasks import FIRST, HOT, toy_config

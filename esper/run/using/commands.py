@@ -23,7 +23,7 @@ def add_using(parsers: Any) -> None:
     evaluation.add_argument("--data", metavar="data.KEY=VALUE", nargs="+", default=[], help="other settings")
     evaluation.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers to this file")
     said = parsers.add_parser("predict", help="what a run's network says of new inputs", allow_abbrev=False)
-    said.add_argument("--input", metavar="FILE", type=Path, required=True, help=".npy, .pt (a tensor), .csv or .npz")
+    said.add_argument("--input", metavar="FILE", type=Path, required=True, help=".npy, .pt, .npz, .csv, a table")
     said.add_argument("--output", metavar="FILE", type=Path, required=True, help="a new file, .npz or .csv")
     begin = parsers.add_parser("init", help="write a package that trains at once", allow_abbrev=False)
     begin.add_argument("folder", metavar="FOLDER", type=Path, help="a new folder, whose name is the package's")
@@ -58,7 +58,7 @@ def _init(given: argparse.Namespace) -> int:
 
 
 def _predict(given: argparse.Namespace) -> int:
-    from esper.run.using.evaluation import predict_run
+    from esper.run.using.prediction import predict_run
 
     print(predict_run(given.run.absolute(), given.input, given.output, at=given.at, trusted=given.trust), flush=True)
     return 0

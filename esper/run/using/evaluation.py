@@ -1,33 +1,26 @@
-"""What the network of a checkpoint is worth on any part of its data or on other data, and what it says of new inputs.
+"""What the network of a checkpoint is worth, on any part of its data or on other data.
 
 Evaluation runs alone, or on as many ranks as torchrun starts (``torchrun -m esper.cli eval RUN``): each takes its share
 of the samples, and sums are added up once.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.table import Table
-from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from esper.config.strict import override_text
 from esper.config.tree import EsperConfig, build_config, load_config
 from esper.kasmina.blueprints import registry
-from esper.kasmina.slots.confidence import evaluating
-from esper.kasmina.slots.sites import arguments
+from esper.kasmina.slots.grown import Grown
 from esper.leyline.errors import ConfigError, DataError, one_line
 from esper.leyline.events.task import MetricInfo, TaskInfo
 from esper.leyline.evidence import Reading
+from esper.leyline.files import RunDir
 from esper.run.directory import find_run
 from esper.run.export import choose_step
 from esper.run.rebuild import rebuild_run
@@ -97,6 +90,9 @@ def _with_settings(plain: dict[str, Any], settings: list[str]) -> dict[str, Any]
     wrong = [text for text in settings if not text.startswith("data.") or "=" not in text]
     if wrong:
         raise ConfigError(f"--data {wrong[0]}: write data.<setting>=<value>, for example data.root=/other/folder")
+    kind = next((text for text in settings if text.startswith("data.kind=")), None)
+    if kind is not None:
+        raise ConfigError(f"--data {kind}: this run's network takes data={plain['data']['kind']}; leave it out")
     try:
         changed = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.from_dotlist(settings))
         found: Any = OmegaConf.to_container(changed, resolve=True)
@@ -106,24 +102,67 @@ def _with_settings(plain: dict[str, Any], settings: list[str]) -> dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Trained:
+    """The network of a checkpoint.
+
+    Fields:
+        config: of its run, with the settings of other data if there are any.
+        bundle: the data that it is measured on.
+        step: of the checkpoint.
+        grown: the network; its weights are the average of them where that is what the run validated.
+    """
+
     config: EsperConfig
     bundle: Bundle
     step: int
-    grown: Any
+    grown: Grown
 
 
-def _load(run: Path, at: int | None, settings: list[str], trusted: bool) -> _Loaded:
+def load_trained(run: Path, at: int | None, settings: list[str], trusted: bool) -> Trained:
+    """Rebuilds the network of a checkpoint; see `evaluate_run` for the arguments."""
     files = find_run(run)
     config, plain = load_config(files.config, trusted=trusted, instead="type the command again with --trust")
-    if settings:
-        config = build_config(_with_settings(plain, settings))
+    changed = build_config(_with_settings(plain, settings)) if settings else config
     registry.load_plugins()
     store = CheckpointStore.of_run(run)
     step = choose_step(store, at)
-    bundle = bind(load_data(config.data), config.task)
-    grown, _, _ = rebuild_run(config, bundle, store, step)
-    return _Loaded(config, bundle, step, grown)
+    own, bundle = _own_and_other(config, changed, files)
+    grown, _, _ = rebuild_run(config, own, store, step, averaged=config.trainer.ema_validate)
+    return Trained(changed, bundle, step, grown)
+
+
+def _own_and_other(config: EsperConfig, changed: EsperConfig, files: RunDir) -> tuple[Bundle, Bundle]:
+    """The data that a run was trained on, and other ones for the same network.
+
+    Other data are made into inputs and targets by what the run's own training part holds: by its mean and deviation,
+    its names of classes, its class weights. Where the other data are the run's own in another place, they are both.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    try:
+        own = bind(load_data(config.data), config.task)
+        if changed is config:
+            return own, own
+    except DataError as error:
+        if changed is config:
+            raise
+        moved = bind(load_data(changed.data), config.task)
+        if moved.digest == _kept_digest(files):
+            return moved, moved
+        raise DataError(
+            f"{error}; other data are made into inputs as the run's own training part was, which must be there, too"
+        ) from None
+    other = load_data(changed.data, own.record.get("learned"))
+    return own, bind(replace(other, classes=own.classes), config.task, own.learns)
+
+
+def _kept_digest(files: RunDir) -> int | None:
+    try:
+        found: int | None = json.loads(files.data.read_text())["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 def evaluate_run(
@@ -146,7 +185,7 @@ def evaluate_run(
     """
     if part not in PART_NAMES:
         raise ConfigError(f"--part {part}: no such part; there are {', '.join(PART_NAMES)}")
-    loaded = _load(run, at, settings or [], trusted)
+    loaded = load_trained(run, at, settings or [], trusted)
     config, bundle = loaded.config, loaded.bundle
     world = World(replace(config.world, device=Device.CPU), config.control)
     try:
@@ -173,102 +212,3 @@ def evaluate_run(
         accuracy=scores.accuracy,
         metrics=scores.metrics,
     )
-
-
-def _read_inputs(path: Path) -> Tensor | dict[str, Tensor]:
-    """Inputs out of a file: one tensor of .npy, .pt, or .csv of numbers without a header; several, by name, of .npz."""
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as found:
-                return {name: torch.from_numpy(found[name]) for name in found.files}
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix == ".pt":
-            found = torch.load(path, weights_only=True)
-            if not isinstance(found, Tensor):
-                raise DataError(f"--input {path}: holds {type(found).__name__}, need one tensor [N, ...]")
-            return found
-        if path.suffix == ".csv":
-            return torch.from_numpy(np.loadtxt(path, delimiter=",", ndmin=2))
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"--input {path}: cannot be read ({one_line(error)})") from None
-    raise DataError(f"--input {path}: unknown kind; write .npy, .pt (a tensor), .csv (numbers) or .npz (several)")
-
-
-def _fit_inputs(found: Tensor | dict[str, Tensor], example: Any, dtype: torch.dtype, source: Path) -> Any:
-    """Inputs in the form in which the host takes them: a tensor, a tuple, or a dict of keywords.
-
-    Args:
-        found: one tensor, or several by name; those of a tuple in their order.
-        example: two inputs.
-        dtype: of numbers in the host.
-        source: where they are from, for an error.
-
-    Raises:
-        DataError: names, number or shapes differ from the example's.
-    """
-    leaves, spec = tree_flatten(example)
-    names = list(example) if isinstance(example, Mapping) else [f"input {place}" for place in range(len(leaves))]
-    given = list(found.values()) if isinstance(found, dict) else [found]
-    if len(names) != len(leaves) or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise DataError(f"--input {source}: the host takes a tree of inputs, which no file holds")
-    if isinstance(found, dict) and isinstance(example, Mapping):
-        if set(found) != set(names):
-            raise DataError(f"--input {source}: holds {', '.join(found)}, the host takes {', '.join(names)}")
-        given = [found[name] for name in names]
-    if len(given) != len(leaves):
-        wanted = f"{len(leaves)} ({', '.join(names)})"
-        raise DataError(f"--input {source}: holds {len(given)} tensors, the host takes {wanted}; write .npz")
-    for name, one, leaf in zip(names, given, leaves, strict=True):
-        if one.shape[1:] != leaf.shape[1:] or len(one) != len(given[0]):
-            what = "inputs are" if len(leaves) == 1 else f"{name} is"
-            raise DataError(f"--input {source}: {what} {list(one.shape)}, the host takes {['N', *leaf.shape[1:]]}")
-    pairs = zip(given, leaves, strict=True)
-    return tree_unflatten([one.to(dtype if leaf.is_floating_point() else leaf.dtype) for one, leaf in pairs], spec)
-
-
-def predict_run(run: Path, source: Path, target: Path, *, at: int | None = None, trusted: bool = False) -> str:
-    """Writes what the network of a checkpoint says of new inputs.
-
-    Args:
-        run: run directory.
-        source: inputs as the model takes them, [N, ...]: .npy, .pt or .csv; .npz where it takes several.
-        target: a new file: .npz, or .csv where an answer is a number or a row of them.
-        at: step of the checkpoint; None for the one that validation chose.
-        trusted: as for `evaluate_run`.
-
-    Returns:
-        What was written, in a line.
-
-    Raises:
-        EsperError: inputs do not fit the model, the task says no answers, or the file is there already.
-    """
-    if target.suffix not in (".npz", ".csv"):
-        raise ConfigError(f"--output {target}: unknown kind; write .npz or .csv")
-    if target.exists():
-        raise ConfigError(f"--output {target}: it is there already; name another")
-    loaded = _load(run, at, [], trusted)
-    bundle, task = loaded.bundle, loaded.bundle.learns
-    weight = next(loaded.grown.model.parameters())
-    inputs = _fit_inputs(_read_inputs(source), bundle.example(), weight.dtype, source)
-    count = len(tree_leaves(inputs)[0])
-    pieces: list[dict[str, Tensor]] = []
-    with evaluating(loaded.grown.model):
-        for rows in torch.arange(count).split(loaded.config.trainer.eval_batch):
-            args, kwargs = arguments(tree_map_only(Tensor, itemgetter(rows), inputs))
-            pieces.append(task.answers(loaded.grown.model(*args, **kwargs)))
-    answers = {name: torch.cat([piece[name] for piece in pieces]).cpu().numpy() for name in pieces[0]}
-    if target.suffix == ".npz":
-        with target.open("xb") as file:
-            np.savez(file, **answers)  # type: ignore[arg-type]
-    else:
-        columns = {name: column.reshape(len(column), -1) for name, column in answers.items()}
-        heads = [f"{n}{k}" if c.shape[1] > 1 else n for n, c in columns.items() for k in range(c.shape[1])]
-        rows = np.concatenate([column.astype(np.float64) for column in columns.values()], axis=1)
-        with target.open("x") as text:
-            print(",".join(heads), file=text)
-            np.savetxt(text, rows, delimiter=",", fmt="%.10g")
-    said = override_text(sorted(answers))
-    return f"esper: {count} answers {said} of step {loaded.step} of {run} in {target}"

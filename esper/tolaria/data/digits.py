@@ -5,7 +5,9 @@ Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
 
 import gzip
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,22 +44,22 @@ def read_digits() -> tuple[Tensor, Tensor]:
     return rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1].long()
 
 
-def load_digits(config: DigitsConfig) -> Bundle:
+def load_digits(config: DigitsConfig, learned: Mapping[str, Any] | None = None) -> Bundle:
     """Reads the digits; x is float32 [N, 1, 8, 8] with the training part's mean 0 and deviation 1."""
     images, labels = read_digits()
     held = {"test": config.test, "validation": config.validation, "probe": config.probe}
     order = split_order(config, len(labels), sum(held.values()), "digits")
     places = dict(zip((*held, "train"), order.split([*held.values(), len(labels) - sum(held.values())])))
-    mean, std = channel_statistics(images[places["train"]], config.kind)
+    learned = learned or channel_statistics(images[places["train"]], config.kind)
     targets = {name: labels[rows] for name, rows in places.items()}
     targets["train"] = with_label_noise(targets["train"], config.label_noise, classes=10, split_seed=config.split_seed)
-    parts = {name: ImagePart(images[rows], targets[name], mean, std) for name, rows in places.items()}
+    parts = {name: ImagePart(images[rows], targets[name], **learned) for name, rows in places.items()}
     return make_bundle(
         name=config.kind,
         task=Task.CLASSIFICATION,
         input_shape=(1, 8, 8),
         classes=10,
         parts=parts,
-        record={"files": [], "mean": mean, "std": std},
+        record={"files": [], "learned": learned},
         refills=config.label_noise == 0.0,
     )

@@ -6,6 +6,7 @@ computed from a histogram of the bytes in whole numbers, so they do not depend o
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ _FIX = (
 )
 
 
-def channel_statistics(images_NCHW: Tensor, kind: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in units of the bytes.
+def channel_statistics(images_NCHW: Tensor, kind: str) -> dict[str, list[float]]:
+    """``mean`` and ``std``, the standard deviation, of each channel, in units of the bytes.
 
     Raises:
         DataError: a channel is constant, so its deviation is zero.
@@ -45,7 +46,7 @@ def channel_statistics(images_NCHW: Tensor, kind: str) -> tuple[list[float], lis
         std.append(math.sqrt(n * total_sq - total * total) / n)
     if min(std) == 0.0:
         raise DataError(f"data={kind}: channel {std.index(0.0)} of the training images is constant; nothing to learn")
-    return mean, std
+    return {"mean": mean, "std": std}
 
 
 class _Table:
@@ -155,7 +156,7 @@ def _file_entry(path: Path) -> dict[str, Any]:
     return {"path": path.name, "bytes": path.stat().st_size, "xxh3_64": hasher.hexdigest()}
 
 
-def load_images(config: ImagesConfig) -> Bundle:
+def load_images(config: ImagesConfig, learned: Mapping[str, Any] | None = None) -> Bundle:
     """Reads both files; x is float32 [N, C, H, W] with the training part's mean 0 and deviation 1 per channel."""
     layout = (
         f"train.parquet and test.parquet (columns {config.image_column!r} = struct{{bytes, path}}, "
@@ -186,14 +187,14 @@ def load_images(config: ImagesConfig) -> Bundle:
     if len(set(shapes.values())) > 1:
         raise DataError(f"{root}: images of unequal sizes [C, H, W]: {shapes}; resize them to one size")
 
-    mean, std = channel_statistics(images["train"], config.kind)
+    learned = learned or channel_statistics(images["train"], config.kind)
     return make_bundle(
         name=config.kind,
         task=Task.CLASSIFICATION,
         input_shape=shapes["train"],
         classes=config.classes,
-        parts={name: ImagePart(images[name], labels[name], mean, std) for name in images},
-        record={"files": [_file_entry(path) for path in paths.values()], "mean": mean, "std": std},
+        parts={name: ImagePart(images[name], labels[name], **learned) for name in images},
+        record={"files": [_file_entry(path) for path in paths.values()], "learned": learned},
         augment=config.augment,
         crop_pad=config.crop_pad,
         probe_clusters=None if clusters is None else clusters[rows["probe"]],

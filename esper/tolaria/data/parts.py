@@ -284,8 +284,13 @@ def make_bundle(
     )
 
 
-def load_data(config: DataConfig) -> Bundle:
+def load_data(config: DataConfig, learned: Mapping[str, Any] | None = None) -> Bundle:
     """Loads a data set. The same config and files give the same parts and digest in every process.
+
+    Args:
+        config: its settings.
+        learned: what the training part of other data of this kind held, ``record["learned"]`` of their bundle: inputs
+            and targets are made by that. None: by these data's own training part.
 
     Raises:
         ConfigError: the kind is unknown, or the config's class belongs to another kind.
@@ -294,5 +299,5 @@ def load_data(config: DataConfig) -> Bundle:
     config_class, loader = data_entry(config.kind)
     if type(config) is not config_class:
         raise ConfigError(f"data.kind = {config.kind!r}: needs {config_class.__name__}, got {type(config).__name__}")
-    bundle: Bundle = loader(config)
+    bundle: Bundle = loader(config, learned) if learned else loader(config)
     return replace(bundle, workers=config.workers)

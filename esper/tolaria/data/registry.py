@@ -2,7 +2,9 @@
 
 To add a data set: subclass `DataConfig` with a ``kind`` in `esper.tolaria.data.configs`, which needs no torch, write
 ``loader(config) -> Bundle`` in a module of its own, name it in that file's LOADERS, and add ``conf/data/<kind>.yaml``
-(``defaults: [/YourConfig@_here_, _self_]`` and ``kind: <kind>``).
+(``defaults: [/YourConfig@_here_, _self_]`` and ``kind: <kind>``). Where inputs or targets are made by what the training
+part holds (a mean, the names of classes), the record has that under ``learned``, and the loader takes such as a second
+argument: then other data are made into inputs as those of a trained network were.
 """
 
 import dataclasses
@@ -45,7 +47,7 @@ class DataConfig:
             check(name, getattr(self, name, 2) >= 2, "samples, must be >= 2")
 
 
-Loader = Callable[[Any], Any]  # config -> Bundle
+Loader = Callable[..., Any]  # config (and perhaps what other data have learned) -> Bundle
 C = TypeVar("C", bound=DataConfig)
 
 DATASETS: dict[str, tuple[type[DataConfig], Loader]] = {}

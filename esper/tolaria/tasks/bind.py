@@ -26,19 +26,20 @@ def task_of(bundle: Bundle) -> Task:
     return build_task(OfDataConfig(), bundle) if bundle.learns is None else bundle.learns
 
 
-def bind(bundle: Bundle, config: Any) -> Bundle:
+def bind(bundle: Bundle, config: Any, task: Task | None = None) -> Bundle:
     """The data as the task wants them, and the task under ``learns``; a bundle that is joined already stays.
 
     Args:
         bundle: as loaded.
         config: of the task.
+        task: the task itself, where it is that of other data.
 
     Raises:
         ConfigError: the task does not fit the data.
     """
     if bundle.learns is not None:
         return bundle
-    task = build_task(config, bundle)
+    task = build_task(config, bundle) if task is None else task
     why_wrong = partial(why_no_target, task, bundle.classes)
     split = {name: getattr(bundle, name).split_by(task.split, why_wrong) for name in PART_NAMES}
     parts: dict[str, Any] = {name: task.prepare(part) for name, part in split.items()}

@@ -87,8 +87,8 @@ def test_images_are_kept_as_bytes_and_normalised_by_the_training_part(root):
     raw, _ = bundle.train.content()
     assert raw.dtype == torch.uint8
     mean, std = raw.double().mean((0, 2, 3)), raw.double().std((0, 2, 3), correction=0)
-    assert bundle.record["mean"] == pytest.approx(mean.tolist(), rel=1e-12)
-    assert bundle.record["std"] == pytest.approx(std.tolist(), rel=1e-12)
+    assert bundle.record["learned"]["mean"] == pytest.approx(mean.tolist(), rel=1e-12)
+    assert bundle.record["learned"]["std"] == pytest.approx(std.tolist(), rel=1e-12)
     x, _ = bundle.validation.fetch(torch.tensor([3, 0]))
     exact = (bundle.validation.content()[0][[3, 0]].double() - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     assert x.dtype == torch.float32
@@ -232,4 +232,4 @@ def test_the_real_cifar10():
     _, labels = bundle.test.fetch(torch.arange(10_000))
     assert torch.bincount(labels).tolist() == [1000] * 10
     published = [0.4914, 0.4822, 0.4465]  # mean of the whole training set, as a share of 255
-    assert [value / 255 for value in bundle.record["mean"]] == pytest.approx(published, abs=0.01)
+    assert [value / 255 for value in bundle.record["learned"]["mean"]] == pytest.approx(published, abs=0.01)

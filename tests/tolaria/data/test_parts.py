@@ -97,7 +97,9 @@ def test_digits_are_normalised_by_the_training_part(digits):
     assert set(y.tolist()) == set(range(10))
     test = digits.test.fetch(torch.arange(300))[0]
     raw = digits.test.content()[0].float()
-    assert torch.allclose(test * digits.record["std"][0] + digits.record["mean"][0], raw, atol=1e-4)
+    assert torch.allclose(
+        test * digits.record["learned"]["std"][0] + digits.record["learned"]["mean"][0], raw, atol=1e-4
+    )
 
 
 def test_the_split_follows_split_seed_alone(digits):

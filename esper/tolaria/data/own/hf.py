@@ -9,6 +9,7 @@ code comes with a data set: the library runs none.
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from esper.tolaria.data.configs import HFDataConfig, Target
 from esper.tolaria.data.corpus import deal
 from esper.tolaria.data.hashing import split_order
 from esper.tolaria.data.own.custom import LOOKED_AT, digest_some
-from esper.tolaria.data.own.table import bundle_of_tables, columns_of, read_targets
+from esper.tolaria.data.own.table import Targets, bundle_of_tables, columns_of, read_targets
 from esper.tolaria.data.parts import PART_NAMES, Bundle, Part, make_bundle
 from esper.tolaria.data.task import Task
 
@@ -197,24 +198,26 @@ def _deal(config: HFDataConfig, splits: dict[str, Any]) -> tuple[dict[str, Tenso
     return dict(zip((*held, "train"), order.split([*held.values(), size - sum(held.values())]), strict=True)), None
 
 
-def _targets(config: HFDataConfig, splits: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
+def _targets(config: HFDataConfig, splits: dict[str, Any], classes: list[str] | None) -> Targets:
     columns = {which: split.select_columns(config.target) for which, split in splits.items()}
     tables = {which: columns_of(split.with_format("arrow")[:]) for which, split in columns.items()}
-    return read_targets(config, tables, {which: Path(config.path) for which in tables})
+    return read_targets(config, tables, {which: Path(config.path) for which in tables}, classes)
 
 
-def _of_texts(config: HFDataConfig, splits: dict[str, Any]) -> Bundle:
+def _of_texts(config: HFDataConfig, splits: dict[str, Any], known: list[str] | None) -> Bundle:
     tokenizer = _tokenizer(config)
     tokens = {which: _encode(config, tokenizer, split) for which, split in splits.items()}
     vocabulary = tokenizer.get_vocab_size()
     if config.target:
         rows, labels = _deal(config, splits)
-        y, classes = _targets(config, splits)
+        targets = _targets(config, splits, known)
         x = {which: _padded(config, found) for which, found in tokens.items()}
+        y = targets.of
         parts: dict[str, Part] = {name: TokenRows(x["train"][where], y["train"][where]) for name, where in rows.items()}
         if "test" in splits:
             parts["test"] = TokenRows(x["test"], y["test"])
-        return _bundle(config, parts, classes, (config.block,), rows, labels, {"vocabulary": vocabulary})
+        record = {"vocabulary": vocabulary, "learned": {"classes": targets.classes}}
+        return _bundle(config, parts, targets.count, (config.block,), rows, labels, record)
     held = {"validation": config.validation, "probe": config.probe}
     held |= {} if "test" in splits else {"test": config.test}
     windows = {which: _windows(config, found) for which, found in tokens.items()}
@@ -248,24 +251,31 @@ def _bundle(
     )
 
 
-def load_hf(config: HFDataConfig) -> Bundle:
+def load_hf(config: HFDataConfig, learned: Mapping[str, Any] | None = None) -> Bundle:
     """Reads a data set of the library datasets.
+
+    Args:
+        config: its settings.
+        learned: see `load_data`.
 
     Raises:
         ConfigError: a library is not installed.
         DataError: it cannot be read, lacks a column, or a sample is not what it is said to be.
     """
     splits = read_splits(config)
+    known = learned["classes"] if learned else None
     if config.text is not None:
-        return _of_texts(config, splits)
+        return _of_texts(config, splits, known)
     if config.image is None:
         tables = {which: columns_of(split.with_format("arrow")[:]) for which, split in splits.items()}
         paths = {which: Path(config.path) for which in tables}
-        return bundle_of_tables(config, tables, paths, [{"path": config.path}])
+        return bundle_of_tables(config, tables, paths, [{"path": config.path}], learned)
     rows, labels = _deal(config, splits)
-    y, classes = _targets(config, splits)
+    targets = _targets(config, splits, known)
+    y = targets.of
     parts: dict[str, Part] = {n: ImageRows(config, splits["train"], where, y["train"]) for n, where in rows.items()}
     if "test" in splits:
         parts["test"] = ImageRows(config, splits["test"], torch.arange(len(splits["test"])), y["test"])
     x, _ = parts["train"].fetch(torch.arange(2))
-    return _bundle(config, parts, classes, tuple(x.shape[1:]), rows, labels, {})
+    record = {"learned": {"classes": targets.classes}}
+    return _bundle(config, parts, targets.count, tuple(x.shape[1:]), rows, labels, record)

@@ -4,8 +4,8 @@ Mean, deviation and the texts that a column may hold are those of the training p
 does not have is all zeros. A number that is missing (an empty cell, null) is the training part's mean.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +114,23 @@ class _Encoder:
 
     numbers: dict[str, tuple[float, float]]
     texts: dict[str, list[str]]
-    order: tuple[str, ...]
+    columns: tuple[str, ...]
 
-    def __call__(self, table: Columns) -> Tensor:
+    def __call__(self, table: Columns, path: Path) -> Tensor:
         parts = []
-        for name in self.order:
+        for name in self.columns:
+            column = _column(table, name, path, "the columns")
             if name in self.numbers:
                 mean, deviation = self.numbers[name]
-                column = (np.nan_to_num(table[name], nan=mean) - mean) / deviation
-                parts.append(column[:, None])
+                if column.dtype == object:
+                    strange = next(k for k, one in enumerate(column) if not isinstance(one, float))
+                    raise DataError(
+                        f"{path}: row {strange} of the column {name!r} is {column[strange]!r}, expected a number, as "
+                        "in the training part; correct it"
+                    )
+                parts.append(((np.nan_to_num(column, nan=mean) - mean) / deviation)[:, None])
             else:
-                said = np.array(as_text(table[name]))
+                said = np.array(as_text(column))
                 parts.append((said[:, None] == np.array(self.texts[name])[None]).astype(np.float64))
         return torch.from_numpy(np.concatenate(parts, axis=1))
 
@@ -147,22 +153,47 @@ def _learn(table: Columns, names: Sequence[str], texts: Sequence[str], path: Pat
     return _Encoder(numbers, known, tuple(names))
 
 
-def read_targets(config: Any, tables: dict[str, Columns], paths: dict[str, Path]) -> tuple[dict[str, Tensor], int]:
-    """Targets of each file, and how many classes, labels or numbers there are."""
+def _encoder(learned: Mapping[str, Any]) -> _Encoder:
+    return _Encoder(learned["numbers"], learned["texts"], tuple(learned["columns"]))
+
+
+def encode_rows(path: Path, learned: Mapping[str, Any]) -> Tensor:
+    """Inputs out of a file of new rows, float64 [N, F], by what a training part held (``record["learned"]``).
+
+    Raises:
+        DataError: it cannot be read, or lacks a column; one holds texts that held numbers.
+    """
+    return _encoder(learned)(read_table(path), path)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Targets by file; how many classes, labels or numbers there are; the names of classes."""
+
+    of: dict[str, Tensor]
+    count: int
+    classes: list[str] | None = None
+
+
+def read_targets(
+    config: Any, tables: dict[str, Columns], paths: dict[str, Path], classes: list[str] | None = None
+) -> Targets:
+    """Targets of each file; ``classes`` are those of other data, None: those that are in the file of training."""
     found: dict[str, Tensor] = {}
     if config.target_kind is Target.CLASS:
         texts = {which: as_text(table[config.target[0]]) for which, table in tables.items()}
-        every = sorted(set(texts["train"]), key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0, one))
+        own = sorted(set(texts["train"]), key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0, one))
+        every, whose = (own, f"{paths['train']} does") if classes is None else (classes, "the training part did")
         place = {text: k for k, text in enumerate(every)}
         for which, said in texts.items():
             strange = next((row for row, one in enumerate(said) if one not in place), None)
             if strange is not None:
                 raise DataError(
                     f"{paths[which]}: row {strange} of the target {config.target[0]!r} is {said[strange]!r}, a class "
-                    f"that {paths['train']} does not have; it has {', '.join(every[:12])}"
+                    f"that {whose} not have; it has {', '.join(every[:12])}"
                 )
             found[which] = torch.tensor([place[one] for one in said])
-        return found, len(every)
+        return Targets(found, len(every), every)
     for which, table in tables.items():
         columns = [_numbers(table[name], name, paths[which]) for name in config.target]
         rows = torch.from_numpy(np.stack(columns, axis=1))
@@ -171,10 +202,10 @@ def read_targets(config: Any, tables: dict[str, Columns], paths: dict[str, Path]
             if len(wrong):
                 raise DataError(f"{paths[which]}: row {int(wrong[0])}: labels are 0 or 1; correct data.target")
         found[which] = rows[:, 0] if rows.shape[1] == 1 and config.target_kind is Target.NUMBER else rows
-    return found, len(config.target)
+    return Targets(found, len(config.target))
 
 
-def load_table(config: TableConfig) -> Bundle:
+def load_table(config: TableConfig, learned: Mapping[str, Any] | None = None) -> Bundle:
     """Reads the table; x is float64 [N, F], standardised by the training part.
 
     Raises:
@@ -188,11 +219,15 @@ def load_table(config: TableConfig) -> Bundle:
         {"path": path.name, "bytes": path.stat().st_size, "xxh3_64": xxhash.xxh3_64(path.read_bytes()).hexdigest()}
         for path in paths.values()
     ]
-    return bundle_of_tables(config, tables, paths, files)
+    return bundle_of_tables(config, tables, paths, files, learned)
 
 
 def bundle_of_tables(
-    config: Any, tables: dict[str, Columns], paths: dict[str, Path], files: list[dict[str, Any]]
+    config: Any,
+    tables: dict[str, Columns],
+    paths: dict[str, Path],
+    files: list[dict[str, Any]],
+    learned: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """The parts of tables that are read.
 
@@ -201,18 +236,20 @@ def bundle_of_tables(
         tables: "train", and "test" if there is one.
         paths: where each lies, for errors.
         files: for the record.
+        learned: see `load_data`.
 
     Raises:
         DataError: one lacks a column; a target is none.
     """
     left_out = {*config.target, config.cluster_column}
     names = config.columns or [name for name in tables["train"] if name not in left_out]
+    names = names if learned is None else learned["columns"]
     for which, table in tables.items():
         for key, wanted in (("data.target", config.target), ("data.columns", names), ("data.texts", config.texts)):
             for name in wanted:
                 _column(table, name, paths[which], key)
-    targets, classes = read_targets(config, tables, paths)
-    table, size, what = tables["train"], len(targets["train"]), f"data={config.kind}: {paths['train']}"
+    targets = read_targets(config, tables, paths, learned["classes"] if learned else None)
+    table, size, what = tables["train"], len(targets.of["train"]), f"data={config.kind}: {paths['train']}"
     held = {"validation": config.validation, "probe": config.probe}
     if "test" not in tables:
         held["test"] = config.test
@@ -225,18 +262,18 @@ def bundle_of_tables(
         rest = size - sum(held.values())
         rows = dict(zip((*held, "train"), order.split([*held.values(), rest]), strict=True))
     own = {name: column[rows["train"].numpy()] for name, column in table.items()}
-    encode = _learn(own, names, config.texts, paths["train"])
-    x = encode(table)
-    parts = {name: TablePart(x[places], targets["train"][places]) for name, places in rows.items()}
+    encode = _encoder(learned) if learned else _learn(own, names, config.texts, paths["train"])
+    x = encode(table, paths["train"])
+    parts = {name: TablePart(x[places], targets.of["train"][places]) for name, places in rows.items()}
     if "test" in tables:
-        parts["test"] = TablePart(encode(tables["test"]), targets["test"])
+        parts["test"] = TablePart(encode(tables["test"], paths["test"]), targets.of["test"])
     return make_bundle(
         name=config.kind,
         task=Task.CLASSIFICATION if config.target_kind is Target.CLASS else None,
         input_shape=(x.shape[1],),
-        classes=classes,
+        classes=targets.count,
         parts={name: parts[name] for name in PART_NAMES},
-        record={"files": files, "columns": list(names), "numbers": encode.numbers, "texts": encode.texts},
+        record={"files": files, "learned": {**asdict(encode), "classes": targets.classes}},
         probe_clusters=None if labels is None else labels[rows["probe"]],
         train_clusters=None if labels is None else labels[rows["train"]],
     )

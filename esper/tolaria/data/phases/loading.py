@@ -2,6 +2,7 @@
 
 import platform
 import sysconfig
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from esper.tolaria.data.task import Task
 from esper.tolaria.data.windows import cut_windows
 
 
-def load_digits_phases(config: DigitsPhasesConfig) -> Bundle:
+def load_digits_phases(config: DigitsPhasesConfig, learned: Mapping[str, Any] | None = None) -> Bundle:
     """Reads the digits; x is float32 [N, 1, 8, 8], normalised by the old training part in both phases."""
     images, labels = read_digits()
     dealt: list[Rows] = []
@@ -32,7 +33,7 @@ def load_digits_phases(config: DigitsPhasesConfig) -> Bundle:
         order = split_order(config, len(rows), sum(held.values()), f"the {what} phase of digits")
         sizes = [*held.values(), len(rows) - sum(held.values())]
         dealt.append(dict(zip((*held, "train"), (rows[part] for part in order.split(sizes)), strict=True)))
-    mean, std = channel_statistics(images[dealt[0]["train"]], config.kind)
+    learned = learned or channel_statistics(images[dealt[0]["train"]], config.kind)
     merged = merge_phases(config, *dealt)
     return make_bundle(
         name=config.kind,
@@ -40,10 +41,10 @@ def load_digits_phases(config: DigitsPhasesConfig) -> Bundle:
         input_shape=(1, 8, 8),
         classes=10,
         parts={
-            name: PhasePart(ImagePart(images[rows], labels[rows], mean, std), new)
+            name: PhasePart(ImagePart(images[rows], labels[rows], **learned), new)
             for name, (rows, new) in merged.items()
         },
-        record={"files": [], "mean": mean, "std": std, "phase": config.phase.value},
+        record={"files": [], "learned": learned, "phase": config.phase.value},
         refills=False,  # training samples are not drawn as those of the probe
         phased=True,
     )
