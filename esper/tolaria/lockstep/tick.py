@@ -24,7 +24,7 @@ from esper.accord.reducer import reduce_tick
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
 from esper.leyline.commands import Command, wait
-from esper.leyline.errors import one_line
+from esper.leyline.errors import EsperError, one_line
 from esper.leyline.evidence import ABSENT
 from esper.leyline.orders.verbs import NO_ORDER, RunOrder
 from esper.leyline.protocols import Controller
@@ -214,7 +214,8 @@ class Cycle:
             values, nonfinite = measure()
             return values, RankWord(nonfinite_losses=nonfinite)
         except Exception as error:
-            traceback.print_exc()  # other ranks get one line; the author of the code needs the stack
+            if not isinstance(error, EsperError):
+                traceback.print_exc()  # other ranks get one line; the author of the code needs the stack
             self._failure_text = one_line(error)
             return {}, RankWord(failure=Failure.MEASURE)
 

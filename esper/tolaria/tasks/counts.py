@@ -4,14 +4,25 @@ Shapes: B samples, K classes, P positions of a sample.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esper.leyline.events.task import MetricInfo
-from esper.tolaria.tasks.task import Metric, Sums, targets_in
+from esper.tolaria.tasks.targets import targets_in
+from esper.tolaria.tasks.task import Metric, Sums
+
+
+def mean_of(column: str) -> Callable[[Sums], float | None]:
+    """The mean of a sum over samples."""
+    return lambda sums: sums[column] / sums["count"] if sums["count"] else None
+
+
+def share_of(part: str, whole: str) -> Callable[[Sums], float | None]:
+    """One sum over another."""
+    return lambda sums: sums[part] / sums[whole] if sums[whole] else None
 
 
 def count_names(kind: str, classes: int) -> list[str]:

@@ -16,7 +16,8 @@ from esper.tolaria.data.task import Task as Labels
 from esper.tolaria.tasks.configs import ClassificationConfig, LanguageConfig
 from esper.tolaria.tasks.counts import class_counts, count_names, macro_f1
 from esper.tolaria.tasks.mixing import MixedPart
-from esper.tolaria.tasks.task import Scores, Task, read_logits, targets_in
+from esper.tolaria.tasks.targets import targets_in
+from esper.tolaria.tasks.task import Scores, Task, read_logits
 
 
 class LabelTask(Task):

@@ -15,7 +15,8 @@ from esper.leyline.events.task import MetricInfo
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.tasks.configs import MultiLabelConfig
 from esper.tolaria.tasks.counts import count_names, f1_of, macro_f1
-from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits, targets_in
+from esper.tolaria.tasks.targets import targets_in
+from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits
 
 
 class MultiLabelTask(Task):

@@ -19,7 +19,9 @@ from esper.leyline.errors import ConfigError
 from esper.leyline.events.task import MetricInfo
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.tasks.configs import Error, RegressionConfig
-from esper.tolaria.tasks.task import Metric, Scores, Sums, Task, mean_of, read_logits, targets_in
+from esper.tolaria.tasks.counts import mean_of
+from esper.tolaria.tasks.targets import targets_in
+from esper.tolaria.tasks.task import Metric, Scores, Sums, Task, read_logits
 
 MOST = 64  # numbers of a sample for which R2 is counted
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from esper.leyline.events.task import MetricInfo
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.tasks.configs import ContrastiveConfig
-from esper.tolaria.tasks.task import Metric, Scores, Task, mean_of
+from esper.tolaria.tasks.counts import mean_of
+from esper.tolaria.tasks.task import Metric, Scores, Task
 
 
 class ContrastiveTask(Task):

@@ -15,8 +15,8 @@ from torch import Tensor
 from esper.leyline.events.task import MetricInfo
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.tasks.configs import Normalise, SegmentationConfig, SequenceConfig
-from esper.tolaria.tasks.counts import class_counts, count_names, entropy_of, mean_iou
-from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits, share_of
+from esper.tolaria.tasks.counts import class_counts, count_names, entropy_of, mean_iou, share_of
+from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits
 
 
 class PositionTask(Task):

@@ -1,8 +1,10 @@
 """Targets with something beside them: a weight of the sample, or a second target that is mixed in."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 class Weighted(NamedTuple):
@@ -18,3 +20,9 @@ class Mixed(NamedTuple):
     first: Any
     second: Any
     share: Tensor
+
+
+def targets_in(targets: Iterable[Any]) -> Iterator[Tensor]:
+    """Every tensor of some targets."""
+    for target in targets:
+        yield from (leaf for leaf in tree_leaves(target) if isinstance(leaf, Tensor))

@@ -15,15 +15,14 @@ Shapes: B samples.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from esper.leyline.errors import ConfigError
+from esper.leyline.errors import ConfigError, one_line
 from esper.leyline.events.task import MetricInfo, TaskInfo
 from esper.tolaria.data.batches import split_batch
 from esper.tolaria.data.parts import Part
@@ -219,10 +218,18 @@ class Task:
         """The metrics that have a value, by name, from sums over all samples.
 
         Raises:
-            ConfigError: a metric is not finite.
+            ConfigError: a metric is not finite, or cannot be computed.
         """
-        found = {metric.info.name: metric.value(sums) for metric in self.metrics}
-        for name, value in found.items():
+        found = {}
+        for metric in self.metrics:
+            name = metric.info.name
+            try:
+                found[name] = value = metric.value(sums)
+            except Exception as error:
+                raise ConfigError(
+                    f"task {self.name}: the metric {name}, over {sums['count']:.0f} samples: {one_line(error)}; "
+                    "correct it, or return None where it has no value"
+                ) from error
             if value is not None and not math.isfinite(value):
                 raise ConfigError(
                     f"task {self.name}: the metric {name} is {value} over {sums['count']:.0f} samples; return None "
@@ -248,17 +255,24 @@ class Task:
             text = " ".join(str(error).split())
             raise ConfigError(f"task {self.name}: {type(error).__name__}: {text}; do host and data fit it?") from None
         for what, value in (("score", scores.loss), ("learn", learned), ("correct", scores.correct)):
-            if isinstance(value, Tensor) and value.shape == (samples,):
-                continue
-            if what == "correct" and value is None and not self.graded:
-                continue
-            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            hint = ": not their mean" if isinstance(value, Tensor) and value.ndim == 0 else ""
-            raise ConfigError(
-                f"task {self.name}: {what} is {got} for {samples} samples, need one number for each, [{samples}]{hint}"
-                "; correct Task.score (reduction='none')"
-            )
+            if what != "correct" or value is not None or self.graded:
+                self.one_each(value, samples, what)
         self.rows(scores)
+
+    def one_each(self, value: Any, samples: int, what: str = "score") -> None:
+        """Checks that there is a number for each sample; a task of the user's own may make something else at any batch.
+
+        Raises:
+            ConfigError: there is not.
+        """
+        if isinstance(value, Tensor) and value.shape == (samples,):
+            return
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        hint = ": not their mean" if isinstance(value, Tensor) and value.ndim == 0 else ""
+        raise ConfigError(
+            f"task {self.name}: {what} is {got} for {samples} samples, need one number for each, [{samples}]{hint}"
+            "; correct Task.score (reduction='none')"
+        )
 
 
 def read_logits(output: Any, name: str) -> Tensor:
@@ -279,19 +293,3 @@ def read_logits(output: Any, name: str) -> Tensor:
         f"task {name}: the host returns {type(output).__name__}, expected a tensor, or logits in a mapping, a "
         "dataclass or a ModelOutput; write a task of your own (task=custom)"
     )
-
-
-def mean_of(column: str) -> Callable[[Sums], float | None]:
-    """The mean of a sum over samples."""
-    return lambda sums: sums[column] / sums["count"] if sums["count"] else None
-
-
-def share_of(part: str, whole: str) -> Callable[[Sums], float | None]:
-    """One sum over another."""
-    return lambda sums: sums[part] / sums[whole] if sums[whole] else None
-
-
-def targets_in(targets: Iterable[Any]) -> Iterator[Tensor]:
-    """Every tensor of some targets."""
-    for target in targets:
-        yield from (leaf for leaf in tree_leaves(target) if isinstance(leaf, Tensor))

@@ -146,6 +146,7 @@ class Evaluator:
         """Per-sample loss and correctness, float64 [N], and the task's further numbers, if any, [N, C]."""
         x, y = self.to_device(*part.fetch(indices))
         scores = self.task.scored(self._forward(self.grown, x), y)
+        self.task.one_each(scores.loss, len(indices))
         correct = torch.zeros_like(scores.loss) if scores.correct is None else scores.correct
         rows = self.task.rows(scores)
         own = () if rows is None else (rows.double(),)

@@ -81,13 +81,19 @@ class StepLoss:
                 # it may write into its input
                 output = self._forward(self.growth.call, copy_inputs(x) if shadowed else x)
             scores = task.scored(output, y)
+            task.one_each(scores.loss, len(weights))
             correct = torch.zeros_like(scores.loss) if scores.correct is None else scores.correct
             self.window.add_samples(scores.loss, correct, weights, task.rows(scores))
-            return share(task.learned(output, y) if task.learns_otherwise else scores.loss, output)
+            return share(learned(output) if task.learns_otherwise else scores.loss, output)
 
         def shadow(call: Call) -> Tensor:
             output = self._forward(call, x)
-            return share(task.learned(output, y), output)
+            return share(learned(output), output)
+
+        def learned(output: Any) -> Tensor:
+            loss = task.learned(output, y)
+            task.one_each(loss, len(weights), "learn")
+            return loss
 
         task = self.task
         share_of = weights * task.count(y) if task.by_positions else weights

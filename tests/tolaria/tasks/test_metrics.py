@@ -171,6 +171,17 @@ def test_a_metric_that_is_not_finite_is_one_line() -> None:
         Odd(None, {}).values({"count": 3.0})
 
 
+def test_a_metric_that_cannot_be_computed_is_named() -> None:
+    class Wrong(Odd):
+        metrics = (Metric(MetricInfo(name="share"), lambda sums: 1 / sums["a"]),)
+
+    text = (
+        r"odd: the metric share, over 3 samples: ZeroDivisionError: float division by zero; correct it, or return None"
+    )
+    with pytest.raises(ConfigError, match=text):
+        Wrong(None, {}).values({"count": 3.0, "a": 0.0})
+
+
 def test_outputs_are_read_from_what_models_return() -> None:
     class Output:
         logits = torch.ones(1)

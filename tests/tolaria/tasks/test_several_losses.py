@@ -1,13 +1,18 @@
-"""An auxiliary head and a penalty of the model, added up by `Task.learn`: torch's own step; FLOPs count them."""
+"""An auxiliary head and a penalty of the model, added up by `Task.learn`: torch's own step; FLOPs count them.
+
+And a loss that is one number for each sample of some batches alone.
+"""
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import esper
+from esper.leyline.errors import ConfigError, LockstepError
 from tests.support.tiny import custom_host, make_engine
 from tests.support.toy_tasks import toy_config
 
@@ -46,12 +51,29 @@ class Aided(esper.Task):
         return loss
 
 
-def engine_of(folder: Path, heads: int) -> Any:
+class Odd(esper.Task):
+    """Right for the few samples that are tried beforehand; for more it is a mean, or a column."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def score(self, output: Any, target: Any) -> esper.Scores:
+        loss = F.cross_entropy(output["logits"], target, reduction="none")
+        if self.how == "measured":
+            return esper.Scores(loss if torch.is_grad_enabled() or len(loss) < 3 else loss.mean())
+        return esper.Scores(loss[:, None] if self.how == "trained" and len(loss) > 2 else loss)
+
+    def learn(self, output: Any, target: Any) -> Tensor:
+        loss = self.score(output, target).loss
+        return loss.mean() if self.how == "learned" and len(loss) > 2 else loss
+
+
+def engine_of(folder: Path, heads: int, task: str = "Aided", options: dict[str, Any] | None = None) -> Any:
     name = "tests.tolaria.tasks.test_several_losses"
     settings = {"optim__kind": "sgd", "optim__momentum": 0.0, "optim__clip_norm": None, "optim__warmup_steps": 0}
     config = toy_config(
         "classification",
-        task={"kind": "custom", "path": f"{name}:Aided", "options": None},
+        task={"kind": "custom", "path": f"{name}:{task}", "options": options},
         host=custom_host(f"{name}:build", {"r0c0": "hidden"}, options={"heads": heads}),
         controller={"kind": "none"},
         optim__schedule="constant",
@@ -81,3 +103,21 @@ def test_what_is_learned_is_their_sum_and_what_is_judged_is_not(tmp_path: Path) 
     bare = engine_of(tmp_path / "one", 1)
     flops = [one.terms.host.flops for one in (engine, bare)]
     assert flops[0] - flops[1] == 2 * WIDTH * HEAD
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("trained", r"task Odd: score is \[44, 1\] for 44 samples, need one number for each, \[44\]; correct"),
+        ("learned", r"task Odd: learn is \[\] for 44 samples, .*: not their mean; correct Task\.score"),
+        ("measured", r"task Odd: score is \[\] for 44 samples, .*: not their mean; correct Task\.score"),
+    ],
+)
+def test_a_loss_that_is_none_for_each_sample_is_told_at_any_batch(
+    how: str, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = engine_of(tmp_path, 1, "Odd", {"how": how})
+    with pytest.raises((ConfigError, LockstepError), match=text) as error:
+        engine.run()
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err

@@ -127,7 +127,7 @@ class DatasetPart(Part):
         except Exception as error:
             raise DataError(
                 f"data: the collate function, given {len(ids)} samples of the part {self._name}: "
-                f"{type(error).__name__}: {one_line(error)}; correct it"
+                f"{one_line(error)}; correct it"
             ) from error
 
     def check_alike(self) -> None:

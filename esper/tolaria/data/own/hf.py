@@ -64,7 +64,7 @@ def read_splits(config: HFDataConfig) -> dict[str, Any]:
     except DataError:
         raise
     except Exception as error:  # the library's errors have no common class
-        told = f"{type(error).__name__}: {one_line(error)}"
+        told = one_line(error)
         raise DataError(f"{config.path}: cannot be read as a data set ({told})") from None
     splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
     if "train" not in splits:

@@ -51,7 +51,7 @@ class SampleReader(Dataset[Any]):
                 return sample
             return self.augment(sample, torch.Generator().manual_seed(seed))
         except Exception as error:
-            what = f"{type(error).__name__}: {one_line(error)}"
+            what = one_line(error)
             raise DataError(f"data: sample {index} cannot be read: {what}; correct the data set") from error
 
     def read(self, epoch: int | str, indices: Sequence[int]) -> list[Any]:
