@@ -1,11 +1,9 @@
 """The bundle that a loader returns: four disjoint parts of one data set, their digest, and a record of their source.
 
-    train        for learning; the only part that is ever augmented
-    validation   for governor, controller and the choice of the best checkpoint
-    probe        for the samples of gates' evidence; no reported number uses it
-    test         read once, with the checkpoint that validation chose
-
-Everything lives in memory as bytes and is turned into float32 images or int64 tokens when fetched.
+train        for learning; the only part that is ever augmented
+validation   for governor, controller and the choice of the best checkpoint
+probe        for the samples of gates' evidence; no reported number uses it
+test         read once, with the checkpoint that validation chose
 """
 
 from abc import ABC, abstractmethod
@@ -288,9 +286,8 @@ def load_data(config: DataConfig, learned: Mapping[str, Any] | None = None) -> B
     """Loads a data set. The same config and files give the same parts and digest in every process.
 
     Args:
-        config: its settings.
-        learned: what the training part of other data of this kind held, ``record["learned"]`` of their bundle: inputs
-            and targets are made by that. None: by these data's own training part.
+        config: of the data set.
+        learned: ``record["learned"]`` of other data of this kind, by which inputs and targets are made; None: its own.
 
     Raises:
         ConfigError: the kind is unknown, or the config's class belongs to another kind.
