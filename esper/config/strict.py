@@ -144,6 +144,7 @@ class Reader:
         """``value`` converted to ``hint``; raises _Misfit, or adds the problems of a nested section."""
         origin, options = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
+            self._check_free(value, path)
             return value
         if origin in (typing.Union, types.UnionType):
             if value is None and type(None) in options:
@@ -167,6 +168,16 @@ class Reader:
         if dataclasses.is_dataclass(hint):
             return self.section(typing.cast(type, hint), value, path)
         return _scalar(hint, value)
+
+    def _check_free(self, value: Any, path: str) -> None:
+        """Adds a problem for each number in free settings, such as options, that is not finite."""
+        if isinstance(value, float) and not math.isfinite(value):
+            fix = f"for example {path}=\"'{override_text(value)}'\" if it is text"
+            self.problem(path, value, f"expected {_EXPECTED[float]}", fix)
+        for key, entry in (
+            value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+        ):
+            self._check_free(entry, f"{path}.{key}")
 
     def _class_problem(self, line: str, fields: dict[str, Any], values: dict[str, Any], path: str) -> str:
         """A problem that a config class raised, with its section's path and, if there is a default, an override."""

@@ -21,7 +21,7 @@ from esper.config.digest import (
     length_problem,
     same_length,
 )
-from esper.config.strict import as_plain, defaults_of
+from esper.config.strict import Reader, as_plain, defaults_of
 from esper.config.tree import (
     FIXED_SECTIONS,
     KINDS,
@@ -34,6 +34,7 @@ from esper.config.tree import (
 )
 from esper.launcher.compose import conf_folder, plain_of
 from esper.leyline.errors import ConfigError
+from esper.tolaria.data import CustomDataConfig
 
 CONF = conf_folder()
 
@@ -432,3 +433,13 @@ def test_a_teacher_that_was_asked_for_and_not_named_is_missing() -> None:
         pytest.raises(ConfigError, match=r"distill\.run"),
     ):
         plain_of(compose("config", ["distill=default"]))
+
+
+def test_options_of_ones_own_hold_finite_numbers(default: dict[str, Any]) -> None:
+    """Hydra reads {mode: nan} as a number."""
+    data = {**composed("data=custom", "data.path=my.module:build", "task=regression")["data"]}
+    data["options"] = {"mode": float("nan"), "limits": [1.0, float("inf")], "name": "nan"}
+    reader = Reader()
+    assert reader.section(CustomDataConfig, data, "data") is None
+    told = "data.options.{0} = {1}: expected a finite number; for example data.options.{0}=\"'{1}'\" if it is text"
+    assert reader.problems == [told.format("mode", "nan"), told.format("limits.1", "inf")]
