@@ -28,7 +28,7 @@ from esper.simic.batched.recipe import Recipe
 from esper.simic.batched.weights import GATE, Key, Weights
 from esper.tamiyo.scripted import Scripted
 from esper.tolaria.lockstep.observers import Observer, Turn
-from tests.support.rounding import adam_rounding, skew_rounding
+from tests.support.rounding import adam_rounding, gate_rounding, moment_rounding, noting_gates, skew_rounding
 from tests.support.tiny import events, make_engine
 
 SUMS = ("total", "total_sq", "total_cube", "cross", "cross_sq", "cross_size")
@@ -55,11 +55,13 @@ class Seen:
         state: the record before the commit.
         weights: of all parts after the step before, by owner and name.
         moments: first, second and steps of the same.
+        gates: what the terms of gates' gradients add up to, by name, in the step since the tick before with the most.
     """
 
     state: RunState
     weights: dict[str, Tensor]
     moments: dict[str, dict[str, Any]]
+    gates: dict[str, Tensor]
 
 
 class Eye(Observer):
@@ -84,18 +86,22 @@ class PlainLife:
     def tick(self, script: Script, decide: Any = None) -> Seen:
         """Trains to the next tick, notes what is there, and commits what the script says."""
         engine = self.engine
-        while True:
-            engine.train_step()
-            if engine.tick_due():
-                break
+        with noting_gates() as noted:
+            while True:
+                engine.train_step()
+                if engine.tick_due():
+                    break
         number = engine.state.tick + 1
-        before = self._parts()
+        before, gates = self._parts(), {}
+        for slot, module in engine.grown.slots.items():
+            terms = {} if module.gate is None else noted.get(module.gate, {})
+            gates |= {name_of((slot, GATE), name): value for name, value in terms.items()}
         if decide is not None:
             self.controller.decide = lambda seen: script.commands.setdefault(number, list(decide(seen)))  # type: ignore[method-assign]
         else:
             self.controller.commands = script.commands.get(number, [])
         engine.tick()
-        self.seen.append(Seen(self.eye.state, *before))
+        self.seen.append(Seen(self.eye.state, *before, gates))
         return self.seen[-1]
 
     def poison(self, slots: Iterable[str]) -> None:
@@ -225,7 +231,8 @@ def compare(
     """Where a net's record, weights and moments differ from those of a life by the engine, at the same tick.
 
     Moments are gradients, sums of many numbers of either sign: they may be `GRADIENT` times as far apart as weights.
-    With ``lr`` and ``steps``, weights may be as far apart as follows from that, see `adam_rounding`.
+    With ``lr`` and ``steps``, weights may be as far apart as follows from that, see `adam_rounding`. The gradient of a
+    gate is a sum that nearly cancels while its seed does little: it may be off as its terms are, see `gate_rounding`.
     """
     net = trials.nets[place]
     assert net is not None
@@ -240,14 +247,16 @@ def compare(
     for full, (key, name, tensor) in named.items():
         block = weights_of(trials, place).blocks[key]
         at, moments = block.nets.index(place), seen.moments.get(full, {})
-        lines += _unequal(
-            full, tensor, seen.weights[full], rel, abs_ + adam_rounding(moments, GRADIENT * rel, lr, steps)
-        )
+        gate = gate_rounding(seen.gates[full], eps) if full in seen.gates else 0.0
+        off = adam_rounding(moments, GRADIENT * rel, lr, steps, gate)
+        lines += _unequal(full, tensor, seen.weights[full], rel, abs_ + off)
         for flat, kinds in ((block.first, ("exp_avg", "momentum_buffer")), (block.second, ("exp_avg_sq",))):
             mine = block.unpack(flat[at : at + 1])[name][0]
             for kind in kinds:
-                if moments.get(kind) is not None:
-                    lines += _unequal(f"{full} {kind}", mine, moments[kind], GRADIENT * rel, 1e-9 * rel)
+                theirs = moments.get(kind)
+                if theirs is not None:
+                    off = moment_rounding(kind, float(theirs.abs().nan_to_num().max()), gate, steps)
+                    lines += _unequal(f"{full} {kind}", mine, theirs, GRADIENT * rel, 1e-9 * rel + off)
         if "step" in moments and int(moments["step"]) != block.steps[at]:
             lines.append(f"{full}: {block.steps[at]} updates, {moments['step']}")
     return lines

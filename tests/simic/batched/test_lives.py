@@ -2,8 +2,9 @@
 
 Commands are drawn from all that is legal, and some that is not; now and then a seed is poisoned, and in one net of four
 nearly every birth moves the loss too much. In float64 whole lives are equal to 1e-6; in float32 each tick is, from one
-start, but for gradients and their norms (1e-5), and for two things whose bounds are derived from rounding
-(`tests.support.rounding`): the skewness of paired differences, and weights that Adam moves along gradients near 0.
+start, but for gradients and their norms (1e-5), and for three things whose bounds are derived from rounding
+(`tests.support.rounding`): the skewness of paired differences, gradients of gates whose terms nearly cancel, and
+weights that Adam moves along gradients near 0.
 """
 
 from collections import Counter
@@ -12,12 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from esper.accord.evidence.sums import ClusterSums, reading_of
 from esper.kasmina.attribution.probe import difference_sums
+from esper.kasmina.slots.blend import Strength, blend
+from esper.kasmina.slots.gating import BlendGate
+from esper.leyline.alpha import Operator
 from esper.leyline.commands import Command
 from esper.leyline.observation import Observation
 from esper.leyline.stages import Op, Stage
+from esper.leyline.topology import Topology
 from esper.tamiyo.random import RandomConfig, RandomController
 from tests.support.many_hosts import (
     PlainLife,
@@ -28,7 +34,7 @@ from tests.support.many_hosts import (
     take_over,
     trials_of,
 )
-from tests.support.rounding import skew_rounding
+from tests.support.rounding import gate_rounding, gate_terms, moment_rounding, skew_rounding
 from tests.support.tiny import tiny_config
 
 REL = 1e-6
@@ -142,6 +148,49 @@ def test_a_skewness_is_off_by_no_more_than_the_worst_rounding_of_losses_allows(s
     worse = d + 4 * eps * (z**2 - 1 - (z**3).mean() * z).sign()
     off = abs(reading_of_differences(worse).skew - reading.skew)
     assert 0.3 * skew_rounding(reading, eps) < off < skew_rounding(reading, eps)
+
+
+@pytest.mark.parametrize("topology", [Topology.SEQUENCE, Topology.FEATURE_MAP])
+def test_a_gradient_of_a_gate_is_off_by_no_more_than_the_worst_rounding_of_its_terms_allows(topology: Topology) -> None:
+    """Errors in r and delta of the size that is allowed, each with the sign that moves the gradient most."""
+    eps, a = torch.finfo(torch.float32).eps, 0.25
+    draws = torch.Generator().manual_seed(1)
+    shape = (6, 5, 16) if topology is Topology.SEQUENCE else (6, 16, 5, 5)
+    x, r, delta = (torch.randn(shape, dtype=torch.float64, generator=draws) for _ in range(3))
+    gate = BlendGate(16, topology).double()
+
+    def gradient(r: Tensor, delta: Tensor) -> dict[str, Tensor]:
+        strength = Strength(torch.tensor(a, dtype=torch.float64), gate(x))
+        loss = (r * blend(torch.zeros_like(x), delta, strength, Operator.GATE)).sum()
+        grads = torch.autograd.grad(loss, list(gate.parameters()))
+        return dict(zip([name for name, _ in gate.named_parameters()], grads, strict=True))
+
+    def terms_of(r: Tensor, delta: Tensor) -> dict[str, Tensor]:
+        return gate_terms(gate, x, (a * (1 - a) * (r * delta).abs()).sum_to_size(gate(x).shape))
+
+    terms, exact = terms_of(r, delta), gradient(r, delta)
+    alike = gradient(r.abs(), delta.abs())
+    for name, value in alike.items():
+        assert bool((value.abs() <= terms[name] * (1 + 1e-12)).all()), name
+    assert alike["outer.bias"].item() == pytest.approx(terms["outer.bias"].item())
+    assert terms["outer.bias"].item() > 5 * exact["outer.bias"].abs().item()  # they nearly cancel
+    worse = gradient(r * (1 + eps * (r * delta).sign()), delta * (1 + eps * (r * delta).sign()))
+    off = (worse["outer.bias"] - exact["outer.bias"]).abs().item()
+    assert 0.6 * gate_rounding(terms["outer.bias"], eps) < off < gate_rounding(terms["outer.bias"], eps)
+
+
+def test_terms_of_gates_are_noted_in_lives_and_leave_float64_as_strict_as_it_was(tmp_path: Path) -> None:
+    config = tiny_config("gpt", trainer__precision="fp32", slots__incubation="immediate")
+    life = PlainLife(config, tmp_path)
+    birth = Command(slot="r1c0", op=Op.GERMINATE, blueprint="mlp", operator=Operator.GATE, ticks=4)
+    script = Script({1: [birth], 3: [Command(slot="r1c0", op=Op.ADVANCE)]})
+    first, *_, last = [life.tick(script) for _ in range(4)]
+    assert not first.gates
+    assert set(last.gates) == {name for name in last.weights if ".gate." in name} != set()
+    for name, terms in last.gates.items():
+        assert terms.shape == last.weights[name].shape
+        assert 0 < gate_rounding(terms, torch.finfo(torch.float64).eps) < 1e-12
+    assert moment_rounding("exp_avg", 1.0, 1.0, 0) == 0
 
 
 @pytest.mark.slow
