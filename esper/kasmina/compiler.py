@@ -274,6 +274,11 @@ class Compiler:
         self._reported = set(reasons)
         return fresh
 
+    def begin(self, record: Any) -> None:
+        """Tells who compiles beside training the agreed record with which the run begins, or goes on."""
+        if self.ahead is not None:
+            self.ahead.begin(record)
+
     def close(self) -> None:
         """Ends what compiles beside training."""
         if self.ahead is not None:

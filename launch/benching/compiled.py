@@ -55,12 +55,12 @@ def bench_birth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
         compiler = Compiler(engine.grown, train_sizes=train, eval_sizes=evaluation, incubation=config.slots.incubation)
         compiler.watch(example)
         if ahead:
-            helper = start_helper(config, engine.world, engine.bundle, engine.terms, example, (train, evaluation))
-            assert helper is not None
-            told = helper.wait(600.0)
+            beside = start_helper(config, engine.world, engine.bundle, engine.terms, example, (train, evaluation))
+            assert beside is not None
+            told = beside.helper.wait(600.0)
             assert told is not None, "the process that compiles ahead has died"
             prepared_s.append(told["seconds"])
-            helper.close()
+            beside.close()
         seed = engine.growth.build(SLOT, SEED, 1)
         began = _cpu()
         compiler.stage(SLOT, seed)

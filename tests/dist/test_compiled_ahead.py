@@ -1,5 +1,6 @@
 """Kernels compiled ahead by the helper: found by every birth that was foreseen, and the same bits with and without."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -58,7 +59,8 @@ def live(rank: int, config: EsperConfig, run_dir: Path, kill: bool) -> dict[str,
     multiprocessing.current_process().daemon = False  # a rank of a run may have children, which fetch data
     engine = make_engine(config, run_dir)
     compiler = engine.growth.compiler
-    helper: Any = None if compiler is None else compiler.ahead
+    ahead: Any = None if compiler is None else compiler.ahead
+    helper: Any = None if ahead is None else ahead.helper
     engine.begin(None)
     before = counters["inductor"]["fxgraph_cache_miss"]
     while engine.step < engine.terms.total_steps:
@@ -107,6 +109,44 @@ def test_what_was_foreseen_misses_nothing_and_the_bits_are_those_without_cold_wa
     assert carried["misses"] == 0, "a second machine of this kind, with what the first had"
     assert libraries(other) == before, "and its compiler had nothing to do"
     assert carried["bits"] == ahead["bits"]
+
+
+class Recorder(Helper):
+    """Starts nothing, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+
+    def tell(self, what: Any) -> None:
+        self.lines.append([(seed["operator"], seed["fades_from"]) for seed in what])
+
+    def watched(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        pass
+
+
+def go_on(rank: int, config: EsperConfig, run_dir: Path, resume_step: int | None, ticks: int) -> list[Any]:
+    engine, recorder = make_engine(config, run_dir), Recorder()
+    assert engine.growth.compiler is not None
+    engine.growth.compiler.ahead = start.Ahead(recorder, config, engine.terms)
+    engine.begin(resume_step)
+    while engine.state.tick < ticks:
+        engine.train_step()
+        if engine.tick_due():
+            engine.tick()
+    engine.saves.finish(engine.state)
+    engine.growth.close()
+    return recorder.lines
+
+
+def test_what_is_foreseen_follows_from_the_agreed_record_at_a_resume(tmp_path: Path) -> None:
+    """On each rank alike, since each machine has a helper of its own."""
+    more = {"trainer__compile_backend": "eager", "checkpoint__every_ticks": 5}
+    config, fading = config_of(tmp_path / "cache", "off", **more), [("MULTIPLY", "ADD"), ("MULTIPLY", None)]
+    assert run_distributed(go_on, 2, config, tmp_path, None, 5) == [[[("ADD", None), *fading]]] * 2
+    assert run_distributed(go_on, 2, config, tmp_path, 10, 6) == [[fading]] * 2
 
 
 @pytest.mark.slow

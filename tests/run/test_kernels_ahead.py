@@ -13,17 +13,23 @@ from typing import Any
 import pytest
 import torch
 
+from esper.accord.lifecycle import SlotState
+from esper.accord.state import RunState
 from esper.kasmina.kernels.folder import machine_folder, open_folder, private_folder
 from esper.leyline.alpha import Operator
+from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
+from esper.leyline.stages import Op, Stage
 from esper.run.kernels.foresee import Foreseen, foresee
 from esper.run.kernels.helper import Helper
+from esper.run.kernels.process import Inbox, Report, in_order
 from esper.run.kernels.wire import describe_batch, make_batch
 from esper.tamiyo.heuristic_config import HeuristicConfig
 from esper.tamiyo.none import NoneConfig
 from esper.tamiyo.random import RandomConfig
 from esper.tamiyo.schedule import ScheduleConfig
+from tests.support.patience import Patience, cpu_of, wait_until
 from tests.support.tiny import act, tiny_plain
 
 A, B = "r0c0", "r1c0"
@@ -36,6 +42,7 @@ def info(name: str, parameters: int) -> BlueprintInfo:
 
 CATALOGUE = {A: [info("noop", 0), info("norm", 8), info("conv", 90)], B: [info("noop", 0), info("norm", 16)]}
 OPERATORS = dict.fromkeys((A, B), (Operator.ADD, Operator.MULTIPLY))
+FIRST = RunState(slots=(SlotState(slot=A), SlotState(slot=B)))
 
 
 def names(found: list[Foreseen]) -> list[tuple[str, str]]:
@@ -43,20 +50,74 @@ def names(found: list[Foreseen]) -> list[tuple[str, str]]:
 
 
 def test_rules_take_blueprints_in_rotation_slot_by_slot() -> None:
-    found = foresee(HeuristicConfig(), CATALOGUE, OPERATORS)
+    found = foresee(HeuristicConfig(), CATALOGUE, OPERATORS, FIRST)
     assert names(found) == [(A, "conv"), (B, "norm"), (A, "norm")]
     assert {seed.operator for seed in found} == {Operator.ADD}
-    preferred = foresee(HeuristicConfig(blueprints=["norm", "conv"]), CATALOGUE, OPERATORS)
+    preferred = foresee(HeuristicConfig(blueprints=["norm", "conv"]), CATALOGUE, OPERATORS, FIRST)
     assert names(preferred) == [(A, "norm"), (B, "norm"), (A, "conv")]
     both = {A: CATALOGUE[A], B: CATALOGUE[A]}
-    spread = foresee(HeuristicConfig(blueprints=["norm", "conv"], spread=True), both, OPERATORS)
+    spread = foresee(HeuristicConfig(blueprints=["norm", "conv"], spread=True), both, OPERATORS, FIRST)
     assert names(spread) == [(A, "norm"), (B, "conv"), (A, "conv"), (B, "norm")]
+
+
+def test_the_order_follows_from_the_agreed_record() -> None:
+    """A slot's births say how far its rotation has come; empty slots are next, then live seeds, then fossils."""
+    both, rules = {A: CATALOGUE[A], B: CATALOGUE[A]}, HeuristicConfig(blueprints=["norm", "conv"])
+
+    def order(first: SlotState, second: SlotState, rules: HeuristicConfig = rules) -> list[tuple[str, str]]:
+        return names(foresee(rules, both, OPERATORS, RunState(tick=9, slots=(first, second))))
+
+    once, empty = SlotState(slot=A, generation=1), SlotState(slot=B)
+    assert order(once, empty) == [(B, "norm"), (A, "conv"), (B, "conv"), (A, "norm")]
+    live = replace(once, stage=Stage.TRAINING, blueprint="norm")
+    assert order(live, empty) == [(B, "norm"), (B, "conv"), (A, "conv"), (A, "norm")]
+    fossil = replace(empty, stage=Stage.FOSSILIZED, generation=4, blueprint="norm")
+    assert order(live, fossil) == [(A, "conv"), (A, "norm"), (B, "norm"), (B, "conv")]
+    waits = replace(once, staged=Command(slot=A, op=Op.GERMINATE, blueprint="conv"))
+    assert order(waits, empty) == [(B, "norm"), (B, "conv"), (A, "norm"), (A, "conv")]
+    spread = replace(rules, spread=True)
+    assert order(replace(once, generation=2), replace(empty, generation=2), spread)[:2] == [(A, "norm"), (B, "conv")]
+    assert order(once, replace(empty, generation=2), spread)[0] == (A, "conv")
+
+
+def test_a_schedule_goes_on_where_the_agreed_record_stands() -> None:
+    actions = [
+        act(1, A, "GERMINATE", blueprint="conv"),
+        act(7, A, "SET_ALPHA_TARGET", target=1.0, operator="MULTIPLY"),
+        act(9, B, "GERMINATE", blueprint="norm"),
+    ]
+    seed = SlotState(slot=A, stage=Stage.BLENDING, generation=1, blueprint="conv", operator=Operator.ADD)
+    fading = Foreseen(slot=A, blueprint="conv", operator=Operator.MULTIPLY, fades_from=Operator.ADD)
+    last = Foreseen(slot=B, blueprint="norm")
+
+    def order(tick: int) -> list[Foreseen]:
+        state = RunState(tick=tick, slots=(seed, SlotState(slot=B)))
+        return foresee(ScheduleConfig(actions=actions), CATALOGUE, OPERATORS, state)
+
+    assert order(6) == [fading, replace(fading, fades_from=None), last]
+    assert (order(7), order(9)) == ([last], [])
+
+
+def test_the_order_of_the_agreed_record_replaces_that_of_the_start(capfd: pytest.CaptureFixture[str]) -> None:
+    inbox, report = Inbox(), Report()
+    coming = in_order(["a", "b", "c"], inbox, report)
+    assert next(coming) == "a"
+    inbox.lines.put(["c", "a"])
+    assert list(coming) == ["c", "a"]
+    assert capfd.readouterr().out == "", "only what is all compiled is told"
+    begun = in_order(["a"], inbox, report)
+    assert next(begun) == "a"
+    inbox.lines.put(["b"])
+    assert list(begun) == ["b"]
+    waiting = in_order([], inbox, report)
+    inbox.lines.put([])
+    assert list(waiting) == []
 
 
 def test_what_adds_nothing_is_not_prepared() -> None:
     catalogue = {A: [replace(one, folds_into="stem") for one in CATALOGUE[A]], B: CATALOGUE[B]}
-    assert names(foresee(HeuristicConfig(), catalogue, OPERATORS)) == [(B, "norm")]
-    found = foresee(RandomConfig(), catalogue, OPERATORS)
+    assert names(foresee(HeuristicConfig(), catalogue, OPERATORS, FIRST)) == [(B, "norm")]
+    found = foresee(RandomConfig(), catalogue, OPERATORS, FIRST)
     assert {(seed.slot, seed.operator) for seed in found} == {
         (A, Operator.MULTIPLY),
         (B, Operator.ADD),
@@ -65,9 +126,9 @@ def test_what_adds_nothing_is_not_prepared() -> None:
 
 
 def test_other_controllers_may_take_any_operator_and_nobody_takes_none() -> None:
-    found = foresee(RandomConfig(), CATALOGUE, OPERATORS)
+    found = foresee(RandomConfig(), CATALOGUE, OPERATORS, FIRST)
     assert [seed.operator for seed in found] == [Operator.ADD] * 3 + [Operator.MULTIPLY] * 3
-    assert foresee(NoneConfig(), CATALOGUE, OPERATORS) == []
+    assert foresee(NoneConfig(), CATALOGUE, OPERATORS, FIRST) == []
 
 
 def test_a_schedule_says_what_is_born_and_which_operators_fade() -> None:
@@ -78,7 +139,7 @@ def test_a_schedule_says_what_is_born_and_which_operators_fade() -> None:
         act(9, A, "SET_ALPHA_TARGET", target=0.5),
         act(20, A, "GERMINATE", blueprint="conv"),
     ]
-    assert foresee(ScheduleConfig(actions=actions), CATALOGUE, OPERATORS) == [
+    assert foresee(ScheduleConfig(actions=actions), CATALOGUE, OPERATORS, FIRST) == [
         Foreseen(slot=A, blueprint="conv"),
         Foreseen(slot=A, blueprint="conv", operator=Operator.MULTIPLY, fades_from=Operator.ADD),
         Foreseen(slot=A, blueprint="conv", operator=Operator.MULTIPLY),
@@ -152,9 +213,10 @@ def test_a_helper_that_cannot_work_says_why_and_one_that_is_killed_keeps_nobody_
     os.kill(killed.process.pid, signal.SIGKILL)
     assert killed.wait(60.0) is None
     killed.close()
-    told = broken.wait(120.0)
-    assert told is not None
-    assert "nonsense" in told["why"]
+    patience = Patience(cpu_of(lambda: [broken.process.pid]))
+    wait_until(lambda: broken.wait(0.0) is not None, "the word of a broken one", patience)
+    assert broken.told is not None
+    assert "nonsense" in broken.told["why"]
     broken.close()
     assert "the process that compiles ahead had ended" in capfd.readouterr().err
     assert (gone(broken.process.pid), gone(killed.process.pid)) == (True, True)

@@ -44,6 +44,9 @@ def backward(outputs: Sequence[Any], leaves: Sequence[Tensor] | None = None) -> 
 class Ahead(Protocol):
     """Who compiles beside training."""
 
+    def begin(self, record: Any) -> None:
+        """Orders what is left to compile by the agreed record with which the run begins, or goes on."""
+
     def watched(self) -> contextlib.AbstractContextManager[None]:
         """Within the block this process compiles, and must not wait for whoever has stopped."""
 

@@ -1,9 +1,9 @@
 """The process that compiles ahead, as the rank that starts it sees it.
 
-    rank (local rank 0) -- stdin: one order, then held open --> helper
-                        <- stdout: one line when it is done --
+    rank (local rank 0) -- stdin: its order; what the agreed record foresees; then held open --> helper
+                        <- stdout: one line when the order is done --
 
-The helper is told what to compile once, and then left alone; nothing in training waits for it, so that it may fail, lag
+The helper is told what to compile, and then left alone; nothing in training waits for it, so that it may fail, lag
 or be killed. What it has compiled lies on disk, where a birth finds it. It ends when its stdin does, when the rank
 dies (see `esper.run.parent`), and when it has used up its seconds or memory.
 """
@@ -41,6 +41,8 @@ class Helper:
         told: what it said when it was done; None until then, and if it died before.
     """
 
+    _teller: threading.Thread | None = None
+
     def __init__(self, order: dict[str, Any], folder: str) -> None:
         kept = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
         # One compiler at a time: the helper has what the ranks leave of the machine.
@@ -55,10 +57,22 @@ class Helper:
             env=environment,
             start_new_session=True,  # its compilers end with it, by one signal
         )
-        with contextlib.suppress(OSError):
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
-            self.process.stdin.flush()
+        self.tell(order)
+
+    def tell(self, what: Any) -> None:
+        """Writes a line of JSON, in a thread: a process that is busy or stopped may leave a long one unread."""
+        line, before = json.dumps(what).encode() + b"\n", self._teller
+
+        def write() -> None:
+            if before is not None:
+                before.join()
+            with contextlib.suppress(OSError, ValueError):  # it has ended, or been closed
+                assert self.process.stdin is not None
+                self.process.stdin.write(line)
+                self.process.stdin.flush()
+
+        self._teller = threading.Thread(target=write, name="esper-helper-tell", daemon=True)
+        self._teller.start()
 
     def wait(self, seconds: float) -> dict[str, Any] | None:
         """Waits until it is done or has died, at most so many seconds.
@@ -124,6 +138,8 @@ class Helper:
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE_S)
+        if self._teller is not None:
+            self._teller.join(_GRACE_S)
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
             with contextlib.suppress(OSError):

@@ -1,5 +1,7 @@
 """Compiles ahead: ``python -m esper.run.kernels.process RANK_PID``, with its order on stdin.
 
+A second line says what the agreed record foresees from which the run begins or goes on, in whose order the rest is
+compiled; when that is done, it ends.
 It builds the host as a rank does, on zeros in place of data, and runs the very code that a birth runs. It knows neither
 RUN nor the other ranks, draws from random streams of its own, and leaves nothing but kernels. A seed that cannot be
 compiled is left out: its birth will say why.
@@ -11,12 +13,13 @@ from esper.run.parent import die_with_parent  # before what takes seconds
 
 import json
 import os
+import queue
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,12 +94,35 @@ def end_session() -> NoReturn:
     os._exit(0)
 
 
-def guard(report: Report, seconds: float, memory_mib: int) -> None:
-    """Ends this process when its stdin ends, or when its seconds or its memory are used up; runs in a thread."""
-    stdin = sys.stdin.fileno()
-    while True:
-        if select.select([stdin], [], [], _POLL_S)[0] and not os.read(stdin, 4096):
+class Inbox:
+    """What the rank writes: lines of JSON. This process ends when its stdin does."""
+
+    def __init__(self) -> None:
+        self.lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._rest = b""
+
+    def read(self, seconds: float | None = None) -> None:
+        """Reads what comes within so many seconds; None waits."""
+        if not select.select([0], [], [], seconds)[0]:
+            return
+        more = os.read(0, 65536)
+        if not more:
             end_session()
+        *whole, self._rest = (self._rest + more).split(b"\n")
+        for line in whole:
+            self.lines.put(json.loads(line))
+
+    def first(self) -> Any:
+        """Waits for the first line."""
+        while self.lines.empty():
+            self.read()
+        return self.lines.get()
+
+
+def guard(inbox: Inbox, report: Report, seconds: float, memory_mib: int) -> None:
+    """Ends this process when its stdin ends, or when its seconds or its memory are used up; runs in a thread."""
+    while True:
+        inbox.read(_POLL_S)
         held = memory_of(session_members(os.getsid(0)))
         if report.seconds > seconds or held > memory_mib:
             over = f"compile.memory_mib = {memory_mib} is used up: {held} MiB"
@@ -104,11 +130,24 @@ def guard(report: Report, seconds: float, memory_mib: int) -> None:
             end_session()
 
 
-def compile_all(compiler: Compiler, grown: Grown, config: EsperConfig, order: dict[str, Any], report: Report) -> None:
+def in_order(first: list[Any], inbox: Inbox, report: Report) -> Iterator[Any]:
+    """What is foreseen: that of the order until the agreed record's has come, and then that."""
+    for plain in first:
+        if not inbox.lines.empty():
+            break
+        yield plain
+    else:
+        report.say()
+    yield from inbox.lines.get()
+
+
+def compile_all(
+    compiler: Compiler, grown: Grown, config: EsperConfig, order: dict[str, Any], inbox: Inbox, report: Report
+) -> None:
     """Compiles what is foreseen, in its order; what shares its graphs with another is compiled once."""
     done: set[tuple[Any, ...]] = set()
     device, dtype = torch.device(order["device"]), seed_dtype(dtype_of(config.trainer.precision))
-    for plain in order["foreseen"]:
+    for plain in in_order(order["foreseen"], inbox, report):
         names = {name: None if plain[name] is None else Operator[plain[name]] for name in ("operator", "fades_from")}
         seed = Foreseen(slot=plain["slot"], blueprint=plain["blueprint"], **names)  # type: ignore[arg-type]
         own = (seed.slot,) if seed.blueprint == COPY else place_of(compiler, seed.slot)
@@ -148,10 +187,10 @@ def main() -> None:
     die_with_parent(int(sys.argv[1]), signal.SIGTERM)
     os.nice(_NICE)
     signal.signal(signal.SIGTERM, lambda number, frame: end_session())
-    report = Report()
-    order = json.loads(sys.stdin.buffer.readline())
+    report, inbox = Report(), Inbox()
+    order = inbox.first()
     config = read_config(order["config"])
-    limits = (report, config.compile.seconds, config.compile.memory_mib)
+    limits = (inbox, report, config.compile.seconds, config.compile.memory_mib)
     threading.Thread(target=guard, args=limits, daemon=True).start()
     try:
         torch.set_num_threads(config.world.threads)
@@ -170,7 +209,7 @@ def main() -> None:
             autocast=lambda: autocast(config.trainer.precision, device),
         )
         compiler.watch(example)
-        compile_all(compiler, grown, config, order, report)
+        compile_all(compiler, grown, config, order, inbox, report)
         report.say()
     except Exception as error:
         report.say(one_line(error))

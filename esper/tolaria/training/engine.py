@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from esper.accord.breaker import BreakerOrder
 from esper.accord.health import take_up
 from esper.accord.state import RunState, Terms
@@ -155,6 +153,8 @@ class Engine:
         elif self.step == 0:  # else it goes on from another run, which put it there
             self.growth.plant_record(self.state)
         self.growth.follow(self.state, force=True)
+        if self.growth.compiler is not None:
+            self.growth.compiler.begin(self.state)
         if self.average is not None:
             self.average.follow()
         self.cycle.desk.begin(self.state)
@@ -199,7 +199,8 @@ class Engine:
                 x, y = self.evaluator.to_device(*self.feed.batch(indices, epoch))
                 self.window.data_ms += self.feed.take_waited_ms()
                 with self.world.collective("forward"):
-                    loss = self._loss(x, y, self.world.put(weights), scale)
+                    shadowed = self.growth.shadowed_slots(self.state)
+                    loss = self.losses(x, y, self.world.put(weights), scale, shadowed=shadowed)
                 self.window.own_ms += 1e3 * (time.perf_counter() - began)
                 self.heartbeat.mark("backward")
                 with self.world.collective("backward"):
@@ -217,10 +218,6 @@ class Engine:
     def cursor(self, step: int) -> int:
         """Where the batch of an optimizer step stands in the plan."""
         return self.state.governor.cursor(step)
-
-    def _loss(self, x: Any, y: Any, weights: Tensor, scale: float) -> Tensor:
-        """The loss of one forward; see `StepLoss`."""
-        return self.losses(x, y, weights, scale, shadowed=self.growth.shadowed_slots(self.state))
 
     def tick_due(self) -> bool:
         """Whether a tick is due: by count, by epoch, at the end, or at once after a row of skipped steps."""
