@@ -1,6 +1,6 @@
 """Benchmarks: ratios of Esper to a baseline, measured in one interleaved run, with an A/A arm for each.
 
-    python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth] [--json FILE]
+    python launch/bench.py lockstep [--rounds N] [--ranks R] [--parts step tick growth save share]
     python launch/bench.py kasmina  [--rounds N] [--ranks R] [--parts ...] [--json FILE]
     python launch/bench.py policy   [--rounds N] [--ranks R] [--parts many64 many16 share ranks] [--json FILE]
     python launch/bench.py library  [--rounds N] [--json FILE]
@@ -25,13 +25,13 @@ import os
 import sys
 from pathlib import Path
 
-from benching import compiled, feeding, gates, gpu, kasmina, library, lockstep, policy, service, tokens
+from benching import compiled, feeding, gates, gpu, kasmina, library, lockstep, policy, service, ticking, tokens
 from benching.harness import DEVICE, run
 
 from esper.leyline.machine.room import usable_cores
 
 BENCHES = {
-    "lockstep": lockstep.PARTS,
+    "lockstep": lockstep.PARTS | ticking.PARTS,
     "kasmina": kasmina.PARTS | library.PARTS | compiled.PARTS,
     "policy": policy.PARTS,
     "feeding": feeding.PARTS,

@@ -48,13 +48,13 @@ class Saves(Observer):
     ) -> None:
         self.saver, self.narrator, self.heartbeat, self.sink = saver, narrator, heartbeat, sink
         self._task, self._patience = task, control.startup_timeout_s / 2
-        self._every, self._total, self._collect = every_ticks, total_steps, collect
+        self.every_ticks, self._total, self._collect = every_ticks, total_steps, collect
         self._due = self._last = False
 
     def before_commit(self, turn: Turn) -> None:
         """Decides whether a save follows this tick: by count, at the end, or because a stop or a save was requested."""
         stop, ended = turn.stop, turn.ends or turn.state.step >= self._total
-        self._due = ended or (self._every > 0 and turn.state.tick % self._every == 0)
+        self._due = ended or (self.every_ticks > 0 and turn.state.tick % self.every_ticks == 0)
         self._last = stop or ended
         turn.save = self._due or stop or turn.save_ordered
         if turn.save:  # the previous save must be done; every rank waits for its own share

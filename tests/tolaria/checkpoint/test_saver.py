@@ -1,6 +1,8 @@
 """Saves beside training: what is written is what was at the tick; the next save and the end wait."""
 
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import nn
 
 from esper.leyline.errors import CheckpointError, LeaseError
 from esper.leyline.events import CheckpointSaved, Fault, Rewrapped
-from esper.tolaria.checkpoint.hostcopy import HostCopy
+from esper.tolaria.checkpoint.hostcopy import HostCopy, rebuild
 from esper.tolaria.checkpoint.saver import Saver
 from esper.tolaria.checkpoint.store import CheckpointStore, rank_file
 from esper.tolaria.lockstep.wire import RankWord, SaveWord
@@ -79,6 +81,40 @@ def test_what_is_written_is_what_was_at_the_tick(tmp_path: Path) -> None:
     assert payload["controller"] == {"counts": [1, 2]}
     assert saver.store.verify(10).score == 0.5
     assert savers() == []
+
+
+def test_a_save_takes_a_copy_from_the_training_thread_and_nothing_else(tmp_path: Path) -> None:
+    """Counted: each number is copied once; nothing is opened, hashed, serialised or written there."""
+    engine = make_engine(tiny_config(), tmp_path)
+    engine.begin(None)
+    train_on(engine, until=4)
+    sizes: dict[int, int] = {}
+    rebuild(engine.collect_saved(engine.state), lambda tensor, _: sizes.setdefault(tensor.data_ptr(), tensor.nbytes))
+    engine.saves.begin(engine.state, scored=False)  # the first one makes the buffers
+    engine.saves.settle_now(engine.state)
+    calls, copied, copy = Counter[str](), [], torch.Tensor.copy_
+
+    def note(frame: Any, event: str, function: Any) -> None:
+        if event in ("call", "c_call"):
+            calls[frame.f_code.co_name if event == "call" else function.__name__] += 1
+
+    def counted(self: torch.Tensor, source: torch.Tensor, **more: Any) -> torch.Tensor:
+        copied.append(source.nbytes)
+        return copy(self, source, **more)
+
+    before = sys.getprofile()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", counted)
+        sys.setprofile(note)
+        try:
+            engine.saves.begin(engine.state, scored=False)
+        finally:
+            sys.setprofile(before)
+    engine.saves.settle_now(engine.state)
+    engine.growth.close()
+    engine.feed.close()
+    assert sum(copied) == sum(sizes.values())
+    assert calls.keys().isdisjoint({"save", "open", "mkdir", "write", "write_synced", "fsync", "sha256", "update"})
 
 
 def test_a_save_is_committed_once_all_have_spoken_and_told_when_it_is_done(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from esper.accord.observation import observe_empty, observe_slot
-from tests.support.many_slots import Cost, Crowded
+from esper.tolaria.ranks.config import ControlConfig
+from tests.support.many_slots import Cost, Crowded, measure
 
 TENSORS = 120
 
@@ -25,6 +26,17 @@ def test_a_tick_costs_what_is_live() -> None:
     (wider, tick) = costs(48, 4, 3 * TENSORS)
     assert wider.calls - step.calls <= 2 * TENSORS * 9  # torch's optimizer has some 8 calls for each tensor
     assert tick.calls - many.calls <= 2 * TENSORS * 2
+
+
+def test_ticks_are_at_most_a_fiftieth_of_a_run_s_calls() -> None:
+    """With the default of 50 steps between ticks, and nothing but calls of ours and torch's to look at."""
+    crowded = Crowded(4, 4, 1154)
+    crowded.step()
+    whole = measure(crowded.step, count=True)
+    crowded.step()
+    _, tick = crowded.costs(rounds=1)
+    crowded.session.close()
+    assert tick.calls / (ControlConfig().every * whole + tick.calls) <= 0.02, (whole, tick)
 
 
 def test_a_bare_slot_is_observed_as_any_other() -> None:
