@@ -16,7 +16,10 @@ from pathlib import Path
 
 import torch
 
-BENCHES = {"lockstep": ("step", "tick", "growth"), "kasmina": ("step", "layout", "library", "compiled")}
+BENCHES = {
+    "lockstep": ("step", "tick", "growth", "save", "share"),
+    "kasmina": ("step", "layout", "library", "compiled"),
+}
 ROOT = Path(__file__).resolve().parents[2]
 NO_DEVICE = "bench.py gpu: torch sees no CUDA device here; run it on a machine with one, or see its plan by --plan"
 

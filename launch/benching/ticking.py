@@ -19,11 +19,12 @@ import torch
 import torch.distributed as dist
 
 from benching.harness import Part, Ratio, engine_for, interleave, interval, ratio_of
-from benching.lockstep import live_slots
+from benching.kasmina import blend
 from esper.tolaria.checkpoint.store import rank_file
 from esper.tolaria.lockstep.wire import SaveWord
 from esper.tolaria.training.engine import Engine
 
+BLENDED = ("r0c0", "r1c0")
 STEADY = 5  # steps from which it is known what one takes
 SAVED = [
     "host=gpt",
@@ -166,12 +167,12 @@ def _tick_shares(engine: Engine, rounds: int) -> tuple[list[float], dict[str, li
 
 
 def bench_share(rank: int, world_size: int, rounds: int) -> list[Ratio]:
-    """The share of wall time that ticks and the controller take, with three seeds that learn at the beginning."""
+    """The share of wall time that ticks and the controller take, under the heuristic, with two seeds blended."""
     engine = engine_for(GROWING, rank, world_size)
-    live_slots(engine, 3)
+    blend(engine, BLENDED, "mlp_small")
     engine.train_step()
     _tick_shares(engine, 1)  # warm-up, not counted
-    shares, parts = _tick_shares(engine, rounds)
+    shares, parts = _tick_shares(engine, max(2, rounds))
     births, every = engine.state.births, engine.settings.control.every
     engine.world.close()
     of = {name: statistics.median(found) for name, found in parts.items()}

@@ -33,7 +33,7 @@ def test_the_plan_has_the_marked_tests_and_every_part_by_its_name(
     gpu = benching("gpu")
     assert gpu.main(["--plan", "--devices", "4", "--rounds", "7"]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    rooms = {"lockstep": ("lockstep",), "kasmina": ("kasmina", "library", "compiled")}
+    rooms = {"lockstep": ("lockstep", "ticking"), "kasmina": ("kasmina", "library", "compiled")}
     known = {what: {part for room in names for part in benching(room).PARTS} for what, names in rooms.items()}
     assert set(lines) == {"tests", *(f"{what}-{name}" for what, names in gpu.BENCHES.items() for name in names)}
     assert all(name in known[what] for what, names in gpu.BENCHES.items() for name in names)
