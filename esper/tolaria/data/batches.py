@@ -1,13 +1,15 @@
 """Batches: which part is the model's input, which the target, and which samples of it are sound."""
 
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from esper.leyline.errors import ConfigError
+from esper.leyline.errors import ConfigError, DataError, one_line
 
 TARGETS = ("labels", "label", "target", "targets", "y")
 
@@ -39,6 +41,28 @@ def split_batch(batch: Any, who: str) -> tuple[Any, Any]:
         f"{who}: a batch is {type(batch).__name__}, expected (inputs, target) or a mapping with a target under labels; "
         "correct the collate function, or override Task.split"
     )
+
+
+def refuse_other_shapes(error: Exception, x: Any, example: Any) -> None:
+    """Says which inputs a host has failed on, where they have other shapes than those that it was tried with.
+
+    Args:
+        error: what the host raised.
+        x: its inputs.
+        example: those that it was tried with.
+
+    Raises:
+        DataError: their shapes differ, the number of samples aside.
+    """
+    got, tried = ([list(leaf.shape) for leaf in tree_leaves(one) if isinstance(leaf, Tensor)] for one in (x, example))
+    if [shape[1:] for shape in got] == [shape[1:] for shape in tried]:
+        return
+    frame = traceback.extract_tb(error.__traceback__)[-1]  # perhaps a line of the user's own
+    raise DataError(
+        f"data: the host fails on inputs {', '.join(map(str, got))}, and was tried with {', '.join(map(str, tried))}: "
+        f"{one_line(error)} ({Path(frame.filename).name}, line {frame.lineno}); correct the collate function, or the "
+        "host if it is to take such"
+    ) from error
 
 
 def finite_samples(x: Any, samples: int) -> Tensor:

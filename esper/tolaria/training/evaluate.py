@@ -26,7 +26,7 @@ from esper.kasmina.slots.confidence import confident, evaluating
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import arguments
 from esper.leyline.plain import digest62
-from esper.tolaria.data.batches import finite_samples, keep_samples
+from esper.tolaria.data.batches import finite_samples, keep_samples, refuse_other_shapes
 from esper.tolaria.data.clusters import draw_share
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.refills import Refills
@@ -154,8 +154,12 @@ class Evaluator:
 
     def _forward(self, grown: Grown, x: Any) -> Any:
         args, kwargs = arguments(x)
-        with autocast(self.precision, self.world.device), confident(grown, *args, **kwargs):
-            return grown.model(*args, **kwargs)
+        try:
+            with autocast(self.precision, self.world.device), confident(grown, *args, **kwargs):
+                return grown.model(*args, **kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            refuse_other_shapes(error, x, self.bundle.example())
+            raise
 
     def _judge(self, grown: Grown, batch: tuple[Any, Any], *, learning: bool = False) -> Tensor:
         """Per-sample loss by a network, [N], with a gradient where the caller wants one.

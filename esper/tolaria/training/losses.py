@@ -13,6 +13,7 @@ from esper.kasmina.axes.feature import copy_inputs
 from esper.kasmina.slots.confidence import class_logits
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.sites import arguments
+from esper.tolaria.data.batches import refuse_other_shapes
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.lockstep.window import Window
 from esper.tolaria.tasks.task import Task
@@ -104,5 +105,9 @@ class StepLoss:
 
     def _forward(self, call: Call, x: Any) -> Any:
         args, kwargs = arguments(x)
-        with autocast(self.evaluator.precision, self.evaluator.world.device):
-            return call(*args, **kwargs)
+        try:
+            with autocast(self.evaluator.precision, self.evaluator.world.device):
+                return call(*args, **kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            refuse_other_shapes(error, x, self.evaluator.bundle.example())
+            raise

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 import esper
-from esper.leyline.errors import ConfigError, DataError
+from esper.config.tree import build_config
+from esper.leyline.errors import ConfigError, DataError, LockstepError
 from esper.tolaria.data import CustomDataConfig, load_data
 from esper.tolaria.data.own.custom import DatasetPart
 from esper.tolaria.data.sampler import BatchPlan
@@ -20,7 +21,8 @@ from esper.tolaria.data.task import Task as Labels
 from esper.tolaria.tasks.bind import why_no_target
 from esper.tolaria.tasks.labels import LabelTask
 from esper.tolaria.training.feed import Feed
-from tests.support.toy_tasks import Rows
+from tests.support.tiny import make_engine
+from tests.support.toy_tasks import Rows, toy_plain
 
 HERE = "tests.tolaria.data.test_own"
 
@@ -139,6 +141,17 @@ class Broken(Drawing):
 
 def broken() -> esper.Data:
     return esper.Data(train=Broken(), classes=3)
+
+
+def widening(samples: list[Any]) -> Any:
+    """One number more of each sample where there are many."""
+    x = torch.stack([x for x, _ in samples])
+    return (x if len(x) < 20 else torch.cat([x, x[:, :1]], 1)), torch.stack([y for _, y in samples])
+
+
+def wide() -> esper.Data:
+    rows = Rows(torch.randn(60, 4, generator=torch.Generator().manual_seed(1)).double(), torch.arange(60) % 3)
+    return esper.Data(train=rows, validation=rows, probe=rows, test=rows, classes=3, collate=widening)
 
 
 def nothing() -> int:
@@ -294,3 +307,16 @@ def test_what_no_worker_can_have_is_one_line() -> None:
 def test_options_that_a_function_does_not_take(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"data.options = .*{HERE}:nothing does not take these"):
         load_data(config("nothing", options={"folder": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("what", ["trained", "measured"])
+def test_inputs_of_other_shapes_are_told_where_the_host_fails(what: str, tmp_path: Path) -> None:
+    plain = toy_plain("classification", trainer__batch=32 if what == "trained" else 8, control__every=2)
+    plain["data"] |= {"path": f"{HERE}:wide", "options": {}}
+    engine = make_engine(build_config(plain), tmp_path)
+    engine.begin(None)
+    size = 32 if what == "trained" else 60
+    text = rf"the host fails on inputs \[{size}, 5\], and was tried with \[2, 4\]: RuntimeError: .*linear.py, line"
+    with pytest.raises((DataError, LockstepError), match=text) as error:
+        engine.run()
+    assert "\n" not in str(error.value)
