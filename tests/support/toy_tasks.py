@@ -196,7 +196,11 @@ TOYS = {
         {"kind": "multilabel", "label_weights": None},
         sum(entropy(SYMBOL, of=F.one_hot(CLASSES, 3)[:, k]) for k in range(3)) / 3,
     ),
-    "segmentation": Toy({"kind": "segmentation", "ignore_index": 255, **PLACES}, 0.0, near=2e-2),
+    "segmentation": Toy(
+        {"kind": "segmentation", "ignore_index": 255, "class_weights": None, "balanced": False, **PLACES},
+        0.0,
+        near=2e-2,
+    ),
     "masked_language": Toy({"kind": "masked_language", "share": 0.2, "mask_token": None, **PLACES}, 0.0, near=0.25),
     "seq2seq": Toy(
         {"kind": "seq2seq", "ignore_index": -100, **PLACES}, _flat(FIRST.flatten(1), SECOND.flatten(1), _TOKEN)

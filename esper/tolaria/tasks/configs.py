@@ -54,6 +54,13 @@ class PlacesConfig(SmoothedConfig):
     """
 
 
+def check_weights(config: Any, check: Checks) -> None:
+    """Range check of ``class_weights`` and ``balanced``, reported together with the class's own."""
+    weights = config.class_weights
+    check("class_weights", weights is None or all(w >= 0 for w in weights), "must be >= 0 each")
+    check("class_weights", weights is None or not config.balanced, "either these or task.balanced")
+
+
 @dataclass(kw_only=True, slots=True)
 class ClassificationConfig(SmoothedConfig):
     """One class of each sample: logits [B, K], target [B]; loss in nats, accuracy."""
@@ -83,9 +90,7 @@ class ClassificationConfig(SmoothedConfig):
             self.check_smoothing(check)
             for name in ("mixup", "cutmix"):
                 check(name, getattr(self, name) >= 0, "must be >= 0")
-            weights = self.class_weights
-            check("class_weights", weights is None or all(w >= 0 for w in weights), "must be >= 0 each")
-            check("class_weights", weights is None or not self.balanced, "either these or task.balanced")
+            check_weights(self, check)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,9 +151,18 @@ class SegmentationConfig(PlacesConfig):
     ignore_index: int = 255
     """Target of pixels that do not count."""
 
+    class_weights: list[float] | None = None
+    """Factor of each class's loss, normalised to a mean of 1 over the training part's pixels; null: all the same. It
+    counts in validation and in evidence as well.
+    """
+
+    balanced: bool = False
+    """Class weights that are inverse to the classes' frequencies among the pixels of the training part."""
+
     def __post_init__(self) -> None:
         with Checks(self) as check:
             self.check_smoothing(check)
+            check_weights(self, check)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.leyline.errors import ConfigError
 from esper.leyline.events.task import MetricInfo
+from esper.tolaria.data.parts import Bundle
 from esper.tolaria.tasks.targets import targets_in
 from esper.tolaria.tasks.task import Metric, Sums
 
@@ -76,6 +78,41 @@ def class_counts(predicted: Tensor, actual: Tensor, valid: Tensor, classes: int)
         sums[f"fp{k}"] = (said & ~so).sum(1).double()
         sums[f"fn{k}"] = (~said & so).sum(1).double()
     return sums
+
+
+def weights_of(config: Any, bundle: Bundle, ndim: int, ignore: int | None = None) -> Tensor | None:
+    """Class weights, normalised to a mean of 1 over the training part, float64 [K]; None: all are the same.
+
+    Args:
+        config: has ``kind``, ``class_weights`` and ``balanced``.
+        bundle: the data; its training part is read whole if there are weights.
+        ndim: axes of a batch of targets.
+        ignore: target that does not count.
+
+    Raises:
+        ConfigError: they are not one for each class, or none of a training sample is above 0; targets are no classes.
+    """
+    if not config.balanced and config.class_weights is None:
+        return None
+    if config.class_weights is not None and len(config.class_weights) != bundle.classes:
+        raise ConfigError(
+            f"task.class_weights: {len(config.class_weights)} for {bundle.classes} classes; give one for each"
+        )
+    counts = torch.zeros(bundle.classes, dtype=torch.float64)
+    for rows in torch.arange(len(bundle.train)).split(1024):
+        target = bundle.train.fetch(rows)[1]
+        if not isinstance(target, Tensor) or target.ndim != ndim or target.is_floating_point():
+            of = "sample" if ndim == 1 else "pixel"
+            raise ConfigError(
+                f"task.kind = {config.kind!r}: class weights need one whole number as the target of each {of}"
+            )
+        known = target[(target >= 0) & (target < bundle.classes) & (target != (-1 if ignore is None else ignore))]
+        counts += torch.bincount(known, minlength=bundle.classes)
+    raw = counts.clamp(min=1).reciprocal() if config.balanced else torch.tensor(config.class_weights).double()
+    mean = float((raw * counts).sum() / counts.sum())
+    if not mean > 0:
+        raise ConfigError("task.class_weights: no training sample has a weight above 0; raise some")
+    return raw / mean
 
 
 def entropy_of(targets: Iterable[Any], ignore: int | None = None) -> float:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from esper.accord.verdict import chance_level
-from esper.leyline.errors import ConfigError
 from esper.tolaria.data.parts import Bundle, Part
 from esper.tolaria.data.task import Task as Labels
 from esper.tolaria.tasks.configs import ClassificationConfig, LanguageConfig
-from esper.tolaria.tasks.counts import class_counts, count_names, macro_f1
+from esper.tolaria.tasks.counts import class_counts, count_names, macro_f1, weights_of
 from esper.tolaria.tasks.mixing import MixedPart
 from esper.tolaria.tasks.targets import targets_in
 from esper.tolaria.tasks.task import Scores, Task, read_logits
@@ -91,32 +90,12 @@ class LabelTask(Task):
         return chance_level(label for tensor in targets_in(targets) for label in tensor.flatten().tolist())
 
 
-def _labels(bundle: Bundle, kind: str) -> Tensor:
-    """Targets of the training part, int64 [N]."""
-    found = [bundle.train.fetch(rows)[1] for rows in torch.arange(len(bundle.train)).split(1024)]
-    if not all(isinstance(one, Tensor) and one.ndim == 1 and not one.is_floating_point() for one in found):
-        raise ConfigError(f"task.kind = {kind!r}: class weights need one whole number as the target of each sample")
-    return torch.cat(found)
-
-
 def build_classification(config: ClassificationConfig, bundle: Bundle) -> Task:
     """Classification; class weights are normalised by the training part."""
-    weights = None
-    if config.balanced or config.class_weights is not None:
-        counts = torch.bincount(_labels(bundle, config.kind), minlength=bundle.classes).double()
-        if config.class_weights is not None and len(config.class_weights) != len(counts):
-            raise ConfigError(
-                f"task.class_weights: {len(config.class_weights)} for {len(counts)} classes; give one for each"
-            )
-        raw = counts.clamp(min=1).reciprocal() if config.balanced else torch.tensor(config.class_weights).double()
-        mean = float((raw * counts).sum() / counts.sum())
-        if mean <= 0:
-            raise ConfigError("task.class_weights: no training sample has a weight above 0; raise some")
-        weights = raw / mean
     return LabelTask(
         Labels.CLASSIFICATION,
         smoothing=config.label_smoothing,
-        weights=weights,
+        weights=weights_of(config, bundle, 1),
         f1=bundle.classes if config.f1 else 0,
         mix={"mixup": config.mixup, "cutmix": config.cutmix},
     )

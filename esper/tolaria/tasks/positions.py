@@ -15,7 +15,7 @@ from torch import Tensor
 from esper.leyline.events.task import MetricInfo
 from esper.tolaria.data.parts import Bundle
 from esper.tolaria.tasks.configs import Normalise, SegmentationConfig, SequenceConfig
-from esper.tolaria.tasks.counts import class_counts, count_names, entropy_of, mean_iou, share_of
+from esper.tolaria.tasks.counts import class_counts, count_names, entropy_of, mean_iou, share_of, weights_of
 from esper.tolaria.tasks.task import Metric, Scores, Task, read_logits
 
 
@@ -29,6 +29,7 @@ class PositionTask(Task):
         pixels: logits are [B, K, H, W] and not [B, T, K].
         smoothing: label smoothing in training.
         normalise: over what a step's loss is a mean.
+        weights: factor of each class's loss, [K]; None: 1.
     """
 
     graded = True
@@ -42,9 +43,13 @@ class PositionTask(Task):
         pixels: bool = False,
         smoothing: float = 0,
         normalise: Normalise = Normalise.SAMPLES,
+        weights: Tensor | None = None,
     ) -> None:
         self.by_positions = normalise is Normalise.TOKENS
         self.name, self.ignore, self.classes, self.pixels, self.smoothing = name, ignore, classes, pixels, smoothing
+        self.weights = weights
+        if weights is not None:
+            self.unit = "weighted nats"
         kinds = [name for of in ("tp", "fp", "fn") for name in count_names(of, classes)]
         self.columns = ["hits", "positions", *kinds]
         where = "pixel" if pixels else "token"
@@ -73,7 +78,9 @@ class PositionTask(Task):
         """Cross-entropy in nats, the mean over a sample's positions that count; 0 where none does."""
         logp, flat, valid = self._read(output, target)
         number = valid.sum(1)
-        own = -logp.gather(-1, flat.clamp(min=0).where(valid, 0)[..., None])[..., 0]
+        labels = flat.clamp(min=0).where(valid, 0)
+        own = -logp.gather(-1, labels[..., None])[..., 0]
+        own = own if self.weights is None else own * self.weights.to(own)[labels]
         loss = own.where(valid, 0.0).sum(1) / number.clamp(min=1)
         said = logp.argmax(-1)
         hits = ((said == flat) & valid).sum(1)
@@ -83,8 +90,11 @@ class PositionTask(Task):
 
     def learn(self, output: Any, target: Any) -> Tensor:
         """The same against labels of which a share is spread over all classes."""
-        logp, _, valid = self._read(output, target)
-        uniform = -(logp.mean(-1).where(valid, 0.0)).sum(1) / valid.sum(1).clamp(min=1)
+        logp, flat, valid = self._read(output, target)
+        each = logp.mean(-1)
+        if self.weights is not None:
+            each = each * self.weights.to(each)[flat.clamp(min=0).where(valid, 0)]
+        uniform = -(each.where(valid, 0.0)).sum(1) / valid.sum(1).clamp(min=1)
         return (1 - self.smoothing) * self.score(output, target).loss + self.smoothing * uniform
 
     def positions(self, target: Any) -> Tensor:
@@ -97,14 +107,14 @@ class PositionTask(Task):
         return {"class": read_logits(output, self.name).argmax(1 if self.pixels else -1)}
 
     def chance(self, targets: Iterable[Any]) -> float:
-        """Entropy of the frequencies of classes."""
-        return entropy_of(targets, self.ignore)
+        """Entropy of the frequencies of classes; 0, not known, where they have weights."""
+        return 0.0 if self.weights is not None else entropy_of(targets, self.ignore)
 
 
 def build_segmentation(config: SegmentationConfig, bundle: Bundle) -> Task:
     """A class of each pixel."""
     more: dict[str, Any] = {"classes": bundle.classes, "pixels": True, "smoothing": config.label_smoothing}
-    more["normalise"] = config.normalise
+    more |= {"normalise": config.normalise, "weights": weights_of(config, bundle, 3, config.ignore_index)}
     return PositionTask(config.kind, config.ignore_index, **more)
 
 

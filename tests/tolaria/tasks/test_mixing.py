@@ -6,14 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import esper
 from esper.leyline.errors import ConfigError
-from esper.tolaria.data import DigitsConfig, load_data
+from esper.tolaria.data import CustomDataConfig, DigitsConfig, load_data
 from esper.tolaria.data.task import Task as Labels
-from esper.tolaria.tasks import ClassificationConfig
+from esper.tolaria.tasks import ClassificationConfig, SegmentationConfig
 from esper.tolaria.tasks.bind import bind
 from esper.tolaria.tasks.labels import LabelTask
 from esper.tolaria.tasks.mixing import MixedPart
 from esper.tolaria.tasks.targets import Mixed, Weighted
+from tests.support.toy_tasks import Rows
 
 DIGITS = DigitsConfig(validation=40, probe=64, test=40)
 G = torch.Generator().manual_seed(4)
@@ -73,6 +75,38 @@ def test_what_cannot_be_mixed_is_one_line() -> None:
     tokens = load_data(PySourceConfig(block=8, max_bytes=9000, validation=16, probe=16, test=16))
     with pytest.raises(ConfigError, match=r"task.mixup, task.cutmix: inputs are no numbers that can be mixed"):
         MixedPart(tokens.train, mixup=1.0, cutmix=0.0).fetch_train(torch.arange(2), seed=1, epoch=0)
+
+
+def drawn() -> esper.Data:
+    """Pixels of three classes, of which two are rare; some do not count, and one image is no class at all."""
+    target = (torch.rand(40, 5, 4, generator=torch.Generator().manual_seed(2)) * 1.3).long() * 2
+    target[:, 0, 0], target[:, 1], target[0] = 1, 255, 255
+    rows = Rows(torch.zeros(40, 1, 5, 4), target)
+    return esper.Data(train=rows, validation=rows, probe=rows, test=rows, classes=3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("how", [{"balanced": True}, {"class_weights": [1.0, 4.0, 2.0]}])
+def test_weights_of_pixels_are_torchs_and_have_a_mean_of_one(how: dict[str, Any], smoothing: float) -> None:
+    config = SegmentationConfig(**how, label_smoothing=smoothing)
+    bundle = bind(load_data(CustomDataConfig(path=f"{__name__}:drawn")), config)
+    task = bundle.learns
+    _, target = bundle.train.fetch(torch.arange(40))
+    counted = target[target != 255]
+    weights = task.weights
+    assert float(weights[counted].mean()) == pytest.approx(1.0)
+    counts = torch.bincount(counted).double()
+    assert len(counts.unique()) == 3
+    raw = 1 / counts if "balanced" in how else torch.tensor(how["class_weights"]).double()
+    torch.testing.assert_close(weights / weights[0], raw / raw[0])
+    logits = torch.randn(40, 3, 5, 4, generator=G).double()
+    summed = F.cross_entropy(logits, target, weights, ignore_index=255, reduction="none").sum((1, 2))
+    number = (target != 255).sum((1, 2))
+    torch.testing.assert_close(task.score(logits, target).loss, summed / number.clamp(min=1))
+    uniform = -(logits.log_softmax(1).mean(1) * weights[target.where(target != 255, 0)] * (target != 255)).sum((1, 2))
+    wanted = ((1 - smoothing) * summed + smoothing * uniform) / number.clamp(min=1)
+    torch.testing.assert_close(task.learn(logits, target), wanted)
+    assert task.info().unit == "weighted nats"
 
 
 def test_class_weights_are_normalised_over_the_training_part() -> None:

@@ -110,6 +110,10 @@ def cut() -> None:
             of("regression", ClassificationConfig(balanced=True)),
             r"^task\.kind = 'classification': class weights need one whole number as the target of each sample$",
         ),
+        (
+            of("classification", SegmentationConfig(balanced=True)),
+            r"^task\.kind = 'segmentation': class weights need one whole number as the target of each pixel$",
+        ),
         (cut, r"^task\.cutmix: inputs are \[2, 4\], no images \[N, C, H, W\]; set task\.cutmix=0$"),
         (
             of("multilabel", MultiLabelConfig(label_weights=[1.0])),
