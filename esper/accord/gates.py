@@ -143,7 +143,7 @@ def _check_contribution(facts: GateFacts, floor: float) -> Check:
     """Whether the running evidence shows a mean difference above ``floor`` nats."""
     weighing = facts.helps
     says = "absent: no look yet" if weighing is None else _describe_weighing(weighing)
-    text = f"contribution {facts.running} over all looks against {floor:g}; {says}; {_describe_looks(facts)}"
+    text = f"{facts.running} over all looks against {floor:g}; {says}; {_describe_looks(facts)}"
     shown = facts.running.value is not None and weighing is not None and weighing.passed
     return _evidence("contribution", shown, text)
 

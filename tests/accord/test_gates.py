@@ -213,7 +213,7 @@ def test_what_is_not_evidence_of_help_is_config():
 def test_the_reason_says_what_is_missing(helps, words):
     reason = judge_gate(Gate.G5, facts(Gate.G5, helps=helps), ENFORCE).reason
     assert words in reason
-    assert "contribution 0.1 ± 0.01 over all looks against 0.002" in reason
+    assert "contribution: 0.1 ± 0.01 over all looks against 0.002" in reason
     assert reason.endswith("1 of 5 looks drawn")
 
 

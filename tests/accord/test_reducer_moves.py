@@ -97,7 +97,7 @@ def test_a_gate_refuses_on_its_evidence_under_enforce_and_only_tells_under_obser
         assert gate.result.passed == (policy is EvidencePolicy.OBSERVE)
         assert not next(check for check in gate.result.checks if check.name == "contribution").passed
         if policy is EvidencePolicy.ENFORCE:
-            assert refusals(run)[0].startswith("G2: contribution: contribution -0.5")
+            assert refusals(run)[0].startswith("G2: contribution: -0.5")
 
 
 def test_a_seed_that_no_rank_owns_does_not_advance_under_any_policy():

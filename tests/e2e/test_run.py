@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 
 from esper import cli
 from esper.config.tree import load_config
+from esper.karn.lives import slot_of
 from esper.leyline.events import (
+    EVENTS,
     CheckpointSaved,
     CommandRefused,
     Event,
@@ -24,6 +27,7 @@ from esper.leyline.stages import EDGES, Gate, Mechanical, Op, Stage
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.training.result import rebuild_checkpoint
 from tests.e2e.conftest import Finished
+from tests.nissa.test_sizes import a_life, a_look, size
 from tests.support.commands import GROWING
 from tests.support.tiny import make_engine
 
@@ -98,6 +102,26 @@ def test_every_event_is_there_in_order(records: list[dict[str, Any]], events: li
     assert (events[0].world_size, events[0].resumed_from, events[0].total_steps) == (2, None, TICKS * EVERY)
     assert isinstance(events[-1], RunEnded)
     assert [event.step for event in events] == sorted(event.step for event in events)
+
+
+def test_no_slot_says_more_than_is_counted_for_a_run_of_a_million_steps(grown: Finished) -> None:
+    """What `tests/nissa/test_sizes.py` counts is what a real run says, kind by kind, and at least as long."""
+    counted = {event.kind for event in a_life("r0c0", 1, 1)} | {"run_started", "checkpoint", "run_ended"}
+    births: Counter[str | None] = Counter()
+    looks: Counter[str | None] = Counter()
+    written: Counter[str | None] = Counter()
+    for line in (grown.run / "events.jsonl").read_bytes().splitlines(keepends=True):
+        record = json.loads(line)
+        if EVENTS[record["kind"]].level == "lifecycle" and record["kind"] != "health":
+            assert record["kind"] in counted
+            slot = slot_of(record)
+            written[slot] += len(line)
+            births[slot] += record["kind"] == "born"
+            looks[slot] += record["kind"] == "contribution"
+    slots = [slot for slot in births if slot is not None]
+    assert len(slots) >= 2
+    for slot in slots:
+        assert written[slot] <= births[slot] * size(a_life(slot, 1, 0)) + looks[slot] * size([a_look(slot, 1, 1)]), slot
 
 
 def test_every_tick_once_at_its_step(ticks: list[TickDone]) -> None:

@@ -1,11 +1,14 @@
 """Every event goes to disk and comes back the same; a record that is not ours is refused by name."""
 
+import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
 from esper.leyline.commands import Command
-from esper.leyline.events import EVENTS, CommandJudged
+from esper.leyline.events import EVENTS, CommandJudged, ContributionMeasured
+from esper.leyline.evidence import measured
 from esper.leyline.plain import to_plain
 from esper.leyline.stages import Op
 from esper.nissa.envelope import AXES, Envelope, from_record, whole
@@ -31,7 +34,9 @@ def test_a_short_line_is_read_whole(event):
     long = json.loads(encode({name: value for name, value in to_plain(event).items() if name not in AXES}))
     assert whole(record)["payload"] == long
     assert whole(whole(record)) == whole(record)
-    assert set(record["payload"]) == set(long), "an event's own fields are always there"
+    defaults = {field.name: field.default for field in dataclasses.fields(event)}
+    left_out = set(long) - set(record["payload"])
+    assert all(getattr(event, name) == defaults[name] for name in left_out), "what has no default is always there"
 
 
 def test_what_goes_without_saying_is_left_out():
@@ -43,7 +48,29 @@ def test_what_goes_without_saying_is_left_out():
     }
     payload = Envelope("run-1", 1, 0).to_record(tick_done(4))["payload"]
     assert payload["train_loss"].keys() & {"status", "tick"} == set()
-    assert {"status": "ABSENT"} in payload.values()
+    assert payload["slots"][0]["effective_alpha"] == {"status": "ABSENT"}
+    look = next(event for event in SAMPLES if type(event) is ContributionMeasured)
+    payload = Envelope("run-1", 1, 0).to_record(replace(look, counts=True, refill=False))["payload"]
+    assert payload.keys() & {"counts", "refill"} == set()
+    assert whole_payload(replace(look, counts=False, refill=True)) == {"counts": False, "refill": True}
+
+
+def whole_payload(event):
+    """Whether a look was counted, as a reader gets it."""
+    payload = whole(json.loads(encode(Envelope("run-1", 1, 0).to_record(event))))["payload"]
+    return {name: payload[name] for name in ("counts", "refill")}
+
+
+def test_a_look_is_written_to_the_digits_of_a_float32_and_a_tick_to_all():
+    look = next(event for event in SAMPLES if type(event) is ContributionMeasured)
+    reading = measured(0.09280502893357064, tick=5, n=256, se=1.4e-300)
+    told = replace(look, contribution=reading, log_evidence=None, chance=0.0029860499661148675)
+    payload = Envelope("run-1", 1, 0).to_record(told)["payload"]
+    assert payload["contribution"] == {"value": 0.09280503, "n": 256, "se": 1.4e-300}
+    assert (payload["chance"], payload["log_evidence"], payload["look"]) == (0.00298605, None, 2)
+    assert told.contribution is reading, "the event itself is as it was"
+    tick = replace(tick_done(4), train_loss=measured(1 / 3, tick=4, n=3))
+    assert Envelope("run-1", 1, 0).to_record(tick)["payload"]["train_loss"]["value"] == 1 / 3
 
 
 def test_a_nested_field_that_no_type_leaves_out_is_missed():
@@ -63,7 +90,7 @@ def test_the_envelope_numbers_and_names():
     envelope = Envelope("run-1", 3, 1)
     first, second = envelope.to_record(fault(1)), envelope.to_record(tick_done(2))
     assert (first["seq"], second["seq"]) == (0, 1)
-    assert (first["run_id"], first["attempt"], first["rank"], first["schema"]) == ("run-1", 3, 1, 4)
+    assert (first["run_id"], first["attempt"], first["rank"], first["schema"]) == ("run-1", 3, 1, 5)
     assert (second["kind"], second["step"], second["tick"]) == ("tick", 20, 2)
     assert "step" not in second["payload"]
     assert second["time"] >= first["time"] > 1.6e9

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-SCHEMA_VERSION = 4
-READABLE = (2, 3, 4)  # older ones of which some kinds are as they were; a kind that is not says which field it lacks
+SCHEMA_VERSION = 5
+READABLE = (2, 3, 4, 5)  # older ones of which some kinds are as they were; a kind that is not says which field it lacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +15,7 @@ class Event:
     level: ClassVar[str] = "lifecycle"  # "lifecycle" or "full"
     priority: ClassVar[bool] = False  # written at every level, and flushed at once
     critical: ClassVar[bool] = False  # besides never dropped
+    digits: ClassVar[int | None] = None  # significant digits to which a record has its fractions; None: all
 
     step: int
     """Optimizer steps done."""

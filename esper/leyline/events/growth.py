@@ -17,7 +17,7 @@ class CommandJudged(Event):
     command: Command
     """What was asked for; its own ``reason`` is empty where it was applied, since the next field but one has it."""
 
-    applied: bool
+    applied: bool = True
     """Whether it was done."""
 
     reason: str
@@ -30,6 +30,7 @@ class CommandRefused(CommandJudged):
 
     kind: ClassVar[str] = "refusal"
     priority: ClassVar[bool] = True
+    applied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class GateJudged(Event):
     slot: str
     """Slot id, as r0c0."""
 
-    enforced: bool
+    enforced: bool = True
     """Whether checks of evidence bind (gates.evidence=enforce)."""
 
     result: GateResult
@@ -69,10 +70,10 @@ class StageChanged(Event):
     generation: int
     """Births in this slot so far."""
 
-    blueprint: str | None
+    blueprint: str | None = None
     """Blueprint of the seed; None: there is no seed."""
 
-    proposal: int
+    proposal: int = 0
     """Id of the command behind it; 0: nobody commanded it."""
 
 
@@ -102,7 +103,7 @@ class RampCommitted(Event):
     operator: str
     """How the seed joins the host: ADD, MULTIPLY, GATE, CONFIDENCE or CHANNEL."""
 
-    fades_from: str | None
+    fades_from: str | None = None
     """Operator that fades out along the ramp; None: the operator stays."""
 
 
@@ -111,6 +112,7 @@ class ContributionMeasured(Event):
     """Paired evidence arrived."""
 
     kind: ClassVar[str] = "contribution"
+    digits: ClassVar[int | None] = 7  # those of a float32: a look is the largest part of a long record
     slot: str
     """Slot id, as r0c0."""
 
@@ -140,10 +142,10 @@ class ContributionMeasured(Event):
     clusters: int
     """Clusters of samples behind ``running``."""
 
-    counts: bool
+    counts: bool = True
     """Whether this look was added to ``running``; if not, its samples had been drawn before, and it is told only."""
 
-    refill: bool
+    refill: bool = False
     """Whether it drew training samples that had not been trained on, the probe being spent."""
 
 

@@ -62,6 +62,7 @@ class LossSettled(Event):
     """
 
     kind: ClassVar[str] = "settled"
+    digits: ClassVar[int | None] = 7
     slot: str
     """Slot id, as r0c0."""
 

@@ -29,14 +29,15 @@ rollback, fallback of a seed) are besides never dropped: while RUN takes nothing
 `telemetry.spill`, which the next attempt brings home. Of all others a full queue drops some, counts them by kind, and
 says so in a last `fault`.
 
-A line is short: nested values leave out what goes without saying. A field with something under *left out* is not there
-when it has that value. Of a `Reading`, `tick` is left out where it is the event's own, and `status` where it is
-MEASURED, so that `{{"value": 0.31, "n": 240}}` was measured at this tick and `{{"status": "ABSENT"}}` was not measured.
-The event's own fields are always there. `esper.nissa.reading` and `esper query` give all of it.
+A line is short: it leaves out what goes without saying. A field with something under *left out* is not there when it
+has that value; all others always are. Of a `Reading`, `tick` is left out where it is the event's own, and `status`
+where it is MEASURED, so that `{{"value": 0.31, "n": 240}}` was measured at this tick and `{{"status": "ABSENT"}}` was
+not measured. `esper.nissa.reading` and `esper query` give all of it. Some events have their fractions to so many
+significant digits, which is said there.
 
-At level *lifecycle* a million steps with 48 slots and a tick at every fiftieth come to 35 MB by default settings (two
-seeds live at a time, eight looks a life), and to 83 MB where each slot lives a whole life of five looks in every
-hundred ticks, 98 MB with eight looks (`tests/nissa/test_sizes.py`). A look is some 530 bytes.
+At level *lifecycle* a million steps with 48 slots and a tick at every fiftieth come to 34 MB by default settings (two
+seeds live at a time, eight looks a life), and to 86 MB where each slot lives a whole life of five looks in every
+hundred ticks, to its prune, 98 MB with eight looks (`tests/nissa/test_sizes.py`). A look is some 430 bytes.
 """
 
 
@@ -87,7 +88,7 @@ def _table(cls: type, leave_out: frozenset[str]) -> list[str]:
         f"| {as_markdown(docs[name]).replace('None', 'null')} |"
         for name in names
     ]
-    if issubclass(cls, Event):
+    if all(field.default is dataclasses.MISSING for field in dataclasses.fields(typing.cast(Any, cls))):
         return ["| field | type | unit | meaning |", "|---|---|---|---|", *rows, ""]
     said = {field.name: _left_out(field) for field in dataclasses.fields(typing.cast(Any, cls))}
     rows = [f"{row} {said[name]} |" for name, row in zip(names, rows)]
@@ -122,8 +123,9 @@ def page() -> str:
     lines = [_HEAD, "## Axes of every event", "", *_table(Event, frozenset())]
     for kind, cls in EVENTS.items():
         lines += [f"## {kind}", "", as_markdown(class_doc(cls)), ""]
+        digits = f"; fractions to {cls.digits} digits" if cls.digits else ""
         urgency = "; critical" if cls.critical else "; priority" if cls.priority else ""
-        lines += [f"`{cls.__name__}`; level {cls.level}{urgency}; said {WHEN[kind]}.", ""]
+        lines += [f"`{cls.__name__}`; level {cls.level}{urgency}{digits}; said {WHEN[kind]}.", ""]
         lines += _table(cls, axes)
     classes, enums = nested_types()
     for nested in classes:

@@ -239,6 +239,7 @@ class Rewrapped(Event):
     """The set of parameters that get gradients changed (or a save asked for it) and DDP was wrapped anew."""
 
     kind: ClassVar[str] = "rewrap"
+    level: ClassVar[str] = "full"
     cause: str
     """``gradient set changed`` or ``save``."""
 

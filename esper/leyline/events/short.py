@@ -1,16 +1,18 @@
-"""The short form of an event's payload: nested values leave out what their types say anyway.
+"""The short form of an event's payload: it leaves out what the types say anyway.
 
     a reading that is absent                  {"status": "ABSENT"}
     one that was measured at the event's tick {"value": 0.31, "se": 0.02, "n": 240}
     a command that only advances              {"slot": "r0c0", "op": "ADVANCE", "proposal": 7}
 
 Most readings of a record are absent, and most fields of a command are not used by its op: the long form of a tick is
-more than twice as large. A nested field is left out where it has the default of its type; a reading's tick where it is
-the event's, and its status where it is MEASURED. The event's own fields are always there.
+more than twice as large. A field is left out where it has the default of its type; a reading's tick where it is the
+event's, and its status where it is MEASURED. A field without a default is always there. An event may say to how many
+digits its fractions are written (`Event.digits`).
 """
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from typing import Any, NamedTuple, cast
@@ -44,30 +46,36 @@ def _fields(cls: type) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(cls)
     found = []
     for field in dataclasses.fields(cls):
-        own = issubclass(cls, Event) or field.default is dataclasses.MISSING
-        default = _NOTHING if own else field.default
-        plain = None if own else to_plain(default)
+        always = field.default is dataclasses.MISSING
+        default = _NOTHING if always else field.default
+        plain = None if always else to_plain(default)
         found.append(_Field(field.name, default, plain, _holds(hints[field.name])))
     return tuple(found)
 
 
 def shorten(event: Event) -> dict[str, Any]:
     """Returns an event as plain data in its short form, axes included."""
-    return _short(event, event.tick)
+    return _short(event, event.tick, event.digits)
 
 
-def _short(value: Any, tick: int) -> dict[str, Any]:
+def _rounded(number: float, digits: int) -> float:
+    return float(f"{number:.{digits}g}") if math.isfinite(number) else number
+
+
+def _short(value: Any, tick: int, digits: int | None) -> dict[str, Any]:
     short = {}
     for name, default, _, holds in _fields(cast(Any, type(value))):
         item = getattr(value, name)
         if item is default or (default is not _NOTHING and item == default):
             continue
-        if holds is None:
+        if digits is not None and type(item) is float:
+            short[name] = _rounded(item, digits)
+        elif holds is None:
             short[name] = item if isinstance(item, _SCALARS) and type(item) in _SCALARS else to_plain(item)
         elif isinstance(item, tuple | list):
-            short[name] = [_short(one, tick) for one in item]
+            short[name] = [_short(one, tick, digits) for one in item]
         else:
-            short[name] = None if item is None else _short(item, tick)
+            short[name] = None if item is None else _short(item, tick, digits)
     if type(value) is Reading and value.status is not Status.ABSENT:
         if value.tick == tick:
             del short["tick"]
