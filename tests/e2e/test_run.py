@@ -23,6 +23,7 @@ from esper.leyline.events import (
     StageChanged,
     TickDone,
 )
+from esper.leyline.files import RunDir
 from esper.leyline.stages import EDGES, Gate, Mechanical, Op, Stage
 from esper.tolaria.checkpoint.store import CheckpointStore
 from esper.tolaria.training.result import rebuild_checkpoint
@@ -68,6 +69,18 @@ def test_it_ends_well_and_leaves_a_whole_run_directory(grown: Finished) -> None:
     ended = {"status": "done", "message": "", "exit_code": 0, "attempt": 1}
     assert status == {**ended, "step": TICKS * EVERY, "objective": objective}
     assert grown.out.splitlines()[-1] == f"esper: done at step {TICKS * EVERY} (run directory: {grown.run})"
+
+
+def test_the_key_of_orders_is_in_no_other_file_nor_in_an_export(grown: Finished, tmp_path: Path) -> None:
+    """Its checkpoints, its record and what wandb has of it are among those files."""
+    assert cli.main(["export", str(grown.run), "--partial", "--to", str(tmp_path / "plain")]) == 0
+    key = RunDir(grown.run).orders / "key"
+    text = key.read_bytes().strip()
+    files = [path for path in (*grown.run.rglob("*"), *tmp_path.rglob("*")) if path.is_file() and path != key]
+    assert {"state.pt", "events.jsonl", "model.safetensors"} <= {path.name for path in files}
+    assert any(path.suffix == ".wandb" for path in files)
+    forms = (text, bytes.fromhex(text.decode()))
+    assert [path for path in files if any(form in path.read_bytes() for form in forms)] == []
 
 
 def test_config_is_read_only_and_whole(grown: Finished) -> None:
