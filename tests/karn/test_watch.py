@@ -1,7 +1,9 @@
 """The terminal page: driven by its pilot, every figure looked up in the record, and once in a real tmux."""
 
 import asyncio
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -58,6 +60,29 @@ def test_every_figure_is_the_one_in_the_record(one: Path) -> None:
             assert shown.text == value_of(one, shown), (name, shown)
             count += 1
     assert count > 20
+
+
+def words_of(value: Any) -> list[str]:
+    """Every text within a record."""
+    if isinstance(value, dict | list):
+        return [word for item in (value.values() if isinstance(value, dict) else value) for word in words_of(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_no_measured_figure_stands_outside_of_what_can_be_traced(one: Path) -> None:
+    """What is no figure with a source is the record's own words, a figure of the same line in a larger unit, or what
+    the page explains of itself."""
+    said = [word for line in (one / "events.jsonl").read_text().splitlines() for word in words_of(json.loads(line))]
+    report, seen = gather(one, "one"), 0
+    for name, page in PAGES.items():
+        for line in page(report, 76).lines:
+            values = [piece.figure.value or 0.0 for piece in line if isinstance(piece, Shown)]
+            larger = {f"{value / 1000**power:.3g}" for value in values for power in range(6)}
+            text = " ".join(getattr(piece, "text", piece) for piece in line if not isinstance(piece, Shown))
+            for number in re.findall(r"\d+\.\d+", text.replace("3.0 at 0.05", "")):
+                assert number in larger or any(number in word for word in said), (name, text)
+                seen += 1
+    assert seen > 10
 
 
 def test_every_figure_of_a_run_that_has_everything(tmp_path: Path) -> None:
