@@ -15,6 +15,8 @@ from esper import cli
 from esper.karn.report.gather import gather
 from esper.karn.report.plots import looks_of
 from esper.karn.report.write import write_report
+from esper.karn.why.fates import explain_slot, slots_of
+from esper.karn.why.ticks import explain_growth
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.evidence import measured
 from esper.leyline.files import RunDir
@@ -109,6 +111,30 @@ def test_every_figure_is_the_one_in_the_record(one: Path) -> None:
     assert wrong == []
     kinds = {given["data-from"].split(" ")[0] for given, _ in page.figures}
     assert kinds == {"events.jsonl", "result.json"}
+
+
+def within(value: Any) -> list[Any]:
+    """Every word and number within a record."""
+    if isinstance(value, dict | list):
+        return [part for item in (value.values() if isinstance(value, dict) else value) for part in within(item)]
+    return [value]
+
+
+def test_every_figure_of_a_sentence_stands_in_an_event_that_it_names(one: Path) -> None:
+    """The sentences on seeds, of the report and of `esper why`: as a number, or in the words of a reason."""
+    records = gather(one.parent, "grown").digest.records
+    told = [sentence for slot in slots_of(records) for sentence in explain_slot(records, slot)]
+    figures = 0
+    for sentence in [*told, *explain_growth(records)]:
+        parts = [part for event in sentence.events for part in within(event["payload"])]
+        numbers = [part for part in parts if isinstance(part, float)]
+        numbers += [-math.log(event["payload"]["chance"]) for event in sentence.events if "chance" in event["payload"]]
+        shown = {f"{number:.{digits}g}" for number in numbers for digits in (2, 3, 4)}
+        for figure in re.findall(r"-?\d+\.\d+", sentence.text):
+            in_words = any(figure in part for part in parts if isinstance(part, str))
+            assert figure in shown or in_words, sentence.text
+            figures += 1
+    assert figures >= 15
 
 
 def test_no_cell_has_a_measured_figure_that_cannot_be_traced(one: Path) -> None:

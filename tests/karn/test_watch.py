@@ -23,7 +23,7 @@ from esper.karn.watch.app import WatchApp
 from esper.karn.watch.lines import Shown, spark
 from esper.karn.watch.pages import PAGES
 from esper.leyline.errors import EsperError
-from tests.karn.test_report import look_up, run_of_everything, stands_at
+from tests.karn.test_report import look_up, run_of_everything, stands_at, within
 from tests.karn.test_store import RECORDED
 
 
@@ -62,17 +62,11 @@ def test_every_figure_is_the_one_in_the_record(one: Path) -> None:
     assert count > 20
 
 
-def words_of(value: Any) -> list[str]:
-    """Every text within a record."""
-    if isinstance(value, dict | list):
-        return [word for item in (value.values() if isinstance(value, dict) else value) for word in words_of(item)]
-    return [value] if isinstance(value, str) else []
-
-
 def test_no_measured_figure_stands_outside_of_what_can_be_traced(one: Path) -> None:
     """What is no figure with a source is the record's own words, a figure of the same line in a larger unit, or what
     the page explains of itself."""
-    said = [word for line in (one / "events.jsonl").read_text().splitlines() for word in words_of(json.loads(line))]
+    lines = (one / "events.jsonl").read_text().splitlines()
+    said = [word for line in lines for word in within(json.loads(line)) if isinstance(word, str)]
     report, seen = gather(one, "one"), 0
     for name, page in PAGES.items():
         for line in page(report, 76).lines:
