@@ -63,7 +63,7 @@ def _rounded(number: float, digits: int) -> float:
 
 
 def _short(value: Any, tick: int, digits: int | None) -> dict[str, Any]:
-    short = {}
+    short: dict[str, Any] = {}
     for name, default, _, holds in _fields(cast(Any, type(value))):
         item = getattr(value, name)
         if item is default or (default is not _NOTHING and item == default):
