@@ -175,9 +175,9 @@ HELD_OUT = _tasks("""
     hd7  digits 2     2     250     0.3    150
     hd8  digits 2     2     250     0.3    200
     hd9  digits 8     2     1000    0.1    200
-    hd10 digits 8     2     500     0.4    300
-    hd11 digits 8     2     500     0.4    500
     hd12 digits 8     2     500     0.4    1200
+    hd13 digits 2     2     250     0.4    150
+    hd14 digits 2     2     250     0.4    300
     hb1  bytes  8     1     4000    0.0    150
     hb2  bytes  8     1     4000    0.0    900
     hb3  bytes  24    1     1000    0.0    150
