@@ -46,6 +46,7 @@ def bench_birth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
     example = engine.bundle.example(engine.world.device, dtype_of(config.trainer.precision))
     train, evaluation = batch_sizes(config, engine.bundle, rank, world_size)
     prepared_s: list[float] = []
+    held_mib: list[int] = []
     found: dict[str, list[tuple[int, int]]] = {"esper": [], "plain": [], "plain again": []}
 
     def trial(name: str, ahead: bool) -> float:
@@ -60,6 +61,7 @@ def bench_birth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
             told = beside.helper.wait(600.0)
             assert told is not None, "the process that compiles ahead has died"
             prepared_s.append(told["seconds"])
+            held_mib.append(told["memory_mib"])
             beside.close()
         seed = engine.growth.build(SLOT, SEED, 1)
         began = _cpu()
@@ -82,7 +84,8 @@ def bench_birth(rank: int, world_size: int, rounds: int) -> list[Ratio]:
     hits, misses = found["esper"][-1][0], found["plain"][-1][1]
     where = (
         f"{SEED} on the demo's CNN; {cold:.1f} CPU s cold ({misses} graphs compiled), {warm:.2f} ahead ({hits} found, "
-        f"none compiled); the process needed {statistics.median(prepared_s):.0f} s before, import included"
+        f"none compiled); the process needed {statistics.median(prepared_s):.0f} s before, import included, and "
+        f"{max(held_mib)} MiB of its own"
     )
     return [ratio_of("birth under compile, prepared ahead / cold", where, "<= 0.12", 0.12, times)]
 

@@ -13,6 +13,7 @@ import pytest
 from torch._dynamo.utils import counters
 
 from esper.config.tree import EsperConfig
+from esper.kasmina.kernels.config import CompileConfig
 from esper.leyline.events import CommandRefused, KernelsCompiled
 from esper.run.kernels import start
 from esper.run.kernels.helper import Helper
@@ -90,6 +91,7 @@ def test_what_was_foreseen_misses_nothing_and_the_bits_are_those_without_cold_wa
     [ahead] = run_distributed(live, 1, config_of(mine, "start"), tmp_path / "ahead", False)
     told, code = ahead["helper"]
     assert (told["compiled"], told["failed"], told["why"], code) == (3, 0, "", -signal.SIGKILL)
+    assert 100 < told["memory_mib"] < CompileConfig().memory_mib
     assert ahead["refused"] == []
     assert ahead["misses"] == 0
     assert ahead["host"][0].misses > 0

@@ -78,8 +78,8 @@ class Helper:
         """Waits until it is done or has died, at most so many seconds.
 
         Returns:
-            What it says: ``compiled`` and ``failed`` (counts), ``seconds``, and ``why`` it ended if it has not done
-            all; None if it has said nothing.
+            What it says: ``compiled`` and ``failed`` (counts), ``memory_mib`` that it and its compilers held at most,
+            ``seconds``, and ``why`` it ended if it has not done all; None if it has said nothing.
         """
         assert self.process.stdout is not None
         until = time.monotonic() + seconds

@@ -69,10 +69,10 @@ def session_members(session: int) -> list[int]:
 
 
 class Report:
-    """Counts what was compiled, and says so once."""
+    """Counts what was compiled, and the most memory that was held for it, and says so once."""
 
     def __init__(self) -> None:
-        self.compiled = self.failed = 0
+        self.compiled = self.failed = self.memory_mib = 0
         self._began = time.monotonic()
         self._once = threading.Lock()
 
@@ -84,7 +84,8 @@ class Report:
     def say(self, why: str = "") -> None:
         """Writes the line that `Helper.wait` reads."""
         if self._once.acquire(blocking=False):
-            told = {"compiled": self.compiled, "failed": self.failed, "seconds": self.seconds, "why": why}
+            counts = {"compiled": self.compiled, "failed": self.failed, "memory_mib": self.memory_mib}
+            told = {**counts, "seconds": self.seconds, "why": why}
             os.write(1, json.dumps(told).encode() + b"\n")
 
 
@@ -124,6 +125,7 @@ def guard(inbox: Inbox, report: Report, seconds: float, memory_mib: int) -> None
     while True:
         inbox.read(_POLL_S)
         held = memory_of(session_members(os.getsid(0)))
+        report.memory_mib = max(report.memory_mib, held)
         if report.seconds > seconds or held > memory_mib:
             over = f"compile.memory_mib = {memory_mib} is used up: {held} MiB"
             report.say(f"compile.seconds = {seconds:g} are used up" if report.seconds > seconds else over)

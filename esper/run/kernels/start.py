@@ -143,5 +143,5 @@ def await_helper(config: EsperConfig, world: World, ahead: Ahead | None) -> None
     elif told is None:
         say("the process that compiles ahead ended without a word; births compile by themselves")
     else:
-        why = f"; {told['why']}" if told["why"] else ""
-        say(f"compiled ahead: {told['compiled']} seeds in {told['seconds']:.0f} s{why}")
+        why, took = f"; {told['why']}" if told["why"] else "", f"{told['seconds']:.0f} s"
+        say(f"compiled ahead: {told['compiled']} seeds in {took}, {told['memory_mib']} MiB at most{why}")
