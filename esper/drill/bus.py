@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from esper.tolaria.ranks.heartbeat import PATIENCE_S, Heartbeat, Mark
+from esper.tolaria.ranks.heartbeat import Heartbeat, Mark, patience
 from esper.tolaria.ranks.world import World
 
 T = TypeVar("T")
@@ -214,7 +214,12 @@ class MemoryMarks(Heartbeat):
 
     def explain(self, patience_s: float | None = None) -> str:
         """As the shipped one, with the patience that a thousand threads of one interpreter need to have their turns."""
-        return super().explain((PATIENCE_S if patience_s is None else patience_s) * self.crowding)
+        return super().explain((patience() if patience_s is None else patience_s) * self.crowding)
+
+    @property
+    def crowding(self) -> float:
+        """As the shipped one, squared: all ranks look with the one interpreter that those still to come need, too."""
+        return super().crowding ** 2
 
     def close(self) -> None:
         """Does nothing: it holds no file."""
