@@ -20,7 +20,7 @@ from esper.leyline.events.growth import (
     StageChanged,
 )
 from esper.leyline.events.health import Ailment, HealthAlert, LossSettled
-from esper.leyline.events.kernels import KernelsCompiled
+from esper.leyline.events.kernels import KernelsCompiled, Rewrapped
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicySymptom, PolicyUpdated
 from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -29,7 +29,6 @@ from esper.leyline.events.run import (
     EarlyStopped,
     Fault,
     RateCut,
-    Rewrapped,
     RunEnded,
     RunExtended,
     RunStarted,

@@ -1,4 +1,4 @@
-"""Events of compiled kernels."""
+"""Events of what stands between the network and its training: compiled kernels, and the wrapper of DDP."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,3 +22,19 @@ class KernelsCompiled(Event):
 
     misses: int
     """Graphs that had to be compiled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrapped(Event):
+    """The set of parameters that get gradients changed (or a save asked for it) and DDP was wrapped anew."""
+
+    kind: ClassVar[str] = "rewrap"
+    level: ClassVar[str] = "full"
+    cause: str
+    """``gradient set changed`` or ``save``."""
+
+    parameters: int
+    """Tensors that get gradients."""
+
+    wrap_ms: float
+    """Milliseconds that it took."""

@@ -235,22 +235,6 @@ class TickDone(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rewrapped(Event):
-    """The set of parameters that get gradients changed (or a save asked for it) and DDP was wrapped anew."""
-
-    kind: ClassVar[str] = "rewrap"
-    level: ClassVar[str] = "full"
-    cause: str
-    """``gradient set changed`` or ``save``."""
-
-    parameters: int
-    """Tensors that get gradients."""
-
-    wrap_ms: float
-    """Milliseconds that it took."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Event):
     """A checkpoint was committed: all ranks' files verified and renamed into place."""
 

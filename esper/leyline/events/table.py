@@ -15,7 +15,7 @@ from esper.leyline.events.growth import (
     StageChanged,
 )
 from esper.leyline.events.health import HealthAlert, LossSettled
-from esper.leyline.events.kernels import KernelsCompiled
+from esper.leyline.events.kernels import KernelsCompiled, Rewrapped
 from esper.leyline.events.learning import PolicyAlarm, PolicySaved, PolicyUpdated
 from esper.leyline.events.orders import OrdersRefused, OrderTaken
 from esper.leyline.events.recovery import BreakerChanged, LossShifted, Panic, RolledBack, SnapshotTaken
@@ -24,7 +24,6 @@ from esper.leyline.events.run import (
     EarlyStopped,
     Fault,
     RateCut,
-    Rewrapped,
     RunEnded,
     RunExtended,
     RunStarted,
