@@ -105,3 +105,22 @@ def test_keywords_and_several_inputs_are_predicted_by_name(tmp_path: Path) -> No
         with pytest.raises(DataError, match=text):
             predict_run(tmp_path / run, tmp_path / source, tmp_path / "no.npz")
     assert not (tmp_path / "no.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["mse", "multilabel", "segmentation", "masked_language", "counting"])
+def test_every_task_says_what_its_network_does(name: str, tmp_path: Path) -> None:
+    config = toy_config(name, trainer__steps=2, control__every=2, controller={"kind": "none"})
+    write_config(tmp_path / "config.yaml", as_plain(config))
+    engine = make_engine(config, tmp_path)
+    engine.begin(None)
+    engine.run()
+    x, _ = engine.bundle.test.fetch(torch.arange(9))
+    np.save(tmp_path / "x.npy", x.numpy())
+    predict_run(tmp_path, tmp_path / "x.npy", tmp_path / "y.npz")
+    with torch.no_grad():
+        wanted = engine.task.answers(engine.grown.model.eval()(x))
+    found = np.load(tmp_path / "y.npz")
+    assert set(found.files) == set(wanted)
+    for key, value in wanted.items():
+        assert found[key].shape[0] == 9
+        assert np.allclose(found[key], value.numpy(), atol=1e-12), key
