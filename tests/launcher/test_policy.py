@@ -126,7 +126,7 @@ def test_the_launcher_stops_and_resumes_torchrun(tmp_path: Path) -> None:
         assert child.wait() == 75
     done = subprocess.run([sys.executable, str(script), "resume", str(tmp_path / "run")], cwd=tmp_path)
     assert done.returncode == 0
-    assert len(updates_of(tmp_path / "run")) == 400
+    assert len(updates_of(tmp_path / "run")) == 100
 
 
 def test_the_committed_page_is_what_the_command_prints() -> None:
