@@ -75,7 +75,7 @@ class Helper:
         self._teller.start()
 
     def wait(self, seconds: float) -> dict[str, Any] | None:
-        """Waits until it is done or has died, at most so many seconds.
+        """Waits until it is done or has died, at most so many seconds; 0 looks once.
 
         Returns:
             What it says: ``compiled`` and ``failed`` (counts), ``memory_mib`` that it and its compilers held at most,
@@ -84,8 +84,8 @@ class Helper:
         assert self.process.stdout is not None
         until = time.monotonic() + seconds
         while self.told is None:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+            left = max(0.0, until - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
                 return None
             more = os.read(self.process.stdout.fileno(), 65536)
             if not more:
