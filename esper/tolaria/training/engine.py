@@ -199,8 +199,7 @@ class Engine:
                 x, y = self.evaluator.to_device(*self.feed.batch(indices, epoch))
                 self.window.data_ms += self.feed.take_waited_ms()
                 with self.world.collective("forward"):
-                    shadowed = self.growth.shadowed_slots(self.state)
-                    loss = self.losses(x, y, self.world.put(weights), scale, shadowed=shadowed)
+                    loss = self._loss(x, y, self.world.put(weights), scale)
                 self.window.own_ms += 1e3 * (time.perf_counter() - began)
                 self.heartbeat.mark("backward")
                 with self.world.collective("backward"):
@@ -218,6 +217,10 @@ class Engine:
     def cursor(self, step: int) -> int:
         """Where the batch of an optimizer step stands in the plan."""
         return self.state.governor.cursor(step)
+
+    def _loss(self, x: Any, y: Any, weights: Any, scale: float) -> Any:
+        """The loss of one forward; see `StepLoss`."""
+        return self.losses(x, y, weights, scale, shadowed=self.growth.shadowed_slots(self.state))
 
     def tick_due(self) -> bool:
         """Whether a tick is due: by count, by epoch, at the end, or at once after a row of skipped steps."""
