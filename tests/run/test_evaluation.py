@@ -1,6 +1,7 @@
 """What a finished run's network is worth, and what it says, is what the run itself measured."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_predictions_are_the_networks(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((3, 9)))
     with pytest.raises(DataError, match=r"inputs are \[3, 9\], the host takes \['N', 4\]"):
         predict_run(folder, tmp_path / "wide.npy", tmp_path / "z.csv")
+
+
+def test_answers_that_the_disk_refuses_leave_no_file(run: Any, tmp_path: Path) -> None:
+    folder, _, _ = run
+    np.save(tmp_path / "x.npy", HOT.numpy())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("y.npz", "y.csv"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+        try:
+            with pytest.raises(DataError, match=rf"--output .*{name}: cannot be written \(File too large\)"):
+                predict_run(folder, tmp_path / "x.npy", tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
 def test_keywords_and_several_inputs_are_predicted_by_name(tmp_path: Path) -> None:

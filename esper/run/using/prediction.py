@@ -1,6 +1,7 @@
 """What the network of a checkpoint says of new inputs, in the number format in which its run computed."""
 
 import csv
+import io
 from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +16,7 @@ from esper.config.strict import override_text
 from esper.kasmina.slots.confidence import evaluating
 from esper.kasmina.slots.sites import arguments
 from esper.leyline.errors import ConfigError, DataError, one_line
+from esper.leyline.files import write_whole
 from esper.run.using.evaluation import load_trained
 from esper.tolaria.data.own.table import encode_rows
 from esper.tolaria.data.parts import Bundle
@@ -95,17 +97,22 @@ def _named(answers: dict[str, np.ndarray], learned: Mapping[str, Any]) -> dict[s
 
 
 def _write(target: Path, answers: dict[str, np.ndarray]) -> None:
-    if target.suffix == ".npz":
-        with target.open("xb") as file:
-            np.savez(file, **answers)  # type: ignore[arg-type]
-        return
+    content = _as_csv(answers) if target.suffix == ".csv" else lambda file: np.savez(file, **answers)  # type: ignore[arg-type]
+    try:
+        write_whole(target, content)
+    except OSError as error:
+        raise DataError(f"--output {target}: cannot be written ({error.strerror or error})") from None
+
+
+def _as_csv(answers: dict[str, np.ndarray]) -> str:
     columns = {name: column.reshape(len(column), -1) for name, column in answers.items()}
     heads = [f"{n}{k}" if c.shape[1] > 1 else n for n, c in columns.items() for k in range(c.shape[1])]
     texts = [c if c.dtype.kind == "U" else np.char.mod("%.10g", c.astype(np.float64)) for c in columns.values()]
-    with target.open("x", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heads)
-        writer.writerows(np.concatenate(texts, axis=1).tolist())
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(np.concatenate(texts, axis=1).tolist())
+    return file.getvalue()
 
 
 def predict_run(run: Path, source: Path, target: Path, *, at: int | None = None, trusted: bool = False) -> str:
@@ -123,7 +130,8 @@ def predict_run(run: Path, source: Path, target: Path, *, at: int | None = None,
         What was written, in a line.
 
     Raises:
-        EsperError: inputs do not fit the model, the task says no answers, or the file is there already.
+        EsperError: inputs do not fit the model, the task says no answers, or the file is there already or cannot be
+            written, which leaves none.
     """
     if target.suffix not in (".npz", ".csv"):
         raise ConfigError(f"--output {target}: unknown kind; write .npz or .csv")
