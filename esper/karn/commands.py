@@ -21,14 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.karn.report.write import write_report
-from esper.karn.store.facts import read_digest
-from esper.karn.store.finding import FoundRun, name_no_run
+from esper.karn.store.finding import name_no_run
 from esper.karn.store.listing import list_runs, runs_table, visible
 from esper.karn.store.query import Answer, Bounds, run_query
 from esper.karn.wandb_workspace import make_workspace, save_workspace, specification
 from esper.karn.why.endings import explain_end
-from esper.karn.why.sentence import name_events
-from esper.karn.why.ticks import explain, explain_growth
+from esper.karn.why.sentence import Sentence, name_events
+from esper.karn.why.ticks import Growth, explain
 from esper.leyline.errors import ConfigError
 from esper.leyline.files import RunDir
 
@@ -133,20 +132,25 @@ def show_query(given: argparse.Namespace) -> int:
     return 0
 
 
+def _shown(sentence: Sentence) -> str:
+    return f"{visible(sentence.text)}{name_events(sentence.events)}"
+
+
 def show_why(given: argparse.Namespace) -> int:
     """``esper why``."""
-    told, diagnosis = [], None
-    if given.what is None:
+    diagnosis = None
+    if given.what is not None:
+        told = [_shown(sentence) for sentence in explain(given.run, given.what)]
+    elif given.end:
         diagnosis = explain_end(given.run)
-        if not given.end:
-            told = explain_growth(read_digest(FoundRun(name=".", path=given.run)).records)
-        told += diagnosis.sentences
+        told = [_shown(sentence) for sentence in diagnosis.sentences]
     else:
-        told = explain(given.run, given.what)
-    for sentence in told:
-        print(f"{visible(sentence.text)}{name_events(sentence.events)}")
-    if given.what is None and not given.end:
-        print('[#7] is the record with "seq":7 in events.jsonl; esper why RUN SLOT tells more of one slot.')
+        growth = Growth(_shown)
+        diagnosis = explain_end(given.run, growth)
+        told = [*growth.told(), *(_shown(sentence) for sentence in diagnosis.sentences)]
+        told.append('[#7] is the record with "seq":7 in events.jsonl; esper why RUN SLOT tells more of one slot.')
+    for line in told:
+        print(line)
     if diagnosis and diagnosis.command:
         print(f"\nTo do: {diagnosis.action}. Type:\n  {diagnosis.command}")
     return 0

@@ -17,7 +17,7 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:  # also raised for bytes that are not UTF-8
         return None
-    return whole(record) if isinstance(record, dict) and set(FIELDS) <= set(record) else None
+    return record if isinstance(record, dict) and set(FIELDS) <= set(record) else None
 
 
 class EventFile:
@@ -34,7 +34,11 @@ class EventFile:
         self.path, self.torn = Path(path), 0
 
     def __iter__(self) -> Iterator[Record]:
-        """Yields each record, whole, in the order in which they were written.
+        """Yields each record, whole, in the order in which they were written; see `as_written`."""
+        return map(whole, self.as_written())
+
+    def as_written(self) -> Iterator[Record]:
+        """Yields each record in the order in which they were written, its payload as short as it is in the file.
 
         A line torn by a kill is skipped: it is the last line of the file, or the next record is of a newer attempt.
 
@@ -83,7 +87,7 @@ ALWAYS = ("fault", "panic", "rollback", "breaker")
 def _key(record: Record) -> tuple[Any, ...]:
     payload = record["payload"]
     slot = payload.get("slot") or (payload.get("command") or {}).get("slot")
-    return record["rank"], record["step"], record["tick"], record["kind"], slot
+    return record["rank"], record["step"], record["tick"], record["kind"], slot or None
 
 
 Part = tuple[int, int]  # an attempt, and the number of rollbacks in it so far
@@ -99,8 +103,8 @@ class Replays:
     everything before it; one that ended before it began (a refused start) replaces nothing. Faults, panics, rollbacks
     and turns of the breaker always stay.
 
-    Call `note` for each record in order, then `finds_current` for each record in the same order. What is held in memory
-    grows with attempts and rollbacks, not with records.
+    Call `note` for each record in order, then, for each pass over them, `begin_pass`, and `finds_current` for each
+    record in the same order. What is held in memory grows with attempts and rollbacks, not with records.
     """
 
     def __init__(self) -> None:
@@ -128,8 +132,12 @@ class Replays:
         self._begins[part] = step
         self._keys[part] = {key for key in self._keys.get(part, ()) if key[1] == step}
 
+    def begin_pass(self) -> None:
+        """A pass over the records begins."""
+        self._asked = _Parts()
+
     def finds_current(self, record: Record) -> bool:
-        """Whether a record of the second pass still counts."""
+        """Whether the next record of this pass still counts."""
         its_part = self._asked.of(record)
         if record["kind"] in ALWAYS:
             return True
@@ -168,15 +176,41 @@ def keep_latest(records: list[Record]) -> list[Record]:
     return [record for record in records if replays.finds_current(record)]
 
 
+class LatestRecords:
+    """The records of an event file without those that were replaced, read one by one, as often as is asked.
+
+    Args:
+        path: the file; it is read once here, and once by each pass over the records.
+
+    Raises:
+        RunDirError: see `EventFile`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file, self._replays = EventFile(path), Replays()
+        for record in self._file.as_written():  # the short form has all that is looked at, but of these two kinds
+            self._replays.note(whole(record) if record["kind"] in ("run_started", "rollback") else record)
+
+    @property
+    def torn(self) -> int:
+        """Lines passed over by the newest pass."""
+        return self._file.torn
+
+    def judged(self) -> Iterator[tuple[Record, bool]]:
+        """Yields every record, and whether it still counts."""
+        self._replays.begin_pass()
+        for record in self._file:
+            yield record, self._replays.finds_current(record)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yields each record that still counts, in order."""
+        return (record for record, current in self.judged() if current)
+
+
 def read_latest(path: str | os.PathLike[str]) -> Iterator[Record]:
     """Yields the records of an event file without those that were replaced, one by one; reads the file twice.
 
     Raises:
         RunDirError: see `EventFile`.
     """
-    replays = Replays()
-    for record in EventFile(path):
-        replays.note(record)
-    for record in EventFile(path):
-        if replays.finds_current(record):
-            yield record
+    yield from LatestRecords(path)

@@ -21,6 +21,7 @@ from esper.leyline.errors import ConfigError, RunDirError
 from esper.leyline.evidence import measured
 from esper.leyline.files import RunDir
 from esper.leyline.stages import Stage
+from esper.nissa.reading import read_latest
 from tests.karn.test_store import RECORDED, write_run
 from tests.nissa.samples import SAMPLES, run_started, stage_changed, tick_done
 from tests.support.browser import open_browser
@@ -122,7 +123,7 @@ def within(value: Any) -> list[Any]:
 
 def test_every_figure_of_a_sentence_stands_in_an_event_that_it_names(one: Path) -> None:
     """The sentences on seeds, of the report and of `esper why`: as a number, or in the words of a reason."""
-    records = gather(one.parent, "grown").digest.records
+    records = list(read_latest(one.parent / "events.jsonl"))
     told = [sentence for slot in slots_of(records) for sentence in explain_slot(records, slot)]
     figures = 0
     for sentence in [*told, *explain_growth(records)]:

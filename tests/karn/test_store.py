@@ -14,7 +14,8 @@ import pytest
 from esper.karn.commands import LOOKING
 from esper.karn.store import compact, views
 from esper.karn.store.child import answer, refuse
-from esper.karn.store.facts import collect_facts, read_digest
+from esper.karn.store.digest import read_digest
+from esper.karn.store.facts import collect_facts
 from esper.karn.store.finding import FoundRun, find_runs
 from esper.karn.store.listing import list_runs, runs_table, visible
 from esper.karn.store.loading import connect, load, shut

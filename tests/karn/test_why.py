@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from esper import cli
-from esper.karn.store.facts import read_digest
-from esper.karn.store.finding import FoundRun
 from esper.karn.why.endings import explain_end
 from esper.karn.why.fates import explain_slot
 from esper.karn.why.rules import RULES, Action, Failure, comes_again, comes_for_ever, match_rule
@@ -24,6 +22,7 @@ from esper.leyline.files import RunDir
 from esper.leyline.stages import Op, Stage
 from esper.nissa.envelope import Envelope
 from esper.nissa.jsonl import encode
+from esper.nissa.reading import read_latest
 from tests.karn.faults_recorded import Judged, judge_all, shares, tables
 from tests.karn.test_store import RECORDED, write_run
 from tests.nissa.samples import GATE, axes, fault, refused, run_started
@@ -75,7 +74,7 @@ def texts(told: list[Sentence]) -> list[str]:
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
-    return read_digest(FoundRun(name=".", path=folder)).records
+    return list(read_latest(folder / "events.jsonl"))
 
 
 def test_a_seed_that_was_kept_and_one_that_was_pruned() -> None:

@@ -1,20 +1,28 @@
 """Gathers what a report shows of one run: figures and series, each with its place in the record."""
 
 import json
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper.karn.lives import Life, lives
+from esper.karn.lives import Life, LivesReader, by_birth, by_place
 from esper.karn.report.traced import Figure, Series, from_event, from_file, rate_of
-from esper.karn.store.facts import Digest, RunFacts, collect_facts, read_digest, read_json, read_settings
+from esper.karn.store.digest import Digest, Kept
+from esper.karn.store.facts import RunFacts, collect_facts, read_json, read_settings
 from esper.karn.store.finding import FoundRun
-from esper.karn.why.endings import Diagnosis, explain_end
+from esper.karn.why.endings import Diagnosis, diagnose, read_evidence
 from esper.leyline.errors import RunDirError
 from esper.leyline.events.task import MetricInfo, TaskInfo
 from esper.leyline.files import RunDir
 from esper.leyline.plain import from_plain
-from esper.nissa.reading import EventFile, Record, keep_latest
+from esper.nissa.reading import Record, read_latest
+
+MOST_SEEDS = 100  # seeds that are gone, the newest, which are shown; those that are there are shown all
+MOST_LOOKS = 100  # looks of a seed of which some are held at least
+MOST_ROWS = 400  # records of a kind, the newest, which are shown
+MOST_TOLD = 1200  # records of any kind, the newest, for a log
+MOST_MOVES = 2000  # moves of a slot, the newest, for its lane
 
 # Series of a tick: name -> (title of the line, path in its payload, path of its standard error).
 OF_TICKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...] | None]] = {
@@ -29,7 +37,6 @@ OF_TICKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...] | None]] = {
     "digest_ms": ("digests, of the tick", ("digest_ms",), None),
     "gradient": ("host", ("host_gradient_norm", "value"), None),
 }
-OF_SLOTS = ("slot", "blueprint", "alpha", "gradient_ratio", "gradient_parity", "update_parity")
 SECONDS = ("steps_ms", "tick_ms")
 # Rates of a tick: name -> (title of the line, path, paths of what it is divided by, factor).
 RATES: dict[str, tuple[str, str, tuple[str, ...], float]] = {
@@ -49,10 +56,16 @@ class RunReport:
         name: how the page calls it.
         path: RUN.
         facts: its row in `esper runs`.
-        digest: its events but ticks.
+        digest: of its events.
+        records: the newest of its events of each kind but readings.
+        newest: the newest events of any kind but readings, the newest last.
+        moves: step and stage of the newest moves of each slot.
+        refused: refusals of what belongs to no seed, such as a birth; the newest.
+        begun: its first start; None if its record lacks that.
         result: result.json; empty before the end.
         diagnosis: how it ended.
-        lives: its seeds.
+        lives: its seeds, by their birth; of those that are gone the newest.
+        fates: how many seeds were born, and how many of them came to which fate.
         series: by name, of `OF_TICKS`, `RATES` and, where the peak of the devices was set, ``mfu``.
         alpha: by seed, named by slot and blueprint, in the order of births.
         ratio: the seed's gradient norm over the host's, by seed.
@@ -66,9 +79,15 @@ class RunReport:
     path: Path
     facts: RunFacts
     digest: Digest
+    records: Kept
+    newest: list[Record]
+    moves: dict[str, deque[tuple[int, str]]]
+    refused: Kept
+    begun: Record | None
     result: dict[str, Any]
     diagnosis: Diagnosis
     lives: list[Life]
+    fates: Counter[str]
     series: dict[str, Series] = field(default_factory=dict)
     alpha: list[Series] = field(default_factory=list)
     ratio: list[Series] = field(default_factory=list)
@@ -93,18 +112,18 @@ class RunReport:
     @property
     def last_step(self) -> int:
         """The last step of which anything is known."""
-        return max([0, *(record["step"] for record in self.digest.records), *(self.series["train_loss"].steps[-1:])])
+        return max([self.digest.last_step, *(self.series["train_loss"].steps[-1:])])
 
     @property
     def newest_step(self) -> Figure:
         """The step of the newest event, an axis that stands beside its payload."""
-        ticks = [self.digest.last_tick] if self.digest.last_tick else []
-        newest = max([*self.digest.records, *ticks], key=lambda record: (record["attempt"], record["seq"]))
+        known = (self.digest.newest_record, self.digest.last_tick)
+        newest = max((record for record in known if record is not None), key=by_place)
         return Figure(value=float(newest["step"]), source=f"events.jsonl {newest['attempt']} {newest['seq']} @step")
 
     def of(self, *kinds: str) -> list[Record]:
-        """Its records of these kinds, without replaced ones."""
-        return [record for record in self.digest.records if record["kind"] in kinds]
+        """Its records of these kinds, without replaced ones: the newest of each."""
+        return self.records.of(*kinds)
 
     def from_result(self, *path: str) -> Figure:
         """A number of result.json."""
@@ -117,19 +136,50 @@ def gather(path: Path, name: str) -> RunReport:
     Raises:
         RunDirError: this is no run directory, a file of it is damaged, or it holds no events.
     """
-    diagnosis = explain_end(path)
-    run = FoundRun(name=name, path=path)
-    digest = read_digest(run)
-    if not digest.records and digest.last_tick is None:
+    gone: deque[Life] = deque(maxlen=MOST_SEEDS)
+    fates: Counter[str] = Counter()
+    records, refused = Kept(most=MOST_ROWS), Kept("refusal", most=MOST_ROWS)
+    newest: deque[Record] = deque(maxlen=MOST_TOLD)
+    moves: dict[str, deque[tuple[int, str]]] = {}
+    begun: list[Record] = []
+
+    def end(life: Life) -> None:
+        gone.append(life)
+        fates[life.fate] += 1
+
+    reader = LivesReader(end, MOST_LOOKS)
+
+    def take(record: Record) -> None:
+        records(record)
+        newest.append(record)
+        if not reader.take(record):
+            refused(record)
+        if record["kind"] == "stage":
+            slot, target = record["payload"]["slot"], record["payload"]["target"]
+            moves.setdefault(slot, deque(maxlen=MOST_MOVES)).append((record["step"], target))
+        elif record["kind"] == "run_started" and not begun:
+            begun.append(record)
+
+    evidence = read_evidence(path, take)
+    digest = evidence.digest
+    if digest.newest_record is None and digest.last_tick is None:
         raise RunDirError(f"{path}: no events, so there is nothing to show; `esper why {path} --end` says how it ended")
+    fates.update(life.fate for life in reader.present.values())
+    run = FoundRun(name=name, path=path)
     report = RunReport(
         name=name,
         path=path,
         facts=collect_facts(run, digest),
         digest=digest,
+        records=records,
+        newest=list(newest),
+        moves=moves,
+        refused=refused,
+        begun=begun[0] if begun else None,
         result=read_json(RunDir(path).result),
-        diagnosis=diagnosis,
-        lives=lives(digest.records),
+        diagnosis=diagnose(evidence),
+        lives=sorted([*gone, *reader.present.values()], key=by_birth),
+        fates=fates,
         series={
             **{key: Series(name=title) for key, (title, _, _) in OF_TICKS.items()},
             **{key: Series(name=title) for key, (title, _, _, _) in RATES.items()},
@@ -141,8 +191,10 @@ def gather(path: Path, name: str) -> RunReport:
     for life in report.lives:
         for lines in (report.alpha, report.ratio, report.gradient_parity, report.update_parity):
             lines.append(Series(name=f"{life.slot} {life.blueprint}"))
-    for record in _current_ticks(run):
-        _add_tick(report, record)
+    if run.directory.events.is_file():
+        for record in read_latest(run.directory.events):
+            if record["kind"] == "tick":
+                _add_tick(report, record)
     return report
 
 
@@ -166,24 +218,6 @@ def _memory(path: Path) -> dict[str, tuple[Figure, Figure]]:
     return found
 
 
-def _current_ticks(run: FoundRun) -> list[Record]:
-    """The ticks of a run without replaced ones, each with what is plotted of it alone."""
-    if not run.directory.events.is_file():
-        return []
-    told = []
-    for record in EventFile(run.directory.events):
-        payload = record["payload"]
-        if record["kind"] == "tick":
-            names = {path[0] for _, path, _ in OF_TICKS.values()} | {path for _, path, _, _ in RATES.values()}
-            wanted = {name: payload[name] for name in names if name in payload}
-            slots = [{name: line[name] for name in OF_SLOTS if name in line} for line in payload["slots"]]
-            record = {**record, "payload": {**wanted, "slots": slots}}
-        elif record["kind"] not in ("run_started", "rollback"):
-            record = {**record, "payload": {}}
-        told.append(record)
-    return [record for record in keep_latest(told) if record["kind"] == "tick"]
-
-
 def _add_tick(report: RunReport, record: Record) -> None:
     for key, (_, path, error) in OF_TICKS.items():
         reading = record["payload"].get(path[0])
@@ -196,9 +230,10 @@ def _add_tick(report: RunReport, record: Record) -> None:
         share = rate_of(record, "interval_flops", SECONDS, 1e5 / (report.peak * report.facts.ranks))
         report.series["mfu"].add(record["step"], share)
     for index, line in enumerate(record["payload"]["slots"]):
-        born = [i for i, life in enumerate(report.lives) if life.slot == line["slot"]]
-        born = [i for i in born if report.lives[i].birth["tick"] <= record["tick"]]
-        if line["blueprint"] is None or not born:
+        if line["blueprint"] is None:
+            continue
+        born = [i for i, life in enumerate(report.lives) if life.slot == line["slot"] and life.lasts(record["tick"])]
+        if not born:  # of a seed that is not shown
             continue
         source = f"events.jsonl {record['attempt']} {record['seq']} slots.{index}."
         report.alpha[born[-1]].add(record["step"], Figure(value=float(line["alpha"]), source=source + "alpha"))

@@ -9,7 +9,7 @@ from esper.karn.lives import last_look
 from esper.karn.report import plots
 from esper.karn.report.gather import RunReport
 from esper.karn.report.traced import Figure, Series, any_point, from_event
-from esper.karn.why.fates import explain_slot
+from esper.karn.why.fates import tell_slot
 from esper.karn.why.sentence import Sentence, at, name_events
 from esper.leyline.stages import Stage
 from esper.nissa.reading import Record
@@ -93,8 +93,7 @@ def _parameters(report: RunReport) -> Figure:
 
 
 def _first(report: RunReport) -> Figure:
-    begun = report.of("run_started")
-    return from_event(begun[0], "parameters") if begun else Figure(value=None, source="")
+    return from_event(report.begun, "parameters") if report.begun else Figure(value=None, source="")
 
 
 def _flops(report: RunReport) -> Figure:
@@ -103,8 +102,7 @@ def _flops(report: RunReport) -> Figure:
 
 
 def _fates(report: RunReport) -> tuple[int, int, int]:
-    fates = [life.fate for life in report.lives]
-    return len(fates), fates.count("fossilised"), fates.count("pruned")
+    return report.fates.total(), report.fates["fossilised"], report.fates["pruned"]
 
 
 def ending(report: RunReport) -> str:
@@ -243,16 +241,32 @@ def seeds(report: RunReport) -> str:
             ]
         )
     heads = ["slot", "blueprint", "fate", "born", "joined", "ended", "loss saved (per sample)"]
-    told = table(heads, rows, cards=True)
+    older = report.fates.total() - len(report.lives)
+    told = _left_out(older, "seeds that are gone, of plots too,", "births")
+    told += table(heads, rows, cards=True)
+    beside = [*report.of("panic", "veto"), *report.refused]
     for slot in report.slots:
-        told += f"<h3>{html.escape(slot)}</h3>" + sentences(explain_slot(report.digest.records, slot))
+        mine = [life for life in report.lives if life.slot == slot]
+        told += f"<h3>{html.escape(slot)}</h3>" + sentences(tell_slot(slot, mine, beside))
     return told
+
+
+def left_out(report: RunReport, *kinds: str) -> str:
+    """That the oldest records of these kinds are not shown, and where they are; empty if all are."""
+    return _left_out(report.records.left_out(*kinds), "records of this table", "events")
+
+
+def _left_out(number: int, what: str, view: str) -> str:
+    if not number:
+        return ""
+    return f"<p>{number:,} older {what} are left out; all of them: <code>esper query</code>, view {view}.</p>"
 
 
 def decisions(report: RunReport) -> str:
     """Every command of the controller, with its reason; empty if it gave none."""
     rows = []
-    for record in report.of("command", "refusal", "veto"):
+    kinds = ("command", "refusal", "veto")
+    for record in report.of(*kinds):
         payload = record["payload"]
         command = payload.get("command") or {"slot": payload["slot"], "op": "birth", "blueprint": payload["blueprint"]}
         verdict = {"command": "applied", "refusal": "refused", "veto": "vetoed"}[record["kind"]]
@@ -266,7 +280,8 @@ def decisions(report: RunReport) -> str:
                 html.escape(str(payload["reason"])),
             ]
         )
-    return table(["when", "slot", "asked for", "verdict", "reason"], rows, words=(4,), cards=True) if rows else ""
+    shown = table(["when", "slot", "asked for", "verdict", "reason"], rows, words=(4,), cards=True)
+    return left_out(report, *kinds) + shown if rows else ""
 
 
 def missing(report: RunReport) -> str:

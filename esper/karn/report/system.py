@@ -4,7 +4,7 @@ import html
 
 from esper.karn.html import table
 from esper.karn.report.gather import RunReport
-from esper.karn.report.sections import cite
+from esper.karn.report.sections import cite, left_out
 from esper.karn.report.traced import from_event
 from esper.karn.why.sentence import at
 
@@ -25,6 +25,7 @@ def _alerts(report: RunReport) -> str:
         rows[-1].append(html.escape(payload["look_at"]))
     heads = ["when", "what", "who", "measured", "limit", "in words", "look at"]
     told = "<p>Each was odd at that moment, and the run went on: nothing is decided by it.</p>"
+    told += left_out(report, "health")
     return f"<h3>Odd moments</h3>{told}{table(heads, rows, words=(5, 6), cards=True)}" if rows else ""
 
 
@@ -38,6 +39,7 @@ def _settled(report: RunReport) -> str:
         rows.append([at(record) + cite(record), *names, rise, back if payload["height"] > 0 else "no spike"])
     heads = ["when", "slot", "blueprint", "after its", "rise of the loss", "steps until it was back"]
     told = "<p>The highest training loss since then, less the mean of the ticks before; below 0 there was no spike.</p>"
+    told += left_out(report, "settled")
     return f"<h3>After a birth</h3>{told}{table(heads, rows, cards=True)}" if rows else ""
 
 
@@ -48,7 +50,7 @@ def _kernels(report: RunReport) -> str:
         for record in report.of("kernels")
     ]
     heads = ["when", "where", "ms of training that waited", "graphs from disk", "graphs compiled"]
-    return f"<h3>Compiled kernels</h3>{table(heads, rows)}" if rows else ""
+    return f"<h3>Compiled kernels</h3>{left_out(report, 'kernels')}{table(heads, rows)}" if rows else ""
 
 
 def _memory(report: RunReport) -> str:
@@ -74,7 +76,8 @@ def troubles(report: RunReport) -> str:
         elif record["kind"] == "skipped":
             words = f"{payload['count']} steps from step {payload['first_step']}"
         rows.append([at(record) + cite(record), f"rank {record['rank']}", record["kind"], html.escape(str(words))])
-    return table(["when", "who", "kind", "what"], rows, words=(3,), cards=True) if rows else ""
+    shown = table(["when", "who", "kind", "what"], rows, words=(3,), cards=True)
+    return left_out(report, *kinds) + shown if rows else ""
 
 
 def saves(report: RunReport) -> str:
@@ -87,4 +90,5 @@ def saves(report: RunReport) -> str:
         ]
         for record in report.of("checkpoint")
     ]
-    return table(["committed", "step", "bytes", "ms of writing", "ms of standing still"], rows) if rows else ""
+    shown = table(["committed", "step", "bytes", "ms of writing", "ms of standing still"], rows)
+    return left_out(report, "checkpoint") + shown if rows else ""

@@ -45,6 +45,9 @@ class Figure:
         return f'<span data-from="{html.escape(self.source)}" data-format="{form}"{scaled}{rate}>{text}</span>'
 
 
+HELD = 400  # points of a line that are held at least, where there are so many
+
+
 @dataclass(slots=True, kw_only=True)
 class Series:
     """One line of a plot.
@@ -60,15 +63,27 @@ class Series:
     steps: list[int] = field(default_factory=list)
     values: list[Figure] = field(default_factory=list)
     errors: list[Figure] = field(default_factory=list)
+    _stride: int = 1
+    _added: int = 0
 
     def add(self, step: int, value: Figure, error: Figure | None = None) -> None:
-        """Adds a point; one without a value is left out."""
+        """Adds a point; one without a value is left out. Of many points evenly chosen ones are held, and the newest."""
         if value.value is None:
             return
+        if self._added and (self._added - 1) % self._stride:
+            self._let_go(slice(-1, None))
         self.steps.append(step)
         self.values.append(value)
         if error is not None:
             self.errors.append(error)
+        self._added += 1
+        if len(self.steps) > 2 * HELD and len(self.steps) % 2:
+            self._let_go(slice(1, None, 2))
+            self._stride *= 2
+
+    def _let_go(self, points: slice) -> None:
+        for held in (self.steps, self.values, self.errors):
+            del held[points]
 
     @property
     def numbers(self) -> list[float]:

@@ -6,19 +6,21 @@ it is on another machine, from the age of its ranks' marks.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from esper.karn.lives import by_place
+from esper.karn.store.digest import Digest
 from esper.karn.store.finding import FoundRun
 from esper.leyline.errors import RunDirError
 from esper.leyline.files import RunDir
 from esper.leyline.stages import Stage
 from esper.nissa.console import describe_event
 from esper.nissa.envelope import from_record
-from esper.nissa.reading import EventFile, Record, keep_latest
+from esper.nissa.reading import Record
 
 FRESH_S = 60.0  # a run whose ranks were marked so recently is going on
 
@@ -97,51 +99,6 @@ class RunFacts:
     faults: int = 0
     torn_lines: int = 0
     last_word: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
-class Digest:
-    """What one pass over the event files of a run leaves: all records but the ticks, of which only the last is kept.
-
-    Fields:
-        records: of rank 0, without replaced ones, in order.
-        others: of the other ranks.
-        ends: how each attempt ended, where rank 0 could say so; replaced ones too.
-        last_tick: the newest record of a tick.
-        spans: first and last time of each attempt, seconds since 1970.
-        torn: lines that a kill tore.
-    """
-
-    records: list[Record] = field(default_factory=list)
-    others: list[Record] = field(default_factory=list)
-    ends: list[Record] = field(default_factory=list)
-    last_tick: Record | None = None
-    spans: dict[int, tuple[float, float]] = field(default_factory=dict)
-    torn: int = 0
-
-
-def read_digest(run: FoundRun) -> Digest:
-    """Reads the event files of a run once, tick by tick.
-
-    Raises:
-        RunDirError: one of them was damaged.
-    """
-    digest = Digest()
-    told: list[Record] = []
-    for path in run.event_files():
-        file = EventFile(path)
-        mine = path == run.directory.events
-        for record in file:
-            first, _ = digest.spans.get(record["attempt"], (record["time"], 0.0))
-            digest.spans[record["attempt"]] = (first, record["time"])
-            if record["kind"] == "tick":
-                digest.last_tick = record
-            elif record["kind"] not in ("snapshot", "library"):
-                (told if mine else digest.others).append(record)
-        digest.torn += file.torn
-    digest.ends = [record for record in told if record["kind"] == "run_ended"]
-    digest.records = keep_latest(told)
-    return digest
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -243,15 +200,12 @@ def collect_facts(run: FoundRun, digest: Digest) -> RunFacts:
     state = str(status.get("status", "lost" if attempt else "prepared"))
     if is_running(directory, written):
         state = "running"
-    newest = max(digest.records, key=lambda r: (r["attempt"], r["seq"]), default=None)
-    said = next(filter(None, map(describe, reversed(digest.records))), "")
-    begun = [record for record in digest.records if record["kind"] == "run_started"]
-    start = begun[-1]["payload"] if begun else {}
-    last = [record for record in (newest, digest.last_tick) if record is not None]
-    place = max(last, key=lambda r: (r["attempt"], r["seq"]), default={})
+    said = next(filter(None, map(describe, reversed(digest.newest.values()))), "")
+    start = digest.newest["run_started"]["payload"] if "run_started" in digest.newest else {}
+    last = [record for record in (digest.newest_record, digest.last_tick) if record is not None]
+    newest: Record = max(last, key=by_place, default={})
     tick = digest.last_tick["payload"] if digest.last_tick else {}
-    stages = {r["payload"]["slot"]: r["payload"]["target"] for r in digest.records if r["kind"] == "stage"}
-    held = [Stage[name] for name in stages.values()]
+    held = list(digest.stages.values())
     ranks = start.get("world_size")
     hours = sum(end - first for first, end in digest.spans.values()) / 3600
     message = str(status.get("message", "")) if state != "running" else ""
@@ -270,9 +224,9 @@ def collect_facts(run: FoundRun, digest: Digest) -> RunFacts:
         started=min((first for first, _ in digest.spans.values()), default=None),
         ended=max((end for _, end in digest.spans.values()), default=None),
         rank_hours=hours * ranks if ranks and digest.spans else None,
-        step=status["step"] if state != "running" and status.get("step") is not None else place.get("step"),
+        step=status["step"] if state != "running" and status.get("step") is not None else newest.get("step"),
         total_steps=start.get("total_steps"),
-        tick=result.get("tick", place.get("tick")),
+        tick=result.get("tick", newest.get("tick")),
         train_loss=_value(tick.get("train_loss")),
         validation_loss=_value(result.get("validation_loss", tick.get("validation_loss"))),
         validation_accuracy=_value(result.get("validation_accuracy", tick.get("validation_accuracy"))),
@@ -284,8 +238,8 @@ def collect_facts(run: FoundRun, digest: Digest) -> RunFacts:
         fossils=held.count(Stage.FOSSILIZED),
         live_seeds=sum(stage.is_live for stage in held),
         slots=len(start["slots"]) if "slots" in start else None,
-        births=sum(r["kind"] == "stage" and r["payload"]["target"] == "GERMINATED" for r in digest.records),
-        faults=sum(r["kind"] in ("fault", "panic", "rollback") for r in [*digest.records, *digest.others]),
+        births=digest.births,
+        faults=digest.faults,
         torn_lines=digest.torn,
         last_word=word,
     )

@@ -7,7 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from esper.karn.store.facts import RunFacts, collect_facts, read_digest
+from esper.karn.store.digest import read_digest
+from esper.karn.store.facts import RunFacts, collect_facts
 from esper.karn.store.finding import find_runs
 from esper.leyline.errors import RunDirError, one_line
 

@@ -10,14 +10,15 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from esper.karn.lives import Life, last_look, lives
-from esper.karn.store.facts import collect_facts, read_digest
+from esper.karn.lives import Life, LivesReader, by_birth, last_look
+from esper.karn.store.digest import read_digest
+from esper.karn.store.facts import collect_facts
 from esper.karn.store.finding import FoundRun, find_runs
 from esper.karn.store.views import VIEWS
 from esper.leyline.errors import ConfigError, RunDirError, one_line
 from esper.leyline.stages import Stage
 from esper.nissa.jsonl import encode
-from esper.nissa.reading import EventFile, keep_latest
+from esper.nissa.reading import EventFile, LatestRecords
 
 SOURCES = "esper_sources"  # key of the sizes of the event files that a Parquet file was made from
 LINES = "{run: 'VARCHAR', current: 'BOOLEAN', record: 'JSON'}"
@@ -72,25 +73,15 @@ def source_sizes(run: FoundRun) -> str:
 def write_lines(run: FoundRun, to: Path) -> None:
     """Writes every record of a run as a line that DuckDB reads, marked with whether it is current.
 
-    The event files are read twice, so that no more than the outlines of their records are in memory.
-
     Raises:
         RunDirError: an event file was damaged.
     """
     with to.open("ab") as out:
         for path in run.event_files():
-            outlines = [_outline(record) for record in EventFile(path)]
-            kept = {id(record) for record in keep_latest(outlines)} if path == run.directory.events else None
-            for outline, record in zip(outlines, EventFile(path)):  # a live run may have said more meanwhile
-                current = kept is None or id(outline) in kept
+            of_rank_0 = path == run.directory.events
+            judged = LatestRecords(path).judged() if of_rank_0 else ((record, True) for record in EventFile(path))
+            for record, current in judged:
                 out.write(encode({"run": run.name, "current": current, "record": record}))
-
-
-def _outline(record: dict[str, Any]) -> dict[str, Any]:
-    """What `keep_latest` looks at."""
-    payload = record["payload"]
-    wanted = ("slot", "command", "resumed_from", "to_step")
-    return {**record, "payload": {key: payload[key] for key in wanted if key in payload}}
 
 
 def load(database: Any, root: Path) -> list[str]:
@@ -128,7 +119,10 @@ def _load_run(database: Any, run: FoundRun, lines: Path) -> list[str]:
     """Loads one run; returns what has to be said of it."""
     before = lines.stat().st_size
     try:
-        digest = read_digest(run)
+        born: list[tuple[tuple[int, int], tuple[Any, ...]]] = []
+        reader = LivesReader(lambda life: born.append((by_birth(life), _birth(run.name, life))), most_looks=1)
+        digest = read_digest(run, reader.take)
+        born += [(by_birth(life), _birth(run.name, life)) for life in reader.present.values()]
         rows = [astuple(collect_facts(run, digest))]
         if not _load_parquet(database, run):
             write_lines(run, lines)
@@ -137,7 +131,7 @@ def _load_run(database: Any, run: FoundRun, lines: Path) -> list[str]:
             out.truncate(before)
         return [f"left out: {one_line(error)}"]
     _insert(database, "runs", rows)
-    _insert(database, "births", [_birth(run.name, life) for life in lives(digest.records)])
+    _insert(database, "births", [row for _, row in sorted(born, key=lambda pair: pair[0])])
     return [f"{run.name}: {digest.torn} torn lines passed over"] if digest.torn else []
 
 
@@ -184,7 +178,7 @@ def _birth(run: str, life: Life) -> tuple[Any, ...]:
         end and end["step"],
         end and end["payload"]["cause"],
         ended and ended["payload"]["reason"],
-        len(life.of("contribution")),
+        life.looks,
         running.get("value"),
         running.get("se"),
     )

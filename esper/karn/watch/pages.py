@@ -73,10 +73,10 @@ def overview(report: RunReport, width: int) -> Page:
             unit = "%" if share else metric.unit
             page.add(f"{f'test {metric.name} {unit}'.rstrip():<22}", Shown(figure, ".4g", 100.0 if share else 1.0))
     page.head("Growth")
-    fates = [life.fate for life in report.lives]
+    fates = report.fates
     page.add(
-        f"{len(fates)} born, {fates.count('fossilised')} kept, {fates.count('pruned')} pruned, "
-        f"{fates.count('alive')} alive, in {len(report.slots)} slots"
+        f"{fates.total()} born, {fates['fossilised']} kept, {fates['pruned']} pruned, "
+        f"{fates['alive']} alive, in {len(report.slots)} slots"
     )
     parameters, flops = report.series["parameters"], report.series["flops"]
     if parameters.values:
@@ -105,8 +105,7 @@ def slots(report: RunReport, width: int) -> Page:
     last = max(1, report.last_step)
     page.add(Word(f"{'step':<7}", "dim"), Word(f"0{last:>{room - 1},}", "dim"))
     for slot in report.slots:
-        moves = [r for r in report.of("stage") if r["payload"]["slot"] == slot]
-        page.add(f"{slot:<7}", *_lane(moves, last, room))
+        page.add(f"{slot:<7}", *_lane(list(report.moves.get(slot, ())), last, room))
         for index, life in enumerate(report.lives):
             if life.slot == slot:
                 page.add(" " * 7, *_life_line(report, index, life))
@@ -116,14 +115,14 @@ def slots(report: RunReport, width: int) -> Page:
     return page
 
 
-def _lane(moves: list[Record], last: int, room: int) -> list[Word]:
+def _lane(moves: list[tuple[int, str]], last: int, room: int) -> list[Word]:
     signs: list[Word] = []
     stage, position = Stage.EMPTY, 0
     for column in range(room):
         until = (column + 1) * last / room
         passed = []
-        while position < len(moves) and moves[position]["step"] < until:
-            stage = Stage[moves[position]["payload"]["target"]]
+        while position < len(moves) and moves[position][0] < until:
+            stage = Stage[moves[position][1]]
             passed.append(stage)
             position += 1
         shown = Stage.PRUNED if Stage.PRUNED in passed else stage  # a prune is shown even if the slot is empty again
@@ -260,9 +259,9 @@ def health(report: RunReport, width: int) -> Page:
         steps: list[Piece] = [", back after ", Shown(from_event(record, "recovery"), ".0f"), " steps"]
         if height > 0:
             page.add(*rise, *(steps if back is not None else [", not back yet"]))
-    troubles = [r for r in report.digest.records if EVENTS[r["kind"]].priority and r["kind"] not in _DECIDED]
-    troubles += report.digest.others
-    page.head(f"Alarms and recoveries: {len(troubles)}")
+    kinds = [kind for kind, event in EVENTS.items() if event.priority and kind not in _DECIDED]
+    troubles = [*report.of(*kinds), *report.digest.others]
+    page.head(f"Alarms and recoveries: {len(troubles) + report.records.left_out(*kinds)}")
     for record in sorted(troubles, key=lambda r: (r["attempt"], r["time"]))[-MOST:]:
         rank = f"rank {record['rank']} " if record["rank"] else ""
         page.add(Word(f"{at(record):<20} ", "dim"), rank, _told(record) or record["kind"])
@@ -278,7 +277,7 @@ def _told(record: Record) -> str:
 def log(report: RunReport, width: int) -> Page:
     """All that was told; the newest last."""
     page = Page()
-    told = [(record, _told(record)) for record in report.digest.records[-4 * MOST :]]
+    told = [(record, _told(record)) for record in report.newest[-4 * MOST :]]
     for record, words in [pair for pair in told if pair[1]][-MOST:]:
         page.add(Word(f"{at(record):<20} ", "dim"), shorten(words, 4 * width))
     return page

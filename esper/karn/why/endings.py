@@ -2,15 +2,16 @@
 
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper.karn.store.facts import Digest, is_running, is_stale, read_digest, read_json
+from esper.karn.store.digest import Digest, Kept, Taker, read_digest
+from esper.karn.store.facts import is_running, is_stale, read_json
 from esper.karn.store.finding import FoundRun, name_no_run
+from esper.karn.why.recoveries import held_recoveries, tell_recoveries
 from esper.karn.why.rules import RULES, Action, Failure, comes_again, comes_for_ever, match_rule
-from esper.karn.why.sentence import Sentence, at, say
+from esper.karn.why.sentence import Sentence, say
 from esper.leyline.errors import DivergedError
 from esper.leyline.files import RunDir
 from esper.nissa.reading import Record
@@ -30,7 +31,8 @@ class Evidence:
 
     Fields:
         path: RUN.
-        digest: its events but ticks.
+        digest: of its events.
+        befell: what it got over, of rank 0.
         status: STATUS.json of the last attempt; empty if that ended without one.
         attempts: number of the last one; 0: it never began.
         marks: step, tick and phase at which each rank was last, and its error, by rank.
@@ -41,6 +43,7 @@ class Evidence:
 
     path: Path
     digest: Digest
+    befell: Kept
     status: dict[str, Any]
     attempts: int
     marks: dict[int, tuple[int, int, str, str]]
@@ -68,8 +71,12 @@ class Diagnosis:
     sentences: tuple[Sentence, ...] = field(default=())
 
 
-def read_evidence(path: Path) -> Evidence:
+def read_evidence(path: Path, *takers: Taker) -> Evidence:
     """Reads what RUN holds; nothing is locked or written.
+
+    Args:
+        path: RUN.
+        takers: see `read_digest`.
 
     Raises:
         RunDirError: this is no run directory, or a file of it is damaged.
@@ -88,9 +95,11 @@ def read_evidence(path: Path) -> Evidence:
             marks[int(mark.name.removeprefix("rank-"))] = (int(step), int(tick), str(phase), str(error))
         except (ValueError, TypeError):  # being written at this moment
             continue
+    befell = held_recoveries()
     return Evidence(
         path=path,
-        digest=read_digest(FoundRun(name=".", path=path)),
+        digest=read_digest(FoundRun(name=".", path=path), befell, *takers),
+        befell=befell,
         status=status,
         attempts=int(attempt.get("number", 0)),
         marks=marks,
@@ -177,8 +186,8 @@ def _silent(evidence: Evidence, attempt: int) -> Failure:
     if attempt == evidence.attempts and evidence.marks:
         step, tick, phase, _ = max(evidence.marks.values(), key=lambda mark: mark[:2])
         return Failure(attempt=attempt, cause="silent", rule=None, phase=phase, step=step, tick=tick)
-    last = [r for r in evidence.digest.records if r["attempt"] == attempt][-1:]
-    step, tick = (last[0]["step"], last[0]["tick"]) if last else (0, 0)
+    last = evidence.digest.last_of.get(attempt)
+    step, tick = (last["step"], last["tick"]) if last else (0, 0)
     return Failure(attempt=attempt, cause="silent", rule=None, step=step, tick=tick)
 
 
@@ -199,13 +208,17 @@ def _tell(failure: Failure, evidence: Evidence) -> Sentence:
     )
 
 
-def explain_end(path: Path) -> Diagnosis:
+def explain_end(path: Path, *takers: Taker) -> Diagnosis:
     """Says why a run ended, whose fault it was, and what to do.
+
+    Args:
+        path: RUN.
+        takers: see `read_digest`.
 
     Raises:
         RunDirError: this is no run directory, or a file of it is damaged.
     """
-    return diagnose(read_evidence(path))
+    return diagnose(read_evidence(path, *takers))
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
@@ -213,7 +226,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     failures = failures_of(evidence)
     told = [_tell(failure, evidence) for failure in failures]
     cause, action, command, advice = _judge(evidence, failures)
-    befell = _befell(evidence.digest)
+    befell = tell_recoveries(evidence.digest, evidence.befell)
     return Diagnosis(
         cause=cause,
         action=action,
@@ -257,42 +270,3 @@ def _judge(evidence: Evidence, failures: list[Failure]) -> tuple[str, Action, st
     begins = "it goes on from its newest checkpoint" if evidence.saved else "it had not saved yet, and begins anew"
     text = f"Start it again: {begins}." if rule.action is Action.RESTART else ""
     return last.cause, rule.action, rule.command, [say(" ".join(filter(None, [rule.do, text])))]
-
-
-def _befell(digest: Digest) -> list[Sentence]:
-    """What a run got over by itself."""
-    told = []
-    faults: dict[str, list[Record]] = {}  # those that differ in their numbers alone are told once
-    for record in sorted([*digest.records, *digest.others], key=lambda r: (r["attempt"], r["step"], r["rank"])):
-        payload = record["payload"]
-        where = f"At step {record['step']:,} (tick {record['tick']:,})"
-        if record["kind"] == "veto":
-            text = f"the birth of {payload['blueprint']} in {payload['slot']} was given up on all ranks, since rank "
-            told.append(say(f"{where} {text}{payload['rank']} could not hold it: {payload['reason']}.", record))
-        elif record["kind"] == "skipped":
-            ranks = f" on ranks {', '.join(map(str, payload['ranks']))}" if payload["ranks"] else ""
-            text = f"{payload['count']} steps were left out: a gradient or loss was not finite{ranks}."
-            told.append(say(f"{where} {text}", record))
-        elif record["kind"] == "panic":
-            told.append(
-                say(f"{where} the governor took the run for sick ({payload['symptom']}): {payload['words']}.", record)
-            )
-        elif record["kind"] == "rollback":
-            blamed = f" {', '.join(payload['blamed'])} was blamed." if payload["blamed"] else ""
-            told.append(say(f"{where} all ranks went back to step {payload['to_step']:,}.{blamed}", record))
-        elif record["kind"] == "fault" and not _ends(record, digest):
-            faults.setdefault(re.sub(r"\d+", "0", payload["what"].splitlines()[0]), []).append(record)
-    for like in faults.values():
-        first, last = like[0], like[-1]
-        times = "" if len(like) == 1 else f", and the like {len(like) - 1} times more until step {last['step']:,}"
-        words = first["payload"]["what"].splitlines()[0]
-        told.append(say(f"At {at(first)} rank {first['rank']} said: {words}{times}.", *like))
-    return told
-
-
-def _ends(record: Record, digest: Digest) -> bool:
-    """Whether a fault is the end of its attempt, which is told in any case."""
-    words = record["payload"]["what"]
-    ends = [r["payload"]["summary"].get("message") for r in digest.ends]
-    last = [r for r in digest.others if r["attempt"] == record["attempt"]][-1:]
-    return words in ends or (last == [record] and words.startswith(("lost contact", "ranks parted")))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from esper.karn.lives import Life, last_look, lives, slot_of
+from esper.karn.lives import Life, by_place, last_look, lives, slot_of
 from esper.karn.why.sentence import Sentence, at, listed, say
 from esper.leyline.stages import Mechanical, Stage
 from esper.nissa.reading import Record
@@ -31,9 +31,20 @@ def explain_slot(records: Sequence[Record], slot: str) -> list[Sentence]:
     slots = slots_of(records)
     if slot not in slots:
         raise KeyError(", ".join(slots) or "none")
-    found = [life for life in lives(records) if life.slot == slot]
-    told = [sentence for life in found for sentence in explain_life(life, records)]
-    told += _births_refused(records, slot, found)
+    return tell_slot(slot, [life for life in lives(records) if life.slot == slot], records)
+
+
+def tell_slot(slot: str, found: Sequence[Life], beside: Sequence[Record]) -> list[Sentence]:
+    """The lives of the seeds in one slot, and the births that did not come about.
+
+    Args:
+        slot: slot id.
+        found: the lives in it.
+        beside: records with the panics, and the vetoes and refusals of this slot, among others.
+    """
+    panics = [record for record in beside if record["kind"] == "panic"]
+    told = [sentence for life in found for sentence in explain_life(life, panics)]
+    told += _births_refused(beside, slot, found)
     if not told:
         told = [say(f"Nothing was born in {slot}: the controller never asked for a seed there.")]
     return told
@@ -45,8 +56,13 @@ def slots_of(records: Sequence[Record]) -> list[str]:
     return [str(slot) for slot in begun[-1]["payload"]["slots"]] if begun else []
 
 
-def explain_life(life: Life, records: Sequence[Record]) -> list[Sentence]:
-    """Birth, evidence and end of one seed, in a few sentences."""
+def explain_life(life: Life, panics: Sequence[Record]) -> list[Sentence]:
+    """Birth, evidence and end of one seed, in a few sentences.
+
+    Args:
+        life: the seed's.
+        panics: of the run, until then or longer.
+    """
     asked = life.command_of(life.birth)
     why = f": {asked['payload']['reason'].rstrip('. ')}" if asked else ""
     number = f" (seed {life.generation} of this slot)" if life.generation > 1 else ""
@@ -58,7 +74,7 @@ def explain_life(life: Life, records: Sequence[Record]) -> list[Sentence]:
         command = life.command_of(joined)
         told.append(say(f"It joined the host at {at(joined)}: {_reason(command)}.", command, joined))
     told += _held_back(life)
-    told.append(_end(life, records))
+    told.append(_end(life, panics))
     return told
 
 
@@ -80,7 +96,7 @@ def _looks(life: Life) -> Sentence | None:
     last = last_look(life)
     if last is None:
         return None
-    times = "once" if len(looks) == 1 else f"{len(looks)} times"
+    times = "once" if life.looks == 1 else f"{life.looks} times"
     text = f"It was measured {times}. Over all looks since its alpha last moved it saves {_reading(last['running'])}"
     text += f" of the loss of a sample ({last['clusters']} clusters of samples)"
     text += _weight(last)
@@ -96,9 +112,9 @@ def _weight(look: dict[str, Any]) -> str:
     return f"; the evidence that it helps is {look['log_evidence']:.3g} of the {needed:.3g} that its gate asks: {word}"
 
 
-def end_with_evidence(life: Life, records: Sequence[Record]) -> Sentence:
+def end_with_evidence(life: Life, panics: Sequence[Record]) -> Sentence:
     """The end of one seed in a sentence; of one that was pruned by command, with what its looks had come to."""
-    told, last = _end(life, records), last_look(life)
+    told, last = _end(life, panics), last_look(life)
     if last is None or life.fate != "pruned" or life.end is None or life.command_of(life.end) is None:
         return told
     look = life.of("contribution")[-1]
@@ -127,7 +143,7 @@ def _held_back(life: Life) -> list[Sentence]:
     return told
 
 
-def _end(life: Life, records: Sequence[Record]) -> Sentence:
+def _end(life: Life, panics: Sequence[Record]) -> Sentence:
     end = life.end
     if end is None:
         last = life.of("stage")[-1]
@@ -139,17 +155,17 @@ def _end(life: Life, records: Sequence[Record]) -> Sentence:
     cause = end["payload"]["cause"]
     if cause in Mechanical.__members__:
         return say(
-            f"It was pruned at {at(end)}: {_unasked(life, Mechanical[cause], records)}.", *_behind(life, end), end
+            f"It was pruned at {at(end)}: {_unasked(life, Mechanical[cause], panics)}.", *_behind(life, end), end
         )
     return say(f"It was pruned at {at(end)}, since {_reason(command)}.", command, end)
 
 
-def _unasked(life: Life, cause: Mechanical, records: Sequence[Record]) -> str:
+def _unasked(life: Life, cause: Mechanical, panics: Sequence[Record]) -> str:
     """Why a seed went that nobody commanded to go, with what led to it."""
     text = UNASKED.get(cause, cause.value.lower())
     if cause is Mechanical.ROLLBACK:
-        panics = [r for r in records if r["kind"] == "panic"]
-        return text + (f" ({panics[-1]['payload']['words']})" if panics else "")
+        before = [panic for panic in panics if life.end is None or by_place(panic) < by_place(life.end)]
+        return text + (f" ({before[-1]['payload']['words']})" if before else "")
     if cause is Mechanical.DEGRADED:
         reasons = [r["payload"]["reason"] for r in life.of("degraded")]
         return text + (f" ({reasons[-1]})" if reasons else "")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from esper.nissa.reading import Record
 
+MOST_NAMES = 8  # events that a sentence names, where it stands on no more
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
@@ -35,8 +37,11 @@ def name_event(record: Record) -> str:
 
 
 def name_events(events: Iterable[Record]) -> str:
-    """The names of events, in square brackets; empty without any."""
+    """The names of events, in square brackets; empty without any. Of many the first ones and the last."""
     names = list(dict.fromkeys(map(name_event, events)))
+    if len(names) > MOST_NAMES:
+        first = MOST_NAMES // 2
+        names = [*names[:first], f"{len(names) - first - 1} more", names[-1]]
     return f" [{', '.join(names)}]" if names else ""
 
 
