@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from esper.leyline.commands import Command
 from esper.leyline.errors import ConfigError
 from esper.leyline.observation import BlueprintInfo
 from esper.leyline.stages import Op, Stage
+from esper.run.kernels import helper as ahead
+from esper.run.kernels import standing
 from esper.run.kernels.foresee import Foreseen, foresee
 from esper.run.kernels.helper import Helper
 from esper.run.kernels.process import Inbox, Report, in_order
@@ -242,17 +245,23 @@ import fcntl, os, signal, sys
 held = open(sys.argv[1], "w")
 fcntl.flock(held, fcntl.LOCK_EX)
 print("holds", flush=True)
-os.kill(os.getpid(), signal.SIGSTOP)
+if sys.argv[2] == "stops":
+    os.kill(os.getpid(), signal.SIGSTOP)
 signal.pause()
 """
 
 
-def test_a_stopped_helper_that_holds_a_lock_does_not_hold_the_rank(tmp_path: Path) -> None:
-    """A rank that compiles would wait for the lock on a kernel as long as the helper stands still."""
+@pytest.mark.parametrize("what", ["stops", "waits"])
+def test_a_helper_that_holds_a_lock_and_stands_still_does_not_hold_the_rank(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that compiles would wait for the lock on a kernel, and torch gives up after ten minutes."""
+    if what == "waits":
+        monkeypatch.setattr(ahead, "_STILL_S", 1.0)
     helper = object.__new__(Helper)
     helper.told, helper._said = None, b""
     helper.process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "lock")],
+        [sys.executable, "-c", HOLDER, str(tmp_path / "lock"), what],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -266,3 +275,21 @@ def test_a_stopped_helper_that_holds_a_lock_does_not_hold_the_rank(tmp_path: Pat
             fcntl.flock(lock, fcntl.LOCK_EX)  # for ever, but for the watch
     helper.close()
     assert helper.process.returncode == -signal.SIGKILL
+
+
+def test_what_computes_gets_on_however_little_and_what_only_waits_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, used = [0.0], [5.0]
+    monkeypatch.setattr(standing, "time", SimpleNamespace(monotonic=lambda: at[0]))
+    monkeypatch.setattr(standing, "cpu_seconds", lambda root: used[0])
+    still = standing.Standstill(1, 20.0)
+    found = []
+    for at[0], used[0] in ((19.0, 5.0), (20.0, 6.1), (39.0, 6.1), (40.0, 6.2), (60.0, 6.2)):
+        found.append(still())
+    assert found == [False, False, False, True, True]
+
+
+def test_the_time_of_a_process_is_that_of_all_that_it_has_started() -> None:
+    burn = "import time\nwhile time.process_time() < 0.5:\n    pass"
+    before = standing.cpu_seconds(os.getpid())
+    subprocess.run(["sh", "-c", '"$0" -c "$1"; :', sys.executable, burn], check=True)
+    assert standing.cpu_seconds(os.getpid()) - before > 0.4

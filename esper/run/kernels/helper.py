@@ -23,10 +23,12 @@ from typing import Any
 
 from esper.kasmina.kernels.folder import FOLDER
 from esper.nissa.lane import say
+from esper.run.kernels.standing import Standstill
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 _GRACE_S = 2.0
 _LOOK_S, _LOOKS = 0.25, 4  # seconds between two looks, and looks in a row at a stopped process
+_STILL_S = 20.0
 
 
 class Helper:
@@ -97,12 +99,14 @@ class Helper:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the block this rank compiles: a process that is stopped (SIGSTOP) is ended after a moment.
+        """Within the block this rank compiles: a process that is stopped (SIGSTOP) is ended after a moment, and one
+        that has got no time to compute for `_STILL_S`, while this rank did not compute either.
 
-        It may hold torch's lock on the very kernel that the rank is about to compile, and the rank would wait for it.
+        It may hold torch's lock on the very kernel that the rank is about to compile. The rank would wait for it, and
+        after torch's own limit of ten minutes the birth would fail: how fast the process is would decide what is born.
         """
         done = threading.Event()
-        thread = threading.Thread(target=self._end_if_stopped, args=(done,), name="esper-helper-watch", daemon=True)
+        thread = threading.Thread(target=self._end_if_still, args=(done,), name="esper-helper-watch", daemon=True)
         thread.start()
         try:
             yield
@@ -110,22 +114,25 @@ class Helper:
             done.set()
             thread.join()
 
-    def _end_if_stopped(self, done: threading.Event) -> None:
-        looks = 0
+    def _end_if_still(self, done: threading.Event) -> None:
+        looks, still = 0, Standstill(os.getpid(), _STILL_S)  # the process is below this one
         while not done.wait(_LOOK_S):
-            looks = looks + 1 if self._is_stopped() else 0
-            if looks == _LOOKS:
-                say("the process that compiles ahead was stopped and has been ended; births compile by themselves")
+            state = self._state()
+            looks = looks + 1 if state in "Tt" else 0
+            why = "was stopped" if looks == _LOOKS else "got no time to compute" if still() and state != "Z" else ""
+            if why:
+                say(f"the process that compiles ahead {why} and has been ended; births compile by themselves")
                 with contextlib.suppress(OSError):
                     os.killpg(self.process.pid, signal.SIGKILL)
                 return
 
-    def _is_stopped(self) -> bool:
+    def _state(self) -> str:
+        """Its state, as proc(5) has it; Z where it has ended."""
         try:
             stat = Path(f"/proc/{self.process.pid}/stat").read_text()
         except OSError:
-            return False
-        return stat.rpartition(")")[2].split()[0] in "Tt"
+            return "Z"
+        return stat.rpartition(")")[2].split()[0]
 
     def close(self) -> None:
         """Ends the process and its compilers; says so if it had failed."""
