@@ -98,11 +98,17 @@ def _evidence(name: str, passed: bool, detail: str) -> Check:
     return Check(name, passed, detail, integrity=False)
 
 
+_OWNED = "every parameter stands in an optimizer group"
+_NOT_OWNED = "some parameter stands in no optimizer group on some rank"
+
+
 def _check_integrity(facts: GateFacts, stage: Stage) -> list[Check]:
     return [
         _integrity("stage", facts.stage is stage, f"is {facts.stage.name}, needs {stage.name}"),
-        _integrity("finite", facts.finite, "the seed holds Inf or NaN on some rank"),
-        _integrity("owned", facts.owned, "some parameter stands in no optimizer group on some rank"),
+        _integrity(
+            "finite", facts.finite, "no Inf or NaN" if facts.finite else "the seed holds Inf or NaN on some rank"
+        ),
+        _integrity("owned", facts.owned, _OWNED if facts.owned else _NOT_OWNED),
         _integrity("as built", facts.degraded == 0, f"runs by a fallback on {facts.degraded} ranks"),
     ]
 

@@ -91,6 +91,9 @@ class Bus:
     def __init__(self, size: int, *, seed: int = 0) -> None:
         self.size = size
         self.marks: list[Mark | None] = [None] * size
+        self.told = threading.Event()  # a rank failed by itself, or all but one, or all, have told of an error
+        self._erring: set[int] = set()
+        self._marking = threading.Lock()
         self._random = random.Random(seed)
         self._go = [threading.Semaphore(0) for _ in range(size)]
         self._back = threading.Semaphore(0)
@@ -123,6 +126,17 @@ class Bus:
             for thread in threads:
                 thread.join()
         return self._ends
+
+    def put_mark(self, mark: Mark) -> None:
+        """Takes the latest mark of a rank."""
+        with self._marking:
+            self.marks[mark.rank] = mark
+            if not mark.error:
+                self._erring.discard(mark.rank)
+                return
+            self._erring.add(mark.rank)
+            if not mark.is_victim or len(self._erring) >= self.size - 1:
+                self.told.set()
 
     def _rank(self, rank: int, fn: Callable[["RankWorld"], Any]) -> None:
         end = self._ends[rank]
@@ -206,7 +220,7 @@ class MemoryMarks(Heartbeat):
     def mark(self, phase: str, error: str = "") -> None:
         """Notes that this rank enters ``phase``."""
         self.phase, self.marked_at = phase, time.monotonic()
-        self.bus.marks[self.rank] = Mark(self.rank, self.step, self.tick, phase, time.time(), error)
+        self.bus.put_mark(Mark(self.rank, self.step, self.tick, phase, time.time(), error))
 
     def read(self) -> list[Mark | None]:
         """The latest mark of every rank."""
@@ -214,12 +228,14 @@ class MemoryMarks(Heartbeat):
 
     def explain(self, patience_s: float | None = None) -> str:
         """As the shipped one, with the patience that a thousand threads of one interpreter need to have their turns."""
-        return super().explain((patience() if patience_s is None else patience_s) * self.crowding)
+        return super().explain((patience() if patience_s is None else patience_s) * self.crowding**2)
 
-    @property
-    def crowding(self) -> float:
-        """As the shipped one, squared: all ranks look with the one interpreter that those still to come need, too."""
-        return super().crowding ** 2
+    def _pause(self) -> None:
+        """Waits until there is something to see: ranks that look again and again would keep the one interpreter from
+        those that have still to come."""
+        if self.bus.told.is_set():
+            super()._pause()
+        self.bus.told.wait(patience() * self.crowding)
 
     def close(self) -> None:
         """Does nothing: it holds no file."""

@@ -132,6 +132,13 @@ def show_query(given: argparse.Namespace) -> int:
     return 0
 
 
+LEGEND = """
+Gates: G1 a newborn may learn, G2 it may join the host, G3 blended in it does no harm, G5 it helps and is kept for good.
+A look measures, on samples that nobody trains on, what the network loses without the seed. ± is one standard error; log
+evidence is -log of the chance that so much is luck. [#7] is the record with "seq":7 in events.jsonl. More of one slot:
+esper why RUN SLOT"""
+
+
 def _shown(sentence: Sentence) -> str:
     return f"{visible(sentence.text)}{name_events(sentence.events)}"
 
@@ -148,7 +155,7 @@ def show_why(given: argparse.Namespace) -> int:
         growth = Growth(_shown)
         diagnosis = explain_end(given.run, growth)
         told = [*growth.told(), *(_shown(sentence) for sentence in diagnosis.sentences)]
-        told.append('[#7] is the record with "seq":7 in events.jsonl; esper why RUN SLOT tells more of one slot.')
+        told.append(LEGEND)
     for line in told:
         print(line)
     if diagnosis and diagnosis.command:

@@ -86,7 +86,7 @@ def test_a_seed_that_was_kept_and_one_that_was_pruned() -> None:
     assert born.endswith("#4 #6")
     assert "measured 5 times" in looked
     assert "it saves 0.2341 ± 0.028 of the loss of a sample (409 clusters" in looked
-    assert "the evidence that it helps is 19.3 of the 4.91 that its gate asks: enough" in looked
+    assert "the log evidence that it helps is 19.3, its gate asks for 4.91: enough" in looked
     assert joined.startswith("It joined the host at step 84 (tick 7): G2 passed: contribution 0.02976 ± 0.007176")
     assert (
         kept
@@ -94,13 +94,14 @@ def test_a_seed_that_was_kept_and_one_that_was_pruned() -> None:
         + ("all looks. #58 #59 #60")
     )
     *_, looked, pruned = texts(explain_slot(records, "r0c1"))
-    assert "-1.35 of the 3 that its gate asks: not enough" in looked
+    assert "-1.35, its gate asks for 3: not enough" in looked
     assert pruned.startswith("It was pruned at step 132 (tick 11), since 2 of 2 looks spent: contribution -0.004177")
     (never,) = texts(explain_slot(records, "r1c0"))
     assert never.startswith("Nothing was born in r1c0: the controller never asked for a seed there.")
-    first, second = texts(explain_growth(records))
+    first, second, nothing = texts(explain_growth(records))
+    assert nothing.startswith("Nothing was born in r1c0.")
     assert "#58 #59 #60" in first
-    assert "-1.35 of the 3 that its gate asks: not enough" in second, "why a seed went is told without a second command"
+    assert "-1.35, its gate asks for 3: not enough" in second, "why a seed went is told without a second command"
     by_seq = {record["seq"]: record for record in records}
     for slot in ("r0c0", "r0c1"):
         for sentence in explain_slot(records, slot):

@@ -98,7 +98,9 @@ def _looks(life: Life) -> Sentence | None:
         return None
     times = "once" if life.looks == 1 else f"{life.looks} times"
     text = f"It was measured {times}. Over all looks since its alpha last moved it saves {_reading(last['running'])}"
-    text += f" of the loss of a sample ({last['clusters']} clusters of samples)"
+    costs = last["running"]["value"] is not None and float(last["running"]["value"]) < 0
+    below = "; below 0 it costs" if costs else ""
+    text += f" of the loss of a sample ({last['clusters']} clusters of samples{below})"
     text += _weight(last)
     return say(text + ".", looks[-1])
 
@@ -109,7 +111,7 @@ def _weight(look: dict[str, Any]) -> str:
         return ""
     needed = -math.log(look["chance"])
     word = "enough" if look["log_evidence"] >= needed else "not enough"
-    return f"; the evidence that it helps is {look['log_evidence']:.3g} of the {needed:.3g} that its gate asks: {word}"
+    return f"; the log evidence that it helps is {look['log_evidence']:.3g}, its gate asks for {needed:.3g}: {word}"
 
 
 def end_with_evidence(life: Life, panics: Sequence[Record]) -> Sentence:

@@ -9,7 +9,7 @@ from esper.karn.store.digest import Digest, Kept, read_digest
 from esper.karn.store.facts import describe
 from esper.karn.store.finding import FoundRun
 from esper.karn.why.fates import end_with_evidence, explain_life, explain_slot
-from esper.karn.why.sentence import Sentence, say
+from esper.karn.why.sentence import Sentence, listed, say
 from esper.leyline.errors import ConfigError, RunDirError
 from esper.nissa.reading import Record
 
@@ -92,28 +92,37 @@ class Growth(Generic[T]):
     """
 
     def __init__(self, form: Callable[[Sentence], T]) -> None:
-        self._form, self._panics = form, Kept("panic")
+        self._form, self._panics, self._starts = form, Kept("panic"), Kept("run_started", most=1)
+        self._grown: set[str] = set()
         self._told: list[tuple[tuple[int, int], T]] = []
         self._reader = LivesReader(self._tell, most_looks=1)
 
     def __call__(self, record: Record) -> None:
         """Takes the next record."""
         self._panics(record)
+        self._starts(record)
         self._reader.take(record)
 
     def _tell(self, life: Life) -> None:
+        self._grown.add(life.slot)
         panics = self._panics.of("panic")
         first, last = explain_life(life, panics)[0], end_with_evidence(life, panics)
         told = say(f"{first.text} {last.text}", *first.events, *last.events)
         self._told.append((by_birth(life), self._form(told)))
 
     def told(self) -> list[T]:
-        """What was made of each seed, by the time of birth; of a run without births, of a sentence that says so."""
+        """What was made of each seed, by the time of birth, then a sentence on the slots in which nothing was born."""
         for life in self._reader.present.values():
             self._tell(life)
         self._reader.present.clear()
         one_by_one = [told for _, told in sorted(self._told, key=lambda pair: pair[0])]
-        return one_by_one or [self._form(say("Nothing was born in this run."))]
+        if not one_by_one:
+            return [self._form(say("Nothing was born in this run."))]
+        started = self._starts.of("run_started")[-1:]
+        empty = [str(slot) for start in started for slot in start["payload"]["slots"] if slot not in self._grown]
+        if empty:
+            one_by_one.append(self._form(say(f"Nothing was born in {listed(empty)}.", *started)))
+        return one_by_one
 
 
 def explain_growth(records: Iterable[Record]) -> list[Sentence]:

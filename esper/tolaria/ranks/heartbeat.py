@@ -49,6 +49,11 @@ class Mark:
     at: float
     error: str
 
+    @property
+    def is_victim(self) -> bool:
+        """Whether this rank, too, waited in vain."""
+        return self.error.startswith(LOST)
+
 
 class Heartbeat:
     """Writes this rank's mark and reads the others'."""
@@ -107,16 +112,14 @@ class Heartbeat:
         until = time.monotonic() + (patience() if patience_s is None else patience_s)
         while True:
             others = [(rank, mark) for rank, mark in enumerate(self.read()) if rank != self.rank]
-            failed = [
-                mark for _, mark in others if mark is not None and mark.phase == "failed" and not _is_victim(mark)
-            ]
+            failed = [mark for _, mark in others if mark is not None and mark.phase == "failed" and not mark.is_victim]
             if failed:
                 return "; ".join(f"rank {mark.rank} failed at step {mark.step}: {mark.error}" for mark in failed)
-            silent = [(rank, mark) for rank, mark in others if mark is None or not _is_victim(mark)]
+            silent = [(rank, mark) for rank, mark in others if mark is None or not mark.is_victim]
             elsewhere = [rank for rank, mark in silent if mark is None or self._is_elsewhere(mark)]
             if not silent or len(silent) == len(elsewhere) == 1 or time.monotonic() >= until:
                 break
-            time.sleep(0.05 * self.crowding)
+            self._pause()
         now, parts = time.time(), []
         for rank, mark in silent or [(rank, mark) for rank, mark in others if mark and self._is_elsewhere(mark)]:
             if mark is None:
@@ -127,6 +130,10 @@ class Heartbeat:
                 where = f"{mark.phase} at step {mark.step}, tick {mark.tick}"
                 parts.append(f"rank {rank} was last seen in {where}, {now - mark.at:.1f} s ago")
         return "; ".join(parts) or "every rank says the same: the network between them may be cut"
+
+    def _pause(self) -> None:
+        """Gives the others time for their marks."""
+        time.sleep(0.05 * self.crowding)
 
     @property
     def crowding(self) -> float:
@@ -152,8 +159,3 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
         return ""
-
-
-def _is_victim(mark: Mark) -> bool:
-    """Whether the rank of this mark, too, waited in vain."""
-    return mark.error.startswith(LOST)
