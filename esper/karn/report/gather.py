@@ -16,7 +16,7 @@ from esper.leyline.errors import RunDirError
 from esper.leyline.events.task import MetricInfo, TaskInfo
 from esper.leyline.files import RunDir
 from esper.leyline.plain import from_plain
-from esper.nissa.reading import Record, read_latest
+from esper.nissa.reading import Record
 
 MOST_SEEDS = 100  # seeds that are gone, the newest, which are shown; those that are there are shown all
 MOST_LOOKS = 100  # looks of a seed of which some are held at least
@@ -191,10 +191,9 @@ def gather(path: Path, name: str) -> RunReport:
     for life in report.lives:
         for lines in (report.alpha, report.ratio, report.gradient_parity, report.update_parity):
             lines.append(Series(name=f"{life.slot} {life.blueprint}"))
-    if run.directory.events.is_file():
-        for record in read_latest(run.directory.events):
-            if record["kind"] == "tick":
-                _add_tick(report, record)
+    for record in digest.latest or ():
+        if record["kind"] == "tick":
+            _add_tick(report, record)
     return report
 
 

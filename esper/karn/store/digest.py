@@ -36,6 +36,7 @@ class Digest:
         last_tick: the newest record of a tick.
         spans: first and last time of each attempt, seconds since 1970.
         torn: lines that a kill tore.
+        latest: the records of rank 0 that were not replaced, to be read again; None without an event file.
     """
 
     newest: dict[str, Record] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Digest:
     last_tick: Record | None = None
     spans: dict[int, tuple[float, float]] = field(default_factory=dict)
     torn: int = 0
+    latest: LatestRecords | None = None
 
     @property
     def newest_record(self) -> Record | None:
@@ -89,7 +91,7 @@ def read_digest(run: FoundRun, *takers: Taker) -> Digest:
     digest = Digest()
     for path in run.event_files():
         if path == run.directory.events:
-            latest = LatestRecords(path)
+            digest.latest = latest = LatestRecords(path)
             for record, current in latest.judged():
                 digest.note(record)
                 if record["kind"] == "run_ended":
