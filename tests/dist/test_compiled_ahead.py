@@ -49,8 +49,8 @@ def libraries(cache: Path) -> set[str]:
 
 
 class KilledHelper(Helper):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
         os.kill(self.process.pid, signal.SIGKILL)
 
 

@@ -225,6 +225,27 @@ def test_a_helper_that_cannot_work_says_why_and_one_that_is_killed_keeps_nobody_
     assert (gone(broken.process.pid), gone(killed.process.pid)) == (True, True)
 
 
+def niceness(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, pid)
+
+
+def test_a_helper_that_ranks_wait_for_has_their_priority_until_they_go_on(tmp_path: Path) -> None:
+    """On a machine with other work it would else get no time, and hold up the start."""
+    waited_for, other = (Helper({}, str(tmp_path), awaited=awaited) for awaited in (True, False))
+    mine = niceness(0)
+    assert waited_for.process.args[-1] == "0"  # type: ignore[index]
+    assert niceness(waited_for.process.pid) == mine
+    waited_for.step_back()
+    assert niceness(waited_for.process.pid) == 19
+    asks = [*other.process.args[:-1], "7"]  # type: ignore[index]
+    with subprocess.Popen(asks, stdin=subprocess.PIPE, start_new_session=True) as bare:  # without an order it waits
+        patience = Patience(cpu_of(lambda: [bare.pid]))
+        wait_until(lambda: niceness(bare.pid) == min(mine + 7, 19), "its own priority", patience)
+        bare.kill()
+    for helper in (waited_for, other):
+        helper.close()
+
+
 @pytest.mark.slow
 def test_a_helper_ends_with_the_rank_that_started_it(tmp_path: Path) -> None:
     code = (

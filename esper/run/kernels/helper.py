@@ -26,6 +26,7 @@ from esper.nissa.lane import say
 from esper.run.kernels.standing import Standstill
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+LOWEST = 19  # niceness
 _GRACE_S = 2.0
 _LOOK_S, _LOOKS = 0.25, 4  # seconds between two looks, and looks in a row at a stopped process
 _STILL_S = 20.0
@@ -37,6 +38,7 @@ class Helper:
     Args:
         order: what it is to compile; see `esper.run.kernels.process`.
         folder: the folder of kernels.
+        awaited: ranks wait for it, so it has their priority until `step_back`; else the lowest.
 
     Fields:
         process: the process.
@@ -45,14 +47,14 @@ class Helper:
 
     _teller: threading.Thread | None = None
 
-    def __init__(self, order: dict[str, Any], folder: str) -> None:
+    def __init__(self, order: dict[str, Any], folder: str, *, awaited: bool = False) -> None:
         kept = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
         # One compiler at a time: the helper has what the ranks leave of the machine.
         environment = {**kept, FOLDER: folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self.told: dict[str, Any] | None = None
         self._said = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "esper.run.kernels.process", str(os.getpid())],
+            [sys.executable, "-m", "esper.run.kernels.process", str(os.getpid()), str(0 if awaited else LOWEST)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what a user's code prints has been printed by the rank
@@ -96,6 +98,11 @@ class Helper:
             if b"\n" in self._said:
                 self.told = json.loads(self._said)
         return self.told
+
+    def step_back(self) -> None:
+        """Gives it and its compilers the lowest priority: nobody waits for it any longer."""
+        with contextlib.suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PGRP, self.process.pid, LOWEST)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Compiles ahead: ``python -m esper.run.kernels.process RANK_PID``, with its order on stdin.
+"""Compiles ahead: ``python -m esper.run.kernels.process RANK_PID NICENESS``, with its order on stdin.
 
 A second line says what the agreed record foresees from which the run begins or goes on, in whose order the rest is
 compiled; when that is done, it ends.
@@ -41,7 +41,6 @@ from esper.run.kernels.wire import make_batch
 from esper.tolaria.growth.planting import build
 from esper.tolaria.training.precision import autocast, dtype_of
 
-_NICE = 19
 _POLL_S = 0.5
 
 
@@ -187,7 +186,7 @@ def compile_one(
 def main() -> None:
     """Entry point."""
     die_with_parent(int(sys.argv[1]), signal.SIGTERM)
-    os.nice(_NICE)
+    os.nice(int(sys.argv[2]))
     signal.signal(signal.SIGTERM, lambda number, frame: end_session())
     report, inbox = Report(), Inbox()
     order = inbox.first()

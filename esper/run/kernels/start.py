@@ -123,7 +123,8 @@ def start_helper(
         "foreseen": _describe(foreseen),
     }
     try:
-        return Ahead(Helper(order, os.environ[FOLDER]), config, terms)
+        awaited = config.compile.prepare is Prepare.START
+        return Ahead(Helper(order, os.environ[FOLDER], awaited=awaited), config, terms)
     except OSError as error:
         say(f"nothing is compiled ahead: {error.strerror or error}")
         return None
@@ -139,6 +140,7 @@ def await_helper(config: EsperConfig, world: World, ahead: Ahead | None) -> None
     helper, seconds, half = ahead.helper, config.compile.seconds, config.control.startup_timeout_s / 2
     told = helper.wait(seconds if world.size == 1 else min(seconds, half))
     if told is None and helper.process.poll() is None:
+        helper.step_back()
         say("not all is compiled ahead in half of control.startup_timeout_s, nor waited for any longer; raise that")
     elif told is None:
         say("the process that compiles ahead ended without a word; births compile by themselves")
