@@ -8,6 +8,7 @@ from torch import nn
 from esper.accord.effects import Prepare
 from esper.accord.state import RunState, Terms
 from esper.kasmina.slots.grown import Grown
+from esper.leyline.alpha import Operator
 from esper.tolaria.growth.growth import Growth
 from esper.tolaria.growth.parameters import ParameterChecker
 from esper.tolaria.growth.planting import seat
@@ -51,7 +52,7 @@ class PaperGrowth(Growth):
         """Lets every seed be born: paper has no features."""
         return 0.0
 
-    def plant(self, slot: str, seed: nn.Module) -> None:
+    def plant(self, slot: str, seed: nn.Module, operator: Operator | None = None) -> None:
         """Plants a seed without an optimizer."""
         self.grown.slots[slot].plant(seed)
 

@@ -266,7 +266,7 @@ def test_a_seed_that_falls_back_at_run_time_says_so_and_goes_on_with_the_same_nu
 # planted after it.
 LIFE = schedule(
     act(1, A, "GERMINATE", blueprint="norm", ticks=2, target=1.0),
-    act(2, B, "GERMINATE", blueprint="norm", ticks=1),
+    act(2, B, "GERMINATE", blueprint="norm", ticks=1, operator="MULTIPLY"),
     act(3, A, "ADVANCE"),
     act(4, B, "ADVANCE"),
     act(5, A, "ADVANCE"),
@@ -385,6 +385,9 @@ def test_a_compiled_run_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path: Pat
     for step in (4, 14):  # a staged seed; one in BLENDING and one in its prune ramp
         again = make_engine(config, tmp_path)
         again.begin(step)
+        assert again.growth.compiler is not None
+        compiled = [report.where for report in again.growth.compiler.reports]
+        assert len(compiled) == len(set(compiled)), "each seed once, as the operator that it has wants it"
         finish(again)
         for (name, mine), (_, theirs) in zip(
             whole.grown.model.named_parameters(), again.grown.model.named_parameters(), strict=True

@@ -3,10 +3,9 @@
 A birth takes two ticks. At the first the seed is *staged*: built, probed and counted beside the model, on every rank
 alike, with nothing registered; with a library a thread does it beside training, and `settle` waits for it before the
 second tick's commit. At the second tick, unless some rank vetoed, the seed is planted and its parameters are owned.
-Everything else (phase, alpha, what learns) is read off the state by `follow`, so no second record can drift.
-
-A parameter is in DDP's reducer exactly while it gets a gradient on every rank at every step. Whenever that set
-changes, the old wrapper is dropped and a new one made without a broadcast.
+All else (phase, alpha, what learns) is read off the state by `follow`, so no second record can drift. A parameter is in
+DDP's reducer exactly while it gets a gradient on every rank at every step. Whenever that set changes, the old wrapper
+is dropped and a new one made without a broadcast.
 """
 
 import contextlib
@@ -28,6 +27,7 @@ from esper.kasmina.precision import seed_dtype
 from esper.kasmina.slots.copies import grows_by_itself
 from esper.kasmina.slots.grown import Grown
 from esper.kasmina.slots.regions import Region
+from esper.leyline.alpha import Operator
 from esper.leyline.legality import COPY
 from esper.leyline.stages import Incubation, Stage
 from esper.tolaria.growth import planting
@@ -124,11 +124,11 @@ class Growth:
         self.failures.clear()
         self.owner.optimizer.zero_grad(set_to_none=True)
 
-    def plant(self, slot: str, seed: nn.Module) -> None:
+    def plant(self, slot: str, seed: nn.Module, operator: Operator | None = None) -> None:
         """Registers a built seed in the model and with the optimizer, frozen until its stage says that it learns."""
         region = self._regions.pop(slot, None)
         if region is None and self.compiler is not None:  # after a load
-            region = self.compiler.stage(slot, seed)
+            region = self.compiler.stage(slot, seed, operator or Operator.ADD)
         self.grown.slots[slot].plant(seed, region)
         self.owner.register(slot)
         self.owner.set_learning(slot, False)
@@ -137,7 +137,7 @@ class Growth:
         """Plants a seed of the recorded blueprint in every slot that has one, and a gate where the record wants one."""
         for entry in state.slots:
             if entry.stage.has_seed:
-                self.plant(entry.slot, self.build(entry.slot, str(entry.blueprint), entry.generation))
+                self.plant(entry.slot, self.build(entry.slot, str(entry.blueprint), entry.generation), entry.operator)
                 if entry.wants_gate(state.step):
                     self.grown.slots[entry.slot].set_gate(self._gate(entry))
                     self.owner.register(entry.slot)
