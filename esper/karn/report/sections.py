@@ -242,7 +242,7 @@ def seeds(report: RunReport) -> str:
         )
     heads = ["slot", "blueprint", "fate", "born", "joined", "ended", "loss saved (per sample)"]
     older = report.fates.total() - len(report.lives)
-    told = _left_out(older, "seeds that are gone, of plots too,", "births")
+    told = _left_out(older, "seeds that are gone", "births", ", here and in the plots")
     told += table(heads, rows, cards=True)
     beside = [*report.of("panic", "veto"), *report.refused]
     for slot in report.slots:
@@ -256,10 +256,10 @@ def left_out(report: RunReport, *kinds: str) -> str:
     return _left_out(report.records.left_out(*kinds), "records of this table", "events")
 
 
-def _left_out(number: int, what: str, view: str) -> str:
+def _left_out(number: int, what: str, view: str, where: str = "") -> str:
     if not number:
         return ""
-    return f"<p>{number:,} older {what} are left out; all of them: <code>esper query</code>, view {view}.</p>"
+    return f"<p>{number:,} older {what} are left out{where}; all of them: <code>esper query</code>, view {view}.</p>"
 
 
 def decisions(report: RunReport) -> str:
